@@ -1,0 +1,55 @@
+"""moco_d2: does a self-supervised ResNet transfer to detection and segmentation?
+
+    images -> pretrain -> checkpoint -> Detectron2 weights -> transfer -> run records -> tables
+
+`import moco_d2` itself loads nothing heavy. It leaves notes that are acted on when Detectron2 is
+imported, before or after us:
+
+* ``detectron2``                      what v0.6 lacks on current torch, NumPy, Pillow (compat.py)
+* ``detectron2.config.defaults``      our keys, ``cfg.MOCO`` (config.py)
+* ``detectron2.modeling``             our heads and architectures (transfer/)
+* ``detectron2.checkpoint``           ``random://``, random initialisation (transfer/weights.py)
+
+The same happens with ``DETECTRON2_ENV_MODULE=moco_d2``, so Detectron2's own tools/train_net.py and
+DefaultPredictor run our configs without any code of ours.
+"""
+
+from moco_d2.registration import after_import
+
+__version__ = "0.1.0"
+
+
+def _prepare_detectron2() -> None:
+    from moco_d2 import compat
+
+    compat.apply()
+
+
+def _add_config() -> None:
+    from detectron2.config import defaults
+
+    from moco_d2.config import add_moco_config
+
+    add_moco_config(defaults._C)
+
+
+def _register_modeling() -> None:
+    from moco_d2.transfer import roi_heads  # noqa: F401  imported for its registration
+
+
+def _register_weights() -> None:
+    from moco_d2.transfer.weights import register_path_handlers
+
+    register_path_handlers()
+
+
+after_import("detectron2", _prepare_detectron2)
+after_import("detectron2.config.defaults", _add_config)
+after_import("detectron2.modeling", _register_modeling)
+after_import("detectron2.checkpoint", _register_weights)
+
+
+def setup_environment() -> None:
+    """What Detectron2 calls when DETECTRON2_ENV_MODULE=moco_d2; importing the package has already
+    done it all.
+    """

@@ -1,0 +1,141 @@
+"""The only file that knows about versions.
+
+Detectron2 v0.6 (2021) and today's main both call themselves "0.6", so features are detected,
+versions never compared. Nothing installed is modified, and a patch is applied only where the thing
+it supplies is missing: a Detectron2 with compiled operators, or main, is left as it is.
+
+What stock v0.6 lacks, and what happens without it:
+
+* ``detectron2._C``: v0.6 imports its compiled operators unguarded (deform_conv, rotated_boxes,
+  roi_align_rotated), so `import detectron2.layers` fails.
+* ``COCOeval_opt``: compiled too; faster-coco-eval takes its place.
+* ``PIL.Image.LINEAR``: removed in Pillow 10; detectron2.data.transforms fails to import.
+* ``numpy.str, int, float, ...``: removed in NumPy 1.24; VOC annotations and SemSegEvaluator fail.
+* the optimizer in checkpoints: v0.6 leaves it out, so a resumed run loses its momentum (#4110).
+"""
+
+import importlib
+import importlib.machinery
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+
+class _MissingOperators(types.ModuleType):
+    """Stands where ``detectron2._C`` would be; complains when an operator is used, not when it is
+    imported.
+    """
+
+    # What Detectron2's environment report asks an extension about itself.
+    get_compiler_version = staticmethod(lambda: "none: compiled operators are absent")
+    get_cuda_version = staticmethod(lambda: "none")
+    has_cuda = staticmethod(lambda: False)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise NotImplementedError(
+            f"detectron2._C.{name} is a compiled operator, and this Detectron2 was installed "
+            "without its C++ sources. "
+            "Deformable convolution, rotated boxes and rotated RoIAlign need a Detectron2 built "
+            "from source: "
+            "install one (README, 'Your own Detectron2'); moco_d2 uses it as it is."
+        )
+
+
+class _FastEval(types.ModuleType):
+    """Stands where detectron2.evaluation.fast_eval_api would be; looks for an evaluator when asked
+    for one.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "COCOeval_opt":
+            raise AttributeError(name)
+        return _coco_eval_class()
+
+
+def _coco_eval_class() -> type:
+    """faster-coco-eval's COCOeval with the constructor Detectron2 expects, or pycocotools' own."""
+    try:
+        from faster_coco_eval.core.faster_eval_api import COCOeval_faster
+    except ImportError:
+        from pycocotools.cocoeval import COCOeval
+
+        return COCOeval
+    return COCOeval_faster
+
+
+def _imports_compiled_operators_unguarded(detectron2_dir: Path) -> bool:
+    source = detectron2_dir / "layers" / "rotated_boxes.py"
+    return source.is_file() and "import _C" in source.read_text()
+
+
+def _supply_compiled_operator_placeholder() -> None:
+    import detectron2
+
+    package_dir = Path(detectron2.__path__[0])
+    if not _imports_compiled_operators_unguarded(package_dir):
+        return
+    found = importlib.machinery.PathFinder.find_spec("detectron2._C", detectron2.__path__)
+    if found is not None or "detectron2._C" in sys.modules:
+        return
+    placeholder = _MissingOperators("detectron2._C")
+    sys.modules["detectron2._C"] = placeholder
+    detectron2._C = placeholder
+    sys.modules["detectron2.evaluation.fast_eval_api"] = _FastEval(
+        "detectron2.evaluation.fast_eval_api"
+    )
+
+
+def _supply_pillow_and_numpy_names() -> None:
+    import numpy as np
+    from PIL import Image
+
+    if not hasattr(Image, "LINEAR"):
+        Image.LINEAR = Image.BILINEAR
+    for alias in (bool, int, float, complex, object, str):
+        if alias.__name__ not in np.__dict__:
+            setattr(np, alias.__name__, alias)
+
+
+def apply() -> None:
+    """Supply what the installed Detectron2 lacks on the installed torch, NumPy and Pillow.
+    Idempotent.
+    """
+    _supply_pillow_and_numpy_names()
+    _supply_compiled_operator_placeholder()
+
+
+def has_compiled_operators() -> bool:
+    """Whether Detectron2's own C++ operators are there; the paper's models need none."""
+    try:
+        module = importlib.import_module("detectron2._C")
+    except ImportError:
+        return False
+    return not isinstance(module, _MissingOperators)
+
+
+def checkpoints_hold_the_optimizer(trainer_class: type) -> bool:
+    """Whether this Detectron2's DefaultTrainer saves optimizer state (main does; v0.6 does not,
+    #4110).
+    """
+    return "state_dict" in trainer_class.__dict__
+
+
+def set_local_process_group(ranks_per_machine: int) -> None:
+    """Tell Detectron2's comm which ranks share this machine, when torchrun made the process group.
+
+    main has a function for it; in v0.6 only its launch() could set the private global.
+    """
+    import torch.distributed as dist
+    from detectron2.utils import comm
+
+    if hasattr(comm, "create_local_process_group"):
+        comm.create_local_process_group(ranks_per_machine)
+        return
+    machine = dist.get_rank() // ranks_per_machine
+    for i in range(dist.get_world_size() // ranks_per_machine):
+        group = dist.new_group(range(i * ranks_per_machine, (i + 1) * ranks_per_machine))
+        if i == machine:
+            comm._LOCAL_PROCESS_GROUP = group

@@ -1,0 +1,210 @@
+"""Our keys in Detectron2's config, all under ``cfg.MOCO``, and how a config file is found.
+
+Keys of Detectron2 that pretraining uses with their usual meaning: DATASETS.TRAIN,
+DATALOADER.NUM_WORKERS, SOLVER.{IMS_PER_BATCH, BASE_LR, MOMENTUM, WEIGHT_DECAY, GAMMA,
+CHECKPOINT_PERIOD, AMP.ENABLED}, MODEL.DEVICE, SEED, OUTPUT_DIR. Numbers without another source are
+the defaults of the official code's main_moco.py.
+"""
+
+import math
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from moco_d2.errors import UserError, closest
+
+_PACKAGE_ROOT = Path(__file__).resolve().parent
+
+
+def add_moco_config(cfg: Any) -> None:
+    """Add ``cfg.MOCO`` to a Detectron2 config, in place. Does nothing if it is there already."""
+    if "MOCO" in cfg:
+        return
+    CN = type(cfg)
+    cfg.MOCO = CN()
+
+    # ---- fine-tuning -----------------------------------------------------------------------------
+    # Name of the task in run records and tables ("voc_C4"). Set by configs/task/*.yaml.
+    cfg.MOCO.TASK = ""
+
+    # ---- pretraining -----------------------------------------------------------------------------
+    # "moco", or "supervised": the same network, images and schedule with labels, the matched
+    # baseline.
+    cfg.MOCO.PRETEXT = "moco"
+    # Length in epochs; 0 means SOLVER.MAX_ITER iterations.
+    cfg.MOCO.EPOCHS = 200
+    # "step" (x SOLVER.GAMMA at MOCO.LR_STEPS) or "cosine" (half a period, to 0); both set once an
+    # epoch.
+    cfg.MOCO.LR_SCHEDULE = "step"
+    # Epochs at which the step schedule decays.
+    cfg.MOCO.LR_STEPS = (120, 160)
+    # Momentum m of the key encoder, paper eq. 2.
+    cfg.MOCO.MOMENTUM = 0.999
+    # Temperature of the contrastive loss, paper eq. 1.
+    cfg.MOCO.TEMPERATURE = 0.07
+    # Memory format of the convolutions; faster wherever it was measured, the numbers agree to
+    # rounding.
+    cfg.MOCO.CHANNELS_LAST = True
+    # Number type of autocast when SOLVER.AMP.ENABLED: "bfloat16", or "float16" (GPU only).
+    cfg.MOCO.AMP_DTYPE = "bfloat16"
+
+    cfg.MOCO.ENCODER = CN()
+    # torchvision's name: resnet18, resnet34, resnet50, resnet101, resnet152.
+    cfg.MOCO.ENCODER.ARCH = "resnet50"
+    # torchvision's width_per_group, Detectron2's MODEL.RESNETS.WIDTH_PER_GROUP. Bottleneck networks
+    # only.
+    cfg.MOCO.ENCODER.WIDTH_PER_GROUP = 64
+    # Dimension C of the embedding.
+    cfg.MOCO.ENCODER.DIM = 128
+    # Two-layer projection head (v2) instead of a linear one (v1).
+    cfg.MOCO.ENCODER.MLP = False
+
+    cfg.MOCO.DICTIONARY = CN()
+    # Where the keys come from: "Queue".
+    cfg.MOCO.DICTIONARY.NAME = "Queue"
+    # Number of keys K.
+    cfg.MOCO.DICTIONARY.SIZE = 65536
+
+    # Groups that BatchNorm's batch is split into on one process, so that ShuffleBN works there:
+    # each group has statistics of its own, as each GPU has. 1 on several processes; 8 reproduces
+    # the paper's 8
+    # GPUs on one device.
+    cfg.MOCO.BN_SPLITS = 1
+
+    cfg.MOCO.AUGMENTATION = CN()
+    # "v1" (InstDisc) or "v2" (with blur).
+    cfg.MOCO.AUGMENTATION.NAME = "v1"
+    # Side of a view, pixels.
+    cfg.MOCO.AUGMENTATION.SIZE = 224
+    # Area of the random crop as a share of the image.
+    cfg.MOCO.AUGMENTATION.CROP_SCALE = (0.2, 1.0)
+    # Range of the blur's sigma, pixels; v2 only.
+    cfg.MOCO.AUGMENTATION.BLUR_SIGMA = (0.1, 2.0)
+
+    cfg.MOCO.KNN = CN()
+    # Class folders whose features are compared: a labelled set to search in and one to classify. ""
+    # turns it off.
+    cfg.MOCO.KNN.TRAIN = ""
+    cfg.MOCO.KNN.TEST = ""
+    # Iterations between two evaluations; 0: only at the end.
+    cfg.MOCO.KNN.PERIOD = 0
+    # Neighbours and temperature of the weighted vote (authors' CIFAR demo: 200 and 0.1).
+    cfg.MOCO.KNN.NEIGHBOURS = 200
+    cfg.MOCO.KNN.TEMPERATURE = 0.1
+
+
+def config_root() -> Path:
+    """The folder of the packaged configs: ``configs/`` of a checkout, ``moco_d2/configs`` of an
+    installation.
+    """
+    checkout = _PACKAGE_ROOT.parent / "configs"
+    return checkout if checkout.is_dir() else Path(str(resources.files("moco_d2") / "configs"))
+
+
+def find_config(name: str) -> Path:
+    """The config file `name`: a path that exists, else a packaged one by file name
+    (``voc_C4_moco.yaml``).
+
+    Raises:
+        UserError: there is none; names the closest packaged configs.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    root = config_root()
+    packaged = {p.name: p for p in sorted(root.rglob("*.yaml"))}
+    wanted = path.name if path.suffix == ".yaml" else f"{path.name}.yaml"
+    if (path.parent == Path() or not path.parent.exists()) and wanted in packaged:
+        return packaged[wanted]
+    raise UserError(
+        f"no config file {name!r} here or among the packaged ones; "
+        + (closest(wanted, packaged) or f"see {root}")
+    )
+
+
+def load_config(config_file: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Any:
+    """Detectron2's config, merged with a file and ``KEY VALUE`` overrides, not frozen.
+
+    The yaml is read safely: a tag that would build an object is refused.
+
+    Raises:
+        UserError: unknown key (names the closest), wrong type, odd number of overrides, unreadable
+            yaml.
+    """
+    from detectron2.config import get_cfg
+
+    cfg = get_cfg()
+    add_moco_config(cfg)
+    path = find_config(str(config_file))
+    try:
+        cfg.merge_from_file(str(path), allow_unsafe=False)
+    except (KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
+        raise UserError(f"config {path}: {_explain(error, cfg)}") from error
+    if len(overrides) % 2:
+        raise UserError(
+            f"overrides come in pairs, KEY VALUE KEY VALUE ...; got {len(overrides)} words, the "
+            f"last is {overrides[-1]!r}"
+        )
+    try:
+        cfg.merge_from_list(list(overrides))
+    except (KeyError, ValueError, AssertionError) as error:
+        unknown = next((k for k in overrides[::2] if not has_key(cfg, k)), None)
+        if unknown is not None:
+            raise UserError(_unknown_key(unknown, cfg)) from error
+        raise UserError(f"override on the command line: {_explain(error, cfg)}") from error
+    return cfg
+
+
+def has_key(cfg: Any, dotted: str) -> bool:
+    """Whether ``cfg`` has the key ``A.B.C``."""
+    node = cfg
+    for part in dotted.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return False
+        node = node[part]
+    return True
+
+
+def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    """A config as ``{"MODEL.WEIGHTS": value, ...}``."""
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def to_plain(cfg: Any) -> dict[str, Any]:
+    """A config as nested dicts of JSON types (tuples become lists, NaN and infinity become
+    strings).
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(k): plain(v) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(v) for v in value]
+        if isinstance(value, float) and not math.isfinite(value):
+            return str(value)
+        return value
+
+    return plain(cfg)
+
+
+def _unknown_key(key: str, cfg: Any) -> str:
+    return f"unknown config key {key}; " + (
+        closest(key, flatten(cfg)) or "see moco_d2/config.py and Detectron2's defaults"
+    )
+
+
+def _explain(error: Exception, cfg: Any) -> str:
+    """yacs' own errors, shortened to a sentence."""
+    text = str(error.args[0]) if error.args else str(error)
+    prefix = "Non-existent config key: "
+    if text.startswith(prefix):
+        return _unknown_key(text.removeprefix(prefix), cfg)
+    return " ".join(text.split())

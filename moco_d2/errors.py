@@ -1,0 +1,33 @@
+"""User mistakes: one clear sentence that names the fix, exit code 2, never a traceback."""
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+from typing import NoReturn
+
+USER_ERROR_EXIT_CODE = 2
+INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, what shells and schedulers expect
+
+
+class UserError(Exception):
+    """Something the user can mend. The message says what is wrong and what to do."""
+
+
+def closest(name: str, candidates: Iterable[str]) -> str:
+    """The nearest candidates as part of a sentence: ``did you mean 'voc_2007_test'?``"""
+    matches = difflib.get_close_matches(name, list(candidates), n=3, cutoff=0.5)
+    if not matches:
+        return ""
+    return "did you mean " + " or ".join(repr(m) for m in matches) + "?"
+
+
+def run_command(main: Callable[[], int | None]) -> NoReturn:
+    """Run a command line's main function; a UserError becomes one line and exit code 2."""
+    try:
+        sys.exit(main() or 0)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR_EXIT_CODE)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command with --resume to continue", file=sys.stderr)
+        sys.exit(INTERRUPTED_EXIT_CODE)

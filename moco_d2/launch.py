@@ -1,0 +1,134 @@
+"""Start a job: command-line flags, processes, device, logging. Shared by pretraining and fine-
+tuning.
+
+Several processes come from torchrun, or from Detectron2's launch() (``--num-gpus``); nothing home-
+made.
+"""
+
+import argparse
+import logging
+import os
+import pkgutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from moco_d2.config import find_config
+from moco_d2.errors import UserError
+
+
+def argument_parser(description: str, example: str) -> argparse.ArgumentParser:
+    """Detectron2's training flags, without the seconds that importing Detectron2 for them would
+    cost.
+    """
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--config-file",
+        "--config",
+        metavar="FILE",
+        required=True,
+        help="a yaml file, or the bare name of a packaged one",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR"
+    )
+    parser.add_argument("--num-gpus", type=int, default=1, help="GPUs on this machine")
+    parser.add_argument("--num-machines", type=int, default=1)
+    parser.add_argument("--machine-rank", type=int, default=0, help="this machine's index")
+    parser.add_argument(
+        "--dist-url",
+        default="auto",
+        help="address of machine 0, tcp://HOST:PORT, for several machines",
+    )
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, in pairs"
+    )
+    return parser
+
+
+def launch(main: str, args: argparse.Namespace) -> None:
+    """Run a function on the parsed flags in every process of the job.
+
+    Args:
+        main: ``package.module:function``, by name so that nothing heavy is imported before the
+            flags are parsed.
+        args: what the function is called with.
+
+    Raises:
+        UserError: more GPUs asked for than there are.
+    """
+    import torch
+
+    job = pkgutil.resolve_name(main)
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun has started us
+        _join_torchrun_group()
+        job(args)
+        return
+    if args.num_gpus * args.num_machines > 1 and torch.cuda.device_count() < args.num_gpus:
+        raise UserError(
+            f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()}; "
+            "for several CPU processes use torchrun --nproc-per-node N"
+        )
+    from detectron2.engine import launch as detectron2_launch
+
+    detectron2_launch(
+        job,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
+
+
+def _join_torchrun_group() -> None:
+    import torch
+    import torch.distributed as dist
+
+    from moco_d2 import compat
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    compat.set_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+
+
+def choose_device(cfg: Any) -> None:
+    """Set MODEL.DEVICE to cpu where it says cuda and there is none. In place."""
+    import torch
+
+    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+
+
+def setup_run(cfg: Any, args: argparse.Namespace) -> None:
+    """Detectron2's default_setup (folder, loggers, config.yaml, seed), with a logger for this
+    package.
+    """
+    from detectron2.engine import default_setup
+    from detectron2.utils import comm
+    from detectron2.utils.logger import setup_logger
+
+    try:
+        Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write OUTPUT_DIR {cfg.OUTPUT_DIR}: {error.strerror}; choose another"
+        ) from error
+    args.config_file = str(find_config(args.config_file))  # default_setup logs its content
+    default_setup(cfg, args)
+    setup_logger(
+        cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="moco_d2", abbrev_name="moco_d2"
+    )
+    logging.getLogger("detectron2.engine.train_loop").addFilter(_without_user_errors)
+
+
+def _without_user_errors(record: logging.LogRecord) -> bool:
+    """Keep the training loop from logging a traceback for what we report in one sentence."""
+    error = record.exc_info[1] if record.exc_info else sys.exc_info()[1]
+    return not isinstance(error, UserError)

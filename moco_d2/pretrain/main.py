@@ -1,0 +1,24 @@
+"""What tools/pretrain.py runs in every process."""
+
+import argparse
+
+from moco_d2.config import load_config
+from moco_d2.errors import UserError
+from moco_d2.launch import choose_device, setup_run
+from moco_d2.pretrain.engine import Pretrainer
+
+
+def pretrain(args: argparse.Namespace) -> None:
+    """Load the config, check it, and train; see tools/pretrain.py --help for the flags."""
+    cfg = load_config(args.config_file, args.opts)
+    if cfg.MOCO.TASK:
+        raise UserError(
+            f"{args.config_file} fine-tunes a detector ({cfg.MOCO.TASK}); run it with "
+            "tools/train_net.py"
+        )
+    choose_device(cfg)
+    cfg.freeze()
+    trainer = Pretrainer(cfg)  # checks data and settings before anything is written
+    setup_run(cfg, args)
+    trainer.resume_or_start(resume=args.resume)
+    trainer.train()

@@ -1,0 +1,41 @@
+"""The matched baseline: the same network, images, schedule and engine, trained with labels."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from moco_d2.pretrain.encoder import build_encoder
+
+
+class SupervisedClassifier(nn.Module):
+    """Cross-entropy classification of one view; same interface to the engine as MoCo."""
+
+    def __init__(self, encoder: nn.Module):
+        """
+        Args:
+            encoder: images (N, 3, H, W) -> class scores (N, classes).
+        """
+        super().__init__()
+        self.encoder = encoder
+
+    @classmethod
+    def from_config(cls, cfg: Any, num_classes: int) -> "SupervisedClassifier":
+        """Build from ``cfg.MOCO.ENCODER`` for a data set of `num_classes`."""
+        encoder = cfg.MOCO.ENCODER
+        return cls(
+            build_encoder(encoder.ARCH, dim=num_classes, width_per_group=encoder.WIDTH_PER_GROUP)
+        )
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Loss and top-1 accuracy of ``query`` (N, 3, H, W) against ``label`` (N,)."""
+        scores = self.encoder(batch["query"]).float()
+        accuracy = (scores.detach().argmax(dim=1) == batch["label"]).float().mean()
+        return {
+            "loss_classification": F.cross_entropy(scores, batch["label"]),
+            "pretext_accuracy": accuracy,
+        }
+
+    def finish_step(self) -> None:
+        """Nothing to do; MoCo's place for the key encoder and the dictionary."""

@@ -1,0 +1,154 @@
+"""The record that every fine-tuning run leaves: all that a table needs, and all that a reader may
+doubt.
+
+Schema: moco_d2/benchmark/record.schema.json, which is also what reads it.
+"""
+
+import dataclasses
+import datetime
+import json
+import math
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import moco_d2
+from moco_d2.config import to_plain
+from moco_d2.files import sha256_of_json, write_json
+from moco_d2.transfer.preflight import Finding
+from moco_d2.transfer.weights import Coverage, describe_weights
+
+SCHEMA_VERSION = 1
+RECORD_FILE = "record.json"
+
+# What may differ between two runs of one task without making them unmatched.
+_MAY_DIFFER = (("MODEL", "WEIGHTS"), ("SEED",), ("OUTPUT_DIR",))
+
+
+def matched_sha256(cfg: Any) -> str:
+    """Fingerprint of a config without what _MAY_DIFFER names: equal for matched runs."""
+    plain = to_plain(cfg)
+    for path in _MAY_DIFFER:
+        node = plain
+        for key in path[:-1]:
+            node = node[key]
+        del node[path[-1]]
+    return sha256_of_json(plain)
+
+
+@dataclasses.dataclass
+class RunRecorder:
+    """Collects the record while a run goes on.
+
+    Attributes:
+        config_file: name of the config, ``voc_C4_moco.yaml``.
+        schedule: from schedule.scale_to_hardware.
+        findings: preflight findings that were overruled.
+    """
+
+    config_file: str
+    schedule: dict[str, Any]
+    findings: list[Finding]
+    started: datetime.datetime = dataclasses.field(
+        default_factory=lambda: datetime.datetime.now(datetime.timezone.utc)
+    )
+
+    def write(self, cfg: Any, coverage: Coverage, metrics: dict[str, Any]) -> Path:
+        """Write OUTPUT_DIR/record.json for a finished run with evaluation results `metrics`."""
+        finished = datetime.datetime.now(datetime.timezone.utc)
+        name = Path(self.config_file).stem
+        plain = to_plain(cfg)
+        record = {
+            "schema_version": SCHEMA_VERSION,
+            "kind": "transfer",
+            "run": {
+                "config_name": name,
+                "task": cfg.MOCO.TASK,
+                "initialisation": name.removeprefix(f"{cfg.MOCO.TASK}_"),
+                "seed": cfg.SEED,
+                "started": self.started.isoformat(timespec="seconds"),
+                "finished": finished.isoformat(timespec="seconds"),
+                "seconds": round((finished - self.started).total_seconds(), 1),
+            },
+            "config": {
+                "resolved": plain,
+                "sha256": sha256_of_json(plain),
+                "matched_sha256": matched_sha256(cfg),
+            },
+            "weights": describe_weights(cfg.MODEL.WEIGHTS),
+            "coverage": {"expected": coverage.expected, "loaded": coverage.loaded},
+            "schedule": self.schedule,
+            "preflight": {
+                "forced": bool(self.findings),
+                "findings": [dataclasses.asdict(finding) for finding in self.findings],
+            },
+            "environment": _environment(),
+            "hardware": _hardware(cfg.MODEL.DEVICE),
+            "metrics": _finite(metrics),
+            "history": read_history(Path(cfg.OUTPUT_DIR) / "metrics.json"),
+        }
+        path = Path(cfg.OUTPUT_DIR) / RECORD_FILE
+        write_json(path, record)
+        return path
+
+
+def read_history(metrics_file: Path) -> list[dict[str, Any]]:
+    """Evaluations during training, from Detectron2's metrics.json: ``[{"iteration": 99, "bbox/AP":
+    12.3}, ...]``.
+    """
+    if not metrics_file.is_file():
+        return []
+    history = []
+    for line in metrics_file.read_text().splitlines():
+        entry = json.loads(line)
+        results = {key: value for key, value in entry.items() if "/AP" in key}
+        if results:
+            history.append({"iteration": entry["iteration"], **_finite(results)})
+    return history
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity become None: JSON has neither."""
+    if isinstance(value, dict):
+        return {str(k): _finite(v) for k, v in value.items()}
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _environment() -> dict[str, str]:
+    versions = {"python": platform.python_version(), "moco_d2": moco_d2.__version__}
+    for package in ("torch", "torchvision", "numpy", "fvcore", "pycocotools", "faster-coco-eval"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "absent"
+    import detectron2
+
+    from moco_d2 import compat
+
+    operators = "with" if compat.has_compiled_operators() else "without"
+    versions["detectron2"] = f"{detectron2.__version__} {operators} compiled operators"
+    return versions
+
+
+def _hardware(device: str) -> dict[str, Any]:
+    import os
+
+    on_gpu = torch.device(device).type == "cuda"
+    return {
+        "device": device,
+        "name": torch.cuda.get_device_name() if on_gpu else _cpu_name(),
+        "cpu_count": os.cpu_count(),
+    }
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,155 @@
+"""What MODEL.WEIGHTS may say, and whether all of it arrived in the model."""
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from moco_d2.errors import UserError
+from moco_d2.files import sha256
+
+RANDOM = "random://"
+
+_scratch = tempfile.TemporaryDirectory(prefix="moco_d2_")  # removed when the process ends
+
+
+def register_path_handlers() -> None:
+    """Teach Detectron2's PathManager ``random://``, random initialisation. Idempotent."""
+    from detectron2.utils.file_io import PathManager
+    from iopath.common.file_io import PathHandler
+
+    class RandomInitialisationHandler(PathHandler):
+        """An empty checkpoint: every parameter keeps its random initial value."""
+
+        def _get_supported_prefixes(self) -> list[str]:
+            return [RANDOM]
+
+        def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+            file = Path(_scratch.name) / "random.pth"
+            torch.save({"model": {}}, file)
+            return str(file)
+
+        def _open(self, path: str, mode: str = "r", **kwargs: Any) -> Any:
+            return Path(self._get_local_path(path)).open(mode)
+
+    PathManager.register_handler(RandomInitialisationHandler(), allow_override=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Coverage:
+    """How many of the tensors that pretraining could supply came from the weight file.
+
+    Attributes:
+        expected: tensors of the ResNet in the detector: backbone, and res5 in a C4 head.
+        missing: names of those that did not arrive.
+    """
+
+    expected: int
+    missing: tuple[str, ...]
+
+    @property
+    def loaded(self) -> int:
+        """Number of tensors that arrived."""
+        return self.expected - len(self.missing)
+
+
+def pretrained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors of a detector that a pretrained ResNet supplies, by name.
+
+    The ResNet itself, under the backbone or under an FPN's ``bottom_up``, and the blocks of a C4
+    head's res5. BatchNorm's batch counters are left out: nothing depends on them.
+    """
+    prefixes = []
+    for name, module in model.named_children():
+        if name == "backbone":
+            prefixes.append("backbone.bottom_up." if hasattr(module, "bottom_up") else "backbone.")
+        if name == "roi_heads" and hasattr(module, "res5"):
+            prefixes += [
+                f"roi_heads.res5.{block}."
+                for block in dict(module.res5.named_children())
+                if block != "norm"
+            ]
+    return {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if name.startswith(tuple(prefixes)) and not name.endswith("num_batches_tracked")
+    }
+
+
+class measure_coverage:  # noqa: N801  a context manager reads as a verb
+    """Measure which tensors a loading step fills, whatever does the loading.
+
+    Every tensor that should arrive is set to NaN first; one that is still NaN afterwards did not
+    arrive, and gets its initial value back. This needs no knowledge of file formats and cannot
+    mistake "found" for "loaded".
+
+    Examples:
+    ::
+        with measure_coverage(model) as coverage:
+            checkpointer.load(path)
+        coverage.result.missing
+    """
+
+    def __init__(self, model: nn.Module):
+        self._tensors = pretrained_tensors(model)
+        self.result: Coverage
+
+    def __enter__(self) -> "measure_coverage":
+        self._initial = {name: tensor.clone() for name, tensor in self._tensors.items()}
+        for tensor in self._tensors.values():
+            tensor.fill_(float("nan"))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        missing = []
+        for name, tensor in self._tensors.items():
+            if torch.isnan(tensor).any():
+                missing.append(name)
+                tensor.copy_(self._initial[name])
+        self.result = Coverage(len(self._tensors), tuple(missing))
+
+
+def check_weights_file(weights: str) -> None:
+    """Refuse a MODEL.WEIGHTS that cannot be loaded, before anything is written.
+
+    Raises:
+        UserError: empty, or no such file.
+    """
+    if not weights:
+        raise UserError(
+            f"MODEL.WEIGHTS is empty: write MODEL.WEIGHTS {RANDOM} for random initialisation, or "
+            "a converted file"
+        )
+    if "://" not in weights and not Path(weights).is_file():
+        raise UserError(
+            f"MODEL.WEIGHTS {weights} does not exist: make it with tools/convert.py CHECKPOINT "
+            f"{weights}, "
+            "or set MODEL.WEIGHTS to a converted file"
+        )
+
+
+def describe_weights(weights: str) -> dict[str, Any] | None:
+    """File name, sha256 and provenance of a weight file for the run record; None for random
+    initialisation.
+    """
+    if weights == RANDOM:
+        return None
+    from detectron2.utils.file_io import PathManager
+
+    path = Path(PathManager.get_local_path(weights))
+    return {"file": path.name, "sha256": sha256(path), "provenance": read_provenance(path)}
+
+
+def read_provenance(path: str | Path) -> dict[str, Any] | None:
+    """The converter's report inside a weight file; None where there is none (a file made by another
+    tool).
+    """
+    from moco_d2.checkpoint.io import load_checkpoint
+
+    if Path(path).suffix == ".pkl":
+        return None
+    provenance = load_checkpoint(path).get("provenance")
+    return provenance if isinstance(provenance, dict) else None

@@ -1,0 +1,126 @@
+"""The published tables of ``paper_tables.yaml``, whose head documents their fields."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+import yaml
+
+from moco_d2.benchmark.results import Record
+from moco_d2.errors import UserError, closest
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The data and schedule behind a published table."""
+
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    iterations: int
+    images_per_batch: int
+
+    def matches(self, train: Sequence[str], test: Sequence[str], images: int) -> bool:
+        """Whether a run used the same data and as many images (iterations x images a batch)."""
+        return (
+            set(train) == set(self.train)
+            and set(test) == set(self.test)
+            and images == self.iterations * self.images_per_batch
+        )
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """One published row; `values` in percent, in the order of the table's metrics."""
+
+    label: str
+    initialisations: tuple[str, ...]
+    values: tuple[float, ...]
+    unconfirmed: bool = False
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """One published table.
+
+    `band` is, for each metric, the largest |mean - paper| that counts as agreement.
+    """
+
+    name: str
+    task: str
+    title: str
+    source: str
+    setting: Setting
+    trials: int | None
+    metrics: tuple[str, ...]
+    band: tuple[float, ...]
+    band_source: str
+    rows: tuple[PaperRow, ...]
+    remarks: tuple[str, ...] = ()
+
+
+@cache
+def paper_tables() -> tuple[PaperTable, ...]:
+    """Every table, in file order."""
+    text = resources.files("moco_d2.benchmark").joinpath("paper_tables.yaml").read_text("utf-8")
+    return tuple(_table(name, entry) for name, entry in yaml.safe_load(text).items())
+
+
+def find_row(task: str, initialisation: str) -> tuple[PaperTable, PaperRow] | None:
+    """The published row for `initialisation` on `task`, from the first table that has one."""
+    for table in paper_tables():
+        if table.task == task:
+            for row in table.rows:
+                if initialisation in row.initialisations:
+                    return table, row
+    return None
+
+
+def row_beside(
+    task: str, initialisation: str, runs: Iterable[Record]
+) -> tuple[PaperTable, PaperRow] | None:
+    """The published row for `runs` of one initialisation, if all have its data and schedule."""
+    found = find_row(task, initialisation)
+    if found is None:
+        return None
+    setting = found[0].setting
+    same = all(setting.matches(r.datasets_train, r.datasets_test, r.images) for r in runs)
+    return found if same else None
+
+
+def tables_named(name: str | None) -> list[PaperTable]:
+    """The table `name`, or the tables of the task `name`; None for all.
+
+    Raises:
+        UserError: there is none; names the closest.
+    """
+    tables = [t for t in paper_tables() if name in (None, t.name, t.task)]
+    if not tables:
+        names = [t.name for t in paper_tables()]
+        hint = closest(str(name), names) or f"there are {', '.join(names)}"
+        raise UserError(f"no published table for {name!r}; {hint}")
+    return tables
+
+
+def _table(name: str, entry: dict) -> PaperTable:
+    setting = entry["setting"]
+    fields = {
+        **entry,
+        "setting": Setting(
+            **{**setting, "train": tuple(setting["train"]), "test": tuple(setting["test"])}
+        ),
+        "metrics": tuple(entry["metrics"]),
+        "band": tuple(entry["band"]),
+        "remarks": tuple(entry.get("remarks", ())),
+        "rows": tuple(
+            PaperRow(
+                **{
+                    **row,
+                    "initialisations": tuple(row["initialisations"]),
+                    "values": tuple(row["values"]),
+                }
+            )
+            for row in entry["rows"]
+        ),
+    }
+    return PaperTable(name=name, **fields)

@@ -1,0 +1,108 @@
+"""Run records as fine-tuning writes them, with chosen numbers."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+
+VOC = {"train": ["voc_2007_trainval", "voc_2012_trainval"], "test": ["voc_2007_test"]}
+
+
+def content(
+    *,
+    task="voc_C4",
+    initialisation="moco",
+    seed=1,
+    metrics=None,
+    data=None,
+    max_iter=24000,
+    finished="2025-01-02T03:04:05+00:00",
+    base_lr=0.02,
+    matched="a" * 64,
+) -> dict:
+    data = data or VOC
+    return {
+        "schema_version": 1,
+        "kind": "transfer",
+        "run": {
+            "config_name": f"{task}_{initialisation}",
+            "task": task,
+            "initialisation": initialisation,
+            "seed": seed,
+            "started": "2025-01-02T00:00:00+00:00",
+            "finished": finished,
+            "seconds": 11045.0,
+        },
+        "config": {
+            "resolved": {
+                "DATASETS": {"TRAIN": data["train"], "TEST": data["test"]},
+                "MODEL": {"WEIGHTS": f"{initialisation}.pth"},
+                "SEED": seed,
+                "SOLVER": {"BASE_LR": base_lr, "IMS_PER_BATCH": 16},
+            },
+            "sha256": "b" * 64,
+            "matched_sha256": matched,
+        },
+        "weights": None
+        if initialisation == "random"
+        else {
+            "file": f"{initialisation}.pth",
+            "sha256": "c" * 64,
+            "provenance": {"source": "moco_v1_200ep_pretrain.pth.tar"},
+        },
+        "coverage": {"expected": 265, "loaded": 0 if initialisation == "random" else 265},
+        "schedule": {
+            "world_size": 8,
+            "ims_per_batch": 16,
+            "base_lr": base_lr,
+            "max_iter": max_iter,
+            "steps": [18000, 22000],
+            "norm": "SyncBN",
+            "notes": [],
+        },
+        "preflight": {"forced": False, "findings": []},
+        "environment": {"python": "3.12"},
+        "hardware": {"device": "cpu", "name": "", "cpu_count": 2},
+        "metrics": metrics or {"bbox": {"AP": 55.9, "AP50": 81.5, "AP75": 62.6, "AP-cat": 60.0}},
+        "history": [],
+    }
+
+
+@pytest.fixture
+def make_content():
+    return content
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a record into a folder of its own under tmp_path / "runs"; returns the file."""
+    folder = tmp_path / "runs"
+
+    def write(record: dict) -> Path:
+        path = folder / f"{len(list(folder.glob('*'))):03d}" / "record.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(copy.deepcopy(record)))
+        return path
+
+    write.folder = folder
+    return write
+
+
+# The paper's Table 2b plus noise of mean 0 and sample standard deviation 0.1 sqrt(2.5) = 0.158.
+NOISE = (-0.2, -0.1, 0.0, 0.1, 0.2)
+TABLE_2B = {
+    "random": {"AP50": 60.2, "AP": 33.8, "AP75": 33.1},
+    "supervised": {"AP50": 81.3, "AP": 53.5, "AP75": 58.8},
+    "moco": {"AP50": 81.5, "AP": 55.9, "AP75": 62.6},
+}
+
+
+@pytest.fixture
+def table_2b(write):
+    """Fifteen records: three initialisations, five seeds, the paper's means."""
+    for initialisation, means in TABLE_2B.items():
+        for seed, noise in enumerate(NOISE, start=1):
+            metrics = {"bbox": {name: mean + noise for name, mean in means.items()}}
+            write(content(initialisation=initialisation, seed=seed, metrics=metrics))
+    return write.folder

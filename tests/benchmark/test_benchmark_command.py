@@ -1,0 +1,69 @@
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).parents[2] / "tools" / "benchmark.py"
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, str(TOOL), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )
+
+
+def test_help_is_quick_and_has_an_example():
+    start = time.perf_counter()
+    result = run("--help")
+    assert result.returncode == 0 and "tools/benchmark.py table output" in result.stdout
+    assert time.perf_counter() - start < 5  # 0.2 s on an idle machine; importing torch takes longer
+
+
+def test_table(table_2b, tmp_path):
+    result = run("table", table_2b)
+    assert result.returncode == 0 and not result.stderr
+    assert "55.9 ± 0.2 (n=5) **(+2.4)**" in result.stdout
+    page = tmp_path / "out" / "table.html"
+    result = run("table", table_2b, "--format", "html", "--out", page)
+    assert result.returncode == 0 and not result.stdout
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_damaged_record_is_named_on_stderr(table_2b):
+    damaged = table_2b / "damaged" / "record.json"
+    damaged.parent.mkdir()
+    damaged.write_text("{")
+    result = run("table", table_2b)
+    assert result.returncode == 0
+    assert str(damaged) in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [("table", "."), ("paper", "--task", "nothing")])
+def test_user_errors_exit_2_with_one_line(tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ") and len(result.stderr.splitlines()) == 1
+
+
+def test_paper():
+    result = run("paper", "--task", "coco_FPN_1x", "--format", "csv")
+    assert result.returncode == 0
+    assert "coco_FPN_1x,MoCo IN-1M,segm/AP75,37.7,,,-0.4" in result.stdout
+
+
+def test_needs_neither_torch_nor_detectron2():
+    code = (
+        "import sys; from moco_d2.benchmark import plots, report, tables; "
+        "print({'torch', 'detectron2'} & set(sys.modules))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "set()"

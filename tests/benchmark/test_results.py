@@ -1,0 +1,85 @@
+import json
+import logging
+
+import pytest
+
+from moco_d2.benchmark.results import read_records
+from moco_d2.errors import UserError
+
+
+def test_fields(make_content, write):
+    record = make_content()
+    record["metrics"]["bbox"]["AP75"] = None
+    (read,) = read_records([write(record).parent])
+    assert (read.task, read.initialisation, read.seed) == ("voc_C4", "moco", 1)
+    assert read.images == 24000 * 16
+    assert read.datasets_test == ("voc_2007_test",)
+    assert read.metrics["bbox/AP50"] == 81.5
+    assert read.metrics["bbox/AP75"] is None
+    assert read.has_provenance and read.expected == read.loaded == 265
+
+
+def test_found_at_any_depth_and_once(make_content, write):
+    file = write(make_content())
+    assert len(read_records([write.folder, file, file.parent])) == 1
+
+
+def _without(record, *keys):
+    for key in keys[:-1]:
+        record = record[key]
+    del record[keys[-1]]
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda r: _without(r, "metrics"), "'metrics' is a required property"),
+        (lambda r: _without(r, "run", "seed"), "$.run: 'seed' is a required property"),
+        (lambda r: r.update(schema_version=2), "$.schema_version"),
+        (lambda r: r["metrics"]["bbox"].update(AP="55.9"), "$.metrics.bbox.AP"),
+        (lambda r: r["run"].update(finished="yesterday"), "yesterday"),
+        (lambda r: r["config"].update(matched_sha256="abc"), "$.config.matched_sha256"),
+        (lambda r: r["metrics"]["bbox"].update(AP=float("nan")), "NaN is not JSON"),
+    ],
+)
+def test_invalid_record_is_named_and_left_out(make_content, write, caplog, damage, said):
+    good, bad = make_content(), make_content(seed=2)
+    damage(bad)
+    write(good)
+    file = write(bad)
+    with caplog.at_level(logging.WARNING):
+        records = read_records([write.folder])
+    assert [r.seed for r in records] == [1]
+    (message,) = caplog.messages
+    assert str(file) in message and said in message
+
+
+def test_truncated_and_binary_records_are_named(make_content, write, caplog):
+    write(make_content())
+    truncated, binary = write(make_content()), write(make_content())
+    truncated.write_text(json.dumps(make_content())[:-100])
+    binary.write_bytes(b"\x80\xff\x00")
+    assert len(read_records([write.folder])) == 1
+    assert all(str(f) in m for f, m in zip((truncated, binary), caplog.messages, strict=True))
+    assert all("damaged" in m for m in caplog.messages)
+
+
+def test_other_kinds_are_passed_over(make_content, write, caplog):
+    write(make_content())
+    write({"kind": "pretrain"})
+    assert len(read_records([write.folder])) == 1
+    assert not caplog.messages
+
+
+def test_no_record_names_the_fix(tmp_path):
+    with pytest.raises(UserError, match=r"tools/train_net\.py"):
+        read_records([tmp_path])
+    with pytest.raises(UserError, match="does not exist"):
+        read_records([tmp_path / "nowhere"])
+
+
+def test_times_with_and_without_zone_compare(make_content, write):
+    for finished in ("2025-01-02T03:04:05Z", "2025-01-02T03:04:06", "2025-01-02T05:04:07+02:00"):
+        write(make_content(finished=finished))
+    times = [r.finished for r in read_records([write.folder])]
+    assert times == sorted(times) and len(set(times)) == 3

@@ -50,13 +50,13 @@ def write_json(path: str | Path, content: Any) -> None:
     """Write `content` as indented JSON, atomically. NaN is refused: it is not JSON."""
     text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
     with atomic_write(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` atomically."""
     with atomic_write(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def sha256(path: str | Path) -> str:

@@ -9,8 +9,7 @@ from detectron2.utils.events import EventWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-# The loggers whose lines must pass above the bar.
-_LOGGERS = ("detectron2", "fvcore", "moco_d2")
+from moco_d2.launch import LOGGERS
 
 
 class DeferredWriters(EventWriter):
@@ -41,7 +40,7 @@ class ProgressBar(HookBase):
     def before_train(self) -> None:
         if not sys.stderr.isatty():
             return
-        self._redirect = logging_redirect_tqdm([logging.getLogger(name) for name in _LOGGERS])
+        self._redirect = logging_redirect_tqdm([logging.getLogger(name) for name in LOGGERS])
         self._redirect.__enter__()
         self._bar = tqdm(
             desc=self.description,

@@ -7,6 +7,7 @@ made.
 
 import argparse
 import logging
+import logging.handlers
 import os
 import pkgutil
 import sys
@@ -15,6 +16,9 @@ from typing import Any
 
 from moco_d2.config import find_config
 from moco_d2.errors import UserError
+
+LOGGERS = ("detectron2", "fvcore", "moco_d2")  # what a run logs through
+_HELD_LINES = 100_000
 
 
 def argument_parser(description: str, example: str) -> argparse.ArgumentParser:
@@ -106,9 +110,35 @@ def choose_device(cfg: Any) -> None:
         cfg.MODEL.DEVICE = "cpu"
 
 
-def setup_run(cfg: Any, args: argparse.Namespace) -> None:
-    """Detectron2's default_setup (folder, loggers, config.yaml, seed), with a logger for this
-    package.
+def seed(cfg: Any) -> None:
+    """Seed all generators from SEED, as default_setup will do again.
+
+    A model is built, and its random weights drawn, before default_setup runs.
+    """
+    from detectron2.utils import comm
+    from detectron2.utils.env import seed_all_rng
+
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
+
+
+def hold_log() -> logging.handlers.MemoryHandler:
+    """Keep log lines in memory until setup_run knows where they go.
+
+    A run is checked before its folder is made, and what the checks log belongs in that folder.
+    """
+    held = logging.handlers.MemoryHandler(_HELD_LINES, flushLevel=logging.CRITICAL + 1)
+    for name in LOGGERS:
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        logger.addHandler(held)
+    return held
+
+
+def setup_run(cfg: Any, args: argparse.Namespace, held: logging.handlers.MemoryHandler) -> None:
+    """Detectron2's default_setup (folder, loggers, config.yaml, seed), our logger, the held lines.
+
+    Raises:
+        UserError: OUTPUT_DIR cannot be made.
     """
     from detectron2.engine import default_setup
     from detectron2.utils import comm
@@ -120,12 +150,19 @@ def setup_run(cfg: Any, args: argparse.Namespace) -> None:
         raise UserError(
             f"cannot write OUTPUT_DIR {cfg.OUTPUT_DIR}: {error.strerror}; choose another"
         ) from error
+    for name in LOGGERS:
+        logging.getLogger(name).removeHandler(held)
     args.config_file = str(find_config(args.config_file))  # default_setup logs its content
     default_setup(cfg, args)
     setup_logger(
-        cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="moco_d2", abbrev_name="moco_d2"
+        cfg.OUTPUT_DIR,
+        distributed_rank=comm.get_rank(),
+        name="moco_d2",
+        abbrev_name="moco_d2",
     )
     logging.getLogger("detectron2.engine.train_loop").addFilter(_without_user_errors)
+    for record in held.buffer:
+        logging.getLogger(record.name).handle(record)
 
 
 def _without_user_errors(record: logging.LogRecord) -> bool:

@@ -7,6 +7,7 @@ Effects of a run in OUTPUT_DIR: config.yaml, log.txt, metrics.json, TensorBoard 
 import contextlib
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from moco_d2.errors import UserError
+from moco_d2.hooks import DeferredWriters, ProgressBar
 from moco_d2.pretrain.augmentation import build_augmentation
 from moco_d2.pretrain.checkpointing import PretrainCheckpointer
 from moco_d2.pretrain.data import (
@@ -31,7 +33,6 @@ from moco_d2.pretrain.moco import MoCo
 from moco_d2.pretrain.monitor import KNNMonitor
 from moco_d2.pretrain.schedule import build_schedule, training_length
 from moco_d2.pretrain.supervised import SupervisedClassifier
-from moco_d2.hooks import DeferredWriters, ProgressBar
 
 logger = logging.getLogger(__name__)
 
@@ -93,10 +94,9 @@ class Pretrainer(TrainerBase):
         if comm.is_main_process():
             built.append(_SaveCheckpoint(self.cfg.SOLVER.CHECKPOINT_PERIOD))
             if self.knn is not None:
+                built.append(_EvaluateAtStart(self._evaluate_knn))
                 built.append(hooks.EvalHook(self.cfg.MOCO.KNN.PERIOD, self._evaluate_knn))
-            writers = DeferredWriters(
-                lambda: default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
-            )
+            writers = DeferredWriters(lambda: default_writers(self.cfg.OUTPUT_DIR, self.max_iter))
             built.append(hooks.PeriodicWriter([writers], period=LOG_PERIOD))
             built.append(ProgressBar(f"pretraining ({self.cfg.MOCO.PRETEXT})"))
         return built
@@ -194,6 +194,17 @@ class Pretrainer(TrainerBase):
     def epochs_done(self) -> int:
         """Number of finished epochs."""
         return (self.iter + 1) // self.batches.iterations_per_epoch
+
+
+class _EvaluateAtStart(HookBase):
+    """Evaluates the random network too, at iteration 0: the value to compare with."""
+
+    def __init__(self, evaluate: Callable[[], dict[str, float]]):
+        self._evaluate = evaluate
+
+    def before_train(self) -> None:
+        if self.trainer.start_iter == 0:
+            self.trainer.storage.put_scalars(**self._evaluate(), smoothing_hint=False)
 
 
 class _SaveCheckpoint(HookBase):

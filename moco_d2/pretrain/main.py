@@ -4,12 +4,13 @@ import argparse
 
 from moco_d2.config import load_config
 from moco_d2.errors import UserError
-from moco_d2.launch import choose_device, setup_run
+from moco_d2.launch import choose_device, hold_log, seed, setup_run
 from moco_d2.pretrain.engine import Pretrainer
 
 
 def pretrain(args: argparse.Namespace) -> None:
     """Load the config, check it, and train; see tools/pretrain.py --help for the flags."""
+    held = hold_log()
     cfg = load_config(args.config_file, args.opts)
     if cfg.MOCO.TASK:
         raise UserError(
@@ -18,7 +19,8 @@ def pretrain(args: argparse.Namespace) -> None:
         )
     choose_device(cfg)
     cfg.freeze()
+    seed(cfg)
     trainer = Pretrainer(cfg)  # checks data and settings before anything is written
-    setup_run(cfg, args)
+    setup_run(cfg, args, held)
     trainer.resume_or_start(resume=args.resume)
     trainer.train()

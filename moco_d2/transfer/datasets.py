@@ -126,6 +126,11 @@ def check_datasets(cfg: Any) -> None:
     Raises:
         UserError: as in register_datasets and load_checked, or MODEL.ROI_HEADS.NUM_CLASSES differs.
     """
+    if len(cfg.DATASETS.TEST) != 1:
+        raise UserError(
+            f"DATASETS.TEST names {len(cfg.DATASETS.TEST)} sets; a run is recorded with the "
+            "results of one"
+        )
     register_datasets((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         load_checked(name)

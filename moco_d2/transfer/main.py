@@ -8,7 +8,7 @@ from detectron2.utils import comm
 
 from moco_d2.config import load_config
 from moco_d2.errors import UserError
-from moco_d2.launch import choose_device, setup_run
+from moco_d2.launch import choose_device, hold_log, seed, setup_run
 from moco_d2.transfer import preflight
 from moco_d2.transfer.datasets import check_datasets
 from moco_d2.transfer.record import RunRecorder
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 def train(args: argparse.Namespace) -> None:
     """Check, scale, train or evaluate, and record; see tools/train_net.py --help for the flags."""
+    held = hold_log()
     cfg = load_config(args.config_file, args.opts)
     if not cfg.MOCO.TASK:
         raise UserError(
@@ -37,11 +38,12 @@ def train(args: argparse.Namespace) -> None:
     check_datasets(cfg)
     cfg, schedule = scale_to_hardware(cfg, comm.get_world_size())
     cfg.freeze()
+    seed(cfg)
     weights = describe_weights(cfg.MODEL.WEIGHTS)
     findings = preflight.check_config(cfg, (weights or {}).get("provenance"))
     preflight.enforce(findings, force=args.force, logger=logger)
     if args.eval_only:
-        setup_run(cfg, args)
+        setup_run(cfg, args, held)
         evaluate(cfg)
         return
     # The model is built and filled before the first file is written: a refused run leaves nothing
@@ -54,7 +56,7 @@ def train(args: argparse.Namespace) -> None:
         incomplete = preflight.check_coverage(cfg, coverage)
         preflight.enforce(incomplete, force=args.force, logger=logger)
         findings += incomplete
-    setup_run(cfg, args)
+    setup_run(cfg, args, held)
     for note in schedule["notes"]:
         logger.info("effective schedule: %s", note)
     if cfg.MODEL.WEIGHTS != RANDOM and not resumed:

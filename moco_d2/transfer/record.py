@@ -1,7 +1,7 @@
 """The record that every fine-tuning run leaves: all that a table needs, and all that a reader may
 doubt.
 
-Schema: moco_d2/benchmark/record.schema.json, which is also what reads it.
+Schema: SCHEMA in moco_d2/benchmark/results.py, which is also what reads it.
 """
 
 import dataclasses

@@ -1,0 +1,1 @@
+"""Checkpoint -> Detectron2 weights: read safely, rename completely, prove, then write."""

@@ -1,0 +1,119 @@
+"""Proof of a conversion: torchvision and Detectron2 compute the same features."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from moco_d2.checkpoint.mapping import (
+    Architecture,
+    build_torchvision,
+    detectron2_settings,
+    expected_tensors,
+    to_detectron2,
+)
+from moco_d2.errors import UserError
+
+# Largest relative difference of two correct networks in float32. A convolution in the wrong place,
+# a stride in the wrong layer or a missing statistic differs by more than 1e-2.
+TOLERANCE = 1e-5
+# Odd sizes: a padding or a stride in the wrong place shows at the borders. Small: a proof takes
+# about a second.
+_IMAGE_SHAPE = (1, 3, 97, 129)
+_STAGES = ("res2", "res3", "res4", "res5")
+
+
+def prove(
+    weights: str | Path, reference: Mapping[str, Tensor], architecture: Architecture
+) -> dict[str, float]:
+    """Load Detectron2 weights the way Detectron2 does, and compare with torchvision's network.
+
+    Args:
+        weights: the ``.pth`` file.
+        reference: torchvision name -> tensor, as they were in the source checkpoint.
+        architecture: what the network is.
+
+    Returns:
+        Largest relative difference of the features of one random image, max|a - b| / max|a| in eval
+        mode and float32, for res2 .. res5 and, as "max", over all of them.
+
+    Raises:
+        UserError: a tensor did not arrive, or the features differ by more than `TOLERANCE`.
+    """
+    # Detectron2's initialisation is overwritten; the caller's random numbers stay as they were.
+    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+        backbone = _detectron2_backbone(weights, architecture)
+        _check_arrival(backbone, reference, architecture)
+        with torch.device("meta"):  # no values: what the reference lacks (fc) cannot be used
+            network = build_torchvision(architecture).eval()
+        network.load_state_dict(dict(reference), strict=False, assign=True)
+        image = torch.randn(_IMAGE_SHAPE, generator=torch.Generator().manual_seed(0))
+        features = backbone(image)
+        x = network.maxpool(network.relu(network.bn1(network.conv1(image))))
+        differences: dict[str, float] = {}
+        for stage, layer in zip(_STAGES, ("layer1", "layer2", "layer3", "layer4"), strict=True):
+            x = getattr(network, layer)(x)
+            differences[stage] = _relative_difference(stage, x, features[stage])
+    return {**differences, "max": max(differences.values())}
+
+
+def _detectron2_backbone(weights: str | Path, architecture: Architecture) -> nn.Module:
+    from detectron2.checkpoint import DetectionCheckpointer
+    from detectron2.config import get_cfg
+    from detectron2.layers import ShapeSpec
+    from detectron2.modeling.backbone import build_resnet_backbone
+
+    settings = {
+        **detectron2_settings(architecture),
+        "MODEL.RESNETS.NORM": "BN",
+        "MODEL.RESNETS.OUT_FEATURES": list(_STAGES),
+        "MODEL.BACKBONE.FREEZE_AT": 0,
+    }
+    cfg = get_cfg()
+    cfg.merge_from_list([item for pair in settings.items() for item in pair])
+    backbone = build_resnet_backbone(cfg, ShapeSpec(channels=3)).eval()
+    DetectionCheckpointer(backbone).load(str(weights))
+    return backbone
+
+
+def _check_arrival(
+    backbone: nn.Module, reference: Mapping[str, Tensor], architecture: Architecture
+) -> None:
+    """Every tensor of Detectron2's backbone has the value from the source checkpoint."""
+    loaded = {
+        name: tensor
+        for name, tensor in backbone.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    source = {to_detectron2(name): reference[name] for name in expected_tensors(architecture)}
+    absent = [
+        name
+        for name in source.keys() | loaded.keys()
+        if name not in source
+        or name not in loaded
+        or not torch.equal(loaded[name], source[name].to(loaded[name].dtype))
+    ]
+    if absent:
+        raise UserError(
+            f"{len(absent)} of {len(source)} tensors did not arrive in Detectron2's backbone "
+            f"(first: {min(absent)}), so nothing was written; please report this with the versions "
+            "of torch and detectron2"
+        )
+
+
+def _relative_difference(stage: str, expected: Tensor, actual: Tensor) -> float:
+    scale = float(expected.abs().max())
+    if scale == 0:
+        raise UserError(
+            f"every {stage} feature of a random image is zero: the network is dead and nothing can "
+            "be proven about it; give another checkpoint"
+        )
+    difference = float((expected - actual).abs().max()) / scale
+    if not difference < TOLERANCE:  # also when it is NaN
+        raise UserError(
+            f"{stage} of the converted network differs from the original by {difference:.1e} "
+            f"(relative; up to {TOLERANCE:.0e} is rounding), so nothing was written; check the "
+            "checkpoint's BatchNorm statistics"
+        )
+    return difference

@@ -1,0 +1,225 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import moco_d2  # noqa: F401  before detectron2
+from moco_d2.checkpoint.convert import convert, summary
+from moco_d2.checkpoint.io import load_checkpoint
+from moco_d2.checkpoint.mapping import (
+    Architecture,
+    detectron2_settings,
+    expected_tensors,
+    to_detectron2,
+)
+from moco_d2.errors import UserError
+from moco_d2.files import sha256
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(str(p) for p in folder.rglob("*"))
+
+
+def refusal(src, dst, **arguments) -> str:
+    before = listing(src.parent)
+    with pytest.raises(UserError) as caught:
+        convert(src, dst, **arguments)
+    assert listing(src.parent) == before
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_our_pretraining_checkpoint(small, official, save, tmp_path):
+    ours = {
+        "version": "0.1.0",
+        "iteration": 77,
+        "rng": {"torch": torch.get_rng_state()},
+        "config": {
+            "MOCO": {"LR_STEPS": (1, float("inf"))},
+            "DATASETS": {"TRAIN": [str(tmp_path / "images")]},
+            "OUTPUT_DIR": "output",
+        },
+    }
+    src = save(official(small, mlp=True, extra={"moco_d2": ours}))
+    dst, report_file = tmp_path / "new" / "w.pth", tmp_path / "new" / "report.json"
+    report = convert(src, dst, report=report_file, expect_depth=18)
+
+    written = load_checkpoint(dst)
+    assert written["provenance"] == report == json.loads(report_file.read_text())
+    assert len(written["model"]) == report["tensors_found"] == report["tensors_expected"] == 100
+    for name in expected_tensors(Architecture(18)):
+        assert torch.equal(written["model"][to_detectron2(name)], small[name])
+    assert report["source"] == "source.pth.tar" and report["source_sha256"] == sha256(src)
+    assert (report["family"], report["prefix"]) == ("moco", "module.encoder_q.")
+    assert (report["depth"], report["width_per_group"], report["groups"]) == (18, 64, 1)
+    assert report["dropped_keys"]["module.encoder_k.*"] == 124
+    assert report["parity"]["max"] < report["parity"]["tolerance"] == 1e-5
+    assert report["pretraining"] == {
+        "epoch": 3,
+        "arch": "resnet",
+        "version": "0.1.0",
+        "iteration": 77,
+        "config": {"MOCO": {"LR_STEPS": [1, "inf"]}, "DATASETS": {"TRAIN": ["images"]}},
+    }
+    assert str(tmp_path) not in json.dumps(report)
+    assert sorted(os.listdir(dst.parent)) == ["report.json", "w.pth"]
+
+    text = summary(report, dst)
+    assert (
+        "ResNet-18" in text and "100 of 100" in text and "MODEL.RESNETS.STRIDE_IN_1X1 False" in text
+    )
+    assert "already" in refusal(dst, tmp_path / "again.pth")
+
+
+def test_supervised_nested_narrow_half_precision_channels_last(narrow, save, tmp_path):
+    """Stored in float16 or with other strides, written as plain float32."""
+    state = {
+        f"module.{k}": v.to(memory_format=torch.channels_last).half() if v.ndim == 4 else v
+        for k, v in narrow.items()
+    }
+    state["module.fc.weight"] = torch.zeros(5, 2048)
+    src = save(
+        {"epoch": 9, "arch": "resnet50", "state_dict": state, "optimizer": {}, "moco_d2": {}}
+    )
+    report = convert(src, tmp_path / "w.pth")
+    assert (report["family"], report["depth"], report["width_per_group"]) == ("torchvision", 50, 16)
+    tensors = load_checkpoint(tmp_path / "w.pth")["model"]
+    assert all(t.dtype == torch.float32 and t.is_contiguous() for t in tensors.values())
+
+
+def test_a_view_does_not_drag_its_storage_along(small, save, tmp_path):
+    big = torch.randn(200, 64, 3, 7, 7)
+    small["conv1.weight"] = big[0]
+    convert(save(small), tmp_path / "w.pth")
+    expected = sum(4 * shape.numel() for shape in expected_tensors(Architecture(18)).values())
+    assert (tmp_path / "w.pth").stat().st_size < expected + 200_000
+
+
+def test_resnet50_at_full_width(save, tmp_path):
+    import torchvision
+
+    torch.manual_seed(0)
+    report = convert(save(torchvision.models.resnet50().state_dict()), tmp_path / "w.pth")
+    assert report["tensors_found"] == 265
+    assert report["dropped_keys"] == {"fc.*": 2, "*.num_batches_tracked": 53}
+    assert report["parity"]["max"] < 1e-5
+
+
+def test_resnext(save, tmp_path):
+    from moco_d2.checkpoint.mapping import build_torchvision
+
+    torch.manual_seed(0)
+    state = build_torchvision(Architecture(50, width_per_group=2, groups=8)).state_dict()
+    report = convert(save(state), tmp_path / "w.pth")
+    assert (report["depth"], report["width_per_group"], report["groups"]) == (50, 2, 8)
+
+
+def test_refusals_write_nothing(small, official, save, tmp_path):
+    dst = tmp_path / "folder" / "w.pth"
+    good = save(official(small), "good.pth")
+    assert "is a ResNet-18, not a ResNet-50" in refusal(good, dst, expect_depth=50)
+    assert ".pth" in refusal(good, tmp_path / "w.pkl")
+    assert "three different files" in refusal(good, good)
+    assert "three different files" in refusal(good, dst, report=dst)
+    assert "is a folder" in refusal(good, dst, report=tmp_path)
+    assert "cannot write" in refusal(good, dst, report=good / "report.json")
+    assert "cannot write" in refusal(good, good / "w.pth")
+
+    foreign = save({f"backbone.{k}": v for k, v in small.items()}, "foreign.pth")
+    assert str(foreign) in refusal(foreign, dst)
+    truncated = tmp_path / "truncated.pth"
+    truncated.write_bytes(good.read_bytes()[:100_000])
+    assert "damaged" in refusal(truncated, dst)
+
+
+def test_a_failed_proof_writes_nothing(small, official, save, tmp_path):
+    """Complete and finite, but a negative variance makes the features NaN."""
+    small["layer2.0.bn1.running_var"].fill_(-1.0)
+    src = save(official(small))
+    dst = tmp_path / "w.pth"
+    assert "res3" in refusal(src, dst, report=tmp_path / "report.json")
+    dst.write_bytes(b"the weights of yesterday")
+    refusal(src, dst)
+    assert dst.read_bytes() == b"the weights of yesterday"
+
+
+def _load_in_detector(weights: Path, architecture: Architecture, *overrides) -> dict:
+    from detectron2.checkpoint import DetectionCheckpointer
+    from detectron2.config import get_cfg
+    from detectron2.modeling import build_model
+
+    cfg = get_cfg()
+    settings = {
+        **detectron2_settings(architecture),
+        "MODEL.DEVICE": "cpu",
+        "MODEL.RESNETS.NORM": "BN",
+        "MODEL.ROI_HEADS.NUM_CLASSES": 2,
+    }
+    cfg.merge_from_list([x for item in settings.items() for x in item] + list(overrides))
+    model = build_model(cfg)
+    DetectionCheckpointer(model).load(str(weights))
+    return model.state_dict()
+
+
+def test_arrives_in_c4(narrow, official, save, tmp_path):
+    convert(save(official(narrow)), tmp_path / "w.pth")
+    loaded = _load_in_detector(
+        tmp_path / "w.pth",
+        Architecture(50, width_per_group=16),
+        *("MODEL.ROI_HEADS.NAME", "Res5ROIHeads"),
+    )
+    written = load_checkpoint(tmp_path / "w.pth")["model"]
+    for name, tensor in written.items():
+        where = "roi_heads." if name.startswith("res5.") else "backbone."
+        assert torch.equal(loaded[where + name], tensor), name
+
+
+def test_arrives_in_fpn(small, save, tmp_path):
+    convert(save(small), tmp_path / "w.pth")
+    loaded = _load_in_detector(
+        tmp_path / "w.pth",
+        Architecture(18),
+        *("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"),
+        *("MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"]),
+        *("MODEL.FPN.IN_FEATURES", ["res2", "res3", "res4", "res5"]),
+        *("MODEL.FPN.OUT_CHANNELS", 8),
+        *("MODEL.RPN.IN_FEATURES", ["p2", "p3", "p4", "p5", "p6"]),
+        *("MODEL.ANCHOR_GENERATOR.SIZES", [[32], [64], [128], [256], [512]]),
+        *("MODEL.ROI_HEADS.NAME", "StandardROIHeads"),
+        *("MODEL.ROI_HEADS.IN_FEATURES", ["p2", "p3", "p4", "p5"]),
+        *("MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead"),
+        *("MODEL.ROI_BOX_HEAD.NUM_FC", 1),
+        *("MODEL.ROI_BOX_HEAD.FC_DIM", 8),
+    )
+    for name, tensor in load_checkpoint(tmp_path / "w.pth")["model"].items():
+        assert torch.equal(loaded[f"backbone.bottom_up.{name}"], tensor), name
+
+
+def test_command_line(small, official, save, tmp_path):
+    src, dst, report = save(official(small)), tmp_path / "w.pth", tmp_path / "r.json"
+
+    def run(*arguments):
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        command = [sys.executable, str(REPOSITORY / "tools" / "convert.py"), *map(str, arguments)]
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, timeout=200
+        )
+
+    done = run(src, dst, "--report", report)
+    assert done.returncode == 0, done.stderr
+    assert "100 of 100" in done.stdout and f"MODEL.WEIGHTS {dst}" in done.stdout
+    assert json.loads(report.read_text())["depth"] == 18
+
+    text = tmp_path / "text.pth"
+    text.write_text("Not Found")
+    before = listing(tmp_path)
+    refused = run(text, tmp_path / "none.pth")
+    assert refused.returncode == 2 and refused.stdout == ""
+    assert refused.stderr.startswith("error: ") and refused.stderr.count("\n") == 1
+    assert listing(tmp_path) == before

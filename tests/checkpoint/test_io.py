@@ -1,0 +1,135 @@
+import argparse
+import os
+import pickle
+
+import pytest
+import torch
+
+from moco_d2.checkpoint.io import load_checkpoint, save_detectron2
+from moco_d2.errors import UserError
+
+
+class RunsCode:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+def refusal(path) -> str:
+    with pytest.raises(UserError) as caught:
+        load_checkpoint(path)
+    message = str(caught.value)
+    assert "\n" not in message and str(path) in message and "; " in message
+    return message
+
+
+def test_reads_both_formats_of_torch_save(tmp_path):
+    content = {"state_dict": {"a": torch.arange(3.0)}, "epoch": 2}
+    for new in (True, False):
+        torch.save(content, tmp_path / "c.pth", _use_new_zipfile_serialization=new)
+        loaded = load_checkpoint(tmp_path / "c.pth")
+        assert torch.equal(loaded["state_dict"]["a"], torch.arange(3.0)) and loaded["epoch"] == 2
+
+
+def test_missing_file_names_the_closest(tmp_path):
+    (tmp_path / "model_final.pth").write_bytes(b"x")
+    assert "did you mean 'model_final.pth'?" in refusal(tmp_path / "model_fnal.pth")
+    assert "check the path" in refusal(tmp_path / "no" / "such.pth")
+
+
+def test_folder_empty_and_text(tmp_path):
+    assert "is not a file" in refusal(tmp_path)
+    (tmp_path / "empty.pth").touch()
+    assert "is empty" in refusal(tmp_path / "empty.pth")
+    (tmp_path / "lfs.pth").write_text("version https://git-lfs.github.com/spec/v1\nsize 3 é\n" * 20)
+    assert "is a text file" in refusal(tmp_path / "lfs.pth")
+    (tmp_path / "image.pth").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)))
+    assert "not a file that torch.save wrote" in refusal(tmp_path / "image.pth")
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_truncated_anywhere_is_refused(tmp_path, new):
+    whole, cut = tmp_path / "whole.pth", tmp_path / "cut.pth"
+    torch.save({"a": torch.randn(300)}, whole, _use_new_zipfile_serialization=new)
+    data = whole.read_bytes()
+    for length in (1, 2, 10, 50, 200, len(data) // 2, len(data) - 30, len(data) - 1):
+        cut.write_bytes(data[:length])
+        refusal(cut)
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_flipped_bytes_never_give_a_traceback(tmp_path, new):
+    whole, broken = tmp_path / "whole.pth", tmp_path / "broken.pth"
+    torch.save({"a": torch.randn(20)}, whole, _use_new_zipfile_serialization=new)
+    data = whole.read_bytes()
+    refused = 0
+    for position in range(0, len(data), 7):
+        broken.write_bytes(data[:position] + bytes([data[position] ^ 0xFF]) + data[position + 1 :])
+        try:
+            load_checkpoint(broken)
+        except UserError:
+            refused += 1
+    assert refused > 10
+
+
+def test_code_is_not_executed_and_is_named(tmp_path):
+    marker = tmp_path / "executed"
+    torch.save({"state_dict": RunsCode(marker)}, tmp_path / "a.pth")
+    torch.save({"x": RunsCode(marker)}, tmp_path / "b.pth", _use_new_zipfile_serialization=False)
+    (tmp_path / "c.pkl").write_bytes(pickle.dumps({"x": RunsCode(marker)}, protocol=2))
+    for name in ("a.pth", "b.pth", "c.pkl"):
+        assert "system" in refusal(tmp_path / name)
+    assert not marker.exists()
+    torch.save({"args": argparse.Namespace(lr=1)}, tmp_path / "d.pth")
+    assert "argparse.Namespace" in refusal(tmp_path / "d.pth")
+
+
+def test_not_a_dict(tmp_path):
+    torch.save([torch.zeros(1)], tmp_path / "list.pth")
+    assert "holds a list" in refusal(tmp_path / "list.pth")
+
+
+def test_save_detectron2_is_plain_and_loads_safely(tmp_path):
+    path = tmp_path / "folder" / "w.pth"
+    provenance = {"torch": torch.__version__, "list": (1, 2.5, True)}
+    written = save_detectron2(path, {"stem.conv1.weight": torch.ones(2)}, provenance)
+    loaded = torch.load(path, weights_only=True)
+    assert loaded["__author__"] == "moco_d2" and loaded["matching_heuristics"] is True
+    assert torch.equal(loaded["model"]["stem.conv1.weight"], torch.ones(2))
+    assert (
+        loaded["provenance"] == written == {"torch": str(torch.__version__), "list": [1, 2.5, True]}
+    )
+    assert os.listdir(path.parent) == ["w.pth"]
+
+
+def test_refused_verification_leaves_nothing_and_keeps_the_old_file(tmp_path):
+    path = tmp_path / "w.pth"
+
+    def refuse(file):
+        assert file != path and load_checkpoint(file)["model"]
+        raise UserError("no")
+
+    for old in (None, b"old"):
+        if old:
+            path.write_bytes(old)
+        before = os.listdir(tmp_path)
+        with pytest.raises(UserError, match="no"):
+            save_detectron2(path, {"a": torch.ones(1)}, {}, verify=refuse)
+        assert os.listdir(tmp_path) == before
+    assert path.read_bytes() == b"old"
+
+
+def test_what_verification_found_is_in_the_file(tmp_path):
+    path = tmp_path / "w.pth"
+    save_detectron2(path, {"a": torch.ones(1)}, {"x": 1}, verify=lambda file: {"y": 2})
+    assert load_checkpoint(path)["provenance"] == {"x": 1, "y": 2}
+
+
+@pytest.mark.parametrize("name", ["w.pkl", "w", "folder.pth"])
+def test_other_destinations_are_refused(tmp_path, name):
+    (tmp_path / "folder.pth").mkdir()
+    with pytest.raises(UserError, match=r"name (it|the file)"):
+        save_detectron2(tmp_path / name, {"a": torch.ones(1)}, {})
+    assert os.listdir(tmp_path) == ["folder.pth"]

@@ -1,0 +1,124 @@
+"""tools/train_net.py, in this process: what it trains, writes, resumes and refuses."""
+
+import argparse
+import json
+
+import pytest
+import torch
+
+from moco_d2.benchmark.results import read_records
+from moco_d2.errors import UserError
+from moco_d2.transfer.main import train
+
+
+@pytest.fixture
+def run(tiny, words, tmp_path):
+    """Run the tool's main function; returns OUTPUT_DIR."""
+
+    def run(config, data, *overrides, out="out", **flags):
+        folder = tmp_path / out
+        args = argparse.Namespace(config_file=config, resume=False, eval_only=False, force=False)
+        vars(args).update(flags)
+        args.opts = [*tiny, *words(data), "OUTPUT_DIR", str(folder), *overrides]
+        train(args)
+        return folder
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "metrics"),
+    [
+        ("voc_C4_random.yaml", "voc", {"bbox"}),
+        ("coco_FPN_1x_random.yaml", "coco", {"bbox", "segm"}),
+    ],
+)
+def test_two_steps_and_an_evaluation_leave_a_valid_record(run, request, config, kind, metrics):
+    folder = run(config, request.getfixturevalue(kind), "TEST.EVAL_PERIOD", "1")
+    (record,) = read_records([folder])
+    raw = json.loads((folder / "record.json").read_text())
+    assert raw["run"]["task"] == config.removesuffix("_random.yaml")
+    assert raw["run"]["initialisation"] == record.initialisation == "random"
+    assert raw["run"]["seed"] == 1
+    assert set(raw["metrics"]) == metrics
+    assert {"AP", "AP50", "AP75"} <= set(raw["metrics"]["bbox"])
+    assert raw["weights"] is None
+    assert raw["coverage"] == {"expected": 100, "loaded": 0}
+    assert raw["schedule"]["max_iter"] == 2
+    assert raw["config"]["resolved"]["MODEL"]["RESNETS"]["NORM"] == "BN"
+    assert [entry["iteration"] for entry in raw["history"]] == [0, 2]
+    assert not raw["preflight"]["forced"]
+
+
+def test_same_seed_gives_the_same_weights_and_another_seed_others(run, voc):
+    first, second = (run("voc_C4_random.yaml", voc, out=name) for name in ("a", "b"))
+    other = run("voc_C4_random.yaml", voc, "SEED", "2", out="c")
+
+    def weights(folder):
+        return torch.load(folder / "model_final.pth", weights_only=True)["model"]
+
+    a, b, c = map(weights, (first, second, other))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    name = "backbone.stem.conv1.weight"
+    assert not torch.equal(a[name], c[name])
+    records = read_records([first, second, other])
+    assert len({r.matched_sha256 for r in records}) == 1
+
+
+def test_checkpoint_holds_the_optimizer(run, voc):
+    """Stock v0.6 leaves it out, so that --resume starts with no momentum (detectron2 #4110)."""
+    folder = run("voc_C4_random.yaml", voc)
+    state = torch.load(folder / "model_final.pth", weights_only=True)["trainer"]
+    assert state["iteration"] == 1
+    buffers = state["_trainer"]["optimizer"]["state"]
+    assert buffers
+    assert any(s["momentum_buffer"].abs().sum() > 0 for s in buffers.values())
+    more = run("voc_C4_random.yaml", voc, "SOLVER.MAX_ITER", "3", resume=True)
+    assert torch.load(more / "model_final.pth", weights_only=True)["iteration"] == 2
+
+
+def test_finished_detector_is_evaluated_to_the_same_numbers(run, voc):
+    from moco_d2.config import load_config
+    from moco_d2.transfer.main import evaluate
+
+    folder = run("voc_C4_random.yaml", voc)
+    trained = json.loads((folder / "record.json").read_text())["metrics"]
+    cfg = load_config(str(folder / "config.yaml"))
+    cfg.MODEL.WEIGHTS = str(folder / "model_final.pth")
+    assert evaluate(cfg)["bbox"]["AP50"] == pytest.approx(trained["bbox"]["AP50"], nan_ok=True)
+
+
+def test_weights_that_do_not_arrive_stop_the_run_and_leave_nothing(run, voc, tmp_path):
+    torch.save({"model": {"conv1.weight": torch.zeros(64, 3, 7, 7)}}, tmp_path / "foreign.pth")
+    with pytest.raises(UserError, match="only 0 of 100 backbone tensors arrived"):
+        run("voc_C4_moco.yaml", voc, "MODEL.WEIGHTS", str(tmp_path / "foreign.pth"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_force_runs_it_and_marks_the_record(run, voc, tmp_path):
+    torch.save({"model": {"conv1.weight": torch.zeros(64, 3, 7, 7)}}, tmp_path / "foreign.pth")
+    weights = ("MODEL.WEIGHTS", str(tmp_path / "foreign.pth"))
+    folder = run("voc_C4_moco.yaml", voc, *weights, force=True)
+    raw = json.loads((folder / "record.json").read_text())
+    assert raw["preflight"]["forced"]
+    assert raw["preflight"]["findings"][0]["key"] == "MODEL.WEIGHTS"
+    assert raw["weights"]["provenance"] is None
+
+
+def test_diverged_loss_is_one_sentence(run, voc):
+    with pytest.raises(UserError, match="loss is no longer finite at iteration .*SOLVER.BASE_LR"):
+        run(
+            "voc_C4_random.yaml",
+            voc,
+            "SOLVER.BASE_LR",
+            "1e30",
+            "SOLVER.WARMUP_ITERS",
+            "0",
+            "SOLVER.MAX_ITER",
+            "5",
+        )
+
+
+def test_pretraining_config_is_sent_to_the_other_tool(run, voc):
+    with pytest.raises(UserError, match=r"names no task.*tools/pretrain\.py"):
+        run("moco_v2_R50_200ep.yaml", voc)

@@ -1,0 +1,100 @@
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling import build_model
+
+from moco_d2.checkpoint.convert import convert
+from moco_d2.checkpoint.mapping import Architecture, build_torchvision
+from moco_d2.config import load_config
+from moco_d2.errors import UserError
+from moco_d2.transfer.weights import (
+    RANDOM,
+    check_weights_file,
+    describe_weights,
+    measure_coverage,
+    pretrained_tensors,
+)
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """A converted torchvision ResNet-18."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.save(build_torchvision(Architecture(18)).state_dict(), folder / "resnet18.pth")
+    convert(folder / "resnet18.pth", folder / "converted.pth")
+    return folder / "converted.pth"
+
+
+@pytest.fixture
+def detector(tiny, words):
+    def build(config):
+        return build_model(load_config(config, [*tiny, "MODEL.DEVICE", "cpu"]))
+
+    return build
+
+
+def load(model, weights):
+    with measure_coverage(model) as coverage:
+        DetectionCheckpointer(model).load(str(weights))
+    return coverage.result
+
+
+# 20 convolutions of a ResNet-18 with weight, 4 BatchNorm tensors each: 20 * 5 = 100.
+@pytest.mark.parametrize("config", ["voc_C4_moco.yaml", "coco_FPN_1x_moco.yaml"])
+def test_converted_weights_arrive_completely(detector, converted, config):
+    model = detector(config)
+    coverage = load(model, converted)
+    assert (coverage.expected, coverage.loaded, coverage.missing) == (100, 100, ())
+    file = torch.load(converted, weights_only=True)["model"]
+    for name, tensor in pretrained_tensors(model).items():
+        suffix = name.split("bottom_up.")[-1].removeprefix("backbone.").removeprefix("roi_heads.")
+        torch.testing.assert_close(tensor, file[suffix], rtol=0, atol=0)
+
+
+def test_extra_norm_is_not_expected_in_the_file(detector):
+    assert not [
+        n
+        for n in pretrained_tensors(detector("voc_C4_moco.yaml"))
+        if ".norm.w" in n and n.startswith("roi_heads.res5.norm")
+    ]
+
+
+def test_what_does_not_arrive_is_named_and_keeps_its_initial_value(detector, converted, tmp_path):
+    content = torch.load(converted, weights_only=True)
+    del content["model"]["res5.1.conv2.weight"]
+    torch.save(content, tmp_path / "incomplete.pth")
+    model = detector("voc_C4_moco.yaml")
+    initial = model.state_dict()["roi_heads.res5.1.conv2.weight"].clone()
+    coverage = load(model, tmp_path / "incomplete.pth")
+    assert coverage.missing == ("roi_heads.res5.1.conv2.weight",)
+    assert torch.equal(model.state_dict()["roi_heads.res5.1.conv2.weight"], initial)
+
+
+def test_foreign_names_are_noticed(detector, tmp_path):
+    """Detectron2 itself only warns and trains from random values."""
+    state = build_torchvision(Architecture(18)).state_dict()
+    torch.save({"model": state}, tmp_path / "foreign.pth")
+    assert load(detector("voc_C4_moco.yaml"), tmp_path / "foreign.pth").loaded == 0
+
+
+def test_random_initialisation_loads_nothing_and_changes_nothing(detector):
+    model = detector("voc_C4_random.yaml")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert load(model, RANDOM).loaded == 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_empty_or_missing_weights_are_refused():
+    with pytest.raises(UserError, match="write MODEL.WEIGHTS random:// for random"):
+        check_weights_file("")
+    with pytest.raises(UserError, match="weights/none.pth does not exist: make it with tools/conv"):
+        check_weights_file("weights/none.pth")
+    check_weights_file(RANDOM)
+
+
+def test_description_for_the_record(converted):
+    assert describe_weights(RANDOM) is None
+    described = describe_weights(str(converted))
+    assert described["file"] == "converted.pth"
+    assert described["provenance"]["depth"] == 18
+    assert len(described["sha256"]) == 64

@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+import torch
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils.events import EventWriter
@@ -25,6 +26,24 @@ class Trainer(DefaultTrainer):
         coverage = trainer.resume_or_load(resume=False)
         trainer.train()
     """
+
+    def __init__(self, cfg: Any):
+        """
+        Args:
+            cfg: a config as it will run; see schedule.scale_to_hardware.
+        """
+        self._cpu_autocast = cfg.SOLVER.AMP.ENABLED and torch.device(cfg.MODEL.DEVICE).type == "cpu"
+        if self._cpu_autocast:  # Detectron2's AMPTrainer needs CUDA
+            detectron2_cfg = cfg.clone()
+            detectron2_cfg.defrost()
+            detectron2_cfg.SOLVER.AMP.ENABLED = False
+            cfg = detectron2_cfg
+        super().__init__(cfg)
+
+    def run_step(self) -> None:
+        """One iteration; with SOLVER.AMP.ENABLED on a CPU, in bfloat16 where autocast allows."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._cpu_autocast):
+            super().run_step()
 
     @classmethod
     def build_evaluator(

@@ -50,6 +50,19 @@ def test_two_steps_and_an_evaluation_leave_a_valid_record(run, request, config, 
     assert not raw["preflight"]["forced"]
 
 
+def test_amp_on_a_cpu_is_bfloat16(run, voc):
+    """Detectron2's own AMPTrainer refuses to run without CUDA."""
+
+    def first_loss(*overrides, out):
+        folder = run("voc_C4_random.yaml", voc, *overrides, out=out)
+        return json.loads((folder / "metrics.json").read_text().splitlines()[0])["total_loss"]
+
+    exact = first_loss(out="fp32")
+    mixed = first_loss("SOLVER.AMP.ENABLED", "True", out="bf16")
+    assert mixed != exact
+    assert mixed == pytest.approx(exact, rel=0.05)
+
+
 def test_same_seed_gives_the_same_weights_and_another_seed_others(run, voc):
     first, second = (run("voc_C4_random.yaml", voc, out=name) for name in ("a", "b"))
     other = run("voc_C4_random.yaml", voc, "SEED", "2", out="c")

@@ -16,6 +16,7 @@ What stock v0.6 lacks, and what happens without it:
 
 import importlib
 import importlib.machinery
+import re
 import sys
 import types
 from pathlib import Path
@@ -68,7 +69,10 @@ def _coco_eval_class() -> type:
 
 def _imports_compiled_operators_unguarded(detectron2_dir: Path) -> bool:
     source = detectron2_dir / "layers" / "rotated_boxes.py"
-    return source.is_file() and "import _C" in source.read_text()
+    # At the margin: an import inside try or if is guarded.
+    return source.is_file() and bool(
+        re.search(r"^from detectron2 import _C\b", source.read_text(), re.MULTILINE)
+    )
 
 
 def _supply_compiled_operator_placeholder() -> None:

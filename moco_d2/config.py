@@ -140,8 +140,12 @@ def load_config(config_file: str | Path, overrides: list[str] | tuple[str, ...] 
     path = find_config(str(config_file))
     try:
         cfg.merge_from_file(str(path), allow_unsafe=False)
-    except (KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
+    except (KeyError, ValueError, AssertionError, OSError, yaml.YAMLError) as error:
         raise UserError(f"config {path}: {_explain(error, cfg)}") from error
+    except (TypeError, AttributeError) as error:
+        raise UserError(
+            f"config {path}: the file, or its _BASE_, is empty or no mapping of keys to values"
+        ) from error
     if len(overrides) % 2:
         raise UserError(
             f"overrides come in pairs, KEY VALUE KEY VALUE ...; got {len(overrides)} words, the "
@@ -202,8 +206,11 @@ def _unknown_key(key: str, cfg: Any) -> str:
 
 
 def _explain(error: Exception, cfg: Any) -> str:
-    """yacs' own errors, shortened to a sentence."""
-    text = str(error.args[0]) if error.args else str(error)
+    """yacs' and yaml's own errors, shortened to a sentence."""
+    if isinstance(error, OSError):
+        return f"cannot read {error.filename}: {error.strerror}"
+    # A KeyError puts its message in quotes.
+    text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
     prefix = "Non-existent config key: "
     if text.startswith(prefix):
         return _unknown_key(text.removeprefix(prefix), cfg)

@@ -20,7 +20,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     A reader never sees a half-written file under the final name, whatever interrupts the writer.
 
     Raises:
-        UserError: the folder cannot be made or written.
+        UserError: the folder cannot be made or written, or `path` is itself a folder.
     """
     path = Path(path)
     try:
@@ -29,9 +29,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             dir=path.parent, prefix=f".{path.stem}.", suffix=f".tmp{path.suffix}"
         )
     except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror}; choose a folder you can write to"
-        ) from error
+        raise _cannot_write(path, error) from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -41,9 +39,16 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes it private
-        temporary.replace(path)
+        try:
+            temporary.replace(path)
+        except OSError as error:
+            raise _cannot_write(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write {path}: {error.strerror}; choose a folder you can write to")
 
 
 def write_json(path: str | Path, content: Any) -> None:

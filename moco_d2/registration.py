@@ -42,9 +42,16 @@ class _AfterImportFinder(importlib.abc.MetaPathFinder):
                 continue
             spec = finder.find_spec(fullname, path, target)
             if spec is not None and spec.loader is not None:
-                spec.loader = _CallbackLoader(spec.loader, self.pending.pop(fullname))
+                spec.loader = _CallbackLoader(spec.loader, lambda: self._call_back(fullname))
                 return spec
         return None
+
+    def _call_back(self, fullname: str) -> None:
+        # Not before the import has succeeded: many a library looks for the spec of Detectron2 only
+        # to see whether it is installed.
+        callback = self.pending.pop(fullname, None)
+        if callback is not None:
+            callback()
 
 
 _finder = _AfterImportFinder()

@@ -2,8 +2,8 @@
 
 ``{"epoch", "arch", "state_dict", "optimizer"}`` are the official entries: state_dict has
 ``module.encoder_q.*``, ``module.encoder_k.*``, ``module.queue``, ``module.queue_ptr``. Tools
-written for the official files read ours, and ``--resume`` reads theirs. The entry ``moco_d2`` is
-ours: iteration, generator state, configuration. Plain types only, so the file loads with
+written for the official files read ours. The entry ``moco_d2`` is ours: iteration, generator state,
+configuration; ``--resume`` needs it. Plain types only, so the file loads with
 ``weights_only=True``.
 """
 
@@ -39,7 +39,7 @@ def _official_name(name: str) -> str:
 
 
 def load_official_state_dict(model: nn.Module, state_dict: dict[str, torch.Tensor]) -> None:
-    """Load what official_state_dict wrote, or an official file's state_dict.
+    """Load what official_state_dict wrote, or an official file's state_dict: all of it.
 
     Raises:
         UserError: names or shapes differ; names the first and the config key behind it.
@@ -60,17 +60,29 @@ def load_official_state_dict(model: nn.Module, state_dict: dict[str, torch.Tenso
                 f"the checkpoint's {official} is {found} and this config makes it {wanted}: "
                 f"change {key} back"
             )
+    if surplus := [name for name in theirs if name not in ours]:
+        raise UserError(
+            f"the checkpoint has {surplus[0]}, which this config's network has not; it was made "
+            "with other settings: check MOCO.ENCODER against the config.yaml beside it"
+        )
     model.load_state_dict({name: theirs[official] for official, name in ours.items()})
 
 
 class PretrainCheckpointer:
     """Saves to and resumes from OUTPUT_DIR."""
 
-    def __init__(self, cfg: Any, model: nn.Module, optimizer: torch.optim.Optimizer):
+    def __init__(
+        self,
+        cfg: Any,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+    ):
         self.folder = Path(cfg.OUTPUT_DIR)
         self.cfg = cfg
         self.model = model
         self.optimizer = optimizer
+        self.scaler = scaler
 
     def save(self, name: str, *, iteration: int, epoch: int) -> Path:
         """Write ``name`` atomically and point ``last_checkpoint`` at it.
@@ -91,6 +103,7 @@ class PretrainCheckpointer:
                 "iteration": iteration,
                 "config": to_plain(self.cfg),
                 "rng": _rng_state(),
+                "grad_scaler": self.scaler.state_dict(),  # empty unless float16
             },
         }
         with atomic_write(path) as temporary:
@@ -101,6 +114,10 @@ class PretrainCheckpointer:
     def resume(self) -> int:
         """Load the newest checkpoint; returns the number of finished iterations, 0 if there is
         none.
+
+        Raises:
+            UserError: the checkpoint is damaged, lacks what an exact resume needs, or was made
+                with other settings.
         """
         pointer = self.folder / LAST_CHECKPOINT
         if not pointer.is_file():
@@ -109,8 +126,6 @@ class PretrainCheckpointer:
         checkpoint = load_checkpoint(path)
         if "state_dict" not in checkpoint or "optimizer" not in checkpoint:
             raise UserError(f"{path} is not a training checkpoint: it has no optimizer to resume")
-        load_official_state_dict(self.model, checkpoint["state_dict"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
         ours = checkpoint.get("moco_d2")
         if ours is None:
             raise UserError(
@@ -118,6 +133,10 @@ class PretrainCheckpointer:
                 "is unknown, so it "
                 "cannot be resumed exactly"
             )
+        load_official_state_dict(self.model, checkpoint["state_dict"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        if ours.get("grad_scaler"):
+            self.scaler.load_state_dict(ours["grad_scaler"])
         _set_rng_state(ours["rng"])
         return ours["iteration"]
 
@@ -145,4 +164,5 @@ def _set_rng_state(state: dict[str, Any]) -> None:
         (name, keys.numpy().astype(np.uint32), position, has_gauss, state["numpy_cached_gaussian"])
     )
     if torch.cuda.is_available() and "cuda" in state:
-        torch.cuda.set_rng_state_all(state["cuda"])
+        # As many as there are here: the run may have been saved on a machine with more GPUs.
+        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])

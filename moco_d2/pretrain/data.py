@@ -87,6 +87,8 @@ def list_training_images(cfg) -> ImageList:
             "pretraining reads one folder: set DATASETS.TRAIN \"('path/to/images',)\""
             f" (it names {len(names)} now)"
         )
+    if cfg.SOLVER.IMS_PER_BATCH < 1:
+        raise UserError(f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is no batch")
     images = list_images(names[0])
     if cfg.MOCO.PRETEXT == "supervised" and images.labels is None:
         raise UserError(
@@ -111,7 +113,9 @@ def read_image(path: str) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
+    # Pillow raises whatever a damaged file's bytes happen to mean: OSError, SyntaxError,
+    # struct.error, DecompressionBombError, ...
+    except Exception as error:
         raise UserError(f"image {path} does not decode ({error}); remove or replace it") from error
 
 
@@ -206,6 +210,9 @@ def build_loader(dataset: Views, batches: EndlessBatches, *, num_workers: int) -
         pin_memory=torch.cuda.is_available(),
         persistent_workers=False,
         worker_init_fn=_one_thread_per_worker,
+        # A loader draws a seed when it starts. From the process's generator, that would change the
+        # order ShuffleBN draws next, and a resumed run starts a loader more.
+        generator=torch.Generator(),
     )
 
 

@@ -35,7 +35,7 @@ def build_encoder(
     if arch not in ARCHITECTURES:
         raise UserError(
             f"MOCO.ENCODER.ARCH {arch!r} is not one of {', '.join(ARCHITECTURES)}; "
-            f"{closest(arch, ARCHITECTURES)}"
+            f"{closest(arch, ARCHITECTURES) or 'choose one of them'}"
         )
     if arch in BASIC_BLOCK_ARCHITECTURES and width_per_group != 64:
         raise UserError(

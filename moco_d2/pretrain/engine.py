@@ -61,6 +61,7 @@ class Pretrainer(TrainerBase):
         super().__init__()
         self.cfg = cfg
         self.images = list_training_images(cfg)
+        self.views = _build_views(cfg, self.images)
         self.knn = _build_knn_monitor(cfg)
         device = torch.device(cfg.MODEL.DEVICE)
         self.model = build_pretext_model(cfg, self.images).to(device)
@@ -71,6 +72,12 @@ class Pretrainer(TrainerBase):
             lr=cfg.SOLVER.BASE_LR,
             momentum=cfg.SOLVER.MOMENTUM,
             weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+        )
+        self.amp_dtype = _amp_dtype(cfg)
+        # float16's smallest number is large enough to lose gradients: scale them. Does nothing
+        # where it is not enabled.
+        self.scaler = torch.amp.GradScaler(
+            device.type, enabled=cfg.SOLVER.AMP.ENABLED and self.amp_dtype == torch.float16
         )
         self.batches = EndlessBatches(
             len(self.images),
@@ -85,17 +92,21 @@ class Pretrainer(TrainerBase):
             build_schedule(cfg, self.batches.iterations_per_epoch),
             max_iter=self.max_iter,
         )
-        self.checkpointer = PretrainCheckpointer(cfg, self.model, self.optimizer)
+        self.checkpointer = PretrainCheckpointer(cfg, self.model, self.optimizer, self.scaler)
         self.parallel_model = _distribute(self.model)
         self.register_hooks(self._build_hooks())
 
     def _build_hooks(self) -> list[HookBase]:
         built = [hooks.IterationTimer(), hooks.LRScheduler(self.optimizer, self.scheduler)]
-        if comm.is_main_process():
+        main = comm.is_main_process()
+        if main:
             built.append(_SaveCheckpoint(self.cfg.SOLVER.CHECKPOINT_PERIOD))
-            if self.knn is not None:
-                built.append(_EvaluateAtStart(self._evaluate_knn))
-                built.append(hooks.EvalHook(self.cfg.MOCO.KNN.PERIOD, self._evaluate_knn))
+        if self.knn is not None:
+            # One process evaluates, and EvalHook makes all of them wait for it.
+            evaluate = self._evaluate_knn if main else dict
+            built.append(_EvaluateAtStart(evaluate))
+            built.append(hooks.EvalHook(self.cfg.MOCO.KNN.PERIOD, evaluate))
+        if main:
             writers = DeferredWriters(lambda: default_writers(self.cfg.OUTPUT_DIR, self.max_iter))
             built.append(hooks.PeriodicWriter([writers], period=LOG_PERIOD))
             built.append(ProgressBar(f"pretraining ({self.cfg.MOCO.PRETEXT})"))
@@ -118,26 +129,16 @@ class Pretrainer(TrainerBase):
         Raises:
             UserError: an image does not decode, or the loss is no longer finite.
         """
-        loader = build_loader(
-            self._views(), self.batches, num_workers=self.cfg.DATALOADER.NUM_WORKERS
-        )
+        loader = build_loader(self.views, self.batches, num_workers=self.cfg.DATALOADER.NUM_WORKERS)
         self._batches_iterator = iter(loader)
         self.parallel_model.train()
         try:
             super().train(self.start_iter, self.max_iter)
         except UserError as error:
             raise user_error_of_worker(error) from error
-
-    def _views(self) -> Views:
-        augmentation = self.cfg.MOCO.AUGMENTATION
-        transform = build_augmentation(
-            augmentation.NAME,
-            size=augmentation.SIZE,
-            crop_scale=augmentation.CROP_SCALE,
-            blur_sigma=augmentation.BLUR_SIGMA,
-        )
-        names = ("query", "key") if self.cfg.MOCO.PRETEXT == "moco" else ("query",)
-        return Views(self.images, transform, names=names, seed=max(self.cfg.SEED, 0))
+        finally:
+            # Now: workers left to the garbage collector take 5 seconds each to end.
+            self._batches_iterator = None
 
     def run_step(self) -> None:
         """One iteration: data, loss, gradients, optimizer, key encoder and dictionary (paper
@@ -150,8 +151,9 @@ class Pretrainer(TrainerBase):
             outputs = self.parallel_model(batch)
         loss = sum(value for name, value in outputs.items() if name.startswith("loss"))
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.model.finish_step()
         self._record(outputs, data_time)
 
@@ -168,8 +170,7 @@ class Pretrainer(TrainerBase):
     def _autocast(self) -> contextlib.AbstractContextManager:
         if not self.cfg.SOLVER.AMP.ENABLED:
             return contextlib.nullcontext()
-        dtype = getattr(torch, self.cfg.MOCO.AMP_DTYPE)
-        return torch.autocast(torch.device(self.cfg.MODEL.DEVICE).type, dtype=dtype)
+        return torch.autocast(torch.device(self.cfg.MODEL.DEVICE).type, dtype=self.amp_dtype)
 
     def _record(self, outputs: dict[str, torch.Tensor], data_time: float) -> None:
         """Put metrics into the storage; stop at a loss that is not finite."""
@@ -226,6 +227,25 @@ class _SaveCheckpoint(HookBase):
         )
 
 
+def _build_views(cfg: Any, images: ImageList) -> Views:
+    augmentation = cfg.MOCO.AUGMENTATION
+    transform = build_augmentation(
+        augmentation.NAME,
+        size=augmentation.SIZE,
+        crop_scale=augmentation.CROP_SCALE,
+        blur_sigma=augmentation.BLUR_SIGMA,
+    )
+    names = ("query", "key") if cfg.MOCO.PRETEXT == "moco" else ("query",)
+    return Views(images, transform, names=names, seed=max(cfg.SEED, 0))
+
+
+def _amp_dtype(cfg: Any) -> torch.dtype:
+    dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+    if cfg.MOCO.AMP_DTYPE not in dtypes:
+        raise UserError(f"MOCO.AMP_DTYPE {cfg.MOCO.AMP_DTYPE!r} is neither bfloat16 nor float16")
+    return dtypes[cfg.MOCO.AMP_DTYPE]
+
+
 def build_pretext_model(cfg: Any, images: ImageList) -> nn.Module:
     """MoCo or its supervised baseline, as MOCO.PRETEXT says.
 
@@ -234,7 +254,7 @@ def build_pretext_model(cfg: Any, images: ImageList) -> nn.Module:
     """
     if cfg.MOCO.PRETEXT == "moco":
         share = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
-        if share % cfg.MOCO.BN_SPLITS:
+        if cfg.MOCO.BN_SPLITS < 1 or share % cfg.MOCO.BN_SPLITS:
             raise UserError(
                 f"MOCO.BN_SPLITS {cfg.MOCO.BN_SPLITS} does not divide the {share} images a "
                 "process has in a step"
@@ -278,9 +298,13 @@ def _distribute(model: nn.Module) -> nn.Module:
     if comm.get_world_size() == 1:
         return model
     device = next(model.parameters()).device
-    # Buffers stay where they are: every process updates its queue with the same gathered keys, and
-    # BatchNorm statistics are meant to differ (the official code broadcasts the queue, 33.6 MB, in
-    # every step).
+    # All begin with rank 0's queue: every process has a seed of its own, and without
+    # broadcast_buffers the wrapper copies parameters only.
+    for buffer in model.buffers():
+        torch.distributed.broadcast(buffer, src=0)
+    # From then on buffers stay where they are: every process updates its queue with the same
+    # gathered keys, and BatchNorm statistics are meant to differ (the official code broadcasts the
+    # queue, 33.6 MB, in every step).
     return nn.parallel.DistributedDataParallel(
         model,
         device_ids=[device] if device.type == "cuda" else None,

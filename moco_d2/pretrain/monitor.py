@@ -53,7 +53,9 @@ def extract_features(
     """
     device = next(network.parameters()).device
     loader = DataLoader(
-        _LabelledImages(images, build_evaluation_transform(size)), batch_size=batch_size
+        _LabelledImages(images, build_evaluation_transform(size)),
+        batch_size=batch_size,
+        generator=torch.Generator(),  # training's randomness does not depend on how often we look
     )
     features, labels = [], []
     with backbone_in_evaluation(network) as backbone:
@@ -103,6 +105,10 @@ class KNNMonitor:
         Raises:
             UserError: a folder is missing, empty or flat, or the classes differ.
         """
+        if not train or not test:
+            raise UserError(
+                "kNN needs both folders: set MOCO.KNN.TRAIN and MOCO.KNN.TEST, or neither"
+            )
         self.train, self.test = list_images(train), list_images(test)
         for key, folder, images in (
             ("TRAIN", train, self.train),

@@ -29,9 +29,18 @@ class OncePerEpoch(ParamScheduler):
 
 
 def training_length(cfg: Any, iterations_per_epoch: int) -> int:
-    """Number of iterations: MOCO.EPOCHS epochs, or SOLVER.MAX_ITER where that is 0."""
+    """Number of iterations: MOCO.EPOCHS epochs, or SOLVER.MAX_ITER where that is 0.
+
+    Raises:
+        UserError: that is none.
+    """
     if cfg.MOCO.EPOCHS > 0:
         return cfg.MOCO.EPOCHS * iterations_per_epoch
+    if cfg.SOLVER.MAX_ITER < 1:
+        raise UserError(
+            f"nothing to train: MOCO.EPOCHS is {cfg.MOCO.EPOCHS} and SOLVER.MAX_ITER "
+            f"{cfg.SOLVER.MAX_ITER}; set one of them"
+        )
     return cfg.SOLVER.MAX_ITER
 
 
@@ -42,16 +51,20 @@ def build_schedule(cfg: Any, iterations_per_epoch: int) -> ParamScheduler:
     (MOCO.EPOCHS 0) at every iteration, with MOCO.LR_STEPS still in epochs.
 
     Raises:
-        UserError: MOCO.LR_SCHEDULE is neither "step" nor "cosine".
+        UserError: MOCO.LR_SCHEDULE is neither "step" nor "cosine", or MOCO.LR_STEPS do not ascend.
     """
-    epochs = training_length(cfg, iterations_per_epoch) / iterations_per_epoch
+    length = training_length(cfg, iterations_per_epoch)
     if cfg.MOCO.LR_SCHEDULE == "cosine":
         schedule: ParamScheduler = CosineParamScheduler(1.0, 0.0)
     elif cfg.MOCO.LR_SCHEDULE == "step":
-        milestones = [step for step in cfg.MOCO.LR_STEPS if step < epochs]
+        steps = list(cfg.MOCO.LR_STEPS)
+        if steps != sorted(set(steps)) or any(step < 1 for step in steps):
+            raise UserError(f"MOCO.LR_STEPS {tuple(steps)} must be ascending epochs from 1 on")
+        # In iterations, because the length need not be a whole number of epochs.
+        milestones = [s * iterations_per_epoch for s in steps if s * iterations_per_epoch < length]
         schedule = MultiStepParamScheduler(
             [cfg.SOLVER.GAMMA**i for i in range(len(milestones) + 1)],
-            num_updates=math.ceil(epochs),
+            num_updates=length,
             milestones=milestones,
         )
     else:

@@ -79,8 +79,10 @@ def all_gather(x: torch.Tensor) -> torch.Tensor:
     """Tensors (N, ...) of all processes, concatenated in rank order: (W N, ...). No gradient."""
     if world_size() == 1:
         return x
+    # Backends copy memory as it lies: a channels_last batch has to lie alike on both sides.
+    x = x.contiguous()
     gathered = [torch.empty_like(x) for _ in range(world_size())]
-    dist.all_gather(gathered, x.contiguous())
+    dist.all_gather(gathered, x)
     return torch.cat(gathered)
 
 

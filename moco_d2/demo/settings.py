@@ -1,0 +1,40 @@
+"""How large the demo is. Everything here reaches the tools as KEY VALUE overrides, nothing else."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Sizes of the demo.
+
+    Attributes:
+        pretrain_images, knn_test_images: numbers of one-object images, for pretraining and for kNN.
+        detection_train, detection_test: numbers of scenes of each detection set.
+        pretrain_steps: iterations of MoCo, and of the supervised baseline.
+        momentum, queue: of MoCo; a longer run affords a slower key encoder and more keys.
+        finetune_steps: iterations of each detector, by task.
+        seeds: a run each.
+    """
+
+    pretrain_images: int = 4000
+    knn_test_images: int = 800
+    detection_train: int = 200
+    detection_test: int = 80
+    pretrain_steps: int = 550
+    momentum: float = 0.98
+    queue: int = 256
+    finetune_steps: tuple[tuple[str, int], ...] = (("voc_C4", 140), ("coco_FPN_1x", 100))
+    seeds: tuple[int, ...] = (1, 2)
+
+
+SHORT = Settings()
+LONG = Settings(
+    pretrain_images=8000,
+    detection_train=400,
+    detection_test=200,
+    pretrain_steps=2000,
+    momentum=0.99,
+    queue=512,
+    finetune_steps=(("voc_C4", 300), ("coco_FPN_1x", 250)),
+    seeds=(1, 2, 3),
+)

@@ -1,0 +1,35 @@
+#!/usr/bin/env python3
+"""The whole line on generated images: pretrain, convert, fine-tune, table."""
+
+import argparse
+import time
+from pathlib import Path
+
+from moco_d2.errors import run_command
+
+
+def main() -> None:
+    """Parse the command line and run the demo."""
+    parser = argparse.ArgumentParser(
+        description="Pretrain, convert, fine-tune and tabulate on generated images.",
+        epilog="example:\n  tools/demo.py --out output/demo",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, help="folder to write (default: output/demo[-long])")
+    parser.add_argument(
+        "--long", action="store_true", help="larger sets and schedules, up to an hour on two cores"
+    )
+    args = parser.parse_args()
+
+    from moco_d2.demo.pipeline import Demo
+    from moco_d2.demo.settings import LONG, SHORT
+
+    out = args.out or Path("output/demo-long" if args.long else "output/demo")
+    start = time.monotonic()
+    table = Demo(out.resolve(), LONG if args.long else SHORT).run()
+    print(f"\n{table}")
+    print(f"finished in {time.monotonic() - start:.0f} s; open {out / 'index.html'}")
+
+
+if __name__ == "__main__":
+    run_command(main)

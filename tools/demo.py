@@ -26,7 +26,7 @@ def main() -> None:
 
     out = args.out or Path("output/demo-long" if args.long else "output/demo")
     start = time.monotonic()
-    table = Demo(out.resolve(), LONG if args.long else SHORT).run()
+    table = Demo(out, LONG if args.long else SHORT).run()
     print(f"\n{table}")
     print(f"finished in {time.monotonic() - start:.0f} s; open {out / 'index.html'}")
 

@@ -3,6 +3,7 @@
 Initialisations x metrics, differences, the paper beside them, and all reservations.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -229,38 +230,41 @@ def _notes_on_paper(task: str, runs: dict[str, list[Record]], rows: Sequence[Row
 
 def _notes_on_order(rows: Sequence[Row], *, voc: bool) -> Iterable[str]:
     """Which orders the spread supports: a table reads as an order, so it says where it is none."""
-    if not any(row.label == BASELINE for row in rows):
-        yield f"No {BASELINE} run, so no differences and no order."
+    if any(row.label == BASELINE for row in rows):
+        yield (
+            f"In parentheses: difference to {BASELINE}; bold: at least +{HIGHLIGHT_FROM} "
+            "and larger than the spread."
+        )
+    else:
+        yield f"No {BASELINE} run, so no differences."
+    said: dict[str, list[str]] = {"clear": [], "within": [], "single": []}
+    for first, second in itertools.combinations(rows, 2):
+        columns: dict[tuple[str, str], list[str]] = {}
+        for one, other in zip(first.cells, second.cells, strict=True):
+            if one.mean is None or other.mean is None:
+                continue
+            delta = difference(_cell_summary(other), _cell_summary(one))
+            if supported(delta):
+                key = ("clear", "above" if delta.value > 0 else "below")
+            else:
+                key = ("single" if delta.spread is None else "within", "and")
+            columns.setdefault(key, []).append(column_title(one.metric, voc=voc))
+        for (kind, word), titles in columns.items():
+            said[kind].append(f"{second.label} {word} {first.label} in {', '.join(titles)}")
+    if not any(said.values()):
         return
-    clear, unclear, single = [], [], []
-    for row in rows:
-        compared = [c for c in row.cells if c.difference is not None]
-
-        def titles(cells: Iterable[Cell]) -> str:
-            return ", ".join(column_title(c.metric, voc=voc) for c in cells)
-
-        for word, sign in (("above", 1), ("below", -1)):
-            if cells := [c for c in compared if c.supported and c.difference * sign > 0]:
-                clear.append(f"{row.label} {word} {BASELINE} in {titles(cells)}")
-        if cells := [c for c in compared if not c.supported and c.spread is not None]:
-            unclear.append(f"{row.label} in {titles(cells)}")
-        if cells := [c for c in compared if c.spread is None]:
-            single.append(f"{row.label} in {titles(cells)}")
-    if not (clear or unclear or single):
-        return
-    yield (
-        f"In parentheses: difference to {BASELINE}; bold: at least +{HIGHLIGHT_FROM} "
-        "and larger than the spread."
-    )
     yield (
         "Orders the spread over seeds supports (difference larger than the combined standard "
-        "deviation): "
-        f"{'; '.join(clear) or 'none'}."
+        f"deviation): {'; '.join(said['clear']) or 'none'}."
     )
-    if unclear:
-        yield f"Differences within the spread, no order claimed: {'; '.join(unclear)}."
-    if single:
-        yield f"A single run has no spread, no order claimed: {'; '.join(single)}."
+    if said["within"]:
+        yield f"Differences within the spread, no order claimed: {'; '.join(said['within'])}."
+    if said["single"]:
+        yield f"A single run has no spread, no order claimed: {'; '.join(said['single'])}."
+
+
+def _cell_summary(cell: Cell) -> Summary:
+    return Summary(cell.mean, cell.std, cell.n)
 
 
 def _published_table(table: PaperTable) -> Table:

@@ -5,7 +5,9 @@ Writes into one folder: data/, the outputs of every command, logs/, commands.txt
 table.csv, plots and index.html.
 """
 
+import math
 import os
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +212,7 @@ class Demo:
         )
         chance = 1 / len(scenes.CLASSES)
         plots.knn_curve(pretext, root / "knn.svg", chance=chance)
-        knn = knn_summary(pretext, chance)
+        summary = f"{loss_summary(pretext['moco'], settings.queue)} {knn_summary(pretext, chance)}"
         images = []
         for task, _ in settings.finetune_steps:
             picture = root / f"detections_{task}.png"
@@ -226,7 +228,7 @@ class Demo:
                 Section("Fine-tuned detectors", tables=(tables.render(records, "html"),)),
                 Section(
                     "Pretraining",
-                    text=knn,
+                    text=summary,
                     images=(
                         Image(root / "pretext_loss.svg", "MoCo's loss against chance, ln(K+1)"),
                         Image(root / "knn.svg", "kNN accuracy on held-out images"),
@@ -236,7 +238,7 @@ class Demo:
                 Section("Commands", text="\n".join(runner.commands)),
             ],
         )
-        return f"{tables.render(records, 'markdown')}\n{knn}\n"
+        return f"{tables.render(records, 'markdown')}\n{summary}\n"
 
 
 def bfloat16_pays() -> bool:
@@ -245,6 +247,18 @@ def bfloat16_pays() -> bool:
 
     has_instruction = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     return torch.cuda.is_available() or has_instruction()
+
+
+def loss_summary(pretext: list[dict[str, Any]], queue: int) -> str:
+    """One sentence: where MoCo's loss ended, beside chance, and whether it was still falling."""
+    losses = [line["loss_contrastive"] for line in pretext if "loss_contrastive" in line]
+    quarter = losses[-max(2, len(losses) // 4) :]
+    half = len(quarter) // 2
+    fall = statistics.fmean(quarter[:half]) - statistics.fmean(quarter[half:])
+    return (
+        f"MoCo's loss ended at {losses[-1]:.2f}, chance ln(K+1) is {math.log(queue + 1):.2f}; "
+        f"from the first to the second half of its last quarter it fell by {fall:.3f}."
+    )
 
 
 def knn_summary(pretext: dict[str, list[dict[str, Any]]], chance: float) -> str:

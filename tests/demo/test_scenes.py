@@ -123,7 +123,7 @@ def test_coco_annotations(dataset, split, count):
     root = dataset / "coco"
     coco = COCO(str(root / "annotations" / f"{split}.json"))
     assert len(coco.imgs) == count
-    assert [coco.cats[i]["name"] for i in sorted(coco.cats)] == list(scenes.CLASSES)
+    assert [coco.cats[i]["name"] for i in sorted(coco.cats)] == list(scenes.COCO_CLASSES)
     assert min(coco.cats) == 1
     for image in coco.imgs.values():
         path = root / "images" / split / image["file_name"]

@@ -7,7 +7,7 @@ BIN := .venv/bin
 env: .venv/ready
 
 # The lock holds a hash for every package; Detectron2's sdist is built against the locked torch (pyproject.toml).
-.venv/ready: requirements.lock pyproject.toml setup.py
+.venv/ready: requirements.lock requirements-uv.lock pyproject.toml setup.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --require-hashes -r requirements-uv.lock
 	VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --require-hashes -r requirements.lock

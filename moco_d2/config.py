@@ -47,7 +47,8 @@ def add_moco_config(cfg: Any) -> None:
     # Memory format of the convolutions; faster wherever it was measured, the numbers agree to
     # rounding.
     cfg.MOCO.CHANNELS_LAST = True
-    # Number type of autocast when SOLVER.AMP.ENABLED: "bfloat16", or "float16" (GPU only).
+    # Number type of autocast when SOLVER.AMP.ENABLED: "bfloat16", or "float16" with scaled
+    # gradients.
     cfg.MOCO.AMP_DTYPE = "bfloat16"
 
     cfg.MOCO.ENCODER = CN()

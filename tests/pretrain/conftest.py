@@ -1,0 +1,85 @@
+"""A class folder of 24 images, configs of runs of six steps, and a network of kilobytes."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from toy_data import make_class_folders
+
+from moco_d2.config import load_config
+from moco_d2.pretrain import moco, supervised
+
+TINY = {
+    "MODEL.DEVICE": "cpu",
+    "SEED": 1,
+    "DATALOADER.NUM_WORKERS": 0,
+    "SOLVER.IMS_PER_BATCH": 8,
+    "SOLVER.CHECKPOINT_PERIOD": 3,
+    "MOCO.EPOCHS": 2,  # of 24 / 8 = 3 iterations
+    "MOCO.ENCODER.ARCH": "resnet18",
+    "MOCO.ENCODER.DIM": 16,
+    "MOCO.DICTIONARY.SIZE": 20,
+    "MOCO.BN_SPLITS": 2,
+    "MOCO.AUGMENTATION.SIZE": 32,
+}
+IMAGES_PER_CLASS = 12
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    """A class folder: {dark,light}/{0..11}.png."""
+    return make_class_folders(tmp_path_factory.mktemp("data") / "images", IMAGES_PER_CLASS)
+
+
+@pytest.fixture
+def words(images, tmp_path):
+    """Overrides of a tiny run as the words of a command line; writes into tmp_path / "out"."""
+
+    def build(overrides: dict) -> list[str]:
+        data = {"DATASETS.TRAIN": (str(images),), "OUTPUT_DIR": tmp_path / "out"}
+        merged = {**TINY, **data, **overrides}
+        return [str(word) for pair in merged.items() for word in pair]
+
+    return build
+
+
+@pytest.fixture
+def make_config(words):
+    """Function: overrides, packaged config -> cfg of a tiny run."""
+
+    def build(overrides: dict | None = None, *, config: str = "moco_v2_R50_200ep.yaml"):
+        return load_config(config, words(overrides or {}))
+
+    return build
+
+
+class SmallNetwork(nn.Module):
+    """Convolution, BatchNorm, average pooling and a head named as torchvision and MoCo v2 do.
+
+    Where the network does not matter: a step in a millisecond, a checkpoint of kilobytes.
+    """
+
+    WIDTH = 10
+
+    def __init__(self, dim: int, *, mlp: bool = False, norm_layer=None):
+        super().__init__()
+        self.conv = nn.Conv2d(3, self.WIDTH, 3)
+        self.bn = (norm_layer or nn.BatchNorm2d)(self.WIDTH)
+        self.fc = nn.Linear(self.WIDTH, dim)
+        if mlp:
+            self.fc = nn.Sequential(nn.Linear(self.WIDTH, self.WIDTH), nn.ReLU(), self.fc)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(F.relu(self.bn(self.conv(x))).mean(dim=(2, 3)))
+
+
+@pytest.fixture
+def small_network(monkeypatch):
+    """Pretraining builds a SmallNetwork, whatever MOCO.ENCODER.ARCH says."""
+
+    def build(arch, *, dim, mlp=False, width_per_group=64, norm_layer=None):
+        return SmallNetwork(dim, mlp=mlp, norm_layer=norm_layer)
+
+    for module in (moco, supervised):
+        monkeypatch.setattr(module, "build_encoder", build)
+    return SmallNetwork

@@ -1,0 +1,249 @@
+"""Whole pretraining runs of a few steps, in this process."""
+
+import json
+import logging
+import multiprocessing
+import shutil
+
+import pytest
+import torch
+from detectron2.engine import HookBase
+
+from moco_d2.errors import UserError
+from moco_d2.launch import seed
+from moco_d2.pretrain.engine import FINAL_CHECKPOINT, Pretrainer
+
+pytestmark = pytest.mark.usefixtures("small_network")
+
+
+class StopAfter(HookBase):
+    """Ctrl-C after a number of iterations."""
+
+    def __init__(self, iterations: int):
+        self.iterations = iterations
+
+    def after_step(self) -> None:
+        if self.trainer.iter + 1 == self.iterations:
+            raise KeyboardInterrupt
+
+
+def run(cfg, *, resume: bool = False, stop_after: int | None = None) -> Pretrainer:
+    """What moco_d2.pretrain.main does, without its log files."""
+    seed(cfg)
+    trainer = Pretrainer(cfg)
+    trainer.resume_or_start(resume=resume)
+    if stop_after is None:
+        trainer.train()
+    else:
+        trainer.register_hooks([StopAfter(stop_after)])
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+    return trainer
+
+
+def values(trainer: Pretrainer, name: str = "total_loss") -> dict[int, float]:
+    """Every value of a metric, by iteration; metrics.json has medians of the last 20."""
+    return {iteration: value for value, iteration in trainer.storage.history(name).values()}
+
+
+def metrics(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+
+
+def assert_bitwise_equal(a, b, where="") -> None:
+    """Nested dicts and lists of tensors and plain values."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_bitwise_equal(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_bitwise_equal(x, y, f"{where}[{i}]")
+    else:
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, where
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("period", [3, 2], ids=["epoch", "within-epoch"])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
+    make_config, images, tmp_path, workers, period
+):
+    def config(name):
+        return make_config(
+            {
+                "OUTPUT_DIR": tmp_path / name,
+                "DATALOADER.NUM_WORKERS": workers,
+                "SOLVER.CHECKPOINT_PERIOD": period,
+                # Looking at the features must change nothing either.
+                "MOCO.KNN.TRAIN": images,
+                "MOCO.KNN.TEST": images,
+                "MOCO.KNN.PERIOD": period,
+            }
+        )
+
+    straight = run(config("straight"))
+    run(config("resumed"), stop_after=3)
+    resumed = run(config("resumed"), resume=True)
+
+    assert resumed.start_iter == period
+    assert sorted(values(straight)) == list(range(6))
+    for name in ("total_loss", "lr", "pretext_accuracy"):
+        wanted = {i: v for i, v in values(straight, name).items() if i >= period}
+        assert values(resumed, name) == wanted
+    final = [
+        torch.load(tmp_path / name / FINAL_CHECKPOINT, weights_only=True)
+        for name in ("straight", "resumed")
+    ]
+    for checkpoint in final:
+        del checkpoint["moco_d2"]["config"]  # differs in OUTPUT_DIR
+    assert_bitwise_equal(*final)
+    last = [metrics(tmp_path / name)[-1] for name in ("straight", "resumed")]
+    assert last[0] == last[1] == {"iteration": 6, "knn_accuracy": last[0]["knn_accuracy"]}
+
+
+@pytest.mark.parametrize("stop_after", [None, 3], ids=["finished", "interrupted"])
+def test_no_worker_outlives_the_run(make_config, stop_after):
+    trainer = run(make_config({"DATALOADER.NUM_WORKERS": 2}), stop_after=stop_after)
+    assert trainer.iter > 1
+    assert not multiprocessing.active_children()
+
+
+def test_the_learning_rate_is_set_once_an_epoch(make_config):
+    trainer = run(make_config({"SOLVER.BASE_LR": 0.04}))
+    assert values(trainer, "lr") == pytest.approx(
+        {0: 0.04, 1: 0.04, 2: 0.04, 3: 0.02, 4: 0.02, 5: 0.02}  # half a cosine over two epochs
+    )
+
+
+def test_another_seed_is_another_run(make_config):
+    config = {"MOCO.EPOCHS": 0, "SOLVER.MAX_ITER": 2}
+    first, again, other = (run(make_config({**config, "SEED": s})) for s in (1, 1, 2))
+    assert values(first) == values(again)
+    assert set(values(first).values()).isdisjoint(values(other).values())
+
+
+def test_checkpoints_and_metrics_of_a_run(make_config, images, tmp_path):
+    trainer = run(make_config({"MOCO.KNN.TRAIN": images, "MOCO.KNN.TEST": images}))
+    out = tmp_path / "out"
+    assert (out / "last_checkpoint").read_text() == FINAL_CHECKPOINT
+    for name, epoch in (("checkpoint_0000003.pth.tar", 1), (FINAL_CHECKPOINT, 2)):
+        content = torch.load(out / name, weights_only=True)
+        assert (content["epoch"], content["moco_d2"]["iteration"]) == (epoch, 3 * epoch)
+    # 48 keys of 6 steps through a queue of 20
+    assert content["state_dict"]["module.queue_ptr"].tolist() == [48 % 20]
+    random, losses, trained = metrics(out)
+    assert random["iteration"] == 0 and 0 <= random["knn_accuracy"] <= 1
+    assert losses["iteration"] == 5 and losses["total_loss"] == losses["loss_contrastive"] > 0
+    accuracy = trainer.knn(trainer.model.encoder_q)
+    assert trained == {"iteration": 6, "knn_accuracy": accuracy}
+
+
+def test_resuming_a_finished_run_trains_no_further(make_config, tmp_path):
+    run(make_config())
+    before = (tmp_path / "out" / FINAL_CHECKPOINT).read_bytes()
+    trainer = run(make_config(), resume=True)
+    assert trainer.start_iter == trainer.max_iter == 6
+    assert (tmp_path / "out" / FINAL_CHECKPOINT).read_bytes() == before
+
+
+def test_supervised_pretraining_learns_and_resumes(make_config, tmp_path):
+    overrides = {"MOCO.PRETEXT": "supervised", "MOCO.EPOCHS": 20, "SOLVER.BASE_LR": 0.1}
+    trainer = run(make_config(overrides))
+    accuracy = values(trainer, "pretext_accuracy")
+    assert sum(accuracy[i] for i in range(57, 60)) / 3 > 0.9  # dark against light
+    content = torch.load(tmp_path / "out" / FINAL_CHECKPOINT, weights_only=True)
+    assert content["state_dict"]["module.fc.weight"].shape == (2, 10)
+    assert content["moco_d2"]["pretext"] == "supervised"
+    assert run(make_config(overrides), resume=True).start_iter == 60
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_mixed_precision_follows_full_precision_and_resumes(make_config, tmp_path, dtype):
+    full = values(run(make_config()))
+    mixed = {"SOLVER.AMP.ENABLED": True, "MOCO.AMP_DTYPE": dtype}
+    straight = run(make_config({**mixed, "OUTPUT_DIR": tmp_path / "straight"}))
+    # Also the later steps: gradients arrive, which float16 without scaling would lose in part.
+    assert values(straight) == pytest.approx(full, rel=0.05)
+    assert values(straight) != full
+    run(make_config(mixed), stop_after=3)
+    resumed = run(make_config(mixed), resume=True)
+    assert values(resumed) == {i: v for i, v in values(straight).items() if i >= 3}
+
+
+def test_float16_gradients_are_scaled_and_the_scale_survives_a_resume(make_config, tmp_path):
+    mixed = {"SOLVER.AMP.ENABLED": True, "MOCO.AMP_DTYPE": "float16"}
+    trainer = run(make_config(mixed), stop_after=3)
+    steps = trainer.scaler.state_dict()["_growth_tracker"]
+    assert trainer.scaler.get_scale() > 1
+    again = Pretrainer(make_config(mixed))
+    again.resume_or_start(resume=True)
+    assert again.scaler.state_dict()["_growth_tracker"] == steps == 3
+    assert not run(make_config(), stop_after=1).scaler.is_enabled()
+
+
+def test_channels_last_changes_the_layout_and_not_the_numbers(make_config):
+    short = {"MOCO.EPOCHS": 0, "SOLVER.MAX_ITER": 3}
+    last, first = (run(make_config({**short, "MOCO.CHANNELS_LAST": on})) for on in (True, False))
+    assert values(last) == pytest.approx(values(first), rel=1e-3)
+    weight = last.model.encoder_q.conv.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(make_config, tmp_path):
+    overrides = {"SOLVER.BASE_LR": 1e30, "SOLVER.CHECKPOINT_PERIOD": 100}
+    with pytest.raises(UserError, match=r"loss is nan .* lower SOLVER\.BASE_LR \(now 1e\+30\)"):
+        run(make_config(overrides))
+    assert not list((tmp_path / "out").glob("*.pth.tar"))
+
+
+def test_a_damaged_image_is_one_sentence_that_names_it(make_config, images, tmp_path):
+    folder = tmp_path / "damaged"
+    shutil.copytree(images, folder)
+    damaged = folder / "light" / "7.png"
+    damaged.write_bytes(b"no image")
+    with pytest.raises(UserError) as caught:  # test_pretrain_command.py: of a worker
+        run(make_config({"DATASETS.TRAIN": (str(folder),)}))
+    assert str(caught.value).startswith(f"image {damaged} does not decode")
+    assert str(caught.value).endswith("remove or replace it")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"MOCO.PRETEXT": "rotation"}, r"MOCO\.PRETEXT 'rotation'"),
+        ({"MOCO.BN_SPLITS": 3}, r"MOCO\.BN_SPLITS 3 does not divide the 8 images"),
+        ({"MOCO.BN_SPLITS": 0}, r"MOCO\.BN_SPLITS 0"),
+        ({"MOCO.AUGMENTATION.NAME": "v9"}, r"MOCO\.AUGMENTATION\.NAME 'v9'"),
+        ({"MOCO.LR_SCHEDULE": "flat"}, r"MOCO\.LR_SCHEDULE 'flat'"),
+        ({"MOCO.DICTIONARY.NAME": "Bag"}, r"MOCO\.DICTIONARY\.NAME 'Bag'"),
+        ({"MOCO.KNN.TRAIN": "nowhere"}, r"MOCO\.KNN\.TRAIN and MOCO\.KNN\.TEST"),
+        (
+            {"SOLVER.AMP.ENABLED": True, "MOCO.AMP_DTYPE": "float8"},
+            r"MOCO\.AMP_DTYPE 'float8' is neither bfloat16 nor float16",
+        ),
+        ({"SOLVER.IMS_PER_BATCH": 0}, r"SOLVER\.IMS_PER_BATCH 0"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_settings_that_cannot_work_are_refused_before_anything_is_written(
+    make_config, tmp_path, overrides, message
+):
+    with pytest.raises(UserError, match=message):
+        Pretrainer(make_config(overrides))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_leak_and_a_dictionary_larger_than_the_data_are_warned_of(
+    make_config, caplog, monkeypatch
+):
+    # Detectron2's setup_logger, run by whichever test, cuts loggers off from the one pytest reads.
+    monkeypatch.setattr(logging.getLogger("moco_d2"), "propagate", True)
+    Pretrainer(make_config({"MOCO.BN_SPLITS": 1, "MOCO.DICTIONARY.SIZE": 25}))
+    assert "set MOCO.BN_SPLITS 8" in caplog.text
+    assert "set MOCO.DICTIONARY.SIZE below 24" in caplog.text
+    caplog.clear()
+    Pretrainer(make_config({"MOCO.BN_SPLITS": 2, "MOCO.DICTIONARY.SIZE": 24}))
+    assert not caplog.text

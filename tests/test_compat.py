@@ -1,0 +1,140 @@
+import contextlib
+import io
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from toy_data import make_coco
+
+import moco_d2  # noqa: F401  what is tested happens when Detectron2 is imported after it
+from moco_d2 import compat
+
+
+def test_placeholder_complains_when_an_operator_is_used_and_not_before():
+    placeholder = compat._MissingOperators("detectron2._C")
+    with pytest.raises(NotImplementedError) as caught:
+        placeholder.nms_rotated(1, 2, 3)
+    assert "detectron2._C.nms_rotated is a compiled operator" in str(caught.value)
+    assert "Detectron2 built from source" in str(caught.value)
+
+
+def test_placeholder_passes_for_a_module():
+    """Copying, pickling and inspecting look for names that no module has."""
+    placeholder = compat._MissingOperators("detectron2._C")
+    for name in ("__wrapped__", "__file__", "__path__"):
+        assert not hasattr(placeholder, name)
+    assert placeholder.has_cuda() is False
+    assert placeholder.get_compiler_version().startswith("none")
+
+
+def test_layers_with_compiled_operators_import_on_this_installation():
+    from detectron2.layers import DeformConv, ROIAlignRotated, nms_rotated
+
+    assert all(map(callable, (DeformConv, ROIAlignRotated, nms_rotated)))
+
+
+@pytest.mark.skipif(compat.has_compiled_operators(), reason="this Detectron2 has its operators")
+def test_using_one_of_them_here_says_what_to_do():
+    import torch
+    from detectron2.layers.rotated_boxes import pairwise_iou_rotated
+
+    with pytest.raises(NotImplementedError, match="box_iou_rotated is a compiled operator"):
+        pairwise_iou_rotated(torch.zeros(1, 5), torch.zeros(1, 5))
+
+
+V06 = "import torch\nfrom detectron2 import _C\n\ndef iou(a, b):\n    return _C.box(a, b)\n"
+MAIN = "import torch\n\ndef iou(a, b):\n    return torch.ops.detectron2.box(a, b)\n"
+GUARDED = "try:\n    from detectron2 import _C\nexcept ImportError:\n    _C = None\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "compiled", "supplied"),
+    [(V06, False, True), (V06, True, False), (MAIN, False, False), (GUARDED, False, False)],
+    ids=["0.6 without operators", "0.6 with operators", "main", "guarded"],
+)
+def test_only_a_detectron2_that_needs_the_placeholder_gets_it(
+    tmp_path, monkeypatch, source, compiled, supplied
+):
+    layers = tmp_path / "detectron2" / "layers"
+    layers.mkdir(parents=True)
+    (layers / "rotated_boxes.py").write_text(source)
+    if compiled:
+        (layers.parent / "_C.py").write_text("")
+    package = types.ModuleType("detectron2")
+    package.__path__ = [str(layers.parent)]
+    for name in ("detectron2._C", "detectron2.evaluation.fast_eval_api"):
+        # Set first, so that what apply() leaves there is taken away again.
+        monkeypatch.setitem(sys.modules, name, None)
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "detectron2", package)
+    compat.apply()
+    compat.apply()
+    assert ("detectron2._C" in sys.modules) == supplied
+    assert ("detectron2.evaluation.fast_eval_api" in sys.modules) == supplied
+    assert hasattr(package, "_C") == supplied
+
+
+def test_numpy_and_pillow_names_are_supplied_only_where_missing(monkeypatch):
+    ours = object()
+    monkeypatch.setattr(np, "str", ours, raising=False)
+    monkeypatch.setattr(Image, "LINEAR", ours, raising=False)
+    compat.apply()
+    assert np.str is ours and Image.LINEAR is ours
+    monkeypatch.delattr(np, "str")
+    monkeypatch.delattr(Image, "LINEAR")
+    compat.apply()
+    assert np.str is str and Image.LINEAR == Image.BILINEAR
+    assert np.float is float and np.int is int and np.object is object
+
+
+def test_numpys_own_bool_stays_numpys():
+    assert np.dtype(np.bool) == np.dtype(bool)
+    if int(np.__version__.split(".")[0]) >= 2:
+        assert np.bool is np.bool_
+
+
+def test_fast_evaluation_is_faster_coco_evals():
+    from detectron2.evaluation.fast_eval_api import COCOeval_opt
+    from faster_coco_eval.core.faster_eval_api import COCOeval_faster
+
+    assert issubclass(COCOeval_opt, COCOeval_faster)
+
+
+def test_fast_evaluation_agrees_with_pycocotools(tmp_path):
+    from detectron2.evaluation.fast_eval_api import COCOeval_opt
+
+    root = make_coco(tmp_path / "coco", images=8)
+    rng = np.random.default_rng(0)
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(root / "test.json"))
+        annotations = json.loads((root / "test.json").read_text())["annotations"]
+        detections = [
+            {
+                "image_id": a["image_id"],
+                "category_id": a["category_id"],
+                "bbox": (np.array(a["bbox"]) + rng.normal(0, 4, 4)).tolist(),
+                "score": float(rng.random()),
+            }
+            for a in annotations * 3
+        ]
+        found = truth.loadRes(detections)
+        stats = []
+        for evaluator in (COCOeval_opt(truth, found, "bbox"), COCOeval(truth, found, "bbox")):
+            evaluator.evaluate()
+            evaluator.accumulate()
+            evaluator.summarize()
+            stats.append(list(evaluator.stats[:12]))
+    assert stats[0] == pytest.approx(stats[1], abs=1e-9)
+    assert 0 < stats[0][0] < 1
+
+
+def test_optimizer_in_checkpoints_is_detected_by_feature():
+    has = type("Trainer", (), {"state_dict": lambda self: {}})
+    inherits = type("Child", (has,), {})
+    assert compat.checkpoints_hold_the_optimizer(has)
+    assert not compat.checkpoints_hold_the_optimizer(inherits)

@@ -1,0 +1,170 @@
+import json
+import shutil
+
+import pytest
+
+from moco_d2.config import (
+    add_moco_config,
+    config_root,
+    find_config,
+    flatten,
+    has_key,
+    load_config,
+    to_plain,
+)
+from moco_d2.errors import UserError
+
+# Defaults of the official main_moco.py, and the switches of its v2 recipe (--mlp --moco-t 0.2
+# --aug-plus --cos); arXiv:1911.05722 section 4.1, arXiv:2003.04297 section 3.
+V1 = {
+    "MOCO.PRETEXT": "moco",
+    "MOCO.EPOCHS": 200,
+    "MOCO.LR_SCHEDULE": "step",
+    "MOCO.LR_STEPS": (120, 160),
+    "MOCO.MOMENTUM": 0.999,
+    "MOCO.TEMPERATURE": 0.07,
+    "MOCO.ENCODER.ARCH": "resnet50",
+    "MOCO.ENCODER.WIDTH_PER_GROUP": 64,
+    "MOCO.ENCODER.DIM": 128,
+    "MOCO.ENCODER.MLP": False,
+    "MOCO.DICTIONARY.NAME": "Queue",
+    "MOCO.DICTIONARY.SIZE": 65536,
+    "MOCO.AUGMENTATION.NAME": "v1",
+    "MOCO.AUGMENTATION.SIZE": 224,
+    "MOCO.AUGMENTATION.CROP_SCALE": (0.2, 1.0),
+    "SOLVER.BASE_LR": 0.03,
+    "SOLVER.IMS_PER_BATCH": 256,
+    "SOLVER.MOMENTUM": 0.9,
+    "SOLVER.WEIGHT_DECAY": 0.0001,
+    "SOLVER.GAMMA": 0.1,
+    "SOLVER.AMP.ENABLED": False,
+}
+V2 = {
+    **V1,
+    "MOCO.LR_SCHEDULE": "cosine",
+    "MOCO.TEMPERATURE": 0.2,
+    "MOCO.ENCODER.MLP": True,
+    "MOCO.AUGMENTATION.NAME": "v2",
+    "MOCO.AUGMENTATION.BLUR_SIGMA": (0.1, 2.0),
+}
+PRETRAINING = {
+    "base.yaml": {name: value for name, value in V1.items() if name.startswith("SOLVER")},
+    "moco_v1_R50_200ep.yaml": V1,
+    "moco_v2_R50_200ep.yaml": V2,
+    "moco_v2_R50_800ep.yaml": {**V2, "MOCO.EPOCHS": 800},
+    "supervised_R50_200ep.yaml": {**V2, "MOCO.PRETEXT": "supervised"},
+}
+
+
+def test_every_pretraining_config_is_listed_here():
+    assert {path.name for path in (config_root() / "pretrain").glob("*.yaml")} == set(PRETRAINING)
+
+
+@pytest.mark.parametrize("name", PRETRAINING)
+def test_pretraining_config_has_the_papers_values(name):
+    flat = flatten(load_config(config_root() / "pretrain" / name))
+    assert {key: flat[key] for key in PRETRAINING[name]} == PRETRAINING[name]
+
+
+def test_the_supervised_baseline_differs_in_the_pretext_only():
+    moco, supervised = (
+        flatten(load_config(name))
+        for name in ("moco_v2_R50_200ep.yaml", "supervised_R50_200ep.yaml")
+    )
+    assert {key for key in moco if moco[key] != supervised[key]} == {"MOCO.PRETEXT"}
+
+
+def test_adding_our_keys_twice_changes_nothing():
+    cfg = load_config("moco_v2_R50_800ep.yaml")
+    add_moco_config(cfg)
+    assert cfg.MOCO.EPOCHS == 800
+
+
+def test_find_config_takes_a_bare_name_or_a_path(tmp_path, monkeypatch):
+    packaged = config_root() / "pretrain" / "moco_v2_R50_200ep.yaml"
+    own = shutil.copy(packaged, tmp_path / "own.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert find_config("moco_v2_R50_200ep.yaml") == packaged
+    assert find_config("moco_v2_R50_200ep") == packaged
+    assert find_config("configs/pretrain/moco_v2_R50_200ep.yaml") == packaged
+    assert find_config("own.yaml").resolve() == own.resolve()
+    own.rename(tmp_path / "moco_v2_R50_200ep.yaml")  # what lies here comes before what is packaged
+    assert find_config("moco_v2_R50_200ep.yaml").resolve().parent == tmp_path
+
+
+def test_missing_config_names_the_closest(tmp_path):
+    with pytest.raises(UserError, match="did you mean 'moco_v2_R50_800ep.yaml'"):
+        find_config("moco_v2_r50_800ep.yaml")
+    with pytest.raises(UserError, match="no config file"):
+        find_config(str(tmp_path / "moco_v2_R50_200ep.yaml"))  # a path that exists but for the file
+    with pytest.raises(UserError, match=f"see {config_root()}"):
+        find_config("xxxxxxxxxxxxxxxxxx")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["MOCO.ENCODER.DIMM", "64"], "unknown config key MOCO.ENCODER.DIMM; did you mean"),
+        (["SOLVER.BASE_LR"], "overrides come in pairs"),
+        (["SOLVER.BASE_LR", "fast"], "override on the command line: Type mismatch"),
+        (["xyzzy", "1"], "unknown config key xyzzy; see moco_d2/config.py"),
+    ],
+)
+def test_wrong_overrides_are_one_sentence(overrides, message):
+    with pytest.raises(UserError) as caught:
+        load_config("moco_v2_R50_200ep.yaml", overrides)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("yaml", "message"),
+    [
+        ("MOCO:\n  TEMPERATUR: 0.1\n", "unknown config key MOCO.TEMPERATUR; did you mean 'MOCO.T"),
+        ("MOCO:\n  EPOCHS: many\n", "Type mismatch"),
+        ("MOCO: [unclosed\n", "while parsing"),
+        ("", "empty or no mapping"),
+        ("- 1\n- 2\n", "empty or no mapping"),
+        ("_BASE_: nowhere.yaml\n", "nowhere.yaml"),
+        ("_BASE_: [nowhere.yaml]\n", "nowhere.yaml"),
+        ("VERSION: \xff\n", "can't decode byte 0xff"),
+    ],
+    ids=["key", "type", "syntax", "empty", "list", "base", "bases", "encoding"],
+)
+def test_wrong_files_are_one_sentence_that_names_them(tmp_path, yaml, message):
+    file = tmp_path / "wrong.yaml"
+    file.write_bytes(yaml.encode("latin-1"))
+    with pytest.raises(UserError) as caught:
+        load_config(file)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["file", "base"])
+def test_a_yaml_tag_that_runs_code_is_refused(tmp_path, place):
+    (tmp_path / "evil.yaml").write_text(
+        f"OUTPUT_DIR: !!python/object/apply:os.system ['touch {tmp_path}/ran']\n"
+    )
+    (tmp_path / "base.yaml").write_text("_BASE_: evil.yaml\n")
+    name = "evil.yaml" if place == "file" else "base.yaml"
+    with pytest.raises(UserError, match=r"python/object/apply:os\.system"):
+        load_config(tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_has_key_follows_the_dots():
+    cfg = load_config("moco_v1_R50_200ep.yaml")
+    assert has_key(cfg, "MOCO.ENCODER.DIM") and has_key(cfg, "MOCO")
+    assert not has_key(cfg, "MOCO.ENCODER.DIM.X") and not has_key(cfg, "MOCO.NONE")
+
+
+def test_flatten_and_to_plain():
+    cfg = load_config("moco_v1_R50_200ep.yaml")
+    cfg.MOCO.TEMPERATURE = float("inf")
+    flat = flatten(cfg.MOCO)
+    assert flat["ENCODER.DIM"] == 128 and flat["LR_STEPS"] == (120, 160)
+    assert not any(isinstance(value, dict) for value in flat.values())
+    plain = to_plain(cfg)
+    assert type(plain) is dict and type(plain["MOCO"]["ENCODER"]) is dict
+    assert plain["MOCO"]["LR_STEPS"] == [120, 160]
+    assert plain["MOCO"]["TEMPERATURE"] == "inf"
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain

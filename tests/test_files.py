@@ -1,0 +1,78 @@
+import hashlib
+import json
+import stat
+
+import pytest
+
+from moco_d2.errors import UserError
+from moco_d2.files import atomic_write, sha256, sha256_of_json, write_json, write_text
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_atomic_write_gives_the_file_its_name_only_when_it_is_whole(tmp_path):
+    path = tmp_path / "new" / "folder" / "x.json"
+    with atomic_write(path) as temporary:
+        temporary.write_text("half")
+        assert not path.exists() and temporary.parent == path.parent
+        assert temporary.suffix == ".json"  # writers that look at the suffix still work
+        temporary.write_text("whole")
+    assert path.read_text() == "whole"
+    assert names(path.parent) == ["x.json"]
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
+def test_a_failed_write_leaves_nothing_behind_and_keeps_the_old_file(tmp_path, failure):
+    path = tmp_path / "x.txt"
+    for before in ([], ["x.txt"]):
+        with pytest.raises(failure), atomic_write(path) as temporary:
+            temporary.write_text("half")
+            raise failure
+        assert names(tmp_path) == before
+        if before:
+            assert path.read_text() == "old"
+        path.write_text("old")
+
+
+def test_a_written_file_has_the_permissions_of_any_other(tmp_path):
+    write_text(tmp_path / "ours", "x")
+    (tmp_path / "plain").write_text("x")
+    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("ours", "plain")}
+    assert len(modes) == 1
+
+
+def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"cannot write .*/file/x\.txt: .*choose a folder"):
+        write_text(tmp_path / "file" / "x.txt", "y")
+
+
+def test_a_folder_in_the_files_place_is_a_user_error(tmp_path):
+    (tmp_path / "x.txt").mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*/x\.txt"):
+        write_text(tmp_path / "x.txt", "y")
+    assert names(tmp_path) == ["x.txt"]
+
+
+def test_write_json_refuses_what_json_has_not(tmp_path):
+    write_json(tmp_path / "x.json", {"b": [1, 2], "a": "é"})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": "é", "b": [1, 2]}
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "nan.json", {"a": float("nan")})
+    assert names(tmp_path) == ["x.json"]
+
+
+@pytest.mark.parametrize("size", [0, 1, (1 << 20) + 7])
+def test_sha256_is_of_the_content(tmp_path, size):
+    content = bytes(i % 251 for i in range(size))
+    (tmp_path / "x").write_bytes(content)
+    assert sha256(tmp_path / "x") == hashlib.sha256(content).hexdigest()
+
+
+def test_sha256_of_json_follows_the_content_and_not_the_order():
+    digest = sha256_of_json({"a": 1, "b": [1, 2]})
+    assert digest == hashlib.sha256(b'{"a":1,"b":[1,2]}').hexdigest()
+    assert digest == sha256_of_json({"b": (1, 2), "a": 1})
+    assert digest != sha256_of_json({"a": 1, "b": [2, 1]})

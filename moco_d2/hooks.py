@@ -1,8 +1,11 @@
 """What pretraining and fine-tuning both hang on Detectron2's training loop."""
 
 import logging
+import signal
 import sys
+import threading
 from collections.abc import Callable
+from typing import Any
 
 from detectron2.engine import HookBase
 from detectron2.utils.events import EventWriter
@@ -28,6 +31,44 @@ class DeferredWriters(EventWriter):
     def close(self) -> None:
         for writer in self._writers or []:
             writer.close()
+
+
+class StopOnSignal(HookBase):
+    """Finishes the step at hand, saves and stops when the process is interrupted or terminated.
+
+    Between two steps the state is whole, so that --resume continues exactly. A second signal stops
+    at once. One process only: several would stop at different steps.
+    """
+
+    def __init__(self, save: Callable[[], None]):
+        """
+        Args:
+            save: writes a checkpoint of the finished iteration.
+        """
+        self._save = save
+        self._received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def before_train(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: object) -> None:
+        self._received = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def after_step(self) -> None:
+        if self._received is not None:
+            self._save()
+            raise KeyboardInterrupt
+
+    def after_train(self) -> None:
+        self._restore()
 
 
 class ProgressBar(HookBase):

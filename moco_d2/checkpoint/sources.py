@@ -25,9 +25,8 @@ from moco_d2.errors import UserError
 _BACKBONE_NAME = re.compile(r"(conv1|bn1|layer[1-4])\.")
 _BLOCK_NAME = re.compile(r"layer([1-4])\.(\d+)\.")
 _WRAPPERS = ("module.", "")  # DistributedDataParallel prepends the first
-_NESTING = (
-    4  # dicts inside dicts; deeper than any checkpoint, and an end for one that contains itself
-)
+# Dicts inside dicts: deeper than any checkpoint, and an end for one that contains itself.
+_NESTING = 4
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def list_images(folder: str | Path) -> ImageList:
     """The images of a class folder (``folder/class/**/x.jpg``) or of a flat one (``folder/x.jpg``).
 
     Raises:
-        UserError: no such folder, or no image in it.
+        UserError: no such folder, no image in it, or both kinds at once.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
@@ -55,8 +55,6 @@ def list_images(folder: str | Path) -> ImageList:
         return sorted(str(p) for p in where if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
 
     flat = images(root.iterdir())
-    if flat:
-        return ImageList(flat, None, [])
     paths: list[str] = []
     labels: list[int] = []
     classes: list[str] = []
@@ -66,6 +64,13 @@ def list_images(folder: str | Path) -> ImageList:
             paths += found
             labels += [len(classes)] * len(found)
             classes.append(class_folder.name)
+    if flat and paths:
+        raise UserError(
+            f"{folder} holds images ({Path(flat[0]).name}) beside class folders ({classes[0]}): "
+            "move the ones into a class, or the others out"
+        )
+    if flat:
+        return ImageList(flat, None, [])
     if not paths:
         raise UserError(
             f"no images in {folder}; looked for {', '.join(sorted(IMAGE_SUFFIXES))} in it and in "

@@ -18,7 +18,7 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from moco_d2.errors import UserError
-from moco_d2.hooks import DeferredWriters, ProgressBar
+from moco_d2.hooks import DeferredWriters, ProgressBar, StopOnSignal
 from moco_d2.pretrain.augmentation import build_augmentation
 from moco_d2.pretrain.checkpointing import PretrainCheckpointer
 from moco_d2.pretrain.data import (
@@ -100,7 +100,10 @@ class Pretrainer(TrainerBase):
         built = [hooks.IterationTimer(), hooks.LRScheduler(self.optimizer, self.scheduler)]
         main = comm.is_main_process()
         if main:
-            built.append(_SaveCheckpoint(self.cfg.SOLVER.CHECKPOINT_PERIOD))
+            saver = _SaveCheckpoint(self.cfg.SOLVER.CHECKPOINT_PERIOD)
+            built.append(saver)
+            if comm.get_world_size() == 1:
+                built.append(StopOnSignal(saver.save_now))
         if self.knn is not None:
             # One process evaluates, and EvalHook makes all of them wait for it.
             evaluate = self._evaluate_knn if main else dict
@@ -219,7 +222,11 @@ class _SaveCheckpoint(HookBase):
         if done == self.trainer.max_iter:
             self._save(FINAL_CHECKPOINT)
         elif self.period > 0 and done % self.period == 0:
-            self._save(f"checkpoint_{done:07d}.pth.tar")
+            self.save_now()
+
+    def save_now(self) -> None:
+        """Save the finished iteration under its number."""
+        self._save(f"checkpoint_{self.trainer.iter + 1:07d}.pth.tar")
 
     def _save(self, name: str) -> None:
         self.trainer.checkpointer.save(

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 
 from moco_d2 import compat
 from moco_d2.errors import UserError
-from moco_d2.hooks import DeferredWriters, ProgressBar
+from moco_d2.hooks import DeferredWriters, ProgressBar, StopOnSignal
 from moco_d2.transfer.evaluation import build_evaluator
 from moco_d2.transfer.weights import Coverage, measure_coverage
 
@@ -53,8 +54,14 @@ class Trainer(DefaultTrainer):
         return build_evaluator(cfg, dataset_name)
 
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's hooks and a progress bar."""
-        return [*super().build_hooks(), ProgressBar(self.cfg.MOCO.TASK or "training")]
+        """Detectron2's hooks, a stop that saves, and a progress bar."""
+        ours: list[HookBase] = [ProgressBar(self.cfg.MOCO.TASK or "training")]
+        if comm.get_world_size() == 1:
+            ours.append(StopOnSignal(self._save_now))
+        return [*super().build_hooks(), *ours]
+
+    def _save_now(self) -> None:
+        self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
 
     def build_writers(self) -> list[EventWriter]:
         """Detectron2's writers, not before the first iteration."""

@@ -33,6 +33,13 @@ def test_class_folders_give_sorted_labels(tmp_path):
     assert (images.labels, images.classes, len(images)) == ([0, 0, 1], ["a", "b"], 3)
 
 
+def test_images_beside_class_folders_are_refused(tmp_path):
+    save_images(tmp_path / "cat", "a.png")
+    save_images(tmp_path, "stray.png")
+    with pytest.raises(UserError, match=r"images \(stray.png\) beside class folders \(cat\)"):
+        list_images(tmp_path)
+
+
 def test_flat_folder_has_no_labels(tmp_path):
     save_images(tmp_path, "b.png", "a.jpg")
     images = list_images(tmp_path)

@@ -3,7 +3,9 @@
 import json
 import logging
 import multiprocessing
+import os
 import shutil
+import signal
 
 import pytest
 import torch
@@ -101,6 +103,35 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     assert_bitwise_equal(*final)
     last = [metrics(tmp_path / name)[-1] for name in ("straight", "resumed")]
     assert last[0] == last[1] == {"iteration": 6, "knn_accuracy": last[0]["knn_accuracy"]}
+
+
+class SignalDuring(HookBase):
+    """A signal in the middle of an iteration."""
+
+    def __init__(self, number: int, iteration: int):
+        self.number = number
+        self.iteration = iteration
+
+    def before_step(self) -> None:
+        if self.trainer.iter == self.iteration:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_and_leaves_a_state_to_resume(make_config, tmp_path, number):
+    straight = run(make_config({"OUTPUT_DIR": tmp_path / "straight"}))
+    stopped = make_config({"OUTPUT_DIR": tmp_path / "stopped"})
+    seed(stopped)
+    trainer = Pretrainer(stopped)
+    trainer.resume_or_start(resume=False)
+    trainer.register_hooks([SignalDuring(number, iteration=3)])
+    handler = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert signal.getsignal(number) is handler
+    resumed = run(stopped, resume=True)
+    assert resumed.start_iter == 4
+    assert values(resumed) == {i: v for i, v in values(straight).items() if i >= 4}
 
 
 @pytest.mark.parametrize("stop_after", [None, 3], ids=["finished", "interrupted"])

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import signal
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from moco_d2.benchmark.results import read_records
 from moco_d2.errors import UserError
 from moco_d2.transfer.main import train
+from moco_d2.transfer.trainer import Trainer
 
 
 @pytest.fixture
@@ -88,6 +91,24 @@ def test_checkpoint_holds_the_optimizer(run, voc):
     assert any(s["momentum_buffer"].abs().sum() > 0 for s in buffers.values())
     more = run("voc_C4_random.yaml", voc, "SOLVER.MAX_ITER", "3", resume=True)
     assert torch.load(more / "model_final.pth", weights_only=True)["iteration"] == 2
+
+
+def test_a_signal_leaves_a_state_to_resume(run, voc, monkeypatch):
+    original = Trainer.run_step
+
+    def run_step(self):
+        original(self)
+        if self.iter == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "run_step", run_step)
+    with pytest.raises(KeyboardInterrupt):
+        run("voc_C4_random.yaml", voc)
+    monkeypatch.undo()
+    folder = run("voc_C4_random.yaml", voc, resume=True)
+    assert (folder / "last_checkpoint").read_text() == "model_final.pth"
+    assert torch.load(folder / "model_0000000.pth", weights_only=True)["iteration"] == 0
+    assert "starting training from iteration 1" in (folder / "log.txt").read_text().lower()
 
 
 def test_finished_detector_is_evaluated_to_the_same_numbers(run, voc):

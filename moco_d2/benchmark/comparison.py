@@ -146,7 +146,7 @@ def _measured_table(task: str, records: list[Record]) -> Table:
     texts = {"mismatched": mismatch_text(records, held_against), **FOOTNOTES}
     return Table(
         task=task,
-        title=f"{task}: {', '.join(sorted({d for r in records for d in r.datasets_test}))}",
+        title=f"{task}: {', '.join(sorted({_short(d) for r in records for d in r.datasets_test}))}",
         columns=tuple(column_title(m, voc=voc) for m in metrics),
         rows=tuple(rows),
         footnotes=tuple((mark, texts[mark]) for mark in MARKS if mark in found),
@@ -156,6 +156,11 @@ def _measured_table(task: str, records: list[Record]) -> Table:
             *notes,
         ),
     )
+
+
+def _short(dataset: str) -> str:
+    """A dataset given by path, ``coco:/a/b/test.json:/a/images``, without the folders before it."""
+    return ":".join(part.rstrip("/").rsplit("/", 1)[-1] for part in dataset.split(":"))
 
 
 def _summary(group: Sequence[Record], metric: str) -> Summary | None:

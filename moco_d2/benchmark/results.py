@@ -139,6 +139,8 @@ class Record:
     forced: bool
     metrics: Mapping[str, float | None]
     history: tuple[Mapping[str, float | None], ...]
+    environment: Mapping[str, str]
+    hardware: Mapping[str, Any]
 
     @property
     def images(self) -> int:
@@ -228,11 +230,14 @@ def _read_record(path: Path) -> Record | None:
             for name, value in values.items()
         },
         history=tuple(content["history"]),
+        environment=content["environment"],
+        hardware=content["hardware"],
     )
 
 
 def _time(text: str) -> datetime:
-    """ISO 8601 to an aware time; without a zone it counts as UTC, so that any two compare."""
+    """ISO 8601 to an aware time; without a zone it counts as UTC, so that any two compare.
+    """
     if text.endswith("Z"):  # Python 3.10 does not read it
         text = text[:-1] + "+00:00"
     time = datetime.fromisoformat(text)

@@ -1,13 +1,14 @@
 """The demo: images -> pretraining -> conversion -> fine-tuning -> table, with the tools' own
 commands.
 
-Writes into one folder: data/, the outputs of every command, logs/, commands.txt, table.md,
-table.csv, plots and index.html.
+Writes into one folder: data/, the outputs of every command, logs/, commands.txt, tables, plots,
+report.md and index.html.
 """
 
 import math
 import os
 import statistics
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from tqdm import tqdm
 
 from moco_d2.benchmark import plots, tables
 from moco_d2.benchmark.report import Image, Section, write_report
-from moco_d2.benchmark.results import read_records
+from moco_d2.benchmark.results import Record, read_records
 from moco_d2.demo import scenes
-from moco_d2.demo.jobs import Job, JobRunner, job_runner
+from moco_d2.demo.jobs import Job, job_runner
 from moco_d2.demo.settings import Settings
 from moco_d2.files import write_text
 
@@ -106,7 +107,7 @@ class Demo:
             runner.run(pretraining, "pretraining")
             runner.run(conversion, "converting")
             runner.run(finetuning, "fine-tuning")
-        return self._report(runner)
+        return self.report(runner.commands)
 
     def _job(self, tool: str, arguments: list[str], name: str, **more: Any) -> Job:
         return Job(
@@ -196,10 +197,14 @@ class Demo:
             weight=_FINETUNE_STEP[task] * steps,
         )
 
-    def _report(self, runner: JobRunner) -> str:
-        """Write commands.txt, the tables, the plots and index.html; returns the Markdown table."""
+    def report(self, commands: list[str]) -> str:
+        """Write the tables, the plots, index.html and report.md; returns the Markdown table.
+
+        Args:
+            commands: the command lines that were run.
+        """
         root, settings = self.root, self.settings
-        write_text(root / "commands.txt", "\n".join(runner.commands) + "\n")
+        write_text(root / "commands.txt", "\n".join(commands) + "\n")
         records = read_records([root / "runs"])
         for name, kind in (("md", "markdown"), ("csv", "csv"), ("tex", "latex")):
             write_text(root / f"table.{name}", tables.render(records, kind))
@@ -213,6 +218,10 @@ class Demo:
         chance = 1 / len(scenes.CLASSES)
         plots.knn_curve(pretext, root / "knn.svg", chance=chance)
         summary = f"{loss_summary(pretext['moco'], settings.queue)} {knn_summary(pretext, chance)}"
+        curves = [
+            Image(root / "pretext_loss.svg", "MoCo's loss against chance, ln(K+1)"),
+            Image(root / "knn.svg", "kNN accuracy on held-out images"),
+        ]
         images = []
         for task, _ in settings.finetune_steps:
             picture = root / f"detections_{task}.png"
@@ -229,16 +238,28 @@ class Demo:
                 Section(
                     "Pretraining",
                     text=summary,
-                    images=(
-                        Image(root / "pretext_loss.svg", "MoCo's loss against chance, ln(K+1)"),
-                        Image(root / "knn.svg", "kNN accuracy on held-out images"),
-                    ),
+                    images=tuple(curves),
                 ),
                 Section("Detections", images=tuple(images)),
-                Section("Commands", text="\n".join(runner.commands)),
+                Section("Commands", text="\n".join(commands)),
             ],
         )
-        return f"{tables.render(records, 'markdown')}\n{summary}\n"
+        table = f"{tables.render(records, 'markdown')}\n{summary}\n"
+        pictures = "\n\n".join(f"![{i.caption}]({Path(i.path).name})" for i in curves + images)
+        write_text(root / "report.md", f"{table}\n{self._what_ran(records)}\n\n{pictures}\n")
+        return table
+
+    def _what_ran(self, records: list[Record]) -> str:
+        """A paragraph: sizes, machine and cost, from the settings and the records."""
+        s, run = self.settings, records[0]
+        sizes = ", ".join(f"{task} {steps} steps" for task, steps in s.finetune_steps)
+        return (
+            f"{s.pretrain_images} images for pretraining, {s.pretrain_steps} steps of batch 64; "
+            f"{s.detection_train} scenes to fine-tune on and {s.detection_test} to test on in each "
+            f"set, batch 4 ({sizes}); seeds {', '.join(map(str, s.seeds))}; ResNet-18. On "
+            f"{run.hardware['name']}, {run.hardware['cpu_count']} cores, device "
+            f"{run.hardware['device']}, torch {run.environment['torch']}."
+        )
 
 
 def bfloat16_pays() -> bool:
@@ -277,4 +298,6 @@ def knn_summary(pretext: dict[str, list[dict[str, Any]]], chance: float) -> str:
 def _draw(runs: dict[str, Path], path: Path) -> None:
     from moco_d2.demo.pictures import draw_detections
 
-    draw_detections(runs, path)
+    with warnings.catch_warnings():  # Detectron2's calls of what torch deprecates
+        warnings.simplefilter("ignore")
+        draw_detections(runs, path)

@@ -8,6 +8,7 @@ imported, before or after us:
 * ``detectron2``                      what v0.6 lacks on current torch, NumPy, Pillow (compat.py)
 * ``detectron2.config.defaults``      our keys, ``cfg.MOCO`` (config.py)
 * ``detectron2.modeling``             our heads and architectures (transfer/)
+* ``detectron2.engine.defaults``      several CPU processes (compat.py)
 * ``detectron2.checkpoint``           ``random://``, random initialisation (transfer/weights.py)
 
 The same happens with ``DETECTRON2_ENV_MODULE=moco_d2``, so Detectron2's own tools/train_net.py and
@@ -33,6 +34,12 @@ def _add_config() -> None:
     add_moco_config(defaults._C)
 
 
+def _prepare_engine() -> None:
+    from moco_d2 import compat
+
+    compat.let_cpu_processes_share_a_model()
+
+
 def _register_modeling() -> None:
     from moco_d2.transfer import roi_heads  # noqa: F401  imported for its registration
 
@@ -45,6 +52,7 @@ def _register_weights() -> None:
 
 after_import("detectron2", _prepare_detectron2)
 after_import("detectron2.config.defaults", _add_config)
+after_import("detectron2.engine.defaults", _prepare_engine)
 after_import("detectron2.modeling", _register_modeling)
 after_import("detectron2.checkpoint", _register_weights)
 

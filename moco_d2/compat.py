@@ -11,6 +11,7 @@ What stock v0.6 lacks, and what happens without it:
 * ``COCOeval_opt``: compiled too; faster-coco-eval takes its place.
 * ``PIL.Image.LINEAR``: removed in Pillow 10; detectron2.data.transforms fails to import.
 * ``numpy.str, int, float, ...``: removed in NumPy 1.24; VOC annotations and SemSegEvaluator fail.
+* several CPU processes: DefaultTrainer gives each a GPU's index, and torch refuses.
 * the optimizer in checkpoints: v0.6 leaves it out, so a resumed run loses its momentum (#4110).
 """
 
@@ -109,6 +110,23 @@ def apply() -> None:
     """
     _supply_pillow_and_numpy_names()
     _supply_compiled_operator_placeholder()
+
+
+def let_cpu_processes_share_a_model() -> None:
+    """Make DefaultTrainer work in several CPU processes: it names a GPU to every process."""
+    import functools
+
+    from detectron2.engine import defaults
+
+    original = defaults.create_ddp_model
+
+    @functools.wraps(original)
+    def create_ddp_model(model: Any, **kwargs: Any) -> Any:
+        if next(model.parameters()).device.type == "cpu":
+            kwargs.setdefault("device_ids", None)
+        return original(model, **kwargs)
+
+    defaults.create_ddp_model = create_ddp_model
 
 
 def has_compiled_operators() -> bool:

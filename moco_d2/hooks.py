@@ -33,6 +33,17 @@ class DeferredWriters(EventWriter):
             writer.close()
 
 
+class EvaluateAtStart(HookBase):
+    """Evaluates the random network too, at iteration 0: the value to compare with."""
+
+    def __init__(self, evaluate: Callable[[], dict[str, float]]):
+        self._evaluate = evaluate
+
+    def before_train(self) -> None:
+        if self.trainer.start_iter == 0:
+            self.trainer.storage.put_scalars(**self._evaluate(), smoothing_hint=False)
+
+
 class StopOnSignal(HookBase):
     """Finishes the step at hand, saves and stops when the process is interrupted or terminated.
 

@@ -1,0 +1,1 @@
+"""Images to checkpoints in the official MoCo layout."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from detectron2.engine import HookBase
 from torch import nn
 
 import moco_d2
@@ -22,6 +23,7 @@ from moco_d2.errors import UserError
 from moco_d2.files import atomic_write, write_text
 
 LAST_CHECKPOINT = "last_checkpoint"
+FINAL_CHECKPOINT = "checkpoint_final.pth.tar"
 # Where our module names differ from the official ones.
 _OFFICIAL_PREFIX = {"dictionary.": "", "encoder.": ""}
 
@@ -139,6 +141,29 @@ class PretrainCheckpointer:
             self.scaler.load_state_dict(ours["grad_scaler"])
         _set_rng_state(ours["rng"])
         return ours["iteration"]
+
+
+class SaveCheckpoint(HookBase):
+    """Saves every `period` iterations and at the end."""
+
+    def __init__(self, period: int):
+        self.period = period
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done == self.trainer.max_iter:
+            self._save(FINAL_CHECKPOINT)
+        elif self.period > 0 and done % self.period == 0:
+            self.save_now()
+
+    def save_now(self) -> None:
+        """Save the finished iteration under its number."""
+        self._save(f"checkpoint_{self.trainer.iter + 1:07d}.pth.tar")
+
+    def _save(self, name: str) -> None:
+        self.trainer.checkpointer.save(
+            name, iteration=self.trainer.iter + 1, epoch=self.trainer.epochs_done
+        )
 
 
 def _rng_state() -> dict[str, Any]:

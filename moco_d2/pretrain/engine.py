@@ -7,7 +7,6 @@ Effects of a run in OUTPUT_DIR: config.yaml, log.txt, metrics.json, TensorBoard 
 import contextlib
 import logging
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,9 +17,9 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from moco_d2.errors import UserError
-from moco_d2.hooks import DeferredWriters, ProgressBar, StopOnSignal
+from moco_d2.hooks import DeferredWriters, EvaluateAtStart, ProgressBar, StopOnSignal
 from moco_d2.pretrain.augmentation import build_augmentation
-from moco_d2.pretrain.checkpointing import PretrainCheckpointer
+from moco_d2.pretrain.checkpointing import PretrainCheckpointer, SaveCheckpoint
 from moco_d2.pretrain.data import (
     EndlessBatches,
     ImageList,
@@ -37,7 +36,6 @@ from moco_d2.pretrain.supervised import SupervisedClassifier
 logger = logging.getLogger(__name__)
 
 LOG_PERIOD = 20  # iterations between two lines of metrics.json, as Detectron2's default
-FINAL_CHECKPOINT = "checkpoint_final.pth.tar"
 
 
 class Pretrainer(TrainerBase):
@@ -100,14 +98,14 @@ class Pretrainer(TrainerBase):
         built = [hooks.IterationTimer(), hooks.LRScheduler(self.optimizer, self.scheduler)]
         main = comm.is_main_process()
         if main:
-            saver = _SaveCheckpoint(self.cfg.SOLVER.CHECKPOINT_PERIOD)
+            saver = SaveCheckpoint(self.cfg.SOLVER.CHECKPOINT_PERIOD)
             built.append(saver)
             if comm.get_world_size() == 1:
                 built.append(StopOnSignal(saver.save_now))
         if self.knn is not None:
             # One process evaluates, and EvalHook makes all of them wait for it.
             evaluate = self._evaluate_knn if main else dict
-            built.append(_EvaluateAtStart(evaluate))
+            built.append(EvaluateAtStart(evaluate))
             built.append(hooks.EvalHook(self.cfg.MOCO.KNN.PERIOD, evaluate))
         if main:
             writers = DeferredWriters(lambda: default_writers(self.cfg.OUTPUT_DIR, self.max_iter))
@@ -198,40 +196,6 @@ class Pretrainer(TrainerBase):
     def epochs_done(self) -> int:
         """Number of finished epochs."""
         return (self.iter + 1) // self.batches.iterations_per_epoch
-
-
-class _EvaluateAtStart(HookBase):
-    """Evaluates the random network too, at iteration 0: the value to compare with."""
-
-    def __init__(self, evaluate: Callable[[], dict[str, float]]):
-        self._evaluate = evaluate
-
-    def before_train(self) -> None:
-        if self.trainer.start_iter == 0:
-            self.trainer.storage.put_scalars(**self._evaluate(), smoothing_hint=False)
-
-
-class _SaveCheckpoint(HookBase):
-    """Saves every `period` iterations and at the end."""
-
-    def __init__(self, period: int):
-        self.period = period
-
-    def after_step(self) -> None:
-        done = self.trainer.iter + 1
-        if done == self.trainer.max_iter:
-            self._save(FINAL_CHECKPOINT)
-        elif self.period > 0 and done % self.period == 0:
-            self.save_now()
-
-    def save_now(self) -> None:
-        """Save the finished iteration under its number."""
-        self._save(f"checkpoint_{self.trainer.iter + 1:07d}.pth.tar")
-
-    def _save(self, name: str) -> None:
-        self.trainer.checkpointer.save(
-            name, iteration=self.trainer.iter + 1, epoch=self.trainer.epochs_done
-        )
 
 
 def _build_views(cfg: Any, images: ImageList) -> Views:

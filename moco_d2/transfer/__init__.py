@@ -1,0 +1,1 @@
+"""Detectron2 weights to detectors and run records."""

@@ -108,3 +108,28 @@ def test_mistakes_are_one_sentence_and_exit_code_2(tool, tmp_path, name, argumen
     assert error.startswith(sentence)
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_cpu_processes_synchronise_batchnorm(tmp_path):
+    """Stock Detectron2 v0.6 trains on several GPUs only."""
+    make_voc(tmp_path / "VOC2007")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", "2", str(TOOLS / "train_net.py")),
+            *("--config", "voc_C4_random.yaml", "OUTPUT_DIR", "out"),
+            *("DATASETS.TRAIN", "('voc:VOC2007:trainval',)"),
+            *("DATASETS.TEST", "('voc:VOC2007:test',)"),
+            *SMALL_DETECTOR,
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    record = json.loads((tmp_path / "out/record.json").read_text())
+    assert record["schedule"]["world_size"] == 2
+    assert record["schedule"]["norm"] == "naiveSyncBN"
+    assert "BatchNorm statistics over 2 images" in record["schedule"]["notes"][-1]

@@ -13,7 +13,8 @@ from detectron2.engine import HookBase
 
 from moco_d2.errors import UserError
 from moco_d2.launch import seed
-from moco_d2.pretrain.engine import FINAL_CHECKPOINT, Pretrainer
+from moco_d2.pretrain.checkpointing import FINAL_CHECKPOINT
+from moco_d2.pretrain.engine import Pretrainer
 
 pytestmark = pytest.mark.usefixtures("small_network")
 

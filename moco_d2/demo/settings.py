@@ -35,6 +35,6 @@ LONG = Settings(
     pretrain_steps=2000,
     momentum=0.99,
     queue=512,
-    finetune_steps=(("voc_C4", 300), ("coco_FPN_1x", 500)),
+    finetune_steps=(("voc_C4", 300), ("coco_FPN_1x", 250)),
     seeds=(1, 2, 3),
 )

@@ -1,17 +1,20 @@
 # Everything sets itself up: python3, make, gcc and the package registries are enough.
 PYTHON ?= python3
 BIN := .venv/bin
+UV_INSTALL := VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet
 
 .PHONY: env demo demo-long test lint lock clean
 
 env: .venv/ready
 
-# The lock holds a hash for every package; Detectron2's sdist is built against the locked torch (pyproject.toml).
+# The lock holds a hash for every package; Detectron2's sdist is built against the locked torch
+# (pyproject.toml). The second try is for networks whose certificates only the system knows.
 .venv/ready: requirements.lock requirements-uv.lock pyproject.toml setup.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --require-hashes -r requirements-uv.lock
-	VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --require-hashes -r requirements.lock
-	VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --no-deps --no-build-isolation -e .
+	$(UV_INSTALL) --require-hashes -r requirements.lock \
+		|| $(UV_INSTALL) --system-certs --require-hashes -r requirements.lock
+	$(UV_INSTALL) --offline --no-deps --no-build-isolation -e .
 	touch $@
 
 demo: env

@@ -20,16 +20,16 @@ from moco_d2.transfer.datasets import register_datasets
 _ENLARGE = 3  # the demo's images are small; text needs pixels
 
 
-def draw_detections(
-    runs: dict[str, Path], path: Path, *, images: int = 6, threshold: float = 0.25
-) -> None:
-    """Draw the first test images with their annotations and each run's detections.
+def draw_detections(runs: dict[str, Path], path: Path, *, images: int = 6) -> None:
+    """Draw the first test images with their annotations and each run's best detections.
+
+    As many detections as there are annotated objects: after so few steps, scores of different runs
+    are too different for one threshold.
 
     Args:
         runs: OUTPUT_DIR of a finished run by the name above its column; the same test set in all.
         path: PNG to write.
         images: number of rows.
-        threshold: smallest score of a detection that is drawn.
     """
     predictors = {name: _predictor(folder) for name, folder in runs.items()}
     test_set = next(iter(predictors.values())).cfg.DATASETS.TEST[0]
@@ -46,7 +46,9 @@ def draw_detections(
         for predictor in predictors.values():
             found = predictor(pixels[:, :, ::-1])["instances"].to("cpu")
             drawn.append(
-                _visualizer(pixels, metadata).draw_instance_predictions(_above(found, threshold))
+                _visualizer(pixels, metadata).draw_instance_predictions(
+                    _best(found, len(sample["annotations"]))
+                )
             )
         for axis, picture in zip(row, drawn, strict=True):
             axis.imshow(picture.get_image())
@@ -70,5 +72,5 @@ def _visualizer(pixels: np.ndarray, metadata) -> Visualizer:
     return Visualizer(pixels, metadata, scale=_ENLARGE, instance_mode=ColorMode.IMAGE)
 
 
-def _above(found: Instances, threshold: float) -> Instances:
-    return found[found.scores > threshold]
+def _best(found: Instances, number: int) -> Instances:
+    return found[found.scores.argsort(descending=True)[:number]]

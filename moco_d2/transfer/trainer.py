@@ -1,6 +1,6 @@
 """Detectron2's DefaultTrainer, with the checks and the record of a matched comparison."""
 
-import logging
+import pickle
 from typing import Any
 
 import torch
@@ -15,7 +15,16 @@ from moco_d2.hooks import DeferredWriters, ProgressBar, StopOnSignal
 from moco_d2.transfer.evaluation import build_evaluator
 from moco_d2.transfer.weights import Coverage, measure_coverage
 
-logger = logging.getLogger(__name__)
+# What Detectron2, fvcore and torch raise for a file that is not theirs.
+_UNREADABLE = (
+    ValueError,
+    KeyError,
+    AttributeError,
+    AssertionError,
+    RuntimeError,
+    EOFError,
+    pickle.UnpicklingError,
+)
 
 
 class Trainer(DefaultTrainer):
@@ -72,9 +81,24 @@ class Trainer(DefaultTrainer):
 
         Returns:
             which of the pretrained tensors arrived.
+
+        Raises:
+            UserError: Detectron2 cannot read the file, as happens with one that is not converted.
         """
-        with measure_coverage(self._trainer.model) as measured:
-            super().resume_or_load(resume=resume)
+        resuming = resume and self.checkpointer.has_checkpoint()
+        source = (
+            f"the last checkpoint in {self.cfg.OUTPUT_DIR}"
+            if resuming
+            else f"MODEL.WEIGHTS {self.cfg.MODEL.WEIGHTS}"
+        )
+        try:
+            with measure_coverage(self._trainer.model) as measured:
+                super().resume_or_load(resume=resume)
+        except _UNREADABLE as error:
+            raise UserError(
+                f"Detectron2 cannot load {source} ({' '.join(str(error).split())[:100]}); "
+                + ("start again without --resume" if resuming else "convert it: tools/convert.py")
+            ) from error
         return measured.result
 
     def state_dict(self) -> dict[str, Any]:

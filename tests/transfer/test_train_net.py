@@ -129,6 +129,16 @@ def test_weights_that_do_not_arrive_stop_the_run_and_leave_nothing(run, voc, tmp
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("nested", [True, False])
+def test_an_unconverted_checkpoint_is_sent_to_the_converter(run, voc, tmp_path, nested):
+    state = {"module.encoder_q.conv1.weight": torch.zeros(64, 3, 7, 7)}
+    content = {"state_dict": state, "epoch": 200} if nested else state
+    torch.save(content, tmp_path / "raw.pth.tar")
+    with pytest.raises(UserError, match=r"raw\.pth\.tar.* tools/convert\.py"):
+        run("voc_C4_moco.yaml", voc, "MODEL.WEIGHTS", str(tmp_path / "raw.pth.tar"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_force_runs_it_and_marks_the_record(run, voc, tmp_path):
     torch.save({"model": {"conv1.weight": torch.zeros(64, 3, 7, 7)}}, tmp_path / "foreign.pth")
     weights = ("MODEL.WEIGHTS", str(tmp_path / "foreign.pth"))

@@ -236,8 +236,7 @@ def _read_record(path: Path) -> Record | None:
 
 
 def _time(text: str) -> datetime:
-    """ISO 8601 to an aware time; without a zone it counts as UTC, so that any two compare.
-    """
+    """ISO 8601 to an aware time; without a zone it counts as UTC, so that any two compare."""
     if text.endswith("Z"):  # Python 3.10 does not read it
         text = text[:-1] + "+00:00"
     time = datetime.fromisoformat(text)

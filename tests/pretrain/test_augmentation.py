@@ -11,7 +11,7 @@ from moco_d2.pretrain.augmentation import (
     build_evaluation_transform,
 )
 
-# shared/facts: main_moco.py of the official code, lines of the two augmentations.
+# From main_moco.py of the official code, the lines of the two augmentations.
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 TO_TENSOR = [v2.ToImage, v2.ToDtype, v2.Normalize]
 

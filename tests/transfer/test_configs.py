@@ -97,7 +97,7 @@ def test_full_size_model_builds(task):
 
 @pytest.mark.parametrize("run", RUNS)
 def test_no_config_uses_a_key_that_only_main_has(run):
-    # facts: keys of today's main that v0.6 rejects. v0.6 is installed, so loading proves it; here
+    # Keys of today's main that v0.6 rejects. v0.6 is installed, so loading proves it; here
     # the check holds with main installed, too.
     text = "".join(path.read_text() for path in config_root().rglob("*.yaml"))
     for key in ("REPEAT_SQRT", "USE_FED_LOSS", "BASE_LR_END", "NUM_DECAYS", "FLOAT32_PRECISION"):

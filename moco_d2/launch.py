@@ -1,8 +1,7 @@
-"""Start a job: command-line flags, processes, device, logging. Shared by pretraining and fine-
-tuning.
+"""Start a job: command-line flags, processes, device, logging.
 
-Several processes come from torchrun, or from Detectron2's launch() (``--num-gpus``); nothing home-
-made.
+Shared by pretraining and fine-tuning. Several processes come from torchrun, or from Detectron2's
+launch() (``--num-gpus``); nothing is home-made.
 """
 
 import argparse

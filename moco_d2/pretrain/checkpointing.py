@@ -52,8 +52,7 @@ def load_official_state_dict(model: nn.Module, state_dict: dict[str, torch.Tenso
         if official not in theirs:
             raise UserError(
                 f"the checkpoint has no {official}; it was made with other settings: check "
-                "MOCO.ENCODER"
-                " and MOCO.DICTIONARY against the config.yaml beside it"
+                "MOCO.ENCODER and MOCO.DICTIONARY against the config.yaml beside it"
             )
         wanted, found = tuple(model.state_dict()[name].shape), tuple(theirs[official].shape)
         if wanted != found:
@@ -132,8 +131,7 @@ class PretrainCheckpointer:
         if ours is None:
             raise UserError(
                 f"{path} is an official file without our entry 'moco_d2': its place in the data "
-                "is unknown, so it "
-                "cannot be resumed exactly"
+                "is unknown, so it cannot be resumed exactly"
             )
         load_official_state_dict(self.model, checkpoint["state_dict"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])

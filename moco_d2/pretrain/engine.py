@@ -180,8 +180,7 @@ class Pretrainer(TrainerBase):
         if not torch.isfinite(torch.tensor(loss)):
             raise UserError(
                 f"the loss is {loss} at iteration {self.iter}: lower SOLVER.BASE_LR (now "
-                f"{self.cfg.SOLVER.BASE_LR}) "
-                "and start again with --resume from the last checkpoint"
+                f"{self.cfg.SOLVER.BASE_LR}) and start again with --resume from the last checkpoint"
             )
         storage = get_event_storage()
         storage.put_scalars(total_loss=loss, data_time=data_time, **metrics)
@@ -234,14 +233,12 @@ def build_pretext_model(cfg: Any, images: ImageList) -> nn.Module:
         if not model.needs_shuffle:
             logger.warning(
                 "BatchNorm has one group, so it can give the positive key away (paper section "
-                "3.3): "
-                "set MOCO.BN_SPLITS 8 on one device"
+                "3.3): set MOCO.BN_SPLITS 8 on one device"
             )
         if len(images) < cfg.MOCO.DICTIONARY.SIZE:
             logger.warning(
                 "the dictionary (%d keys) is larger than the dataset (%d images), so a query's "
-                "own image is among "
-                "its negatives: set MOCO.DICTIONARY.SIZE below %d",
+                "own image is among its negatives: set MOCO.DICTIONARY.SIZE below %d",
                 cfg.MOCO.DICTIONARY.SIZE,
                 len(images),
                 len(images),

@@ -18,6 +18,7 @@ from moco_d2.transfer.weights import (
     RANDOM,
     check_weights_file,
     describe_weights,
+    loading,
     measure_coverage,
 )
 
@@ -48,7 +49,7 @@ def train(args: argparse.Namespace) -> None:
         return
     # The model is built and filled before the first file is written: a refused run leaves nothing
     # behind.
-    recorder = RunRecorder(str(args.config_file), schedule, findings)
+    recorder = RunRecorder(str(args.config_file), schedule, findings, weights)
     trainer = Trainer(cfg)
     coverage = trainer.resume_or_load(resume=args.resume)
     resumed = trainer.start_iter > 0
@@ -69,7 +70,11 @@ def train(args: argparse.Namespace) -> None:
 def evaluate(cfg) -> dict:
     """Evaluate MODEL.WEIGHTS, a finished detector, on DATASETS.TEST."""
     model = Trainer.build_model(cfg)
-    with measure_coverage(model) as measured:
+    source = f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}"
+    with (
+        loading(source, "give a finished detector, model_final.pth"),
+        measure_coverage(model) as measured,
+    ):
         DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS)
     if measured.result.missing:
         raise UserError(

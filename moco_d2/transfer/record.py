@@ -19,7 +19,7 @@ import moco_d2
 from moco_d2.config import to_plain
 from moco_d2.files import sha256_of_json, write_json
 from moco_d2.transfer.preflight import Finding
-from moco_d2.transfer.weights import Coverage, describe_weights
+from moco_d2.transfer.weights import Coverage
 
 SCHEMA_VERSION = 1
 RECORD_FILE = "record.json"
@@ -47,11 +47,13 @@ class RunRecorder:
         config_file: name of the config, ``voc_C4_moco.yaml``.
         schedule: from schedule.scale_to_hardware.
         findings: preflight findings that were overruled.
+        weights: from weights.describe_weights, at the start: the file may be gone at the end.
     """
 
     config_file: str
     schedule: dict[str, Any]
     findings: list[Finding]
+    weights: dict[str, Any] | None
     started: datetime.datetime = dataclasses.field(
         default_factory=lambda: datetime.datetime.now(datetime.timezone.utc)
     )
@@ -78,7 +80,7 @@ class RunRecorder:
                 "sha256": sha256_of_json(plain),
                 "matched_sha256": matched_sha256(cfg),
             },
-            "weights": describe_weights(cfg.MODEL.WEIGHTS),
+            "weights": self.weights,
             "coverage": {"expected": coverage.expected, "loaded": coverage.loaded},
             "schedule": self.schedule,
             "preflight": {

@@ -1,6 +1,5 @@
 """Detectron2's DefaultTrainer, with the checks and the record of a matched comparison."""
 
-import pickle
 from typing import Any
 
 import torch
@@ -13,18 +12,7 @@ from moco_d2 import compat
 from moco_d2.errors import UserError
 from moco_d2.hooks import DeferredWriters, ProgressBar, StopOnSignal
 from moco_d2.transfer.evaluation import build_evaluator
-from moco_d2.transfer.weights import Coverage, measure_coverage
-
-# What Detectron2, fvcore and torch raise for a file that is not theirs.
-_UNREADABLE = (
-    ValueError,
-    KeyError,
-    AttributeError,
-    AssertionError,
-    RuntimeError,
-    EOFError,
-    pickle.UnpicklingError,
-)
+from moco_d2.transfer.weights import Coverage, loading, measure_coverage
 
 
 class Trainer(DefaultTrainer):
@@ -86,19 +74,13 @@ class Trainer(DefaultTrainer):
             UserError: Detectron2 cannot read the file, as happens with one that is not converted.
         """
         resuming = resume and self.checkpointer.has_checkpoint()
-        source = (
-            f"the last checkpoint in {self.cfg.OUTPUT_DIR}"
+        source, advice = (
+            (f"the last checkpoint in {self.cfg.OUTPUT_DIR}", "start again without --resume")
             if resuming
-            else f"MODEL.WEIGHTS {self.cfg.MODEL.WEIGHTS}"
+            else (f"MODEL.WEIGHTS {self.cfg.MODEL.WEIGHTS}", "convert it: tools/convert.py")
         )
-        try:
-            with measure_coverage(self._trainer.model) as measured:
-                super().resume_or_load(resume=resume)
-        except _UNREADABLE as error:
-            raise UserError(
-                f"Detectron2 cannot load {source} ({' '.join(str(error).split())[:100]}); "
-                + ("start again without --resume" if resuming else "convert it: tools/convert.py")
-            ) from error
+        with loading(source, advice), measure_coverage(self._trainer.model) as measured:
+            super().resume_or_load(resume=resume)
         return measured.result
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,7 +1,10 @@
 """What MODEL.WEIGHTS may say, and whether all of it arrived in the model."""
 
+import contextlib
 import dataclasses
+import pickle
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +82,36 @@ def pretrained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
+# What Detectron2, fvcore and torch raise for a file that is not theirs.
+_UNREADABLE = (
+    ValueError,
+    KeyError,
+    AttributeError,
+    AssertionError,
+    RuntimeError,
+    EOFError,
+    pickle.UnpicklingError,
+)
+
+
+@contextlib.contextmanager
+def loading(source: str, advice: str) -> Iterator[None]:
+    """Turn what Detectron2 raises for a file it cannot read into a sentence.
+
+    Args:
+        source: what is loaded, as the user knows it.
+        advice: what to do instead.
+
+    Raises:
+        UserError: the file cannot be read, as happens with one that is not converted.
+    """
+    try:
+        yield
+    except _UNREADABLE as error:
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(f"Detectron2 cannot load {source} ({reason}); {advice}") from error
+
+
 class measure_coverage:  # noqa: N801  a context manager reads as a verb
     """Measure which tensors a loading step fills, whatever does the loading.
 
@@ -126,8 +159,7 @@ def check_weights_file(weights: str) -> None:
     if "://" not in weights and not Path(weights).is_file():
         raise UserError(
             f"MODEL.WEIGHTS {weights} does not exist: make it with tools/convert.py CHECKPOINT "
-            f"{weights}, "
-            "or set MODEL.WEIGHTS to a converted file"
+            f"{weights}, or set MODEL.WEIGHTS to a converted file"
         )
 
 

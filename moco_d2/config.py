@@ -44,6 +44,9 @@ def add_moco_config(cfg: Any) -> None:
     cfg.MOCO.MOMENTUM = 0.999
     # Temperature of the contrastive loss, paper eq. 1.
     cfg.MOCO.TEMPERATURE = 0.07
+    # Each view is query once and key once; the loss is the sum of both directions (authors' CIFAR
+    # demo). A step costs twice as much.
+    cfg.MOCO.SYMMETRIC = False
     # Memory format of the convolutions; faster wherever it was measured, the numbers agree to
     # rounding.
     cfg.MOCO.CHANNELS_LAST = True
@@ -57,32 +60,56 @@ def add_moco_config(cfg: Any) -> None:
     # torchvision's width_per_group, Detectron2's MODEL.RESNETS.WIDTH_PER_GROUP. Bottleneck networks
     # only.
     cfg.MOCO.ENCODER.WIDTH_PER_GROUP = 64
+    # Groups of the 3x3 convolutions, Detectron2's MODEL.RESNETS.NUM_GROUPS: ResNeXt-50 32x8d is
+    # resnet50 with GROUPS 32 and WIDTH_PER_GROUP 8.
+    cfg.MOCO.ENCODER.GROUPS = 1
+    # Multiplies every number of channels: 2 and 4 are the paper's R50w2x and R50w4x.
+    cfg.MOCO.ENCODER.WIDTH_FACTOR = 1
+    # A 3x3 stem without pooling, for images of 32 pixels (authors' CIFAR demo); Detectron2 has no
+    # such network.
+    cfg.MOCO.ENCODER.SMALL_STEM = False
     # Dimension C of the embedding.
     cfg.MOCO.ENCODER.DIM = 128
     # Two-layer projection head (v2) instead of a linear one (v1).
     cfg.MOCO.ENCODER.MLP = False
 
     cfg.MOCO.DICTIONARY = CN()
-    # Where the keys come from: "Queue".
+    # Where the keys come from (paper Figure 2): "Queue" (MoCo), "MemoryBank" or "EndToEnd".
     cfg.MOCO.DICTIONARY.NAME = "Queue"
-    # Number of keys K.
+    # Number of keys K. Queue: that it holds. MemoryBank: negatives drawn from it a step; it holds
+    # one key an image. EndToEnd: not used, the keys are those of the batch.
     cfg.MOCO.DICTIONARY.SIZE = 65536
+    # MemoryBank: share of the old representation in the new one (InstDisc's 0.5).
+    cfg.MOCO.DICTIONARY.BANK_MOMENTUM = 0.5
 
     # Groups that BatchNorm's batch is split into on one process, so that ShuffleBN works there:
     # each group has statistics of its own, as each GPU has. 1 on several processes; 8 reproduces
-    # the paper's 8
-    # GPUs on one device.
+    # the paper's 8 GPUs on one device.
     cfg.MOCO.BN_SPLITS = 1
 
     cfg.MOCO.AUGMENTATION = CN()
     # "v1" (InstDisc) or "v2" (with blur).
     cfg.MOCO.AUGMENTATION.NAME = "v1"
+    # "workers": all of it on the CPU workers, with torchvision. "device": they crop, and the rest is
+    # done on MODEL.DEVICE for the whole batch, with kornia; for machines with few CPU cores a GPU.
+    cfg.MOCO.AUGMENTATION.WHERE = "workers"
     # Side of a view, pixels.
     cfg.MOCO.AUGMENTATION.SIZE = 224
     # Area of the random crop as a share of the image.
     cfg.MOCO.AUGMENTATION.CROP_SCALE = (0.2, 1.0)
     # Range of the blur's sigma, pixels; v2 only.
     cfg.MOCO.AUGMENTATION.BLUR_SIGMA = (0.1, 2.0)
+
+    cfg.MOCO.DATA = CN()
+    # Share of the images that may be unreadable. They are skipped and named; more of them stop the
+    # run.
+    cfg.MOCO.DATA.MAX_UNREADABLE = 0.01
+    # Images in a set of tar shards ("shards:PATTERN"), of which every shard is taken to hold an
+    # equal part. 0: count them, shard by shard, in the local files.
+    cfg.MOCO.DATA.SHARD_IMAGES = 0
+    # Images of a shard set that a worker holds, undecoded, and shuffles together. The order of the
+    # shards is shuffled too; 1 leaves the order inside them alone.
+    cfg.MOCO.DATA.SHARD_SHUFFLE = 1000
 
     cfg.MOCO.KNN = CN()
     # Class folders whose features are compared: a labelled set to search in and one to classify. ""

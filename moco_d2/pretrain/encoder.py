@@ -1,17 +1,45 @@
 """torchvision ResNets with the projection heads of MoCo v1 (linear) and v2 (two layers).
 
-Legend: N batch, C embedding dimension, D width of the last stage (512 or 2048).
+Legend: N batch, C embedding dimension, D width of the last stage (512 or 2048, times width_factor).
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 from torchvision import models
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from moco_d2.errors import UserError, closest
 
-ARCHITECTURES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-BASIC_BLOCK_ARCHITECTURES = ("resnet18", "resnet34")
+# Blocks per stage, He et al. 2016, table 1.
+_STAGES: dict[str, tuple[type[nn.Module], list[int]]] = {
+    "resnet18": (BasicBlock, [2, 2, 2, 2]),
+    "resnet34": (BasicBlock, [3, 4, 6, 3]),
+    "resnet50": (Bottleneck, [3, 4, 6, 3]),
+    "resnet101": (Bottleneck, [3, 4, 23, 3]),
+    "resnet152": (Bottleneck, [3, 8, 36, 3]),
+}
+ARCHITECTURES = tuple(_STAGES)
+_STEM_WIDTH = 64
+
+
+class WiderResNet(ResNet):
+    """A ResNet with every number of channels multiplied: the paper's R50w2x and R50w4x (Table 1).
+
+    torchvision's wide ResNets widen the 3x3 convolutions only. Names are the same.
+    """
+
+    def __init__(self, block: type[nn.Module], layers: list[int], *, width_factor: int, **kwargs):
+        self.width_factor = width_factor
+        super().__init__(block, layers, **kwargs)
+
+    def _make_layer(self, block, planes, blocks, stride=1, dilate=False):
+        if planes == _STEM_WIDTH:  # the first stage: the stem is there, of torchvision's width
+            self.inplanes = _STEM_WIDTH * self.width_factor
+            self.conv1 = nn.Conv2d(3, self.inplanes, 7, stride=2, padding=3, bias=False)
+            self.bn1 = self._norm_layer(self.inplanes)
+        return super()._make_layer(block, planes * self.width_factor, blocks, stride, dilate)
 
 
 def build_encoder(
@@ -19,7 +47,10 @@ def build_encoder(
     *,
     dim: int,
     mlp: bool = False,
+    groups: int = 1,
     width_per_group: int = 64,
+    width_factor: int = 1,
+    small_stem: bool = False,
     norm_layer: Callable[..., nn.Module] | None = None,
 ) -> nn.Module:
     """A ResNet whose ``fc`` maps its pooled features to `dim` outputs: images (N, 3, H, W) -> (N,
@@ -29,23 +60,59 @@ def build_encoder(
     with the linear head, ``fc.0`` and ``fc.2`` with the MLP (v2, section 2: Linear(D, D), ReLU,
     Linear(D, C)).
 
+    Args:
+        groups, width_per_group: of the 3x3 convolutions in bottlenecks, as in torchvision;
+            ResNeXt-50 32x8d has 32 and 8.
+        width_factor: multiplies every number of channels.
+        small_stem: a 3x3 convolution of stride 1 and no pooling, for images of 32 pixels (authors'
+            CIFAR demo). Detectron2 has no such network.
+
     Raises:
-        UserError: unknown `arch`, or a `width_per_group` that the architecture does not have.
+        UserError: unknown `arch`, or a width that the architecture does not have.
     """
-    if arch not in ARCHITECTURES:
+    if arch not in _STAGES:
         raise UserError(
             f"MOCO.ENCODER.ARCH {arch!r} is not one of {', '.join(ARCHITECTURES)}; "
             f"{closest(arch, ARCHITECTURES) or 'choose one of them'}"
         )
-    if arch in BASIC_BLOCK_ARCHITECTURES and width_per_group != 64:
+    block, layers = _STAGES[arch]
+    if block is BasicBlock and (width_per_group, groups) != (64, 1):
         raise UserError(
-            f"{arch} has no bottlenecks to make wider or slimmer: set "
-            "MOCO.ENCODER.WIDTH_PER_GROUP 64"
+            f"{arch} has no bottlenecks to make wider, slimmer or grouped: set "
+            "MOCO.ENCODER.WIDTH_PER_GROUP 64 and MOCO.ENCODER.GROUPS 1"
         )
-    network = models.get_model(
-        arch, num_classes=dim, width_per_group=width_per_group, norm_layer=norm_layer
-    )
+    if min(groups, width_per_group, width_factor) < 1:
+        raise UserError(
+            "MOCO.ENCODER.GROUPS, WIDTH_PER_GROUP and WIDTH_FACTOR are whole numbers from 1 on; "
+            f"they are {groups}, {width_per_group} and {width_factor}"
+        )
+    options: dict[str, Any] = {
+        "num_classes": dim,
+        "groups": groups,
+        "width_per_group": width_per_group,
+        "norm_layer": norm_layer,
+    }
+    if width_factor == 1:
+        network = models.get_model(arch, **options)
+    else:
+        network = WiderResNet(block, layers, width_factor=width_factor, **options)
+        network.fc = nn.Linear(network.inplanes, dim)  # torchvision's has a fixed width
+    if small_stem:
+        network.conv1 = nn.Conv2d(3, network.conv1.out_channels, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+        network.maxpool = nn.Identity()
     if mlp:
         width = network.fc.in_features
         network.fc = nn.Sequential(nn.Linear(width, width), nn.ReLU(), network.fc)
     return network
+
+
+def encoder_options(cfg: Any) -> dict[str, Any]:
+    """Keyword arguments of build_encoder in ``cfg.MOCO.ENCODER``, without the head's."""
+    encoder = cfg.MOCO.ENCODER
+    return {
+        "groups": encoder.GROUPS,
+        "width_per_group": encoder.WIDTH_PER_GROUP,
+        "width_factor": encoder.WIDTH_FACTOR,
+        "small_stem": encoder.SMALL_STEM,
+    }

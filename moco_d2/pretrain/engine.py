@@ -229,8 +229,8 @@ def build_pretext_model(cfg: Any, images: ImageList) -> nn.Module:
                 f"MOCO.BN_SPLITS {cfg.MOCO.BN_SPLITS} does not divide the {share} images a "
                 "process has in a step"
             )
-        model = MoCo.from_config(cfg)
-        if not model.needs_shuffle:
+        model = MoCo.from_config(cfg, num_images=len(images))
+        if model.may_leak:
             logger.warning(
                 "BatchNorm has one group, so it can give the positive key away (paper section "
                 "3.3): set MOCO.BN_SPLITS 8 on one device"

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch.distributed.nn import functional as dist_functional
 from torch import nn
 
 
@@ -79,31 +80,68 @@ def all_gather(x: torch.Tensor) -> torch.Tensor:
     """Tensors (N, ...) of all processes, concatenated in rank order: (W N, ...). No gradient."""
     if world_size() == 1:
         return x
-    # Backends copy memory as it lies: a channels_last batch has to lie alike on both sides.
-    x = x.contiguous()
+    x = x.contiguous()  # backends copy memory as it lies
     gathered = [torch.empty_like(x) for _ in range(world_size())]
     dist.all_gather(gathered, x)
     return torch.cat(gathered)
 
 
-@torch.no_grad()
+def all_gather_with_gradient(x: torch.Tensor) -> torch.Tensor:
+    """As all_gather; a process's `x` receives the sum of the gradients of all processes."""
+    return torch.cat(dist_functional.all_gather(x.contiguous())) if world_size() > 1 else x
+
+
 def encode_shuffled(
     encode: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor
 ) -> torch.Tensor:
-    """Embeddings (N, C) of `images` (N, 3, H, W), each encoded among a random group of the global
-    batch.
+    """Embeddings of the whole batch, each image encoded among a random group of it.
 
-    Every process must call it, with the same N and the same state of torch's CPU generator not
-    required: rank 0 draws the order and the others receive it.
+    What is exchanged is the least there is: an image travels once, to the process that encodes it
+    (the official code sends every image to every process), and the embeddings to all.
+
+    Args:
+        encode: images (N, 3, H, W) -> embeddings (N, C), with gradient if it is enabled.
+        images: (N, 3, H, W) of this process, the same N in every process; all must call.
+
+    Returns:
+        (W N, C), in rank order and, within a rank, in the order of its `images`.
     """
-    batch = len(images)
-    everything = all_gather(images)
-    order = torch.randperm(len(everything)).to(images.device)
-    if world_size() == 1:
-        embeddings = encode(everything[order])
-        return embeddings[order.argsort()]
-    dist.broadcast(order, src=0)
-    rank = dist.get_rank()
-    mine = order[rank * batch : (rank + 1) * batch]
-    embeddings = all_gather(encode(everything[mine]))
-    return embeddings[order.argsort()[rank * batch : (rank + 1) * batch]]
+    batch, processes = len(images), world_size()
+    order = torch.randperm(batch * processes)
+    if processes == 1:
+        order = order.to(images.device)
+        return encode(images[order])[order.argsort()]
+    order = order.to(images.device)
+    dist.broadcast(order, src=0)  # every process has a generator of its own
+    encoded = all_gather_with_gradient(encode(_exchange(images, order)))
+    return encoded[order.argsort()]
+
+
+@torch.no_grad()
+def _exchange(images: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """Images order[rank N : (rank + 1) N] of the global batch, of which this process has `images`.
+
+    Args:
+        images: (N, 3, H, W) of this process.
+        order: (W N,) permutation of the global batch, the same in all processes.
+    """
+    batch, rank, processes = len(images), dist.get_rank(), dist.get_world_size()
+    owner = (order // batch).view(processes, batch)  # of what each process is to encode
+    held_here = owner == rank
+    sent = order.view(processes, batch)[held_here] - rank * batch
+    # Backends copy memory as it lies: channels_last travels as it is, (N, H, W, 3).
+    channels_last = not images.is_contiguous() and images.is_contiguous(
+        memory_format=torch.channels_last
+    )
+    if channels_last:
+        images = images.permute(0, 2, 3, 1)
+    received = torch.empty_like(images, memory_format=torch.contiguous_format)
+    dist.all_to_all_single(
+        received,
+        images[sent],
+        output_split_sizes=owner[rank].bincount(minlength=processes).tolist(),
+        input_split_sizes=held_here.sum(dim=1).tolist(),
+    )
+    # What has come is sorted by owner; back into the order drawn.
+    received = received[owner[rank].argsort(stable=True).argsort()]
+    return received.permute(0, 3, 1, 2) if channels_last else received

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from moco_d2.pretrain.encoder import build_encoder
+from moco_d2.pretrain.encoder import build_encoder, encoder_options
 
 
 class SupervisedClassifier(nn.Module):
@@ -23,10 +23,7 @@ class SupervisedClassifier(nn.Module):
     @classmethod
     def from_config(cls, cfg: Any, num_classes: int) -> "SupervisedClassifier":
         """Build from ``cfg.MOCO.ENCODER`` for a data set of `num_classes`."""
-        encoder = cfg.MOCO.ENCODER
-        return cls(
-            build_encoder(encoder.ARCH, dim=num_classes, width_per_group=encoder.WIDTH_PER_GROUP)
-        )
+        return cls(build_encoder(cfg.MOCO.ENCODER.ARCH, dim=num_classes, **encoder_options(cfg)))
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Loss and top-1 accuracy of ``query`` (N, 3, H, W) against ``label`` (N,)."""

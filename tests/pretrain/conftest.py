@@ -77,7 +77,7 @@ class SmallNetwork(nn.Module):
 def small_network(monkeypatch):
     """Pretraining builds a SmallNetwork, whatever MOCO.ENCODER.ARCH says."""
 
-    def build(arch, *, dim, mlp=False, width_per_group=64, norm_layer=None):
+    def build(arch, *, dim, mlp=False, norm_layer=None, **widths):
         return SmallNetwork(dim, mlp=mlp, norm_layer=norm_layer)
 
     for module in (moco, supervised):

@@ -39,6 +39,50 @@ def test_width_per_group_is_torchvisions():
     assert found["layer1.0.conv2.weight"] == (16, 16, 3, 3)
 
 
+def test_resnext_50_32x8d_has_the_papers_size():
+    """Table 1: 46 million parameters."""
+    with torch.device("meta"):
+        network = build_encoder("resnet50", dim=128, groups=32, width_per_group=8)
+    assert network.layer1[0].conv2.weight.shape == (256, 8, 3, 3)
+    backbone = sum(p.numel() for n, p in network.named_parameters() if not n.startswith("fc"))
+    assert backbone / 1e6 == pytest.approx(46, abs=1)
+
+
+@pytest.mark.parametrize(("factor", "millions"), [(1, 24), (2, 94), (4, 375)])
+def test_wider_networks_have_the_papers_sizes(factor, millions):
+    """Table 1's parameters: R50 24, R50w2x 94, R50w4x 375 million, of the backbone."""
+    with torch.device("meta"):
+        network = build_encoder("resnet50", dim=128, width_factor=factor)
+    found, plain = shapes(network), shapes(models.resnet50(num_classes=128))
+    assert found.keys() == plain.keys()
+    fixed = {"outputs": ("fc.weight", "fc.bias"), "inputs": ("conv1.weight",)}
+    for name, shape in plain.items():
+        wanted = list(shape)
+        if shape and name not in fixed["outputs"]:
+            wanted[0] *= factor
+        if len(shape) > 1 and name not in fixed["inputs"]:
+            wanted[1] *= factor
+        assert found[name] == tuple(wanted), name
+    backbone = sum(p.numel() for n, p in network.named_parameters() if not n.startswith("fc"))
+    assert round(backbone / 1e6) == pytest.approx(millions, rel=0.02)
+
+
+def test_wider_networks_start_as_torchvisions():
+    """Kaiming's initialisation, also of the stem, which is made anew."""
+    network = build_encoder("resnet18", dim=8, width_factor=2, mlp=True)
+    stem = network.conv1.weight
+    assert stem.std().item() == pytest.approx((2 / (128 * 7 * 7)) ** 0.5, rel=0.05)
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 8)
+
+
+def test_a_small_stem_keeps_the_resolution():
+    network = build_encoder("resnet18", dim=8, small_stem=True)
+    sides = []
+    network.layer1.register_forward_hook(lambda module, inputs, output: sides.append(output.shape))
+    network(torch.zeros(2, 3, 32, 32))
+    assert sides == [(2, 64, 32, 32)]
+
+
 def test_gives_embeddings():
     assert build_encoder("resnet18", dim=5, mlp=True)(torch.zeros(2, 3, 32, 32)).shape == (2, 5)
 
@@ -51,6 +95,12 @@ def test_unknown_architecture_names_the_closest():
     assert str(caught.value).endswith("choose one of them")
 
 
-def test_width_of_a_basic_block_network_is_refused():
+@pytest.mark.parametrize("option", ["width_per_group", "groups"])
+def test_width_and_groups_of_a_basic_block_network_are_refused(option):
     with pytest.raises(UserError, match=r"set MOCO\.ENCODER\.WIDTH_PER_GROUP 64"):
-        build_encoder("resnet18", dim=8, width_per_group=16)
+        build_encoder("resnet18", dim=8, **{option: 16})
+
+
+def test_a_width_of_nothing_is_refused():
+    with pytest.raises(UserError, match="whole numbers from 1 on; they are 1, 64 and 0"):
+        build_encoder("resnet18", dim=8, width_factor=0)

@@ -1,32 +1,38 @@
-"""The package's training step against an independent transcription of the paper's Algorithm 1."""
+"""The training step against independent transcriptions: the paper's Algorithm 1, and the two
+mechanisms it is compared with.
+"""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.utils.events import EventStorage
 
-from moco_d2.pretrain.dictionary import Queue
+from moco_d2.pretrain.dictionary import EndToEnd, MemoryBank, Queue
 from moco_d2.pretrain.engine import Pretrainer
 from moco_d2.pretrain.moco import MoCo
 
 STEPS, BATCH, DIM, SIZE = 20, 8, 6, 20  # 20 keys: the queue wraps within a batch
+IMAGES = 24  # of the tiny set
 TOLERANCE = 1e-9  # in double precision; the claim is 1e-6
 
 
-class Algorithm1:
-    """The paper's pseudocode, line by line; nothing of the package, nothing of torch.optim."""
+class Reference:
+    """A contrastive training step by hand; nothing of the package, nothing of torch.optim.
 
-    def __init__(self, network: dict[str, torch.Tensor], queue: torch.Tensor, *, m, t):
+    The paper's Algorithm 1 line by line; sub-classes change where the keys come from (Figure 2).
+    """
+
+    def __init__(self, model: MoCo, *, m: float, t: float):
+        network = model.encoder_q.state_dict()
         trained = [name for name in network if "running" not in name and "num_" not in name]
         self.f_q = {name: network[name].clone() for name in trained}
-        self.f_k = {name: network[name].clone() for name in trained}
-        self.bn_q, self.bn_k = (
-            {name: network[f"bn.running_{name}"].clone() for name in ("mean", "var")}
-            for _ in range(2)
-        )
-        self.queue = [column.clone() for column in queue.T]  # oldest first
+        self.bn_q = self.statistics(network)
         self.m, self.t = m, t
         self.velocity: dict[str, torch.Tensor] = {}
+
+    @staticmethod
+    def statistics(network):
+        return {name: network[f"bn.running_{name}"].clone() for name in ("mean", "var")}
 
     @staticmethod
     def forward(f, bn, x):
@@ -40,13 +46,18 @@ class Algorithm1:
             x = x @ f["fc.weight"].T + f["fc.bias"]
         return x / (x**2).sum(1, keepdim=True).sqrt()
 
-    def step(self, x_q, x_k, *, lr, momentum, weight_decay):
+    def info_nce(self, q, positives, negatives):
+        """Eq. 1, query by query: its positive (C,) and its negatives (K, C)."""
+        losses = []
+        for query, positive, others in zip(q, positives, negatives, strict=True):
+            similarities = torch.stack([query @ positive, *(others @ query)]) / self.t
+            losses.append(similarities.exp().sum().log() - similarities[0])
+        return sum(losses) / len(losses)
+
+    def step(self, views, index, *, lr, momentum, weight_decay):
+        """`views`: one (query, key) pair of image batches a direction."""
         leaves = {name: p.clone().requires_grad_() for name, p in self.f_q.items()}
-        q = self.forward(leaves, self.bn_q, x_q)
-        k = self.forward(self.f_k, self.bn_k, x_k)
-        l_pos = (q * k).sum(1) / self.t
-        l_neg = q @ torch.stack(self.queue).T / self.t
-        loss = (torch.cat([l_pos[:, None], l_neg], 1).logsumexp(1) - l_pos).mean()
+        loss = sum(self.loss(leaves, query, key, index) for query, key in views)
         gradients = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
         for name, gradient in gradients.items():
             d = gradient + weight_decay * self.f_q[name]
@@ -54,9 +65,78 @@ class Algorithm1:
                 d = momentum * self.velocity[name] + d
             self.velocity[name] = d
             self.f_q[name] = self.f_q[name] - lr * d
-            self.f_k[name] = self.m * self.f_k[name] + (1 - self.m) * self.f_q[name]
-        self.queue = (self.queue + [key.clone() for key in k])[len(k) :]
+        self.end_step()
         return loss.detach(), gradients
+
+
+class Algorithm1(Reference):
+    def __init__(self, model, **kwargs):
+        super().__init__(model, **kwargs)
+        network = model.encoder_k.state_dict()
+        self.f_k = {name: network[name].clone() for name in self.f_q}
+        self.bn_k = self.statistics(network)
+        self.queue = [column.clone() for column in model.dictionary.queue.T]  # oldest first
+        self.new: list[torch.Tensor] = []
+
+    def loss(self, leaves, query, key, index):
+        q = self.forward(leaves, self.bn_q, query)
+        k = self.forward(self.f_k, self.bn_k, key)
+        self.new += list(k)
+        return self.info_nce(q, k, [torch.stack(self.queue)] * len(q))
+
+    def end_step(self):
+        for name in self.f_q:
+            self.f_k[name] = self.m * self.f_k[name] + (1 - self.m) * self.f_q[name]
+        self.queue = (self.queue + self.new)[len(self.new) :]
+        self.new = []
+
+    def check(self, model):
+        assert_same(dict(model.encoder_k.named_parameters()), self.f_k)
+        bn = model.encoder_k.bn
+        assert_same({"mean": bn.running_mean, "var": bn.running_var}, self.bn_k)
+        oldest_first = model.dictionary.queue.roll(-model.dictionary.queue_ptr.item(), dims=1)
+        assert_same({"queue": oldest_first.T}, {"queue": torch.stack(self.queue)})
+
+
+class InstDisc(Reference):
+    """Figure 2b: the positive is the image's entry in the bank, the negatives are drawn from it."""
+
+    def __init__(self, model, **kwargs):
+        super().__init__(model, **kwargs)
+        self.bank = list(model.dictionary.bank.clone())
+        self.new: list[tuple[int, torch.Tensor]] = []
+        self.draws: list[list[int]] = []  # filled from what the package drew
+
+    def loss(self, leaves, query, key, index):
+        q = self.forward(leaves, self.bn_q, query)
+        self.new += list(zip(index.tolist(), q.detach(), strict=True))
+        negatives = torch.stack([self.bank[i] for i in self.draws.pop(0)])
+        return self.info_nce(q, [self.bank[i] for i in index.tolist()], [negatives] * len(q))
+
+    def end_step(self):
+        for image, q in self.new:
+            mixed = 0.5 * self.bank[image] + 0.5 * q
+            self.bank[image] = mixed / (mixed**2).sum().sqrt()
+        self.new = []
+
+    def check(self, model):
+        assert_same({"bank": model.dictionary.bank}, {"bank": torch.stack(self.bank)})
+
+
+class InBatch(Reference):
+    """Figure 2a: the other keys of the batch are the negatives, and have gradients."""
+
+    def loss(self, leaves, query, key, index):
+        q = self.forward(leaves, self.bn_q, query)
+        k = self.forward(leaves, self.bn_q, key)
+        others = [torch.cat([k[:n], k[n + 1 :]]) for n in range(len(k))]
+        return self.info_nce(q, k, others)
+
+    def end_step(self):
+        pass
+
+    def check(self, model):
+        assert model.encoder_k is model.encoder_q
 
 
 @pytest.fixture
@@ -67,18 +147,32 @@ def trainer(make_config, small_network, monkeypatch):
     """
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
 
-    def build(config):
+    def build(config, overrides):
         torch.manual_seed(3)
-        overrides = {
+        settings = {
             "MOCO.ENCODER.DIM": DIM,
             "MOCO.DICTIONARY.SIZE": SIZE,
             "MOCO.BN_SPLITS": 1,
         }
-        trainer = Pretrainer(make_config(overrides, config=config))
+        trainer = Pretrainer(make_config({**settings, **overrides}, config=config))
         trainer.model.double()
         return trainer
 
     return build
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What torch.randint gives from now on: the memory bank's draws, which have no other trace."""
+    draws = []
+    randint = torch.randint
+
+    def record(*args, **kwargs):
+        draws.append(randint(*args, **kwargs))
+        return draws[-1].clone()
+
+    monkeypatch.setattr(torch, "randint", record)
+    return draws
 
 
 def assert_same(found, wanted):
@@ -87,41 +181,48 @@ def assert_same(found, wanted):
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=TOLERANCE, msg=name)
 
 
+@pytest.mark.parametrize("symmetric", [False, True], ids=["asymmetric", "symmetric"])
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [("Queue", Algorithm1), ("MemoryBank", InstDisc), ("EndToEnd", InBatch)],
+)
 @pytest.mark.parametrize(
     ("config", "temperature"),
     [("moco_v1_R50_200ep.yaml", 0.07), ("moco_v2_R50_200ep.yaml", 0.2)],
 )
-def test_a_training_step_is_algorithm_1(trainer, config, temperature):
-    trainer = trainer(config)
+def test_a_training_step_is_algorithm_1(
+    trainer, drawn, config, temperature, name, reference, symmetric
+):
+    trainer = trainer(config, {"MOCO.DICTIONARY.NAME": name, "MOCO.SYMMETRIC": symmetric})
     model = trainer.model
-    reference = Algorithm1(
-        model.encoder_q.state_dict(), model.dictionary.queue, m=0.999, t=temperature
-    )
+    by_hand = reference(model, m=0.999, t=temperature)
     generator = torch.Generator().manual_seed(0)
     views = torch.randn(STEPS, 2, BATCH, 3, 6, 6, generator=generator).double()
-    trainer._batches_iterator = iter([{"query": q, "key": k} for q, k in views])
-    start = {name: p.clone() for name, p in model.encoder_k.named_parameters()}
+    images = [torch.randperm(IMAGES, generator=generator)[:BATCH] for _ in range(STEPS)]
+    batches = [
+        {"query": q, "key": k, "index": index} for (q, k), index in zip(views, images, strict=True)
+    ]
+    trainer._batches_iterator = iter([dict(batch) for batch in batches])
+    start = {name: p.clone() for name, p in model.encoder_q.named_parameters()}
+    drawn.clear()
     with EventStorage() as storage:
-        for step, (q, k) in enumerate(views, start=1):
+        for batch in batches:
             trainer.run_step()
-            loss, gradients = reference.step(q, k, lr=0.03, momentum=0.9, weight_decay=1e-4)
-
+            by_hand.draws = [draw.tolist() for draw in drawn]
+            drawn.clear()
+            q, k = batch["query"], batch["key"]
+            directions = [(q, k), (k, q)] if symmetric else [(q, k)]
+            loss, gradients = by_hand.step(
+                directions, batch["index"], lr=0.03, momentum=0.9, weight_decay=1e-4
+            )
             assert storage.latest()["total_loss"][0] == pytest.approx(loss.item(), abs=TOLERANCE)
             assert_same({n: p.grad for n, p in model.encoder_q.named_parameters()}, gradients)
-            assert_same(dict(model.encoder_q.named_parameters()), reference.f_q)
-            assert_same(dict(model.encoder_k.named_parameters()), reference.f_k)
-            for encoder, bn in (
-                (model.encoder_q, reference.bn_q),
-                (model.encoder_k, reference.bn_k),
-            ):
-                found = {"mean": encoder.bn.running_mean, "var": encoder.bn.running_var}
-                assert_same(found, bn)
-            pointer = model.dictionary.queue_ptr.item()
-            assert pointer == step * BATCH % SIZE
-            oldest_first = model.dictionary.queue.roll(-pointer, dims=1)
-            assert_same({"queue": oldest_first.T}, {"queue": torch.stack(reference.queue)})
+            assert_same(dict(model.encoder_q.named_parameters()), by_hand.f_q)
+            bn = model.encoder_q.bn
+            assert_same({"mean": bn.running_mean, "var": bn.running_var}, by_hand.bn_q)
+            by_hand.check(model)
     # What is compared has moved by far more than the tolerance.
-    moved = max((reference.f_k[name] - start[name]).abs().max() for name in start)
+    moved = max((by_hand.f_q[name] - start[name]).abs().max() for name in start)
     assert moved > 1e-3
 
 
@@ -135,7 +236,7 @@ def test_pretext_accuracy_is_the_share_of_queries_nearest_to_their_own_key(model
     with torch.no_grad():
         queries = F.normalize(model.encoder_q(batch["query"]), dim=1)
         keys = F.normalize(model.encoder_k(batch["key"]), dim=1)
-        for rival in (-queries[0], queries[0], keys[3]):
+        for rival in (-queries[0], queries[0], 0.999 * keys[3]):  # no ties
             model.dictionary.queue.copy_(rival[:, None].expand(DIM, SIZE))
             own, other = (queries * keys).sum(1), queries @ rival
             wanted = sum(a > b for a, b in zip(own.tolist(), other.tolist(), strict=True)) / BATCH
@@ -151,12 +252,51 @@ def test_no_gradient_reaches_the_key_encoder_and_it_starts_as_a_copy(model):
     assert all(p.grad is not None for p in model.encoder_q.parameters())
 
 
+def test_accumulated_batches_reach_the_dictionary_together_and_only_at_the_end(model):
+    before = model.dictionary.queue.clone()
+    batches = [{name: torch.randn(4, 3, 6, 6) for name in ("query", "key")} for _ in range(2)]
+    keys = []
+    for batch in batches:
+        with torch.no_grad():
+            keys.append(F.normalize(model.encoder_k(batch["key"]), dim=1))
+        model(batch)["loss_contrastive"].backward()
+        assert torch.equal(model.dictionary.queue, before)
+    model.finish_step()
+    torch.testing.assert_close(model.dictionary.queue[:, :8].T, torch.cat(keys))
+    assert model.dictionary.queue_ptr.item() == 8
+
+
+def test_feature_std_tells_a_collapsed_encoder_from_a_spread_one(small_network):
+    model = MoCo(small_network(64), Queue(dim=64, size=SIZE), momentum=0.9, temperature=0.2)
+    batch = {name: torch.randn(200, 3, 6, 6) for name in ("query", "key")}
+    model.encoder_q.fc = torch.nn.Linear(10, 64)
+    torch.nn.init.zeros_(model.encoder_q.fc.weight)
+    assert model(batch)["feature_std"] < 1e-3
+    model.encoder_q.forward = lambda x: torch.randn(len(x), 64, requires_grad=True)
+    assert model(batch)["feature_std"].item() == pytest.approx(1, abs=0.05)
+
+
+def test_only_keys_of_the_same_batch_can_leak(small_network):
+    def model(dictionary):
+        return MoCo(small_network(DIM), dictionary, momentum=0.9, temperature=0.2)
+
+    assert model(Queue(dim=DIM, size=SIZE)).may_leak
+    assert model(EndToEnd()).may_leak
+    assert not model(MemoryBank(dim=DIM, size=SIZE, num_images=IMAGES)).may_leak
+
+
 def test_similarities_stay_in_float32_under_autocast(model):
     seen = []
-    logits = model.dictionary.logits
-    model.dictionary.logits = lambda q, k: seen.append(logits(q, k)) or seen[-1]
+    contrast = model.dictionary.contrast
+
+    def note(*args):
+        seen.append(contrast(*args))
+        return seen[-1]
+
+    model.dictionary.contrast = note
     with torch.autocast("cpu", dtype=torch.bfloat16):
         model({name: torch.randn(BATCH, 3, 6, 6) for name in ("query", "key")})
-    assert seen[0].dtype == torch.float32
+    logits = seen[0][0]
+    assert logits.dtype == torch.float32
     # bf16 has 8 significant bits: rounding to it would change these.
-    assert not torch.equal(seen[0], seen[0].bfloat16().float())
+    assert not torch.equal(logits, logits.bfloat16().float())

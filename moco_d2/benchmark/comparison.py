@@ -31,7 +31,12 @@ _COLUMNS = {
     f"{group}/{name}": f"AP{short}{name.removeprefix('AP')}"
     for group, short in {"bbox": "bb", "segm": "mk", "keypoints": "kp"}.items()
     for name in ("AP", "AP50", "AP75")
-} | {"sem_seg/mIoU": "mIoU"}
+} | {
+    "sem_seg/mIoU": "mIoU",
+    "densepose_gps/AP": "APdp",
+    "densepose_gps/AP50": "APdp50",
+    "densepose_gps/AP75": "APdp75",
+}
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ def published_tables(name: str | None = None) -> list[Table]:
 
 def column_title(metric: str, *, voc: bool) -> str:
     """The paper's name of a metric: ``bbox/AP50`` is AP50 on VOC and APbb50 elsewhere."""
-    return (_VOC_COLUMNS if voc else _COLUMNS).get(metric, metric)
+    return {**_COLUMNS, **(_VOC_COLUMNS if voc else {})}.get(metric, metric)
 
 
 def row_order(initialisation: str) -> tuple[int, str]:
@@ -186,18 +191,25 @@ def _measured_cell(
             "supported": supported(delta),
             "highlighted": supported(delta) and round(delta.value, 1) >= HIGHLIGHT_FROM,
         }
-    if paper is not None and metric in paper[0].metrics:
-        table, row = paper
-        i = table.metrics.index(metric)
-        # Rounded because 81.1 - 81.5 is a hair below -0.4, the edge of a band of 0.4.
-        gap = round(summary.mean - row.values[i], 6)
-        fields |= {
-            "published": row.values[i],
-            "gap": gap,
-            "band": table.band[i],
-            "within": abs(gap) <= table.band[i],
-        }
-    return Cell(metric, **fields)
+    return Cell(metric, **fields, **_beside_paper(metric, summary.mean, paper))
+
+
+def _beside_paper(
+    metric: str, mean: float, paper: tuple[PaperTable, PaperRow] | None
+) -> dict[str, float | bool]:
+    """The cell's fields about the published value, if there is one."""
+    if paper is None or metric not in paper[0].metrics:
+        return {}
+    table, row = paper
+    i = table.metrics.index(metric)
+    if row.values[i] is None:
+        return {}
+    # Rounded because 81.1 - 81.5 is a hair below -0.4, the edge of a band of 0.4.
+    gap = round(mean - row.values[i], 6)
+    found = {"published": row.values[i], "gap": gap}
+    if table.band:
+        found |= {"band": table.band[i], "within": abs(gap) <= table.band[i]}
+    return found
 
 
 def _notes_on_row(
@@ -220,7 +232,8 @@ def _notes_on_paper(task: str, runs: dict[str, list[Record]], rows: Sequence[Row
         sources: dict[str, list[str]] = {}
         for row in beside:
             table, _ = find_row(task, row.label)
-            sources.setdefault(f"{table.source}; band: {table.band_source}", []).append(row.label)
+            band = f"; band: {table.band_source}" if table.band else "; no band is published"
+            sources.setdefault(f"{table.source}{band}", []).append(row.label)
         for source, labels in sources.items():
             yield f"Paper values of {', '.join(labels)}: {source}."
     other = [row.label for row in rows if not row.paper and find_row(task, row.label)]
@@ -273,18 +286,17 @@ def _cell_summary(cell: Cell) -> Summary:
 
 
 def _published_table(table: PaperTable) -> Table:
-    voc = table.metrics[0] == "bbox/AP50"
-    baseline = next(row for row in table.rows if BASELINE in row.initialisations)
+    voc = table.name.startswith("voc")
+    baseline = table.baseline
     rows = []
     for row in table.rows:
         cells = []
-        for metric, value, base in zip(table.metrics, row.values, baseline.values, strict=True):
-            delta = None if row is baseline else round(value - base, 1)
+        for i, (metric, value) in enumerate(zip(table.metrics, row.values, strict=True)):
+            base = None if row is baseline or baseline is None else baseline.values[i]
+            delta = None if base is None or value is None else round(value - base, 1)
             highlighted = delta is not None and delta >= HIGHLIGHT_FROM
             cells.append(Cell(metric, mean=value, difference=delta, highlighted=highlighted))
         rows.append(Row(row.label, tuple(cells), ("unconfirmed",) if row.unconfirmed else ()))
-    setting = table.setting
-    trials = f"mean of {table.trials} runs" if table.trials else "number of runs not stated"
     return Table(
         task=table.name,
         title=table.title,
@@ -293,10 +305,21 @@ def _published_table(table: PaperTable) -> Table:
         footnotes=tuple(
             (mark, FOOTNOTES[mark]) for mark in MARKS if any(mark in r.marks for r in rows)
         ),
-        notes=(
-            f"Source: {table.source}. {' + '.join(setting.train)} to {' + '.join(setting.test)}, "
-            f"{setting.iterations} iterations of {setting.images_per_batch} images, {trials}.",
-            f"In parentheses: difference to {baseline.label}; bold: at least +{HIGHLIGHT_FROM}.",
-            *table.remarks,
-        ),
+        notes=tuple(_notes_on_published(table)),
     )
+
+
+def _notes_on_published(table: PaperTable) -> Iterable[str]:
+    setting = table.setting
+    if setting is None:
+        yield f"Source: {table.source}."
+    else:
+        trials = f"mean of {table.trials} runs" if table.trials else "number of runs not stated"
+        yield (
+            f"Source: {table.source}. {' + '.join(setting.train)} to {' + '.join(setting.test)}, "
+            f"{setting.iterations} iterations of {setting.images_per_batch} images, {trials}."
+        )
+    if table.baseline is not None:
+        label = table.baseline.label
+        yield f"In parentheses: difference to {label}; bold: at least +{HIGHLIGHT_FROM}."
+    yield from table.remarks

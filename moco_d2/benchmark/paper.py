@@ -31,11 +31,12 @@ class Setting:
 
 @dataclass(frozen=True)
 class PaperRow:
-    """One published row; `values` in percent, in the order of the table's metrics."""
+    """One published row. `values` follow the table's metrics; None where nothing is printed."""
 
     label: str
-    initialisations: tuple[str, ...]
-    values: tuple[float, ...]
+    values: tuple[float | None, ...]
+    initialisations: tuple[str, ...] = ()
+    baseline: bool = False
     unconfirmed: bool = False
 
 
@@ -43,20 +44,29 @@ class PaperRow:
 class PaperTable:
     """One published table.
 
-    `band` is, for each metric, the largest |mean - paper| that counts as agreement.
+    `task` and `setting` are None where no run is set beside it, `trials` where the source does not
+    say. `band` is, for each metric, the largest |mean - paper| that counts as agreement; empty
+    where none is known.
     """
 
     name: str
-    task: str
     title: str
     source: str
-    setting: Setting
-    trials: int | None
     metrics: tuple[str, ...]
-    band: tuple[float, ...]
-    band_source: str
     rows: tuple[PaperRow, ...]
+    task: str | None = None
+    setting: Setting | None = None
+    trials: int | None = None
+    band: tuple[float, ...] = ()
+    band_source: str = ""
     remarks: tuple[str, ...] = ()
+
+    @property
+    def baseline(self) -> PaperRow | None:
+        """The row that differences are taken to."""
+        marked = [row for row in self.rows if row.baseline]
+        supervised = [row for row in self.rows if "supervised" in row.initialisations]
+        return next(iter(marked + supervised), None)
 
 
 @cache
@@ -84,7 +94,9 @@ def row_beside(
     if found is None:
         return None
     setting = found[0].setting
-    same = all(setting.matches(r.datasets_train, r.datasets_test, r.images) for r in runs)
+    same = setting is not None and all(
+        setting.matches(r.datasets_train, r.datasets_test, r.images) for r in runs
+    )
     return found if same else None
 
 
@@ -103,24 +115,23 @@ def tables_named(name: str | None) -> list[PaperTable]:
 
 
 def _table(name: str, entry: dict) -> PaperTable:
-    setting = entry["setting"]
-    fields = {
-        **entry,
-        "setting": Setting(
-            **{**setting, "train": tuple(setting["train"]), "test": tuple(setting["test"])}
-        ),
-        "metrics": tuple(entry["metrics"]),
-        "band": tuple(entry["band"]),
-        "remarks": tuple(entry.get("remarks", ())),
-        "rows": tuple(
-            PaperRow(
-                **{
-                    **row,
-                    "initialisations": tuple(row["initialisations"]),
-                    "values": tuple(row["values"]),
-                }
-            )
-            for row in entry["rows"]
-        ),
-    }
-    return PaperTable(name=name, **fields)
+    setting = entry.get("setting")
+    if setting is not None:
+        setting = Setting(
+            train=tuple(setting["train"]),
+            test=tuple(setting["test"]),
+            iterations=setting["iterations"],
+            images_per_batch=setting["images_per_batch"],
+        )
+    rows = tuple(
+        PaperRow(
+            **{
+                **row,
+                "initialisations": tuple(row.get("initialisations", ())),
+                "values": tuple(row["values"]),
+            }
+        )
+        for row in entry["rows"]
+    )
+    tuples = {key: tuple(entry.get(key, ())) for key in ("metrics", "band", "remarks")}
+    return PaperTable(name=name, **{**entry, **tuples, "setting": setting, "rows": rows})

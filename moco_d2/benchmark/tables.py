@@ -64,7 +64,10 @@ def _signed(value: float) -> str:
 def _cell_spans(cell: Cell, row: Row) -> list[Span]:
     if cell.mean is None:
         return [("–", "")]
-    value = f"{cell.mean:.1f}" + (f" ± {cell.std:.1f}" if cell.std is not None else "")
+    # A whole number is a count: parameters, epochs.
+    value = f"{cell.mean:d}" if isinstance(cell.mean, int) else f"{cell.mean:.1f}"
+    if cell.std is not None:
+        value += f" ± {cell.std:.1f}"
     spans = [(value, "")]
     if row.marks:
         spans.append(("".join(MARKS[m] for m in row.marks), "mark"))
@@ -79,10 +82,10 @@ def _cell_spans(cell: Cell, row: Row) -> list[Span]:
 def _paper_spans(cell: Cell) -> list[Span]:
     if cell.published is None:
         return [("–", "")]
-    relation = "within" if cell.within else "outside"
-    return [
-        (f"{cell.published:.1f}, gap {_signed(cell.gap)} ({relation} ±{cell.band:.1f})", ""),
-    ]
+    text = f"{cell.published:.1f}, gap {_signed(cell.gap)}"
+    if cell.band is not None:
+        text += f" ({'within' if cell.within else 'outside'} ±{cell.band:.1f})"
+    return [(text, "")]
 
 
 def _lines(table: Table) -> Iterable[tuple[str, list[list[Span]]]]:

@@ -4,6 +4,8 @@ Numbers are those of the official main_moco.py; v1 and v2 differ in the strength
 in how often the jitter is applied, and in the blur.
 """
 
+import dataclasses
+
 import torch
 from torchvision.transforms import v2
 
@@ -12,7 +14,41 @@ from moco_d2.errors import UserError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of images in [0, 1]; torchvision's
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-AUGMENTATIONS = ("v1", "v2")
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What follows the random resized crop, before the flip of half the views.
+
+    Attributes:
+        hue: the jitter's, as a share of the colour circle.
+        jitter_probability, gray_probability, blur_probability: share of views it is done to.
+        gray_first: gray scale comes before the jitter, not after it.
+        jitter: strength of the jitter of brightness, contrast and saturation.
+    """
+
+    hue: float
+    jitter_probability: float
+    blur_probability: float
+    gray_first: bool
+    gray_probability: float = 0.2
+    jitter: float = 0.4
+
+
+AUGMENTATIONS = {
+    "v1": Recipe(hue=0.4, jitter_probability=1.0, blur_probability=0.0, gray_first=True),
+    "v2": Recipe(hue=0.1, jitter_probability=0.8, blur_probability=0.5, gray_first=False),
+}
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe `name` of AUGMENTATIONS.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in AUGMENTATIONS:
+        raise UserError(f"MOCO.AUGMENTATION.NAME {name!r} is not one of {', '.join(AUGMENTATIONS)}")
+    return AUGMENTATIONS[name]
 
 
 class PillowGaussianBlur(v2.Transform):
@@ -61,25 +97,28 @@ def build_augmentation(
     Raises:
         UserError: `name` is neither "v1" nor "v2".
     """
-    crop = v2.RandomResizedCrop(size, scale=tuple(crop_scale), antialias=True)
-    if name == "v1":
-        steps = [
-            crop,
-            v2.RandomGrayscale(p=0.2),
-            v2.ColorJitter(0.4, 0.4, 0.4, 0.4),
-            v2.RandomHorizontalFlip(),
-        ]
-    elif name == "v2":
-        steps = [
-            crop,
-            v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
-            v2.RandomGrayscale(p=0.2),
-            v2.RandomApply([PillowGaussianBlur(tuple(blur_sigma))], p=0.5),
-            v2.RandomHorizontalFlip(),
-        ]
-    else:
-        raise UserError(f"MOCO.AUGMENTATION.NAME {name!r} is not one of {', '.join(AUGMENTATIONS)}")
-    return v2.Compose([*steps, *_to_normalized_tensor()])
+    recipe = find_recipe(name)
+    gray = v2.RandomGrayscale(p=recipe.gray_probability)
+    jitter = v2.ColorJitter(recipe.jitter, recipe.jitter, recipe.jitter, recipe.hue)
+    if recipe.jitter_probability < 1:
+        jitter = v2.RandomApply([jitter], p=recipe.jitter_probability)
+    steps = [_crop(size, crop_scale), *((gray, jitter) if recipe.gray_first else (jitter, gray))]
+    if recipe.blur_probability:
+        blur = PillowGaussianBlur(tuple(blur_sigma))
+        steps.append(v2.RandomApply([blur], p=recipe.blur_probability))
+    return v2.Compose([*steps, v2.RandomHorizontalFlip(), *_to_normalized_tensor()])
+
+
+def build_crop(*, size: int, crop_scale: tuple[float, float] = (0.2, 1.0)) -> v2.Transform:
+    """A transform from a PIL image (RGB) to one random crop, a tensor of bytes (3, size, size).
+
+    What workers do of the augmentation when the device does the rest.
+    """
+    return v2.Compose([_crop(size, crop_scale), v2.PILToTensor()])
+
+
+def _crop(size: int, scale: tuple[float, float]) -> v2.Transform:
+    return v2.RandomResizedCrop(size, scale=tuple(scale), antialias=True)
 
 
 def build_evaluation_transform(size: int) -> v2.Transform:

@@ -1,231 +1,171 @@
-"""Images for pretraining: class folders or flat folders, an endless resumable order, two views of
-one decode.
+"""DATASETS.TRAIN to an endless stream of batches; for lists of files, the stream itself."""
 
-Every random choice follows from (seed, position in the stream of samples): not from the worker that
-made it, nor from when. So a resumed run sees what an uninterrupted one would, with any number of
-workers.
-"""
-
-import dataclasses
-import re
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from moco_d2.errors import UserError
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageList:
-    """Files, and what class folder each lies in.
-
-    Attributes:
-        paths: image files.
-        labels: class index of each, or None for a flat folder.
-        classes: names of the class folders, sorted; empty for a flat folder.
-    """
-
-    paths: list[str]
-    labels: list[int] | None
-    classes: list[str]
-
-    def __len__(self) -> int:
-        return len(self.paths)
+from moco_d2.pretrain.augmentation import build_augmentation, build_crop, find_recipe
+from moco_d2.pretrain.device_augmentation import DeviceAugmentation
+from moco_d2.pretrain.images import UnreadableImageError, read_image
+from moco_d2.pretrain.sharded_data import ShardedData
+from moco_d2.pretrain.shards import SHARDS_PREFIX, list_shards
+from moco_d2.pretrain.sources import ImageList, list_source
+from moco_d2.pretrain.stream import (
+    MAX_ATTEMPTS,
+    Purpose,
+    TrainingData,
+    ViewMaker,
+    build_loader,
+    collate,
+    derive_seed,
+)
 
 
-def list_images(folder: str | Path) -> ImageList:
-    """The images of a class folder (``folder/class/**/x.jpg``) or of a flat one (``folder/x.jpg``).
+def build_training_data(cfg: Any, *, rank: int = 0, world_size: int = 1) -> TrainingData:
+    """The stream of batches of one process, from ``cfg.DATASETS.TRAIN`` and ``cfg.MOCO``.
 
     Raises:
-        UserError: no such folder, no image in it, or both kinds at once.
-    """
-    root = Path(folder).expanduser()
-    if not root.is_dir():
-        raise UserError(
-            f"dataset folder {folder} does not exist; give a folder of images, or of one folder "
-            "a class"
-        )
-
-    def images(where: Iterator[Path]) -> list[str]:
-        return sorted(str(p) for p in where if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-
-    flat = images(root.iterdir())
-    paths: list[str] = []
-    labels: list[int] = []
-    classes: list[str] = []
-    for class_folder in sorted(p for p in root.iterdir() if p.is_dir()):
-        found = images(class_folder.rglob("*"))
-        if found:
-            paths += found
-            labels += [len(classes)] * len(found)
-            classes.append(class_folder.name)
-    if flat and paths:
-        raise UserError(
-            f"{folder} holds images ({Path(flat[0]).name}) beside class folders ({classes[0]}): "
-            "move the ones into a class, or the others out"
-        )
-    if flat:
-        return ImageList(flat, None, [])
-    if not paths:
-        raise UserError(
-            f"no images in {folder}; looked for {', '.join(sorted(IMAGE_SUFFIXES))} in it and in "
-            "its class folders"
-        )
-    return ImageList(paths, labels, classes)
-
-
-def list_training_images(cfg) -> ImageList:
-    """The images named by DATASETS.TRAIN, checked against what the run needs of them.
-
-    Raises:
-        UserError: no folder named, labels missing for supervised pretraining, fewer images than a
-            batch.
+        UserError: not exactly one dataset is named, it is missing or empty, it lacks the labels
+            that supervised pretraining needs, or a batch does not fit it or the processes.
     """
     names = cfg.DATASETS.TRAIN
     if len(names) != 1:
         raise UserError(
-            "pretraining reads one folder: set DATASETS.TRAIN \"('path/to/images',)\""
+            "pretraining reads one dataset: set DATASETS.TRAIN \"('path/to/images',)\""
             f" (it names {len(names)} now)"
         )
     if cfg.SOLVER.IMS_PER_BATCH < 1:
         raise UserError(f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is no batch")
-    images = list_images(names[0])
-    if cfg.MOCO.PRETEXT == "supervised" and images.labels is None:
+    stream = {
+        **build_views(cfg),
+        "total_batch": cfg.SOLVER.IMS_PER_BATCH,
+        "rank": rank,
+        "world_size": world_size,
+        "num_workers": cfg.DATALOADER.NUM_WORKERS,
+    }
+    if names[0].startswith(SHARDS_PREFIX):
+        pattern = names[0].removeprefix(SHARDS_PREFIX)
+        shards = list_shards(pattern, num_images=cfg.MOCO.DATA.SHARD_IMAGES)
+        data = ShardedData(shards, shuffle=cfg.MOCO.DATA.SHARD_SHUFFLE, **stream)
+    else:
+        data = ListedData(list_source(names[0]), **stream)
+    if cfg.MOCO.PRETEXT == "supervised" and not data.classes:
         raise UserError(
-            f"supervised pretraining needs labels, and {names[0]} is a flat folder: make one "
-            "folder a class in it"
+            f"supervised pretraining needs labels, and {names[0]} has none: give a folder of one "
+            "folder a class, a list with labels, or counted shards with a .cls for every image"
         )
-    if len(images) < cfg.SOLVER.IMS_PER_BATCH:
-        raise UserError(
-            f"{names[0]} has {len(images)} images, less than one batch of "
-            f"{cfg.SOLVER.IMS_PER_BATCH}: "
-            "set a smaller SOLVER.IMS_PER_BATCH"
-        )
-    return images
+    return data
 
 
-def read_image(path: str) -> Image.Image:
-    """Decode an image file to RGB.
+def build_views(cfg: Any) -> dict[str, Any]:
+    """Both parts of the augmentation as TrainingData takes them: the workers' and the device's.
 
     Raises:
-        UserError: it does not decode; names the file.
+        UserError: MOCO.AUGMENTATION asks for one that there is not.
     """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    # Pillow raises whatever a damaged file's bytes happen to mean: OSError, SyntaxError,
-    # struct.error, DecompressionBombError, ...
-    except Exception as error:
-        raise UserError(f"image {path} does not decode ({error}); remove or replace it") from error
+    augmentation = cfg.MOCO.AUGMENTATION
+    recipe = find_recipe(augmentation.NAME)
+    size, scale, sigma = augmentation.SIZE, augmentation.CROP_SCALE, augmentation.BLUR_SIGMA
+    if augmentation.WHERE == "workers":
+        transform = build_augmentation(
+            augmentation.NAME, size=size, crop_scale=scale, blur_sigma=sigma
+        )
+        on_device = None
+    elif augmentation.WHERE == "device":
+        transform = build_crop(size=size, crop_scale=scale)
+        on_device = DeviceAugmentation(recipe, blur_sigma=sigma)
+    else:
+        raise UserError(
+            f"MOCO.AUGMENTATION.WHERE {augmentation.WHERE!r} is neither workers nor device"
+        )
+    seed = max(cfg.SEED, 0)  # Detectron2's negative SEED asks for a random one
+    make_views = ViewMaker(transform, names=view_names(cfg), seed=seed)
+    return {"make_views": make_views, "device_augmentation": on_device}
 
 
-class Views(Dataset):
-    """(position, index) -> the views of image `index`, drawn with the randomness of `position`."""
+def view_names(cfg: Any) -> tuple[str, ...]:
+    """The views a step needs of each image."""
+    if cfg.MOCO.PRETEXT == "supervised":
+        return ("query",)
+    # A memory bank has the keys; with a symmetric loss, the second view is a query too.
+    one_view = cfg.MOCO.DICTIONARY.NAME == "MemoryBank" and not cfg.MOCO.SYMMETRIC
+    return ("query",) if one_view else ("query", "key")
 
-    def __init__(self, images: ImageList, transform, *, names: tuple[str, ...], seed: int):
+
+class ListedData(TrainingData):
+    """Files of an ImageList: every epoch a new order, the last partial batch dropped.
+
+    The stream does not depend on the number of workers.
+    """
+
+    def __init__(self, images: ImageList, **stream: Any):
         """
         Args:
             images: what to read.
-            transform: PIL image -> tensor (3, H, W), randomised by torch's CPU generator.
-            names: one view a name, ``("query", "key")``.
-            seed: of the run.
+            stream: of `TrainingData`.
         """
+        super().__init__(num_images=len(images), classes=images.classes, **stream)
+        self.samples = ListedSamples(images, self.make_views)
+
+    def loader(self, start_iteration: int) -> DataLoader:
+        order = EndlessOrder(self, start_iteration)
+        return build_loader(
+            self.samples, batch_sampler=order, num_workers=self.num_workers, collate_fn=collate
+        )
+
+
+class ListedSamples(Dataset):
+    """(position, index) -> the views of image `index`, its label, and what was skipped for it."""
+
+    def __init__(self, images: ImageList, views: ViewMaker):
         self.images = images
-        self.transform = transform
-        self.names = names
-        self.seed = seed
+        self.views = views
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor | int]:
-        position, index = key
-        image = read_image(self.images.paths[index])
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(hash((self.seed, position)))
-            sample = {name: self.transform(image) for name in self.names}
-        if self.images.labels is not None:
-            sample["label"] = self.images.labels[index]
-        return sample
-
-
-class EndlessBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of (position, index) for one process: every epoch a new order, the last partial batch
-    dropped.
-
-    Position counts samples of all processes since the start of training; iteration i holds
-    positions [i * total batch, (i + 1) * total batch), of which this process takes its share.
-    """
-
-    def __init__(
-        self,
-        size: int,
-        total_batch: int,
-        *,
-        seed: int,
-        start_iteration: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ):
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         """
-        Args:
-            size: number of images.
-            total_batch: images a step over all processes.
-            start_iteration: the iteration to begin with.
-
         Raises:
-            UserError: the batch does not divide among the processes.
+            UserError: neither this image nor 99 others in its place decode.
         """
-        if total_batch % world_size:
-            raise UserError(
-                f"SOLVER.IMS_PER_BATCH {total_batch} does not divide among {world_size} processes"
-            )
-        self.size = size
-        self.total_batch = total_batch
-        self.seed = seed
-        self.start_iteration = start_iteration
-        self.rank = rank
-        self.share = total_batch // world_size
+        position, index = key
+        unreadable: list[str] = []
+        for attempt in range(MAX_ATTEMPTS):
+            path = self.images.paths[index]
+            try:
+                image = read_image(path)
+            except UnreadableImageError as error:
+                last_error = error
+                unreadable.append(path)
+                seed = derive_seed(Purpose.SUBSTITUTE, self.views.seed, position, attempt)
+                index = seed % len(self.images)
+                continue
+            sample = {**self.views(image, position), "index": index, "unreadable": unreadable}
+            if self.images.labels is not None:
+                sample["label"] = self.images.labels[index]
+            return sample
+        raise UserError(f"{MAX_ATTEMPTS} images in a row do not decode; the last: {last_error}")
 
-    @property
-    def iterations_per_epoch(self) -> int:
-        """Full batches in one pass over the images."""
-        return self.size // self.total_batch
+
+class EndlessOrder(Sampler[list[tuple[int, int]]]):
+    """Batches of (position, index) for one process, from an iteration on."""
+
+    def __init__(self, data: TrainingData, start_iteration: int = 0):
+        self.data = data
+        self.start_iteration = start_iteration
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, step = divmod(self.start_iteration, self.iterations_per_epoch)
+        data = self.data
+        epoch, step = divmod(self.start_iteration, data.iterations_per_epoch)
         while True:
-            generator = torch.Generator().manual_seed(hash((self.seed, epoch)) & (2**63 - 1))
-            order = torch.randperm(self.size, generator=generator).tolist()
-            for i in range(step, self.iterations_per_epoch):
-                first = i * self.total_batch + self.rank * self.share
-                position = epoch * self.iterations_per_epoch * self.total_batch + first
-                yield [(position + j, order[first + j]) for j in range(self.share)]
+            generator = torch.Generator().manual_seed(
+                derive_seed(Purpose.ORDER, data.make_views.seed, epoch)
+            )
+            order = torch.randperm(data.num_images, generator=generator)
+            for i in range(step, data.iterations_per_epoch):
+                first = i * data.total_batch + data.rank * data.share
+                position = epoch * data.iterations_per_epoch * data.total_batch + first
+                indices = order[first : first + data.share].tolist()
+                yield list(enumerate(indices, start=position))
             epoch, step = epoch + 1, 0
-
-
-def build_loader(dataset: Views, batches: EndlessBatches, *, num_workers: int) -> DataLoader:
-    """An endless loader of ``{"query": (N, 3, H, W), ..., "label": (N,)}``."""
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=num_workers,
-        pin_memory=torch.cuda.is_available(),
-        persistent_workers=False,
-        worker_init_fn=_one_thread_per_worker,
-        # A loader draws a seed when it starts. From the process's generator, that would change the
-        # order ShuffleBN draws next, and a resumed run starts a loader more.
-        generator=torch.Generator(),
-    )
-
-
-def _one_thread_per_worker(worker_id: int) -> None:
-    torch.set_num_threads(1)
-
-
-def user_error_of_worker(error: UserError) -> UserError:
-    """A UserError as it was raised; DataLoader wraps a worker's error in its traceback."""
-    found = re.findall(r"UserError: (.*)", str(error))
-    return UserError(found[-1]) if found else error

@@ -1,0 +1,112 @@
+import logging
+import tarfile
+
+import pytest
+from toy_shards import make_shards, png, write_shard
+
+from moco_d2.errors import UserError
+from moco_d2.pretrain.shards import list_shards, read_shard
+
+
+def test_images_are_read_from_front_to_back(tmp_path):
+    make_shards(tmp_path, [3], labels=True)
+    found = list(read_shard(f"{tmp_path}/0.tar", first_index=10))
+    assert [image.content for image in found] == [png(i) for i in range(3)]
+    assert [(image.index, image.label) for image in found] == [(10, 0), (11, 1), (12, 2)]
+    assert found[2].name == f"{tmp_path}/0.tar/0002.png"
+
+
+def test_members_of_a_sample_that_are_no_images_are_passed_over(tmp_path):
+    members = {"a.json": b"{}", "a.PNG": png(1), "a.txt": b"", "b.json": b"{}", "c.d/e.webp": b"?"}
+    write_shard(tmp_path / "0.tar", members)
+    assert [image.name for image in read_shard(str(tmp_path / "0.tar"))] == [
+        f"{tmp_path}/0.tar/a.png",
+        f"{tmp_path}/0.tar/c.d/e.webp",
+    ]
+    assert list(list_shards(str(tmp_path / "0.tar")).counts) == [2]
+
+
+@pytest.mark.parametrize("compression", ["", "gz"])
+def test_counts_and_classes_of_local_shards(tmp_path, compression):
+    pattern = make_shards(tmp_path, [5, 1, 7], labels=True)
+    if compression:
+        for number in range(3):
+            with tarfile.open(tmp_path / f"{number}.tar") as plain:
+                members = {m.name: plain.extractfile(m).read() for m in plain}
+            with tarfile.open(tmp_path / f"{number}.tar", "w:gz") as packed:
+                for name, content in members.items():
+                    (tmp_path / name).write_bytes(content)
+                    packed.add(tmp_path / name, name)
+    shards = list_shards(pattern)
+    assert shards.urls == [f"{tmp_path}/{i}.tar" for i in range(3)]
+    assert (list(shards.counts), shards.num_classes) == ([5, 1, 7], 3)
+    assert [len(list(read_shard(url))) for url in shards.urls] == [5, 1, 7]
+
+
+def test_one_image_without_a_label_and_there_are_no_classes(tmp_path):
+    make_shards(tmp_path, [4], labels=True)
+    write_shard(tmp_path / "1.tar", {"a.png": png(0)})
+    assert list_shards(f"{tmp_path}/{{0,1}}.tar").num_classes == 0
+
+
+def test_a_stated_number_of_images_is_dealt_out_evenly():
+    shards = list_shards("pipe:cat {0..2}.tar", num_images=8)
+    assert shards.urls == [f"pipe:cat {i}.tar" for i in range(3)]
+    assert list(shards.counts) == [3, 3, 2]
+
+
+@pytest.mark.parametrize("cut", range(0, 3 * 1024, 100))
+def test_reading_gives_what_was_counted_wherever_a_shard_is_cut(tmp_path, cut, caplog):
+    """A member here is a kilobyte, an image and its label two."""
+    make_shards(tmp_path, [4], labels=True)
+    path = tmp_path / "0.tar"
+    path.write_bytes(path.read_bytes()[: 4 * 1024 + cut])
+    with caplog.at_level(logging.WARNING):
+        (count,) = list_shards(str(path)).counts
+    found = []
+    try:
+        for image in read_shard(str(path)):
+            found.append(image)
+    except tarfile.TarError:
+        assert f"{path} is damaged after {count} images" in caplog.text
+    # Where only the padding is missing, reading gives one more.
+    assert count + 1 >= len(found) >= count >= 1
+    assert [image.content for image in found] == [png(i) for i in range(len(found))]
+
+
+def test_empty_and_damaged_shards_are_named(tmp_path, caplog):
+    pattern = make_shards(tmp_path, [6, 0, 6, 6])
+    cut = tmp_path / "2.tar"
+    cut.write_bytes(cut.read_bytes()[: 3 * 1024 + 512 + 20])  # a member is a kilobyte
+    (tmp_path / "3.tar").write_bytes(b"")
+    with caplog.at_level(logging.WARNING):
+        assert list(list_shards(pattern).counts) == [6, 0, 2, 0]
+    assert "1.tar holds no image" in caplog.text
+    assert "2.tar is damaged after 2 images" in caplog.text
+    assert "3.tar is damaged after 0 images" in caplog.text
+
+
+@pytest.mark.parametrize("command", ["cat {}", "cat {} | cat", "cat {}; true"])
+def test_a_command_may_be_left_before_it_has_written_all(tmp_path, command):
+    path = write_shard(tmp_path / "0.tar", {f"{i}.png": png(i) + bytes(200_000) for i in range(9)})
+    images = read_shard("pipe:" + command.format(path))
+    assert next(images).content.startswith(png(0))
+    images.close()
+
+
+def test_a_command_that_fails_is_an_error(tmp_path):
+    make_shards(tmp_path, [2])
+    with pytest.raises(OSError, match="exit 3"):
+        list(read_shard(f"pipe:cat {tmp_path}/0.tar; exit 3"))
+
+
+def test_patterns_that_cannot_work_are_one_sentence(tmp_path):
+    make_shards(tmp_path, [0, 0])
+    for pattern, message in (
+        (f"{tmp_path}/7.tar", r"7\.tar does not exist"),
+        (f"{tmp_path}/{{0..1.tar", "cannot be expanded"),
+        (f"{tmp_path}/{{0..1}}.tar", r"none of its 2 shards holds any"),
+        ("pipe:cat {0..1}.tar", r"set MOCO\.DATA\.SHARD_IMAGES"),
+    ):
+        with pytest.raises(UserError, match=message):
+            list_shards(pattern)

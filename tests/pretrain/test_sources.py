@@ -1,0 +1,128 @@
+import os
+import pickle
+
+import pytest
+from detectron2.data import DatasetCatalog
+from PIL import Image
+
+from moco_d2.errors import UserError
+from moco_d2.pretrain.sources import PathTable, list_images, list_registered, list_source, read_list
+
+
+def save_images(folder, *names):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        Image.new("RGB", (8, 8)).save(folder / name)
+
+
+def test_class_folders_give_sorted_labels(tmp_path):
+    save_images(tmp_path / "b" / "deep", "1.jpg")
+    save_images(tmp_path / "a", "2.png", "1.PNG")
+    (tmp_path / "a" / "notes.txt").write_text("not an image")
+    (tmp_path / "empty").mkdir()
+    images = list_source(str(tmp_path))
+    assert list(images.paths) == [
+        str(tmp_path / name) for name in ("a/1.PNG", "a/2.png", "b/deep/1.jpg")
+    ]
+    assert (list(images.labels), images.classes, len(images)) == ([0, 0, 1], ["a", "b"], 3)
+
+
+def test_images_beside_class_folders_are_refused(tmp_path):
+    save_images(tmp_path / "cat", "a.png")
+    save_images(tmp_path, "stray.png")
+    with pytest.raises(UserError, match=r"images \(stray.png\) beside class folders \(cat\)"):
+        list_images(tmp_path)
+
+
+def test_flat_folder_has_no_labels(tmp_path):
+    save_images(tmp_path, "b.png", "a.jpg")
+    images = list_images(tmp_path)
+    assert list(images.paths) == [str(tmp_path / "a.jpg"), str(tmp_path / "b.png")]
+    assert (images.labels, images.classes) == (None, [])
+
+
+def test_missing_folder_is_named(tmp_path):
+    with pytest.raises(UserError, match=f"dataset folder {tmp_path}/no does not exist"):
+        list_source(f"{tmp_path}/no")
+
+
+def test_folder_without_images_is_named(tmp_path):
+    (tmp_path / "class").mkdir()
+    (tmp_path / "class" / "x.txt").write_text("x")
+    with pytest.raises(UserError, match=f"no images in {tmp_path}"):
+        list_images(tmp_path)
+
+
+def test_a_list_is_relative_to_its_folder(tmp_path):
+    file = tmp_path / "train.txt"
+    file.write_text("a/1.jpg\n\n/elsewhere/my picture.png\n  b.JPEG  \n")
+    images = list_source(f"list:{file}")
+    assert list(images.paths) == [
+        f"{tmp_path}/a/1.jpg",
+        "/elsewhere/my picture.png",
+        f"{tmp_path}/b.JPEG",
+    ]
+    assert (images.labels, images.classes) == (None, [])
+
+
+def test_labels_of_a_list_are_indices_or_names(tmp_path):
+    file = tmp_path / "train.txt"
+    file.write_text("1.jpg 3\nmy picture.png\t0\n2.jpg  1\n")
+    images = read_list(file)
+    assert list(images.paths) == [
+        f"{tmp_path}/{name}" for name in ("1.jpg", "my picture.png", "2.jpg")
+    ]
+    assert (list(images.labels), images.classes) == ([3, 0, 1], ["0", "1", "2", "3"])
+    file.write_text("1.jpg dog\n2.jpg cat\n3.jpg dog\n")
+    images = read_list(file)
+    assert (list(images.labels), images.classes) == ([1, 0, 1], ["cat", "dog"])
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("", r"train\.txt is empty"),
+        ("1.jpg 0\n2.jpg\n", r"labels on 1 of its 2 lines"),
+        ("1.jpg\nnotes.txt\n", r"line 2 names no image \('notes\.txt'\)"),
+        ("1.jpg dog or cat\n", r"line 1 names no image"),
+    ],
+)
+def test_a_list_that_makes_no_sense_is_one_sentence(tmp_path, content, message):
+    (tmp_path / "train.txt").write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_list(tmp_path / "train.txt")
+
+
+def test_a_list_that_is_missing_is_named():
+    with pytest.raises(UserError, match=r"list of images gone\.txt does not exist"):
+        list_source("list:gone.txt")
+
+
+def test_registered_datasets_give_their_images_without_labels():
+    name = "toy_for_test_sources"
+    DatasetCatalog.register(name, lambda: [{"file_name": f"/x/{i}.jpg"} for i in (1, 0, 1)])
+    try:
+        images = list_source(name)
+        assert list(images.paths) == ["/x/1.jpg", "/x/0.jpg"]
+        assert (images.labels, images.classes) == (None, [])
+    finally:
+        DatasetCatalog.remove(name)
+
+
+def test_coco_is_registered_and_its_absence_named(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert "coco_2017_train" in DatasetCatalog
+    with pytest.raises(UserError, match=r"coco_2017_train is registered.*DETECTRON2_DATASETS"):
+        list_registered("coco_2017_train")
+    with pytest.raises(UserError, match=r"neither a folder nor .* did you mean 'coco_2017_train'"):
+        list_source("coco_2017_trian")
+
+
+def test_path_table_is_a_list_of_names():
+    names = ["", "a.jpg", "ä/ö.png", os.fsdecode(b"\xff.jpg")]
+    table = PathTable(names)
+    assert list(table) == list(pickle.loads(pickle.dumps(table))) == names
+    assert (len(table), table[-1], table[0], table[1:3]) == (4, names[3], "", names[1:3])
+    for outside in (4, -5):
+        with pytest.raises(IndexError):
+            table[outside]

@@ -14,57 +14,6 @@ from moco_d2.config import (
 )
 from moco_d2.errors import UserError
 
-# Defaults of the official main_moco.py, and the switches of its v2 recipe (--mlp --moco-t 0.2
-# --aug-plus --cos); arXiv:1911.05722 section 4.1, arXiv:2003.04297 section 3.
-V1 = {
-    "MOCO.PRETEXT": "moco",
-    "MOCO.EPOCHS": 200,
-    "MOCO.LR_SCHEDULE": "step",
-    "MOCO.LR_STEPS": (120, 160),
-    "MOCO.MOMENTUM": 0.999,
-    "MOCO.TEMPERATURE": 0.07,
-    "MOCO.ENCODER.ARCH": "resnet50",
-    "MOCO.ENCODER.WIDTH_PER_GROUP": 64,
-    "MOCO.ENCODER.DIM": 128,
-    "MOCO.ENCODER.MLP": False,
-    "MOCO.DICTIONARY.NAME": "Queue",
-    "MOCO.DICTIONARY.SIZE": 65536,
-    "MOCO.AUGMENTATION.NAME": "v1",
-    "MOCO.AUGMENTATION.SIZE": 224,
-    "MOCO.AUGMENTATION.CROP_SCALE": (0.2, 1.0),
-    "SOLVER.BASE_LR": 0.03,
-    "SOLVER.IMS_PER_BATCH": 256,
-    "SOLVER.MOMENTUM": 0.9,
-    "SOLVER.WEIGHT_DECAY": 0.0001,
-    "SOLVER.GAMMA": 0.1,
-    "SOLVER.AMP.ENABLED": False,
-}
-V2 = {
-    **V1,
-    "MOCO.LR_SCHEDULE": "cosine",
-    "MOCO.TEMPERATURE": 0.2,
-    "MOCO.ENCODER.MLP": True,
-    "MOCO.AUGMENTATION.NAME": "v2",
-    "MOCO.AUGMENTATION.BLUR_SIGMA": (0.1, 2.0),
-}
-PRETRAINING = {
-    "base.yaml": {name: value for name, value in V1.items() if name.startswith("SOLVER")},
-    "moco_v1_R50_200ep.yaml": V1,
-    "moco_v2_R50_200ep.yaml": V2,
-    "moco_v2_R50_800ep.yaml": {**V2, "MOCO.EPOCHS": 800},
-    "supervised_R50_200ep.yaml": {**V2, "MOCO.PRETEXT": "supervised"},
-}
-
-
-def test_every_pretraining_config_is_listed_here():
-    assert {path.name for path in (config_root() / "pretrain").glob("*.yaml")} == set(PRETRAINING)
-
-
-@pytest.mark.parametrize("name", PRETRAINING)
-def test_pretraining_config_has_the_papers_values(name):
-    flat = flatten(load_config(config_root() / "pretrain" / name))
-    assert {key: flat[key] for key in PRETRAINING[name]} == PRETRAINING[name]
-
 
 def test_the_supervised_baseline_differs_in_the_pretext_only():
     moco, supervised = (

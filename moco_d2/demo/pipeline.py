@@ -128,6 +128,7 @@ class Demo:
             *("MOCO.EPOCHS", "0", "SOLVER.MAX_ITER", str(s.pretrain_steps)),
             # The paper's 0.03 at batch 256, scaled linearly.
             *("SOLVER.IMS_PER_BATCH", "64", "SOLVER.BASE_LR", "0.0075"),
+            *("MOCO.REFERENCE_BATCH", "0"),
             *("SOLVER.AMP.ENABLED", str(bfloat16_pays())),
             *("MOCO.MOMENTUM", str(s.momentum), "MOCO.DICTIONARY.SIZE", str(s.queue)),
             *("MOCO.BN_SPLITS", "4"),

@@ -1,138 +1,156 @@
-"""What the features are worth while they are being learnt: kNN classification (authors' CIFAR demo,
-after InstDisc).
+"""What a run tells while it learns: kNN accuracy, and alarms for what goes wrong silently.
 
-Legend: N test images, M training images, D feature width, k neighbours, T temperature.
+Scalars go through Detectron2's EventStorage, so into metrics.json and TensorBoard: here
+``knn_accuracy`` and ``pretext_chance``. The alarms are in alarms.py.
 """
 
-import contextlib
-from collections.abc import Iterator
+import logging
+import math
+from pathlib import Path
+from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from detectron2.engine import HookBase, hooks
 
-from moco_d2.errors import UserError
-from moco_d2.pretrain.augmentation import build_evaluation_transform
-from moco_d2.pretrain.data import ImageList, list_images, read_image
+from moco_d2.files import atomic_write
+from moco_d2.pretrain.alarms import CollapseAlarm, DataTimeAdvice, ExpectedLoss, LeakAlarm
+from moco_d2.pretrain.knn import KNNMonitor
+from moco_d2.pretrain.neighbours import as_array, neighbour_sheet
 
-
-class _LabelledImages(Dataset):
-    def __init__(self, images: ImageList, transform):
-        self.images = images
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return self.transform(read_image(self.images.paths[index])), self.images.labels[index]
+logger = logging.getLogger(__name__)
 
 
-@contextlib.contextmanager
-def backbone_in_evaluation(network: nn.Module) -> Iterator[nn.Module]:
-    """`network` in evaluation mode and without its ``fc``: images (N, 3, H, W) -> pooled features
-    (N, D).
-    """
-    head, was_training = network.fc, network.training
-    network.fc = nn.Identity()
-    network.eval()
-    try:
-        yield network
-    finally:
-        network.fc = head
-        network.train(was_training)
-
-
-@torch.no_grad()
-def extract_features(
-    network: nn.Module, images: ImageList, *, size: int, batch_size: int = 256
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unit-length pooled features (N, D) and labels (N,) of labelled images, centre crops of `size`
-    pixels.
-    """
-    device = next(network.parameters()).device
-    loader = DataLoader(
-        _LabelledImages(images, build_evaluation_transform(size)),
-        batch_size=batch_size,
-        generator=torch.Generator(),  # training's randomness does not depend on how often we look
-    )
-    features, labels = [], []
-    with backbone_in_evaluation(network) as backbone:
-        for batch, label in loader:
-            features.append(F.normalize(backbone(batch.to(device)).float(), dim=1))
-            labels.append(label.to(device))
-    return torch.cat(features), torch.cat(labels)
-
-
-def knn_accuracy(
-    train: tuple[torch.Tensor, torch.Tensor],
-    test: tuple[torch.Tensor, torch.Tensor],
-    *,
-    neighbours: int,
-    temperature: float,
-) -> float:
-    """Share of test images whose class the weighted vote of their nearest training images gets
-    right.
+def build_monitors(cfg: Any, *, is_main: bool) -> list[HookBase]:
+    """All monitoring hooks of a pretraining run; after the timer and before the writers.
 
     Args:
-        train: unit-length features (M, D) and labels (M,).
-        test: the same of the N test images.
-        neighbours: k, at most M.
-        temperature: T; a neighbour at cosine similarity s votes with weight exp(s / T).
+        cfg: after `schedule.scale_recipe`.
+        is_main: whether this process is the one that evaluates and warns; the others wait for it.
+
+    Raises:
+        UserError: the kNN folders cannot be compared, or MOCO.MONITOR.EXPECTED_LOSS is no range.
     """
-    train_features, train_labels = train
-    test_features, test_labels = test
-    similarity, index = (test_features @ train_features.T).topk(
-        min(neighbours, len(train_features)), dim=1
+    monitors: list[HookBase] = []
+    knn = cfg.MOCO.KNN
+    if knn.TRAIN or knn.TEST:
+        monitors.append(KNNEvaluation.from_config(cfg, is_main=is_main))
+    if not is_main:
+        return monitors
+    if cfg.MOCO.PRETEXT == "moco":
+        monitors += [
+            PretextChance(num_logits(cfg), symmetric=cfg.MOCO.SYMMETRIC),
+            CollapseAlarm(),
+            LeakAlarm(),
+        ]
+        if len(cfg.MOCO.MONITOR.EXPECTED_LOSS):
+            monitors.append(ExpectedLoss(cfg.MOCO.MONITOR.EXPECTED_LOSS))
+    on_cpu = cfg.MODEL.DEVICE == "cpu"
+    monitors.append(
+        DataTimeAdvice(
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            device_can_augment=not on_cpu and cfg.MOCO.AUGMENTATION.WHERE == "workers",
+        )
     )
-    votes = torch.zeros(len(test_features), int(train_labels.max()) + 1, device=similarity.device)
-    votes.scatter_add_(1, train_labels[index], (similarity / temperature).exp())
-    return (votes.argmax(dim=1) == test_labels).float().mean().item()
+    return monitors
 
 
-class KNNMonitor:
-    """kNN accuracy of a network on two labelled folders that are listed once."""
+def num_logits(cfg: Any) -> int:
+    """Keys that a query is compared with: its own and the dictionary's K, or the batch's."""
+    if cfg.MOCO.DICTIONARY.NAME == "EndToEnd":
+        return cfg.SOLVER.IMS_PER_BATCH // cfg.MOCO.ACCUMULATION
+    return 1 + cfg.MOCO.DICTIONARY.SIZE
+
+
+class KNNEvaluation(hooks.EvalHook):
+    """kNN accuracy of the query encoder before training, every `period` iterations and at the end,
+    with a sheet of nearest neighbours. One process evaluates, the others wait.
+    """
 
     def __init__(
-        self, train: str, test: str, *, size: int, neighbours: int = 200, temperature: float = 0.1
+        self,
+        monitor: KNNMonitor | None,
+        *,
+        period: int,
+        sheet_queries: int = 0,
+        sheet_folder: str | Path = "",
     ):
         """
         Args:
-            train, test: class folders, the same classes in both.
-            size: side of the centre crop, pixels.
+            monitor: None in the processes that wait.
+            period: iterations; 0: only at the start and the end.
+            sheet_queries: rows of the sheet; 0: none.
+            sheet_folder: gets ITERATION.png, numbered as in metrics.json.
+        """
+        super().__init__(period, dict if monitor is None else self._evaluate)
+        self.monitor = monitor
+        self.sheet_queries = sheet_queries
+        self.sheet_folder = Path(sheet_folder)
+
+    @classmethod
+    def from_config(cls, cfg: Any, *, is_main: bool) -> "KNNEvaluation":
+        """From ``cfg.MOCO.KNN`` and ``cfg.MOCO.MONITOR``; both folders are listed now.
 
         Raises:
-            UserError: a folder is missing, empty or flat, or the classes differ.
+            UserError: they cannot be compared.
         """
-        if not train or not test:
-            raise UserError(
-                "kNN needs both folders: set MOCO.KNN.TRAIN and MOCO.KNN.TEST, or neither"
-            )
-        self.train, self.test = list_images(train), list_images(test)
-        for key, folder, images in (
-            ("TRAIN", train, self.train),
-            ("TEST", test, self.test),
-        ):
-            if images.labels is None:
-                raise UserError(
-                    f"MOCO.KNN.{key} {folder} is a flat folder; kNN needs one folder a class"
-                )
-        if self.train.classes != self.test.classes:
-            differ = sorted(set(self.train.classes) ^ set(self.test.classes))
-            raise UserError(
-                "MOCO.KNN.TRAIN and MOCO.KNN.TEST have different class folders: "
-                f"{', '.join(differ[:5])}"
-            )
-        self.size = size
-        self.neighbours = neighbours
-        self.temperature = temperature
-
-    def __call__(self, network: nn.Module) -> float:
-        """Accuracy in [0, 1]; leaves the network as it was."""
-        return knn_accuracy(
-            extract_features(network, self.train, size=self.size),
-            extract_features(network, self.test, size=self.size),
-            neighbours=self.neighbours,
-            temperature=self.temperature,
+        knn = cfg.MOCO.KNN
+        monitor = KNNMonitor(
+            knn.TRAIN,
+            knn.TEST,
+            size=cfg.MOCO.AUGMENTATION.SIZE,
+            neighbours=knn.NEIGHBOURS,
+            temperature=knn.TEMPERATURE,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
+        return cls(
+            monitor if is_main else None,
+            period=knn.PERIOD,
+            sheet_queries=cfg.MOCO.MONITOR.NEIGHBOURS,
+            sheet_folder=Path(cfg.OUTPUT_DIR) / "neighbours",
+        )
+
+    def before_train(self) -> None:
+        if self.trainer.start_iter == 0:  # the random network: the value to compare with
+            self._do_eval()
+
+    def _evaluate(self) -> dict[str, float]:
+        model = self.trainer.model
+        network = model.encoder_q if hasattr(model, "encoder_q") else model.encoder
+        train, test = self.monitor.features(network)
+        accuracy = self.monitor.accuracy(train, test, next(network.parameters()).device)
+        logger.info("kNN accuracy: %.4f", accuracy)
+        if self.sheet_queries > 0:
+            self._write_sheet(train, test, accuracy)
+        return {"knn_accuracy": accuracy}
+
+    def _write_sheet(self, train: Any, test: Any, accuracy: float) -> None:
+        storage = self.trainer.storage
+        sheet = neighbour_sheet(
+            self.monitor.train,
+            self.monitor.test,
+            train,
+            test,
+            queries=self.sheet_queries,
+            title=f"iteration {storage.iter}: kNN accuracy {accuracy:.1%}",
+        )
+        with atomic_write(self.sheet_folder / f"{storage.iter:07d}.png") as temporary:
+            sheet.save(temporary)
+        storage.put_image("neighbours", as_array(sheet))
+
+
+class PretextChance(HookBase):
+    """What guessing gives: in the log, and beside ``pretext_accuracy`` as ``pretext_chance``."""
+
+    def __init__(self, logits: int, *, symmetric: bool = False):
+        """
+        Args:
+            logits: of which one is right.
+            symmetric: the loss is the sum of two.
+        """
+        self.chance = 1 / logits
+        self.loss = (2 if symmetric else 1) * math.log(logits)
+
+    def before_train(self) -> None:
+        logger.info("by chance, pretext_accuracy is %.3g and the loss %.2f", self.chance, self.loss)
+
+    def after_step(self) -> None:
+        self.trainer.storage.put_scalar("pretext_chance", self.chance, smoothing_hint=False)

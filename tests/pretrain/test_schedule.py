@@ -1,9 +1,13 @@
+import json
 import math
 
 import pytest
 
+from moco_d2.config import load_config
 from moco_d2.errors import UserError
-from moco_d2.pretrain.schedule import build_schedule, training_length
+from moco_d2.pretrain.schedule import build_schedule, scale_recipe, training_length
+
+IMAGENET = 1_281_167  # images of its training set
 
 
 def factors(cfg, per_epoch: int) -> list[float]:
@@ -69,7 +73,9 @@ def test_a_run_shorter_than_its_first_step_does_not_decay(make_config):
 
 
 def test_unknown_schedule_is_refused(make_config):
-    with pytest.raises(UserError, match=r"MOCO\.LR_SCHEDULE 'linear' is neither step nor cosine"):
+    with pytest.raises(
+        UserError, match=r"MOCO\.LR_SCHEDULE 'linear' is neither step, step_every nor"
+    ):
         build_schedule(make_config({"MOCO.LR_SCHEDULE": "linear"}), 3)
 
 
@@ -84,3 +90,191 @@ def test_a_run_without_an_iteration_is_refused(make_config):
     cfg = make_config({"MOCO.EPOCHS": 0, "SOLVER.MAX_ITER": 0})
     with pytest.raises(UserError, match=r"MOCO\.EPOCHS.*SOLVER\.MAX_ITER"):
         training_length(cfg, 3)
+
+
+@pytest.mark.parametrize("epochs", [0, 5])
+def test_step_every_decays_at_every_so_many_iterations(make_config, epochs):
+    cfg = make_config(
+        {
+            "MOCO.EPOCHS": epochs,
+            "SOLVER.MAX_ITER": 50,
+            "SOLVER.GAMMA": 0.9,
+            "MOCO.LR_SCHEDULE": "step_every",
+            "MOCO.LR_STEP_EVERY": 7,
+        }
+    )
+    assert factors(cfg, 10) == pytest.approx([0.9 ** (i // 7) for i in range(50)])
+
+
+def test_step_every_needs_its_length(make_config):
+    with pytest.raises(UserError, match=r"MOCO\.LR_STEP_EVERY"):
+        build_schedule(make_config({"MOCO.LR_SCHEDULE": "step_every"}), 3)
+
+
+def test_warm_up_rises_to_the_schedule_and_leaves_it_alone_afterwards(make_config):
+    plain = {"MOCO.EPOCHS": 10, "MOCO.LR_SCHEDULE": "cosine", "SOLVER.WARMUP_FACTOR": 0.01}
+    without = factors(make_config(plain), 20)
+    found = factors(make_config({**plain, "MOCO.WARMUP_EPOCHS": 1.5}), 20)
+    reached = without[30]
+    assert found[:30] == pytest.approx([0.01 + (reached - 0.01) * i / 30 for i in range(30)])
+    assert found[30:] == pytest.approx(without[30:])
+
+
+def test_a_warm_up_as_long_as_training_is_refused(make_config):
+    cfg = make_config({"MOCO.EPOCHS": 2, "MOCO.WARMUP_EPOCHS": 2.0})
+    with pytest.raises(UserError, match=r"MOCO\.WARMUP_EPOCHS 2 is all of the training"):
+        build_schedule(cfg, 3)
+
+
+@pytest.fixture
+def recipe():
+    """Function: overrides, packaged config -> the recipe, not shrunk."""
+
+    def build(overrides=None, *, config="moco_v2_R50_200ep.yaml"):
+        return load_config(config, [str(w) for pair in (overrides or {}).items() for w in pair])
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("gpus", "batch", "lr", "period"),
+    [(8, 256, 0.03, 5004), (4, 128, 0.015, 10008), (2, 64, 0.0075, 20016), (16, 512, 0.06, 2502)],
+)
+def test_the_rate_follows_the_batch_as_the_authors_advise(recipe, gpus, batch, lr, period):
+    """Official README: 4 GPUs, batch 128, lr 0.015; authors' answer for 2 GPUs: 64, 0.0075."""
+    cfg = recipe({"SOLVER.IMS_PER_BATCH": batch})
+    scaled, description = scale_recipe(cfg, world_size=gpus, num_images=IMAGENET)
+    assert lr == scaled.SOLVER.BASE_LR
+    assert period == scaled.SOLVER.CHECKPOINT_PERIOD
+    assert (scaled.MOCO.DICTIONARY.SIZE, scaled.MOCO.BN_SPLITS) == (65536, 1)
+    assert cfg == recipe({"SOLVER.IMS_PER_BATCH": batch})  # the given one is left alone
+    said = " ".join(description["lines"])
+    assert f"{batch} images a step, 32 on each of {gpus} process(es)" in said
+    assert f"{lr:g}" in said
+
+
+def test_iterations_stand_for_the_same_number_of_images(recipe):
+    cfg = recipe(
+        {"SOLVER.IMS_PER_BATCH": 256, "MOCO.KNN.PERIOD": 1000}, config="moco_v1_R50_IG1B.yaml"
+    )
+    scaled, description = scale_recipe(cfg, world_size=8, num_images=940_000_000)
+    assert pytest.approx(0.03) == scaled.SOLVER.BASE_LR
+    assert scaled.SOLVER.MAX_ITER == 5_000_000
+    assert scaled.MOCO.LR_STEP_EVERY == 250_000
+    assert scaled.MOCO.KNN.PERIOD == 4000
+    assert "SOLVER.MAX_ITER 1250000 -> 5000000" in " ".join(description["lines"])
+    json.dumps(description, allow_nan=False)
+
+
+def test_a_reference_of_0_leaves_rate_and_iterations_alone(recipe):
+    given = {
+        "MOCO.REFERENCE_BATCH": 0,
+        "SOLVER.IMS_PER_BATCH": 64,
+        "SOLVER.BASE_LR": 0.5,
+        "MOCO.EPOCHS": 0,
+        "SOLVER.MAX_ITER": 20,
+    }
+    scaled, description = scale_recipe(recipe(given), world_size=1, num_images=50_000)
+    assert (scaled.SOLVER.BASE_LR, scaled.SOLVER.MAX_ITER) == (0.5, 20)
+    assert scaled.SOLVER.CHECKPOINT_PERIOD == 5004
+    assert description["base_lr"] == 0.5 and description["max_iter"] == 20
+
+
+@pytest.mark.parametrize("images", [IMAGENET, 3000])
+def test_scaling_twice_is_scaling_once(recipe, images):
+    cfg = recipe({"SOLVER.IMS_PER_BATCH": 64, "MOCO.KNN.EPOCHS": 2})
+    once, _ = scale_recipe(cfg, world_size=1, num_images=images)
+    twice, _ = scale_recipe(once, world_size=1, num_images=images)
+    assert once == twice
+
+
+def test_the_result_is_frozen_as_the_given_one_is(recipe):
+    cfg = recipe()
+    assert not scale_recipe(cfg, world_size=1, num_images=9)[0].is_frozen()
+    cfg.freeze()
+    assert scale_recipe(cfg, world_size=1, num_images=9)[0].is_frozen()
+
+
+@pytest.mark.parametrize(
+    ("images", "batch", "size"),
+    [
+        (IMAGENET, 256, 65536),
+        (800_000, 256, 65536),
+        (50_000, 512, 4096),  # the authors' CIFAR demo
+        (50_000, 256, 4096),
+        (118_287, 256, 9472),  # COCO: 37 batches
+        (1000, 64, 64),  # less than a batch's worth, yet one batch
+    ],
+)
+def test_the_queue_stays_well_below_the_dataset(recipe, images, batch, size):
+    cfg = recipe({"SOLVER.IMS_PER_BATCH": batch})
+    scaled, description = scale_recipe(cfg, world_size=1, num_images=images)
+    assert scaled.MOCO.DICTIONARY.SIZE == description["dictionary_size"] == size
+    assert any(f"MOCO.DICTIONARY.SIZE 0 -> {size} keys" in line for line in description["lines"])
+    # The published final loss is that of 65536 keys.
+    assert bool(scaled.MOCO.MONITOR.EXPECTED_LOSS) == (size == 65536)
+
+
+def test_a_size_that_is_given_is_kept(recipe):
+    scaled, _ = scale_recipe(
+        recipe({"MOCO.DICTIONARY.SIZE": 70_000}), world_size=1, num_images=50_000
+    )
+    assert scaled.MOCO.DICTIONARY.SIZE == 70_000
+    assert tuple(scaled.MOCO.MONITOR.EXPECTED_LOSS) == (6.5, 6.9)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "batch", "splits"),
+    [
+        (1, 256, 8),  # the paper's 8 GPUs
+        (1, 512, 16),
+        (1, 64, 2),
+        (1, 32, 2),  # one group of 32 would leak
+        (1, 90, 3),
+        (1, 8, 2),
+        (1, 7, 1),
+        (2, 256, 1),
+    ],
+)
+def test_one_process_splits_batchnorm_as_the_paper_has_it(recipe, world_size, batch, splits):
+    scaled, _ = scale_recipe(
+        recipe({"SOLVER.IMS_PER_BATCH": batch}), world_size=world_size, num_images=IMAGENET
+    )
+    assert splits == scaled.MOCO.BN_SPLITS
+
+
+def test_supervised_batchnorm_is_not_split(recipe):
+    scaled, _ = scale_recipe(
+        recipe(config="supervised_R50_200ep.yaml"), world_size=1, num_images=IMAGENET
+    )
+    assert scaled.MOCO.BN_SPLITS == 1
+
+
+def test_knn_epochs_become_iterations(recipe):
+    cfg = recipe({"MOCO.KNN.EPOCHS": 3, "MOCO.KNN.PERIOD": 5, "SOLVER.IMS_PER_BATCH": 100})
+    scaled, description = scale_recipe(cfg, world_size=1, num_images=1050)
+    assert scaled.MOCO.KNN.PERIOD == description["knn_period"] == 30
+
+
+@pytest.mark.parametrize(
+    ("batch", "warmup", "advised"), [(256, 0.0, False), (1024, 0.0, True), (1024, 5.0, False)]
+)
+def test_a_warm_up_is_advised_for_large_batches(recipe, batch, warmup, advised):
+    cfg = recipe({"SOLVER.IMS_PER_BATCH": batch, "MOCO.WARMUP_EPOCHS": warmup})
+    _, description = scale_recipe(cfg, world_size=8, num_images=IMAGENET)
+    assert ("MOCO.WARMUP_EPOCHS" in " ".join(description["lines"])) == advised
+
+
+def test_no_warm_up_is_advised_at_the_recipes_own_batch(recipe):
+    cfg = recipe(config="moco_v1_R50_IG1B.yaml")
+    _, description = scale_recipe(cfg, world_size=64, num_images=940_000_000)
+    assert "MOCO.WARMUP_EPOCHS" not in " ".join(description["lines"])
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["MOCO.REFERENCE_BATCH", "MOCO.DICTIONARY.SIZE", "MOCO.BN_SPLITS", "SOLVER.IMS_PER_BATCH"],
+)
+def test_negative_numbers_are_refused(recipe, key):
+    with pytest.raises(UserError, match=key.replace(".", r"\.") + " -1"):
+        scale_recipe(recipe({key: -1}), world_size=1, num_images=100)

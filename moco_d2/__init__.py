@@ -9,7 +9,8 @@ imported, before or after us:
 * ``detectron2.config.defaults``      our keys, ``cfg.MOCO`` (config.py)
 * ``detectron2.modeling``             our heads and architectures (transfer/)
 * ``detectron2.engine.defaults``      several CPU processes (compat.py)
-* ``detectron2.checkpoint``           ``random://``, random initialisation (transfer/weights.py)
+* ``detectron2.checkpoint``           ``random://``, random initialisation (transfer/weights.py);
+                                    published weights by name (checkpoint/catalog.py)
 
 The same happens with ``DETECTRON2_ENV_MODULE=moco_d2``, so Detectron2's own tools/train_net.py and
 DefaultPredictor run our configs without any code of ours.
@@ -45,8 +46,10 @@ def _register_modeling() -> None:
 
 
 def _register_weights() -> None:
+    from moco_d2.checkpoint.catalog import register_path_handler
     from moco_d2.transfer.weights import register_path_handlers
 
+    register_path_handler()
     register_path_handlers()
 
 

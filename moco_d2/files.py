@@ -64,13 +64,24 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def sha256(path: str | Path) -> str:
-    """Hexadecimal sha256 of a file's content, read in one streaming pass."""
-    digest = hashlib.sha256()
+def digest(path: str | Path, algorithm: str) -> str:
+    """Hexadecimal digest of a file's content, read in one streaming pass.
+
+    Args:
+        path: the file.
+        algorithm: a name that hashlib knows, ``sha256`` or ``md5``.
+    """
+    # Published md5 sums tell damage from content; where md5 is barred as security, it may do that.
+    content = hashlib.new(algorithm, usedforsecurity=False)
     with Path(path).open("rb") as f:
         while chunk := f.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+            content.update(chunk)
+    return content.hexdigest()
+
+
+def sha256(path: str | Path) -> str:
+    """Hexadecimal sha256 of a file's content."""
+    return digest(path, "sha256")
 
 
 def sha256_of_json(content: Any) -> str:

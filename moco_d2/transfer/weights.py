@@ -28,7 +28,8 @@ def register_path_handlers() -> None:
         """An empty checkpoint: every parameter keeps its random initial value."""
 
         def _get_supported_prefixes(self) -> list[str]:
-            return [RANDOM]
+            # Without the slashes: today's main takes the name apart and together, which loses them.
+            return [RANDOM.rstrip("/")]
 
         def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
             file = Path(_scratch.name) / "random.pth"
@@ -153,8 +154,8 @@ def check_weights_file(weights: str) -> None:
     """
     if not weights:
         raise UserError(
-            f"MODEL.WEIGHTS is empty: write MODEL.WEIGHTS {RANDOM} for random initialisation, or "
-            "a converted file"
+            f"MODEL.WEIGHTS is empty: write MODEL.WEIGHTS {RANDOM} for random initialisation, a "
+            "converted file, or published weights by name (moco://v2_800ep)"
         )
     if "://" not in weights and not Path(weights).is_file():
         raise UserError(
@@ -169,10 +170,38 @@ def describe_weights(weights: str) -> dict[str, Any] | None:
     """
     if weights == RANDOM:
         return None
+    path = _local_file(weights)
+    return {"file": path.name, "sha256": sha256(path), "provenance": read_provenance(path)}
+
+
+def _local_file(weights: str) -> Path:
+    """The file behind MODEL.WEIGHTS; what has to be fetched is fetched by one process a machine,
+    and its failure is everyone's.
+    """
+    from detectron2.utils import comm
     from detectron2.utils.file_io import PathManager
 
+    failure = None
+    if comm.get_local_rank() == 0:
+        try:
+            PathManager.get_local_path(weights)
+        except UserError as error:
+            failure = str(error)
+        except OSError as error:  # another handler's, of https:// for instance
+            failure = (
+                f"cannot fetch MODEL.WEIGHTS {weights}: {error}; fetch it elsewhere and set "
+                "MODEL.WEIGHTS to the file"
+            )
+    failures = [failure for failure in comm.all_gather(failure) if failure]
+    if failures:
+        raise UserError(failures[0])
     path = Path(PathManager.get_local_path(weights))
-    return {"file": path.name, "sha256": sha256(path), "provenance": read_provenance(path)}
+    if not path.is_file():
+        raise UserError(
+            f"MODEL.WEIGHTS {weights} leads to no file; name a converted file, or published "
+            "weights as in moco://v2_800ep and torchvision://resnet50"
+        )
+    return path
 
 
 def read_provenance(path: str | Path) -> dict[str, Any] | None:

@@ -96,7 +96,7 @@ def test_images_to_table(tool, tmp_path):
         ),
         (
             "train_net.py",
-            ("--config", "voc_C4_moco.yaml"),
+            ("--config", "voc_C4_moco.yaml", "MODEL.WEIGHTS", "weights/moco.pth"),
             "error: MODEL.WEIGHTS weights/moco.pth does not exist: make it with tools/convert.py",
         ),
     ],

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 
+from moco_d2.checkpoint.catalog import PUBLISHED
 from moco_d2.config import config_root, flatten, load_config
 
 TASKS = ("voc_C4", "coco_FPN_1x")
@@ -83,8 +84,11 @@ def test_values_are_the_papers(run):
     assert {key: resolved[key] for key in expected} == expected
 
 
-def test_random_initialisation_is_asked_for_by_name():
-    assert load_config("voc_C4_random.yaml").MODEL.WEIGHTS == "random://"
+@pytest.mark.parametrize("task", TASKS)
+def test_every_initialisation_is_asked_for_by_name(task):
+    weights = [load_config(f"{task}_{init}.yaml").MODEL.WEIGHTS for init in INITIALISATIONS]
+    assert weights == ["random://", "torchvision://resnet50", "moco://v1_200ep"]
+    assert set(weights[1:]) <= {entry.name for entry in PUBLISHED}
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -1,12 +1,18 @@
+import shutil
+from urllib.parse import urlparse
+
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
+from detectron2.utils.file_io import PathManager
 
+import moco_d2
 from moco_d2.checkpoint.convert import convert
 from moco_d2.checkpoint.mapping import Architecture, build_torchvision
 from moco_d2.config import load_config
 from moco_d2.errors import UserError
+from moco_d2.files import sha256
 from moco_d2.transfer.weights import (
     RANDOM,
     check_weights_file,
@@ -98,3 +104,25 @@ def test_description_for_the_record(converted):
     assert described["file"] == "converted.pth"
     assert described["provenance"]["depth"] == 18
     assert len(described["sha256"]) == 64
+
+
+def test_a_name_is_described_as_its_file(converted, tmp_path, monkeypatch):
+    """From a filled cache: no network is asked."""
+    monkeypatch.setenv("MOCO_D2_CACHE", str(tmp_path))
+    stem = f"torchvision_resnet18-f37072fd-{moco_d2.__version__}"
+    cached = tmp_path / f"{stem}-{sha256(converted)[:16]}.pth"
+    shutil.copy(converted, cached)
+    by_name = describe_weights("torchvision://resnet18")
+    assert by_name == describe_weights(str(converted)) | {"file": cached.name}
+
+
+def test_a_name_that_leads_nowhere_is_a_user_error():
+    with pytest.raises(UserError, match="vision://resnet05; did you mean 'torchvision://resnet50'"):
+        describe_weights("torchvision://resnet05")
+    with pytest.raises(UserError, match="MODEL.WEIGHTS torchvison://resnet50 leads to no file"):
+        describe_weights("torchvison://resnet50")
+
+
+def test_random_survives_what_todays_main_does_to_a_path():
+    again = urlparse(RANDOM)._replace(query="").geturl()
+    assert torch.load(PathManager.get_local_path(again), weights_only=True) == {"model": {}}

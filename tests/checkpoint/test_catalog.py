@@ -1,0 +1,500 @@
+import hashlib
+import http.server
+import io
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling import build_model
+from detectron2.utils.file_io import PathManager
+from iopath.common.file_io import PathManager as EmptyPathManager
+from torchvision.models import get_weight
+
+from moco_d2.checkpoint import catalog as module
+from moco_d2.checkpoint.catalog import (
+    PUBLISHED,
+    Catalog,
+    Published,
+    WeightsByName,
+    source_file,
+)
+from moco_d2.checkpoint.download import Patience, download
+from moco_d2.config import load_config
+from moco_d2.errors import UserError
+
+IMPATIENT = Patience(stall=0.3, tries=3, pause=0.01)
+CONTENT = bytes(range(256)) * 1200  # 307,200 bytes, more than one chunk
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves `files` with Range; each request first takes the next of `faults`, if any.
+
+    Attributes:
+        requests: path and first byte asked for, of every request.
+    """
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files: dict[str, bytes] = {}
+        self.faults: list = []
+        self.requests: list[tuple[str, int]] = []
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        asked = self.headers.get("Range", "bytes=0-")
+        first = int(asked.removeprefix("bytes=").removesuffix("-"))
+        self.server.requests.append((self.path, first))
+        fault = self.server.faults.pop(0) if self.server.faults else Handler.whole
+        fault(self, self.server.files.get(self.path), first)
+
+    def head(self, status, length, **headers):
+        self.send_response(status)
+        self.send_header("Content-Length", str(length))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+
+    def whole(self, content, first):
+        if content is None:
+            self.head(404, 0)
+        elif first >= len(content):
+            self.head(416, 0, Content_Range=f"bytes */{len(content)}")
+        elif first:
+            span = f"bytes {first}-{len(content) - 1}/{len(content)}"
+            self.head(206, len(content) - first, Content_Range=span)
+            self.wfile.write(content[first:])
+        else:
+            self.head(200, len(content))
+            self.wfile.write(content)
+
+    def without_range(self, content, first):
+        self.head(200, len(content))
+        self.wfile.write(content)
+
+    def cut(self, content, first, after=100_000):
+        """The connection breaks `after` bytes into the answer."""
+        if first:
+            span = f"bytes {first}-{len(content) - 1}/{len(content)}"
+            self.head(206, len(content) - first, Content_Range=span)
+        else:
+            self.head(200, len(content))
+        self.wfile.write(content[first : first + after])
+        self.close_connection = True
+
+    def stall(self, content, first):
+        self.head(200, len(content))
+        self.wfile.write(content[:1000])
+        time.sleep(2)
+
+    def drip(self, content, first):
+        """A byte now and then: no read ever times out."""
+        self.head(200, len(content))
+        for byte in content[:40]:
+            self.wfile.write(bytes([byte]))
+            time.sleep(0.05)
+
+    def busy(self, content, first):
+        self.head(503, 0)
+
+    def moved(self, content, first):
+        self.head(302, 0, Location=self.path)
+
+    def to_a_web_page(self, content, first):
+        self.head(302, 0, Location="/login")
+
+    def web_page(self, content, first):
+        page = b"<!DOCTYPE html><title>Log in</title>"
+        self.head(200, len(page), Content_Type="text/html; charset=utf-8")
+        self.wfile.write(page)
+
+    def unmarked_web_page(self, content, first):
+        page = b"\n<html>blocked</html>"
+        self.head(200, len(page), Content_Type="application/octet-stream")
+        self.wfile.write(page)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with Server() as server:
+        thread = threading.Thread(target=partial(server.serve_forever, poll_interval=0.02))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MOCO_D2_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("MOCO_D2_MIRROR", raising=False)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def publish(server):
+    """Function: content -> it is on the server, and in the catalogue that is returned."""
+
+    def entry(content: bytes = CONTENT, algorithm: str = "md5") -> Catalog:
+        server.files["/papers/toy.pth.tar"] = content
+        found = hashlib.new(algorithm, content).hexdigest()[:8]
+        url = f"{server.address}/papers/toy.pth.tar"
+        return Catalog([Published("toy://one", url, algorithm, found)], IMPATIENT)
+
+    return entry
+
+
+@pytest.fixture
+def checkpoint(official, small) -> bytes:
+    """An official MoCo checkpoint of a small network."""
+    buffer = io.BytesIO()
+    torch.save(official(small), buffer)
+    return buffer.getvalue()
+
+
+def visible(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+# ----- what is published
+
+
+def test_torchvision_addresses_are_torchvisions_own():
+    entries = [entry for entry in PUBLISHED if entry.name.startswith("torchvision://")]
+    assert len(entries) == 9
+    for entry in entries:
+        short = entry.name.removeprefix("torchvision://")
+        words = {"resnet": "ResNet", "resnext": "ResNeXt", "wide_resnet": "Wide_ResNet"}
+        prefix = max((word for word in words if short.startswith(word)), key=len)
+        weights = get_weight(f"{words[prefix]}{short[len(prefix) :].upper()}_Weights.IMAGENET1K_V1")
+        assert entry.url == weights.url
+        assert (entry.algorithm, len(entry.hash)) == ("sha256", 8)
+        assert entry.hash in entry.file
+
+
+# Typed from the README of the official code.
+@pytest.mark.parametrize(
+    ("name", "path", "md5"),
+    [
+        ("v1_200ep", "moco_v1_200ep/moco_v1_200ep_pretrain.pth.tar", "b251726a"),
+        ("v2_200ep", "moco_v2_200ep/moco_v2_200ep_pretrain.pth.tar", "59fd9945"),
+        ("v2_800ep", "moco_v2_800ep/moco_v2_800ep_pretrain.pth.tar", "a04e12f8"),
+    ],
+)
+def test_moco_addresses_and_hashes(name, path, md5):
+    url = f"https://dl.fbaipublicfiles.com/moco/moco_checkpoints/{path}"
+    assert Published(f"moco://{name}", url, "md5", md5) in PUBLISHED
+
+
+def test_detectron2_knows_the_names(monkeypatch, cache):
+    """Through `import moco_d2` alone, and without asking the network."""
+    monkeypatch.setattr(module, "download", lambda *_: pytest.fail("asked the network"))
+    with pytest.raises(UserError, match="weights moco://v3; did you mean 'moco://v"):
+        PathManager.get_local_path("moco://v3")
+    with pytest.raises(UserError, match="did you mean 'torchvision://resnet50'"):
+        PathManager.get_local_path("torchvision://resnet05")
+
+
+# ----- fetching
+
+
+@pytest.mark.parametrize("algorithm", ["md5", "sha256"])
+def test_a_file_is_fetched_once_and_kept(server, publish, cache, algorithm):
+    catalog = publish(algorithm=algorithm)
+    file = catalog.source_file("toy://one")
+    assert file == cache / "toy.pth.tar"
+    assert file.read_bytes() == CONTENT
+    assert catalog.source_file("toy://one") == file
+    assert server.requests == [("/papers/toy.pth.tar", 0)]
+    assert visible(cache) == ["toy.pth.tar"]
+
+
+@pytest.mark.parametrize(
+    ("faults", "firsts"),
+    [
+        ([Handler.cut], [0, 100_000]),
+        ([Handler.cut, Handler.cut], [0, 100_000, 200_000]),
+        ([Handler.cut, Handler.without_range], [0, 100_000]),
+        ([partial(Handler.cut, after=0)], [0, 0]),
+        ([Handler.busy, Handler.busy], [0, 0, 0]),
+        ([Handler.stall], [0, 1000]),
+        ([Handler.cut, Handler.moved], [0, 100_000, 100_000]),
+    ],
+    ids=["cut", "cut twice", "server without Range", "cut at once", "busy", "stall", "moved"],
+)
+def test_a_broken_download_continues_where_it_broke(server, publish, cache, faults, firsts):
+    server.faults = list(faults)
+    assert publish().source_file("toy://one").read_bytes() == CONTENT
+    assert [first for _, first in server.requests] == firsts
+    assert visible(cache) == ["toy.pth.tar"]
+
+
+def test_the_next_call_continues_too_and_half_a_file_never_has_the_name(server, publish, cache):
+    server.faults = [partial(Handler.cut, after=50_000)] * 3
+    with pytest.raises(UserError, match="breaks off: 150000 of 307200 bytes arrived; fetch "):
+        publish().source_file("toy://one")
+    assert visible(cache) == ["toy.pth.tar.part"]
+    assert publish().source_file("toy://one").read_bytes() == CONTENT
+    assert [first for _, first in server.requests] == [0, 50_000, 100_000, 150_000]
+
+
+@pytest.mark.parametrize("leftover", [CONTENT, CONTENT + b"more", b"of another file"])
+def test_any_leftover_is_settled(server, publish, cache, leftover):
+    """All of the file, too much, and the beginning of another file."""
+    cache.mkdir()
+    (cache / "toy.pth.tar.part").write_bytes(leftover)
+    assert publish().source_file("toy://one").read_bytes() == CONTENT
+    assert visible(cache) == ["toy.pth.tar"]
+
+
+def test_a_connection_that_makes_headway_is_no_failure(server, tmp_path):
+    """More cuts than tries."""
+    server.files["/big"] = bytes(6 << 20)
+    server.faults = [partial(Handler.cut, after=(1 << 20) + 1)] * 5
+    assert download(f"{server.address}/big", tmp_path / "big", IMPATIENT)
+    assert (tmp_path / "big").stat().st_size == 6 << 20
+    assert len(server.requests) == 6
+
+
+@pytest.mark.parametrize("fault", [Handler.stall, Handler.drip])
+def test_a_server_that_is_too_slow_is_given_up(server, publish, cache, fault):
+    server.faults = [fault] * 3
+    started = time.monotonic()
+    with pytest.raises(UserError, match=r"toy.pth.tar stalls: next to no data in 0.3 s; fetch "):
+        publish().source_file("toy://one")
+    assert time.monotonic() - started < 5
+    assert not (cache / "toy.pth.tar").exists()
+
+
+def test_what_is_not_there_is_asked_for_once(server, publish, cache):
+    catalog = publish()
+    server.files.clear()
+    with pytest.raises(UserError, match=r"/papers/toy.pth.tar answers 404 Not Found; fetch it "):
+        catalog.source_file("toy://one")
+    assert len(server.requests) == 1
+    assert visible(cache) == []
+
+
+def test_a_web_page_is_named_as_such(server, publish, cache):
+    server.faults = [Handler.to_a_web_page, Handler.web_page]
+    with pytest.raises(UserError, match=r"toy.pth.tar leads to a web page, http.*/login, instead"):
+        publish().source_file("toy://one")
+    assert len(server.requests) == 2
+    server.faults = [Handler.unmarked_web_page]
+    with pytest.raises(UserError, match="its md5 begins with .{8}, not .{8}, and it is a web page"):
+        publish().source_file("toy://one")
+    assert visible(cache) == []
+
+
+def test_a_wrong_hash_leaves_nothing(server, publish, cache):
+    catalog = publish()
+    server.files["/papers/toy.pth.tar"] = CONTENT[::-1]
+    with pytest.raises(UserError, match=r"serves is not the published toy.pth.tar: its md5 begins"):
+        catalog.source_file("toy://one")
+    assert visible(cache) == []
+    assert len(server.requests) == 1
+
+
+def test_a_file_of_a_known_name_and_another_content_is_refused(publish, cache, tmp_path):
+    catalog = publish()
+    catalog.check_known_file(tmp_path / "toy.pth.tar")  # no file: someone else's error
+    (tmp_path / "toy.pth.tar").write_bytes(CONTENT)
+    catalog.check_known_file(tmp_path / "toy.pth.tar")
+    (tmp_path / "toy.pth.tar").write_bytes(CONTENT[:-1])
+    with pytest.raises(UserError, match=r"toy.pth.tar is not the published .* and use toy://one"):
+        catalog.check_known_file(tmp_path / "toy.pth.tar")
+    cache.mkdir()
+    (cache / "toy.pth.tar").write_bytes(b"put there by hand")
+    with pytest.raises(UserError, match=r"toy.pth.tar is not the published"):
+        catalog.source_file("toy://one")
+
+
+def test_source_file_takes_names_and_paths(tmp_path, monkeypatch, publish, cache):
+    assert source_file(tmp_path / "ours.pth") == tmp_path / "ours.pth"
+    known = tmp_path / "moco_v2_800ep_pretrain.pth.tar"
+    known.write_bytes(CONTENT)
+    with pytest.raises(UserError, match="begins with .{8}, not a04e12f8.*use moco://v2_800ep"):
+        source_file(str(known))
+    monkeypatch.setattr(module, "CATALOG", publish())
+    assert source_file("toy://one").read_bytes() == CONTENT
+
+
+def test_without_a_network_one_sentence_says_what_to_put_where(server, publish, cache):
+    catalog = publish()
+    url = f"{server.address}/papers/toy.pth.tar"
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(UserError) as error:
+        catalog.source_file("toy://one")
+    assert str(error.value) == (
+        f"cannot fetch toy://one: {url} cannot be reached: Connection refused; fetch it elsewhere "
+        f"and put it at {cache}/toy.pth.tar, or set MOCO_D2_MIRROR to the address of a folder that "
+        "holds it"
+    )
+    (cache / "toy.pth.tar").write_bytes(CONTENT)
+    assert catalog.source_file("toy://one") == cache / "toy.pth.tar"
+
+
+def test_an_unknown_server_is_named(cache):
+    entry = Published("toy://one", "https://nowhere.invalid/toy.pth", "md5", "00000000")
+    with pytest.raises(UserError, match="https://nowhere.invalid/toy.pth cannot be reached: "):
+        Catalog([entry], IMPATIENT).source_file("toy://one")
+    with pytest.raises(UserError, match="no published weights unlike; there are toy://one"):
+        Catalog([entry]).source_file("unlike")
+
+
+def test_a_mirror_serves_the_same_file_names(server, cache, monkeypatch):
+    url = "https://nowhere.invalid/papers/deep/toy.pth.tar"
+    entry = Published("toy://one", url, "md5", hashlib.md5(CONTENT).hexdigest()[:8])
+    server.files["/our/mirror/toy.pth.tar"] = CONTENT
+    monkeypatch.setenv("MOCO_D2_MIRROR", f"{server.address}/our/mirror/")
+    catalog = Catalog([entry], IMPATIENT)
+    assert catalog.source_file("toy://one").read_bytes() == CONTENT
+    assert server.requests == [("/our/mirror/toy.pth.tar", 0)]
+
+    (cache / "toy.pth.tar").unlink()
+    monkeypatch.setenv("MOCO_D2_MIRROR", "/a/folder")
+    with pytest.raises(UserError, match="MOCO_D2_MIRROR /a/folder is not an http or https address"):
+        catalog.source_file("toy://one")
+
+
+def test_the_cache_is_ours_or_beside_iopaths(monkeypatch, tmp_path):
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "iopath"))
+    monkeypatch.delenv("MOCO_D2_CACHE", raising=False)
+    assert module.cache_folder() == tmp_path / "iopath" / "moco_d2"
+    monkeypatch.setenv("MOCO_D2_CACHE", str(tmp_path / "ours"))
+    assert module.cache_folder() == tmp_path / "ours"
+
+
+def test_a_cache_that_cannot_be_written_is_a_user_error(publish, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("MOCO_D2_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(UserError, match="cannot write to the cache .*; set MOCO_D2_CACHE to"):
+        publish().source_file("toy://one")
+
+
+def test_a_full_disk_is_a_user_error(publish, cache):
+    cache.mkdir()
+    (cache / "toy.pth.tar.part").symlink_to("/dev/full")
+    with pytest.raises(UserError, match="cannot write .*toy.pth.tar.part: No space left on device"):
+        publish().source_file("toy://one")
+
+
+# ----- converting
+
+
+def test_weights_by_name_arrive_in_a_detector(server, publish, cache, checkpoint, small):
+    """As DetectionCheckpointer does it; then again with no network and a read-only cache."""
+    catalog = publish(checkpoint)
+    checkpointer = DetectionCheckpointer(
+        build_model(
+            load_config(
+                "coco_FPN_1x_moco.yaml",
+                [
+                    *("MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", "18"),
+                    *("MODEL.RESNETS.RES2_OUT_CHANNELS", "64"),
+                    *("MODEL.RESNETS.NORM", "BN", "MODEL.FPN.NORM", "BN"),
+                ],
+            )
+        )
+    )
+    checkpointer.path_manager = EmptyPathManager()
+    checkpointer.path_manager.register_handler(WeightsByName(catalog))
+    checkpointer.load("toy://one")
+    arrived = checkpointer.model.state_dict()["backbone.bottom_up.res5.1.conv2.weight"]
+    assert torch.equal(arrived, small["layer4.1.conv2.weight"])
+
+    (converted,) = [name for name in visible(cache) if name.startswith("toy_one-")]
+    content = (cache / converted).read_bytes()
+    assert hashlib.sha256(content).hexdigest()[:16] == Path(converted).stem.split("-")[-1]
+
+    server.shutdown()
+    (cache / "toy.pth.tar").unlink()
+    cache.chmod(0o555)
+    try:
+        assert catalog.weights_file("toy://one") == cache / converted
+    finally:
+        cache.chmod(0o755)
+    assert len(server.requests) == 1
+
+
+def test_a_damaged_cached_file_is_made_again(publish, cache, checkpoint):
+    catalog = publish(checkpoint)
+    whole = catalog.weights_file("toy://one")
+    size = whole.stat().st_size
+    whole.write_bytes(whole.read_bytes()[:-1])
+    again = catalog.weights_file("toy://one")
+    assert again.stat().st_size == size
+    assert visible(cache) == sorted([again.name, "toy.pth.tar"])
+
+
+def test_what_cannot_be_converted_leaves_no_weights(publish, cache):
+    with pytest.raises(UserError, match=r"toy.pth.tar"):
+        publish().weights_file("toy://one")
+    assert visible(cache) == ["toy.pth.tar"]
+
+
+def slowly(handler, content, first):
+    time.sleep(IMPATIENT.stall / 2)
+    handler.whole(content, first)
+
+
+def test_processes_fetch_once(server, cache, publish):
+    publish()
+    url, md5 = f"{server.address}/papers/toy.pth.tar", hashlib.md5(CONTENT).hexdigest()[:8]
+    server.faults = [slowly] * 2
+    code = (
+        "import sys\n"
+        "from moco_d2.checkpoint.catalog import Catalog, Published\n"
+        "catalog = Catalog([Published('toy://one', sys.argv[1], 'md5', sys.argv[2])])\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.readline()\n"
+        "print(catalog.source_file('toy://one'))\n"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, url, md5],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    files = {process.communicate(timeout=60)[0] for process in processes}
+    assert files == {f"{cache}/toy.pth.tar\n"}
+    assert len(server.requests) == 1
+
+
+def test_who_waits_finds_it_converted(server, publish, cache, checkpoint):
+    catalog = publish(checkpoint)
+    server.faults = [slowly] * 2
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(catalog.weights_file, ["toy://one"] * 2)
+    assert first == second and first.is_file()
+    assert len(server.requests) == 1
+    assert visible(cache) == sorted([first.name, "toy.pth.tar"])

@@ -1,0 +1,98 @@
+"""A backbone to compute with, from any checkpoint that the converter takes, or random."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from moco_d2.checkpoint.catalog import source_file
+from moco_d2.checkpoint.io import load_checkpoint
+from moco_d2.checkpoint.mapping import (
+    BASIC_DEPTHS,
+    BOTTLENECK_DEPTHS,
+    Architecture,
+    build_torchvision,
+)
+from moco_d2.checkpoint.sources import extract
+from moco_d2.errors import UserError, closest
+from moco_d2.files import sha256
+
+RANDOM = "random"  # the source of a network without pretraining
+BRANCHES = ("query", "key")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a backbone comes from, in JSON types.
+
+    Attributes:
+        source: file name, published name (``moco://v2_800ep``) or ``random``.
+        sha256: of the file; None for a random network.
+        family: checkpoint family, a name of `sources.FAMILIES`, or ``random``.
+        branch: the encoder of a MoCo checkpoint, ``query`` or ``key``; None for a random network.
+    """
+
+    source: str
+    sha256: str | None
+    family: str
+    branch: str | None
+
+
+def load_backbone(
+    source: str | Path, *, branch: str = "query"
+) -> tuple[nn.Module, Architecture, Origin]:
+    """A torchvision ResNet with the checkpoint's weights: images (N, 3, H, W) -> features (N, D).
+
+    Its ``fc`` is the identity, its attribute ``num_features`` is D. It is on the CPU, in float32
+    and in training mode, as built.
+
+    Args:
+        source: a file, or a published checkpoint by name (``moco://v2_800ep``).
+        branch: which encoder of a MoCo checkpoint, ``query`` or ``key``.
+
+    Raises:
+        UserError: the checkpoint is unreadable, unknown, incomplete or damaged, or has no such
+            branch.
+    """
+    if branch not in BRANCHES:
+        raise UserError(f"--branch {branch!r} is neither {' nor '.join(BRANCHES)}")
+    path = source_file(source)
+    checkpoint = load_checkpoint(path)
+    try:
+        # The query encoder is what every caller of extract gets who names no branch.
+        options = {} if branch == "query" else {"branch": branch}
+        extracted, architecture = extract(checkpoint, **options)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    network = _without_head(build_torchvision(architecture))
+    # Strict, but for the counters of batches, which only the network has.
+    network.load_state_dict({**network.state_dict(), **extracted.tensors})
+    name = str(source) if "://" in str(source) else path.name
+    return network, architecture, Origin(name, sha256(path), extracted.family, branch)
+
+
+def random_backbone(arch: str) -> tuple[nn.Module, Architecture, Origin]:
+    """The same network with random weights from torch's generator.
+
+    Args:
+        arch: ``resnet18``, ``resnet34``, ``resnet50``, ``resnet101`` or ``resnet152``.
+
+    Raises:
+        UserError: there is no such architecture.
+    """
+    names = [f"resnet{depth}" for depth in (*BASIC_DEPTHS, *BOTTLENECK_DEPTHS)]
+    if arch not in names:
+        raise UserError(
+            f"--arch {arch!r} is not one of {', '.join(names)}; "
+            f"{closest(arch, names) or 'choose one of them'}"
+        )
+    architecture = Architecture(int(re.sub(r"\D", "", arch)))
+    network = _without_head(build_torchvision(architecture))
+    return network, architecture, Origin(RANDOM, None, RANDOM, None)
+
+
+def _without_head(network: nn.Module) -> nn.Module:
+    network.num_features = network.fc.in_features
+    network.fc = nn.Identity()
+    return network

@@ -1,0 +1,62 @@
+#!/usr/bin/env python3
+"""Classify with a checkpoint's features: linear probe, kNN, or end-to-end fine-tuning."""
+
+import argparse
+
+from moco_d2.errors import run_command
+from moco_d2.launch import launch
+
+_EXAMPLES = """examples:
+  tools/linear_eval.py checkpoint.pth.tar --data datasets/imagenet --num-gpus 8
+  tools/linear_eval.py checkpoint.pth.tar --data datasets/imagenet --fast --crops 2
+  tools/linear_eval.py moco://v2_800ep --data datasets/imagenet --protocol knn
+  tools/linear_eval.py random --arch resnet50 --data datasets/inat --protocol finetune \\
+      --task inaturalist
+"""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add(
+        "checkpoint",
+        metavar="CKPT",
+        help="what tools/convert.py converts, a published name, or 'random'",
+    )
+    add("--data", required=True, metavar="DIR", help="holds train/ and val/, one folder a class")
+    add("--output", default="output/linear_eval", metavar="DIR", help="for result.json and logs")
+    add(
+        "--protocol",
+        choices=("linear", "knn", "finetune"),
+        default="linear",
+        help="linear: the paper's, lr 30 and 100 epochs (default)",
+    )
+    add("--fast", action="store_true", help="linear on features that are computed once")
+    add("--crops", type=int, default=1, metavar="N", help="of each training image with --fast")
+    add(
+        "--task",
+        choices=("imagenet", "inaturalist"),
+        default="imagenet",
+        help="whose learning rates --protocol finetune takes",
+    )
+    add("--branch", choices=("query", "key"), default="query", help="encoder of a MoCo checkpoint")
+    add("--arch", metavar="NAME", help="of 'random', e.g. resnet50")
+    add("--epochs", type=int, help="default 100")
+    add("--batch-size", type=int, help="over all processes; default 256")
+    add("--lr", type=float, help="at batch 256, scaled with the batch; default: the paper's")
+    add("--size", type=int, default=224, help="of the crops, pixels; default 224")
+    add("--workers", type=int, default=4, help="processes that decode images; default 4")
+    add("--seed", type=int, default=0)
+    add("--device", help="default: cuda where there is one, else cpu")
+    add("--resume", action="store_true", help="continue an interrupted run in --output")
+    add("--num-gpus", type=int, default=1, help="GPUs on this machine")
+    add("--num-machines", type=int, default=1)
+    add("--machine-rank", type=int, default=0, help="this machine's index")
+    add("--dist-url", default="auto", help="address of machine 0, tcp://HOST:PORT")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run_command(lambda: launch("moco_d2.pretrain.linear_eval:evaluate_checkpoint", parse_args()))

@@ -9,6 +9,18 @@ USER_ERROR_EXIT_CODE = 2
 INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, what shells and schedulers expect
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal has ended the run, which is saved.
+
+    Attributes:
+        exit_code: 128 + the signal's number, what shells and schedulers expect.
+    """
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.exit_code = 128 + number
+
+
 class UserError(Exception):
     """Something the user can mend. The message says what is wrong and what to do."""
 
@@ -28,6 +40,6 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR_EXIT_CODE)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("interrupted; run the same command with --resume to continue", file=sys.stderr)
-        sys.exit(INTERRUPTED_EXIT_CODE)
+        sys.exit(getattr(interrupt, "exit_code", INTERRUPTED_EXIT_CODE))

@@ -8,47 +8,54 @@ from collections.abc import Callable
 from typing import Any
 
 from detectron2.engine import HookBase
-from detectron2.utils.events import EventWriter
+from detectron2.utils import comm
+from detectron2.utils.events import EventWriter, get_event_storage
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from moco_d2.errors import Stopped
 from moco_d2.launch import LOGGERS
+
+logger = logging.getLogger(__name__)
 
 
 class DeferredWriters(EventWriter):
-    """Detectron2's writers, made at the first write: a trainer that is refused leaves no file."""
+    """Detectron2's writers, made at the first write: a trainer that is refused leaves no file.
+
+    Attributes:
+        last_write: the last iteration that was written, -1 if none was.
+    """
 
     def __init__(self, build: Callable[[], list[EventWriter]]):
         self._build = build
         self._writers: list[EventWriter] | None = None
+        self.last_write = -1
 
     def write(self) -> None:
         if self._writers is None:
             self._writers = self._build()
         for writer in self._writers:
             writer.write()
+        self.last_write = get_event_storage().iter
 
     def close(self) -> None:
         for writer in self._writers or []:
             writer.close()
 
 
-class EvaluateAtStart(HookBase):
-    """Evaluates the random network too, at iteration 0: the value to compare with."""
-
-    def __init__(self, evaluate: Callable[[], dict[str, float]]):
-        self._evaluate = evaluate
-
-    def before_train(self) -> None:
-        if self.trainer.start_iter == 0:
-            self.trainer.storage.put_scalars(**self._evaluate(), smoothing_hint=False)
-
-
 class StopOnSignal(HookBase):
     """Finishes the step at hand, saves and stops when the process is interrupted or terminated.
 
-    Between two steps the state is whole, so that --resume continues exactly. A second signal stops
-    at once. One process only: several would stop at different steps.
+    Between two steps the state is whole, so that --resume continues exactly. A second Ctrl-C stops
+    at once.
+
+    SIGTERM that somebody else handles is left to them, and where somebody handles SIGUSR2 (submitit
+    does, to put a preempted job back into SLURM's queue), the checkpoint comes first.
+
+    Attributes:
+        received: the signal this process was sent, or 0.
+        agreed: in several processes, the signal that any of them was sent, as the trainer has told
+            all at the same step; they stop together. In one process, None: `received` counts.
     """
 
     def __init__(self, save: Callable[[], None]):
@@ -57,26 +64,45 @@ class StopOnSignal(HookBase):
             save: writes a checkpoint of the finished iteration.
         """
         self._save = save
-        self._received: int | None = None
+        self.received = 0
+        self.agreed: int | None = None
         self._previous: dict[int, Any] = {}
 
     def before_train(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._receive)
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self.received = 0
+        numbers = [signal.SIGINT]
+        if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+            numbers.append(signal.SIGTERM)
+        if callable(signal.getsignal(signal.SIGUSR2)):
+            numbers.append(signal.SIGUSR2)
+        for number in numbers:
+            self._previous[number] = signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: object) -> None:
-        self._received = number
-        self._restore()
+        if number == signal.SIGINT:
+            signal.signal(number, self._previous[number])
+        self.received = number
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def after_step(self) -> None:
-        if self._received is not None:
-            self._save()
-            raise KeyboardInterrupt
+        number = self.received if self.agreed is None else self.agreed
+        if not number:
+            return
+        self._save()
+        comm.synchronize()  # a launcher ends all processes once one has ended
+        logger.info(
+            "%s: stopped and saved after iteration %d",
+            signal.Signals(number).name,
+            self.trainer.iter,
+        )
+        if number == signal.SIGUSR2 and number in self._previous:
+            self._previous[number](number, None)
+        raise Stopped(number)
 
     def after_train(self) -> None:
         self._restore()

@@ -1,20 +1,24 @@
 """Start a job: command-line flags, processes, device, logging.
 
-Shared by pretraining and fine-tuning. Several processes come from torchrun, or from Detectron2's
-launch() (``--num-gpus``); nothing is home-made.
+Shared by pretraining and fine-tuning. Several processes come from torchrun, from Detectron2's
+launch() (``--num-gpus``) or from SLURM (``--submit``, slurm.py); nothing is home-made.
 """
 
 import argparse
+import contextlib
 import logging
 import logging.handlers
 import os
 import pkgutil
+import re
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from moco_d2.config import find_config
-from moco_d2.errors import UserError
+from moco_d2.errors import Stopped, UserError
 
 LOGGERS = ("detectron2", "fvcore", "moco_d2")  # what a run logs through
 _HELD_LINES = 100_000
@@ -48,6 +52,12 @@ def argument_parser(description: str, example: str) -> argparse.ArgumentParser:
         help="address of machine 0, tcp://HOST:PORT, for several machines",
     )
     parser.add_argument(
+        "--submit",
+        metavar="KEY=VALUE,...",
+        type=lambda words: words.split(","),
+        help="send the job to SLURM: partition=...,nodes=2,gpus-per-node=8,time=24:00:00",
+    )
+    parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, in pairs"
     )
     return parser
@@ -62,13 +72,20 @@ def launch(main: str, args: argparse.Namespace) -> None:
         args: what the function is called with.
 
     Raises:
-        UserError: more GPUs asked for than there are.
+        UserError: more GPUs asked for than there are, or raised in a process.
     """
+    if getattr(args, "submit", None):
+        from moco_d2.slurm import submit
+
+        submit(main, args)
+        return
     import torch
 
     job = pkgutil.resolve_name(main)
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun has started us
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
+        args.resume = True  # torchrun has started all processes again after one has failed
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun or SLURM has started us
         _join_torchrun_group()
         job(args)
         return
@@ -77,16 +94,59 @@ def launch(main: str, args: argparse.Namespace) -> None:
             f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()}; "
             "for several CPU processes use torchrun --nproc-per-node N"
         )
+    if args.num_gpus * args.num_machines == 1:
+        job(args)
+        return
     from detectron2.engine import launch as detectron2_launch
 
-    detectron2_launch(
-        job,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    with _children_as_one():
+        detectron2_launch(
+            _run_child,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(main, args),
+        )
+
+
+def _run_child(main: str, args: argparse.Namespace) -> None:
+    """In a process of --num-gpus: an interrupt ends it with an exit code of its own, which
+    torch.multiprocessing would not do.
+    """
+    try:
+        pkgutil.resolve_name(main)(args)
+    except Stopped as stopped:
+        sys.exit(stopped.exit_code)
+
+
+@contextlib.contextmanager
+def _children_as_one() -> Iterator[None]:
+    """Pass SIGTERM on to the processes started within; their end becomes this process's.
+
+    Raises:
+        UserError: as a child raised it.
+        SystemExit: with a child's exit code.
+    """
+    import torch.multiprocessing as mp
+
+    def pass_on(number: int, frame: object) -> None:
+        for child in mp.active_children():
+            child.terminate()
+
+    before = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        yield
+    except mp.ProcessRaisedException as error:
+        # Its text is the child's traceback, which ends with the error's class and message.
+        found = re.findall(r"^moco_d2\.errors\.UserError: (.*)", str(error), re.MULTILINE)
+        if found:
+            raise UserError(found[-1]) from error
+        raise
+    except mp.ProcessExitedException as error:
+        sys.exit(error.exit_code)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _join_torchrun_group() -> None:
@@ -159,12 +219,12 @@ def setup_run(cfg: Any, args: argparse.Namespace, held: logging.handlers.MemoryH
         name="moco_d2",
         abbrev_name="moco_d2",
     )
-    logging.getLogger("detectron2.engine.train_loop").addFilter(_without_user_errors)
+    logging.getLogger("detectron2.engine.train_loop").addFilter(without_user_errors)
     for record in held.buffer:
         logging.getLogger(record.name).handle(record)
 
 
-def _without_user_errors(record: logging.LogRecord) -> bool:
+def without_user_errors(record: logging.LogRecord) -> bool:
     """Keep the training loop from logging a traceback for what we report in one sentence."""
     error = record.exc_info[1] if record.exc_info else sys.exc_info()[1]
     return not isinstance(error, UserError)

@@ -1,72 +1,56 @@
-"""Pretraining checkpoints in the official layout, with what an exact resume needs beside it.
+"""Pretraining checkpoints: the official layout (official.py), and beside it, in the entry
+``moco_d2``, what an exact resume needs.
 
-``{"epoch", "arch", "state_dict", "optimizer"}`` are the official entries: state_dict has
-``module.encoder_q.*``, ``module.encoder_k.*``, ``module.queue``, ``module.queue_ptr``. Tools
-written for the official files read ours. The entry ``moco_d2`` is ours: iteration, generator state,
-configuration; ``--resume`` needs it. Plain types only, so the file loads with
+That entry has: iteration, state of every process (process_state.py), gradient scaler, windows of
+the metrics, configuration and how it was scaled. Plain types only, so the file loads with
 ``weights_only=True``.
+
+``--resume`` takes the file that OUTPUT_DIR/last_checkpoint names; where that is damaged, the newest
+of the others that is whole; and where OUTPUT_DIR has none, the file MODEL.WEIGHTS names. Each may
+be an official file: it has no place within an epoch and no generator states, so it continues at
+the beginning of its epoch, and the log says so.
 """
 
-import random
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.engine import HookBase
+from detectron2.utils import comm
 from torch import nn
 
 import moco_d2
 from moco_d2.checkpoint.io import load_checkpoint
-from moco_d2.config import to_plain
+from moco_d2.config import flatten, to_plain
 from moco_d2.errors import UserError
 from moco_d2.files import atomic_write, write_text
+from moco_d2.pretrain.official import (
+    check_parts,
+    load_official_optimizer,
+    load_official_state_dict,
+    official_state_dict,
+)
+from moco_d2.pretrain.process_state import gather_process_states, set_process_state
+
+logger = logging.getLogger(__name__)
 
 LAST_CHECKPOINT = "last_checkpoint"
 FINAL_CHECKPOINT = "checkpoint_final.pth.tar"
-# Where our module names differ from the official ones.
-_OFFICIAL_PREFIX = {"dictionary.": "", "encoder.": ""}
-
-
-def official_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The model's tensors under the official names, ``module.`` included."""
-    return {f"module.{_official_name(name)}": tensor for name, tensor in model.state_dict().items()}
-
-
-def _official_name(name: str) -> str:
-    for ours, official in _OFFICIAL_PREFIX.items():
-        if name.startswith(ours):
-            return official + name.removeprefix(ours)
-    return name
-
-
-def load_official_state_dict(model: nn.Module, state_dict: dict[str, torch.Tensor]) -> None:
-    """Load what official_state_dict wrote, or an official file's state_dict: all of it.
-
-    Raises:
-        UserError: names or shapes differ; names the first and the config key behind it.
-    """
-    ours = {_official_name(name): name for name in model.state_dict()}
-    theirs = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
-    for official, name in ours.items():
-        if official not in theirs:
-            raise UserError(
-                f"the checkpoint has no {official}; it was made with other settings: check "
-                "MOCO.ENCODER and MOCO.DICTIONARY against the config.yaml beside it"
-            )
-        wanted, found = tuple(model.state_dict()[name].shape), tuple(theirs[official].shape)
-        if wanted != found:
-            key = "MOCO.DICTIONARY.SIZE" if official == "queue" else "MOCO.ENCODER"
-            raise UserError(
-                f"the checkpoint's {official} is {found} and this config makes it {wanted}: "
-                f"change {key} back"
-            )
-    if surplus := [name for name in theirs if name not in ours]:
-        raise UserError(
-            f"the checkpoint has {surplus[0]}, which this config's network has not; it was made "
-            "with other settings: check MOCO.ENCODER against the config.yaml beside it"
-        )
-    model.load_state_dict({name: theirs[official] for official, name in ours.items()})
+_NUMBERED = "checkpoint_[0-9]*.pth.tar"
+_ANY = "checkpoint_*.pth.tar"
+# Settings that may change at a resume without a word: where to write, how long, how to run.
+_FREE_TO_CHANGE = (
+    "OUTPUT_DIR",
+    "MODEL.WEIGHTS",
+    "MODEL.DEVICE",
+    "DATALOADER.NUM_WORKERS",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "MOCO.CHECKPOINT.",
+    "MOCO.KNN.",
+    "MOCO.MONITOR.",
+)
 
 
 class PretrainCheckpointer:
@@ -78,21 +62,46 @@ class PretrainCheckpointer:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
+        *,
+        scaling: dict[str, Any] | None = None,
     ):
+        """
+        Args:
+            cfg: as it runs.
+            scaling: how it came to be so (schedule.scale_recipe), for the record.
+
+        Raises:
+            UserError: MOCO.CHECKPOINT has settings that cannot be.
+        """
         self.folder = Path(cfg.OUTPUT_DIR)
         self.cfg = cfg
         self.model = model
         self.optimizer = optimizer
         self.scaler = scaler
+        self.scaling = scaling or {}
+        self.reinitialise = check_parts(cfg.MOCO.CHECKPOINT.REINITIALISE)
+        if min(cfg.MOCO.CHECKPOINT.KEEP_LAST, cfg.MOCO.CHECKPOINT.KEEP_EVERY) < 0:
+            raise UserError("MOCO.CHECKPOINT.KEEP_LAST and KEEP_EVERY are numbers from 0 on")
 
-    def save(self, name: str, *, iteration: int, epoch: int) -> Path:
-        """Write ``name`` atomically and point ``last_checkpoint`` at it.
+    def save(
+        self, name: str, *, iteration: int, epoch: int, metrics: dict[str, Any] | None = None
+    ) -> Path:
+        """Write ``name`` atomically, point ``last_checkpoint`` at it, delete what is not kept.
+
+        All processes must call; the main one writes.
 
         Args:
             iteration: number of finished iterations.
             epoch: number of finished epochs, the official entry.
+            metrics: see metrics.MetricsState.
+
+        Raises:
+            UserError: it cannot be written; the checkpoint before stays as it was.
         """
         path = self.folder / name
+        processes = gather_process_states(self.model)
+        if not comm.is_main_process():
+            return path
         content = {
             "epoch": epoch,
             "arch": self.cfg.MOCO.ENCODER.ARCH,
@@ -103,49 +112,157 @@ class PretrainCheckpointer:
                 "pretext": self.cfg.MOCO.PRETEXT,
                 "iteration": iteration,
                 "config": to_plain(self.cfg),
-                "rng": _rng_state(),
+                "scaling": to_plain(self.scaling),
+                "processes": processes,
                 "grad_scaler": self.scaler.state_dict(),  # empty unless float16
+                "metrics": metrics or {},
             },
         }
-        with atomic_write(path) as temporary:
-            torch.save(content, temporary)
-        write_text(self.folder / LAST_CHECKPOINT, name)
+        try:
+            with atomic_write(path) as temporary:
+                torch.save(content, temporary)
+            write_text(self.folder / LAST_CHECKPOINT, name)
+        # torch's zip writer raises RuntimeError on a full disk
+        except (OSError, RuntimeError) as error:
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise UserError(
+                f"cannot write {path} ({reason}): free some space and continue with --resume from "
+                "the checkpoint before"
+            ) from error
+        self._prune(keep=path)
         return path
 
-    def resume(self) -> int:
-        """Load the newest checkpoint; returns the number of finished iterations, 0 if there is
-        none.
+    def _prune(self, keep: Path) -> None:
+        """Delete numbered checkpoints but the last KEEP_LAST and every KEEP_EVERY-th.
+
+        `keep` has just been written whole, so one that is intact always stays.
+        """
+        settings = self.cfg.MOCO.CHECKPOINT
+        if settings.KEEP_LAST == 0:
+            return
+        forever = settings.KEEP_EVERY * self.cfg.SOLVER.CHECKPOINT_PERIOD
+        for path in sorted(self.folder.glob(_NUMBERED))[: -settings.KEEP_LAST]:
+            iteration = int(path.name.removeprefix("checkpoint_").partition(".")[0])
+            if path != keep and not (forever > 0 and iteration % forever == 0):
+                path.unlink(missing_ok=True)
+
+    def check_fresh(self) -> None:
+        """Refuse to begin a run where there is one.
 
         Raises:
-            UserError: the checkpoint is damaged, lacks what an exact resume needs, or was made
-                with other settings.
+            UserError: OUTPUT_DIR has a checkpoint, or MODEL.WEIGHTS names one.
         """
-        pointer = self.folder / LAST_CHECKPOINT
-        if not pointer.is_file():
-            return 0
-        path = self.folder / pointer.read_text().strip()
-        checkpoint = load_checkpoint(path)
+        if (self.folder / LAST_CHECKPOINT).is_file():
+            raise UserError(
+                f"OUTPUT_DIR {self.folder} holds a run: continue it with --resume, or choose "
+                "another folder"
+            )
+        if self.cfg.MODEL.WEIGHTS:
+            raise UserError(
+                f"MODEL.WEIGHTS {self.cfg.MODEL.WEIGHTS} is the checkpoint to continue: add "
+                "--resume, or set MODEL.WEIGHTS ''"
+            )
+
+    def resume(self, *, iterations_per_epoch: int) -> tuple[int, dict[str, Any]]:
+        """Load the newest intact checkpoint.
+
+        Returns:
+            number of finished iterations, 0 if there is no checkpoint, and the metrics saved.
+
+        Raises:
+            UserError: none is intact, or it was made with other settings.
+        """
+        found = self._newest_intact()
+        if found is None:
+            return 0, {}
+        path, checkpoint = found
         if "state_dict" not in checkpoint or "optimizer" not in checkpoint:
             raise UserError(f"{path} is not a training checkpoint: it has no optimizer to resume")
         ours = checkpoint.get("moco_d2")
+        if ours is not None:
+            self._compare(path, ours["config"])
+        tensors = checkpoint["state_dict"]
+        load_official_state_dict(self.model, tensors, reinitialise=self.reinitialise)
+        load_official_optimizer(
+            self.optimizer,
+            self.model,
+            checkpoint["optimizer"],
+            tensors,
+            reinitialise=self.reinitialise,
+        )
+        for part in self.reinitialise:
+            logger.warning("the %s begins anew (MOCO.CHECKPOINT.REINITIALISE)", part)
         if ours is None:
-            raise UserError(
-                f"{path} is an official file without our entry 'moco_d2': its place in the data "
-                "is unknown, so it cannot be resumed exactly"
+            iteration = int(checkpoint.get("epoch", 0)) * iterations_per_epoch
+            logger.warning(
+                "%s is an official file: it continues at the beginning of its epoch, iteration %d, "
+                "with generators seeded anew",
+                path,
+                iteration,
             )
-        load_official_state_dict(self.model, checkpoint["state_dict"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
-        if ours.get("grad_scaler"):
+            return iteration, {}
+        if ours["grad_scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(ours["grad_scaler"])
-        _set_rng_state(ours["rng"])
-        return ours["iteration"]
+        if not set_process_state(self.model, ours["processes"]):
+            logger.warning(
+                "%s was saved by %d process(es) and is continued by %d: the same images, but "
+                "another division into BatchNorm groups and other random numbers, so not bit for "
+                "bit",
+                path,
+                len(ours["processes"]),
+                comm.get_world_size(),
+            )
+        logger.info("continuing %s, from iteration %d", path, ours["iteration"])
+        return ours["iteration"], ours["metrics"]
+
+    def _newest_intact(self) -> tuple[Path, dict[str, Any]] | None:
+        pointer = self.folder / LAST_CHECKPOINT
+        others = {path for path in self.folder.glob(_ANY) if pointer.is_file()}
+        if not pointer.is_file():
+            given = self.cfg.MODEL.WEIGHTS
+            return (Path(given), load_checkpoint(given)) if given else None
+        newest = self.folder / pointer.read_text().strip()
+        try:
+            return newest, load_checkpoint(newest)
+        except UserError as error:
+            damage = error
+        intact = {}
+        for path in others - {newest}:
+            try:
+                intact[path] = load_checkpoint(path)["moco_d2"]["iteration"]
+            except (UserError, KeyError):
+                continue
+        if not intact:
+            raise damage
+        before = max(intact, key=intact.__getitem__)
+        logger.warning("%s; taking the one before it, %s", damage, before)
+        return before, load_checkpoint(before)
+
+    def _compare(self, path: Path, config: dict[str, Any]) -> None:
+        """Say which settings differ from the checkpoint's; refuse what would move its place."""
+        before, now = flatten(config), flatten(to_plain(self.cfg))
+        changed = [key for key, value in before.items() if key in now and now[key] != value]
+        if "SOLVER.IMS_PER_BATCH" in changed:
+            raise UserError(
+                f"{path} was trained with SOLVER.IMS_PER_BATCH {before['SOLVER.IMS_PER_BATCH']}, "
+                "by which its place in the data is counted: set it back"
+            )
+        for key in changed:
+            if not key.startswith(_FREE_TO_CHANGE):
+                logger.warning("resuming with %s %s, which was %s", key, now[key], before[key])
 
 
 class SaveCheckpoint(HookBase):
-    """Saves every `period` iterations and at the end."""
+    """Saves every `period` iterations and at the end; in all processes."""
 
-    def __init__(self, period: int):
+    def __init__(self, period: int, metrics: Callable[[], dict[str, Any]]):
+        """
+        Args:
+            period: iterations; 0: only at the end.
+            metrics: gives what the checkpoint is to hold of them.
+        """
         self.period = period
+        self._metrics = metrics
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
@@ -155,37 +272,15 @@ class SaveCheckpoint(HookBase):
             self.save_now()
 
     def save_now(self) -> None:
-        """Save the finished iteration under its number."""
-        self._save(f"checkpoint_{self.trainer.iter + 1:07d}.pth.tar")
+        """Save the finished iteration under its number; the last one has its own name already."""
+        done = self.trainer.iter + 1
+        if done < self.trainer.max_iter:
+            self._save(f"checkpoint_{done:07d}.pth.tar")
 
     def _save(self, name: str) -> None:
         self.trainer.checkpointer.save(
-            name, iteration=self.trainer.iter + 1, epoch=self.trainer.epochs_done
+            name,
+            iteration=self.trainer.iter + 1,
+            epoch=self.trainer.epochs_done,
+            metrics=self._metrics(),
         )
-
-
-def _rng_state() -> dict[str, Any]:
-    python = random.getstate()
-    numpy = np.random.get_state()
-    state = {
-        "torch": torch.get_rng_state(),
-        "python": [python[0], list(python[1]), python[2]],
-        "numpy": [numpy[0], torch.from_numpy(numpy[1].astype(np.int64)), *map(int, numpy[2:4])],
-        "numpy_cached_gaussian": float(numpy[4]),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def _set_rng_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["torch"])
-    version, internal, cached = state["python"]
-    random.setstate((version, tuple(internal), cached))
-    name, keys, position, has_gauss = state["numpy"]
-    np.random.set_state(
-        (name, keys.numpy().astype(np.uint32), position, has_gauss, state["numpy_cached_gaussian"])
-    )
-    if torch.cuda.is_available() and "cuda" in state:
-        # As many as there are here: the run may have been saved on a machine with more GPUs.
-        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])

@@ -7,39 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import nn
-from torchvision import models
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from moco_d2.errors import UserError, closest
+from moco_d2.resnet import BASIC_DEPTHS, BOTTLENECK_DEPTHS, build_resnet
 
-# Blocks per stage, He et al. 2016, table 1.
-_STAGES: dict[str, tuple[type[nn.Module], list[int]]] = {
-    "resnet18": (BasicBlock, [2, 2, 2, 2]),
-    "resnet34": (BasicBlock, [3, 4, 6, 3]),
-    "resnet50": (Bottleneck, [3, 4, 6, 3]),
-    "resnet101": (Bottleneck, [3, 4, 23, 3]),
-    "resnet152": (Bottleneck, [3, 8, 36, 3]),
-}
-ARCHITECTURES = tuple(_STAGES)
-_STEM_WIDTH = 64
-
-
-class WiderResNet(ResNet):
-    """A ResNet with every number of channels multiplied: the paper's R50w2x and R50w4x (Table 1).
-
-    torchvision's wide ResNets widen the 3x3 convolutions only. Names are the same.
-    """
-
-    def __init__(self, block: type[nn.Module], layers: list[int], *, width_factor: int, **kwargs):
-        self.width_factor = width_factor
-        super().__init__(block, layers, **kwargs)
-
-    def _make_layer(self, block, planes, blocks, stride=1, dilate=False):
-        if planes == _STEM_WIDTH:  # the first stage: the stem is there, of torchvision's width
-            self.inplanes = _STEM_WIDTH * self.width_factor
-            self.conv1 = nn.Conv2d(3, self.inplanes, 7, stride=2, padding=3, bias=False)
-            self.bn1 = self._norm_layer(self.inplanes)
-        return super()._make_layer(block, planes * self.width_factor, blocks, stride, dilate)
+_DEPTHS = {f"resnet{depth}": depth for depth in (*BASIC_DEPTHS, *BOTTLENECK_DEPTHS)}
+ARCHITECTURES = tuple(_DEPTHS)
 
 
 def build_encoder(
@@ -70,13 +43,13 @@ def build_encoder(
     Raises:
         UserError: unknown `arch`, or a width that the architecture does not have.
     """
-    if arch not in _STAGES:
+    if arch not in _DEPTHS:
         raise UserError(
             f"MOCO.ENCODER.ARCH {arch!r} is not one of {', '.join(ARCHITECTURES)}; "
             f"{closest(arch, ARCHITECTURES) or 'choose one of them'}"
         )
-    block, layers = _STAGES[arch]
-    if block is BasicBlock and (width_per_group, groups) != (64, 1):
+    depth = _DEPTHS[arch]
+    if depth in BASIC_DEPTHS and (width_per_group, groups) != (64, 1):
         raise UserError(
             f"{arch} has no bottlenecks to make wider, slimmer or grouped: set "
             "MOCO.ENCODER.WIDTH_PER_GROUP 64 and MOCO.ENCODER.GROUPS 1"
@@ -86,17 +59,14 @@ def build_encoder(
             "MOCO.ENCODER.GROUPS, WIDTH_PER_GROUP and WIDTH_FACTOR are whole numbers from 1 on; "
             f"they are {groups}, {width_per_group} and {width_factor}"
         )
-    options: dict[str, Any] = {
-        "num_classes": dim,
-        "groups": groups,
-        "width_per_group": width_per_group,
-        "norm_layer": norm_layer,
-    }
-    if width_factor == 1:
-        network = models.get_model(arch, **options)
-    else:
-        network = WiderResNet(block, layers, width_factor=width_factor, **options)
-        network.fc = nn.Linear(network.inplanes, dim)  # torchvision's has a fixed width
+    network = build_resnet(
+        depth,
+        num_classes=dim,
+        groups=groups,
+        width_per_group=width_per_group,
+        width_factor=width_factor,
+        norm_layer=norm_layer,
+    )
     if small_stem:
         network.conv1 = nn.Conv2d(3, network.conv1.out_channels, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")

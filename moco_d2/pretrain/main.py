@@ -21,6 +21,6 @@ def pretrain(args: argparse.Namespace) -> None:
     cfg.freeze()
     seed(cfg)
     trainer = Pretrainer(cfg)  # checks data and settings before anything is written
-    setup_run(cfg, args, held)
+    setup_run(trainer.cfg, args, held)
     trainer.resume_or_start(resume=args.resume)
     trainer.train()

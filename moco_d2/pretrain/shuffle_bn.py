@@ -15,8 +15,8 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch.distributed.nn import functional as dist_functional
 from torch import nn
+from torch.distributed.nn import functional as dist_functional
 
 
 class SplitBatchNorm2d(nn.BatchNorm2d):

@@ -1,9 +1,7 @@
 """A class folder of 24 images, configs of runs of six steps, and a network of kilobytes."""
 
 import pytest
-import torch
-import torch.nn.functional as F
-from torch import nn
+from small_network import SmallNetwork
 from toy_data import make_class_folders
 
 from moco_d2.config import load_config
@@ -15,6 +13,8 @@ TINY = {
     "DATALOADER.NUM_WORKERS": 0,
     "SOLVER.IMS_PER_BATCH": 8,
     "SOLVER.CHECKPOINT_PERIOD": 3,
+    "MOCO.REFERENCE_BATCH": 0,  # rate and iterations as given
+    "MOCO.MONITOR.EXPECTED_LOSS": (),
     "MOCO.EPOCHS": 2,  # of 24 / 8 = 3 iterations
     "MOCO.ENCODER.ARCH": "resnet18",
     "MOCO.ENCODER.DIM": 16,
@@ -51,26 +51,6 @@ def make_config(words):
         return load_config(config, words(overrides or {}))
 
     return build
-
-
-class SmallNetwork(nn.Module):
-    """Convolution, BatchNorm, average pooling and a head named as torchvision and MoCo v2 do.
-
-    Where the network does not matter: a step in a millisecond, a checkpoint of kilobytes.
-    """
-
-    WIDTH = 10
-
-    def __init__(self, dim: int, *, mlp: bool = False, norm_layer=None):
-        super().__init__()
-        self.conv = nn.Conv2d(3, self.WIDTH, 3)
-        self.bn = (norm_layer or nn.BatchNorm2d)(self.WIDTH)
-        self.fc = nn.Linear(self.WIDTH, dim)
-        if mlp:
-            self.fc = nn.Sequential(nn.Linear(self.WIDTH, self.WIDTH), nn.ReLU(), self.fc)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc(F.relu(self.bn(self.conv(x))).mean(dim=(2, 3)))
 
 
 @pytest.fixture

@@ -1,17 +1,17 @@
+import logging
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
 from torchvision import models
 
 from moco_d2.errors import UserError
-from moco_d2.pretrain.checkpointing import (
-    PretrainCheckpointer,
-    load_official_state_dict,
-    official_state_dict,
-)
-from moco_d2.pretrain.data import list_training_images
-from moco_d2.pretrain.engine import build_pretext_model
+from moco_d2.pretrain.checkpointing import PretrainCheckpointer
+from moco_d2.pretrain.data import build_training_data
+from moco_d2.pretrain.official import load_official_state_dict, official_state_dict
+from moco_d2.pretrain.pretext import build_pretext_model
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def checkpointer(make_config):
 
     def build(overrides: dict | None = None) -> PretrainCheckpointer:
         cfg = make_config(overrides)
-        model = build_pretext_model(cfg, list_training_images(cfg))
+        model = build_pretext_model(cfg, build_training_data(cfg))
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(trained, lr=1, momentum=0.9)
         return PretrainCheckpointer(cfg, model, optimizer, torch.amp.GradScaler(enabled=False))
@@ -28,9 +28,14 @@ def checkpointer(make_config):
     return build
 
 
+def resumed(checkpointer: PretrainCheckpointer) -> int:
+    """Number of finished iterations that it continues from; 3 make an epoch."""
+    return checkpointer.resume(iterations_per_epoch=3)[0]
+
+
 def test_layout_is_the_official_one_and_loads_without_running_code(checkpointer):
     ours = checkpointer()
-    ours.model.dictionary.update(torch.randn(3, 16))
+    ours.model.dictionary.update(None, torch.randn(3, 16), None)
     path = ours.save("checkpoint.pth.tar", iteration=3, epoch=1)
     content = torch.load(path, weights_only=True)
     assert {"epoch", "arch", "state_dict", "optimizer"} <= content.keys()
@@ -67,11 +72,11 @@ def test_the_official_linear_evaluation_reads_our_file(checkpointer):
 
 def test_resuming_restores_model_generators_and_place(small_network, checkpointer):
     ours, other = checkpointer(), checkpointer()
-    ours.model.dictionary.update(torch.randn(5, 16))
+    ours.model.dictionary.update(None, torch.randn(5, 16), None)
     ours.save("checkpoint_0000003.pth.tar", iteration=3, epoch=1)
     drawn = torch.rand(2)
     torch.manual_seed(99)
-    assert other.resume() == 3
+    assert resumed(other) == 3
     assert torch.equal(torch.rand(2), drawn)
     for (name, a), b in zip(
         ours.model.state_dict().items(), other.model.state_dict().values(), strict=True
@@ -83,11 +88,11 @@ def test_the_newest_checkpoint_is_the_one_resumed(small_network, checkpointer):
     ours = checkpointer()
     for iteration in (3, 6, 5):
         ours.save(f"checkpoint_{iteration:07d}.pth.tar", iteration=iteration, epoch=1)
-    assert ours.resume() == 5
+    assert resumed(ours) == 5
 
 
 def test_nothing_to_resume_is_a_start(small_network, checkpointer):
-    assert checkpointer().resume() == 0
+    assert resumed(checkpointer()) == 0
 
 
 def test_an_interrupted_save_keeps_the_checkpoint_before(
@@ -119,7 +124,7 @@ def test_an_interrupted_save_keeps_the_checkpoint_before(
 def test_resuming_with_other_settings_names_the_key(small_network, checkpointer, changed, message):
     checkpointer().save("checkpoint.pth.tar", iteration=3, epoch=1)
     with pytest.raises(UserError) as caught:
-        checkpointer(changed).resume()
+        resumed(checkpointer(changed))
     assert re.search(message, str(caught.value)), caught.value
 
 
@@ -130,17 +135,140 @@ def test_resuming_a_deeper_network_is_refused_and_not_cut_short(checkpointer):
         load_official_state_dict(checkpointer().model, deeper)
 
 
-def test_an_official_file_is_refused_before_anything_is_loaded(small_network, checkpointer):
-    ours = checkpointer()
-    path = ours.save("checkpoint.pth.tar", iteration=3, epoch=1)
-    content = torch.load(path, weights_only=True)
-    del content["moco_d2"]
+def official_file(ours: PretrainCheckpointer, path, epoch: int) -> dict:
+    """What main_moco.py saves after `epoch` epochs: its optimizer has the keys' parameters too."""
+    loss = sum(p.square().sum() for p in ours.model.parameters())
+    loss.backward()
+    ours.optimizer.step()
+    everything = list(ours.model.parameters())
+    optimizer = torch.optim.SGD(everything, lr=1, momentum=0.9)
+    for i, p in enumerate(everything):
+        if p.requires_grad:
+            optimizer.state[p]["momentum_buffer"] = torch.full_like(p, float(i))
+    content = {
+        "epoch": epoch,
+        "arch": "resnet18",
+        "state_dict": official_state_dict(ours.model),
+        "optimizer": optimizer.state_dict(),
+    }
+    path.parent.mkdir(exist_ok=True)
     torch.save(content, path)
-    other = checkpointer()
-    before = other.model.encoder_q.conv.weight.clone()
-    with pytest.raises(UserError, match="cannot be resumed exactly"):
-        other.resume()
-    assert torch.equal(other.model.encoder_q.conv.weight, before)
+    return content
+
+
+@pytest.mark.parametrize("named_by", ["last_checkpoint", "MODEL.WEIGHTS"])
+def test_an_official_file_is_continued_at_its_epoch(
+    small_network, checkpointer, tmp_path, named_by, caplog, monkeypatch
+):
+    monkeypatch.setattr(logging.getLogger("moco_d2"), "propagate", True)
+    path = tmp_path / "out" / "checkpoint_0004.pth.tar"
+    content = official_file(checkpointer(), path, epoch=5)
+    other = checkpointer({"MODEL.WEIGHTS": path} if named_by == "MODEL.WEIGHTS" else {})
+    if named_by == "last_checkpoint":
+        (tmp_path / "out" / "last_checkpoint").write_text(path.name)
+    assert resumed(other) == 5 * 3
+    assert "beginning of its epoch" in caplog.text and "seeded anew" in caplog.text
+    for name, tensor in official_state_dict(other.model).items():
+        assert torch.equal(tensor, content["state_dict"][name]), name
+    momentum = [state["momentum_buffer"] for state in other.optimizer.state.values()]
+    assert len(momentum) == len(list(other.model.encoder_q.parameters()))
+    for i, buffer in enumerate(momentum):
+        assert (buffer == i).all()
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(
+    small_network, checkpointer, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(logging.getLogger("moco_d2"), "propagate", True)
+    ours = checkpointer({"MOCO.CHECKPOINT.KEEP_LAST": 0})
+    for iteration in (3, 6, 9):
+        ours.save(f"checkpoint_{iteration:07d}.pth.tar", iteration=iteration, epoch=1)
+    newest = tmp_path / "out" / "checkpoint_0000009.pth.tar"
+    newest.write_bytes(newest.read_bytes()[:5000])
+    assert resumed(checkpointer()) == 6
+    assert str(newest) in caplog.text
+    assert "taking the one before it" in caplog.text
+    for path in (tmp_path / "out").glob("checkpoint_*"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"checkpoint_0000009\.pth\.tar is empty"):
+        resumed(checkpointer())
+
+
+def test_the_last_n_and_every_mth_checkpoint_are_kept(small_network, checkpointer, tmp_path):
+    ours = checkpointer({"MOCO.CHECKPOINT.KEEP_LAST": 2, "MOCO.CHECKPOINT.KEEP_EVERY": 2})
+    for iteration in range(3, 22, 3):
+        ours.save(f"checkpoint_{iteration:07d}.pth.tar", iteration=iteration, epoch=1)
+    kept = [int(path.name[11:18]) for path in sorted((tmp_path / "out").glob("checkpoint_*"))]
+    assert kept == [6, 12, 18, 21]
+    ours.save("checkpoint_final.pth.tar", iteration=24, epoch=8)
+    assert len(list((tmp_path / "out").glob("checkpoint_*"))) == 5
+
+
+@pytest.mark.parametrize(
+    ("part", "changed"),
+    [
+        ("queue", {"MOCO.DICTIONARY.SIZE": 24}),
+        ("head", {"MOCO.ENCODER.MLP": False}),
+    ],
+)
+def test_a_part_can_begin_anew(small_network, checkpointer, part, changed):
+    ours = checkpointer()
+    sum(p.square().sum() for p in ours.model.parameters()).backward()
+    ours.optimizer.step()
+    ours.save("checkpoint.pth.tar", iteration=3, epoch=1)
+    with pytest.raises(UserError, match=rf"REINITIALISE \"\('{part}',\)\""):
+        resumed(checkpointer(changed))
+    other = checkpointer({**changed, "MOCO.CHECKPOINT.REINITIALISE": (part,)})
+    fresh = {name: tensor.clone() for name, tensor in other.model.state_dict().items()}
+    assert resumed(other) == 3
+    anew = "dictionary." if part == "queue" else (".fc.")
+    for name, tensor in other.model.state_dict().items():
+        wanted = fresh[name] if anew in name else ours.model.state_dict()[name]
+        assert torch.equal(tensor, wanted), name
+    names = [n for n, p in other.model.named_parameters() if p.requires_grad]
+    with_momentum = {names[i] for i in other.optimizer.state_dict()["state"]}
+    assert with_momentum == {n for n in names if part == "queue" or ".fc." not in n}
+
+
+def test_another_batch_size_is_refused(small_network, checkpointer):
+    checkpointer().save("checkpoint.pth.tar", iteration=3, epoch=1)
+    with pytest.raises(UserError, match=r"SOLVER\.IMS_PER_BATCH 8, .* set it back"):
+        resumed(checkpointer({"SOLVER.IMS_PER_BATCH": 4}))
+
+
+FULL_DISK = """
+import resource, sys, torch
+from moco_d2.errors import run_command
+from moco_d2.files import atomic_write
+from moco_d2.pretrain.checkpointing import PretrainCheckpointer
+from moco_d2.config import load_config
+cfg = load_config("moco_v2_R50_200ep.yaml", ["OUTPUT_DIR", sys.argv[1]])
+model = torch.nn.Linear(300, 300)
+optimizer = torch.optim.SGD(model.parameters(), lr=1)
+ours = PretrainCheckpointer(cfg, model, optimizer, torch.amp.GradScaler(enabled=False))
+ours.save("checkpoint_0000001.pth.tar", iteration=1, epoch=0)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+run_command(lambda: ours.save("checkpoint_0000002.pth.tar", iteration=2, epoch=0))
+"""
+
+
+def test_a_full_disk_is_one_sentence_and_the_checkpoint_before_stays(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 2, result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"error: cannot write {tmp_path}/checkpoint_0000002.pth.tar (")
+    assert "free some space and continue with --resume" in line
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "checkpoint_0000001.pth.tar",
+        "last_checkpoint",
+    }
+    assert (tmp_path / "last_checkpoint").read_text() == "checkpoint_0000001.pth.tar"
 
 
 def test_weights_without_an_optimizer_are_refused(small_network, checkpointer, tmp_path):
@@ -149,4 +277,4 @@ def test_weights_without_an_optimizer_are_refused(small_network, checkpointer, t
     torch.save({"model": {}}, tmp_path / "out" / "weights.pth")
     (tmp_path / "out" / "last_checkpoint").write_text("weights.pth")
     with pytest.raises(UserError, match="not a training checkpoint"):
-        ours.resume()
+        resumed(ours)

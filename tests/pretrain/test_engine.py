@@ -9,12 +9,17 @@ import signal
 
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.engine import HookBase
+from torch import nn
 
 from moco_d2.errors import UserError
 from moco_d2.launch import seed
+from moco_d2.pretrain import moco
 from moco_d2.pretrain.checkpointing import FINAL_CHECKPOINT
 from moco_d2.pretrain.engine import Pretrainer
+
+TIMES = {"time", "data_time", "eta_seconds", "rank_data_time"}
 
 pytestmark = pytest.mark.usefixtures("small_network")
 
@@ -51,6 +56,10 @@ def values(trainer: Pretrainer, name: str = "total_loss") -> dict[int, float]:
 
 def metrics(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+
+
+def without_times(lines: list[dict]) -> list[dict]:
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
 
 
 def assert_bitwise_equal(a, b, where="") -> None:
@@ -93,17 +102,18 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     assert resumed.start_iter == period
     assert sorted(values(straight)) == list(range(6))
     for name in ("total_loss", "lr", "pretext_accuracy"):
-        wanted = {i: v for i, v in values(straight, name).items() if i >= period}
-        assert values(resumed, name) == wanted
+        assert values(resumed, name) == values(straight, name)
     final = [
         torch.load(tmp_path / name / FINAL_CHECKPOINT, weights_only=True)
         for name in ("straight", "resumed")
     ]
     for checkpoint in final:
         del checkpoint["moco_d2"]["config"]  # differs in OUTPUT_DIR
+        for name in TIMES & checkpoint["moco_d2"]["metrics"]["histories"].keys():
+            del checkpoint["moco_d2"]["metrics"]["histories"][name]
     assert_bitwise_equal(*final)
-    last = [metrics(tmp_path / name)[-1] for name in ("straight", "resumed")]
-    assert last[0] == last[1] == {"iteration": 6, "knn_accuracy": last[0]["knn_accuracy"]}
+    lines = [metrics(tmp_path / name) for name in ("straight", "resumed")]
+    assert without_times(lines[0]) == without_times(lines[1])
 
 
 class SignalDuring(HookBase):
@@ -132,7 +142,7 @@ def test_a_signal_finishes_the_step_and_leaves_a_state_to_resume(make_config, tm
     assert signal.getsignal(number) is handler
     resumed = run(stopped, resume=True)
     assert resumed.start_iter == 4
-    assert values(resumed) == {i: v for i, v in values(straight).items() if i >= 4}
+    assert values(resumed) == values(straight)
 
 
 @pytest.mark.parametrize("stop_after", [None, 3], ids=["finished", "interrupted"])
@@ -149,15 +159,18 @@ def test_the_learning_rate_is_set_once_an_epoch(make_config):
     )
 
 
-def test_another_seed_is_another_run(make_config):
+def test_another_seed_is_another_run(make_config, tmp_path):
     config = {"MOCO.EPOCHS": 0, "SOLVER.MAX_ITER": 2}
-    first, again, other = (run(make_config({**config, "SEED": s})) for s in (1, 1, 2))
+    first, again, other = (
+        run(make_config({**config, "SEED": seed, "OUTPUT_DIR": tmp_path / name}))
+        for name, seed in (("first", 1), ("again", 1), ("other", 2))
+    )
     assert values(first) == values(again)
     assert set(values(first).values()).isdisjoint(values(other).values())
 
 
 def test_checkpoints_and_metrics_of_a_run(make_config, images, tmp_path):
-    trainer = run(make_config({"MOCO.KNN.TRAIN": images, "MOCO.KNN.TEST": images}))
+    run(make_config({"MOCO.KNN.TRAIN": images, "MOCO.KNN.TEST": images}))
     out = tmp_path / "out"
     assert (out / "last_checkpoint").read_text() == FINAL_CHECKPOINT
     for name, epoch in (("checkpoint_0000003.pth.tar", 1), (FINAL_CHECKPOINT, 2)):
@@ -168,8 +181,7 @@ def test_checkpoints_and_metrics_of_a_run(make_config, images, tmp_path):
     random, losses, trained = metrics(out)
     assert random["iteration"] == 0 and 0 <= random["knn_accuracy"] <= 1
     assert losses["iteration"] == 5 and losses["total_loss"] == losses["loss_contrastive"] > 0
-    accuracy = trainer.knn(trainer.model.encoder_q)
-    assert trained == {"iteration": 6, "knn_accuracy": accuracy}
+    assert trained.keys() == {"iteration", "knn_accuracy"} and trained["iteration"] == 6
 
 
 def test_resuming_a_finished_run_trains_no_further(make_config, tmp_path):
@@ -181,19 +193,19 @@ def test_resuming_a_finished_run_trains_no_further(make_config, tmp_path):
 
 
 def test_supervised_pretraining_learns_and_resumes(make_config, tmp_path):
-    overrides = {"MOCO.PRETEXT": "supervised", "MOCO.EPOCHS": 20, "SOLVER.BASE_LR": 0.1}
+    overrides = {"MOCO.PRETEXT": "supervised", "MOCO.EPOCHS": 40, "SOLVER.BASE_LR": 0.1}
     trainer = run(make_config(overrides))
     accuracy = values(trainer, "pretext_accuracy")
-    assert sum(accuracy[i] for i in range(57, 60)) / 3 > 0.9  # dark against light
+    assert sum(accuracy[i] for i in range(111, 120)) / 9 > 0.8  # dark against light
     content = torch.load(tmp_path / "out" / FINAL_CHECKPOINT, weights_only=True)
     assert content["state_dict"]["module.fc.weight"].shape == (2, 10)
     assert content["moco_d2"]["pretext"] == "supervised"
-    assert run(make_config(overrides), resume=True).start_iter == 60
+    assert run(make_config(overrides), resume=True).start_iter == 120
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_mixed_precision_follows_full_precision_and_resumes(make_config, tmp_path, dtype):
-    full = values(run(make_config()))
+    full = values(run(make_config({"OUTPUT_DIR": tmp_path / "full"})))
     mixed = {"SOLVER.AMP.ENABLED": True, "MOCO.AMP_DTYPE": dtype}
     straight = run(make_config({**mixed, "OUTPUT_DIR": tmp_path / "straight"}))
     # Also the later steps: gradients arrive, which float16 without scaling would lose in part.
@@ -201,7 +213,7 @@ def test_mixed_precision_follows_full_precision_and_resumes(make_config, tmp_pat
     assert values(straight) != full
     run(make_config(mixed), stop_after=3)
     resumed = run(make_config(mixed), resume=True)
-    assert values(resumed) == {i: v for i, v in values(straight).items() if i >= 3}
+    assert values(resumed) == values(straight)
 
 
 def test_float16_gradients_are_scaled_and_the_scale_survives_a_resume(make_config, tmp_path):
@@ -212,12 +224,15 @@ def test_float16_gradients_are_scaled_and_the_scale_survives_a_resume(make_confi
     again = Pretrainer(make_config(mixed))
     again.resume_or_start(resume=True)
     assert again.scaler.state_dict()["_growth_tracker"] == steps == 3
-    assert not run(make_config(), stop_after=1).scaler.is_enabled()
+    assert not Pretrainer(make_config()).scaler.is_enabled()
 
 
-def test_channels_last_changes_the_layout_and_not_the_numbers(make_config):
+def test_channels_last_changes_the_layout_and_not_the_numbers(make_config, tmp_path):
     short = {"MOCO.EPOCHS": 0, "SOLVER.MAX_ITER": 3}
-    last, first = (run(make_config({**short, "MOCO.CHANNELS_LAST": on})) for on in (True, False))
+    last, first = (
+        run(make_config({**short, "MOCO.CHANNELS_LAST": on, "OUTPUT_DIR": tmp_path / str(on)}))
+        for on in (True, False)
+    )
     assert values(last) == pytest.approx(values(first), rel=1e-3)
     weight = last.model.encoder_q.conv.weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
@@ -237,9 +252,17 @@ def test_a_damaged_image_is_one_sentence_that_names_it(make_config, images, tmp_
     damaged.write_bytes(b"no image")
     with pytest.raises(UserError) as caught:  # test_pretrain_command.py: of a worker
         run(make_config({"DATASETS.TRAIN": (str(folder),)}))
-    assert str(caught.value).startswith(f"image {damaged} does not decode")
-    assert str(caught.value).endswith("remove or replace it")
+    assert str(damaged) in str(caught.value) and "MAX_UNREADABLE" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_few_damaged_images_are_skipped(make_config, images, tmp_path):
+    folder = tmp_path / "damaged"
+    shutil.copytree(images, folder)
+    (folder / "light" / "7.png").write_bytes(b"no image")
+    config = {"DATASETS.TRAIN": (str(folder),), "MOCO.DATA.MAX_UNREADABLE": 0.1}
+    trainer = run(make_config(config))
+    assert trainer.iter == 6 and len(trainer.unreadable) == 1
 
 
 @pytest.mark.parametrize(
@@ -247,7 +270,11 @@ def test_a_damaged_image_is_one_sentence_that_names_it(make_config, images, tmp_
     [
         ({"MOCO.PRETEXT": "rotation"}, r"MOCO\.PRETEXT 'rotation'"),
         ({"MOCO.BN_SPLITS": 3}, r"MOCO\.BN_SPLITS 3 does not divide the 8 images"),
-        ({"MOCO.BN_SPLITS": 0}, r"MOCO\.BN_SPLITS 0"),
+        ({"MOCO.BN_SPLITS": -1}, r"MOCO\.BN_SPLITS -1"),
+        ({"MOCO.BN_SPLITS": 4, "MOCO.ACCUMULATION": 4}, r"MOCO\.BN_SPLITS 4 .* the 2 images"),
+        ({"MOCO.ACCUMULATION": 3}, r"MOCO\.ACCUMULATION 3 does not divide the 8 images"),
+        ({"MOCO.CHECKPOINT.REINITIALISE": "('tail',)"}, r"REINITIALISE 'tail' is not one of"),
+        ({"MOCO.CHECKPOINT.KEEP_LAST": -1}, r"MOCO\.CHECKPOINT\.KEEP_LAST"),
         ({"MOCO.AUGMENTATION.NAME": "v9"}, r"MOCO\.AUGMENTATION\.NAME 'v9'"),
         ({"MOCO.LR_SCHEDULE": "flat"}, r"MOCO\.LR_SCHEDULE 'flat'"),
         ({"MOCO.DICTIONARY.NAME": "Bag"}, r"MOCO\.DICTIONARY\.NAME 'Bag'"),
@@ -279,3 +306,45 @@ def test_a_leak_and_a_dictionary_larger_than_the_data_are_warned_of(
     caplog.clear()
     Pretrainer(make_config({"MOCO.BN_SPLITS": 2, "MOCO.DICTIONARY.SIZE": 24}))
     assert not caplog.text
+
+
+class WithoutBatchNorm(nn.Module):
+    """Each image by itself, so that only sums over a batch can depend on how it is cut."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3)
+        self.fc = nn.Linear(6, dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(F.relu(self.conv(x)).mean(dim=(2, 3)))
+
+
+def test_accumulated_gradients_are_those_of_one_batch(make_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(moco, "build_encoder", lambda arch, *, dim, **_: WithoutBatchNorm(dim))
+    short = {"MOCO.EPOCHS": 0, "SOLVER.MAX_ITER": 2}  # rounding grows with the steps
+    runs = [
+        run(make_config({**short, "MOCO.ACCUMULATION": n, "OUTPUT_DIR": tmp_path / str(n)}))
+        for n in (1, 4)
+    ]
+    assert values(runs[1]) == pytest.approx(values(runs[0]), rel=1e-6)
+    whole, parts = (trainer.model.state_dict() for trainer in runs)
+    assert whole.keys() == parts.keys()
+    for name, tensor in whole.items():
+        torch.testing.assert_close(parts[name], tensor, rtol=0, atol=1e-6, msg=name)
+
+
+def test_a_run_is_not_begun_where_there_is_one(make_config):
+    run(make_config(), stop_after=3)
+    with pytest.raises(UserError, match="holds a run: continue it with --resume"):
+        run(make_config())
+
+
+def test_compiled_encoders_give_the_same_loss_and_names(make_config, tmp_path):
+    short = {"MOCO.EPOCHS": 0, "SOLVER.MAX_ITER": 2}
+    eager, compiled = (
+        run(make_config({**short, "MOCO.COMPILE": on, "OUTPUT_DIR": tmp_path / str(on)}))
+        for on in (False, True)
+    )
+    assert values(compiled) == pytest.approx(values(eager), rel=1e-4)
+    assert compiled.model.state_dict().keys() == eager.model.state_dict().keys()

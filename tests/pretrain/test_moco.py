@@ -202,12 +202,14 @@ def test_a_training_step_is_algorithm_1(
     batches = [
         {"query": q, "key": k, "index": index} for (q, k), index in zip(views, images, strict=True)
     ]
-    trainer._batches_iterator = iter([dict(batch) for batch in batches])
+    trainer._batches = iter([{**batch, "unreadable": []} for batch in batches])
     start = {name: p.clone() for name, p in model.encoder_q.named_parameters()}
     drawn.clear()
+    trainer.iter = 0
     with EventStorage() as storage:
         for batch in batches:
             trainer.run_step()
+            trainer.iter += 1
             by_hand.draws = [draw.tolist() for draw in drawn]
             drawn.clear()
             q, k = batch["query"], batch["key"]

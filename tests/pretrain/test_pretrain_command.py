@@ -107,7 +107,7 @@ def test_an_unknown_key_names_the_closest(refused):
 
 def test_a_batch_larger_than_the_dataset_is_refused(refused, images):
     message = refused({"SOLVER.IMS_PER_BATCH": 25})
-    assert f"{images} has 24 images, less than one batch of 25" in message
+    assert "the dataset has 24 images, less than one batch of 25" in message
 
 
 def test_an_unknown_config_names_the_closest(refused):
@@ -137,7 +137,7 @@ def test_a_damaged_image_ends_the_run_in_one_line(command, capsys, tmp_path, sma
         for line in capsys.readouterr().err.splitlines()
         if "Traceback" in line or "rror" in line
     ]
-    assert error == [error[0]] and error[0].startswith(f"error: image {folder}/dark/2.png")
+    assert error == [error[0]] and f"{folder}/dark/2.png" in error[0]
     assert "Traceback" not in (tmp_path / "out" / "log.txt").read_text()
 
 

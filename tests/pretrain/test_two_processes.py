@@ -1,23 +1,33 @@
-"""Two real processes with gloo: what a single process cannot show of ShuffleBN and the queue."""
+"""Two real processes with gloo: what a single process cannot show of ShuffleBN and the
+dictionaries.
+"""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from pretrain.two_processes import SHARE, train
 
-from moco_d2.launch import seed
-from moco_d2.pretrain.engine import Pretrainer
-
-SHARE, SIZE = 3, 4  # as in two_processes.py
 RUN = {
     "MOCO.EPOCHS": 1,
-    "MOCO.KNN.PERIOD": 1,
     "MOCO.DICTIONARY.SIZE": 40,  # more than the 24 keys of the run: some initial ones survive
     "MOCO.AUGMENTATION.SIZE": 64,
     "SOLVER.CHECKPOINT_PERIOD": 0,
 }
+MECHANISMS = {
+    "queue": {},
+    "symmetric": {"MOCO.SYMMETRIC": True},
+    "memory bank": {"MOCO.DICTIONARY.NAME": "MemoryBank"},
+    "end to end": {"MOCO.DICTIONARY.NAME": "EndToEnd"},
+    "accumulated": {"MOCO.ACCUMULATION": 2},
+}
+# In these, two processes and one with two BatchNorm groups draw the same random numbers and make
+# the same comparisons. A memory bank's negatives are each process's own draw; accumulated passes
+# take other groups of images.
+SAME_AS_ONE = ("queue", "symmetric", "end to end")
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +39,21 @@ def folder(tmp_path_factory):
 def ranks(folder, words, images):
     """What each of the two processes found; they run once."""
     if not (folder / "rank1.pth").is_file():
-        knn = {"MOCO.KNN.TRAIN": images, "MOCO.KNN.TEST": images}
-        overrides = words({**RUN, **knn, "MOCO.BN_SPLITS": 1, "OUTPUT_DIR": folder / "out"})
+        knn = {"MOCO.KNN.TRAIN": images, "MOCO.KNN.TEST": images, "MOCO.KNN.PERIOD": 1}
+        runs = {
+            name: words(
+                {**RUN, **overrides, **knn, "MOCO.BN_SPLITS": 1, "OUTPUT_DIR": folder / name}
+            )
+            for name, overrides in MECHANISMS.items()
+        }
+        (folder / "runs.json").write_text(json.dumps(runs))
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += ["--nproc-per-node", "2", str(Path(__file__).with_name("two_processes.py"))]
         with subprocess.Popen(
-            [*command, str(folder), *overrides], stderr=subprocess.PIPE, text=True
+            [*command, str(folder), str(folder / "runs.json")], stderr=subprocess.PIPE, text=True
         ) as process:
             try:
-                _, messages = process.communicate(timeout=120)
+                _, messages = process.communicate(timeout=200)
             except subprocess.TimeoutExpired:
                 process.terminate()  # torchrun then ends both
                 raise
@@ -46,9 +62,10 @@ def ranks(folder, words, images):
 
 
 def test_keys_come_back_in_order_from_whichever_process_encoded_them(ranks):
+    everything = [[float(number), -float(number)] for number in range(2 * SHARE)]
     for rank in ranks:
         for embeddings in rank["embeddings"]:
-            assert embeddings == [[number, -number] for number in rank["own"]]
+            assert embeddings == everything
     rounds = [first + second for first, second in zip(*(r["encoded"] for r in ranks), strict=True)]
     for numbers in rounds:
         assert sorted(numbers) == list(range(2 * SHARE))
@@ -64,32 +81,35 @@ def test_every_process_enqueues_the_keys_of_all_in_rank_order(ranks):
         assert rank["pointer"] == [2]
 
 
-def test_processes_hold_the_same_queue_and_weights_from_start_to_end(ranks):
-    first, second = ranks
-    assert first["queues"] == second["queues"]
-    for name, tensor in first["state_dict"].items():
-        if "running" not in name:  # BatchNorm statistics are each process's own
-            assert torch.equal(tensor, second["state_dict"][name]), name
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_processes_hold_the_same_dictionary_and_weights_at_the_end(ranks, name):
+    first, second = (rank["runs"][name] for rank in ranks)
+    assert first["losses"] == second["losses"]  # the mean of both
+    for tensor_name, tensor in first["state_dict"].items():
+        if "running" not in tensor_name:  # BatchNorm statistics are each process's own
+            assert torch.equal(tensor, second["state_dict"][tensor_name]), tensor_name
 
 
-def test_the_process_that_saves_saves_what_all_have(ranks, folder):
-    content = torch.load(folder / "out" / "checkpoint_final.pth.tar", weights_only=True)
-    assert "module.encoder_q.layer4.1.bn2.weight" in content["state_dict"]
-    assert torch.equal(content["state_dict"]["module.queue"], torch.tensor(ranks[1]["queues"][1]))
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_the_process_that_saves_saves_what_all_have(ranks, folder, name):
+    content = torch.load(folder / name / "checkpoint_final.pth.tar", weights_only=True)
+    second = ranks[1]["runs"][name]["state_dict"]
+    saved = content["state_dict"]["module.encoder_q.layer4.1.bn2.weight"]
+    assert torch.equal(saved, second["encoder_q.layer4.1.bn2.weight"])
+    # BatchNorm's statistics of the other process are there too.
+    buffers = content["moco_d2"]["processes"][1]["buffers"]
+    assert torch.equal(buffers["encoder_q.bn1.running_mean"], second["encoder_q.bn1.running_mean"])
 
 
-def test_two_processes_train_as_one_with_two_batchnorm_groups(ranks, make_config, tmp_path):
-    """The same views, ShuffleBN order and gradients: only rounding differs."""
-    cfg = make_config({**RUN, "MOCO.BN_SPLITS": 2})
-    seed(cfg)
-    trainer = Pretrainer(cfg)
-    trainer.resume_or_start(resume=False)
-    trainer.train()
-    losses = [value for value, _ in trainer.storage.history("total_loss").values()]
-    both = [sum(pair) / 2 for pair in zip(*(rank["losses"] for rank in ranks), strict=True)]
-    assert losses == pytest.approx(both, rel=1e-4)
-    for name, tensor in trainer.model.state_dict().items():
-        if "running" not in name:
+@pytest.mark.parametrize("name", SAME_AS_ONE)
+def test_two_processes_train_as_one_with_two_batchnorm_groups(ranks, words, name):
+    """The same views, ShuffleBN order and gradients: only rounding differs, and grows."""
+    one = train(words({**RUN, **MECHANISMS[name], "MOCO.BN_SPLITS": 2}))
+    both = ranks[0]["runs"][name]
+    assert both["losses"] == pytest.approx(one["losses"], rel=1e-4)
+    assert both["losses"][0] == pytest.approx(one["losses"][0], rel=1e-5)
+    for tensor_name, tensor in one["first_step"].items():
+        if "running" not in tensor_name:
             torch.testing.assert_close(
-                ranks[0]["state_dict"][name], tensor, rtol=0, atol=1e-4, msg=name
+                both["first_step"][tensor_name], tensor, rtol=0, atol=1e-5, msg=tensor_name
             )

@@ -1,6 +1,10 @@
-"""Run by test_two_processes.py under torchrun, once a rank: OUT_FOLDER KEY VALUE ..."""
+"""Run by test_two_processes.py under torchrun, once a rank: OUT_FOLDER RUNS.json.
+
+RUNS.json: {name of a run: its overrides as words}. What a rank finds goes to rankN.pth.
+"""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -32,7 +36,7 @@ def primitives(rank: int) -> dict:
         for _ in range(4)
     ]
     queue = Queue(dim=1, size=SIZE)
-    queue.update(own[:, None])
+    queue.update(None, torch.arange(2.0 * SHARE)[:, None], None)
     return {
         "own": own.tolist(),
         "encoded": encoded,
@@ -42,24 +46,42 @@ def primitives(rank: int) -> dict:
     }
 
 
+class ObservedPretrainer(Pretrainer):
+    """Keeps a copy of the model as one step has left it."""
+
+    def after_step(self) -> None:
+        super().after_step()
+        if self.iter == 0:
+            state = self.model.state_dict()
+            self.first_step = {name: tensor.clone() for name, tensor in state.items()}
+
+
+def train(words: list[str]) -> dict:
+    """A whole run: its losses, and the model after the first step and at the end."""
+    cfg = load_config("moco_v2_R50_200ep.yaml", words)
+    seed(cfg)
+    trainer = ObservedPretrainer(cfg)
+    trainer.resume_or_start(resume=False)
+    trainer.train()
+    return {
+        "first_step": trainer.first_step,
+        "losses": [value for value, _ in trainer.storage.history("total_loss").values()],
+        "state_dict": trainer.model.state_dict(),
+    }
+
+
 def main(args: argparse.Namespace) -> None:
     rank = comm.get_rank()
     result = primitives(rank)
-    cfg = load_config("moco_v2_R50_200ep.yaml", args.opts)
-    seed(cfg)
-    trainer = Pretrainer(cfg)
-    queues = [trainer.model.dictionary.queue.tolist()]
-    trainer.resume_or_start(resume=False)
-    trainer.train()
-    queues.append(trainer.model.dictionary.queue.tolist())
-    result["queues"] = queues
-    result["state_dict"] = trainer.model.state_dict()
-    result["losses"] = [value for value, _ in trainer.storage.history("total_loss").values()]
+    result["runs"] = {name: train(words) for name, words in args.runs.items()}
     torch.save(result, args.out / f"rank{rank}.pth")
 
 
 if __name__ == "__main__":
     arguments = argparse.Namespace(
-        out=Path(sys.argv[1]), opts=sys.argv[2:], num_gpus=1, num_machines=1
+        out=Path(sys.argv[1]),
+        runs=json.loads(Path(sys.argv[2]).read_text()),
+        num_gpus=1,
+        num_machines=1,
     )
     launch("__main__:main", arguments)

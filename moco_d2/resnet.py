@@ -1,0 +1,60 @@
+"""torchvision's ResNets, and the paper's wider ones that torchvision lacks."""
+
+from collections.abc import Callable
+
+from torch import nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+# Blocks per stage, He et al. 2016, table 1.
+BASIC_DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+BOTTLENECK_DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+STEM_WIDTH = 64
+
+
+class WiderResNet(ResNet):
+    """A ResNet with every number of channels multiplied: the paper's R50w2x and R50w4x (Table 1).
+
+    torchvision's wide ResNets widen the 3x3 convolutions only. Names are the same.
+    """
+
+    def __init__(self, block: type[nn.Module], layers: list[int], *, width_factor: int, **kwargs):
+        self.width_factor = width_factor
+        super().__init__(block, layers, **kwargs)
+
+    def _make_layer(self, block, planes, blocks, stride=1, dilate=False):
+        if planes == STEM_WIDTH:  # the first stage: the stem is there, of torchvision's width
+            self.inplanes = STEM_WIDTH * self.width_factor
+            self.conv1 = nn.Conv2d(3, self.inplanes, 7, stride=2, padding=3, bias=False)
+            self.bn1 = self._norm_layer(self.inplanes)
+        return super()._make_layer(block, planes * self.width_factor, blocks, stride, dilate)
+
+
+def build_resnet(
+    depth: int,
+    *,
+    num_classes: int,
+    groups: int = 1,
+    width_per_group: int = 64,
+    width_factor: int = 1,
+    norm_layer: Callable[..., nn.Module] | None = None,
+) -> ResNet:
+    """A ResNet with random weights, images (N, 3, H, W) -> scores (N, num_classes).
+
+    Args:
+        depth: a key of BASIC_DEPTHS or BOTTLENECK_DEPTHS.
+        groups, width_per_group: of the 3x3 convolutions in bottlenecks, as in torchvision.
+        width_factor: multiplies every number of channels.
+    """
+    block = BasicBlock if depth in BASIC_DEPTHS else Bottleneck
+    layers = list((BASIC_DEPTHS | BOTTLENECK_DEPTHS)[depth])
+    options = {
+        "num_classes": num_classes,
+        "groups": groups,
+        "width_per_group": width_per_group,
+        "norm_layer": norm_layer,
+    }
+    if width_factor == 1:
+        return ResNet(block, layers, **options)
+    network = WiderResNet(block, layers, width_factor=width_factor, **options)
+    network.fc = nn.Linear(network.inplanes, num_classes)  # torchvision's has a fixed width
+    return network

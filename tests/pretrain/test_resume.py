@@ -1,0 +1,116 @@
+"""kill -9 and --resume of real commands: the run that was killed ends as the one that was not."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from toy_shards import make_shards
+
+SMALL_RUN = str(Path(__file__).with_name("small_run.py"))
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+STEPS = 120  # long enough to be hit in the middle
+PERIOD = 4
+TIMES = {"time", "data_time", "eta_seconds"}
+
+
+def start(words: list[str], *, processes: int, resume: bool = False) -> subprocess.Popen:
+    launcher = TORCHRUN if processes == 2 else [sys.executable]
+    flags = ["--resume"] if resume else []
+    return subprocess.Popen(
+        [*launcher, SMALL_RUN, "--config-file", "moco_v2_R50_200ep.yaml", *flags, *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        start_new_session=True,  # so that all of its processes can be killed
+    )
+
+
+def finish(process: subprocess.Popen) -> None:
+    _, messages = process.communicate(timeout=120)
+    assert process.returncode == 0, messages
+
+
+def kill_after_a_checkpoint(process: subprocess.Popen, folder: Path) -> None:
+    """SIGKILL to every process of the run at a random moment after the first checkpoint."""
+    deadline = time.monotonic() + 100
+    while not (folder / "last_checkpoint").exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        time.sleep(0.01)
+    time.sleep(random.random() * 0.3)
+    assert process.poll() is None, "the run was over before it was killed"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+
+
+def differences(a, b, where="") -> list[str]:
+    """Where nested dicts, lists, tensors and plain values differ in a bit."""
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        return [d for key in a for d in differences(a[key], b[key], f"{where}.{key}")]
+    if isinstance(a, list | tuple) and len(a) == len(b):
+        pairs = enumerate(zip(a, b, strict=True))
+        return [d for i, (x, y) in pairs for d in differences(x, y, f"{where}[{i}]")]
+    same = torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    return [] if same else [where]
+
+
+def outcome(folder: Path) -> tuple[dict, list[dict]]:
+    """All of the final checkpoint and of metrics.json, without what a clock has measured."""
+    checkpoint = torch.load(folder / "checkpoint_final.pth.tar", weights_only=True)
+    ours = checkpoint["moco_d2"]
+    del ours["config"]["OUTPUT_DIR"]
+    histories = ours["metrics"]["histories"]
+    ours["metrics"]["histories"] = {k: v for k, v in histories.items() if k not in TIMES}
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    return checkpoint, [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("source", "workers", "processes"),
+    [("folder", 0, 1), ("folder", 2, 2), ("shards", 2, 1), ("shards", 0, 2)],
+)
+def test_a_killed_run_ends_as_one_that_was_not(words, images, tmp_path, source, workers, processes):
+    shards = make_shards(tmp_path, [6] * 4)
+    dataset = {"folder": str(images), "shards": f"shards:{shards}"}[source]
+
+    def run_words(name: str) -> list[str]:
+        return words(
+            {
+                "OUTPUT_DIR": tmp_path / name,
+                "DATASETS.TRAIN": (dataset,),
+                "DATALOADER.NUM_WORKERS": workers,
+                "SOLVER.CHECKPOINT_PERIOD": PERIOD,
+                "MOCO.EPOCHS": 0,
+                "SOLVER.MAX_ITER": STEPS,
+                "MOCO.BN_SPLITS": 2 // processes,
+                "MOCO.KNN.TRAIN": images,
+                "MOCO.KNN.TEST": images,
+                "MOCO.KNN.PERIOD": 50,
+            }
+        )
+
+    straight = start(run_words("straight"), processes=processes)
+    killed = start(run_words("killed"), processes=processes)
+    kill_after_a_checkpoint(killed, tmp_path / "killed")
+    at = (tmp_path / "killed" / "last_checkpoint").read_text()
+    assert at != "checkpoint_final.pth.tar"
+    finish(start(run_words("killed"), processes=processes, resume=True))
+    finish(straight)
+
+    (checkpoint, metrics), (resumed, metrics_resumed) = (
+        outcome(tmp_path / name) for name in ("straight", "killed")
+    )
+    assert differences(checkpoint, resumed) == []
+    assert len(checkpoint["moco_d2"]["processes"]) == processes
+    assert metrics_resumed == metrics
+    iterations = [line["iteration"] for line in metrics if "total_loss" in line]
+    assert iterations == list(range(19, STEPS, 20))
+    assert sum("knn_accuracy" in line for line in metrics) > 2

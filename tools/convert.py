@@ -14,8 +14,16 @@ def parse_args() -> argparse.Namespace:
         "--report output/moco_R50.json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("src", metavar="SRC", help="checkpoint written by torch.save")
+    parser.add_argument(
+        "src", metavar="SRC", help="checkpoint written by torch.save, or a name: moco://v2_800ep"
+    )
     parser.add_argument("dst", metavar="DST", help="weights to write, a .pth file")
+    parser.add_argument(
+        "--branch",
+        choices=("query", "key"),
+        default="query",
+        help="encoder of a MoCo checkpoint",
+    )
     parser.add_argument("--report", metavar="FILE.json", help="also write what was done as JSON")
     return parser.parse_args()
 
@@ -25,7 +33,7 @@ def main() -> None:
     # Only now: torch and detectron2 take seconds, --help should not.
     from moco_d2.checkpoint.convert import convert, summary
 
-    print(summary(convert(args.src, args.dst, report=args.report), args.dst))
+    print(summary(convert(args.src, args.dst, report=args.report, branch=args.branch), args.dst))
 
 
 if __name__ == "__main__":

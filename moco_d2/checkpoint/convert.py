@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 import moco_d2
+from moco_d2.checkpoint.catalog import source_file
 from moco_d2.checkpoint.io import check_destination, load_checkpoint, save_detectron2
 from moco_d2.checkpoint.mapping import (
     PREPROCESSING,
@@ -33,14 +34,17 @@ def convert(
     dst: str | Path,
     *,
     report: str | Path | None = None,
+    branch: str = "query",
     expect_depth: int | None = None,
 ) -> dict[str, Any]:
     """Turn a pretraining checkpoint into Detectron2 weights: all of it, proven, or nothing.
 
     Args:
-        src: checkpoint of a family in `sources.FAMILIES`.
+        src: checkpoint of a family in `sources.FAMILIES`, or a published one by name
+            (``moco://v2_800ep``).
         dst: ``.pth`` file for ``MODEL.WEIGHTS``; replaced if it exists.
         report: JSON file for the returned report.
+        branch: which encoder of a MoCo checkpoint, ``query`` or ``key``.
         expect_depth: refuse a network of another depth.
 
     Returns:
@@ -51,17 +55,23 @@ def convert(
             the converted network does not compute the same features, or a destination cannot be
             written.
     """
-    src, dst = Path(src), Path(dst)
+    src, dst = source_file(src), Path(dst)
     _check_paths(src, dst, None if report is None else Path(report))
     checkpoint = load_checkpoint(src)
     try:
-        extracted, architecture = extract(checkpoint)
+        extracted, architecture = extract(checkpoint, branch)
     except UserError as error:
         raise UserError(f"{src}: {error}") from error
     if expect_depth not in (None, architecture.depth):
         raise UserError(
             f"{src} is a ResNet-{architecture.depth}, not a ResNet-{expect_depth}; "
             f"give another checkpoint or set the depth to {architecture.depth}"
+        )
+
+    if architecture.is_basic and architecture.width_factor != 1:
+        raise UserError(
+            f"{src} is a {architecture}, and Detectron2 builds ResNet-18 and 34 of the plain width "
+            "only; pretrain a wider ResNet-50"
         )
 
     # Detectron2 computes in float32. A contiguous copy, so that a view does not drag its whole
@@ -74,10 +84,12 @@ def convert(
         "source": src.name,
         "source_sha256": sha256(src),
         "family": extracted.family,
+        "branch": branch,
         "prefix": extracted.prefix,
         "depth": architecture.depth,
         "width_per_group": architecture.width_per_group,
         "groups": architecture.groups,
+        "width_factor": architecture.width_factor,
         "tensors_expected": len(expected_tensors(architecture)),
         "tensors_found": len(tensors),
         "dropped_keys": extracted.dropped,
@@ -106,7 +118,9 @@ def convert(
 
 def summary(report: dict[str, Any], dst: str | Path) -> str:
     """A report in a few lines, with the keys to set in Detectron2's config."""
-    architecture = Architecture(report["depth"], report["width_per_group"], report["groups"])
+    architecture = Architecture(
+        report["depth"], report["width_per_group"], report["groups"], report["width_factor"]
+    )
     dropped = ", ".join(f"{count} {group}" for group, count in report["dropped_keys"].items())
     settings = [f"  {key} {value}" for key, value in detectron2_settings(architecture).items()]
     return "\n".join(

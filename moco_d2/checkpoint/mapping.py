@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from moco_d2.resnet import BASIC_DEPTHS, STEM_WIDTH, build_resnet
+
 _STEM = {"conv1": "stem.conv1", "bn1": "stem.conv1.norm"}
 _STAGES = {"layer1": "res2", "layer2": "res3", "layer3": "res4", "layer4": "res5"}
 _IN_BLOCK = {
@@ -24,10 +26,6 @@ _IN_BLOCK = {
 }
 _TO_DETECTRON2 = (_STEM, _STAGES, _IN_BLOCK)
 _TO_TORCHVISION = tuple({new: old for old, new in table.items()} for table in _TO_DETECTRON2)
-
-# Blocks per stage, He et al. 2016, table 1.
-BASIC_DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
-BOTTLENECK_DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 # What torchvision networks are trained on: RGB in [0, 1], ImageNet's mean and standard deviation; x
 # 255 here.
@@ -46,21 +44,25 @@ class Architecture:
         depth: 18, 34 (BasicBlock), 50, 101 or 152 (Bottleneck).
         width_per_group: width of a group in the first stage's 3x3 convolutions; Bottleneck only.
         groups: groups of the 3x3 convolutions; Bottleneck only.
+        width_factor: of every number of channels; 2 and 4 are the paper's R50w2x and R50w4x.
     """
 
     depth: int
     width_per_group: int = 64
     groups: int = 1
+    width_factor: int = 1
 
     @property
     def is_basic(self) -> bool:
         return self.depth in BASIC_DEPTHS
 
     def __str__(self) -> str:
-        plain = self.width_per_group == 64 and self.groups == 1
-        return f"ResNet-{self.depth}" + (
-            "" if plain else f" with {self.groups} group(s) of width {self.width_per_group}"
-        )
+        name = f"ResNet-{self.depth}"
+        if self.width_factor != 1:
+            name += f" of {self.width_factor} times the width"
+        if (self.groups, self.width_per_group) != (1, 64):
+            name += f" with {self.groups} group(s) of width {self.width_per_group}"
+        return name
 
 
 def to_detectron2(name: str) -> str:
@@ -95,17 +97,12 @@ def _translate(name: str, tables: tuple[dict[str, str], ...]) -> str:
 
 def build_torchvision(architecture: Architecture) -> nn.Module:
     """torchvision's network with random weights, on torch's current default device."""
-    from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
-
-    block, depths = (
-        (BasicBlock, BASIC_DEPTHS) if architecture.is_basic else (Bottleneck, BOTTLENECK_DEPTHS)
-    )
-    return ResNet(
-        block,
-        list(depths[architecture.depth]),
+    return build_resnet(
+        architecture.depth,
         num_classes=1,  # fc is no part of the backbone
         groups=architecture.groups,
         width_per_group=architecture.width_per_group,
+        width_factor=architecture.width_factor,
     )
 
 
@@ -122,14 +119,16 @@ def expected_tensors(architecture: Architecture) -> dict[str, torch.Size]:
 
 def detectron2_settings(architecture: Architecture) -> dict[str, Any]:
     """The keys of Detectron2's config that these weights need."""
+    factor = architecture.width_factor
     return {
         "INPUT.FORMAT": PREPROCESSING["format"],
         "MODEL.PIXEL_MEAN": PREPROCESSING["pixel_mean"],
         "MODEL.PIXEL_STD": PREPROCESSING["pixel_std"],
         "MODEL.RESNETS.DEPTH": architecture.depth,
         "MODEL.RESNETS.NUM_GROUPS": architecture.groups,
-        "MODEL.RESNETS.WIDTH_PER_GROUP": architecture.width_per_group,
-        "MODEL.RESNETS.RES2_OUT_CHANNELS": 64 if architecture.is_basic else 256,
+        "MODEL.RESNETS.WIDTH_PER_GROUP": architecture.width_per_group * factor,
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": STEM_WIDTH * factor,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": (64 if architecture.is_basic else 256) * factor,
         # torchvision strides in the 3x3 convolution, the MSRA networks in the 1x1.
         "MODEL.RESNETS.STRIDE_IN_1X1": False,
     }

@@ -14,13 +14,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from moco_d2.checkpoint.mapping import (
-    BASIC_DEPTHS,
-    BOTTLENECK_DEPTHS,
-    Architecture,
-    expected_tensors,
-)
+from moco_d2.checkpoint.mapping import Architecture, expected_tensors
 from moco_d2.errors import UserError
+from moco_d2.resnet import BASIC_DEPTHS, BOTTLENECK_DEPTHS, STEM_WIDTH
 
 _BACKBONE_NAME = re.compile(r"(conv1|bn1|layer[1-4])\.")
 _BLOCK_NAME = re.compile(r"layer([1-4])\.(\d+)\.")
@@ -53,9 +49,9 @@ class Family:
 
     name: ClassVar[str]
     # What stands before the torchvision names, inside a DistributedDataParallel or without one.
-    backbone: ClassVar[str]
+    backbone: str
     # Patterns (fnmatch) of the known companions, likewise.
-    junk: ClassVar[tuple[str, ...]]
+    junk: tuple[str, ...]
 
     def prefixes(self) -> list[str]:
         """The prefixes this family accepts."""
@@ -92,11 +88,18 @@ class Family:
 
 
 class OfficialMoCo(Family):
-    """The authors' main_moco.py (v1 and v2), PCL, and our own pretraining."""
+    """The authors' main_moco.py (v1 and v2), PCL, and our own pretraining, memory bank included."""
 
     name = "moco"
-    backbone = "encoder_q."
-    junk = ("encoder_k.*", "queue", "queue_ptr", "encoder_q.fc.*")
+
+    def __init__(self, branch: str = "query"):
+        """
+        Args:
+            branch: whose weights are wanted, ``query`` or ``key``.
+        """
+        own, other = f"encoder_{branch[0]}", "encoder_k" if branch == "query" else "encoder_q"
+        self.backbone = f"{own}."
+        self.junk = (f"{other}.*", "queue", "queue_ptr", "bank", f"{own}.fc.*")
 
 
 class Torchvision(Family):
@@ -108,10 +111,14 @@ class Torchvision(Family):
 
 
 FAMILIES: tuple[Family, ...] = (OfficialMoCo(), Torchvision())
+BRANCHES = {"query": FAMILIES, "key": (OfficialMoCo("key"),)}
 
 
-def extract(checkpoint: Mapping[Any, Any]) -> tuple[Extracted, Architecture]:
+def extract(checkpoint: Mapping[Any, Any], branch: str = "query") -> tuple[Extracted, Architecture]:
     """The backbone in a checkpoint, complete and sound, and what it is.
+
+    Args:
+        branch: a key of BRANCHES: which of a contrastive checkpoint's two encoders.
 
     Raises:
         UserError: no family recognises the checkpoint, it is converted already, a tensor is
@@ -119,13 +126,15 @@ def extract(checkpoint: Mapping[Any, Any]) -> tuple[Extracted, Architecture]:
     """
     if any(name.endswith("stem.conv1.weight") for _, name, _ in _walk(checkpoint)):
         raise UserError("this file is in Detectron2's format already; use it as MODEL.WEIGHTS")
-    for family in FAMILIES:
+    for family in BRANCHES[branch]:
         extracted = family.recognise(checkpoint)
         if extracted is not None:
             architecture = infer_architecture(extracted.tensors)
             _check_complete(extracted, architecture)
             _check_values(extracted)
             return extracted, architecture
+    if branch == "key":
+        raise UserError("the checkpoint has no key encoder; leave out --branch key")
     raise UserError(_unrecognised(checkpoint))
 
 
@@ -141,12 +150,15 @@ def infer_architecture(tensors: Mapping[str, Tensor]) -> Architecture:
     depth = min(
         depths, key=lambda d: sum(abs(a - b) for a, b in zip(blocks, depths[d], strict=True))
     )
+    stem = tensors.get("conv1.weight")
+    factor = 1 if stem is None or stem.ndim != 4 else max(stem.shape[0] // STEM_WIDTH, 1)
     conv = tensors.get("layer1.0.conv2.weight")
     if not bottleneck or conv is None or conv.ndim != 4 or 0 in conv.shape:
-        return Architecture(depth)
+        return Architecture(depth, width_factor=factor)
     # A 3x3 convolution of G groups has shape [width, width / G, 3, 3].
     width, width_per_group = conv.shape[:2]
-    return Architecture(depth, width_per_group, max(width // width_per_group, 1))
+    groups = max(width // width_per_group, 1)
+    return Architecture(depth, max(width_per_group // factor, 1), groups, factor)
 
 
 def _check_complete(extracted: Extracted, architecture: Architecture) -> None:

@@ -70,6 +70,7 @@ def _contradictions(cfg: Any, provenance: dict[str, Any] | None) -> list[Finding
     if provenance is None:
         return []
     preprocessing = provenance.get("preprocessing", {})
+    factor = provenance.get("width_factor", 1)
     wanted = {
         "INPUT.FORMAT": (cfg.INPUT.FORMAT, preprocessing.get("format")),
         "MODEL.PIXEL_MEAN": (list(cfg.MODEL.PIXEL_MEAN), preprocessing.get("pixel_mean")),
@@ -79,10 +80,12 @@ def _contradictions(cfg: Any, provenance: dict[str, Any] | None) -> list[Finding
             provenance.get("stride_in_1x1"),
         ),
         "MODEL.RESNETS.DEPTH": (cfg.MODEL.RESNETS.DEPTH, provenance.get("depth")),
+        "MODEL.RESNETS.NUM_GROUPS": (cfg.MODEL.RESNETS.NUM_GROUPS, provenance.get("groups")),
         "MODEL.RESNETS.WIDTH_PER_GROUP": (
             cfg.MODEL.RESNETS.WIDTH_PER_GROUP,
-            provenance.get("width_per_group"),
+            provenance.get("width_per_group", 64) * factor,
         ),
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": (cfg.MODEL.RESNETS.STEM_OUT_CHANNELS, 64 * factor),
     }
     return [
         Finding(key, str(configured), f"MODEL.WEIGHTS was made with {made!r}; set {key} to that")

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from moco_d2.checkpoint.mapping import (
 )
 from moco_d2.errors import UserError
 from moco_d2.files import sha256
+from moco_d2.pretrain.encoder import build_encoder
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -109,6 +111,37 @@ def test_resnet50_at_full_width(save, tmp_path):
     assert report["tensors_found"] == 265
     assert report["dropped_keys"] == {"fc.*": 2, "*.num_batches_tracked": 53}
     assert report["parity"]["max"] < 1e-5
+
+
+def test_a_network_of_twice_the_width(save, tmp_path):
+    torch.manual_seed(0)
+    state = build_encoder("resnet50", dim=4, width_factor=2, width_per_group=8).state_dict()
+    report = convert(save(state), tmp_path / "w.pth")
+    assert (report["width_factor"], report["width_per_group"]) == (2, 8)
+    assert report["parity"]["max"] < 1e-5
+    text = summary(report, tmp_path / "w.pth")
+    assert "ResNet-50 of 2 times the width" in text
+    assert "MODEL.RESNETS.STEM_OUT_CHANNELS 128" in text
+
+
+def test_a_wider_network_that_detectron2_has_not_is_refused(save, tmp_path):
+    state = build_encoder("resnet18", dim=4, width_factor=2).state_dict()
+    with pytest.raises(UserError, match="Detectron2 builds ResNet-18 and 34 of the plain width"):
+        convert(save(state), tmp_path / "w.pth")
+    assert not (tmp_path / "w.pth").exists()
+
+
+def test_the_key_encoder(small, official, save, tmp_path):
+    checkpoint = official(small)
+    swap = {"encoder_q": "encoder_k", "encoder_k": "encoder_q"}
+    checkpoint["state_dict"] = {
+        re.sub("encoder_[qk]", lambda found: swap[found[0]], name): tensor
+        for name, tensor in checkpoint["state_dict"].items()
+    }
+    report = convert(save(checkpoint), tmp_path / "w.pth", branch="key")
+    assert (report["branch"], report["prefix"]) == ("key", "module.encoder_k.")
+    content = torch.load(tmp_path / "w.pth", weights_only=True)["model"]
+    assert torch.equal(content["stem.conv1.weight"], small["conv1.weight"])
 
 
 def test_resnext(save, tmp_path):

@@ -8,9 +8,9 @@ from moco_d2.checkpoint.sources import extract, infer_architecture
 from moco_d2.errors import UserError
 
 
-def refusal(checkpoint) -> str:
+def refusal(checkpoint, branch="query") -> str:
     with pytest.raises(UserError) as caught:
-        extract(checkpoint)
+        extract(checkpoint, branch)
     message = str(caught.value)
     assert "\n" not in message and "; " in message
     return message
@@ -33,6 +33,20 @@ def test_official_moco(small, official, wrapper, mlp):
     }
     # The query encoder, not the key encoder.
     assert torch.equal(extracted.tensors["conv1.weight"], small["conv1.weight"])
+
+
+def test_the_key_encoder_on_request(small, official):
+    extracted, _ = extract(official(small), branch="key")
+    assert extracted.prefix == "module.encoder_k."
+    assert extracted.dropped["module.encoder_q.*"] == 122
+    assert torch.equal(extracted.tensors["conv1.weight"], small["conv1.weight"] + 1)
+    assert "has no key encoder" in refusal(small, branch="key")
+
+
+def test_a_memory_bank_is_a_known_companion(small, official):
+    checkpoint = official(small)
+    checkpoint["state_dict"]["module.bank"] = torch.zeros(10, 4)
+    assert extract(checkpoint)[0].dropped["module.bank"] == 1
 
 
 @pytest.mark.parametrize("wrapper", ["module.", ""])
@@ -60,6 +74,9 @@ def test_files_without_trackers_are_complete(small):
         Architecture(50, 4, 32),
         Architecture(101, 128),
         Architecture(152, 8, 8),
+        Architecture(18, width_factor=2),
+        Architecture(50, width_factor=4),
+        Architecture(50, 8, 32, width_factor=2),
     ],
     ids=str,
 )

@@ -16,6 +16,8 @@ PROVENANCE = {
     "stride_in_1x1": False,
     "depth": 50,
     "width_per_group": 64,
+    "groups": 1,
+    "width_factor": 1,
 }
 
 
@@ -41,6 +43,8 @@ def test_packaged_configs_have_no_finding(config):
         ("MODEL.RESNETS.STRIDE_IN_1X1", "True", "MODEL.RESNETS.STRIDE_IN_1X1 is True: MODEL.WEIG"),
         ("MODEL.RESNETS.DEPTH", "101", "MODEL.RESNETS.DEPTH is 101: MODEL.WEIGHTS was made with"),
         ("MODEL.RESNETS.WIDTH_PER_GROUP", "16", "MODEL.RESNETS.WIDTH_PER_GROUP is 16: MODEL.WEIG"),
+        ("MODEL.RESNETS.NUM_GROUPS", "32", "MODEL.RESNETS.NUM_GROUPS is 32: MODEL.WEIGHTS was m"),
+        ("MODEL.RESNETS.STEM_OUT_CHANNELS", "128", "MODEL.RESNETS.STEM_OUT_CHANNELS is 128: MODE"),
     ],
 )
 def test_each_finding_names_key_value_and_fix(key, value, sentence):

@@ -56,6 +56,8 @@ COMMON: dict[str, object] = {
     "MOCO.AUGMENTATION.BLUR_SIGMA": "(0.1, 0.8)",
     "MOCO.EPOCHS": 0,
     "SOLVER.IMS_PER_BATCH": BATCH,
+    "MOCO.REFERENCE_BATCH": 0,
+    "MOCO.MONITOR.EXPECTED_LOSS": (),
     "SOLVER.BASE_LR": 0.0075,  # the paper's 0.03 at batch 256, scaled linearly
     "MOCO.MOMENTUM": 0.99,
     "MOCO.DICTIONARY.SIZE": 256,
@@ -108,8 +110,13 @@ def run(args: argparse.Namespace, name: str, seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "output.txt").open("w") as log:
         subprocess.run(
-            [sys.executable, ROOT / "tools" / "pretrain.py"]
-            + ["--config-file", "moco_v2_R50_200ep.yaml", *words],
+            [
+                sys.executable,
+                ROOT / "tools" / "pretrain.py",
+                "--config-file",
+                "moco_v2_R50_200ep.yaml",
+                *words,
+            ],
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},

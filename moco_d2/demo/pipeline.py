@@ -7,6 +7,7 @@ report.md and index.html.
 
 import math
 import os
+import shutil
 import statistics
 import warnings
 from pathlib import Path
@@ -95,6 +96,8 @@ class Demo:
             detection_test=settings.detection_test,
         )
         pretraining = [self._pretrain_job(pretext) for pretext in PRETEXTS]
+        for job in pretraining:  # the tool does not begin a run where there is one; the demo does
+            shutil.rmtree(job.output, ignore_errors=True)
         conversion = [self._convert_job(pretext) for pretext in PRETEXTS]
         finetuning = [
             self._finetune_job(task, init, seed, steps)

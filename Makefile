@@ -23,8 +23,9 @@ demo: env
 demo-long: env
 	$(BIN)/python tools/demo.py --long
 
+# A file of tests stays on one worker; two workers, because tests start processes of their own.
 test: env
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: env
 	$(BIN)/ruff check .

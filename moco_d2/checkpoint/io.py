@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
+from moco_d2.checkpoint.unpickling import STAND_INS, as_tensors, load_arrays
 from moco_d2.errors import UserError, closest
 from moco_d2.files import atomic_write
 
@@ -23,7 +26,9 @@ _PICKLE_MAGIC = b"\x80"  # torch.save before 1.6, the format of the official MoC
 
 
 def load_checkpoint(path: str | Path) -> dict[Any, Any]:
-    """Read a checkpoint written by ``torch.save``, on the CPU, without ever executing code from it.
+    """Read a checkpoint on the CPU without ever executing code from it.
+
+    Reads what ``torch.save`` wrote, ``.safetensors``, ``.npz``, and ``.pkl`` of NumPy arrays.
 
     Raises:
         UserError: there is no such file, it is damaged, it is something else, it needs code to
@@ -39,7 +44,7 @@ def load_checkpoint(path: str | Path) -> dict[Any, Any]:
     try:
         if path.stat().st_size == 0:
             raise UserError(f"{path} is empty; copy or download the checkpoint again")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = _read(path)
     except UserError:
         raise
     # A damaged file makes torch raise whatever its bytes happen to mean: RuntimeError, EOFError,
@@ -52,6 +57,25 @@ def load_checkpoint(path: str | Path) -> dict[Any, Any]:
             "save the network with torch.save({'state_dict': model.state_dict()}, file)"
         )
     return checkpoint
+
+
+def _read(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as content:
+            arrays = dict(content)
+        # NumPy gives a member that is no array as bytes.
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+            raise ValueError("a member is no array")
+        return as_tensors(arrays)
+    try:
+        with torch.serialization.safe_globals(STAND_INS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:
+        if path.suffix != ".pkl":
+            raise
+        return load_arrays(path)
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
@@ -145,7 +169,10 @@ def _write(
         "provenance": plain,
     }
     try:
-        torch.save(content, file)
+        # Given a path, torch names the folder inside the zip after it; the temporary name is
+        # random, and the same conversion must give the same bytes.
+        with file.open("wb") as f:
+            torch.save(content, f)
     except (
         OSError,
         RuntimeError,

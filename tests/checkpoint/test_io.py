@@ -1,11 +1,15 @@
 import argparse
 import os
+import pathlib
 import pickle
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from moco_d2.checkpoint.io import load_checkpoint, save_detectron2
+from moco_d2.checkpoint.unpickling import Inert
 from moco_d2.errors import UserError
 
 
@@ -82,8 +86,38 @@ def test_code_is_not_executed_and_is_named(tmp_path):
     for name in ("a.pth", "b.pth", "c.pkl"):
         assert "system" in refusal(tmp_path / name)
     assert not marker.exists()
-    torch.save({"args": argparse.Namespace(lr=1)}, tmp_path / "d.pth")
-    assert "argparse.Namespace" in refusal(tmp_path / "d.pth")
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_options_and_paths_are_held_by_inert_stand_ins(tmp_path, new):
+    content = {"args": argparse.Namespace(lr=1), "path": pathlib.Path("a/b"), "w": torch.ones(2)}
+    torch.save(content, tmp_path / "c.pth", _use_new_zipfile_serialization=new)
+    loaded = load_checkpoint(tmp_path / "c.pth")
+    assert type(loaded["args"]) is not argparse.Namespace and loaded["args"].lr == 1
+    assert isinstance(loaded["path"], Inert) and torch.equal(loaded["w"], torch.ones(2))
+
+
+def test_reads_numpy_and_safetensors(tmp_path):
+    arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(2, dtype=">f4")}
+    for protocol in (0, 2, 4):
+        (tmp_path / f"{protocol}.pkl").write_bytes(pickle.dumps(arrays, protocol=protocol))
+    np.savez(tmp_path / "c.npz", **arrays)
+    safetensors.torch.save_file(
+        {k: torch.tensor(v.tolist()) for k, v in arrays.items()}, tmp_path / "d.safetensors"
+    )
+    for file in tmp_path.iterdir():
+        loaded = load_checkpoint(file)
+        assert loaded.keys() == arrays.keys()
+        assert all(
+            loaded[k].dtype == torch.float32 and loaded[k].tolist() == v.tolist()
+            for k, v in arrays.items()
+        )
+
+
+def test_the_same_weights_give_the_same_bytes(tmp_path):
+    for name in ("a.pth", "other.pth"):
+        save_detectron2(tmp_path / name, {"a": torch.ones(3)}, {"x": 1})
+    assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "other.pth").read_bytes()
 
 
 def test_not_a_dict(tmp_path):

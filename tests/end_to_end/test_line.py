@@ -50,10 +50,11 @@ def test_images_to_table(tool, tmp_path):
     assert converted.returncode == 0, converted.stderr
     assert "100" in converted.stdout  # tensors of a ResNet-18
 
-    for config in ("voc_C4_moco.yaml", "voc_C4_random.yaml"):
+    runs = {"voc_C4_moco.yaml": ("MODEL.WEIGHTS", "weights/moco.pth"), "voc_C4_random.yaml": ()}
+    for config, weights in runs.items():
         trained = tool(
             "train_net.py",
-            *("--config", config, "OUTPUT_DIR", f"output/{config}"),
+            *("--config", config, "OUTPUT_DIR", f"output/{config}", *weights),
             *("DATASETS.TRAIN", "('voc:VOC2007:trainval',)"),
             *("DATASETS.TEST", "('voc:VOC2007:test',)"),
             *SMALL_DETECTOR,

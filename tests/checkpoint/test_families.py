@@ -20,8 +20,8 @@ from moco_d2.errors import UserError
 
 TABLE_VARIABLE = "CHECKPOINT_TABLE"  # where to keep the table of this run
 
-# The specification of the families, ahead of the converter, which recognises the first and torchvision's
-# so far: CHECKPOINT_TABLE=table.md runs it.
+# The specification of the families, ahead of the converter, which recognises the authors' and
+# torchvision's so far: CHECKPOINT_TABLE=table.md runs it.
 pytestmark = pytest.mark.skipif(
     TABLE_VARIABLE not in os.environ, reason=f"set {TABLE_VARIABLE} to run the families' files"
 )

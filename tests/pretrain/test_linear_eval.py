@@ -350,9 +350,7 @@ def test_shares_of_two_processes_are_the_batch_of_one():
         (["--device", "abacus"], "'abacus' is unknown"),
     ],
 )
-def test_refusals_write_nothing(
-    run, data, checkpoint, tmp_path, capsys, words, message
-):
+def test_refusals_write_nothing(run, data, checkpoint, tmp_path, capsys, words, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "differ").mkdir()
     (tmp_path / "differ" / "train").symlink_to(data / "train")

@@ -6,7 +6,11 @@ CHECKPOINT_PERIOD, AMP.ENABLED}, MODEL.DEVICE, SEED, OUTPUT_DIR. Numbers without
 the defaults of the official code's main_moco.py.
 """
 
+import functools
+import itertools
+import json
 import math
+import tempfile
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -28,6 +32,12 @@ def add_moco_config(cfg: Any) -> None:  # noqa: PLR0915 - a list of keys
     # ---- fine-tuning -----------------------------------------------------------------------------
     # Name of the task in run records and tables ("voc_C4"). Set by configs/task/*.yaml.
     cfg.MOCO.TASK = ""
+    # How VOC detections are evaluated: "compatible", Detectron2's numbers bit for bit, as in the
+    # paper (scores rounded to 3 decimals, boxes to 0.1 pixels), or "exact" (nothing rounded, and
+    # the same result in whatever order and on however many processes the images are evaluated).
+    cfg.MOCO.VOC_EVALUATION = "compatible"
+    # Lowest score of a detection that --predict draws.
+    cfg.MOCO.DRAW_SCORE = 0.5
 
     # ---- pretraining -----------------------------------------------------------------------------
     # "moco", or "supervised": the same network, images and schedule with labels, the matched
@@ -170,7 +180,9 @@ def config_root() -> Path:
 
 def find_config(name: str) -> Path:
     """The config file `name`: a path that exists, else a packaged one by file name
-    (``voc_C4_moco.yaml``).
+    (``voc_C4_moco.yaml``), else a task and an initialisation of the packaged ones, composed
+    (``lvis_v1_FPN_1x_moco_v2_800ep.yaml``: the file is written for this process and says
+    ``_BASE_: [.../task/lvis_v1_FPN_1x.yaml, .../init/moco_v2_800ep.yaml]``).
 
     Raises:
         UserError: there is none; names the closest packaged configs.
@@ -181,12 +193,35 @@ def find_config(name: str) -> Path:
     root = config_root()
     packaged = {p.name: p for p in sorted(root.rglob("*.yaml"))}
     wanted = path.name if path.suffix == ".yaml" else f"{path.name}.yaml"
-    if (path.parent == Path() or not path.parent.exists()) and wanted in packaged:
-        return packaged[wanted]
+    composed = task_configs()
+    if path.parent == Path() or not path.parent.exists() or path.parent.resolve() == root:
+        if wanted in packaged:
+            return packaged[wanted]
+        if wanted in composed:
+            return _compose(wanted, composed[wanted])
     raise UserError(
         f"no config file {name!r} here or among the packaged ones; "
-        + (closest(wanted, packaged) or f"see {root}")
+        + (closest(wanted, packaged | composed) or f"see {root}")
     )
+
+
+def task_configs() -> dict[str, tuple[Path, Path]]:
+    """Every fine-tuning run by name, ``{task}_{initialisation}.yaml``, as the two packaged files
+    that it consists of.
+    """
+    folders = (sorted((config_root() / name).glob("*.yaml")) for name in ("task", "init"))
+    return {f"{t.stem}_{i.stem}.yaml": (t, i) for t, i in itertools.product(*folders)}
+
+
+@functools.cache
+def _composed_folder() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="moco_d2_")  # removed when the process ends
+
+
+def _compose(name: str, parts: tuple[Path, Path]) -> Path:
+    file = Path(_composed_folder().name) / name
+    file.write_text(f"_BASE_: [{', '.join(json.dumps(str(part)) for part in parts)}]\n")
+    return file
 
 
 def load_config(config_file: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Any:
@@ -196,14 +231,18 @@ def load_config(config_file: str | Path, overrides: list[str] | tuple[str, ...] 
 
     Raises:
         UserError: unknown key (names the closest), wrong type, odd number of overrides, unreadable
-            yaml.
+            yaml, or a DensePose config without the project.
     """
     from detectron2.config import get_cfg
+
+    from moco_d2.transfer.densepose import add_densepose_config, uses_densepose
 
     cfg = get_cfg()
     add_moco_config(cfg)
     path = find_config(str(config_file))
     try:
+        if uses_densepose(cfg.load_yaml_with_base(str(path), allow_unsafe=False)):
+            add_densepose_config(cfg)
         cfg.merge_from_file(str(path), allow_unsafe=False)
     except (KeyError, ValueError, AssertionError, OSError, yaml.YAMLError) as error:
         raise UserError(f"config {path}: {_explain(error, cfg)}") from error

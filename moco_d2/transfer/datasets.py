@@ -1,22 +1,16 @@
-"""Detection datasets by path, without code, and whether their files are there.
+"""Whether a run's datasets are known, their files there, and their classes those of the head.
 
-DATASETS.TRAIN and TEST take Detectron2's registered names, and
-
-* ``voc:FOLDER:SPLIT``           a VOC year: FOLDER/{JPEGImages,Annotations,ImageSets}
-* ``coco:ANNOTATIONS.json:IMAGES``  a COCO instances file and its image folder
+DATASETS.TRAIN and TEST take Detectron2's registered names, and paths (custom_datasets.py).
 """
 
-import json
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json, load_voc_instances
 
 from moco_d2.errors import UserError, closest
-
-VOC_07_METRIC_YEAR = 2007  # 11-point AP, as the paper's VOC numbers
+from moco_d2.transfer.custom_datasets import FORMS, register_by_path
+from moco_d2.transfer.densepose import refuse_densepose
 
 
 def register_datasets(names: tuple[str, ...]) -> None:
@@ -28,72 +22,11 @@ def register_datasets(names: tuple[str, ...]) -> None:
     for name in names:
         if name in DatasetCatalog.list():
             continue
-        kind, _, rest = name.partition(":")
-        if kind == "voc" and rest.count(":"):
-            _register_voc(name, *rest.rsplit(":", 1))
-        elif kind == "coco" and rest.count(":"):
-            _register_coco(name, *rest.split(":", 1))
-        else:
+        if not register_by_path(name):
             raise UserError(
                 f"dataset {name!r} is not registered; "
-                + (
-                    closest(name, DatasetCatalog.list())
-                    or "write voc:FOLDER:SPLIT or coco:ANNOTATIONS.json:IMAGES"
-                )
+                + (closest(name, DatasetCatalog.list()) or f"write {FORMS}")
             )
-
-
-def _register_voc(name: str, folder: str, split: str) -> None:
-    root = Path(folder).expanduser()
-    split_file = root / "ImageSets" / "Main" / f"{split}.txt"
-    if not split_file.is_file():
-        raise UserError(
-            f"dataset {name!r}: {split_file} does not exist; {folder} must be a VOC year with "
-            "JPEGImages, "
-            f"Annotations and ImageSets/Main/{split}.txt"
-        )
-    classes = _voc_class_names(root)
-    DatasetCatalog.register(name, lambda: load_voc_instances(str(root), split, classes))
-    MetadataCatalog.get(name).set(
-        thing_classes=classes,
-        dirname=str(root),
-        split=split,
-        year=VOC_07_METRIC_YEAR,
-        evaluator_type="pascal_voc",
-    )
-
-
-def _voc_class_names(root: Path) -> list[str]:
-    """Sorted names of all annotated objects of a VOC year, over all splits: train and test agree on
-    the order.
-    """
-    names = set()
-    for file in (root / "Annotations").glob("*.xml"):
-        names |= {obj.findtext("name") for obj in ElementTree.parse(file).iter("object")}
-    if not names:
-        raise UserError(f"no annotated object in {root / 'Annotations'}/*.xml")
-    return sorted(names)
-
-
-def _register_coco(name: str, annotations: str, images: str) -> None:
-    file = Path(annotations).expanduser()
-    if not file.is_file():
-        raise UserError(f"dataset {name!r}: annotation file {annotations} does not exist")
-    try:
-        categories = json.loads(file.read_text())["categories"]
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"dataset {name!r}: {annotations} is not a COCO instances file "
-            f"({type(error).__name__}: {error})"
-        ) from error
-    folder = str(Path(images).expanduser())
-    DatasetCatalog.register(name, lambda: load_coco_json(str(file), folder, name))
-    MetadataCatalog.get(name).set(
-        thing_classes=[c["name"] for c in sorted(categories, key=lambda c: c["id"])],
-        json_file=str(file),
-        image_root=folder,
-        evaluator_type="coco",
-    )
 
 
 def load_checked(name: str) -> list[dict[str, Any]]:
@@ -107,15 +40,18 @@ def load_checked(name: str) -> list[dict[str, Any]]:
     except FileNotFoundError as error:
         raise UserError(
             f"dataset {name!r}: {error.filename} does not exist; set DETECTRON2_DATASETS to the "
-            "folder that holds "
-            "VOC2007/, VOC2012/ or coco/"
+            "folder that holds VOC2007/, VOC2012/, coco/, lvis/ or cityscapes/"
         ) from error
+    except AssertionError as error:  # Detectron2's loaders: an inconsistent file, or one missing
+        reason = " ".join(str(error).split())
+        raise UserError(f"dataset {name!r} cannot be read, because of: {reason}") from error
+    except ModuleNotFoundError as error:
+        raise UserError(f"dataset {name!r} needs {error.name}: pip install {error.name}") from error
     missing = [d["file_name"] for d in dicts if not Path(d["file_name"]).is_file()]
     if missing:
         raise UserError(
             f"dataset {name!r}: {len(missing)} of {len(dicts)} annotated images are missing, "
-            f"first {missing[0]}; "
-            "put them there or remove their annotations"
+            f"first {missing[0]}; put them there or remove their annotations"
         )
     return dicts
 
@@ -124,20 +60,46 @@ def check_datasets(cfg: Any) -> None:
     """Refuse a config whose datasets are not there or have other classes than its head.
 
     Raises:
-        UserError: as in register_datasets and load_checked, or MODEL.ROI_HEADS.NUM_CLASSES differs.
+        UserError: as in register_datasets and load_checked, or the number of classes or keypoints
+            is not the head's, or two datasets name other classes; or a dense pose run.
     """
+    refuse_densepose(cfg)
     if len(cfg.DATASETS.TEST) != 1:
         raise UserError(
             f"DATASETS.TEST names {len(cfg.DATASETS.TEST)} sets; a run is recorded with the "
             "results of one"
         )
-    register_datasets((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    register_datasets(names)
+    for name in names:
         load_checked(name)
-        classes = MetadataCatalog.get(name).get("thing_classes", [])
-        if classes and len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+        _check_classes(cfg, name, names[0])
+
+
+def _check_classes(cfg: Any, name: str, first: str) -> None:
+    """Refuse a dataset whose classes are not those of the head, or of the `first` dataset."""
+    semantic = cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor"
+    kind = "stuff_classes" if semantic else "thing_classes"
+    head = "SEM_SEG_HEAD" if semantic else "ROI_HEADS"
+    classes = MetadataCatalog.get(name).get(kind, [])
+    expected = cfg.MODEL[head].NUM_CLASSES
+    if classes and len(classes) != expected:
+        raise UserError(
+            f"dataset {name!r} has {len(classes)} classes and the head {expected}: "
+            f"set MODEL.{head}.NUM_CLASSES {len(classes)}"
+        )
+    others = MetadataCatalog.get(first).get(kind, [])
+    for number, (one, other) in enumerate(zip(classes, others, strict=False)):
+        if one != other:
             raise UserError(
-                f"dataset {name!r} has {len(classes)} classes and the head "
-                f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}: "
-                f"set MODEL.ROI_HEADS.NUM_CLASSES {len(classes)}"
+                f"class {number} of dataset {name!r} is {one!r}, and of {first!r} {other!r}: "
+                "their files must name the same classes in the same order"
+            )
+    if cfg.MODEL.KEYPOINT_ON:
+        keypoints = MetadataCatalog.get(name).get("keypoint_names", [])
+        if len(keypoints) != cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS:
+            raise UserError(
+                f"dataset {name!r} has {len(keypoints)} keypoints and the head "
+                f"{cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS}: set "
+                f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS {len(keypoints)}"
             )

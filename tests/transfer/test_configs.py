@@ -1,106 +1,85 @@
-"""Matched means matched: proven on the resolved configs."""
-
-import itertools
+"""Runs by name: the packaged files, and compositions of a task and an initialisation."""
 
 import pytest
 
 from moco_d2.checkpoint.catalog import PUBLISHED
-from moco_d2.config import config_root, flatten, load_config
+from moco_d2.config import config_root, find_config, load_config, task_configs
+from moco_d2.errors import UserError
 
-TASKS = ("voc_C4", "coco_FPN_1x")
-INITIALISATIONS = ("random", "supervised", "moco")
-RUNS = sorted(path.name for path in config_root().glob("*.yaml"))
-
-# Typed from the paper (sections 4.2, A) and the official detection configs; not read from configs/.
-MATCHED = {
-    "INPUT.FORMAT": "RGB",
-    "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
-    "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
-    "MODEL.RESNETS.DEPTH": 50,
-    "MODEL.RESNETS.STRIDE_IN_1X1": False,
-    "MODEL.BACKBONE.FREEZE_AT": 0,
-    "TEST.PRECISE_BN.ENABLED": True,
-    "TEST.PRECISE_BN.NUM_ITER": 200,
-    "SOLVER.IMS_PER_BATCH": 16,
-    "SOLVER.BASE_LR": 0.02,
-    "SOLVER.GAMMA": 0.1,
-    "SOLVER.WEIGHT_DECAY": 0.0001,
-    "SOLVER.REFERENCE_WORLD_SIZE": 8,
-    "INPUT.MIN_SIZE_TEST": 800,
-}
-PAPER = {
-    "voc_C4": {
-        "MODEL.ROI_HEADS.NAME": "Res5ROIHeadsExtraNorm",
-        "MODEL.ROI_HEADS.NUM_CLASSES": 20,
-        "MODEL.RESNETS.NORM": "naiveSyncBN",
-        "MODEL.RPN.PRE_NMS_TOPK_TEST": 6000,
-        "MODEL.RPN.POST_NMS_TOPK_TEST": 1000,
-        "MODEL.MASK_ON": False,
-        "DATASETS.TRAIN": ("voc_2007_trainval", "voc_2012_trainval"),
-        "DATASETS.TEST": ("voc_2007_test",),
-        "INPUT.MIN_SIZE_TRAIN": tuple(range(480, 801, 32)),
-        "SOLVER.MAX_ITER": 24000,
-        "SOLVER.STEPS": (18000, 22000),
-        "SOLVER.WARMUP_ITERS": 100,
-    },
-    "coco_FPN_1x": {
-        "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
-        "MODEL.ROI_HEADS.NUM_CLASSES": 80,
-        "MODEL.RESNETS.NORM": "SyncBN",
-        "MODEL.FPN.NORM": "SyncBN",
-        "MODEL.ROI_BOX_HEAD.NUM_FC": 2,
-        "MODEL.ROI_BOX_HEAD.NUM_CONV": 0,
-        "MODEL.ROI_MASK_HEAD.NORM": "",
-        "MODEL.MASK_ON": True,
-        "DATASETS.TRAIN": ("coco_2017_train",),
-        "DATASETS.TEST": ("coco_2017_val",),
-        "INPUT.MIN_SIZE_TRAIN": tuple(range(640, 801, 32)),
-        "SOLVER.MAX_ITER": 90000,
-        "SOLVER.STEPS": (60000, 80000),
-        "SOLVER.WARMUP_ITERS": 1000,
-    },
-}
+HEADLINE_RUNS = sorted(path.name for path in config_root().glob("*.yaml"))
+WITHOUT_DENSEPOSE = [run for run in HEADLINE_RUNS if "densepose" not in run]  # test_densepose.py
 
 
-def test_every_task_has_every_initialisation():
-    expected = {f"{t}_{i}.yaml" for t, i in itertools.product(TASKS, INITIALISATIONS)}
-    assert set(RUNS) == expected
+def test_every_file_of_its_own_is_a_composition():
+    assert set(HEADLINE_RUNS) <= set(task_configs())
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_runs_of_a_task_differ_in_weights_only(task):
-    resolved = [flatten(load_config(f"{task}_{init}.yaml")) for init in INITIALISATIONS]
-    for first, second in itertools.combinations(resolved, 2):
-        assert first.keys() == second.keys()
-        assert [k for k in first if first[k] != second[k]] == ["MODEL.WEIGHTS"]
+@pytest.mark.parametrize("run", WITHOUT_DENSEPOSE)
+def test_a_file_of_its_own_is_what_its_name_composes_to(run, tmp_path):
+    parts = task_configs()[run]
+    composed = tmp_path / "composed.yaml"
+    composed.write_text(f"_BASE_: ['{parts[0]}', '{parts[1]}']\n")
+    assert find_config(run) == config_root() / run
+    assert load_config(run) == load_config(composed)
 
 
-@pytest.mark.parametrize("run", RUNS)
-def test_values_are_the_papers(run):
-    resolved = flatten(load_config(run))
-    task = resolved["MOCO.TASK"]
-    assert run.startswith(task)
-    expected = MATCHED | PAPER[task]
-    assert {key: resolved[key] for key in expected} == expected
+@pytest.mark.parametrize(
+    "name",
+    [
+        "coco_C4_2x_moco_v2_800ep.yaml",
+        "coco_C4_2x_moco_v2_800ep",
+        "configs/coco_C4_2x_moco_v2_800ep.yaml",
+    ],
+)
+def test_a_run_without_a_file_is_composed(name):
+    file = find_config(name)
+    assert file.name == "coco_C4_2x_moco_v2_800ep.yaml"
+    assert find_config(str(file)) == file
+    cfg = load_config(name, ["SEED", "7"])
+    assert (cfg.MOCO.TASK, cfg.MODEL.WEIGHTS, cfg.SEED) == ("coco_C4_2x", "moco://v2_800ep", 7)
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_every_initialisation_is_asked_for_by_name(task):
-    weights = [load_config(f"{task}_{init}.yaml").MODEL.WEIGHTS for init in INITIALISATIONS]
-    assert weights == ["random://", "torchvision://resnet50", "moco://v1_200ep"]
-    assert set(weights[1:]) <= {entry.name for entry in PUBLISHED}
+def test_a_dot_in_a_name_is_no_extension():
+    cfg = load_config("lvis_v0.5_FPN_1x_supervised_frozen_bn")
+    assert (cfg.MOCO.TASK, cfg.MODEL.RESNETS.NORM) == ("lvis_v0.5_FPN_1x", "FrozenBN")
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_full_size_model_builds(task):
-    from detectron2.modeling import build_model
-
-    model = build_model(load_config(f"{task}_random.yaml", ["MODEL.DEVICE", "meta"]))
-    assert sum(p.numel() for p in model.parameters()) > 30e6
+def test_a_file_of_the_user_comes_before_a_composition(tmp_path, monkeypatch):
+    (tmp_path / "voc07_C4_moco.yaml").write_text("SEED: 11\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_config("voc07_C4_moco.yaml").SEED == 11
 
 
-@pytest.mark.parametrize("run", RUNS)
-def test_no_config_uses_a_key_that_only_main_has(run):
+def test_an_unknown_run_names_the_closest():
+    with pytest.raises(UserError, match="did you mean 'coco_C4_2x_moco_v2_800ep.yaml' or"):
+        load_config("coco_C4_2x_moco_v2_80ep.yaml")
+
+
+def test_a_composition_is_not_sought_in_another_folder(tmp_path):
+    with pytest.raises(UserError, match="no config file"):
+        find_config(str(tmp_path / "coco_C4_2x_moco.yaml"))
+
+
+def test_published_weights_are_in_the_catalog():
+    inits = (config_root() / "init").glob("*.yaml")
+    weights = {load_config(f"voc_C4_{init.stem}.yaml").MODEL.WEIGHTS for init in inits}
+    by_name = {w for w in weights if w.startswith(("moco://", "torchvision://"))}
+    assert len(by_name) == 4
+    assert by_name <= {entry.name for entry in PUBLISHED}
+
+
+def test_weights_to_be_pretrained_name_a_recipe_that_exists():
+    """A comment that sends the user to configs/pretrain/ must not lead nowhere."""
+    named = 0
+    for file in (config_root() / "init").glob("*.yaml"):
+        for word in file.read_text().replace(",", " ").split():
+            if word.startswith("configs/pretrain/"):
+                assert (config_root().parent / word).is_file()
+                named += 1
+    assert named == 3
+
+
+def test_no_config_uses_a_key_that_only_main_has():
     # Keys of today's main that v0.6 rejects. v0.6 is installed, so loading proves it; here
     # the check holds with main installed, too.
     text = "".join(path.read_text() for path in config_root().rglob("*.yaml"))

@@ -1,10 +1,15 @@
+import functools
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.cityscapes import load_cityscapes_semantic
+from detectron2.data.detection_utils import create_keypoint_hflip_indices
+from PIL import Image
 from toy_data import CLASSES, make_coco, make_voc
+from transfer.dataset_files import make_cityscapes
 
 from moco_d2.config import load_config
 from moco_d2.errors import UserError
@@ -103,3 +108,129 @@ def test_coco_category_order_is_that_of_the_ids(tmp_path):
     register_datasets((name,))
     load_checked(name)
     assert MetadataCatalog.get(name).thing_classes == list(CLASSES)
+
+
+def coco_file(folder, **changes):
+    """A COCO file with gaps between the category ids, `changes` to its content, and its name."""
+    content = {
+        "images": [{"id": 1, "file_name": "1.jpg", "width": 64, "height": 48}],
+        "annotations": [
+            {
+                "id": 1,
+                "image_id": 1,
+                "category_id": 40,
+                "bbox": [4, 4, 20, 20],
+                "area": 400,
+                "iscrowd": 0,
+                "keypoints": [5, 5, 2, 9, 9, 2, 7, 7, 1],
+                "num_keypoints": 3,
+            }
+        ],
+        "categories": [{"id": 40, "name": "plane"}, {"id": 7, "name": "boat"}],
+    }
+    (folder / "a.json").write_text(json.dumps(content | changes))
+    Image.new("RGB", (64, 48)).save(folder / "1.jpg")
+    return f"coco:{folder}/a.json:{folder}"
+
+
+def test_coco_category_ids_become_contiguous(tmp_path):
+    name = coco_file(tmp_path)
+    register_datasets((name,))
+    (image,) = load_checked(name)
+    assert image["annotations"][0]["category_id"] == 1
+    assert MetadataCatalog.get(name).thing_classes == ["boat", "plane"]
+
+
+def test_coco_keypoints_come_with_their_names_and_mirror_pairs(tmp_path):
+    points = {"keypoints": ["left_wing", "right_wing", "nose"], "skeleton": []}
+    name = coco_file(tmp_path, categories=[{"id": 40, "name": "plane", **points}])
+    register_datasets((name,))
+    assert MetadataCatalog.get(name).keypoint_flip_map == [("left_wing", "right_wing")]
+    assert len(load_checked(name)[0]["annotations"][0]["keypoints"]) == 9
+    data = ["DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", f"('{name}',)"]
+    cfg = load_config("coco_keypoint_FPN_2x_random.yaml", data)
+    with pytest.raises(UserError, match=r"3 keypoints and the head 17: set .*NUM_KEYPOINTS 3"):
+        check_datasets(cfg)
+    cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = 3
+    check_datasets(cfg)
+    assert create_keypoint_hflip_indices(cfg.DATASETS.TRAIN) == [1, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"categories": []}, "categories must be some"),
+        ({"categories": [{"id": 40, "name": "a"}, {"id": 41, "name": "a"}]}, "of another name"),
+        ({"categories": [{"id": 1, "name": "a"}]}, "category_id 40, which 'categories' lacks"),
+    ],
+)
+def test_inconsistent_coco_files_are_refused(tmp_path, changes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        register_datasets((coco_file(tmp_path, **changes),))
+
+
+def test_coco_results_file_is_not_taken_for_annotations(tmp_path):
+    (tmp_path / "results.json").write_text("[]")
+    with pytest.raises(UserError, match=r"is not a COCO instances file: it has no 'images'"):
+        register_datasets((f"coco:{tmp_path}/results.json:{tmp_path}",))
+
+
+@pytest.mark.parametrize("name", ["coco:a.json", "voc:VOC2007", "coco::images", "voc:"])
+def test_half_a_path_gets_the_form(name):
+    with pytest.raises(UserError, match="write voc:FOLDER:SPLIT or coco:ANNOTATIONS.json:IMAGES"):
+        register_datasets((name,))
+
+
+def test_missing_image_folder_is_named(tmp_path):
+    coco_file(tmp_path)
+    with pytest.raises(UserError, match=r"image folder .*nowhere does not exist"):
+        register_datasets((f"coco:{tmp_path}/a.json:{tmp_path}/nowhere",))
+
+
+def test_voc_classes_may_be_listed_in_an_order_of_their_own(tmp_path):
+    root = make_voc(tmp_path / "VOC2007")
+    (root / "classes.txt").write_text("light\nother\ndark\n")
+    name = f"voc:{root}:test"
+    register_datasets((name,))
+    assert MetadataCatalog.get(name).thing_classes == ["light", "other", "dark"]
+    assert {a["category_id"] for d in load_checked(name) for a in d["annotations"]} == {0, 2}
+
+
+def test_voc_class_that_is_not_listed_is_named(tmp_path):
+    root = make_voc(tmp_path / "VOC2007")
+    (root / "classes.txt").write_text("light\n")
+    with pytest.raises(UserError, match=r"test000.xml has an object 'dark', which .*classes.txt"):
+        register_datasets((f"voc:{root}:test",))
+
+
+def test_broken_voc_annotation_is_named(tmp_path):
+    root = make_voc(tmp_path / "VOC2007")
+    (root / "Annotations" / "test003.xml").write_text("<annotation>")
+    with pytest.raises(UserError, match=r"test003.xml is no XML file"):
+        register_datasets((f"voc:{root}:test",))
+
+
+def test_train_and_test_must_name_the_same_classes(voc, tmp_path):
+    root = make_voc(tmp_path / "VOC2007")
+    (root / "classes.txt").write_text("light\ndark\n")
+    data = [
+        "DATASETS.TRAIN",
+        f"('voc:{root}:trainval',)",
+        "DATASETS.TEST",
+        str(voc["DATASETS.TEST"]),
+    ]
+    cfg = load_config("voc_C4_random.yaml", [*data, "MODEL.ROI_HEADS.NUM_CLASSES", "2"])
+    with pytest.raises(UserError, match=r"class 0 of dataset .* is 'dark', and of .* 'light'"):
+        check_datasets(cfg)
+
+
+def test_what_detectron2_asserts_about_a_dataset_is_one_sentence(tmp_path):
+    make_cityscapes(tmp_path)
+    for file in tmp_path.rglob("*_gtFine_labelTrainIds.png"):
+        file.unlink()
+    folders = (str(tmp_path / kind / "train") for kind in ("leftImg8bit", "gtFine"))
+    name = f"cityscapes in {tmp_path}"
+    DatasetCatalog.register(name, functools.partial(load_cityscapes_semantic, *folders))
+    with pytest.raises(UserError, match=r"cannot be read, because of: .*createTrainIdLabelImgs.py"):
+        load_checked(name)
+    DatasetCatalog.remove(name)

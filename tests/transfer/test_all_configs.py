@@ -1,0 +1,142 @@
+"""Every task x initialisation: its values, its model, two steps and an evaluation on real files."""
+
+import argparse
+import itertools
+import json
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import builtin
+from detectron2.modeling import build_model
+from transfer.dataset_files import make_datasets
+from transfer.paper_settings import (
+    DENSEPOSE_TASKS,
+    EVERY_TASK,
+    MATCHED_INITIALISATIONS,
+    TASKS,
+    UNMATCHED_INITIALISATIONS,
+)
+
+from moco_d2.benchmark.paper import paper_tables
+from moco_d2.config import config_root, flatten, load_config, task_configs
+from moco_d2.transfer.main import train
+
+PACKAGED = sorted(path.stem for path in (config_root() / "task").glob("*.yaml"))
+OURS = [task for task in PACKAGED if task not in DENSEPOSE_TASKS]  # those: test_densepose.py
+
+# A slim ResNet-50 on images of 64 pixels: every layer of the task in a step of a second.
+SHRUNKEN = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
+    "MODEL.FPN.OUT_CHANNELS": 16,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 8,
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,  # detections to evaluate, of an untrained model
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 16,
+    "MODEL.ROI_BOX_HEAD.CONV_DIM": 16,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
+    "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS": (16, 16),
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 20,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 10,
+    "INPUT.MIN_SIZE_TRAIN": (64,),
+    "INPUT.MIN_SIZE_TEST": 64,
+    "TEST.DETECTIONS_PER_IMAGE": 5,
+    "TEST.PRECISE_BN.NUM_ITER": 1,
+    "SOLVER.REFERENCE_WORLD_SIZE": 0,
+    "SOLVER.IMS_PER_BATCH": 2,
+    "SOLVER.MAX_ITER": 2,
+    "SOLVER.STEPS": (1,),
+    "DATALOADER.NUM_WORKERS": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def real_names(tmp_path_factory):
+    """Detectron2's built-in names lead to files of the tests."""
+    root = str(make_datasets(tmp_path_factory.mktemp("datasets")))
+    before = [dict(catalog.data) for catalog in (DatasetCatalog, MetadataCatalog)]
+    register = (
+        builtin.register_all_coco,
+        builtin.register_all_lvis,
+        builtin.register_all_cityscapes,
+        builtin.register_all_pascal_voc,
+    )
+    for prefix in ("coco_", "keypoints_coco_", "lvis_", "cityscapes_fine_", "voc_20"):
+        for catalog in (DatasetCatalog, MetadataCatalog):
+            for name in [name for name in catalog.data if name.startswith(prefix)]:
+                catalog.data.pop(name)
+    for function in register:
+        function(root)
+    yield root
+    for catalog, data in zip((DatasetCatalog, MetadataCatalog), before, strict=True):
+        catalog.data.clear()
+        catalog.data.update(data)
+
+
+def test_every_config_is_in_the_tables_of_this_test():
+    assert set(PACKAGED) <= set(TASKS)
+    initialisations = {path.stem for path in (config_root() / "init").glob("*.yaml")}
+    assert initialisations == {*MATCHED_INITIALISATIONS, *UNMATCHED_INITIALISATIONS}
+    assert set(task_configs()) == {
+        f"{task}_{name}.yaml" for task, name in itertools.product(PACKAGED, initialisations)
+    }
+
+
+@pytest.mark.parametrize("task", OURS)
+def test_values_are_the_papers(task):
+    expected = EVERY_TASK | TASKS[task] | {"MOCO.TASK": task}
+    resolved = flatten(load_config(f"{task}_moco.yaml"))
+    assert {key: resolved[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("task", OURS)
+def test_matched_initialisations_differ_in_their_weights_only(task):
+    reference = flatten(load_config(f"{task}_random.yaml"))
+    for name, weights in MATCHED_INITIALISATIONS.items():
+        resolved = flatten(load_config(f"{task}_{name}.yaml"))
+        assert resolved == reference | {"MODEL.WEIGHTS": weights}
+
+
+@pytest.mark.parametrize("task", OURS)
+def test_unmatched_initialisations_differ_in_exactly_what_is_listed(task):
+    reference = flatten(load_config(f"{task}_supervised.yaml"))
+    for name, differences in UNMATCHED_INITIALISATIONS.items():
+        resolved = flatten(load_config(f"{task}_{name}.yaml"))
+        assert resolved == reference | differences
+
+
+@pytest.mark.parametrize(
+    "table", [t for t in paper_tables() if t.task in OURS], ids=lambda table: table.name
+)
+def test_every_published_row_has_its_run_under_the_published_setting(table):
+    for row in table.rows:
+        # Records of runs outside our grid may call MoCo v2 after 200 epochs just moco_v2.
+        for name in set(row.initialisations) - {"moco_v2"}:
+            cfg = load_config(f"{table.task}_{name}.yaml")
+            if table.setting:
+                images = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
+                assert table.setting.matches(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST, images)
+
+
+@pytest.mark.parametrize("task", OURS)
+def test_full_size_model_builds(task):
+    with torch.device("meta"):  # shapes without memory
+        model = build_model(load_config(f"{task}_random.yaml", ["MODEL.DEVICE", "meta"]))
+    assert sum(p.numel() for p in model.parameters()) > 25e6
+
+
+@pytest.mark.parametrize("task", OURS)
+def test_two_steps_and_an_evaluation(task, real_names, tmp_path, words):
+    args = argparse.Namespace(config_file=f"{task}_random.yaml", resume=False, eval_only=False)
+    args.force = True  # the shrunken schedule is not the task's
+    args.opts = words(SHRUNKEN | {"OUTPUT_DIR": str(tmp_path)})
+    train(args)
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["run"]["task"] == task
+    assert record["run"]["initialisation"] == "random"
+    assert record["schedule"]["max_iter"] == 2
+    wanted = {metric for t in paper_tables() if t.task == task for metric in t.metrics}
+    reported = {f"{group}/{key}" for group, of in record["metrics"].items() for key in of}
+    assert wanted <= reported

@@ -10,11 +10,13 @@ What stock v0.6 lacks, and what happens without it:
   roi_align_rotated), so `import detectron2.layers` fails.
 * ``COCOeval_opt``: compiled too; faster-coco-eval takes its place.
 * ``PIL.Image.LINEAR``: removed in Pillow 10; detectron2.data.transforms fails to import.
-* ``numpy.str, int, float, ...``: removed in NumPy 1.24; VOC annotations and SemSegEvaluator fail.
+* ``numpy.str, int, float, ...``: removed in NumPy 1.24; VOC annotations, SemSegEvaluator and the
+  LVIS package fail. ``numpy.in1d``: removed in NumPy 2.4; the Cityscapes package fails.
 * several CPU processes: DefaultTrainer gives each a GPU's index, and torch refuses.
 * the optimizer in checkpoints: v0.6 leaves it out, so a resumed run loses its momentum (#4110).
 """
 
+import functools
 import importlib
 import importlib.machinery
 import re
@@ -57,6 +59,7 @@ class _FastEval(types.ModuleType):
         return _coco_eval_class()
 
 
+@functools.cache
 def _coco_eval_class() -> type:
     """faster-coco-eval's COCOeval with the constructor Detectron2 expects, or pycocotools' own."""
     try:
@@ -65,7 +68,21 @@ def _coco_eval_class() -> type:
         from pycocotools.cocoeval import COCOeval
 
         return COCOeval
-    return COCOeval_faster
+
+    class COCOevalOfPycocotools(COCOeval_faster):
+        """Takes annotations that pycocotools has read, as Detectron2's are.
+
+        For keypoints faster-coco-eval asks them for a table that pycocotools has under another
+        name, and leaves out categories without annotations, which Detectron2 counts on.
+        """
+
+        def __init__(self, truth: Any, found: Any, task: str):
+            if not hasattr(truth, "cat_img_map"):
+                truth.cat_img_map = truth.catToImgs
+            super().__init__(truth, found, task)
+            self.params.catIds = sorted(truth.getCatIds())
+
+    return COCOevalOfPycocotools
 
 
 def _imports_compiled_operators_unguarded(detectron2_dir: Path) -> bool:
@@ -80,17 +97,17 @@ def _supply_compiled_operator_placeholder() -> None:
     import detectron2
 
     package_dir = Path(detectron2.__path__[0])
-    if not _imports_compiled_operators_unguarded(package_dir):
-        return
     found = importlib.machinery.PathFinder.find_spec("detectron2._C", detectron2.__path__)
     if found is not None or "detectron2._C" in sys.modules:
         return
-    placeholder = _MissingOperators("detectron2._C")
-    sys.modules["detectron2._C"] = placeholder
-    detectron2._C = placeholder
-    sys.modules["detectron2.evaluation.fast_eval_api"] = _FastEval(
-        "detectron2.evaluation.fast_eval_api"
+    # main imports it if it can, and else evaluates with pycocotools.
+    sys.modules.setdefault(
+        "detectron2.evaluation.fast_eval_api", _FastEval("detectron2.evaluation.fast_eval_api")
     )
+    if _imports_compiled_operators_unguarded(package_dir):
+        placeholder = _MissingOperators("detectron2._C")
+        sys.modules["detectron2._C"] = placeholder
+        detectron2._C = placeholder
 
 
 def _supply_pillow_and_numpy_names() -> None:
@@ -102,6 +119,8 @@ def _supply_pillow_and_numpy_names() -> None:
     for alias in (bool, int, float, complex, object, str):
         if alias.__name__ not in np.__dict__:
             setattr(np, alias.__name__, alias)
+    if not hasattr(np, "in1d"):
+        np.in1d = lambda *args, **kwargs: np.isin(*args, **kwargs).ravel()
 
 
 def apply() -> None:
@@ -114,8 +133,6 @@ def apply() -> None:
 
 def let_cpu_processes_share_a_model() -> None:
     """Make DefaultTrainer work in several CPU processes: it names a GPU to every process."""
-    import functools
-
     from detectron2.engine import defaults
 
     original = defaults.create_ddp_model

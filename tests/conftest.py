@@ -4,4 +4,6 @@ way of each other.
 
 import os
 
+import moco_d2  # noqa: F401  a test file may import Detectron2 first, which needs our patches
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -53,12 +53,17 @@ GUARDED = "try:\n    from detectron2 import _C\nexcept ImportError:\n    _C = No
 
 
 @pytest.mark.parametrize(
-    ("source", "compiled", "supplied"),
-    [(V06, False, True), (V06, True, False), (MAIN, False, False), (GUARDED, False, False)],
+    ("source", "compiled", "operators", "evaluation"),
+    [
+        (V06, False, True, True),
+        (V06, True, False, False),
+        (MAIN, False, False, True),
+        (GUARDED, False, False, True),
+    ],
     ids=["0.6 without operators", "0.6 with operators", "main", "guarded"],
 )
 def test_only_a_detectron2_that_needs_the_placeholder_gets_it(
-    tmp_path, monkeypatch, source, compiled, supplied
+    tmp_path, monkeypatch, source, compiled, operators, evaluation
 ):
     layers = tmp_path / "detectron2" / "layers"
     layers.mkdir(parents=True)
@@ -74,9 +79,9 @@ def test_only_a_detectron2_that_needs_the_placeholder_gets_it(
     monkeypatch.setitem(sys.modules, "detectron2", package)
     compat.apply()
     compat.apply()
-    assert ("detectron2._C" in sys.modules) == supplied
-    assert ("detectron2.evaluation.fast_eval_api" in sys.modules) == supplied
-    assert hasattr(package, "_C") == supplied
+    assert ("detectron2._C" in sys.modules) == operators
+    assert ("detectron2.evaluation.fast_eval_api" in sys.modules) == evaluation
+    assert hasattr(package, "_C") == operators
 
 
 def test_numpy_and_pillow_names_are_supplied_only_where_missing(monkeypatch):
@@ -90,6 +95,7 @@ def test_numpy_and_pillow_names_are_supplied_only_where_missing(monkeypatch):
     compat.apply()
     assert np.str is str and Image.LINEAR == Image.BILINEAR
     assert np.float is float and np.int is int and np.object is object
+    assert np.in1d([[1, 2], [3, 4]], [2, 3]).tolist() == [False, True, True, False]
 
 
 def test_numpys_own_bool_stays_numpys():

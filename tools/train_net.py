@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Fine-tune and evaluate a detector from a given initialisation."""
+"""Fine-tune and evaluate a detector from a given initialisation; predict with it, export it."""
 
 from moco_d2.errors import run_command
 from moco_d2.launch import argument_parser, launch
@@ -13,14 +13,27 @@ def main() -> None:
         "      MODEL.WEIGHTS weights/moco.pth OUTPUT_DIR output/voc_C4_moco",
     )
     parser.add_argument(
-        "--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, a finished detector"
-    )
-    parser.add_argument(
         "--force",
         action="store_true",
         help="run in spite of preflight findings; the record keeps them",
     )
-    launch("moco_d2.transfer.main:train", parser.parse_args())
+    finished = parser.add_argument_group("with MODEL.WEIGHTS a finished detector")
+    finished = finished.add_mutually_exclusive_group()
+    finished.add_argument("--eval-only", action="store_true", help="evaluate it on DATASETS.TEST")
+    finished.add_argument(
+        "--predict",
+        nargs="+",
+        metavar="IMAGE",
+        help="draw what it finds in images: OUTPUT_DIR/predictions (KEY VALUE may follow)",
+    )
+    finished.add_argument(
+        "--export",
+        metavar="FILE.pth",
+        help="write it as a plain Detectron2 model: FILE.pth and FILE.yaml",
+    )
+    args = parser.parse_args()
+    job = "predict:main" if args.predict else "export:main" if args.export else "main:train"
+    launch(f"moco_d2.transfer.{job}", args)
 
 
 if __name__ == "__main__":

@@ -1,34 +1,143 @@
-"""The evaluator of a dataset, by its metadata: what every Detectron2 project copies into its
+"""The evaluators of a dataset, by its metadata: what every Detectron2 project copies into its
 script.
 """
 
+import importlib
+import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, PascalVOCDetectionEvaluator
+from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
+    COCOEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    LVISEvaluator,
+    SemSegEvaluator,
+)
 
-from moco_d2.errors import UserError
+from moco_d2.errors import UserError, closest
+from moco_d2.transfer.voc_evaluation import VOCEvaluator
 
 INFERENCE_FOLDER = "inference"
+_CITYSCAPES_EVALUATION = "cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling"
+
+
+class MeanIoUEvaluator(SemSegEvaluator):
+    """Detectron2's SemSegEvaluator with one definition of mIoU in all its versions: the mean over
+    the classes that occur in the ground truth, as in today's main.
+
+    v0.6 divides by the number of classes that occur in the ground truth or in the predictions. Both
+    agree where every class occurs, as in the validation sets of VOC and Cityscapes.
+    """
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        """``{"sem_seg": {"mIoU", "fwIoU", "mACC", "pACC", "IoU-<class>"...}}`` in percent, in the
+        main process; empty in others.
+        """
+        results = super().evaluate()
+        if results is None:
+            return {}
+        scores = {name: float(value) for name, value in results["sem_seg"].items()}
+        # NaN for a class that does not occur.
+        scores["mIoU"] = float(np.nanmean([scores[f"IoU-{name}"] for name in self._class_names]))
+        return {"sem_seg": scores}
+
+
+class QuietCityscapesInstanceEvaluator(CityscapesInstanceEvaluator):
+    """Detectron2's CityscapesInstanceEvaluator without the files that Cityscapes' scripts leave.
+
+    They write all matches to matches.json in the working folder, for nobody to read, and fail at it
+    on current NumPy, whose counts are no numbers to json.
+    """
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        """``{"segm": {"AP", "AP50"}}`` in percent, in the main process; empty in others."""
+        scripts = importlib.import_module(_CITYSCAPES_EVALUATION)
+        write = scripts.writeDict2JSON
+        scripts.writeDict2JSON = lambda content, file: None
+        try:
+            results = super().evaluate()
+        finally:
+            scripts.writeDict2JSON = write
+        return {
+            task: {name: float(value) for name, value in metrics.items()}
+            for task, metrics in (results or {}).items()
+        }
+
+
+def _voc(cfg: Any, dataset_name: str, folder: str) -> DatasetEvaluator:
+    return VOCEvaluator(dataset_name, mode=cfg.MOCO.VOC_EVALUATION)
+
+
+def _coco(cfg: Any, dataset_name: str, folder: str) -> DatasetEvaluator:
+    return COCOEvaluator(
+        dataset_name, output_dir=folder, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS
+    )
+
+
+def _lvis(cfg: Any, dataset_name: str, folder: str) -> DatasetEvaluator:
+    return LVISEvaluator(dataset_name, output_dir=folder)
+
+
+def _cityscapes_instance(cfg: Any, dataset_name: str, folder: str) -> DatasetEvaluator:
+    if importlib.util.find_spec("cityscapesscripts") is None:
+        raise UserError(
+            f"dataset {dataset_name!r} needs Cityscapes' own scripts: pip install cityscapesscripts"
+        )
+    return QuietCityscapesInstanceEvaluator(dataset_name)
+
+
+def _sem_seg(cfg: Any, dataset_name: str, folder: str) -> DatasetEvaluator:
+    return MeanIoUEvaluator(dataset_name, output_dir=folder)
+
+
+_BUILDERS: dict[str, Callable[[Any, str, str], DatasetEvaluator]] = {
+    "pascal_voc": _voc,
+    "coco": _coco,  # boxes, masks, keypoints, whichever the detector predicts
+    "lvis": _lvis,
+    "cityscapes_instance": _cityscapes_instance,
+    # The mIoU over the 19 training classes is the same on one scale, and needs no scripts.
+    "cityscapes_sem_seg": _sem_seg,
+    "sem_seg": _sem_seg,
+}
 
 
 def build_evaluator(cfg: Any, dataset_name: str) -> DatasetEvaluator:
-    """The evaluator for `dataset_name`, chosen by its ``evaluator_type``.
+    """The evaluator for `dataset_name`, chosen by the ``evaluator_type`` in its metadata: one name,
+    or several, whose results are then merged.
 
-    ``pascal_voc`` is Detectron2's VOC evaluator: 11-point AP at IoU 0.50:0.95 for VOC2007, the
-    paper's metric. ``coco`` writes its predictions to OUTPUT_DIR/inference.
+    ========================================  ================================================
+    ``pascal_voc``                            voc_evaluation.VOCEvaluator; MOCO.VOC_EVALUATION
+    ``coco``                                  Detectron2's; in C++ through faster-coco-eval
+                                              where Detectron2's own is not compiled
+    ``lvis``                                  Detectron2's, 300 detections an image
+    ``cityscapes_instance``                   Detectron2's, with cityscapesscripts
+    ``sem_seg``, ``cityscapes_sem_seg``       MeanIoUEvaluator
+    ========================================  ================================================
+
+    Predictions are written to OUTPUT_DIR/inference.
 
     Raises:
-        UserError: no evaluator for this type.
+        UserError: no type is set, there is no evaluator for it, or what it needs is not installed.
     """
-    evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
-    if evaluator_type == "pascal_voc":
-        return PascalVOCDetectionEvaluator(dataset_name)
-    if evaluator_type == "coco":
-        folder = str(Path(cfg.OUTPUT_DIR) / INFERENCE_FOLDER)
-        return COCOEvaluator(dataset_name, output_dir=folder)
-    raise UserError(
-        f"dataset {dataset_name!r} has evaluator type {evaluator_type!r}; pascal_voc and coco "
-        "are supported"
-    )
+    types = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if not types:
+        raise UserError(
+            f"dataset {dataset_name!r} does not say how it is evaluated: "
+            f"MetadataCatalog.get({dataset_name!r}).set(evaluator_type=...), one of "
+            f"{', '.join(_BUILDERS)}"
+        )
+    types = [types] if isinstance(types, str) else list(types)
+    unknown = next((kind for kind in types if kind not in _BUILDERS), None)
+    if unknown is not None:
+        raise UserError(
+            f"dataset {dataset_name!r} has evaluator_type {unknown!r}; "
+            + (closest(str(unknown), _BUILDERS) or f"there is {', '.join(_BUILDERS)}")
+        )
+    folder = str(Path(cfg.OUTPUT_DIR) / INFERENCE_FOLDER)
+    evaluators = [_BUILDERS[kind](cfg, dataset_name, folder) for kind in types]
+    return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)

@@ -3,7 +3,6 @@
 import argparse
 import logging
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 
 from moco_d2.config import load_config
@@ -11,6 +10,7 @@ from moco_d2.errors import UserError
 from moco_d2.launch import choose_device, hold_log, seed, setup_run
 from moco_d2.transfer import preflight
 from moco_d2.transfer.datasets import check_datasets
+from moco_d2.transfer.detector import load_detector
 from moco_d2.transfer.record import RunRecorder
 from moco_d2.transfer.schedule import scale_to_hardware
 from moco_d2.transfer.trainer import Trainer
@@ -18,8 +18,6 @@ from moco_d2.transfer.weights import (
     RANDOM,
     check_weights_file,
     describe_weights,
-    loading,
-    measure_coverage,
 )
 
 logger = logging.getLogger(__name__)
@@ -69,17 +67,4 @@ def train(args: argparse.Namespace) -> None:
 
 def evaluate(cfg) -> dict:
     """Evaluate MODEL.WEIGHTS, a finished detector, on DATASETS.TEST."""
-    model = Trainer.build_model(cfg)
-    source = f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}"
-    with (
-        loading(source, "give a finished detector, model_final.pth"),
-        measure_coverage(model) as measured,
-    ):
-        DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS)
-    if measured.result.missing:
-        raise UserError(
-            f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS} is not this config's detector: "
-            f"{len(measured.result.missing)} of {measured.result.expected} backbone tensors are "
-            "not in it"
-        )
-    return Trainer.test(cfg, model)
+    return Trainer.test(cfg, load_detector(cfg))

@@ -61,7 +61,7 @@ class RunRecorder:
     def write(self, cfg: Any, coverage: Coverage, metrics: dict[str, Any]) -> Path:
         """Write OUTPUT_DIR/record.json for a finished run with evaluation results `metrics`."""
         finished = datetime.datetime.now(datetime.timezone.utc)
-        name = Path(self.config_file).stem
+        name = Path(self.config_file).name.removesuffix(".yaml")  # may be lvis_v0.5_..._moco
         plain = to_plain(cfg)
         record = {
             "schema_version": SCHEMA_VERSION,

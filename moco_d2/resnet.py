@@ -17,16 +17,16 @@ class WiderResNet(ResNet):
     torchvision's wide ResNets widen the 3x3 convolutions only. Names are the same.
     """
 
-    def __init__(self, block: type[nn.Module], layers: list[int], *, width_factor: int, **kwargs):
+    def __init__(self, block: type[nn.Module], layers: list[int], *, width_factor: float, **kwargs):
         self.width_factor = width_factor
         super().__init__(block, layers, **kwargs)
 
     def _make_layer(self, block, planes, blocks, stride=1, dilate=False):
         if planes == STEM_WIDTH:  # the first stage: the stem is there, of torchvision's width
-            self.inplanes = STEM_WIDTH * self.width_factor
+            self.inplanes = int(STEM_WIDTH * self.width_factor)
             self.conv1 = nn.Conv2d(3, self.inplanes, 7, stride=2, padding=3, bias=False)
             self.bn1 = self._norm_layer(self.inplanes)
-        return super()._make_layer(block, planes * self.width_factor, blocks, stride, dilate)
+        return super()._make_layer(block, int(planes * self.width_factor), blocks, stride, dilate)
 
 
 def build_resnet(
@@ -35,7 +35,7 @@ def build_resnet(
     num_classes: int,
     groups: int = 1,
     width_per_group: int = 64,
-    width_factor: int = 1,
+    width_factor: float = 1,
     norm_layer: Callable[..., nn.Module] | None = None,
 ) -> ResNet:
     """A ResNet with random weights, images (N, 3, H, W) -> scores (N, num_classes).

@@ -1,39 +1,82 @@
 #!/usr/bin/env python
-"""Convert a pretraining checkpoint into verified Detectron2 weights."""
+"""Convert any self-supervised or supervised ResNet checkpoint into verified weights."""
 
 import argparse
 
-from moco_d2.errors import run_command
+from moco_d2.errors import UserError, run_command
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Convert a pretraining checkpoint (MoCo, torchvision) to Detectron2 weights.\n"
+        description="Convert the ResNet in a checkpoint, whoever wrote it, to Detectron2 weights.\n"
         "Exit code 0: complete and verified. 2: one sentence says why not, and nothing is written.",
         epilog="example:\n  tools/convert.py output/pretrain/model_final.pth output/moco_R50.pth "
         "--report output/moco_R50.json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "src", metavar="SRC", help="checkpoint written by torch.save, or a name: moco://v2_800ep"
+        "src",
+        metavar="SRC",
+        nargs="?",
+        help="checkpoint (torch.save, safetensors, npz, pkl), or a name: moco://v2_800ep",
     )
-    parser.add_argument("dst", metavar="DST", help="weights to write, a .pth file")
+    parser.add_argument(
+        "dst",
+        metavar="DST",
+        nargs="?",
+        help="file to write: .pth, .pkl (Detectron2) or .safetensors",
+    )
+    parser.add_argument(
+        "--to",
+        choices=("detectron2", "torchvision", "timm", "mmdet"),
+        default="detectron2",
+        help="whose names to write (default: detectron2)",
+    )
     parser.add_argument(
         "--branch",
         choices=("query", "key"),
         default="query",
-        help="encoder of a MoCo checkpoint",
+        help="key: the moving average (momentum, target, teacher) instead of the trained network",
+    )
+    parser.add_argument(
+        "--drop",
+        metavar="PATTERN",
+        action="append",
+        default=[],
+        help="leave these tensors behind, e.g. 'my_head.*' (repeatable)",
     )
     parser.add_argument("--report", metavar="FILE.json", help="also write what was done as JSON")
+    parser.add_argument(
+        "--emit-config",
+        metavar="FILE.yaml",
+        help="also write the Detectron2 keys these weights need",
+    )
+    parser.add_argument("--list", action="store_true", help="print the known kinds of checkpoints")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
+    if args.list:
+        from moco_d2.checkpoint.documentation import listing
+
+        print(listing(), end="")
+        return
+    if args.src is None or args.dst is None:
+        raise UserError("tools/convert.py needs SRC and DST; see --help, and --list for the kinds")
     # Only now: torch and detectron2 take seconds, --help should not.
     from moco_d2.checkpoint.convert import convert, summary
 
-    print(summary(convert(args.src, args.dst, report=args.report, branch=args.branch), args.dst))
+    report = convert(
+        args.src,
+        args.dst,
+        to=args.to,
+        report=args.report,
+        emit_config=args.emit_config,
+        branch=args.branch,
+        drop=tuple(args.drop),
+    )
+    print(summary(report, args.dst, args.to))
 
 
 if __name__ == "__main__":

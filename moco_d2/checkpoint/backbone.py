@@ -9,13 +9,12 @@ from torch import nn
 from moco_d2.checkpoint.catalog import source_file
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.checkpoint.mapping import Architecture, build_torchvision
-from moco_d2.checkpoint.sources import extract
+from moco_d2.checkpoint.sources import BRANCHES, extract
 from moco_d2.errors import UserError, closest
 from moco_d2.files import sha256
 from moco_d2.resnet import BASIC_DEPTHS, BOTTLENECK_DEPTHS
 
 RANDOM = "random"  # the source of a network without pretraining
-BRANCHES = ("query", "key")
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def load_backbone(
     path = source_file(source)
     checkpoint = load_checkpoint(path)
     try:
-        extracted, architecture = extract(checkpoint, branch)
+        extracted, architecture = extract(checkpoint, branch, file_name=path.name)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     network = _without_head(build_torchvision(architecture))

@@ -6,19 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 import moco_d2
 from moco_d2.checkpoint.catalog import source_file
-from moco_d2.checkpoint.io import check_destination, load_checkpoint, save_detectron2
-from moco_d2.checkpoint.mapping import (
-    PREPROCESSING,
-    Architecture,
-    detectron2_settings,
-    expected_tensors,
-    to_detectron2,
-)
+from moco_d2.checkpoint.families import Input
+from moco_d2.checkpoint.io import load_checkpoint, save_checkpoint
+from moco_d2.checkpoint.mapping import Architecture, detectron2_settings
 from moco_d2.checkpoint.parity import TOLERANCE, prove
-from moco_d2.checkpoint.sources import extract
+from moco_d2.checkpoint.sources import Extracted, extract
+from moco_d2.checkpoint.targets import TARGETS, Detectron2, find_target
 from moco_d2.config import to_plain
 from moco_d2.errors import UserError
 from moco_d2.files import atomic_write, sha256
@@ -33,18 +30,24 @@ def convert(
     src: str | Path,
     dst: str | Path,
     *,
+    to: str = "detectron2",
     report: str | Path | None = None,
+    emit_config: str | Path | None = None,
     branch: str = "query",
+    drop: tuple[str, ...] = (),
     expect_depth: int | None = None,
 ) -> dict[str, Any]:
-    """Turn a pretraining checkpoint into Detectron2 weights: all of it, proven, or nothing.
+    """Turn a checkpoint into weights for a framework: all of the backbone, proven, or nothing.
 
     Args:
-        src: checkpoint of a family in `sources.FAMILIES`, or a published one by name
+        src: any file with a complete ResNet (see `families.FAMILIES`), or a published one by name
             (``moco://v2_800ep``).
-        dst: ``.pth`` file for ``MODEL.WEIGHTS``; replaced if it exists.
+        dst: the file of weights; replaced if it exists.
+        to: a name of `targets.TARGETS`.
         report: JSON file for the returned report.
-        branch: which encoder of a MoCo checkpoint, ``query`` or ``key``.
+        emit_config: yaml file for the keys of Detectron2's config that these weights need.
+        branch: which of two networks, ``query`` or its moving average, ``key``.
+        drop: patterns of tensors to leave behind besides the known companions.
         expect_depth: refuse a network of another depth.
 
     Returns:
@@ -56,10 +59,14 @@ def convert(
             written.
     """
     src, dst = source_file(src), Path(dst)
-    _check_paths(src, dst, None if report is None else Path(report))
+    target = find_target(to, dst)
+    _check_paths(src, dst, report, emit_config)
     checkpoint = load_checkpoint(src)
     try:
-        extracted, architecture = extract(checkpoint, branch)
+        extracted, architecture = extract(checkpoint, branch, file_name=src.name, drop=drop)
+        target.check(architecture)
+        if extracted.dialect == to == "detectron2" and not extracted.prefix:
+            raise UserError("this file is in Detectron2's format already; use it as MODEL.WEIGHTS")
     except UserError as error:
         raise UserError(f"{src}: {error}") from error
     if expect_depth not in (None, architecture.depth):
@@ -68,86 +75,134 @@ def convert(
             f"give another checkpoint or set the depth to {architecture.depth}"
         )
 
-    if architecture.is_basic and architecture.width_factor != 1:
-        raise UserError(
-            f"{src} is a {architecture}, and Detectron2 builds ResNet-18 and 34 of the plain width "
-            "only; pretrain a wider ResNet-50"
-        )
+    # Detectron2 computes in float32. Contiguous, and no view that drags its whole storage into the
+    # file.
+    tensors = {name: _plain(extracted.tensors[name].detach()) for name in architecture.tensor_names}
+    provenance = _provenance(src, extracted, architecture, branch)
+    provenance["pretraining"] = _pretraining(checkpoint)
+    try:
+        figures = prove(Detectron2().content(tensors, {}), tensors, architecture)
+    except UserError as error:
+        raise UserError(f"{src}: {error}") from error
+    provenance["parity"] = {**figures, "tolerance": TOLERANCE}
+    with contextlib.ExitStack() as stack:
+        # Opened before the weights are written: a report that cannot be written leaves no weights
+        # behind either.
+        beside = [
+            (stack.enter_context(atomic_write(path)), text)
+            for path, text in (
+                (report, json.dumps(provenance, indent=2, sort_keys=True) + "\n"),
+                (emit_config, _overlay(provenance, dst)),
+            )
+            if path is not None
+        ]
+        save_checkpoint(dst, target.content(tensors, provenance))
+        for file, text in beside:
+            file.write_text(text)
+    return json.loads(json.dumps(provenance))
 
-    # Detectron2 computes in float32. A contiguous copy, so that a view does not drag its whole
-    # storage into the file.
-    tensors = {
-        name: tensor.detach().float().clone(memory_format=torch.contiguous_format)
-        for name, tensor in extracted.tensors.items()
-    }
-    provenance = {
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.float().contiguous()
+    whole = tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if whole else tensor.clone()
+
+
+def _provenance(
+    src: Path, extracted: Extracted, architecture: Architecture, branch: str
+) -> dict[str, Any]:
+    pixels = extracted.traits.input
+    return {
         "source": src.name,
         "source_sha256": sha256(src),
         "family": extracted.family,
         "branch": branch,
+        "container": extracted.container,
         "prefix": extracted.prefix,
+        "dialect": extracted.dialect,
         "depth": architecture.depth,
         "width_per_group": architecture.width_per_group,
         "groups": architecture.groups,
         "width_factor": architecture.width_factor,
-        "tensors_expected": len(expected_tensors(architecture)),
-        "tensors_found": len(tensors),
+        "tensors_expected": architecture.tensor_count,
+        "tensors_found": len(extracted.tensors),
         "dropped_keys": extracted.dropped,
-        "preprocessing": PREPROCESSING,
-        "stride_in_1x1": False,
-        "torch_version": torch.__version__,
+        "preprocessing": {
+            "format": pixels.format,
+            "pixel_mean": list(pixels.pixel_mean),
+            "pixel_std": list(pixels.pixel_std),
+        },
+        "stride_in_1x1": architecture.stride_in_1x1,
+        "caveats": list(extracted.traits.caveats),
+        "torch_version": str(torch.__version__),
         "moco_d2_version": moco_d2.__version__,
-        "pretraining": _pretraining(checkpoint),
     }
-    with contextlib.ExitStack() as stack:
-        # Opened before the weights are written: a report that cannot be written leaves no weights
-        # behind either.
-        report_file = stack.enter_context(atomic_write(report)) if report is not None else None
-        result = save_detectron2(
-            dst,
-            {to_detectron2(name): tensor for name, tensor in tensors.items()},
-            provenance,
-            verify=lambda file: {
-                "parity": {**prove(file, tensors, architecture), "tolerance": TOLERANCE}
-            },
-        )
-        if report_file is not None:
-            report_file.write_text(json.dumps(result, indent=2, sort_keys=True) + "\n")
-    return result
 
 
-def summary(report: dict[str, Any], dst: str | Path) -> str:
-    """A report in a few lines, with the keys to set in Detectron2's config."""
+def settings_for(report: dict[str, Any]) -> dict[str, Any]:
+    """The keys of Detectron2's config that the weights of a report need."""
+    pixels = report["preprocessing"]
     architecture = Architecture(
-        report["depth"], report["width_per_group"], report["groups"], report["width_factor"]
+        report["depth"],
+        report["width_per_group"],
+        report["groups"],
+        report["width_factor"],
+        report["stride_in_1x1"],
+    )
+    return detectron2_settings(
+        architecture, Input(pixels["format"], pixels["pixel_mean"], pixels["pixel_std"])
+    )
+
+
+def _overlay(report: dict[str, Any], weights: Path) -> str:
+    nested: dict[str, Any] = {}
+    for key, value in {"MODEL.WEIGHTS": str(weights), **settings_for(report)}.items():
+        *path, last = key.split(".")
+        node = nested
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = value
+    return f"# What {weights.name} needs.\n" + yaml.safe_dump(nested, default_flow_style=None)
+
+
+def summary(report: dict[str, Any], dst: str | Path, to: str = "detectron2") -> str:
+    """A report in a few lines, with how to use the file."""
+    architecture = Architecture(
+        report["depth"],
+        report["width_per_group"],
+        report["groups"],
+        report["width_factor"],
+        report["stride_in_1x1"],
     )
     dropped = ", ".join(f"{count} {group}" for group, count in report["dropped_keys"].items())
-    settings = [f"  {key} {value}" for key, value in detectron2_settings(architecture).items()]
+    settings = [f"  {key} {value}" for key, value in settings_for(report).items()]
+    usage = TARGETS[to].usage.format(file=dst, depth=architecture.depth)
+    place = f" in {report['container']!r}" if report["container"] else ""
     return "\n".join(
         [
             f"{report['source']}: {architecture}, family {report['family']!r}, "
-            f"prefix {report['prefix']!r}",
+            f"prefix {report['prefix']!r}{place}, names of {report['dialect']}",
             f"tensors: {report['tensors_found']} of {report['tensors_expected']}",
             f"dropped: {dropped or 'nothing'}",
+            *(f"caveat: {caveat}" for caveat in report["caveats"]),
             "proof: the features of both networks differ by at most "
             f"{report['parity']['max']:.1e} (relative)",
             f"written: {dst}",
+            f"use: {usage}",
             "Detectron2 settings for these weights:",
-            f"  MODEL.WEIGHTS {dst}",
             *settings,
         ]
     )
 
 
-def _check_paths(src: Path, dst: Path, report: Path | None) -> None:
-    check_destination(dst)
-    if report is not None and report.is_dir():
-        raise UserError(
-            f"{report} is a folder; name the report file, e.g. {report / 'report.json'}"
-        )
-    paths = [path.resolve() for path in (src, dst, report) if path is not None]
+def _check_paths(src: Path, dst: Path, *others: str | Path | None) -> None:
+    beside = [Path(path) for path in others if path is not None]
+    for path in beside:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; name the file, e.g. {path / 'report.json'}")
+    paths = [path.resolve() for path in (src, dst, *beside)]
     if len(set(paths)) < len(paths):
-        raise UserError("source, destination and report are not three different files; rename one")
+        raise UserError("source, destination and report are not different files; rename one")
 
 
 def _pretraining(checkpoint: dict[Any, Any]) -> dict[str, Any]:

@@ -1,21 +1,21 @@
 """Reading a checkpoint without running its code; writing weights whole or not at all."""
 
 import json
+import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from moco_d2.checkpoint.unpickling import STAND_INS, as_tensors, load_arrays
+from moco_d2.checkpoint.unpickling import NUMBERS, STAND_INS, as_tensors, load_arrays
 from moco_d2.errors import UserError, closest
 from moco_d2.files import atomic_write
-
-AUTHOR = "moco_d2"
 
 # What torch's restricted unpickler says of a class or function it will not import ("GLOBAL
 # posix.system was not an allowed global by default", "unsupported GLOBAL os.system whose module os
@@ -61,7 +61,7 @@ def load_checkpoint(path: str | Path) -> dict[Any, Any]:
 
 def _read(path: Path) -> Any:
     if path.suffix == ".safetensors":
-        return load_file(path)
+        return _read_safetensors(path)
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as content:
             arrays = dict(content)
@@ -70,12 +70,21 @@ def _read(path: Path) -> Any:
             raise ValueError("a member is no array")
         return as_tensors(arrays)
     try:
-        with torch.serialization.safe_globals(STAND_INS):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([*STAND_INS, *NUMBERS]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_torch_zip(path))
     except Exception:
         if path.suffix != ".pkl":
             raise
         return load_arrays(path)
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        provenance = (file.metadata() or {}).get("provenance")
+    if provenance is not None and "provenance" not in content:
+        content["provenance"] = json.loads(provenance)
+    return content
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
@@ -101,92 +110,96 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     return f"{path} is not a file that torch.save wrote; give the original checkpoint"
 
 
+def _is_torch_zip(path: Path) -> bool:
+    with path.open("rb") as f:
+        return f.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
+
+
 def _is_text(head: bytes) -> bool:
     # The last bytes may be half a character: three is the most UTF-8 can leave behind.
     text = head.decode("utf-8", errors="ignore")
     return len(head) - len(text.encode()) <= 3 and all(c.isprintable() or c.isspace() for c in text)
 
 
-def check_destination(path: str | Path) -> None:
-    """Refuse a destination that `save_detectron2` cannot write, before any work is done.
-
-    Raises:
-        UserError: the name does not end in ``.pth``, or it is a folder.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; name the file to write, e.g. {path / 'moco_R50.pth'}")
-    if path.suffix != ".pth":
-        raise UserError(
-            f"cannot write {path}: Detectron2 weights end in .pth here; "
-            f"name it {path.with_suffix('.pth')}"
-        )
-
-
-def save_detectron2(
-    path: str | Path,
-    tensors: Mapping[str, Tensor],
-    provenance: Mapping[str, Any],
-    verify: Callable[[Path], dict[str, Any]] | None = None,
-) -> dict[str, Any]:
-    """Write weights that every Detectron2 loads through ``MODEL.WEIGHTS``, code-free.
+def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write weights that load without running code: whole and verified, or not at all.
 
     Args:
-        path: the ``.pth`` file; it appears whole and verified, or not at all.
-        tensors: Detectron2 name -> tensor.
-        provenance: JSON types only. Detectron2 ignores it.
-        verify: is given the temporary file before it gets its name, raises to refuse it, and
-            returns what to add to the provenance.
-
-    Returns:
-        The provenance as written.
+        path: ``.pth`` (torch), ``.pkl`` (NumPy arrays, as Detectron2 reads them) or
+            ``.safetensors`` (the one dict of tensors; the rest as JSON in its metadata).
+        content: dicts of tensors, and JSON types.
 
     Raises:
-        UserError: the destination cannot be written, or `verify` refused.
+        UserError: the destination cannot be written, or does not read back as it was written.
     """
-    check_destination(path)
-    with atomic_write(path) as temporary:
-        provenance = _write(temporary, path, tensors, provenance)
-        if verify is not None:
-            found = verify(temporary)
-            # The file that stays is this one, with the figures: its tensors are those verified.
-            provenance = _write(temporary, path, tensors, {**provenance, **found})
-        _check_written(temporary, path, tensors)
-    return provenance
-
-
-def _write(
-    file: Path, path: str | Path, tensors: Mapping[str, Tensor], provenance: Mapping[str, Any]
-) -> dict[str, Any]:
+    path = Path(path)
     # Through JSON: a subclass of str (torch.__version__ is one) or a NumPy number would make the
     # file unreadable under weights_only=True.
-    plain = json.loads(json.dumps(provenance, allow_nan=False))
     content = {
-        "model": dict(tensors),
-        "__author__": AUTHOR,
-        # Lets Detectron2 find res5 in roi_heads (C4) and in backbone.bottom_up (FPN).
-        "matching_heuristics": True,
-        "provenance": plain,
+        key: value if _is_tensors(value) else json.loads(json.dumps(value, allow_nan=False))
+        for key, value in content.items()
     }
-    try:
-        # Given a path, torch names the folder inside the zip after it; the temporary name is
-        # random, and the same conversion must give the same bytes.
-        with file.open("wb") as f:
-            torch.save(content, f)
-    except (
-        OSError,
-        RuntimeError,
-    ) as error:  # torch's zip writer raises RuntimeError on a full disk
-        reason = str(error).splitlines()[0]
-        raise UserError(f"cannot write {path}: {reason}; check the free space there") from error
-    return plain
+    with atomic_write(path) as temporary:
+        try:
+            _WRITERS[path.suffix](temporary, content)
+        # torch's zip writer raises RuntimeError on a full disk, safetensors its own error.
+        except (OSError, RuntimeError, SafetensorError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"cannot write {path}: {reason}; check the free space there") from error
+        _check_written(temporary, path, content)
 
 
-def _check_written(file: Path, path: str | Path, tensors: Mapping[str, Tensor]) -> None:
-    written = load_checkpoint(file)["model"]
-    if written.keys() != tensors.keys() or not all(
-        torch.equal(written[name], tensor) for name, tensor in tensors.items()
-    ):
-        raise UserError(
-            f"what was written for {path} reads back differently; check the disk and try again"
-        )
+def _is_tensors(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(v, Tensor) for v in value.values())
+
+
+def _write_torch(file: Path, content: Mapping[str, Any]) -> None:
+    # Given a path, torch names the folder inside the zip after it; the temporary name is random,
+    # and the same conversion must give the same bytes.
+    with file.open("wb") as f:
+        torch.save(dict(content), f)
+
+
+def _write_pickle(file: Path, content: Mapping[str, Any]) -> None:
+    arrays = {
+        key: {name: tensor.numpy() for name, tensor in value.items()}
+        if _is_tensors(value)
+        else value
+        for key, value in content.items()
+    }
+    with file.open("wb") as f:
+        pickle.dump(arrays, f, protocol=4)
+
+
+def _write_safetensors(file: Path, content: Mapping[str, Any]) -> None:
+    (tensors,) = (value for value in content.values() if _is_tensors(value))
+    rest = {key: value for key, value in content.items() if not _is_tensors(value)}
+    metadata = {key: json.dumps(value, sort_keys=True) for key, value in rest.items()}
+    save_file(dict(tensors), file, metadata={"format": "pt", **metadata})
+
+
+_WRITERS = {".pth": _write_torch, ".pkl": _write_pickle, ".safetensors": _write_safetensors}
+
+
+def _check_written(file: Path, path: Path, content: Mapping[str, Any]) -> None:
+    written = load_checkpoint(file)
+    for key, value in content.items():
+        if not _is_tensors(value):
+            continue
+        found = written if path.suffix == ".safetensors" else written.get(key, {})
+        for name, tensor in value.items():
+            if name not in found or not torch.equal(found[name], tensor):
+                raise UserError(
+                    f"what was written for {path} reads back differently ({name}); check the disk "
+                    "and try again"
+                )
+
+
+def read_provenance(path: str | Path) -> dict[str, Any] | None:
+    """The converter's report inside a file of weights; None where there is none.
+
+    Raises:
+        UserError: as `load_checkpoint`.
+    """
+    provenance = load_checkpoint(path).get("provenance")
+    return provenance if isinstance(provenance, dict) else None

@@ -4,36 +4,20 @@ Only weights and BatchNorm statistics are mapped. ``num_batches_tracked`` is not
 without it, and with FrozenBN it would be reported as unexpected.
 """
 
+import functools
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from moco_d2.resnet import BASIC_DEPTHS, STEM_WIDTH, build_resnet
+from moco_d2.checkpoint.dialects import DETECTRON2
+from moco_d2.checkpoint.families import IMAGENET, Input
+from moco_d2.resnet import BASIC_DEPTHS, BOTTLENECK_DEPTHS, STEM_WIDTH, build_resnet
 
-_STEM = {"conv1": "stem.conv1", "bn1": "stem.conv1.norm"}
-_STAGES = {"layer1": "res2", "layer2": "res3", "layer3": "res4", "layer4": "res5"}
-_IN_BLOCK = {
-    "conv1": "conv1",
-    "bn1": "conv1.norm",
-    "conv2": "conv2",
-    "bn2": "conv2.norm",
-    "conv3": "conv3",
-    "bn3": "conv3.norm",
-    "downsample.0": "shortcut",
-    "downsample.1": "shortcut.norm",
-}
-_TO_DETECTRON2 = (_STEM, _STAGES, _IN_BLOCK)
-_TO_TORCHVISION = tuple({new: old for old, new in table.items()} for table in _TO_DETECTRON2)
-
-# What torchvision networks are trained on: RGB in [0, 1], ImageNet's mean and standard deviation; x
-# 255 here.
-PREPROCESSING = {
-    "format": "RGB",
-    "pixel_mean": [123.675, 116.28, 103.53],
-    "pixel_std": [58.395, 57.12, 57.375],
-}
+_BLOCK_NAME = re.compile(r"layer([1-4])\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -45,16 +29,28 @@ class Architecture:
         width_per_group: width of a group in the first stage's 3x3 convolutions; Bottleneck only.
         groups: groups of the 3x3 convolutions; Bottleneck only.
         width_factor: of every number of channels; 2 and 4 are the paper's R50w2x and R50w4x.
+        stride_in_1x1: a bottleneck's stride is in its first convolution, as in MSRA's networks.
     """
 
     depth: int
     width_per_group: int = 64
     groups: int = 1
-    width_factor: int = 1
+    width_factor: float = 1
+    stride_in_1x1: bool = False
 
     @property
     def is_basic(self) -> bool:
         return self.depth in BASIC_DEPTHS
+
+    @property
+    def tensor_names(self) -> list[str]:
+        """Those to be converted, under torchvision's names, in torchvision's order."""
+        return list(expected_tensors(self))
+
+    @property
+    def tensor_count(self) -> int:
+        """How many tensors are to be converted."""
+        return len(expected_tensors(self))
 
     def __str__(self) -> str:
         name = f"ResNet-{self.depth}"
@@ -62,6 +58,8 @@ class Architecture:
             name += f" of {self.width_factor} times the width"
         if (self.groups, self.width_per_group) != (1, 64):
             name += f" with {self.groups} group(s) of width {self.width_per_group}"
+        if self.stride_in_1x1:
+            name += " with the stride in the 1x1 convolutions"
         return name
 
 
@@ -71,7 +69,7 @@ def to_detectron2(name: str) -> str:
     Raises:
         ValueError: `name` is not a tensor of a torchvision ResNet backbone.
     """
-    return _translate(name, _TO_DETECTRON2)
+    return _look_up(name, DETECTRON2.from_torchvision)
 
 
 def to_torchvision(name: str) -> str:
@@ -80,33 +78,58 @@ def to_torchvision(name: str) -> str:
     Raises:
         ValueError: `name` is not a tensor of a Detectron2 ResNet backbone.
     """
-    return _translate(name, _TO_TORCHVISION)
+    return _look_up(name, DETECTRON2.to_torchvision)
 
 
-def _translate(name: str, tables: tuple[dict[str, str], ...]) -> str:
-    stem, stages, in_block = tables
-    module, _, parameter = name.rpartition(".")
-    if module in stem:
-        return f"{stem[module]}.{parameter}"
-    stage, _, rest = module.partition(".")
-    index, _, inner = rest.partition(".")
-    if stage in stages and index.isdecimal() and inner in in_block:
-        return f"{stages[stage]}.{index}.{in_block[inner]}.{parameter}"
-    raise ValueError(f"{name!r} is not a tensor of a ResNet backbone")
+def _look_up(name: str, names: dict[str, str]) -> str:
+    try:
+        return names[name]
+    except KeyError:
+        raise ValueError(f"{name!r} is not a tensor of a ResNet backbone") from None
+
+
+def infer_architecture(tensors: Mapping[str, Tensor], stride_in_1x1: bool = False) -> Architecture:
+    """The torchvision ResNet that these names and shapes come closest to."""
+    blocks = [0, 0, 0, 0]
+    for name in tensors:
+        if match := _BLOCK_NAME.match(name):
+            stage = int(match[1]) - 1
+            blocks[stage] = max(blocks[stage], int(match[2]) + 1)
+    bottleneck = any(_BLOCK_NAME.match(name) and ".conv3." in name for name in tensors)
+    depths = BOTTLENECK_DEPTHS if bottleneck else BASIC_DEPTHS
+    depth = min(
+        depths, key=lambda d: sum(abs(a - b) for a, b in zip(blocks, depths[d], strict=True))
+    )
+    stem = tensors.get("conv1.weight")
+    factor = 1 if stem is None or not stem.ndim else (stem.shape[0] or STEM_WIDTH) / STEM_WIDTH
+    if factor == int(factor):
+        factor = int(factor)
+    conv = tensors.get("layer1.0.conv2.weight")
+    if not bottleneck or conv is None or conv.ndim != 4 or 0 in conv.shape:
+        return Architecture(depth, width_factor=factor, stride_in_1x1=stride_in_1x1)
+    # A 3x3 convolution of G groups has shape [width, width / G, 3, 3].
+    width, width_per_group = conv.shape[:2]
+    groups = width // width_per_group if width % width_per_group == 0 else 1
+    return Architecture(depth, max(int(width_per_group / factor), 1), groups, factor, stride_in_1x1)
 
 
 def build_torchvision(architecture: Architecture) -> nn.Module:
     """torchvision's network with random weights, on torch's current default device."""
-    return build_resnet(
+    network = build_resnet(
         architecture.depth,
         num_classes=1,  # fc is no part of the backbone
         groups=architecture.groups,
         width_per_group=architecture.width_per_group,
         width_factor=architecture.width_factor,
     )
+    if architecture.stride_in_1x1 and not architecture.is_basic:
+        for stage in (network.layer2, network.layer3, network.layer4):
+            stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
+    return network
 
 
-def expected_tensors(architecture: Architecture) -> dict[str, torch.Size]:
+@functools.lru_cache(maxsize=32)
+def expected_tensors(architecture: Architecture) -> Mapping[str, torch.Size]:
     """Torchvision name -> shape of every backbone tensor to convert (ResNet-50: 265)."""
     with torch.device("meta"):
         network = build_torchvision(architecture)
@@ -117,18 +140,18 @@ def expected_tensors(architecture: Architecture) -> dict[str, torch.Size]:
     }
 
 
-def detectron2_settings(architecture: Architecture) -> dict[str, Any]:
+def detectron2_settings(architecture: Architecture, pixels: Input = IMAGENET) -> dict[str, Any]:
     """The keys of Detectron2's config that these weights need."""
     factor = architecture.width_factor
     return {
-        "INPUT.FORMAT": PREPROCESSING["format"],
-        "MODEL.PIXEL_MEAN": PREPROCESSING["pixel_mean"],
-        "MODEL.PIXEL_STD": PREPROCESSING["pixel_std"],
+        "INPUT.FORMAT": pixels.format,
+        "MODEL.PIXEL_MEAN": list(pixels.pixel_mean),
+        "MODEL.PIXEL_STD": list(pixels.pixel_std),
         "MODEL.RESNETS.DEPTH": architecture.depth,
         "MODEL.RESNETS.NUM_GROUPS": architecture.groups,
-        "MODEL.RESNETS.WIDTH_PER_GROUP": architecture.width_per_group * factor,
-        "MODEL.RESNETS.STEM_OUT_CHANNELS": STEM_WIDTH * factor,
-        "MODEL.RESNETS.RES2_OUT_CHANNELS": (64 if architecture.is_basic else 256) * factor,
+        "MODEL.RESNETS.WIDTH_PER_GROUP": int(architecture.width_per_group * factor),
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": int(STEM_WIDTH * factor),
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": int((64 if architecture.is_basic else 256) * factor),
         # torchvision strides in the 3x3 convolution, the MSRA networks in the 1x1.
-        "MODEL.RESNETS.STRIDE_IN_1X1": False,
+        "MODEL.RESNETS.STRIDE_IN_1X1": architecture.stride_in_1x1,
     }

@@ -1,7 +1,7 @@
 """Proof of a conversion: torchvision and Detectron2 compute the same features."""
 
 from collections.abc import Mapping
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +25,13 @@ _STAGES = ("res2", "res3", "res4", "res5")
 
 
 def prove(
-    weights: str | Path, reference: Mapping[str, Tensor], architecture: Architecture
+    content: Mapping[str, Any], reference: Mapping[str, Tensor], architecture: Architecture
 ) -> dict[str, float]:
     """Load Detectron2 weights the way Detectron2 does, and compare with torchvision's network.
 
     Args:
-        weights: the ``.pth`` file.
-        reference: torchvision name -> tensor, as they were in the source checkpoint.
+        content: of the file of weights.
+        reference: torchvision name -> tensor, as they were in the source checkpoint, in float32.
         architecture: what the network is.
 
     Returns:
@@ -43,7 +43,7 @@ def prove(
     """
     # Detectron2's initialisation is overwritten; the caller's random numbers stay as they were.
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
-        backbone = _detectron2_backbone(weights, architecture)
+        backbone = _detectron2_backbone(content, architecture)
         _check_arrival(backbone, reference, architecture)
         with torch.device("meta"):  # no values: what the reference lacks (fc) cannot be used
             network = build_torchvision(architecture).eval()
@@ -58,7 +58,7 @@ def prove(
     return {**differences, "max": max(differences.values())}
 
 
-def _detectron2_backbone(weights: str | Path, architecture: Architecture) -> nn.Module:
+def _detectron2_backbone(content: Mapping[str, Any], architecture: Architecture) -> nn.Module:
     from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.config import get_cfg
     from detectron2.layers import ShapeSpec
@@ -72,8 +72,13 @@ def _detectron2_backbone(weights: str | Path, architecture: Architecture) -> nn.
     }
     cfg = get_cfg()
     cfg.merge_from_list([item for pair in settings.items() for item in pair])
-    backbone = build_resnet_backbone(cfg, ShapeSpec(channels=3)).eval()
-    DetectionCheckpointer(backbone).load(str(weights))
+    with torch.device("meta"):  # no time for initial values; what does not arrive has none
+        backbone = build_resnet_backbone(cfg, ShapeSpec(channels=3)).eval()
+    backbone.to_empty(device="cpu")
+    for tensor in backbone.state_dict().values():
+        tensor.fill_(float("nan") if tensor.is_floating_point() else 0)
+    # What its load() does with the content of a file.
+    DetectionCheckpointer(backbone)._load_model(dict(content))
     return backbone
 
 

@@ -1,28 +1,32 @@
-"""Whose checkpoint is it, and is all of it there? One small recogniser class per family.
+"""Finds the backbone in a checkpoint, whole and sound, by its structure.
 
-A family says where its backbone is and which other tensors it is known to carry. Nothing is ever
-ignored quietly: a tensor is a backbone tensor, a declared companion, or the reason for a refusal.
+Every tensor's name is read in every dialect; tensors with the same words before their names are
+one candidate; only a candidate with every tensor of a ResNet, by name and shape, is taken. Whose
+file it is decides the rest (`families`). Nothing is ever ignored quietly: a tensor is part of the
+backbone, a declared companion, or the reason for a refusal.
 """
 
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from moco_d2.checkpoint.mapping import Architecture, expected_tensors
+from moco_d2.checkpoint.diagnosis import incomplete, unrecognised
+from moco_d2.checkpoint.dialects import DIALECTS, Dialect
+from moco_d2.checkpoint.families import FAMILIES, Family, Traits, without_wrappers
+from moco_d2.checkpoint.mapping import Architecture, expected_tensors, infer_architecture
 from moco_d2.errors import UserError
-from moco_d2.resnet import BASIC_DEPTHS, BOTTLENECK_DEPTHS, STEM_WIDTH
 
-_BACKBONE_NAME = re.compile(r"(conv1|bn1|layer[1-4])\.")
-_BLOCK_NAME = re.compile(r"layer([1-4])\.(\d+)\.")
-_WRAPPERS = ("module.", "")  # DistributedDataParallel prepends the first
-# Dicts inside dicts: deeper than any checkpoint, and an end for one that contains itself.
-_NESTING = 4
+BRANCHES = ("query", "key")
+# Dicts inside dicts: deeper than any checkpoint.
+_NESTING = 8
+# FSDP and activation checkpointing wrap modules inside the backbone.
+_INNER_WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+_TRACKER = ".num_batches_tracked"
 
 
 @dataclass(frozen=True)
@@ -31,232 +35,302 @@ class Extracted:
 
     Args:
         family: name of the checkpoint family.
-        prefix: what stood before the torchvision names.
-        tensors: torchvision name -> tensor, everything under the prefix that is not declared junk.
+        container: dotted path of the dict it is in; empty for the file's own.
+        prefix: what stood before the backbone's names.
+        dialect: which names.
+        tensors: torchvision name -> tensor, complete.
         dropped: group of known companions -> how many tensors of it there were.
-        leftover: names in the checkpoint that the family does not account for.
+        traits: input and caveats.
     """
 
     family: str
+    container: str
     prefix: str
+    dialect: str
     tensors: dict[str, Tensor]
     dropped: dict[str, int]
-    leftover: list[str]
+    traits: Traits
 
 
-class Family:
-    """Torchvision names behind a prefix, in ``checkpoint["state_dict"]`` or at the top level."""
+@dataclass
+class _Candidate:
+    """Tensors of a ResNet with the same words before their names."""
 
-    name: ClassVar[str]
-    # What stands before the torchvision names, inside a DistributedDataParallel or without one.
-    backbone: str
-    # Patterns (fnmatch) of the known companions, likewise.
-    junk: tuple[str, ...]
+    container: str
+    prefix: str
+    dialect: Dialect
+    names: dict[str, str] = field(default_factory=dict)  # torchvision name -> name in the file
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    trackers: int = 0
+    family: Family = FAMILIES[-1]
+    role: str = "query"
 
-    def prefixes(self) -> list[str]:
-        """The prefixes this family accepts."""
-        return [wrapper + self.backbone for wrapper in _WRAPPERS]
-
-    def recognise(self, checkpoint: Mapping[Any, Any]) -> Extracted | None:
-        """The backbone and what was beside it, or None if this is not the family."""
-        nested = checkpoint.get("state_dict")
-        state = nested if isinstance(nested, dict) else checkpoint
-        for wrapper in _WRAPPERS:
-            prefix = wrapper + self.backbone
-            if any(_BACKBONE_NAME.match(_without(prefix, key)) for key in state):
-                return self._sort(state, wrapper, prefix)
-        return None
-
-    def _sort(self, state: Mapping[Any, Any], wrapper: str, prefix: str) -> Extracted:
-        tensors: dict[str, Tensor] = {}
-        dropped: Counter[str] = Counter()
-        leftover: list[str] = []
-        for key, value in state.items():
-            name = _without(prefix, key)
-            junk = next(
-                (wrapper + p for p in self.junk if fnmatchcase(str(key), wrapper + p)), None
-            )
-            if junk is not None:
-                dropped[junk] += 1
-            elif not name or not isinstance(value, Tensor):
-                leftover.append(str(key))
-            elif name.endswith(".num_batches_tracked"):
-                dropped["*.num_batches_tracked"] += 1
+    def read(self, state: Mapping[str, Tensor]) -> None:
+        for name, key in self.names.items():
+            if name.endswith(_TRACKER):
+                self.trackers += 1
             else:
-                tensors[name] = value
-        return Extracted(self.name, prefix, tensors, dict(dropped), leftover)
+                self.tensors[name] = self.dialect.as_torchvision(name, state[key])
+        self.tensors.update(self.dialect.absent(self.tensors))
 
 
-class OfficialMoCo(Family):
-    """The authors' main_moco.py (v1 and v2), PCL, and our own pretraining, memory bank included."""
-
-    name = "moco"
-
-    def __init__(self, branch: str = "query"):
-        """
-        Args:
-            branch: whose weights are wanted, ``query`` or ``key``.
-        """
-        own, other = f"encoder_{branch[0]}", "encoder_k" if branch == "query" else "encoder_q"
-        self.backbone = f"{own}."
-        self.junk = (f"{other}.*", "queue", "queue_ptr", "bank", f"{own}.fc.*")
-
-
-class Torchvision(Family):
-    """torchvision's own files, PyTorch's ImageNet example, and our own supervised pretraining."""
-
-    name = "torchvision"
-    backbone = ""
-    junk = ("fc.*",)
-
-
-FAMILIES: tuple[Family, ...] = (OfficialMoCo(), Torchvision())
-BRANCHES = {"query": FAMILIES, "key": (OfficialMoCo("key"),)}
-
-
-def extract(checkpoint: Mapping[Any, Any], branch: str = "query") -> tuple[Extracted, Architecture]:
+def extract(
+    checkpoint: Mapping[Any, Any],
+    branch: str = "query",
+    *,
+    file_name: str = "",
+    drop: Iterable[str] = (),
+) -> tuple[Extracted, Architecture]:
     """The backbone in a checkpoint, complete and sound, and what it is.
 
     Args:
-        branch: a key of BRANCHES: which of a contrastive checkpoint's two encoders.
+        branch: ``query``, the network that gradients train (online, student), or ``key``, its
+            moving average (momentum, target, teacher).
+        file_name: of the checkpoint; some families can be told by it only.
+        drop: patterns of tensors to leave behind besides the family's known companions.
 
     Raises:
-        UserError: no family recognises the checkpoint, it is converted already, a tensor is
-            missing, misshapen or unaccounted for, or a value is not a finite number.
+        UserError: there is no complete ResNet, or not on that branch, or two different ones; a
+            tensor is missing, misshapen or unaccounted for; or a value is not a finite number.
     """
-    if any(name.endswith("stem.conv1.weight") for _, name, _ in _walk(checkpoint)):
-        raise UserError("this file is in Detectron2's format already; use it as MODEL.WEIGHTS")
-    for family in BRANCHES[branch]:
-        extracted = family.recognise(checkpoint)
-        if extracted is not None:
-            architecture = infer_architecture(extracted.tensors)
-            _check_complete(extracted, architecture)
-            _check_values(extracted)
-            return extracted, architecture
-    if branch == "key":
-        raise UserError("the checkpoint has no key encoder; leave out --branch key")
-    raise UserError(_unrecognised(checkpoint))
-
-
-def infer_architecture(tensors: Mapping[str, Tensor]) -> Architecture:
-    """The torchvision ResNet that these names and shapes come closest to."""
-    blocks = [0, 0, 0, 0]
-    for name in tensors:
-        if match := _BLOCK_NAME.match(name):
-            stage = int(match[1]) - 1
-            blocks[stage] = max(blocks[stage], int(match[2]) + 1)
-    bottleneck = any(_BLOCK_NAME.match(name) and ".conv3." in name for name in tensors)
-    depths = BOTTLENECK_DEPTHS if bottleneck else BASIC_DEPTHS
-    depth = min(
-        depths, key=lambda d: sum(abs(a - b) for a, b in zip(blocks, depths[d], strict=True))
+    states = _states(checkpoint)
+    candidates = [c for name, state in states.items() for c in _candidates(name, state)]
+    if not candidates:
+        raise UserError(unrecognised(states))
+    for candidate in candidates:
+        candidate.read(states[candidate.container])
+        _assign(candidate, checkpoint, states[candidate.container], file_name)
+    chosen = _choose(candidates, branch)
+    traits = chosen.family.traits_of(checkpoint, file_name)
+    architecture = infer_architecture(chosen.tensors, traits.stride_in_1x1)
+    dropped, leftover = _account(chosen, candidates, states, tuple(drop))
+    _check_complete(chosen, architecture, states[chosen.container], leftover)
+    _check_values(chosen)
+    if chosen.role == "key" and branch == "query":
+        caveat = f"the only network in it is a moving average by its name ({chosen.prefix})"
+        traits = Traits(traits.input, traits.stride_in_1x1, (*traits.caveats, caveat))
+    return (
+        Extracted(
+            chosen.family.name,
+            chosen.container,
+            chosen.prefix,
+            chosen.dialect.name,
+            chosen.tensors,
+            dropped,
+            traits,
+        ),
+        architecture,
     )
-    stem = tensors.get("conv1.weight")
-    factor = 1 if stem is None or stem.ndim != 4 else max(stem.shape[0] // STEM_WIDTH, 1)
-    conv = tensors.get("layer1.0.conv2.weight")
-    if not bottleneck or conv is None or conv.ndim != 4 or 0 in conv.shape:
-        return Architecture(depth, width_factor=factor)
-    # A 3x3 convolution of G groups has shape [width, width / G, 3, 3].
-    width, width_per_group = conv.shape[:2]
-    groups = max(width // width_per_group, 1)
-    return Architecture(depth, max(width_per_group // factor, 1), groups, factor)
 
 
-def _check_complete(extracted: Extracted, architecture: Architecture) -> None:
+def _states(checkpoint: Mapping[Any, Any]) -> dict[str, dict[str, Tensor]]:
+    """Dotted path of a dict -> the tensors in it by name.
+
+    Keys with slashes are parts of a name, as in haiku's dicts, whose parameters and statistics
+    belong together.
+    """
+    states: dict[str, dict[str, Tensor]] = {}
+    visited: set[int] = set()
+
+    def walk(node: Mapping[Any, Any], container: str, name: str, depth: int) -> None:
+        if id(node) in visited or depth > _NESTING:
+            return
+        visited.add(id(node))
+        for key, value in node.items():
+            # An optimizer's keys are numbers, of which none names a tensor of a network.
+            if not isinstance(key, str):
+                if isinstance(value, Tensor) and not depth:
+                    states.setdefault(container, {})[str(key)] = value
+            elif isinstance(value, Tensor):
+                full = f"{name}/{key}" if name else key
+                for wrapper in _INNER_WRAPPERS:
+                    full = full.replace(wrapper, "")
+                states.setdefault(container, {})[full] = value
+            elif isinstance(value, dict):
+                if name or "/" in key:
+                    merged = container.removesuffix("_params").removesuffix("_state")
+                    walk(value, merged, f"{name}/{key}" if name else key, depth + 1)
+                else:
+                    walk(value, f"{container}.{key}" if container else key, "", depth + 1)
+
+    walk(checkpoint, "", "", 0)
+    for state in states.values():
+        _join_c4(state)
+    return states
+
+
+def _join_c4(state: dict[str, Tensor]) -> None:
+    """A C4 detector of Detectron2 has its res5 in the head."""
+    if "backbone.res2.0.conv1.weight" in state:
+        for name in [name for name in state if name.startswith("roi_heads.res5.")]:
+            if not name.startswith("roi_heads.res5.norm."):
+                state["backbone." + name.removeprefix("roi_heads.")] = state.pop(name)
+
+
+def _candidates(container: str, state: Mapping[str, Tensor]) -> list[_Candidate]:
+    found: dict[tuple[str, str], _Candidate] = {}
+    for key in state:
+        for dialect in DIALECTS:
+            if parts := dialect.split(key):
+                prefix, name = parts
+                candidate = found.setdefault(
+                    (dialect.name, prefix), _Candidate(container, prefix, dialect)
+                )
+                candidate.names[name] = key
+    return [
+        candidate
+        for candidate in found.values()
+        if any(name.startswith("layer") for name in candidate.names)
+    ]
+
+
+def _assign(
+    candidate: _Candidate,
+    checkpoint: Mapping[Any, Any],
+    state: Mapping[str, Tensor],
+    file_name: str,
+) -> None:
+    names = [without_wrappers(name) for name in state]
+    for family in FAMILIES:
+        role = family.role(candidate.container, candidate.prefix)
+        fits = role is not None and candidate.dialect in family.dialects
+        if fits and family.owns(checkpoint, names, file_name):
+            candidate.family, candidate.role = family, role
+            return
+
+
+def _choose(candidates: list[_Candidate], branch: str) -> _Candidate:
+    of_branch = [c for c in candidates if c.role == branch]
+    if branch == "key" and not of_branch:
+        raise UserError("the checkpoint has no key encoder; leave out --branch key")
+    # A lone moving average is what there is to take; one beside a damaged query network is not.
+    of_branch = of_branch or candidates
+    complete = [c for c in of_branch if _is_complete(c)]
+    if not complete:
+        return max(of_branch, key=lambda c: len(c.tensors))
+    first = min(complete, key=_preference)
+    for other in complete:
+        if other is not first and not _same(first, other):
+            raise UserError(
+                f"it holds two different networks, under {_place(first)!r} and {_place(other)!r}; "
+                "save the wanted one alone: torch.save({'state_dict': model.state_dict()}, file)"
+            )
+    return first
+
+
+def _is_complete(candidate: _Candidate) -> bool:
+    expected = expected_tensors(infer_architecture(candidate.tensors))
+    return {n: t.shape for n, t in candidate.tensors.items()} == expected
+
+
+def _preference(candidate: _Candidate) -> tuple[int, int]:
+    place = f"{candidate.container}:{without_wrappers(candidate.prefix)}"
+    places = (*candidate.family.query, *candidate.family.key)
+    return (
+        places.index(place) if place in places else len(places),
+        len(candidate.prefix),
+    )
+
+
+def _same(a: _Candidate, b: _Candidate) -> bool:
+    return a.tensors.keys() == b.tensors.keys() and all(
+        a.tensors[name].shape == b.tensors[name].shape
+        and torch.equal(a.tensors[name], b.tensors[name])
+        for name in a.tensors
+    )
+
+
+def _place(candidate: _Candidate) -> str:
+    return f"{candidate.container}:{candidate.prefix}"
+
+
+def _account(
+    chosen: _Candidate,
+    candidates: list[_Candidate],
+    states: Mapping[str, Mapping[str, Tensor]],
+    drop: tuple[str, ...],
+) -> tuple[dict[str, int], list[str]]:
+    """Known companions by group, and the names that nobody declared."""
+    family, prefix = chosen.family, without_wrappers(chosen.prefix)
+    groups = {
+        key: f"{other.prefix}*"
+        for other in candidates
+        if other.container == chosen.container and other is not chosen and _is_complete(other)
+        for key in other.names.values()
+    }
+    groups |= dict.fromkeys(chosen.names.values())
+    heads = (other.prefix for other in candidates if other.container == chosen.container)
+    patterns = (
+        *(without_wrappers(p) + head for p in (prefix, *heads) for head in family.heads),
+        *family.companions,
+        *drop,
+    )
+    dropped: Counter[str] = Counter()
+    leftover = []
+    for key in states[chosen.container]:
+        if key in groups:
+            group = groups[key]
+        else:
+            name = without_wrappers(key)
+            group = next((p for p in patterns if fnmatchcase(name, p)), None)
+            if group is None:
+                leftover.append(key)
+        if group is not None:
+            dropped[group] += 1
+    for container, state in states.items():
+        if container != chosen.container:
+            dropped[f"{container or 'top level'}: all"] += len(state)
+    if chosen.trackers:
+        dropped[f"*{_TRACKER}"] = chosen.trackers
+    return dict(dropped), leftover
+
+
+def _check_complete(
+    chosen: _Candidate,
+    architecture: Architecture,
+    state: Mapping[str, Tensor],
+    leftover: list[str],
+) -> None:
     """Every expected tensor by name and shape, and nothing else."""
     expected = expected_tensors(architecture)
-    prefix, tensors = extracted.prefix, extracted.tensors
-    missing = [prefix + name for name in expected if name not in tensors]
+    tensors = chosen.tensors
+    theirs = {name: chosen.names.get(name, chosen.prefix + name) for name in expected | tensors}
+    missing = [theirs[name] for name in expected if name not in tensors]
     misshapen = [
-        f"{prefix + name} {list(tensors[name].shape)} instead of {list(shape)}"
+        f"{theirs[name]} {list(tensors[name].shape)} instead of {list(shape)}"
         for name, shape in expected.items()
         if name in tensors and tensors[name].shape != shape
     ]
-    leftover = [prefix + name for name in tensors if name not in expected] + extracted.leftover
-    if not (missing or misshapen or leftover):
-        return
-    found = len(expected) - len(missing) - len(misshapen)
-    problems = [
-        f"{len(group)} {what} ({_first(group)})"
-        for what, group in (
-            ("missing", missing),
-            ("of another shape", misshapen),
-            ("unknown", leftover),
+    unknown = [theirs[name] for name in tensors if name not in expected] + leftover
+    if missing or misshapen or unknown:
+        raise UserError(
+            incomplete(
+                f"family {chosen.family.name!r} (prefix {chosen.prefix!r})",
+                architecture,
+                state,
+                stem=tensors.get("conv1.weight"),
+                missing=missing,
+                misshapen=misshapen,
+                unknown=unknown,
+            )
         )
-        if group
-    ]
-    if missing and all(name.endswith((".running_mean", ".running_var")) for name in missing):
-        advice = "save the network's state_dict(), which includes the BatchNorm statistics"
-    elif missing or misshapen:
-        advice = "give the complete, unmodified checkpoint of a torchvision ResNet"
-    else:
-        advice = "remove the unknown entries if they are no part of the backbone"
-    raise UserError(
-        f"read as family {extracted.family!r} (prefix {prefix!r}), {architecture}: "
-        f"{found} of {len(expected)} tensors found, {', '.join(problems)}; {advice}"
-    )
 
 
-def _check_values(extracted: Extracted) -> None:
-    for name, tensor in extracted.tensors.items():
-        key = extracted.prefix + name
+def _check_values(chosen: _Candidate) -> None:
+    for name, tensor in chosen.tensors.items():
+        key = chosen.names.get(name, name)
         dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
         if not dense or not tensor.is_floating_point():
             raise UserError(
                 f"{key} is not a dense floating-point tensor ({tensor.dtype}); "
                 "give the unquantised checkpoint"
             )
-        finite = torch.isfinite(tensor.float())
+        if tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise UserError(f"{key} repeats its values through its strides; give the original file")
+        finite = torch.isfinite(tensor)
         if not finite.all():
             bad = int((~finite).sum())
             raise UserError(
                 f"{key} holds {bad} NaN or infinite values: the pretraining diverged or the file "
                 "is damaged; give an earlier checkpoint"
             )
-
-
-def _unrecognised(checkpoint: Mapping[Any, Any]) -> str:
-    accepted = ", ".join(
-        f"{prefix!r} ({family.name})" for family in FAMILIES for prefix in family.prefixes()
-    )
-    stems = [
-        (container, name, list(tensor.shape))
-        for container, name, tensor in _walk(checkpoint)
-        if tensor.ndim == 4 and tuple(tensor.shape[1:]) == (3, 7, 7)
-    ]
-    if not stems:
-        count = sum(1 for _ in _walk(checkpoint))
-        return (
-            f"no ResNet backbone among its {count} tensors (no convolution [w, 3, 7, 7]); "
-            f"give a checkpoint with torchvision names behind one of the prefixes {accepted}"
-        )
-    seen = "; ".join(
-        (f"prefix {name.removesuffix('conv1.weight')!r}" if name.endswith("conv1.weight") else name)
-        + (f" of checkpoint[{container!r}]" if container else "")
-        for container, name, _ in stems[:3]
-    )
-    return (
-        f"a ResNet stem {stems[0][2]} is there under {seen}, where no known family has it; give "
-        f"a dict or checkpoint['state_dict'] with one of the accepted prefixes: {accepted}"
-    )
-
-
-def _walk(
-    node: Mapping[Any, Any], container: str = "", depth: int = _NESTING
-) -> Iterator[tuple[str, str, Tensor]]:
-    """(container, key, tensor) of nested dicts; not of an optimizer, whose keys are numbers."""
-    for key, value in node.items():
-        if not isinstance(key, str):
-            continue
-        if isinstance(value, Tensor):
-            yield container, key, value
-        elif isinstance(value, dict) and depth > 1:
-            yield from _walk(value, f"{container}.{key}" if container else key, depth - 1)
-
-
-def _without(prefix: str, key: Any) -> str:
-    """`key` after `prefix`; empty if it does not start with it."""
-    return key[len(prefix) :] if isinstance(key, str) and key.startswith(prefix) else ""
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

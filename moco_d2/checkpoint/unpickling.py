@@ -37,6 +37,12 @@ STAND_INS = [
         "pathlib._local.WindowsPath",
     )
 ]
+# NumPy's numbers, by the names of both its major versions.
+NUMBERS: list[Any] = [
+    *((multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    np.dtype,
+    *{type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?SU"},
+]
 
 # All that a pickle of NumPy arrays calls; NumPy 2 renamed `numpy.core`.
 _NUMPY_GLOBALS = {

@@ -148,11 +148,11 @@ def _file(row: int, title: str, name: str, **arguments: Any) -> Callable[[Any], 
 
 # What refusals have to say.
 VIT = r"(?i)\bViT\b|vision transformer"
-DEEP_STEM = r"(?i)deep stem"
+DEEP_STEM = r"(?i:deep stem)"
 RESNET_D = r"(?i)resnet(-?50)?-?d\b|average"
 SMALL_STEM = r"3x3"
 LAB = r"(?i)\bLab\b"
-SELECTIVE_KERNEL = r"(?i)selective.kernel"
+SELECTIVE_KERNEL = r"(?i:selective.kernel)"
 NO_STATISTICS = r"(?i)BatchNorm statistics|running_mean"
 
 

@@ -79,7 +79,8 @@ def table() -> str:
     for file in FILES:
         result = outcome(file)
         if result.report is None:
-            cells = ("-", f"refused: {_without_path(result.refusal)}", "-")
+            reason = result.refusal.replace(f"{_folder() / file.id}/", "")
+            cells = ("-", f"refused: {reason}", "-")
         else:
             family, prefix = result.report["family"], result.report["prefix"]
             cells = (
@@ -90,10 +91,6 @@ def table() -> str:
         title = f"{file.title} (`{file.name}`)"
         lines.append(f"| {file.row} | {title} | " + " | ".join(map(_cell, cells)) + " |")
     return "\n".join(lines) + "\n"
-
-
-def _without_path(sentence: str) -> str:
-    return sentence.replace(f"{_folder()}/", "")
 
 
 def _cell(text: str) -> str:

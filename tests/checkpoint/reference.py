@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+import moco_d2  # noqa: F401  before detectron2
+
+# isort: split
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec

@@ -7,16 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import moco_d2  # noqa: F401  before detectron2
-from moco_d2.checkpoint.convert import convert, summary
-from moco_d2.checkpoint.io import load_checkpoint
+from moco_d2.checkpoint.convert import convert, settings_for, summary
+from moco_d2.checkpoint.io import load_checkpoint, read_provenance
 from moco_d2.checkpoint.mapping import (
     Architecture,
+    build_torchvision,
     detectron2_settings,
     expected_tensors,
     to_detectron2,
 )
+from moco_d2.checkpoint.targets import TARGETS
 from moco_d2.errors import UserError
 from moco_d2.files import sha256
 from moco_d2.pretrain.encoder import build_encoder
@@ -60,7 +63,7 @@ def test_our_pretraining_checkpoint(small, official, save, tmp_path):
     assert report["source"] == "source.pth.tar" and report["source_sha256"] == sha256(src)
     assert (report["family"], report["prefix"]) == ("moco", "module.encoder_q.")
     assert (report["depth"], report["width_per_group"], report["groups"]) == (18, 64, 1)
-    assert report["dropped_keys"]["module.encoder_k.*"] == 124
+    assert report["dropped_keys"]["module.encoder_k.*"] == 120
     assert report["parity"]["max"] < report["parity"]["tolerance"] == 1e-5
     assert report["pretraining"] == {
         "epoch": 3,
@@ -145,8 +148,6 @@ def test_the_key_encoder(small, official, save, tmp_path):
 
 
 def test_resnext(save, tmp_path):
-    from moco_d2.checkpoint.mapping import build_torchvision
-
     torch.manual_seed(0)
     state = build_torchvision(Architecture(50, width_per_group=2, groups=8)).state_dict()
     report = convert(save(state), tmp_path / "w.pth")
@@ -157,14 +158,16 @@ def test_refusals_write_nothing(small, official, save, tmp_path):
     dst = tmp_path / "folder" / "w.pth"
     good = save(official(small), "good.pth")
     assert "is a ResNet-18, not a ResNet-50" in refusal(good, dst, expect_depth=50)
-    assert ".pth" in refusal(good, tmp_path / "w.pkl")
-    assert "three different files" in refusal(good, good)
-    assert "three different files" in refusal(good, dst, report=dst)
+    assert ".pth" in refusal(good, tmp_path / "w.bin")
+    assert ".pth or .safetensors" in refusal(good, tmp_path / "w.pkl", to="torchvision")
+    assert "not one of detectron2, torchvision" in refusal(good, dst, to="keras")
+    assert "not different files" in refusal(good, good.with_suffix(".pth"))
+    assert "not different files" in refusal(good, dst, report=dst)
     assert "is a folder" in refusal(good, dst, report=tmp_path)
     assert "cannot write" in refusal(good, dst, report=good / "report.json")
     assert "cannot write" in refusal(good, good / "w.pth")
 
-    foreign = save({f"backbone.{k}": v for k, v in small.items()}, "foreign.pth")
+    foreign = save({"other.weight": torch.zeros(3)}, "foreign.pth")
     assert str(foreign) in refusal(foreign, dst)
     truncated = tmp_path / "truncated.pth"
     truncated.write_bytes(good.read_bytes()[:100_000])
@@ -180,6 +183,53 @@ def test_a_failed_proof_writes_nothing(small, official, save, tmp_path):
     dst.write_bytes(b"the weights of yesterday")
     refusal(src, dst)
     assert dst.read_bytes() == b"the weights of yesterday"
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pkl", ".safetensors"])
+@pytest.mark.parametrize("to", ["detectron2", "torchvision", "timm", "mmdet"])
+def test_there_and_back(to, suffix, narrow, official, save, tmp_path):
+    """Every target, and from each back to torchvision's names: not a bit is lost."""
+    there, back = tmp_path / f"there{suffix}", tmp_path / "back.safetensors"
+    if suffix not in TARGETS[to].suffixes:
+        assert "weights end in" in refusal(save(official(narrow)), there, to=to)
+        return
+    first = convert(save(official(narrow)), there, to=to)
+    assert read_provenance(there) == first
+    second = convert(there, back, to="torchvision")
+    assert second["preprocessing"] == first["preprocessing"]
+    state = load_file(back)
+    assert state.keys() == set(expected_tensors(Architecture(50, width_per_group=16)))
+    assert all(torch.equal(tensor, narrow[name]) for name, tensor in state.items())
+    convert(back, tmp_path / "again.pth")
+    again = load_checkpoint(tmp_path / "again.pth")["model"]
+    assert all(torch.equal(again[to_detectron2(name)], narrow[name]) for name in state)
+
+
+def test_torchvision_and_detectron2_read_what_is_for_them(narrow, save, tmp_path):
+    src = save(narrow)
+    convert(src, tmp_path / "tv.pth", to="torchvision")
+    network = build_torchvision(Architecture(50, width_per_group=16))
+    content = torch.load(tmp_path / "tv.pth", weights_only=True)["state_dict"]
+    missing, unexpected = network.load_state_dict(content, strict=False)
+    assert set(missing) == {"fc.weight", "fc.bias"} and unexpected == []
+    convert(src, tmp_path / "w.pkl")
+    loaded = _load_in_detector(tmp_path / "w.pkl", Architecture(50, width_per_group=16))
+    assert torch.equal(loaded["roi_heads.res5.2.conv3.weight"], narrow["layer4.2.conv3.weight"])
+
+
+def test_the_config_that_the_weights_need(small, save, tmp_path):
+    from detectron2.config import get_cfg
+
+    overlay = tmp_path / "overlay.yaml"
+    report = convert(save(small), tmp_path / "w.pth", emit_config=overlay)
+    cfg = get_cfg()
+    cfg.merge_from_file(str(overlay))
+    assert str(tmp_path / "w.pth") == cfg.MODEL.WEIGHTS
+    for key, value in settings_for(report).items():
+        node = cfg
+        for part in key.split("."):
+            node = node[part]
+        assert node == value, key
 
 
 def _load_in_detector(weights: Path, architecture: Architecture, *overrides) -> dict:

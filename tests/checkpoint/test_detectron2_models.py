@@ -1,7 +1,5 @@
 """Converted files in stock models, loaded by stock `DefaultTrainer`: every tensor arrives."""
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -18,8 +16,6 @@ from PIL import Image
 from toy_data import CLASSES, SIDE, make_coco
 
 import moco_d2  # noqa: F401  registers heads
-
-pytestmark = pytest.mark.skipif("CHECKPOINT_TABLE" not in os.environ, reason="see test_families.py")
 
 IMAGES = 2
 _FPN = {

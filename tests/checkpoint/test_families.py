@@ -20,11 +20,6 @@ from moco_d2.errors import UserError
 
 TABLE_VARIABLE = "CHECKPOINT_TABLE"  # where to keep the table of this run
 
-# The specification of the families, ahead of the converter, which recognises the authors' and
-# torchvision's so far: CHECKPOINT_TABLE=table.md runs it.
-pytestmark = pytest.mark.skipif(
-    TABLE_VARIABLE not in os.environ, reason=f"set {TABLE_VARIABLE} to run the families' files"
-)
 
 CONVERTED = [file for file in FILES if file.refused is None]
 REFUSED = [file for file in FILES if file.refused is not None]

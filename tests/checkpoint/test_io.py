@@ -8,7 +8,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from moco_d2.checkpoint.io import load_checkpoint, save_detectron2
+from moco_d2.checkpoint import io
+from moco_d2.checkpoint.io import load_checkpoint, read_provenance, save_checkpoint
 from moco_d2.checkpoint.unpickling import Inert
 from moco_d2.errors import UserError
 
@@ -116,7 +117,7 @@ def test_reads_numpy_and_safetensors(tmp_path):
 
 def test_the_same_weights_give_the_same_bytes(tmp_path):
     for name in ("a.pth", "other.pth"):
-        save_detectron2(tmp_path / name, {"a": torch.ones(3)}, {"x": 1})
+        save_checkpoint(tmp_path / name, {"model": {"a": torch.ones(3)}, "x": 1})
     assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "other.pth").read_bytes()
 
 
@@ -125,45 +126,33 @@ def test_not_a_dict(tmp_path):
     assert "holds a list" in refusal(tmp_path / "list.pth")
 
 
-def test_save_detectron2_is_plain_and_loads_safely(tmp_path):
-    path = tmp_path / "folder" / "w.pth"
+@pytest.mark.parametrize("suffix", [".pth", ".pkl", ".safetensors"])
+def test_what_is_saved_is_plain_and_loads_safely(tmp_path, suffix):
+    path = tmp_path / "folder" / f"w{suffix}"
     provenance = {"torch": torch.__version__, "list": (1, 2.5, True)}
-    written = save_detectron2(path, {"stem.conv1.weight": torch.ones(2)}, provenance)
-    loaded = torch.load(path, weights_only=True)
-    assert loaded["__author__"] == "moco_d2" and loaded["matching_heuristics"] is True
-    assert torch.equal(loaded["model"]["stem.conv1.weight"], torch.ones(2))
-    assert (
-        loaded["provenance"] == written == {"torch": str(torch.__version__), "list": [1, 2.5, True]}
+    tensors = {"stem.conv1.weight": torch.ones(2), "b": torch.arange(3.0)}
+    save_checkpoint(path, {"model": tensors, "provenance": provenance, "matching_heuristics": True})
+    loaded = load_checkpoint(path)
+    plain = {"torch": str(torch.__version__), "list": [1, 2.5, True]}
+    assert loaded["provenance"] == read_provenance(path) == plain
+    written = loaded if suffix == ".safetensors" else loaded["model"]
+    assert all(torch.equal(written[name], tensor) for name, tensor in tensors.items())
+    assert os.listdir(path.parent) == [path.name]
+    if suffix == ".pth":
+        assert torch.load(path, weights_only=True)["matching_heuristics"] is True
+
+
+def test_what_reads_back_differently_leaves_nothing_and_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "w.pth"
+    path.write_bytes(b"old")
+    monkeypatch.setitem(
+        io._WRITERS, ".pth", lambda file, content: torch.save({"model": {"a": torch.ones(1)}}, file)
     )
-    assert os.listdir(path.parent) == ["w.pth"]
+    with pytest.raises(UserError, match="reads back differently"):
+        save_checkpoint(path, {"model": {"a": torch.zeros(1)}})
+    assert os.listdir(tmp_path) == ["w.pth"] and path.read_bytes() == b"old"
 
 
-def test_refused_verification_leaves_nothing_and_keeps_the_old_file(tmp_path):
-    path = tmp_path / "w.pth"
-
-    def refuse(file):
-        assert file != path and load_checkpoint(file)["model"]
-        raise UserError("no")
-
-    for old in (None, b"old"):
-        if old:
-            path.write_bytes(old)
-        before = os.listdir(tmp_path)
-        with pytest.raises(UserError, match="no"):
-            save_detectron2(path, {"a": torch.ones(1)}, {}, verify=refuse)
-        assert os.listdir(tmp_path) == before
-    assert path.read_bytes() == b"old"
-
-
-def test_what_verification_found_is_in_the_file(tmp_path):
-    path = tmp_path / "w.pth"
-    save_detectron2(path, {"a": torch.ones(1)}, {"x": 1}, verify=lambda file: {"y": 2})
-    assert load_checkpoint(path)["provenance"] == {"x": 1, "y": 2}
-
-
-@pytest.mark.parametrize("name", ["w.pkl", "w", "folder.pth"])
-def test_other_destinations_are_refused(tmp_path, name):
-    (tmp_path / "folder.pth").mkdir()
-    with pytest.raises(UserError, match=r"name (it|the file)"):
-        save_detectron2(tmp_path / name, {"a": torch.ones(1)}, {})
-    assert os.listdir(tmp_path) == ["folder.pth"]
+def test_weights_without_a_report(tmp_path):
+    torch.save({"model": {}}, tmp_path / "w.pth")
+    assert read_provenance(tmp_path / "w.pth") is None

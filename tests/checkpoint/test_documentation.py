@@ -1,0 +1,37 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from checkpoint.outcomes import COMMITTED_TABLE
+
+from moco_d2.checkpoint import documentation
+from moco_d2.checkpoint.families import FAMILIES
+from moco_d2.checkpoint.targets import TARGETS
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def test_the_committed_page_is_made_from_the_families():
+    page = (REPOSITORY / "docs" / "checkpoints.md").read_text()
+    assert page == documentation.document()
+    assert all(f"`{family.name}`" in page and family.example in page for family in FAMILIES)
+
+
+def test_a_file_of_every_family_is_in_the_table():
+    """Detectron2's own files have tests of their own."""
+    recognised = set(re.findall(r"^\| \d+ \| [^|]*\| (\w+)", COMMITTED_TABLE.read_text(), re.M))
+    assert {family.name for family in FAMILIES} - {"detectron2"} == recognised
+
+
+def test_list_and_the_choices_of_the_command():
+    def run(*arguments):
+        command = [sys.executable, str(REPOSITORY / "tools" / "convert.py"), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+
+    listed = run("--list")
+    assert listed.returncode == 0 and listed.stdout == documentation.listing()
+    assert listed.stdout.count("e.g. ") == len(FAMILIES)
+    assert f"{{{','.join(TARGETS)}}}" in run("--help").stdout
+    nothing = run()
+    assert nothing.returncode == 2 and "needs SRC and DST" in nothing.stderr

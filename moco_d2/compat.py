@@ -14,11 +14,18 @@ What stock v0.6 lacks, and what happens without it:
   LVIS package fail. ``numpy.in1d``: removed in NumPy 2.4; the Cityscapes package fails.
 * several CPU processes: DefaultTrainer gives each a GPU's index, and torch refuses.
 * the optimizer in checkpoints: v0.6 leaves it out, so a resumed run loses its momentum (#4110).
+
+And what main lacks outside Meta:
+
+* Cityscapes' scripts: it imports them as ``deeplearning.projects.cityscapesApi.cityscapesscripts``,
+  a package of Meta's own (#5436).
 """
 
 import functools
 import importlib
+import importlib.abc
 import importlib.machinery
+import importlib.util
 import re
 import sys
 import types
@@ -123,12 +130,59 @@ def _supply_pillow_and_numpy_names() -> None:
         np.in1d = lambda *args, **kwargs: np.isin(*args, **kwargs).ravel()
 
 
+_METAS_PACKAGE = "deeplearning.projects.cityscapesApi"
+
+
+class _MetasCityscapes(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds ``deeplearning.projects.cityscapesApi.cityscapesscripts``: its parents as empty
+    packages, and from there on the modules of the public package.
+    """
+
+    def __init__(self) -> None:
+        self._specs: dict[str, Any] = {}
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
+        public = fullname.removeprefix(f"{_METAS_PACKAGE}.")
+        if public == fullname:
+            if not f"{_METAS_PACKAGE}.".startswith(f"{fullname}."):
+                return None
+            return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
+        if importlib.util.find_spec(public) is None:
+            return None
+        return importlib.machinery.ModuleSpec(fullname, self)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType | None:
+        public = spec.name.removeprefix(f"{_METAS_PACKAGE}.")
+        if public == spec.name:
+            return None  # an empty one
+        # One module under two names: what is patched in one is patched in the other.
+        module = importlib.import_module(public)
+        self._specs[spec.name] = module.__spec__
+        return module
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        # The import system has told a public module that it is Meta's.
+        module.__spec__ = self._specs.pop(module.__spec__.name, module.__spec__)
+
+
+def _supply_cityscapes_scripts() -> None:
+    import detectron2
+
+    source = Path(detectron2.__path__[0]) / "data" / "datasets" / "cityscapes.py"
+    if not source.is_file() or _METAS_PACKAGE not in source.read_text():
+        return
+    if importlib.util.find_spec(_METAS_PACKAGE.partition(".")[0]) is None:
+        # First: once a parent is found, its own path would find the children a second time.
+        sys.meta_path.insert(0, _MetasCityscapes())
+
+
 def apply() -> None:
     """Supply what the installed Detectron2 lacks on the installed torch, NumPy and Pillow.
     Idempotent.
     """
     _supply_pillow_and_numpy_names()
     _supply_compiled_operator_placeholder()
+    _supply_cityscapes_scripts()
 
 
 def let_cpu_processes_share_a_model() -> None:

@@ -29,6 +29,15 @@ def add_moco_config(cfg: Any) -> None:  # noqa: PLR0915 - a list of keys
     CN = type(cfg)
     cfg.MOCO = CN()
 
+    # ---- pretraining and fine-tuning -------------------------------------------------------------
+    # Number type of autocast when SOLVER.AMP.ENABLED: "bfloat16", or "float16" with scaled
+    # gradients.
+    cfg.MOCO.AMP_DTYPE = "bfloat16"
+    # Forward and backward passes a step: each has SOLVER.IMS_PER_BATCH / ACCUMULATION images, over
+    # all processes. BatchNorm, and EndToEnd's negatives, are those of one pass; the optimizer, the
+    # key encoder and the dictionary change once a step, with the keys of all.
+    cfg.MOCO.ACCUMULATION = 1
+
     # ---- fine-tuning -----------------------------------------------------------------------------
     # Name of the task in run records and tables ("voc_C4"). Set by configs/task/*.yaml.
     cfg.MOCO.TASK = ""
@@ -36,6 +45,9 @@ def add_moco_config(cfg: Any) -> None:  # noqa: PLR0915 - a list of keys
     # paper (scores rounded to 3 decimals, boxes to 0.1 pixels), or "exact" (nothing rounded, and
     # the same result in whatever order and on however many processes the images are evaluated).
     cfg.MOCO.VOC_EVALUATION = "compatible"
+    # Semantic segmentation: smallest and largest ratio by which a training image is scaled before
+    # INPUT.CROP. (): INPUT.MIN_SIZE_TRAIN counts, as in detection.
+    cfg.MOCO.RANDOM_SCALE = ()
     # Lowest score of a detection that --predict draws.
     cfg.MOCO.DRAW_SCORE = 0.5
 
@@ -70,13 +82,6 @@ def add_moco_config(cfg: Any) -> None:  # noqa: PLR0915 - a list of keys
     # Memory format of the convolutions; faster wherever it was measured, the numbers agree to
     # rounding.
     cfg.MOCO.CHANNELS_LAST = True
-    # Number type of autocast when SOLVER.AMP.ENABLED: "bfloat16", or "float16" with scaled
-    # gradients.
-    cfg.MOCO.AMP_DTYPE = "bfloat16"
-    # Forward and backward passes a step: each has SOLVER.IMS_PER_BATCH / ACCUMULATION images, over
-    # all processes. BatchNorm, and EndToEnd's negatives, are those of one pass; the optimizer, the
-    # key encoder and the dictionary change once a step, with the keys of all.
-    cfg.MOCO.ACCUMULATION = 1
     # torch.compile the encoders: minutes at the start, faster steps on a GPU.
     cfg.MOCO.COMPILE = False
 

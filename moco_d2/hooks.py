@@ -32,11 +32,14 @@ class DeferredWriters(EventWriter):
         self.last_write = -1
 
     def write(self) -> None:
+        iteration = get_event_storage().iter
+        if iteration == self.last_write:  # Detectron2's printer divides by the iterations between
+            return
         if self._writers is None:
             self._writers = self._build()
         for writer in self._writers:
             writer.write()
-        self.last_write = get_event_storage().iter
+        self.last_write = iteration
 
     def close(self) -> None:
         for writer in self._writers or []:

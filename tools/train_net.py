@@ -8,9 +8,16 @@ from moco_d2.launch import argument_parser, launch
 def main() -> None:
     """Parse the command line and run it."""
     parser = argument_parser(
-        "Fine-tune a detector on a task of the paper, from random, supervised or MoCo weights.",
-        "tools/train_net.py --config voc_C4_moco.yaml --num-gpus 8 \\\n"
-        "      MODEL.WEIGHTS weights/moco.pth OUTPUT_DIR output/voc_C4_moco",
+        "Fine-tune a detector on a task of the paper, from random, supervised or MoCo weights.\n\n"
+        "Any task of configs/task/ with any initialisation of configs/init/ is a config by name,\n"
+        "{task}_{init}.yaml: voc_C4_moco.yaml, coco_C4_2x_moco_v2_800ep.yaml,\n"
+        "lvis_v1_FPN_1x_random.yaml. Batch, learning rate and length follow the number of GPUs.",
+        "tools/train_net.py --config voc_C4_moco.yaml --num-gpus 8 OUTPUT_DIR output/voc_C4_moco\n"
+        "  tools/train_net.py --config voc_C4_moco.yaml MODEL.WEIGHTS weights/mine.pth SEED 2\n"
+        "  tools/train_net.py --config voc_C4_moco.yaml --predict a.jpg b.jpg \\\n"
+        "      MODEL.WEIGHTS output/voc_C4_moco/model_final.pth\n"
+        "  tools/train_net.py --config voc_C4_moco.yaml --export detector.pth \\\n"
+        "      MODEL.WEIGHTS output/voc_C4_moco/model_final.pth",
     )
     parser.add_argument(
         "--force",

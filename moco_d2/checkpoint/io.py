@@ -80,11 +80,14 @@ def _read(path: Path) -> Any:
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
     content: dict[str, Any] = load_file(path)
-    with safe_open(path, framework="pt") as file:
-        provenance = (file.metadata() or {}).get("provenance")
-    if provenance is not None and "provenance" not in content:
-        content["provenance"] = json.loads(provenance)
+    if provenance := _safetensors_provenance(path):
+        content.setdefault("provenance", provenance)
     return content
+
+
+def _safetensors_provenance(path: Path) -> Any:
+    with safe_open(path, framework="pt") as file:
+        return json.loads((file.metadata() or {}).get("provenance", "null"))
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 from torch import nn
 
 from moco_d2.errors import UserError
+from moco_d2.transfer.checkpointing import WeightsCheckpointer
 from moco_d2.transfer.weights import RANDOM, loading
 
 _NAMED_TENSORS = 3  # in an error
@@ -42,7 +42,7 @@ def load_detector(cfg: Any) -> nn.Module:
     return model.eval()
 
 
-class _Checkpointer(DetectionCheckpointer):
+class _Checkpointer(WeightsCheckpointer):
     """Keeps what Detectron2 only logs: the tensors that did not arrive."""
 
     missing: tuple[str, ...] = ()

@@ -11,8 +11,9 @@ from moco_d2.launch import choose_device, hold_log, seed, setup_run
 from moco_d2.transfer import preflight
 from moco_d2.transfer.datasets import check_datasets
 from moco_d2.transfer.detector import load_detector
+from moco_d2.transfer.memory import available_bytes
 from moco_d2.transfer.record import RunRecorder
-from moco_d2.transfer.schedule import scale_to_hardware
+from moco_d2.transfer.schedule import describe, scale_to_hardware
 from moco_d2.transfer.trainer import Trainer
 from moco_d2.transfer.weights import (
     RANDOM,
@@ -35,34 +36,48 @@ def train(args: argparse.Namespace) -> None:
     choose_device(cfg)
     check_weights_file(cfg.MODEL.WEIGHTS)
     check_datasets(cfg)
-    cfg, schedule = scale_to_hardware(cfg, comm.get_world_size())
+    world_size = comm.get_world_size()
+    cfg, schedule = scale_to_hardware(cfg, world_size)
     cfg.freeze()
     seed(cfg)
     weights = describe_weights(cfg.MODEL.WEIGHTS)
-    findings = preflight.check_config(cfg, (weights or {}).get("provenance"))
-    preflight.enforce(findings, force=args.force, logger=logger)
+    provenance = (weights or {}).get("provenance")
+    findings = preflight.check_config(cfg, provenance, world_size=world_size)
     if args.eval_only:
+        preflight.enforce(findings, force=args.force, logger=logger)
         setup_run(cfg, args, held)
         evaluate(cfg)
         return
+    findings += preflight.check_schedule(cfg)
+    available = smallest_of_processes(available_bytes(cfg.MODEL.DEVICE, comm.get_local_size()))
+    findings += preflight.check_memory(cfg, available=available, world_size=world_size)
+    preflight.enforce(findings, force=args.force, logger=logger)
     # The model is built and filled before the first file is written: a refused run leaves nothing
     # behind.
     recorder = RunRecorder(str(args.config_file), schedule, findings, weights)
     trainer = Trainer(cfg)
+    trainer.checkpointer.add_checkpointable("record", recorder)
     coverage = trainer.resume_or_load(resume=args.resume)
     resumed = trainer.start_iter > 0
     if not resumed:
+        recorder.coverage = coverage
         incomplete = preflight.check_coverage(cfg, coverage)
         preflight.enforce(incomplete, force=args.force, logger=logger)
-        findings += incomplete
+        recorder.findings += incomplete
     setup_run(cfg, args, held)
-    for note in schedule["notes"]:
-        logger.info("effective schedule: %s", note)
+    for line in describe(schedule):
+        logger.info("effective schedule: %s", line)
     if cfg.MODEL.WEIGHTS != RANDOM and not resumed:
         logger.info("%d of %d pretrained tensors arrived", coverage.loaded, coverage.expected)
     metrics = trainer.train()
     if comm.is_main_process() and metrics:
-        logger.info("run record: %s", recorder.write(cfg, coverage, metrics))
+        logger.info("run record: %s", recorder.write(cfg, metrics))
+
+
+def smallest_of_processes(number: int | None) -> int | None:
+    """The smallest that any process has, so that all decide alike; None if one does not know."""
+    numbers = comm.all_gather(number)
+    return None if None in numbers else min(numbers)
 
 
 def evaluate(cfg) -> dict:

@@ -5,10 +5,19 @@ and the run record keeps them, so that a table can mark the run.
 """
 
 import dataclasses
+import logging
+import math
+from collections.abc import Iterator
 from typing import Any
 
 from moco_d2.errors import UserError
+from moco_d2.transfer.memory import HOW, training_bytes
+from moco_d2.transfer.schedule import SYNCED_NORMS, normed_keys, reference_config
 from moco_d2.transfer.weights import RANDOM, Coverage
+
+logger = logging.getLogger(__name__)
+
+_ROUNDING = 0.002  # steps and rates are rounded when they are scaled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,40 +38,159 @@ class Finding:
         return f"{self.key} is {self.value}: {self.message}"
 
 
-def check_config(cfg: Any, provenance: dict[str, Any] | None) -> list[Finding]:
+def check_config(cfg: Any, provenance: dict[str, Any] | None, *, world_size: int) -> list[Finding]:
     """Findings that need no model.
 
     Args:
         cfg: the config as it will run.
         provenance: the converter's report inside the weight file, if it has one.
+        world_size: number of processes.
     """
-    findings = []
+    return [
+        *_frozen(cfg),
+        *_norms(cfg, world_size),
+        *_seed(cfg),
+        *_contradictions(cfg, provenance),
+    ]
 
-    def find(key: str, value: Any, message: str) -> None:
-        findings.append(Finding(key, str(value), message))
 
+def _frozen(cfg: Any) -> Iterator[Finding]:
     if cfg.MODEL.BACKBONE.FREEZE_AT > 0:
-        find(
+        yield Finding(
             "MODEL.BACKBONE.FREEZE_AT",
-            cfg.MODEL.BACKBONE.FREEZE_AT,
+            str(cfg.MODEL.BACKBONE.FREEZE_AT),
             "it freezes the first stages with their BatchNorm, which the protocol tunes; set it "
             "to 0",
         )
-    if cfg.MODEL.RESNETS.NORM == "FrozenBN":
-        find(
+
+
+def _norms(cfg: Any, world_size: int) -> Iterator[Finding]:
+    norm = cfg.MODEL.RESNETS.NORM
+    fpn_norm = cfg.MODEL.FPN.NORM if "fpn" in cfg.MODEL.BACKBONE.NAME else ""
+    # Frozen throughout, over pretrained statistics, is an initialisation of its own: what the paper
+    # compares with on LVIS.
+    if norm == "FrozenBN" and cfg.MODEL.WEIGHTS == RANDOM:
+        yield Finding(
             "MODEL.RESNETS.NORM",
-            "FrozenBN",
-            "the protocol tunes BatchNorm, and random weights cannot train without it; set SyncBN",
+            norm,
+            "the statistics of random weights are frozen at mean 0 and variance 1, and nothing "
+            "normalises; set SyncBN",
         )
-    if "fpn" in cfg.MODEL.BACKBONE.NAME and not cfg.MODEL.FPN.NORM:
-        find(
+    elif norm == "FrozenBN" and fpn_norm:
+        yield Finding(
+            "MODEL.RESNETS.NORM",
+            norm,
+            f"the protocol tunes BatchNorm, and MODEL.FPN.NORM is {fpn_norm}; set SyncBN, or to "
+            "freeze all of it on purpose MODEL.FPN.NORM ''",
+        )
+    if norm != "FrozenBN" and "fpn" in cfg.MODEL.BACKBONE.NAME and not fpn_norm:
+        yield Finding(
             "MODEL.FPN.NORM",
             "empty",
             "without it the run can diverge (facebookresearch/moco issue 23); set SyncBN",
         )
+    if world_size > 1:
+        return
+    for key, value in normed_keys(cfg).items():
+        if value in SYNCED_NORMS:
+            yield Finding(
+                key,
+                value,
+                "it synchronises processes, and there is one (facebookresearch/moco issue 112); "
+                "set BN",
+            )
+
+
+def _seed(cfg: Any) -> Iterator[Finding]:
     if cfg.SEED < 0:
-        find("SEED", cfg.SEED, "runs could not be told apart or repeated; set SEED 1")
-    return findings + _contradictions(cfg, provenance)
+        yield Finding(
+            "SEED",
+            str(cfg.SEED),
+            "runs could not be told apart or repeated, and today's Detectron2 gives all of them "
+            "the same order of images; set SEED 1, and another number for each repetition",
+        )
+
+
+def check_schedule(cfg: Any) -> list[Finding]:
+    """Findings where a run on a task's own data is not as long, or as steep, as the task says.
+
+    Whatever the batch: compared are the images seen, where in the run the rate is lowered, and the
+    rate an image. A task or data of the user's own has no reference.
+
+    Args:
+        cfg: the config as it will run, scaled.
+    """
+    reference = reference_config(cfg.MOCO.TASK)
+    if reference is None or any(
+        tuple(cfg.DATASETS[split]) != tuple(reference.DATASETS[split])
+        for split in ("TRAIN", "TEST")
+    ):
+        return []
+    run, task = cfg.SOLVER, reference.SOLVER
+    scale = task.IMS_PER_BATCH / run.IMS_PER_BATCH
+    expected = {
+        "SOLVER.MAX_ITER": (run.MAX_ITER, round(task.MAX_ITER * scale)),
+        "SOLVER.STEPS": (tuple(run.STEPS), tuple(round(step * scale) for step in task.STEPS)),
+        "SOLVER.BASE_LR": (run.BASE_LR, float(f"{task.BASE_LR / scale:g}")),
+    }
+    return [
+        Finding(
+            key,
+            str(value),
+            f"the task has {theirs} at {run.IMS_PER_BATCH} images a step "
+            f"({key.rpartition('.')[2]} {task[key.rpartition('.')[2]]} at {task.IMS_PER_BATCH}); "
+            "leave it to the task and SOLVER.REFERENCE_WORLD_SIZE, or set "
+            f"SOLVER.REFERENCE_WORLD_SIZE 0 and {key} {theirs}",
+        )
+        for key, (value, theirs) in expected.items()
+        if not _close(value, theirs)
+    ]
+
+
+def _close(value: Any, expected: Any) -> bool:
+    """Equal but for the rounding that scaling brings."""
+    ours, theirs = (v if isinstance(v, tuple) else (v,) for v in (value, expected))
+    return len(ours) == len(theirs) and all(
+        math.isclose(a, b, rel_tol=_ROUNDING, abs_tol=1 if isinstance(b, int) else 0)
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def check_memory(cfg: Any, *, available: int | None, world_size: int) -> list[Finding]:
+    """A finding if a pass needs more memory than there is, with the number of passes that would do.
+
+    Args:
+        cfg: the config as it will run.
+        available: bytes for one process, memory.available_bytes; None: not known.
+        world_size: number of processes.
+    """
+    if available is None:
+        return []
+    share = cfg.SOLVER.IMS_PER_BATCH // world_size
+    try:
+        needed = {
+            images: training_bytes(cfg, images) for images in (share // cfg.MOCO.ACCUMULATION, 1)
+        }
+    except Exception as error:  # whatever a model of the user's own makes of shapes without numbers
+        logger.info("no estimate of the memory for this model: %s", error)
+        return []
+    (images, wanted), one = next(iter(needed.items())), needed[1]
+    if wanted <= available:
+        return []
+    an_image = (wanted - one) / max(images - 1, 1)
+    advice = "set SOLVER.AMP.ENABLED True, or smaller images in INPUT.MIN_SIZE_TRAIN"
+    for passes in range(cfg.MOCO.ACCUMULATION + 1, share + 1):
+        if share % passes == 0 and one + an_image * (share // passes - 1) <= available:
+            advice = f"set MOCO.ACCUMULATION {passes}"
+            break
+    return [
+        Finding(
+            "SOLVER.IMS_PER_BATCH",
+            str(cfg.SOLVER.IMS_PER_BATCH),
+            f"{images} image(s) a pass need about {wanted / 2**30:.1f} GiB in a process ({HOW}), "
+            f"and there are {available / 2**30:.1f}; {advice}",
+        )
+    ]
 
 
 def _contradictions(cfg: Any, provenance: dict[str, Any] | None) -> list[Finding]:
@@ -95,23 +223,17 @@ def _contradictions(cfg: Any, provenance: dict[str, Any] | None) -> list[Finding
 
 
 def check_coverage(cfg: Any, coverage: Coverage) -> list[Finding]:
-    """A finding if pretrained weights did not arrive completely, or random initialisation received
-    some.
-    """
+    """A finding if pretrained weights did not arrive completely; random initialisation has none."""
     weights = cfg.MODEL.WEIGHTS
-    if weights == RANDOM:
-        return []
-    if not coverage.missing:
+    if weights == RANDOM or not coverage.missing:
         return []
     return [
         Finding(
             "MODEL.WEIGHTS",
             weights,
             f"only {coverage.loaded} of {coverage.expected} backbone tensors arrived, first "
-            "missing "
-            f"{coverage.missing[0]}; the rest would train from random values. Convert the "
-            "checkpoint with "
-            "tools/convert.py, and check MODEL.RESNETS.DEPTH and WIDTH_PER_GROUP",
+            f"missing {coverage.missing[0]}; the rest would train from random values. Convert the "
+            "checkpoint with tools/convert.py, and check MODEL.RESNETS.DEPTH and WIDTH_PER_GROUP",
         )
     ]
 
@@ -125,7 +247,8 @@ def enforce(findings: list[Finding], *, force: bool, logger: Any) -> None:
     if not findings:
         return
     if not force:
-        more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
+        others = ", ".join(finding.key for finding in findings[1:])
+        more = f" (and {len(findings) - 1} more: {others})" if others else ""
         raise UserError(f"{findings[0]}{more}; --force runs it anyway and marks the record")
     for finding in findings:
         logger.warning("preflight, overruled by --force: %s", finding)

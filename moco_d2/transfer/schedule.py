@@ -2,14 +2,24 @@
 
 The configs describe the paper's 8 GPUs with 2 images each. Detectron2's own
 SOLVER.REFERENCE_WORLD_SIZE carries that over to W processes: batch and learning rate by W / 8,
-steps and periods by 8 / W. What follows from W besides is the norm.
+steps, warm-up and periods by 8 / W. What follows from W besides are the norms. MOCO.ACCUMULATION
+keeps the batch where memory is short, at the price of BatchNorm's.
 """
 
+import functools
 from typing import Any
 
 import torch
 
-SYNCED_NORMS = ("SyncBN", "nnSyncBN", "naiveSyncBN")
+from moco_d2.config import config_root, flatten, load_config
+from moco_d2.errors import UserError
+
+# Norms that need several processes, and those of them that run without CUDA.
+SYNCED_NORMS = ("SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
+_SYNCED_ON_CPU = ("naiveSyncBN", "naiveSyncBN_N")
+# The parts of the paper's models with a norm of their own.
+_NORMED = ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD", "SEM_SEG_HEAD")
+_PAPERS_BATCH = 16  # images that BatchNorm sees, 8 GPUs of 2 synchronised
 
 
 def scale_to_hardware(cfg: Any, world_size: int) -> tuple[Any, dict[str, Any]]:
@@ -19,45 +29,121 @@ def scale_to_hardware(cfg: Any, world_size: int) -> tuple[Any, dict[str, Any]]:
     naiveSyncBN on several CPU processes, where torch's SyncBN does not run.
 
     Returns:
-        a new config, frozen as the given one is, and ``{"world_size", "ims_per_batch", "base_lr",
-        "max_iter", "steps", "norm", "notes"}``, notes being sentences.
+        a new config, frozen as the given one is, and ``{"world_size", "ims_per_batch",
+        "accumulation", "base_lr", "max_iter", "steps", "warmup_iters", "eval_period",
+        "checkpoint_period", "norm", "batchnorm_images", "notes"}``, notes being sentences and
+        batchnorm_images None where BatchNorm is frozen.
+
+    Raises:
+        UserError: the batch does not divide among the processes and passes.
     """
     from detectron2.engine import DefaultTrainer
 
-    notes = []
+    _check_division(cfg, world_size)
     scaled = DefaultTrainer.auto_scale_workers(cfg, world_size).clone()
     scaled.defrost()
-    if scaled.SOLVER.MAX_ITER != cfg.SOLVER.MAX_ITER:
+    solver = scaled.SOLVER
+    notes = []
+    if solver.MAX_ITER != cfg.SOLVER.MAX_ITER:
         notes.append(
             f"scaled from {cfg.SOLVER.REFERENCE_WORLD_SIZE} to {world_size} process(es): "
-            f"{cfg.SOLVER.IMS_PER_BATCH} -> "
-            f"{scaled.SOLVER.IMS_PER_BATCH} images a step, lr {cfg.SOLVER.BASE_LR:g} -> "
-            f"{scaled.SOLVER.BASE_LR:g}, "
-            f"{cfg.SOLVER.MAX_ITER} -> {scaled.SOLVER.MAX_ITER} steps; set "
-            "SOLVER.REFERENCE_WORLD_SIZE 0 to keep the "
-            "batch if memory allows"
+            f"{cfg.SOLVER.IMS_PER_BATCH} -> {solver.IMS_PER_BATCH} images a step, lr "
+            f"{cfg.SOLVER.BASE_LR:g} -> {solver.BASE_LR:g}, {cfg.SOLVER.MAX_ITER} -> "
+            f"{solver.MAX_ITER} steps, warm-up {cfg.SOLVER.WARMUP_ITERS} -> {solver.WARMUP_ITERS}; "
+            "set SOLVER.REFERENCE_WORLD_SIZE 0 to keep the batch if memory allows, or with "
+            "MOCO.ACCUMULATION if it does not"
         )
-    for node in (scaled.MODEL.RESNETS, scaled.MODEL.FPN):
+    for name in _NORMED:
+        node = scaled.MODEL[name]
         replacement = _norm_for(node.NORM, world_size, scaled.MODEL.DEVICE)
         if replacement != node.NORM:
-            notes.append(f"norm {node.NORM} -> {replacement} on {world_size} process(es)")
+            notes.append(
+                f"norm {node.NORM} -> {replacement} on {world_size} process(es) (MODEL.{name})"
+            )
             node.NORM = replacement
-    if scaled.MODEL.RESNETS.NORM != "FrozenBN":
-        synced = scaled.MODEL.RESNETS.NORM in SYNCED_NORMS
-        images = scaled.SOLVER.IMS_PER_BATCH // (1 if synced else world_size)
-        notes.append(f"BatchNorm statistics over {images} images (the paper: 16)")
+    passes = scaled.MOCO.ACCUMULATION
+    if passes > 1:
+        notes.append(
+            f"{passes} passes a step of {solver.IMS_PER_BATCH // passes} images: the gradient is "
+            f"that of {solver.IMS_PER_BATCH}, BatchNorm's batch is not"
+        )
+    images = batchnorm_images(scaled, world_size)
+    if images is None:
+        notes.append("BatchNorm is frozen (the paper tunes it)")
+    else:
+        notes.append(f"BatchNorm statistics over {images} images (the paper: {_PAPERS_BATCH})")
     if cfg.is_frozen():
         scaled.freeze()
     effective = {
         "world_size": world_size,
-        "ims_per_batch": scaled.SOLVER.IMS_PER_BATCH,
-        "base_lr": scaled.SOLVER.BASE_LR,
-        "max_iter": scaled.SOLVER.MAX_ITER,
-        "steps": list(scaled.SOLVER.STEPS),
+        "ims_per_batch": solver.IMS_PER_BATCH,
+        "accumulation": passes,
+        "base_lr": solver.BASE_LR,
+        "max_iter": solver.MAX_ITER,
+        "steps": list(solver.STEPS),
+        "warmup_iters": solver.WARMUP_ITERS,
+        "eval_period": scaled.TEST.EVAL_PERIOD,
+        "checkpoint_period": solver.CHECKPOINT_PERIOD,
         "norm": scaled.MODEL.RESNETS.NORM,
+        "batchnorm_images": images,
         "notes": notes,
     }
     return scaled, effective
+
+
+def describe(effective: dict[str, Any]) -> list[str]:
+    """What scale_to_hardware has made of the schedule, as lines for the log."""
+    steps = ", ".join(map(str, effective["steps"]))
+    evaluated = effective["eval_period"]
+    first = (
+        f"{effective['max_iter']} steps of {effective['ims_per_batch']} images on "
+        f"{effective['world_size']} process(es), lr {effective['base_lr']:g} after a warm-up of "
+        f"{effective['warmup_iters']}, lowered at {steps or 'no step'}; evaluated "
+        f"{f'every {evaluated} and ' if evaluated else ''}at the end, saved every "
+        f"{effective['checkpoint_period']}"
+    )
+    return [first, *effective["notes"]]
+
+
+def batchnorm_images(cfg: Any, world_size: int) -> int | None:
+    """The images that the backbone's BatchNorm normalises together; None where it is frozen."""
+    norm = cfg.MODEL.RESNETS.NORM
+    if norm == "FrozenBN":
+        return None
+    groups = 1 if norm in SYNCED_NORMS else world_size
+    return cfg.SOLVER.IMS_PER_BATCH // (groups * cfg.MOCO.ACCUMULATION)
+
+
+def normed_keys(cfg: Any) -> dict[str, str]:
+    """Every norm of the model by its key, ``{"MODEL.FPN.NORM": "SyncBN", ...}``."""
+    return {
+        f"MODEL.{key}": value
+        for key, value in flatten(cfg.MODEL).items()
+        if key.rpartition(".")[2] == "NORM"
+    }
+
+
+@functools.cache
+def reference_config(task: str) -> Any:
+    """The packaged config of a task, before any scaling; None for a task of the user's own."""
+    path = config_root() / "task" / f"{task}.yaml"
+    return load_config(path) if path.is_file() else None
+
+
+def _check_division(cfg: Any, world_size: int) -> None:
+    batch, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
+    if reference and batch % reference:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH {batch} does not divide among the {reference} processes of "
+            "SOLVER.REFERENCE_WORLD_SIZE, for which it is given: choose a multiple"
+        )
+    passes = cfg.MOCO.ACCUMULATION
+    batch = batch * world_size // reference if reference else batch
+    if passes < 1 or batch % (world_size * passes):
+        raise UserError(
+            f"{batch} images a step do not divide among {world_size} process(es) and "
+            f"MOCO.ACCUMULATION {passes} passes: change SOLVER.IMS_PER_BATCH or MOCO.ACCUMULATION"
+        )
 
 
 def _norm_for(norm: str, world_size: int, device: str) -> str:
@@ -65,4 +151,5 @@ def _norm_for(norm: str, world_size: int, device: str) -> str:
         return norm
     if world_size == 1:
         return "BN"
-    return norm if torch.device(device).type == "cuda" else "naiveSyncBN"
+    on_gpu = torch.device(device).type == "cuda"
+    return norm if on_gpu or norm in _SYNCED_ON_CPU else "naiveSyncBN"

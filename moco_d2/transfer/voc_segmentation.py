@@ -1,0 +1,107 @@
+"""Semantic segmentation of PASCAL VOC 2012, with train_aug: VOC's training images and those that SBD
+annotates, 10,582 in all (paper, appendix A.5).
+
+Below the folder that DETECTRON2_DATASETS names:
+
+    VOC2012/JPEGImages/*.jpg
+    VOC2012/ImageSets/Segmentation/{train,val,trainval}.txt     as VOC distributes it
+    VOC2012/SegmentationClass/*.png
+    VOC2012/ImageSets/Segmentation/{train_aug,trainaug}.txt     either name
+    VOC2012/SegmentationClassAug/*.png                          the labels of all of train_aug
+
+Label files hold class numbers, 0 being the background and 255 pixels to ignore.
+"""
+
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.pascal_voc import CLASS_NAMES
+
+from moco_d2.errors import UserError
+
+CLASSES = ("background", *CLASS_NAMES)
+IGNORED = 255  # object boundaries and difficult objects
+SPLITS = ("train", "val", "trainval", "train_aug")
+_FOLDER = "VOC2012"
+_AUGMENTED = "train_aug"
+_AUGMENTED_LISTS = ("train_aug", "trainaug")  # both are in use
+
+
+def register_voc_segmentation(root: str | Path | None = None) -> None:
+    """Register ``voc_2012_sem_seg_{train,val,trainval,train_aug}`` with Detectron2. Those that are
+    registered already stay as they are.
+
+    Args:
+        root: holds VOC2012; None: what DETECTRON2_DATASETS names, as Detectron2 does.
+    """
+    if root is None:
+        root = os.getenv("DETECTRON2_DATASETS", "datasets")
+    folder = Path(root).expanduser() / _FOLDER
+    for split in SPLITS:
+        name = f"voc_2012_sem_seg_{split}"
+        if name in DatasetCatalog.list():
+            continue
+        DatasetCatalog.register(name, functools.partial(load_voc_segmentation, folder, split))
+        MetadataCatalog.get(name).set(
+            stuff_classes=list(CLASSES),
+            ignore_label=IGNORED,
+            evaluator_type="sem_seg",
+            dirname=str(folder),
+            split=split,
+        )
+
+
+def load_voc_segmentation(folder: str | Path, split: str) -> list[dict[str, Any]]:
+    """The images of a split, ``{"file_name", "sem_seg_file_name", "image_id"}`` each.
+
+    Args:
+        folder: VOC2012.
+        split: one of SPLITS.
+
+    Raises:
+        UserError: the split's list or a label file is not there; names it.
+    """
+    folder = Path(folder)
+    labels = folder / ("SegmentationClassAug" if split == _AUGMENTED else "SegmentationClass")
+    names = _split_list(folder, split).read_text(encoding="utf-8").split()
+    dicts = [
+        {
+            "file_name": str(folder / "JPEGImages" / f"{name}.jpg"),
+            "sem_seg_file_name": str(labels / f"{name}.png"),
+            "image_id": name,
+        }
+        for name in names
+    ]
+    missing = [d["sem_seg_file_name"] for d in dicts if not Path(d["sem_seg_file_name"]).is_file()]
+    if missing:
+        raise UserError(
+            f"VOC segmentation {split}: {len(missing)} of {len(dicts)} label files are missing, "
+            f"first {missing[0]}; put them there{_advice(split)}"
+        )
+    return dicts
+
+
+def _split_list(folder: Path, split: str) -> Path:
+    """The list of image names of a split."""
+    lists = folder / "ImageSets" / "Segmentation"
+    names = _AUGMENTED_LISTS if split == _AUGMENTED else (split,)
+    files = [lists / f"{name}.txt" for name in names]
+    found = next((file for file in files if file.is_file()), None)
+    if found is None:
+        raise UserError(
+            f"VOC segmentation {split}: {' and '.join(map(str, files))} do not exist; set "
+            f"DETECTRON2_DATASETS to the folder that holds {_FOLDER}/{_advice(split)}"
+        )
+    return found
+
+
+def _advice(split: str) -> str:
+    if split != _AUGMENTED:
+        return ""
+    return (
+        ": train_aug is not part of VOC, its list and labels (SegmentationClassAug) are made of "
+        "VOC's train and SBD"
+    )

@@ -1,0 +1,231 @@
+"""A fine-tuning run that is stopped, or killed, and resumed ends as one that is not: weights,
+optimizer, generators, metrics and record, bit for bit.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from moco_d2.errors import UserError
+from moco_d2.transfer.main import train
+from moco_d2.transfer.trainer import Trainer
+
+# Checkpoints after iterations 1, 3, 5 (and 6, the last); evaluations after 2, 5 and 6.
+LENGTH = {
+    "SOLVER.MAX_ITER": 7,
+    "SOLVER.STEPS": "(3,5)",
+    "SOLVER.CHECKPOINT_PERIOD": 2,
+    "TEST.EVAL_PERIOD": 3,
+}
+# A checkpoint of 5 MB.
+SLIM = {
+    "MODEL.RESNETS.DEPTH": 50,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
+}
+# What the clock decides.
+TIMES = ("time", "data_time", "eta_seconds")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny, voc):
+    root = tmp_path_factory.mktemp("resume")
+
+    def run(out, *overrides, resume=False):
+        folder = root / out
+        args = argparse.Namespace(
+            config_file="voc_C4_random.yaml", resume=resume, eval_only=False, force=False
+        )
+        settings = voc | LENGTH | SLIM | {"OUTPUT_DIR": folder}
+        args.opts = [*tiny, *(str(w) for pair in settings.items() for w in pair), *overrides]
+        train(args)
+        return folder
+
+    run.root = root
+    return run
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(run):
+    return run("uninterrupted")
+
+
+def everything(folder):
+    """All that a finished run leaves and that no clock decides."""
+    state = torch.load(folder / "model_final.pth", weights_only=True)
+    state["record"].pop("started")
+    state["record"].pop("seconds")
+    metrics = state["trainer"]["moco_d2"]["metrics"]
+    metrics["smoothed"] = sorted(set(metrics["smoothed"]) - set(TIMES))
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    for scalars in (metrics["histories"], *lines):
+        for name in TIMES:
+            scalars.pop(name, None)
+    record = json.loads((folder / "record.json").read_text())
+    kept = {name: record[name] for name in ("metrics", "history", "coverage", "schedule")}
+    return {"state": state, "lines": lines, "record": kept}
+
+
+def assert_same(a, b, path=""):
+    assert type(a) is type(b), path
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            assert_same(a[key], b[key], f"{path}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), path
+        for i, (one, other) in enumerate(zip(a, b, strict=True)):
+            assert_same(one, other, f"{path}/{i}")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    else:
+        # Through text: NaN, of a class without detections, is the same.
+        assert repr(a) == repr(b), path
+
+
+def interrupt(run, out, number, iteration, *overrides):
+    """Send this process, or a forked one, a signal in the middle of a step."""
+    original = Trainer.run_step
+
+    def run_step(self):
+        if self.iter == iteration:
+            os.kill(os.getpid(), number)
+        original(self)
+
+    def child():
+        Trainer.run_step = run_step
+        try:
+            run(out, *overrides)
+        except KeyboardInterrupt:
+            os._exit(3)
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(120)
+    assert process.exitcode == (3 if number == signal.SIGTERM else -number)
+    return run.root / out
+
+
+def test_the_run_has_what_is_compared(uninterrupted):
+    found = everything(uninterrupted)
+    assert [entry["iteration"] for entry in found["record"]["history"]] == [2, 5, 7]
+    assert found["state"]["iteration"] == 6
+    assert found["state"]["trainer"]["hooks"]["LRScheduler"]["last_epoch"] == 7
+    assert len(found["state"]["processes"]) == 1
+    buffers = found["state"]["trainer"]["_trainer"]["optimizer"]["state"]
+    assert all(of_tensor["momentum_buffer"].abs().sum() > 0 for of_tensor in buffers.values())
+
+
+def test_stopped_by_sigterm(run, uninterrupted):
+    folder = interrupt(run, "sigterm", signal.SIGTERM, 4)
+    assert (folder / "last_checkpoint").read_text() == "model_0000004.pth"
+    run("sigterm", resume=True)
+    assert_same(everything(folder), everything(uninterrupted))
+
+
+def test_killed(run, uninterrupted):
+    folder = interrupt(run, "killed", signal.SIGKILL, 5)
+    assert (folder / "last_checkpoint").read_text() == "model_0000003.pth"
+    run("killed", resume=True)
+    assert_same(everything(folder), everything(uninterrupted))
+
+
+def test_killed_twice_with_a_damaged_last_checkpoint(run, uninterrupted, caplog):
+    folder = interrupt(run, "damaged", signal.SIGKILL, 6)
+    last = folder / (folder / "last_checkpoint").read_text()
+    assert last.name == "model_0000005.pth"
+    last.write_bytes(last.read_bytes()[:-1000])
+    run("damaged", resume=True)
+    assert "model_0000005.pth is damaged or incomplete" in caplog.text
+    assert "taking the one before it, " in caplog.text
+    assert_same(everything(folder), everything(uninterrupted))
+
+
+def test_with_workers_and_accumulation(run):
+    """Images come from two processes, whose own generators are gone with them."""
+    more = ("DATALOADER.NUM_WORKERS", "2", "SOLVER.IMS_PER_BATCH", "4", "MOCO.ACCUMULATION", "2")
+    whole = run("workers whole", *more)
+    folder = interrupt(run, "workers", signal.SIGKILL, 5, *more)
+    run("workers", *more, resume=True)
+    assert_same(everything(folder), everything(whole))
+
+
+def test_a_run_is_not_begun_over_another(run, uninterrupted):
+    with pytest.raises(UserError, match="holds a run: continue it with --resume, or choose"):
+        run("uninterrupted")
+
+
+def test_another_batch_is_refused(run, uninterrupted):
+    with pytest.raises(UserError, match=r"trained with 2 images a step.* and this run has 4"):
+        run("uninterrupted", "SOLVER.IMS_PER_BATCH", "4", resume=True)
+
+
+def test_a_lower_learning_rate_counts_after_a_resume(run, uninterrupted, caplog):
+    """As Detectron2 restores its schedule, the old one would."""
+    folder = run("rate", "SOLVER.MAX_ITER", "2")
+    run("rate", "SOLVER.BASE_LR", "0.002", resume=True)
+    assert "resuming with SOLVER.BASE_LR 0.002; the checkpoint had another" in caplog.text
+    rates = [
+        {line["iteration"]: line["lr"] for line in everything(of)["lines"] if "lr" in line}
+        for of in (folder, uninterrupted)
+    ]
+    for iteration in (2, 5, 6):
+        assert rates[0][iteration] == pytest.approx(0.1 * rates[1][iteration])
+
+
+def test_a_divergence_leaves_the_last_good_state(run):
+    folder = run("diverged", "SOLVER.MAX_ITER", "2")
+    steep = ("SOLVER.BASE_LR", "1e30", "SOLVER.WARMUP_ITERS", "0", "SOLVER.CHECKPOINT_PERIOD", "1")
+    with pytest.raises(
+        UserError, match=r"no longer finite at iteration \d.* last good state is .*pth"
+    ):
+        run("diverged", *steep, resume=True)
+    last = folder / (folder / "last_checkpoint").read_text()
+    state = torch.load(last, weights_only=True)["model"]
+    assert all(torch.isfinite(tensor).all() for tensor in state.values())
+
+
+def test_a_finished_run_is_evaluated_again(run, uninterrupted):
+    before = everything(uninterrupted)
+    (uninterrupted / "record.json").unlink()
+    run("uninterrupted", resume=True)
+    assert_same(everything(uninterrupted)["record"], before["record"])
+
+
+def test_two_processes_stop_together_and_resume(run, tiny, voc, tmp_path):
+    """BatchNorm is each process's own, and so are the generators."""
+    more = {"SOLVER.IMS_PER_BATCH": 4, "MODEL.RESNETS.NORM": "BN", "MODEL.DEVICE": "cpu"}
+    settings = voc | LENGTH | SLIM | more
+    words = [*tiny, *(str(word) for pair in settings.items() for word in pair)]
+    (tmp_path / "overrides.json").write_text(json.dumps(words))
+    script = str(Path(__file__).with_name("resume_two_processes.py"))
+    processes = [
+        subprocess.Popen(
+            [sys.executable, script, str(tmp_path), str(rank), str(tmp_path / "overrides.json")],
+            stderr=subprocess.DEVNULL,
+        )
+        for rank in range(2)
+    ]
+    try:
+        assert [process.wait(200) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+    assert (tmp_path / "stopped0").exists() and (tmp_path / "stopped1").exists()
+    assert (tmp_path / "parts" / "model_0000003.pth").is_file()
+    whole = everything(tmp_path / "whole")
+    assert_same(everything(tmp_path / "parts"), whole)
+    # The tensors that pretraining supplies are found in a wrapped model too: 53 convolutions of a
+    # ResNet-50 with weight and 4 BatchNorm tensors each.
+    assert whole["record"]["coverage"] == {"expected": 53 * 5, "loaded": 0}
+    own = [state["buffers"] for state in whole["state"]["processes"]]
+    assert len(own) == 2 and own[1]

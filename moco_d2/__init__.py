@@ -8,6 +8,7 @@ imported, before or after us:
 * ``detectron2``                      what v0.6 lacks on current torch, NumPy, Pillow (compat.py)
 * ``detectron2.config.defaults``      our keys, ``cfg.MOCO`` (config.py)
 * ``detectron2.modeling``             our heads and architectures (transfer/)
+* ``detectron2.data.datasets``        the sets of VOC segmentation (transfer/voc_segmentation.py)
 * ``detectron2.engine.defaults``      several CPU processes (compat.py)
 * ``detectron2.checkpoint``           ``random://``, random initialisation (transfer/weights.py);
                                     published weights by name (checkpoint/catalog.py)
@@ -42,7 +43,14 @@ def _prepare_engine() -> None:
 
 
 def _register_modeling() -> None:
-    from moco_d2.transfer import roi_heads  # noqa: F401  imported for its registration
+    # Imported for their registration.
+    from moco_d2.transfer import backbones, roi_heads, semantic_head  # noqa: F401
+
+
+def _register_datasets() -> None:
+    from moco_d2.transfer.voc_segmentation import register_voc_segmentation
+
+    register_voc_segmentation()
 
 
 def _register_weights() -> None:
@@ -57,6 +65,7 @@ after_import("detectron2", _prepare_detectron2)
 after_import("detectron2.config.defaults", _add_config)
 after_import("detectron2.engine.defaults", _prepare_engine)
 after_import("detectron2.modeling", _register_modeling)
+after_import("detectron2.data.datasets", _register_datasets)
 after_import("detectron2.checkpoint", _register_weights)
 
 

@@ -1,5 +1,5 @@
-"""What a training image of semantic segmentation undergoes (paper, appendix A.5): scaled by a random
-ratio, cropped to a fixed size, mirrored.
+"""Augmentation for semantic segmentation (paper, appendix A.5): an image is scaled by a random
+ratio, cropped to a fixed size, and mirrored.
 """
 
 from typing import Any
@@ -56,8 +56,7 @@ class PadToSize(T.Augmentation):
     def get_transform(self, image: np.ndarray) -> Transform:
         """The padding of an image (H, W, C)."""
         height, width = (
-            max(side, wanted)
-            for side, wanted in zip(image.shape[:2], self.size, strict=True)
+            max(side, wanted) for side, wanted in zip(image.shape[:2], self.size, strict=True)
         )
         return PadTransform(height, width, self.pixel, self.ignore_value)
 

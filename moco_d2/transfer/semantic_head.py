@@ -111,8 +111,10 @@ class FCNHead(nn.Module):
             and an empty dict. The images are the logits' top left part, which SemanticSegmentor
             cuts out.
         """
-        logits = to_pixels(self.layers(features), self.stride)
-        return (None, self.losses(logits, targets)) if self.training else (logits, {})
+        logits = self.layers(features)
+        if self.training:
+            return None, self.losses(logits, targets)
+        return to_pixels(logits, self.stride), {}
 
     def layers(self, features: dict[str, Tensor]) -> Tensor:
         """Logits (N, K, h, w)."""
@@ -122,12 +124,11 @@ class FCNHead(nn.Module):
         """Mean cross-entropy over the pixels that are not ignored; 0 where all are.
 
         Args:
-            logits: (N, K, at least H, at least W).
+            logits: (N, K, h, w).
             targets: (N, H, W).
         """
-        height, width = targets.shape[-2:]
         total = F.cross_entropy(
-            logits[..., :height, :width],
+            to_pixels(logits, self.stride, targets.shape[-2:]),
             targets,
             ignore_index=self.ignore_value,
             reduction="sum",
@@ -136,7 +137,7 @@ class FCNHead(nn.Module):
         return {"loss_sem_seg": self.loss_weight * total / count}
 
 
-def to_pixels(grid: Tensor, stride: int) -> Tensor:
+def to_pixels(grid: Tensor, stride: int, size: tuple[int, int] | None = None) -> Tensor:
     """Bilinear interpolation of what a convolutional network computes, to its input's pixels.
 
     With the symmetric padding of a ResNet, cell i looks at pixel i * stride, whatever the size of
@@ -146,16 +147,19 @@ def to_pixels(grid: Tensor, stride: int) -> Tensor:
 
     Args:
         grid: (N, K, h, w).
+        size: H and W of the images; None: the largest with that many cells.
 
     Returns:
-        (N, K, h * stride, w * stride), 32-bit.
+        (N, K, H, W), 32-bit.
     """
-    height, width = ((cells - 1) * stride + 1 for cells in grid.shape[-2:])
+    cells = grid.shape[-2:]
+    height, width = size or (cells[0] * stride, cells[1] * stride)
+    last_row, last_column = ((n - 1) * stride for n in cells)
     pixels = F.interpolate(
-        # Bilinear interpolation in 16 bits sums in 16 bits.
-        grid.float(),
-        (height, width),
+        grid.float(),  # in 16 bits, the sums would be of 16 bits
+        (last_row + 1, last_column + 1),
         mode="bilinear",
         align_corners=True,
     )
-    return F.pad(pixels, (0, stride - 1, 0, stride - 1), mode="replicate")
+    behind = (0, width - last_column - 1, 0, height - last_row - 1)
+    return F.pad(pixels, behind, mode="replicate") if any(behind) else pixels

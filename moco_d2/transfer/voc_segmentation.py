@@ -1,5 +1,5 @@
-"""Semantic segmentation of PASCAL VOC 2012, with train_aug: VOC's training images and those that SBD
-annotates, 10,582 in all (paper, appendix A.5).
+"""Semantic segmentation of PASCAL VOC 2012, with train_aug: VOC's training images and those that
+SBD annotates, 10,582 in all (paper, appendix A.5).
 
 Below the folder that DETECTRON2_DATASETS names:
 
@@ -92,7 +92,7 @@ def _split_list(folder: Path, split: str) -> Path:
     found = next((file for file in files if file.is_file()), None)
     if found is None:
         raise UserError(
-            f"VOC segmentation {split}: {' and '.join(map(str, files))} do not exist; set "
+            f"VOC segmentation {split}: there is no {' or '.join(map(str, files))}; set "
             f"DETECTRON2_DATASETS to the folder that holds {_FOLDER}/{_advice(split)}"
         )
     return found

@@ -55,9 +55,17 @@ def make_voc_year(root: Path, splits: tuple[str, ...]) -> None:
             labels = np.zeros((HEIGHT, WIDTH), np.uint8)
             labels[BOX[1] : BOX[3], BOX[0] : BOX[2]] = 7  # car
             labels[:, -1] = IGNORED
-            for folder in ("SegmentationClass", "SegmentationClassAug"):
-                (root / folder).mkdir(exist_ok=True)
-                Image.fromarray(labels).save(root / folder / f"{name}.png")
+            _voc_labels(root, name, labels)
+
+
+def _voc_labels(root: Path, name: str, labels: np.ndarray) -> None:
+    """VOC's own label files have a palette of its colours; those with SBD's are grey."""
+    for folder in ("SegmentationClass", "SegmentationClassAug"):
+        (root / folder).mkdir(exist_ok=True)
+        image = Image.fromarray(labels)
+        if folder == "SegmentationClass":
+            image.putpalette(np.random.default_rng(0).integers(0, 256, 768, np.uint8).tobytes())
+        image.save(root / folder / f"{name}.png")
 
 
 def _voc_xml(path: Path) -> None:

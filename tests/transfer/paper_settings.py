@@ -155,15 +155,42 @@ DENSEPOSE_TASKS = {
         "SOLVER.STEPS": (100000, 120000),
     }
 }
+_DILATED_C5 = {
+    "MODEL.META_ARCHITECTURE": "GeneralizedRCNN",
+    "MODEL.BACKBONE.NAME": "build_dilated_c5_backbone",
+    "MODEL.RESNETS.RES5_DILATION": 2,
+    "MODEL.RESNETS.NORM": "naiveSyncBN",
+    "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
+    "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
+    "MODEL.ROI_BOX_HEAD.NUM_CONV": 0,
+    "MODEL.ROI_BOX_HEAD.NUM_FC": 2,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 1024,
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": 6000,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 1000,
+}
 _SEMANTIC = {
     "MODEL.META_ARCHITECTURE": "SemanticSegmentor",
+    "MODEL.BACKBONE.NAME": "build_dilated_resnet_backbone",
     "MODEL.RESNETS.RES5_DILATION": 2,
+    "MODEL.RESNETS.NORM": "SyncBN",
+    "MODEL.SEM_SEG_HEAD.NAME": "FCNHead",
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM": 256,
+    "MODEL.SEM_SEG_HEAD.NORM": "SyncBN",
+    "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": 255,
+    "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT": 1.0,
+    "MOCO.RANDOM_SCALE": (0.5, 2.0),
+    "INPUT.CROP.ENABLED": True,
+    "INPUT.CROP.TYPE": "absolute",
+    "INPUT.RANDOM_FLIP": "horizontal",
+    "INPUT.MIN_SIZE_TEST": 0,
 }
 OTHER_TASKS = {
-    "voc_dilated_C5": _VOC | _TWENTY_FOUR | {"MODEL.RESNETS.RES5_DILATION": 2},
+    "voc_dilated_C5": _VOC | _DILATED_C5 | _TWENTY_FOUR,
     "voc_semantic": _SEMANTIC
     | {
         "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 21,
+        "INPUT.CROP.SIZE": [513, 513],
         "SOLVER.BASE_LR": 0.003,
         "SOLVER.MAX_ITER": 30000,
         "SOLVER.STEPS": (21000, 27000),
@@ -173,6 +200,7 @@ OTHER_TASKS = {
     "cityscapes_semantic": _SEMANTIC
     | {
         "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 19,
+        "INPUT.CROP.SIZE": [769, 769],
         "SOLVER.BASE_LR": 0.01,
         "SOLVER.MAX_ITER": 90000,
         "SOLVER.STEPS": (63000, 81000),

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from moco_d2.checkpoint.io import load_checkpoint, save_checkpoint
 from moco_d2.checkpoint.mapping import Architecture, detectron2_settings
 from moco_d2.checkpoint.parity import TOLERANCE, prove
 from moco_d2.checkpoint.sources import Extracted, extract
-from moco_d2.checkpoint.targets import TARGETS, Detectron2, find_target
+from moco_d2.checkpoint.targets import TARGETS, Detectron2, Target, find_target
 from moco_d2.config import to_plain
 from moco_d2.errors import UserError
 from moco_d2.files import atomic_write, sha256
@@ -61,30 +62,12 @@ def convert(
     src, dst = source_file(src), Path(dst)
     target = find_target(to, dst)
     _check_paths(src, dst, report, emit_config)
-    checkpoint = load_checkpoint(src)
-    try:
-        extracted, architecture = extract(checkpoint, branch, file_name=src.name, drop=drop)
-        target.check(architecture)
-        if extracted.dialect == to == "detectron2" and not extracted.prefix:
-            raise UserError("this file is in Detectron2's format already; use it as MODEL.WEIGHTS")
-    except UserError as error:
-        raise UserError(f"{src}: {error}") from error
-    if expect_depth not in (None, architecture.depth):
-        raise UserError(
-            f"{src} is a ResNet-{architecture.depth}, not a ResNet-{expect_depth}; "
-            f"give another checkpoint or set the depth to {architecture.depth}"
+    with ThreadPoolExecutor(1) as pool:
+        fingerprint = pool.submit(sha256, src)  # while the rest goes on
+        provenance, tensors = _read(
+            src, branch=branch, drop=drop, expect_depth=expect_depth, target=target
         )
-
-    # Detectron2 computes in float32. Contiguous, and no view that drags its whole storage into the
-    # file.
-    tensors = {name: _plain(extracted.tensors[name].detach()) for name in architecture.tensor_names}
-    provenance = _provenance(src, extracted, architecture, branch)
-    provenance["pretraining"] = _pretraining(checkpoint)
-    try:
-        figures = prove(Detectron2().content(tensors, {}), tensors, architecture)
-    except UserError as error:
-        raise UserError(f"{src}: {error}") from error
-    provenance["parity"] = {**figures, "tolerance": TOLERANCE}
+        provenance["source_sha256"] = fingerprint.result()
     with contextlib.ExitStack() as stack:
         # Opened before the weights are written: a report that cannot be written leaves no weights
         # behind either.
@@ -102,7 +85,36 @@ def convert(
     return json.loads(json.dumps(provenance))
 
 
+def _read(
+    src: Path, *, branch: str, drop: tuple[str, ...], expect_depth: int | None, target: Target
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The report, and the proven tensors under torchvision's names."""
+    checkpoint = load_checkpoint(src)
+    try:
+        extracted, architecture = extract(checkpoint, branch, file_name=src.name, drop=drop)
+        target.check(architecture)
+        if extracted.dialect == target.name == "detectron2" and not extracted.prefix:
+            raise UserError("this file is in Detectron2's format already; use it as MODEL.WEIGHTS")
+        if expect_depth not in (None, architecture.depth):
+            raise UserError(
+                f"it is a ResNet-{architecture.depth}, not a ResNet-{expect_depth}; "
+                f"give another checkpoint or set the depth to {architecture.depth}"
+            )
+        # Detectron2 computes in float32.
+        tensors = {
+            name: _plain(extracted.tensors[name].detach()) for name in architecture.tensor_names
+        }
+        figures = prove(Detectron2().content(tensors, {}), tensors, architecture)
+    except UserError as error:
+        raise UserError(f"{src}: {error}") from error
+    provenance = _provenance(src, extracted, architecture, branch)
+    provenance["parity"] = {**figures, "tolerance": TOLERANCE}
+    provenance["pretraining"] = _pretraining(checkpoint)
+    return provenance, tensors
+
+
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """In float32 and contiguous, and no view that drags its whole storage into the file."""
     tensor = tensor.float().contiguous()
     whole = tensor.untyped_storage().nbytes() == tensor.nbytes
     return tensor if whole else tensor.clone()
@@ -114,7 +126,6 @@ def _provenance(
     pixels = extracted.traits.input
     return {
         "source": src.name,
-        "source_sha256": sha256(src),
         "family": extracted.family,
         "branch": branch,
         "container": extracted.container,
@@ -207,7 +218,11 @@ def _check_paths(src: Path, dst: Path, *others: str | Path | None) -> None:
 
 def _pretraining(checkpoint: dict[Any, Any]) -> dict[str, Any]:
     """What the checkpoint says about its own making, in JSON types, without generator states."""
-    about = {key: checkpoint[key] for key in ("epoch", "arch") if key in checkpoint}
+    about = {
+        key: checkpoint[key]
+        for key in ("epoch", "arch")
+        if isinstance(checkpoint.get(key), int | float | str)
+    }
     ours = checkpoint.get("moco_d2")
     if isinstance(ours, dict):
         about.update({key: ours[key] for key in _OUR_METADATA if key in ours})

@@ -1,9 +1,13 @@
 """Reading a checkpoint without running its code; writing weights whole or not at all."""
 
+import errno
+import io
 import json
 import pickle
 import re
-from collections.abc import Mapping
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from moco_d2.checkpoint.unpickling import NUMBERS, STAND_INS, as_tensors, load_arrays
+from moco_d2.checkpoint.archive import check_archive
+from moco_d2.checkpoint.unpickling import SAFE_GLOBALS, as_tensors, check_pickle, load_arrays
 from moco_d2.errors import UserError, closest
 from moco_d2.files import atomic_write
 
@@ -21,36 +26,36 @@ from moco_d2.files import atomic_write
 # posix.system was not an allowed global by default", "unsupported GLOBAL os.system whose module os
 # is blocked").
 _FORBIDDEN_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
-_ZIP_MAGIC = b"PK"  # torch.save since 1.6
-_PICKLE_MAGIC = b"\x80"  # torch.save before 1.6, the format of the official MoCo files
+_ZIP_MAGIC = b"PK"  # torch.save since 1.6, and NumPy
+_PICKLE_MAGICS = (_ZIP_MAGIC, b"\x80")
+# torch.save before 1.6, the format of the official MoCo files: a magic number, a version, a
+# description of the machine, the content and the order of the storages, which follow.
+_LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_LEGACY_PICKLES = 5
+_LENGTH = 8  # bytes of a safetensors header's length
+_HEAD = 512  # bytes that tell what a file is
 
 
 def load_checkpoint(path: str | Path) -> dict[Any, Any]:
     """Read a checkpoint on the CPU without ever executing code from it.
 
-    Reads what ``torch.save`` wrote, ``.safetensors``, ``.npz``, and ``.pkl`` of NumPy arrays.
+    Reads what ``torch.save`` wrote, safetensors, npz, and pickles of NumPy arrays, whatever their
+    names. What torch and NumPy pack into an archive is compared with its checksums; the other
+    containers have none, and a flipped bit among the numbers cannot be told.
+
+    Tensors of an archive are mapped: they stay in the file until they are used. It may be replaced
+    or removed meanwhile, as our own writers do, but not overwritten in place.
+
+    Returns:
+        The content; of a safetensors file the tensors by name, our own report under "provenance"
+        and other metadata under "__metadata__".
 
     Raises:
         UserError: there is no such file, it is damaged, it is something else, it needs code to
             load, or it does not hold a dict.
     """
     path = Path(path)
-    if not path.exists():
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        hint = closest(path.name, siblings) or "check the path"
-        raise UserError(f"there is no file {path}; {hint}")
-    if not path.is_file():
-        raise UserError(f"{path} is not a file; name the checkpoint file inside it")
-    try:
-        if path.stat().st_size == 0:
-            raise UserError(f"{path} is empty; copy or download the checkpoint again")
-        checkpoint = _read(path)
-    except UserError:
-        raise
-    # A damaged file makes torch raise whatever its bytes happen to mean: RuntimeError, EOFError,
-    # KeyError, ...
-    except Exception as error:
-        raise UserError(_why_unreadable(path, error)) from error
+    checkpoint = _guarded(path, _read)
     if not isinstance(checkpoint, dict):
         raise UserError(
             f"{path} holds a {type(checkpoint).__name__}, not a dict of tensors; "
@@ -59,40 +64,92 @@ def load_checkpoint(path: str | Path) -> dict[Any, Any]:
     return checkpoint
 
 
+def _guarded(path: Path, read: Callable[[Path], Any]) -> Any:
+    """`read` of a file, in which everything may be wrong."""
+    try:
+        if not path.exists():
+            siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+            hint = closest(path.name, siblings) or "check the path"
+            raise UserError(f"there is no file {path}; {hint}")
+        if not path.is_file():
+            raise UserError(f"{path} is not a file; name the checkpoint file inside it")
+        if path.stat().st_size == 0:
+            raise UserError(f"{path} is empty; copy or download the checkpoint again")
+        return read(path)
+    except UserError:
+        raise
+    # A damaged file makes its reader raise whatever the bytes happen to mean: RuntimeError,
+    # EOFError, KeyError, ...
+    except Exception as error:
+        raise UserError(_why_unreadable(path, error)) from error
+
+
 def _read(path: Path) -> Any:
-    if path.suffix == ".safetensors":
+    """By what is in the file, not by its name: published files have all kinds of suffixes."""
+    head = _head(path)
+    if head.startswith(_ZIP_MAGIC):
+        return _read_zip(path)
+    if head.startswith(_LEGACY_MAGIC):
+        with path.open("rb") as f:
+            for _ in range(_LEGACY_PICKLES):
+                check_pickle(f)
+        return _load_torch(path)
+    length = int.from_bytes(head[:_LENGTH], "little")  # of a safetensors header
+    if path.suffix == ".safetensors" or (
+        head[_LENGTH : _LENGTH + 1] == b"{" and length < path.stat().st_size
+    ):
         return _read_safetensors(path)
-    if path.suffix == ".npz":
+    return load_arrays(path)
+
+
+def _read_zip(path: Path) -> Any:
+    members = check_archive(path)
+    if any(member.filename.endswith(".npy") for member in members):
         with np.load(path, allow_pickle=False) as content:
             arrays = dict(content)
         # NumPy gives a member that is no array as bytes.
         if not all(isinstance(array, np.ndarray) for array in arrays.values()):
             raise ValueError("a member is no array")
         return as_tensors(arrays)
-    try:
-        with torch.serialization.safe_globals([*STAND_INS, *NUMBERS]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_torch_zip(path))
-    except Exception:
-        if path.suffix != ".pkl":
-            raise
-        return load_arrays(path)
+    with zipfile.ZipFile(path) as archive:
+        for member in members:
+            if member.filename.lower().endswith("/data.pkl"):  # torch ignores the case
+                check_pickle(io.BytesIO(archive.read(member)))
+    # Mapped, what is not needed is never read; but a packed member would be taken as it lies there.
+    return _load_torch(path, mmap=all(m.compress_type == zipfile.ZIP_STORED for m in members))
+
+
+def _load_torch(path: Path, mmap: bool = False) -> Any:
+    with torch.serialization.safe_globals(SAFE_GLOBALS), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of other protocols; what cannot be read is an error
+        return as_tensors(torch.load(path, map_location="cpu", weights_only=True, mmap=mmap))
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
     content: dict[str, Any] = load_file(path)
-    if provenance := _safetensors_provenance(path):
-        content.setdefault("provenance", provenance)
+    metadata = _safetensors_metadata(path)
+    if provenance := _provenance_in(metadata):
+        content["provenance"] = provenance
+    if others := {key: value for key, value in metadata.items() if key != "provenance"}:
+        content["__metadata__"] = others
     return content
 
 
-def _safetensors_provenance(path: Path) -> Any:
+def _safetensors_metadata(path: Path) -> dict[str, str]:
     with safe_open(path, framework="pt") as file:
-        return json.loads((file.metadata() or {}).get("provenance", "null"))
+        return file.metadata() or {}
+
+
+def _provenance_in(metadata: Mapping[str, str]) -> Any:
+    try:
+        return json.loads(metadata.get("provenance", "null"))
+    except ValueError:  # someone else's, in words
+        return None
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
-    if isinstance(error, OSError):
-        return f"cannot read {path}: {error.strerror or error}; check its permissions"
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # a wrong offset
+        return f"cannot read {path}: {error.strerror or error}; check the path and its permissions"
     if forbidden := _FORBIDDEN_GLOBAL.search(str(error)):
         return (
             f"{path} can only be loaded by importing {forbidden[1]}, which could run code, so it "
@@ -101,21 +158,30 @@ def _why_unreadable(path: Path, error: Exception) -> str:
         )
     if "TorchScript" in str(error):
         return f"{path} is a TorchScript program; save the state_dict() of the network instead"
-    with path.open("rb") as f:
-        head = f.read(512)
+    if isinstance(error, pickle.UnpicklingError) and _head(path).startswith(_PICKLE_MAGICS):
+        return (
+            f"{path} is damaged, or made of more than tensors and plain values; copy or download "
+            "it again, or save the network with torch.save({'state_dict': model.state_dict()}, "
+            "file)"
+        )
+    return _what_it_looks_like(path)
+
+
+def _what_it_looks_like(path: Path) -> str:
+    head = _head(path)
     if _is_text(head):
         return (
             f"{path} is a text file, perhaps an error page or a Git LFS pointer in the "
             "checkpoint's place; download the checkpoint again"
         )
-    if head.startswith((_ZIP_MAGIC, _PICKLE_MAGIC)):
+    if head.startswith(_PICKLE_MAGICS) or path.suffix == ".safetensors":
         return f"{path} is damaged or incomplete; copy or download the checkpoint again"
     return f"{path} is not a file that torch.save wrote; give the original checkpoint"
 
 
-def _is_torch_zip(path: Path) -> bool:
+def _head(path: Path) -> bytes:
     with path.open("rb") as f:
-        return f.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
+        return f.read(_HEAD)
 
 
 def _is_text(head: bytes) -> bool:
@@ -142,14 +208,14 @@ def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
         key: value if _is_tensors(value) else json.loads(json.dumps(value, allow_nan=False))
         for key, value in content.items()
     }
-    with atomic_write(path) as temporary:
-        try:
+    try:
+        with atomic_write(path) as temporary:
             _WRITERS[path.suffix](temporary, content)
-        # torch's zip writer raises RuntimeError on a full disk, safetensors its own error.
-        except (OSError, RuntimeError, SafetensorError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"cannot write {path}: {reason}; check the free space there") from error
-        _check_written(temporary, path, content)
+            _check_written(temporary, path, content)
+    # torch's zip writer raises RuntimeError on a full disk, safetensors its own error.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"cannot write {path}: {reason}; check the free space there") from error
 
 
 def _is_tensors(value: Any) -> bool:
@@ -163,6 +229,16 @@ def _write_torch(file: Path, content: Mapping[str, Any]) -> None:
         torch.save(dict(content), f)
 
 
+class _ArrayPickler(pickle.Pickler):
+    """NumPy 2 pickles a function of its own, which NumPy 1 does not find; both find the class."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if type(value) is not np.ndarray:
+            return NotImplemented
+        state = (1, value.shape, value.dtype, False, value.tobytes())
+        return np.ndarray, ((0,),), state
+
+
 def _write_pickle(file: Path, content: Mapping[str, Any]) -> None:
     arrays = {
         key: {name: tensor.numpy() for name, tensor in value.items()}
@@ -171,7 +247,7 @@ def _write_pickle(file: Path, content: Mapping[str, Any]) -> None:
         for key, value in content.items()
     }
     with file.open("wb") as f:
-        pickle.dump(arrays, f, protocol=4)
+        _ArrayPickler(f, protocol=4).dump(arrays)
 
 
 def _write_safetensors(file: Path, content: Mapping[str, Any]) -> None:
@@ -179,6 +255,18 @@ def _write_safetensors(file: Path, content: Mapping[str, Any]) -> None:
     rest = {key: value for key, value in content.items() if not _is_tensors(value)}
     metadata = {key: json.dumps(value, sort_keys=True) for key, value in rest.items()}
     save_file(dict(tensors), file, metadata={"format": "pt", **metadata})
+    _sort_metadata(file)
+
+
+def _sort_metadata(file: Path) -> None:
+    """The library writes them in random order, and the same conversion must give the same bytes."""
+    with file.open("r+b") as f:
+        length = int.from_bytes(f.read(_LENGTH), "little")
+        header = json.loads(f.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        f.seek(_LENGTH)
+        f.write(text.ljust(length))
 
 
 _WRITERS = {".pth": _write_torch, ".pkl": _write_pickle, ".safetensors": _write_safetensors}
@@ -204,5 +292,9 @@ def read_provenance(path: str | Path) -> dict[str, Any] | None:
     Raises:
         UserError: as `load_checkpoint`.
     """
-    provenance = load_checkpoint(path).get("provenance")
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        provenance = _provenance_in(_guarded(path, _safetensors_metadata))
+    else:
+        provenance = load_checkpoint(path).get("provenance")
     return provenance if isinstance(provenance, dict) else None

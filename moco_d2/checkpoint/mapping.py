@@ -4,14 +4,16 @@ Only weights and BatchNorm statistics are mapped. ``num_batches_tracked`` is not
 without it, and with FrozenBN it would be reported as unexpected.
 """
 
+import contextlib
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from moco_d2.checkpoint.dialects import DETECTRON2
 from moco_d2.checkpoint.families import IMAGENET, Input
@@ -128,10 +130,26 @@ def build_torchvision(architecture: Architecture) -> nn.Module:
     return network
 
 
+class _NoInitialValues(TorchFunctionMode):
+    """Drawing random numbers for tensors without storage takes longer than a conversion."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (Tensor.normal_, Tensor.uniform_):
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def without_values() -> Iterator[None]:
+    """Build networks of which only names and shapes are wanted, or whose values come later."""
+    with torch.device("meta"), _NoInitialValues():
+        yield
+
+
 @functools.lru_cache(maxsize=32)
 def expected_tensors(architecture: Architecture) -> Mapping[str, torch.Size]:
     """Torchvision name -> shape of every backbone tensor to convert (ResNet-50: 265)."""
-    with torch.device("meta"):
+    with without_values():
         network = build_torchvision(architecture)
     return {
         name: tensor.shape

@@ -12,6 +12,7 @@ from moco_d2.checkpoint.mapping import (
     detectron2_settings,
     expected_tensors,
     to_detectron2,
+    without_values,
 )
 from moco_d2.errors import UserError
 
@@ -45,7 +46,7 @@ def prove(
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
         backbone = _detectron2_backbone(content, architecture)
         _check_arrival(backbone, reference, architecture)
-        with torch.device("meta"):  # no values: what the reference lacks (fc) cannot be used
+        with without_values():  # what the reference lacks (fc) cannot be used
             network = build_torchvision(architecture).eval()
         network.load_state_dict(dict(reference), strict=False, assign=True)
         image = torch.randn(_IMAGE_SHAPE, generator=torch.Generator().manual_seed(0))
@@ -72,10 +73,10 @@ def _detectron2_backbone(content: Mapping[str, Any], architecture: Architecture)
     }
     cfg = get_cfg()
     cfg.merge_from_list([item for pair in settings.items() for item in pair])
-    with torch.device("meta"):  # no time for initial values; what does not arrive has none
+    with without_values():
         backbone = build_resnet_backbone(cfg, ShapeSpec(channels=3)).eval()
     backbone.to_empty(device="cpu")
-    for tensor in backbone.state_dict().values():
+    for tensor in backbone.state_dict().values():  # what does not arrive shows
         tensor.fill_(float("nan") if tensor.is_floating_point() else 0)
     # What its load() does with the content of a file.
     DetectionCheckpointer(backbone)._load_model(dict(content))

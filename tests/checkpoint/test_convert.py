@@ -157,7 +157,7 @@ def test_resnext(save, tmp_path):
 def test_refusals_write_nothing(small, official, save, tmp_path):
     dst = tmp_path / "folder" / "w.pth"
     good = save(official(small), "good.pth")
-    assert "is a ResNet-18, not a ResNet-50" in refusal(good, dst, expect_depth=50)
+    assert "it is a ResNet-18, not a ResNet-50" in refusal(good, dst, expect_depth=50)
     assert ".pth" in refusal(good, tmp_path / "w.bin")
     assert ".pth or .safetensors" in refusal(good, tmp_path / "w.pkl", to="torchvision")
     assert "not one of detectron2, torchvision" in refusal(good, dst, to="keras")

@@ -1,9 +1,15 @@
-"""Files that would run code, or are no files: nothing of them runs."""
+"""Files that would run code, exhaust the machine or end the process: nothing of it happens."""
 
 import builtins
 import os
 import pickle
+import struct
+import subprocess
+import sys
+import time
+import zipfile
 
+import numpy as np
 import pytest
 import torch
 
@@ -38,4 +44,130 @@ def test_no_gadget_runs_in_any_reader(tmp_path, name, container, gadget):
 def test_fifo_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "c.pth")
     with pytest.raises(UserError, match="is not a file"):
+        load_checkpoint(tmp_path / "c.pth")
+
+
+def text(value):
+    """Opcode of a string, in protocol 2."""
+    return pickle.BINUNICODE + struct.pack("<I", len(value.encode())) + value.encode()
+
+
+def encoded(value, codec):
+    return b"c_codecs\nencode\n" + text(value) + text(codec) + pickle.TUPLE2 + pickle.REDUCE
+
+
+def as_value(opcodes):
+    """A dict with the one thing that the opcodes make."""
+    return b"\x80\x02}" + text("a") + opcodes + b"s."
+
+
+def tuples(opcode=b"", count=300_000):
+    """A dict whose key is an empty tuple in tuples; the hash of so many overflows C's stack."""
+    return b"\x80\x02}" + b")" + (pickle.TUPLE1 + opcode) * count + b"K\x01s."
+
+
+def torch_file(path, content):
+    """A torch archive with this pickle."""
+    torch.save({}, path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, content if name.endswith("data.pkl") else data)
+
+
+def legacy_file(path, content):
+    torch.save({}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes().replace(b"\x80\x02}q\x00.", content, 1))
+
+
+WRITERS = {"torch": torch_file, "legacy": legacy_file, "pickle": lambda p, c: p.write_bytes(c)}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_the_files_of_these_tests_are_read_when_sound(tmp_path, writer):
+    WRITERS[writer](tmp_path / "c.pth", as_value(encoded("é", "latin1")))
+    assert load_checkpoint(tmp_path / "c.pth") == {"a": b"\xe9"}
+    WRITERS[writer](tmp_path / "c.pth", tuples(count=3))
+    assert load_checkpoint(tmp_path / "c.pth") == {((((),),),): 1}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize(
+    "content",
+    [
+        # Python's slowest codec takes hours for a megabyte of different letters.
+        as_value(encoded("".join(map(chr, range(0x4E00, 0x9FFF))) * 20, "punycode")),
+        as_value(encoded("a", "rot13")),
+        # The function itself, for someone else to call.
+        as_value(b"c_codecs\nencode\n"),
+        tuples(),
+        tuples(pickle.NONE + pickle.BUILD),  # what looks like a use leaves the tuple as it is
+        tuples(pickle.MARK + pickle.APPENDS),
+        tuples(pickle.BINPUT + b"\x00" + pickle.POP + pickle.BINGET + b"\x00"),
+    ],
+    ids=["slow codec", "codec", "function", "tuples", "built", "appended", "remembered"],
+)
+def test_what_the_unpickler_would_not_survive(tmp_path, writer, content):
+    path = tmp_path / "c.pth"
+    WRITERS[writer](path, content)
+    read = (
+        "import sys; from moco_d2.checkpoint.io import load_checkpoint\n"
+        "from moco_d2.errors import UserError\n"
+        "try: load_checkpoint(sys.argv[1])\nexcept UserError: sys.exit(2)"
+    )
+    if len(content) > 100_000:  # may end the process
+        done = subprocess.run([sys.executable, "-c", read, path], check=False, timeout=60)
+        assert done.returncode == 2
+    else:
+        with pytest.raises(UserError, match="more than tensors and plain values"):
+            load_checkpoint(path)
+
+
+def laughs(leaf):
+    node = {"a": leaf}
+    for _ in range(60):
+        node = {"a": node, "b": node}
+    return node
+
+
+def test_a_few_hundred_bytes_that_unfold_to_billions(tmp_path):
+    (tmp_path / "c.pkl").write_bytes(pickle.dumps(laughs(np.ones(3))))
+    torch.save(laughs(torch.ones(3)), tmp_path / "c.pth")
+    started = time.perf_counter()
+    for file in tmp_path.iterdir():
+        assert load_checkpoint(file).keys() == {"a", "b"}
+    assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize("shape", [(1 << 32,), (1 << 45,)])
+def test_an_array_larger_than_its_file(tmp_path, shape):
+    (tmp_path / "c.pkl").write_bytes(pickle.dumps({"a": Calls(np.ndarray, shape, np.dtype("u1"))}))
+    with pytest.raises(UserError):
+        load_checkpoint(tmp_path / "c.pkl")
+
+
+@pytest.mark.parametrize("name", ["c.pth", "c.npz"])
+def test_an_archive_that_unpacks_to_far_more_than_it_weighs(tmp_path, name):
+    member = "a.npy" if name == "c.npz" else "archive/data/0"
+    with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(member, bytes(64 << 20))
+    with pytest.raises(UserError, match="would unpack to 67108864"):
+        load_checkpoint(tmp_path / name)
+
+
+def test_a_storage_larger_than_its_record(tmp_path):
+    path = tmp_path / "c.pth"
+    torch.save({"a": torch.arange(4.0), "b": torch.arange(4.0)}, path)
+    with zipfile.ZipFile(path) as archive:
+        content = archive.read("c/data.pkl")
+    more = pickle.BININT + struct.pack("<i", 1 << 20)
+    torch_file(path, content.replace(b"K\x04", more))
+    with pytest.raises(UserError, match="damaged"):
+        load_checkpoint(path)
+
+
+def test_a_pickle_of_another_protocol_says_how_to_save(tmp_path):
+    torch.save({"a": torch.ones(1)}, tmp_path / "c.pth", pickle_protocol=4)
+    with pytest.raises(UserError, match=r"save the network with torch\.save"):
         load_checkpoint(tmp_path / "c.pth")

@@ -1,12 +1,17 @@
 import argparse
+import collections
 import os
 import pathlib
 import pickle
+import resource
+import zipfile
 
 import numpy as np
+import omegaconf
 import pytest
 import safetensors.torch
 import torch
+from checkpoint.containers import foreign, foreign_importable
 
 from moco_d2.checkpoint import io
 from moco_d2.checkpoint.io import load_checkpoint, read_provenance, save_checkpoint
@@ -98,6 +103,77 @@ def test_options_and_paths_are_held_by_inert_stand_ins(tmp_path, new):
     assert isinstance(loaded["path"], Inert) and torch.equal(loaded["w"], torch.ones(2))
 
 
+@pytest.mark.parametrize("new", [True, False])
+def test_hyper_parameters_and_numbers_beside_the_tensors(tmp_path, new):
+    """What Lightning and training loops save; dicts that are not plain come back as plain ones."""
+    attributes = foreign("pytorch_lightning.utilities.parsing.AttributeDict", dict)
+    options = {"optimizer": {"lr": 0.1, "betas": [0.9, 0.99]}, "name": "moco"}
+    content = {
+        "hyper_parameters": attributes(lr=0.1, nested=attributes(a=1)),
+        "cfg": omegaconf.OmegaConf.create(options),
+        "losses": collections.defaultdict(list, train=[0.5]),
+        "best": np.float64(0.25),
+        "mean": np.array([1.0, 2.0], dtype=np.float32),
+        "w": torch.ones(2),
+    }
+    with foreign_importable():
+        torch.save(content, tmp_path / "c.ckpt", _use_new_zipfile_serialization=new)
+    loaded = load_checkpoint(tmp_path / "c.ckpt")
+    assert loaded["hyper_parameters"] == {"lr": 0.1, "nested": {"a": 1}}
+    assert type(loaded["hyper_parameters"]["nested"]) is dict
+    assert isinstance(loaded["cfg"], Inert)
+    assert type(loaded["losses"]) is dict and loaded["losses"] == {"train": [0.5]}
+    assert loaded["best"] == 0.25 and torch.equal(loaded["w"], torch.ones(2))
+    assert torch.equal(loaded["mean"], torch.tensor([1.0, 2.0]))
+
+
+def test_a_file_is_told_by_its_content(tmp_path):
+    tensors = {"a": torch.arange(4.0)}
+    safetensors.torch.save_file(tensors, tmp_path / "pytorch_model.bin")
+    np.savez_compressed(tmp_path / "weights.npz", a=np.arange(4, dtype=np.float32))
+    (tmp_path / "weights.npz").rename(tmp_path / "weights.dat")
+    (tmp_path / "arrays.pth").write_bytes(pickle.dumps({"a": np.arange(4, dtype=np.float32)}))
+    torch.save(tensors, tmp_path / "torch.npz")
+    for file in tmp_path.iterdir():
+        assert torch.equal(load_checkpoint(file)["a"], tensors["a"])
+
+
+def test_a_repacked_archive_gives_its_numbers(tmp_path):
+    """Compressed members are not mapped."""
+    torch.save({"a": torch.arange(100.0)}, tmp_path / "c.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "c.pth") as old,
+        zipfile.ZipFile(tmp_path / "packed.pth", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    assert torch.equal(load_checkpoint(tmp_path / "packed.pth")["a"], torch.arange(100.0))
+
+
+@pytest.mark.parametrize("then", ["replace", "remove"])
+def test_what_was_read_outlives_the_file(tmp_path, then):
+    path, values = tmp_path / "c.pth", torch.arange(1 << 18).float()
+    torch.save({"a": values}, path)
+    loaded = load_checkpoint(path)
+    if then == "remove":
+        path.unlink()
+    else:
+        save_checkpoint(path, {"model": {"a": -values}})
+    assert torch.equal(loaded["a"], values)
+
+
+def test_every_flipped_bit_in_an_archive_of_torch_is_noticed(tmp_path):
+    whole, broken = tmp_path / "whole.pth", tmp_path / "broken.pth"
+    torch.save({"a": torch.randn(64)}, whole)
+    data = whole.read_bytes()
+    with zipfile.ZipFile(whole) as archive:
+        numbers = archive.read("whole/data/0")
+    start = data.index(numbers)
+    for position in range(start, start + len(numbers), 5):
+        broken.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
+        assert "does not match its checksum" in refusal(broken)
+
+
 def test_reads_numpy_and_safetensors(tmp_path):
     arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(2, dtype=">f4")}
     for protocol in (0, 2, 4):
@@ -115,10 +191,57 @@ def test_reads_numpy_and_safetensors(tmp_path):
         )
 
 
-def test_the_same_weights_give_the_same_bytes(tmp_path):
-    for name in ("a.pth", "other.pth"):
-        save_checkpoint(tmp_path / name, {"model": {"a": torch.ones(3)}, "x": 1})
-    assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "other.pth").read_bytes()
+def test_one_array_under_two_names_stays_one(tmp_path):
+    array = np.arange(3, dtype=np.float32)
+    content = {"a": array, "inner": {"b": array}}
+    content["inner"]["outer"] = content
+    (tmp_path / "c.pkl").write_bytes(pickle.dumps(content))
+    loaded = load_checkpoint(tmp_path / "c.pkl")
+    assert loaded["inner"]["outer"] is loaded
+    assert loaded["a"].data_ptr() == loaded["inner"]["b"].data_ptr()
+
+
+def test_metadata_of_safetensors(tmp_path):
+    path = tmp_path / "c.safetensors"
+    metadata = {"format": "pt", "provenance": "made by hand"}
+    safetensors.torch.save_file({"a": torch.ones(1)}, path, metadata=metadata)
+    assert load_checkpoint(path)["__metadata__"] == {"format": "pt"}
+    assert read_provenance(path) is None
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pkl", ".safetensors"])
+def test_the_same_weights_give_the_same_bytes(tmp_path, suffix):
+    content = {"model": {"a": torch.ones(3)}, **{f"x{i}": {"é": i} for i in range(8)}}
+    for name in ("a", "other"):
+        save_checkpoint(tmp_path / f"{name}{suffix}", content)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pkl", ".safetensors"])
+def test_a_full_disk_is_one_sentence_and_keeps_the_old_file(tmp_path, suffix):
+    path = tmp_path / f"w{suffix}"
+    path.write_bytes(b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*; check the free space") as caught:
+            save_checkpoint(path, {"model": {"a": torch.ones(1 << 16)}})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == [path.name] and path.read_bytes() == b"old"
+
+
+def test_detectron2_reads_the_pickle_under_either_numpy(tmp_path):
+    from detectron2.checkpoint import DetectionCheckpointer
+
+    tensors = {"weight": torch.randn(2, 3), "bias": torch.zeros(2)}
+    content = {"model": tensors, "__author__": "moco_d2", "matching_heuristics": True}
+    save_checkpoint(tmp_path / "w.pkl", content)
+    assert b"numpy._core" not in (tmp_path / "w.pkl").read_bytes()
+    network = torch.nn.Linear(3, 2)
+    DetectionCheckpointer(network).load(str(tmp_path / "w.pkl"))
+    assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in tensors.items())
 
 
 def test_not_a_dict(tmp_path):

@@ -1,0 +1,45 @@
+"""Whether a zip archive, torch's or NumPy's, is sound before anything in it is used.
+
+torch checks neither the checksums that it writes nor what an archive declares about itself.
+"""
+
+import zipfile
+from pathlib import Path
+
+from moco_d2.errors import UserError
+
+# Of what an archive declares against what it weighs: beyond it, unpacking is an attack. Weights
+# compress by less than 2, and an empty queue beside them to almost nothing.
+_MOST_EXPANSION = 10
+_SMALL = 1 << 24  # bytes that may always be unpacked
+
+
+def check_archive(path: Path) -> list[zipfile.ZipInfo]:
+    """Read every member once and compare it with its checksum.
+
+    Returns:
+        The members.
+
+    Raises:
+        UserError: a name is there twice, a member is encrypted or damaged, or the archive would
+            unpack to far more than it weighs.
+        zipfile.BadZipFile: it is no archive.
+    """
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        names = [member.filename for member in members]
+        if len(set(names)) < len(names):
+            raise UserError(f"{path} has two entries of one name; give the original checkpoint")
+        declared = sum(member.file_size for member in members)
+        if declared > max(_SMALL, _MOST_EXPANSION * size):
+            raise UserError(
+                f"{path} of {size} bytes would unpack to {declared}; give the original checkpoint"
+            )
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise UserError(
+            f"{path} is damaged: {damaged} does not match its checksum; copy or download the "
+            "checkpoint again"
+        )
+    return members

@@ -1,0 +1,70 @@
+"""A sample of the campaign in benchmarks/fuzz_checkpoints.py, and that it can fail."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+CASES = range(100_000, 100_080)
+
+
+@pytest.fixture(scope="module")
+def campaign():
+    file = Path(__file__).parents[2] / "benchmarks" / "fuzz_checkpoints.py"
+    spec = importlib.util.spec_from_file_location("fuzz_checkpoints", file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclass looks itself up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_every_damaged_file_is_refused_in_a_sentence_or_converted_as_it_is(campaign):
+    results = {seed: campaign.run_case(seed) for seed in CASES}
+    assert {seed: r.failure for seed, r in results.items() if r.failure} == {}
+    assert {r.container for r in results.values()} == set(campaign.CONTAINERS)
+    assert sum(r.outcome == campaign.REFUSED for r in results.values()) > len(CASES) / 2
+
+
+@pytest.mark.parametrize("container", [".pth", ".legacy.pth", ".pkl", ".safetensors", ".npz"])
+def test_what_is_not_damaged_is_converted(campaign, container, tmp_path):
+    path = tmp_path / f"case{container}"
+    campaign.write(campaign.sound(), container, path)
+    campaign.convert(path, tmp_path / "w.pth")
+    assert campaign._unaltered(tmp_path / "w.pth")
+
+
+def _case(alter, container):
+    def make(seed, folder):
+        path = folder / f"case{container}"
+        alter(path)
+        return path, "planted", container, False
+
+    return make
+
+
+def test_the_campaign_notices(campaign, monkeypatch):
+    """Altered weights that convert, an exception, and a command that runs."""
+
+    def altered(path):
+        state = campaign.sound()
+        state["conv1.weight"] += 1
+        campaign.write(state, ".pth", path)
+
+    monkeypatch.setattr(campaign, "make", _case(altered, ".pth"))
+    assert campaign.run_case(0).failure == "altered weights were converted"
+
+    def crash(*_, **__):
+        raise KeyError("x")
+
+    monkeypatch.setattr(campaign, "convert", crash)
+    assert "KeyError" in campaign.run_case(0).failure
+
+    def run(path, *_, **__):
+        (path.parent / "executed").touch()
+        raise campaign.UserError("refused; too late")
+
+    monkeypatch.setattr(campaign, "convert", run)
+    assert "code from the file was run" in campaign.run_case(0).failure

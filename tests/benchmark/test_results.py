@@ -35,7 +35,8 @@ def _without(record, *keys):
     [
         (lambda r: _without(r, "metrics"), "'metrics' is a required property"),
         (lambda r: _without(r, "run", "seed"), "$.run: 'seed' is a required property"),
-        (lambda r: r.update(schema_version=2), "$.schema_version"),
+        (lambda r: r.update(schema_version="2"), "$.schema_version is '2'"),
+        (lambda r: r.update(schema_version=3), "version 3"),
         (lambda r: r["metrics"]["bbox"].update(AP="55.9"), "$.metrics.bbox.AP"),
         (lambda r: r["run"].update(finished="yesterday"), "yesterday"),
         (lambda r: r["config"].update(matched_sha256="abc"), "$.config.matched_sha256"),

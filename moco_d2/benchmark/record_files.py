@@ -1,0 +1,147 @@
+"""Reading JSON records of any kind: found, bounded, checked against a schema; what is damaged is
+named and left out.
+
+A record may come from anywhere, so that nothing in it may be believed before it is checked.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jsonschema
+
+from moco_d2.benchmark.record_schema import NUMBER_OR_NULL
+from moco_d2.errors import UserError
+
+_MOST_BYTES = 64 << 20  # 20 evaluations of LVIS, class by class, take 4 MB
+_MOST_LEVELS = 32  # a record has some 8; what walks through a config does so recursively
+_LONGEST_MESSAGE = 300  # characters; a record's own text may be in it
+
+_logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def collect(
+    paths: Iterable[str | Path], name: str, read: Callable[[Path], T | None]
+) -> tuple[list[T], int]:
+    """All that `read` makes of the files among `paths`, and of those called `name` in its folders
+    at any depth; each file once.
+
+    A file for which `read` raises OSError or ValueError is named in a warning and left out as a
+    whole; one for which it gives None is passed over.
+
+    Returns:
+        what was read, and the number of files that were left out.
+
+    Raises:
+        UserError: a path does not exist.
+    """
+    found, left_out = [], 0
+    for file in _find_files(paths, name):
+        try:
+            one = read(file)
+        except (OSError, ValueError) as error:
+            _logger.warning("left out %s: %s", file, error)
+            left_out += 1
+            continue
+        if one is not None:
+            found.append(one)
+    return found, left_out
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is damaged: no JSON object, too large or too deeply nested to be a record.
+    """
+    if not path.is_file():
+        raise ValueError("not a regular file")
+    if path.stat().st_size > _MOST_BYTES:
+        raise ValueError(f"larger than {_MOST_BYTES >> 20} MiB, which no record is")
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text, parse_constant=_refuse_constant)
+        if "\\ud" in text.lower():  # half a surrogate pair is JSON, but no text that can be written
+            json.dumps(content, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"damaged, not JSON ({_clipped(str(error))})") from error
+    if not isinstance(content, dict):
+        raise ValueError("damaged, no JSON object")
+    _check_depth(content)
+    return content
+
+
+def validator(schema: dict[str, Any]) -> Any:
+    """jsonschema's validator, to be made once a schema and given to `check`."""
+    return _Validator(schema)
+
+
+def check(content: dict[str, Any], against: Any, what: str) -> None:
+    """Raise ValueError unless `content` is valid.
+
+    Args:
+        content: from `read_json`.
+        against: from `validator`.
+        what: it should be, "version 2 record".
+    """
+    error = jsonschema.exceptions.best_match(against.iter_errors(content))
+    if error is not None:
+        raise ValueError(f"not a {what}: {_clipped(error.json_path)}: {_clipped(error.message)}")
+
+
+def _find_files(paths: Iterable[str | Path], name: str) -> list[Path]:
+    files: dict[str, Path] = {}
+    for path in map(Path, paths):
+        if not path.exists():
+            raise UserError(f"{path} does not exist; give output folders, or files in them")
+        for file in sorted(path.rglob(name)) if path.is_dir() else [path]:
+            files.setdefault(os.path.realpath(file), file)  # Path.resolve fails on a loop of links
+    return list(files.values())
+
+
+def _clipped(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text[:_LONGEST_MESSAGE])
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _check_depth(content: dict[str, Any]) -> None:
+    level: list[Any] = [content]
+    for _ in range(_MOST_LEVELS):
+        below: list[Any] = []
+        for node in level:
+            if type(node) is dict:
+                below.extend(node.values())
+            elif type(node) is list:
+                below.extend(node)
+        if not below:
+            return
+        level = below
+    raise ValueError(f"damaged, nested deeper than {_MOST_LEVELS} levels")
+
+
+def _additional(schema: Any, allowed: Any, instance: Any, whole: Any) -> Iterator[Any]:
+    """jsonschema's ``additionalProperties``; a map of numbers that are in order is seen at once.
+
+    Every class of every evaluation is one, and jsonschema takes 10 microseconds a number.
+    """
+    if allowed is NUMBER_OR_NULL and isinstance(instance, dict):
+        low, high = allowed["minimum"], allowed["maximum"]
+        values = instance.values()
+        if all(v is None or (type(v) in (int, float) and low <= v <= high) for v in values):
+            return
+    standard = jsonschema.Draft202012Validator.VALIDATORS["additionalProperties"]
+    yield from standard(schema, allowed, instance, whole)
+
+
+_Validator = jsonschema.validators.extend(
+    jsonschema.Draft202012Validator, {"additionalProperties": _additional}
+)

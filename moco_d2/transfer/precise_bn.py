@@ -80,7 +80,7 @@ def update_statistics(model: nn.Module, batches: Iterable[Any]) -> None:
     variance of its input over `batches` of all processes.
 
     Every value of a channel counts once, wherever it was computed. A layer without input keeps what
-    it has. All processes must call, with the same number of batches where layers synchronise.
+    it has, and no layer counts these batches as trained on. All processes must call, with the same number of batches where layers synchronise.
 
     Args:
         model: in training mode, not wrapped for several processes.
@@ -94,12 +94,15 @@ def update_statistics(model: nn.Module, batches: Iterable[Any]) -> None:
         layer.register_forward_pre_hook(of_layer.add)
         for layer, of_layer in zip(layers, sums, strict=True)
     ]
+    trained = [layer.num_batches_tracked.clone() for layer in layers]
     try:
         for batch in batches:
             model(batch)
     finally:
         for handle in handles:
             handle.remove()
+        for layer, count in zip(layers, trained, strict=True):
+            layer.num_batches_tracked.copy_(count)
     everything = torch.cat([of_layer.flat for of_layer in sums])
     if comm.get_world_size() > 1:
         torch.distributed.all_reduce(everything)

@@ -22,7 +22,7 @@ from moco_d2.transfer.checkpointing import SaveCheckpoint, TransferCheckpointer
 from moco_d2.transfer.divergence import DivergenceError, explain
 from moco_d2.transfer.evaluation import build_evaluator
 from moco_d2.transfer.precise_bn import PreciseBN
-from moco_d2.transfer.training_data import TrainingBatches, build_training_batches
+from moco_d2.transfer.training_data import TrainingBatches, build_training_batches, seeded
 from moco_d2.transfer.weights import Coverage, loading, measure_coverage, unwrapped
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,11 @@ class Trainer(DefaultTrainer):
         return [*built, _RestoreGenerators(), saver, self._stop]
 
     def _evaluate(self) -> dict[str, Any]:
-        self._last_eval_results = self.test(self.cfg, unwrapped(self.model))
+        model = unwrapped(self.model)
+        # A loader draws a seed when it starts: without this, how often a run is evaluated would
+        # change which regions it samples next.
+        with seeded(self.data_loader.seed, next(model.parameters()).device):
+            self._last_eval_results = self.test(self.cfg, model)
         return self._last_eval_results
 
     def after_train(self) -> None:

@@ -96,6 +96,13 @@ def test_values_are_the_papers(task):
 
 
 @pytest.mark.parametrize("task", OURS)
+def test_every_run_is_evaluated_six_times(task):
+    """The curve over iterations comes without asking, and its last point is the end."""
+    cfg = load_config(f"{task}_moco.yaml")
+    assert cfg.SOLVER.MAX_ITER == 6 * cfg.TEST.EVAL_PERIOD
+
+
+@pytest.mark.parametrize("task", OURS)
 def test_matched_initialisations_differ_in_their_weights_only(task):
     reference = flatten(load_config(f"{task}_random.yaml"))
     for name, weights in MATCHED_INITIALISATIONS.items():

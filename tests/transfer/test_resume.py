@@ -125,6 +125,17 @@ def test_the_run_has_what_is_compared(uninterrupted):
     assert all(of_tensor["momentum_buffer"].abs().sum() > 0 for of_tensor in buffers.values())
 
 
+def test_evaluations_on_the_way_do_not_change_what_is_trained(run, uninterrupted):
+    """Weights, statistics, optimizer and generators, to the last bit."""
+    without = everything(run("not evaluated", "TEST.EVAL_PERIOD", "0"))
+    assert [entry["iteration"] for entry in without["record"]["history"]] == [7]
+    found = everything(uninterrupted)
+    for part in ("model", "processes", "iteration"):
+        assert_same(without["state"][part], found["state"][part])
+    optimizer = (of["state"]["trainer"]["_trainer"]["optimizer"] for of in (without, found))
+    assert_same(*optimizer)
+
+
 def test_stopped_by_sigterm(run, uninterrupted):
     folder = interrupt(run, "sigterm", signal.SIGTERM, 4)
     assert (folder / "last_checkpoint").read_text() == "model_0000004.pth"

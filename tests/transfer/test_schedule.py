@@ -22,6 +22,7 @@ def test_reference_schedule_follows_the_processes(processes, batch, lr, steps, w
     assert scaled.SOLVER.MAX_ITER == effective["max_iter"] == steps
     assert warmup == scaled.SOLVER.WARMUP_ITERS
     assert scaled.SOLVER.MAX_ITER * batch == 24000 * 16  # the same number of images
+    assert scaled.TEST.EVAL_PERIOD == effective["eval_period"] == steps / 6
     assert cfg.SOLVER.MAX_ITER == 24000  # the given config is untouched
 
 
@@ -68,7 +69,7 @@ def test_what_changes_is_said():
     assert effective["notes"][2] == "BatchNorm statistics over 2 images (the paper: 16)"
     assert describe(effective)[0] == (
         "192000 steps of 2 images on 1 process(es), lr 0.0025 after a warm-up of 800, lowered at "
-        "144000, 176000; evaluated at the end, saved every 40000"
+        "144000, 176000; evaluated every 32000 and at the end, saved every 40000"
     )
     assert describe(effective)[1:] == effective["notes"]
 

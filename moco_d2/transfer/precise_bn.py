@@ -80,7 +80,8 @@ def update_statistics(model: nn.Module, batches: Iterable[Any]) -> None:
     variance of its input over `batches` of all processes.
 
     Every value of a channel counts once, wherever it was computed. A layer without input keeps what
-    it has, and no layer counts these batches as trained on. All processes must call, with the same number of batches where layers synchronise.
+    it has, and no layer counts these batches as trained on. All processes must call, with the same
+    number of batches where layers synchronise.
 
     Args:
         model: in training mode, not wrapped for several processes.

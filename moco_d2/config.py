@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import tempfile
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,12 @@ from typing import Any
 import yaml
 
 from moco_d2.errors import UserError, closest
+from moco_d2.files import sha256_of_json
 
 _PACKAGE_ROOT = Path(__file__).resolve().parent
+
+#: What may differ between two runs of one task without making them unmatched.
+FREE_KEYS = ("MODEL.WEIGHTS", "SEED", "OUTPUT_DIR")
 
 
 def add_moco_config(cfg: Any) -> None:  # noqa: PLR0915 - a list of keys
@@ -306,6 +311,24 @@ def to_plain(cfg: Any) -> dict[str, Any]:
         return value
 
     return plain(cfg)
+
+
+def matched_sha256(resolved: Mapping[str, Any]) -> str:
+    """Fingerprint of a plain config (to_plain) without FREE_KEYS: equal for matched runs."""
+
+    def without(node: Any, path: Sequence[str]) -> Any:
+        if not isinstance(node, Mapping):
+            return node
+        return {
+            key: without(value, path[1:]) if key == path[0] else value
+            for key, value in node.items()
+            if [key] != path
+        }
+
+    rest: Any = resolved
+    for dotted in FREE_KEYS:
+        rest = without(rest, dotted.split("."))
+    return sha256_of_json(rest)
 
 
 def _unknown_key(key: str, cfg: Any) -> str:

@@ -16,27 +16,13 @@ from typing import Any
 import torch
 
 import moco_d2
-from moco_d2.config import to_plain
+from moco_d2.config import matched_sha256, to_plain
 from moco_d2.files import sha256_of_json, write_json
 from moco_d2.transfer.preflight import Finding
 from moco_d2.transfer.weights import Coverage
 
 SCHEMA_VERSION = 1
 RECORD_FILE = "record.json"
-
-# What may differ between two runs of one task without making them unmatched.
-_MAY_DIFFER = (("MODEL", "WEIGHTS"), ("SEED",), ("OUTPUT_DIR",))
-
-
-def matched_sha256(cfg: Any) -> str:
-    """Fingerprint of a config without what _MAY_DIFFER names: equal for matched runs."""
-    plain = to_plain(cfg)
-    for path in _MAY_DIFFER:
-        node = plain
-        for key in path[:-1]:
-            node = node[key]
-        del node[path[-1]]
-    return sha256_of_json(plain)
 
 
 def _now() -> datetime.datetime:
@@ -115,7 +101,7 @@ class RunRecorder:
             "config": {
                 "resolved": plain,
                 "sha256": sha256_of_json(plain),
-                "matched_sha256": matched_sha256(cfg),
+                "matched_sha256": matched_sha256(plain),
             },
             "weights": self.weights,
             "coverage": {"expected": coverage.expected, "loaded": coverage.loaded},

@@ -1,13 +1,11 @@
 """The record that every fine-tuning run leaves: all that a table needs, and all that a reader may
 doubt.
 
-Schema: SCHEMA in moco_d2/benchmark/results.py, which is also what reads it.
+Schema: moco_d2/benchmark/record_schema.py, with which it is read.
 """
 
 import dataclasses
 import datetime
-import json
-import math
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -18,10 +16,11 @@ import torch
 import moco_d2
 from moco_d2.config import matched_sha256, to_plain
 from moco_d2.files import sha256_of_json, write_json
+from moco_d2.training_log import finite, history, read_log, seconds_per_iteration
 from moco_d2.transfer.preflight import Finding
 from moco_d2.transfer.weights import Coverage
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 RECORD_FILE = "record.json"
 
 
@@ -42,6 +41,8 @@ class RunRecorder:
         coverage: what of them arrived.
         started: when the run began.
         seconds_before: that it had run when it was resumed.
+        evaluation_seconds: that the last evaluation took, if it was timed.
+        errors: by test set, what AP50 is lost to, if that was found out.
     """
 
     config_file: str
@@ -51,6 +52,8 @@ class RunRecorder:
     coverage: Coverage | None = None
     started: datetime.datetime = dataclasses.field(default_factory=_now)
     seconds_before: float = 0.0
+    evaluation_seconds: float | None = None
+    errors: dict[str, dict[str, float]] | None = None
 
     def __post_init__(self) -> None:
         self._resumed = self.started
@@ -81,14 +84,23 @@ class RunRecorder:
         return self.seconds_before + (until - self._resumed).total_seconds()
 
     def write(self, cfg: Any, metrics: dict[str, Any]) -> Path:
-        """Write OUTPUT_DIR/record.json for a finished run with evaluation results `metrics`."""
+        """Write OUTPUT_DIR/record.json for a finished run.
+
+        Args:
+            cfg: its config.
+            metrics: what its evaluation gave, ``{"bbox": {"AP": ...}}`` in percent; of several
+                test sets, one such by name.
+        """
         finished = _now()
         coverage = self.coverage or Coverage(0, ())
         name = Path(self.config_file).name.removesuffix(".yaml")  # may be lvis_v0.5_..._moco
         plain = to_plain(cfg)
+        results = _grouped(metrics)
+        log = read_log(Path(cfg.OUTPUT_DIR) / "metrics.json")
         record = {
             "schema_version": SCHEMA_VERSION,
             "kind": "transfer",
+            "origin": {"how": "trained", "source": None},
             "run": {
                 "config_name": name,
                 "task": cfg.MOCO.TASK,
@@ -112,40 +124,50 @@ class RunRecorder:
             },
             "environment": _environment(),
             "hardware": _hardware(cfg.MODEL.DEVICE),
-            "metrics": _finite(metrics),
-            "history": read_history(Path(cfg.OUTPUT_DIR) / "metrics.json", tuple(metrics)),
+            "cost": {
+                "seconds_per_iteration": seconds_per_iteration(log),
+                "evaluation_seconds": self.evaluation_seconds,
+                **_peak_memory(cfg.MODEL.DEVICE),
+            },
+            "metrics": results,
+            "history": history(log, results),
+            "errors": self.errors
+            and {
+                name: {kind: finite(points) for kind, points in lost.items()}
+                for name, lost in self.errors.items()
+            },
         }
         path = Path(cfg.OUTPUT_DIR) / RECORD_FILE
         write_json(path, record)
         return path
 
 
-def read_history(metrics_file: Path, groups: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Evaluations during training, from Detectron2's metrics.json: ``[{"iteration": 99, "bbox/AP":
-    12.3, "sem_seg/mIoU": 45.6}, ...]``, NaN as None.
-
-    Args:
-        metrics_file: may be absent.
-        groups: what evaluations give, ``("bbox", "segm")``; a "/" is in other scalars too.
+def _grouped(metrics: dict[str, Any]) -> dict[str, dict[str, float | None]]:
+    """``{"bbox": {"AP": 12.3}}`` with NaN as None; of several test sets, ``{"voc_2007_test/bbox":
+    ...}``, as Detectron2 names them in metrics.json.
     """
-    if not metrics_file.is_file():
-        return []
-    prefixes = tuple(f"{group}/" for group in groups)
-    history = []
-    for line in metrics_file.read_text().splitlines():
-        entry = json.loads(line)
-        results = {key: value for key, value in entry.items() if key.startswith(prefixes)}
-        if results:
-            history.append({"iteration": entry["iteration"], **_finite(results)})
-    return history
+    grouped: dict[str, dict[str, float | None]] = {}
+    for name, values in metrics.items():
+        if any(isinstance(value, dict) for value in values.values()):
+            grouped |= {f"{name}/{group}": inner for group, inner in _grouped(values).items()}
+        else:
+            grouped[name] = {str(key): finite(float(value)) for key, value in values.items()}
+    return grouped
 
 
-def _finite(value: Any) -> Any:
-    """NaN and infinity become None: JSON has neither."""
-    if isinstance(value, dict):
-        return {str(k): _finite(v) for k, v in value.items()}
-    number = float(value)
-    return number if math.isfinite(number) else None
+def _peak_memory(device: str) -> dict[str, Any]:
+    """Of this process: what torch has held on its GPU; on a CPU, its resident set (Linux only)."""
+    if torch.device(device).type == "cuda":
+        gib = torch.cuda.max_memory_allocated() / 2**30
+        return {"peak_memory_gib": round(gib, 3), "peak_memory_of": "gpu"}
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    for line in lines:
+        # Not getrusage's: that begins with the memory of the process that started this one.
+        if line.startswith("VmHWM:"):
+            gib = int(line.split()[1]) / 2**20  # KiB
+            return {"peak_memory_gib": round(gib, 3), "peak_memory_of": "process"}
+    return {"peak_memory_gib": None, "peak_memory_of": None}
 
 
 def _environment() -> dict[str, str]:

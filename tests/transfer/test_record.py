@@ -1,42 +1,92 @@
 import datetime
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from moco_d2.benchmark import record_schema
+from moco_d2.benchmark.results import read_content, read_records
 from moco_d2.config import load_config
 from moco_d2.transfer.preflight import Finding
-from moco_d2.transfer.record import RunRecorder, read_history
+from moco_d2.transfer.record import SCHEMA_VERSION, RunRecorder
+from moco_d2.transfer.schedule import scale_to_hardware
 from moco_d2.transfer.weights import Coverage
 
-METRICS = [
-    {"iteration": 19, "total_loss": 2.0, "fast_rcnn/cls_accuracy": 0.5, "lr": 0.1},
-    {"iteration": 39, "total_loss": 1.0, "bbox/AP": 12.5, "bbox/AP-car": float("nan")},
-    {"iteration": 59, "segm/AP50": 7.0, "keypoints/AP": 3.0, "rpn/num_pos_anchors": 9.0},
-    {"iteration": 60, "sem_seg/mIoU": 45.5, "sem_seg/pACC": 80.0},
+
+def written(folder, metrics, log=(), **kwargs):
+    """The record of a run with these metrics, whose metrics.json had these lines."""
+    (folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in log))
+    cfg = load_config("voc_C4_moco.yaml", ["OUTPUT_DIR", str(folder), "MODEL.DEVICE", "cpu"])
+    cfg, schedule = scale_to_hardware(cfg, world_size=1)
+    path = RunRecorder("voc_C4_moco.yaml", schedule, [], **kwargs).write(cfg, metrics)
+    return json.loads(path.read_text()), path
+
+
+LOG = [
+    {"iteration": 19, "total_loss": 2.0, "lr": 0.1, "time": 0.5},
+    {"iteration": 39, "total_loss": 1.0, "bbox/AP": 12.5, "bbox/AP-car": float("nan"), "time": 0.3},
+    {"iteration": 60, "bbox/AP": 20.0, "bbox/AP-car": 1.0, "rpn/num_pos_anchors": 9.0, "time": 0.4},
 ]
+WEIGHTS = {"file": "moco.pth", "sha256": "0" * 64, "provenance": {"source": "moco.pth.tar"}}
 
 
-@pytest.fixture
-def metrics_file(tmp_path):
-    (tmp_path / "metrics.json").write_text("".join(json.dumps(m) + "\n" for m in METRICS))
-    return tmp_path / "metrics.json"
+def test_what_is_written_is_what_the_tables_read(tmp_path):
+    lost = {"Cls": 1.0, "Loc": 20.0, "Both": 0.5, "Dupe": 0.0, "Bkg": 4.0, "Miss": float("nan")}
+    content, path = written(
+        tmp_path,
+        {"bbox": {"AP": 20.0, "AP-car": float("nan")}},
+        LOG,
+        weights=WEIGHTS,
+        coverage=Coverage(265, ("stem.conv1.weight",)),
+        evaluation_seconds=12.5,
+        errors={"voc_2007_test": {"AP50": 50.0, **lost}},
+    )
+    assert SCHEMA_VERSION == record_schema.SCHEMA_VERSION
+    assert read_content(path) == content  # nothing to upgrade, nothing refused
+    (record,) = read_records([path])
+    assert record.origin == {"how": "trained", "source": None}
+    assert record.metrics == {"bbox/AP": 20.0, "bbox/AP-car": None}
+    assert record.history == (
+        {"iteration": 39, "bbox/AP": 12.5, "bbox/AP-car": None},
+        {"iteration": 60, "bbox/AP": 20.0, "bbox/AP-car": 1.0},
+    )
+    assert (record.expected, record.loaded) == (265, 264)
+    assert record.cost["seconds_per_iteration"] == 0.4  # the median of the lines
+    assert record.cost["evaluation_seconds"] == 12.5
+    assert record.errors["voc_2007_test"]["Loc"] == 20.0
+    assert record.errors["voc_2007_test"]["Miss"] is None
 
 
-@pytest.mark.parametrize(
-    ("groups", "history"),
-    [
-        (("bbox",), [{"iteration": 39, "bbox/AP": 12.5, "bbox/AP-car": None}]),
-        (("segm", "keypoints"), [{"iteration": 59, "segm/AP50": 7.0, "keypoints/AP": 3.0}]),
-        (("sem_seg",), [{"iteration": 60, "sem_seg/mIoU": 45.5, "sem_seg/pACC": 80.0}]),
-        ((), []),
-    ],
-)
-def test_the_history_has_what_evaluations_gave(metrics_file, groups, history):
-    assert read_history(metrics_file, groups) == history
+def test_a_run_of_which_little_is_known_is_valid(tmp_path):
+    _, path = written(tmp_path, {"segm": {"AP": float("nan")}}, weights=None)
+    (record,) = read_records([path])
+    assert record.metrics == {"segm/AP": None}
+    assert record.cost["seconds_per_iteration"] is record.cost["evaluation_seconds"] is None
+    assert record.errors is None and record.history == () and not record.has_provenance
 
 
-def test_without_metrics_there_is_no_history(tmp_path):
-    assert read_history(tmp_path / "metrics.json", ("bbox",)) == []
+def test_several_test_sets_are_named_as_in_metrics_json(tmp_path):
+    log = [{"iteration": 60, "one/bbox/AP": 1.0, "two/bbox/AP": 2.0, "bbox/AP": 3.0}]
+    _, path = written(
+        tmp_path, {"one": {"bbox": {"AP": 1.0}}, "two": {"bbox": {"AP": 2.0}}}, log, weights=None
+    )
+    (record,) = read_records([path])
+    assert record.metrics == {"one/bbox/AP": 1.0, "two/bbox/AP": 2.0}
+    assert record.history == ({"iteration": 60, "one/bbox/AP": 1.0, "two/bbox/AP": 2.0},)
+
+
+def test_peak_memory_on_a_cpu_is_that_of_the_process(tmp_path):
+    before = written(tmp_path, {"bbox": {"AP": 1.0}}, weights=None)[0]["cost"]
+    if before["peak_memory_of"] is None:
+        pytest.skip("no /proc here")
+    status = Path("/proc/self/status").read_text().split()
+    resident = int(status[status.index("VmRSS:") + 1]) / 2**20  # KiB
+    added = np.ones(2**25).nbytes / 2**30  # larger than whatever a test before has freed
+    after = written(tmp_path, {"bbox": {"AP": 1.0}}, weights=None)[0]["cost"]
+    assert before["peak_memory_of"] == after["peak_memory_of"] == "process"
+    assert resident + added - 0.05 < after["peak_memory_gib"]
+    assert after["peak_memory_gib"] <= max(before["peak_memory_gib"], resident + added) + 0.05
 
 
 def recorder(findings=(), started=None, **kwargs):

@@ -4,7 +4,8 @@ script.
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,55 @@ from detectron2.evaluation import (
 )
 
 from moco_d2.errors import UserError, closest
+from moco_d2.transfer.error_analysis import Detections, Objects, decompose
+from moco_d2.transfer.known_classes import only_known_classes
 from moco_d2.transfer.voc_evaluation import VOCEvaluator
+
+logger = logging.getLogger(__name__)
 
 INFERENCE_FOLDER = "inference"
 _CITYSCAPES_EVALUATION = "cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling"
+
+
+class COCOBoxEvaluator(COCOEvaluator):
+    """Detectron2's COCOEvaluator, which can also say what kinds of errors the boxes have."""
+
+    def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: Any = None) -> None:
+        super()._eval_predictions(predictions, img_ids)
+        # Of all processes, and by now with the categories of the annotation file.
+        self._gathered = [item for image in predictions for item in image["instances"]]
+
+    def box_errors(self) -> dict[str, float]:
+        """error_analysis.decompose of what evaluate has seen, in the main process.
+
+        Raises:
+            ValueError: there is no object to be found.
+        """
+        found = self._gathered
+        truth = self._coco_api.dataset["annotations"]
+        crowd = np.array([bool(item.get("iscrowd", 0)) for item in truth], dtype=bool)
+        return decompose(
+            Detections(
+                np.array([item["image_id"] for item in found], dtype=np.int64),
+                np.array([item["category_id"] for item in found], dtype=np.int64),
+                np.array([item["score"] for item in found], dtype=np.float64),
+                _corners(found),
+            ),
+            Objects(
+                np.array([item["image_id"] for item in truth], dtype=np.int64),
+                np.array([item["category_id"] for item in truth], dtype=np.int64),
+                _corners(truth),
+                crowd,
+                crowd,
+            ),
+        )
+
+
+def _corners(items: list[dict[str, Any]]) -> np.ndarray:
+    """(N, 4) x0, y0, x1, y1 of COCO's x, y, width, height."""
+    boxes = np.array([item["bbox"] for item in items], dtype=np.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    return boxes
 
 
 class MeanIoUEvaluator(SemSegEvaluator):
@@ -74,7 +120,7 @@ def _voc(cfg: Any, dataset_name: str, folder: str) -> DatasetEvaluator:
 
 
 def _coco(cfg: Any, dataset_name: str, folder: str) -> DatasetEvaluator:
-    return COCOEvaluator(
+    return COCOBoxEvaluator(
         dataset_name, output_dir=folder, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS
     )
 
@@ -106,6 +152,29 @@ _BUILDERS: dict[str, Callable[[Any, str, str], DatasetEvaluator]] = {
 }
 
 
+def evaluator_types(dataset_name: str) -> list[str]:
+    """The ``evaluator_type`` in a dataset's metadata, each one that build_evaluator knows.
+
+    Raises:
+        UserError: none is set, or there is no evaluator for it.
+    """
+    types = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if not types:
+        raise UserError(
+            f"dataset {dataset_name!r} does not say how it is evaluated: "
+            f"MetadataCatalog.get({dataset_name!r}).set(evaluator_type=...), one of "
+            f"{', '.join(_BUILDERS)}"
+        )
+    types = [types] if isinstance(types, str) else list(types)
+    unknown = next((kind for kind in types if kind not in _BUILDERS), None)
+    if unknown is not None:
+        raise UserError(
+            f"dataset {dataset_name!r} has evaluator_type {unknown!r}; "
+            + (closest(str(unknown), _BUILDERS) or f"there is {', '.join(_BUILDERS)}")
+        )
+    return types
+
+
 def build_evaluator(cfg: Any, dataset_name: str) -> DatasetEvaluator:
     """The evaluator for `dataset_name`, chosen by the ``evaluator_type`` in its metadata: one name,
     or several, whose results are then merged.
@@ -122,22 +191,29 @@ def build_evaluator(cfg: Any, dataset_name: str) -> DatasetEvaluator:
     Predictions are written to OUTPUT_DIR/inference.
 
     Raises:
-        UserError: no type is set, there is no evaluator for it, or what it needs is not installed.
+        UserError: as in evaluator_types, or what the evaluator needs is not installed.
     """
-    types = MetadataCatalog.get(dataset_name).get("evaluator_type")
-    if not types:
-        raise UserError(
-            f"dataset {dataset_name!r} does not say how it is evaluated: "
-            f"MetadataCatalog.get({dataset_name!r}).set(evaluator_type=...), one of "
-            f"{', '.join(_BUILDERS)}"
-        )
-    types = [types] if isinstance(types, str) else list(types)
-    unknown = next((kind for kind in types if kind not in _BUILDERS), None)
-    if unknown is not None:
-        raise UserError(
-            f"dataset {dataset_name!r} has evaluator_type {unknown!r}; "
-            + (closest(str(unknown), _BUILDERS) or f"there is {', '.join(_BUILDERS)}")
-        )
+    types = evaluator_types(dataset_name)
     folder = str(Path(cfg.OUTPUT_DIR) / INFERENCE_FOLDER)
     evaluators = [_BUILDERS[kind](cfg, dataset_name, folder) for kind in types]
-    return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+    evaluator = evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+    return only_known_classes(cfg, dataset_name, evaluator)
+
+
+def box_errors(evaluators: Mapping[str, DatasetEvaluator]) -> dict[str, dict[str, float]] | None:
+    """What the boxes of each dataset lose AP50 to (error_analysis.decompose), of evaluators that
+    have evaluated, by name of the dataset; in the main process.
+
+    None where no evaluator can say: regions, LVIS, Cityscapes. A failure is a warning: a run must
+    not end for what is only an explanation of its result.
+    """
+    found = {}
+    for name, evaluator in evaluators.items():
+        for one in getattr(evaluator, "_evaluators", [evaluator]):  # of DatasetEvaluators
+            if not hasattr(one, "box_errors"):
+                continue
+            try:
+                found[name] = one.box_errors()
+            except Exception as error:
+                logger.warning("no decomposition of the errors on %s: %r", name, error)
+    return found or None

@@ -20,7 +20,7 @@ from moco_d2.pretrain.process_state import set_process_state
 from moco_d2.transfer.accumulation import AccumulatingTrainer, amp_dtype
 from moco_d2.transfer.checkpointing import SaveCheckpoint, TransferCheckpointer
 from moco_d2.transfer.divergence import DivergenceError, explain
-from moco_d2.transfer.evaluation import build_evaluator
+from moco_d2.transfer.evaluation import box_errors, build_evaluator
 from moco_d2.transfer.precise_bn import PreciseBN
 from moco_d2.transfer.training_data import TrainingBatches, build_training_batches, seeded
 from moco_d2.transfer.weights import Coverage, loading, measure_coverage, unwrapped
@@ -36,12 +36,17 @@ class Trainer(DefaultTrainer):
     A run that was stopped, or killed, and resumed has the weights of one that was not: bit for bit
     where the device computes so.
 
+    Attributes:
+        box_errors: of the last evaluation, see evaluation.box_errors; None before it.
+
     Examples:
     ::
         trainer = Trainer(cfg)
         coverage = trainer.resume_or_load(resume=False)
         trainer.train()
     """
+
+    box_errors: dict[str, dict[str, float]] | None = None
 
     def __init__(self, cfg: Any):
         """
@@ -105,10 +110,14 @@ class Trainer(DefaultTrainer):
 
     def _evaluate(self) -> dict[str, Any]:
         model = unwrapped(self.model)
+        names = self.cfg.DATASETS.TEST
+        evaluators = {name: self.build_evaluator(self.cfg, name) for name in names}
         # A loader draws a seed when it starts: without this, how often a run is evaluated would
         # change which regions it samples next.
         with seeded(self.data_loader.seed, next(model.parameters()).device):
-            self._last_eval_results = self.test(self.cfg, model)
+            self._last_eval_results = self.test(self.cfg, model, list(evaluators.values()))
+        if comm.is_main_process() and self.iter + 1 >= self.max_iter:
+            self.box_errors = box_errors(evaluators)
         return self._last_eval_results
 
     def after_train(self) -> None:

@@ -11,6 +11,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
 
 from moco_d2.errors import UserError
+from moco_d2.transfer.error_analysis import Detections, Objects, decompose
 from moco_d2.transfer.voc_annotations import read_ground_truths, read_split, split_file
 from moco_d2.transfer.voc_metric import average_precision, match
 
@@ -113,9 +114,34 @@ class VOCEvaluator(DatasetEvaluator):
                 f"{split_file(self._root, self._split)}; list it there"
             )
         images = np.repeat(np.array([position[i] for i in ids], dtype=np.int64), counts)
+        self._gathered = Detections(images, classes, scores, boxes)
         scores, boxes = _as_the_mode_sees(scores, boxes, self._mode)
         aps = self._average_precisions(split, images, classes, scores, boxes) * 100
         return self._summarise(aps)
+
+    def box_errors(self) -> dict[str, float]:
+        """error_analysis.decompose of what evaluate has seen, in the main process.
+
+        Nothing is rounded, whatever the mode. A difficult object excuses what overlaps it by an IoU
+        of 0.5.
+
+        Raises:
+            UserError, ValueError: as evaluate and decompose.
+        """
+        found = self._gathered._replace(boxes=self._gathered.boxes.astype(np.float64))
+        truths = read_ground_truths(
+            self._root, read_split(self._root, self._split), self._class_names
+        )
+        boxes = np.concatenate([truth.boxes for truth in truths])
+        boxes[:, :2] -= 1.0  # counted from 0, the last pixel not added
+        objects = Objects(
+            np.concatenate([np.repeat(np.arange(len(t.count)), t.count) for t in truths]),
+            np.repeat(np.arange(len(truths)), [len(t.boxes) for t in truths]),
+            boxes,
+            np.concatenate([truth.difficult for truth in truths]),
+            np.zeros(len(boxes), dtype=bool),
+        )
+        return decompose(found, objects)
 
     def _average_precisions(
         self,

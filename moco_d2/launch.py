@@ -11,6 +11,7 @@ import logging.handlers
 import os
 import pkgutil
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -60,6 +61,10 @@ def argument_parser(description: str, example: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, in pairs"
     )
+    # For the record, also of a job that SLURM starts with another command line.
+    tool = f"tools/{Path(sys.argv[0]).name}"
+    typed = shlex.join([tool, *sys.argv[1:]])
+    parser.set_defaults(command=typed.encode("utf-8", "replace").decode())
     return parser
 
 

@@ -68,7 +68,8 @@ SCHEMA: dict[str, Any] = {
                     "started": _or_null(_TEXT),
                     "finished": _TEXT,
                     "seconds": _or_null(_AMOUNT),
-                }
+                },
+                optional={"command": _or_null(_TEXT)},
             ),
             "config": _object(
                 {

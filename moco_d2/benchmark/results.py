@@ -21,7 +21,8 @@ class Record:
 
     Metrics are in percent and keyed as in Detectron2's ``metrics.json``, e.g. ``bbox/AP50``; None
     where the run gave NaN. `images` is what the schedule sees: iterations x images a batch.
-    `origin`, `cost` and `errors` are as in record_schema.SCHEMA.
+    `origin`, `cost` and `errors` are as in record_schema.SCHEMA; `command` is as it was typed, and
+    `seconds` how long the run took, pauses left out.
     """
 
     path: Path
@@ -53,6 +54,10 @@ class Record:
         }
     )
     errors: Mapping[str, Mapping[str, float | None]] | None = None
+    config_name: str = ""
+    command: str | None = None
+    seconds: float | None = None
+    world_size: int | None = None
 
     @property
     def images(self) -> int:
@@ -135,6 +140,10 @@ def _record(path: Path, content: dict[str, Any]) -> Record:
         origin=content["origin"],
         cost=content["cost"],
         errors=content["errors"],
+        config_name=run["config_name"],
+        command=run.get("command"),
+        seconds=run["seconds"],
+        world_size=content["schedule"]["world_size"],
     )
 
 

@@ -71,6 +71,8 @@ def train(args: argparse.Namespace) -> None:
         logger.info("%d of %d pretrained tensors arrived", coverage.loaded, coverage.expected)
     metrics = trainer.train()
     if comm.is_main_process() and metrics:
+        recorder.command = getattr(args, "command", None)
+        recorder.errors = trainer.box_errors
         logger.info("run record: %s", recorder.write(cfg, metrics))
 
 

@@ -43,6 +43,7 @@ class RunRecorder:
         seconds_before: that it had run when it was resumed.
         evaluation_seconds: that the last evaluation took, if it was timed.
         errors: by test set, what AP50 is lost to, if that was found out.
+        command: as it was typed, if it was.
     """
 
     config_file: str
@@ -54,6 +55,7 @@ class RunRecorder:
     seconds_before: float = 0.0
     evaluation_seconds: float | None = None
     errors: dict[str, dict[str, float]] | None = None
+    command: str | None = None
 
     def __post_init__(self) -> None:
         self._resumed = self.started
@@ -109,6 +111,7 @@ class RunRecorder:
                 "started": self.started.isoformat(timespec="seconds"),
                 "finished": finished.isoformat(timespec="seconds"),
                 "seconds": round(self._seconds(finished), 1),
+                "command": self.command,
             },
             "config": {
                 "resolved": plain,

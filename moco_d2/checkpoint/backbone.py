@@ -3,12 +3,14 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from moco_d2.checkpoint.catalog import source_file
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.checkpoint.mapping import Architecture, build_torchvision
+from moco_d2.checkpoint.pretraining import pretraining_run
 from moco_d2.checkpoint.sources import BRANCHES, extract
 from moco_d2.errors import UserError, closest
 from moco_d2.files import sha256
@@ -26,12 +28,15 @@ class Origin:
         sha256: of the file; None for a random network.
         family: checkpoint family, a name of `sources.FAMILIES`, or ``random``.
         branch: the encoder of a MoCo checkpoint, ``query`` or ``key``; None for a random network.
+        pretraining: the run that made it, see pretraining.pretraining_run; None where it is not of
+            tools/pretrain.py.
     """
 
     source: str
     sha256: str | None
     family: str
     branch: str | None
+    pretraining: dict[str, Any] | None = None
 
 
 def load_backbone(
@@ -62,7 +67,8 @@ def load_backbone(
     # Strict, but for the counters of batches, which only the network has.
     network.load_state_dict({**network.state_dict(), **extracted.tensors})
     name = str(source) if "://" in str(source) else path.name
-    return network, architecture, Origin(name, sha256(path), extracted.family, branch)
+    origin = Origin(name, sha256(path), extracted.family, branch, pretraining_run(checkpoint))
+    return network, architecture, origin
 
 
 def random_backbone(arch: str) -> tuple[nn.Module, Architecture, Origin]:

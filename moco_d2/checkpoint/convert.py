@@ -15,16 +15,11 @@ from moco_d2.checkpoint.families import Input
 from moco_d2.checkpoint.io import load_checkpoint, save_checkpoint
 from moco_d2.checkpoint.mapping import Architecture, detectron2_settings
 from moco_d2.checkpoint.parity import TOLERANCE, prove
+from moco_d2.checkpoint.pretraining import describe_pretraining
 from moco_d2.checkpoint.sources import Extracted, extract
 from moco_d2.checkpoint.targets import TARGETS, Detectron2, Target, find_target
-from moco_d2.config import to_plain
 from moco_d2.errors import UserError
 from moco_d2.files import atomic_write, sha256
-
-# Entries of our checkpoints' "moco_d2" that describe the pretraining, and the sections of its
-# config that do; the rest is for resuming.
-_OUR_METADATA = ("version", "pretext", "iteration", "config")
-_CONFIG_SECTIONS = ("MOCO", "SOLVER", "DATASETS", "SEED")
 
 
 def convert(
@@ -109,7 +104,7 @@ def _read(
         raise UserError(f"{src}: {error}") from error
     provenance = _provenance(src, extracted, architecture, branch)
     provenance["parity"] = {**figures, "tolerance": TOLERANCE}
-    provenance["pretraining"] = _pretraining(checkpoint)
+    provenance["pretraining"] = describe_pretraining(checkpoint)
     return provenance, tensors
 
 
@@ -214,29 +209,3 @@ def _check_paths(src: Path, dst: Path, *others: str | Path | None) -> None:
     paths = [path.resolve() for path in (src, dst, *beside)]
     if len(set(paths)) < len(paths):
         raise UserError("source, destination and report are not different files; rename one")
-
-
-def _pretraining(checkpoint: dict[Any, Any]) -> dict[str, Any]:
-    """What the checkpoint says about its own making, in JSON types, without generator states."""
-    about = {
-        key: checkpoint[key]
-        for key in ("epoch", "arch")
-        if isinstance(checkpoint.get(key), int | float | str)
-    }
-    ours = checkpoint.get("moco_d2")
-    if isinstance(ours, dict):
-        about.update({key: ours[key] for key in _OUR_METADATA if key in ours})
-    if isinstance(about.get("config"), dict):
-        about["config"] = {k: v for k, v in about["config"].items() if k in _CONFIG_SECTIONS}
-    return _portable(json.loads(json.dumps(to_plain(about), default=str)))
-
-
-def _portable(value: Any) -> Any:
-    """`value` with the last part of every absolute path: weights travel, folders do not."""
-    if isinstance(value, dict):
-        return {key: _portable(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_portable(item) for item in value]
-    if isinstance(value, str) and Path(value).is_absolute():
-        return Path(value).name
-    return value

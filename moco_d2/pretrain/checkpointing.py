@@ -24,6 +24,7 @@ from torch import nn
 import moco_d2
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.config import flatten, to_plain
+from moco_d2.environment import hardware, peak_memory_gib, versions
 from moco_d2.errors import UserError
 from moco_d2.files import atomic_write, write_text
 from moco_d2.pretrain.official import (
@@ -102,6 +103,7 @@ class PretrainCheckpointer:
         processes = gather_process_states(self.model)
         if not comm.is_main_process():
             return path
+        device = str(next(self.model.parameters()).device)
         content = {
             "epoch": epoch,
             "arch": self.cfg.MOCO.ENCODER.ARCH,
@@ -114,6 +116,11 @@ class PretrainCheckpointer:
                 "config": to_plain(self.cfg),
                 "scaling": to_plain(self.scaling),
                 "processes": processes,
+                "made_with": {
+                    "environment": versions(),
+                    "hardware": hardware(device),
+                    "peak_memory_gib": peak_memory_gib(device),
+                },
                 "grad_scaler": self.scaler.state_dict(),  # empty unless float16
                 "metrics": metrics or {},
             },

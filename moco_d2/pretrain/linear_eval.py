@@ -19,6 +19,7 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from moco_d2.checkpoint.backbone import RANDOM, Origin, load_backbone, random_backbone
+from moco_d2.environment import hardware, versions
 from moco_d2.errors import UserError
 from moco_d2.files import sha256_of_json, write_json
 from moco_d2.launch import without_user_errors
@@ -46,7 +47,7 @@ from moco_d2.pretrain.labelled import (
     evaluation_loader,
     list_labelled,
 )
-from moco_d2.pretrain.linear_result import RESULT_FILE, SCHEMA_VERSION, versions
+from moco_d2.pretrain.linear_result import KIND, RESULT_FILE, SCHEMA_VERSION
 
 logger = logging.getLogger(__name__)
 
@@ -84,12 +85,16 @@ def evaluate_checkpoint(args: argparse.Namespace) -> None:
     found = job.run()
     if not comm.is_main_process():
         return
+    checkpoint = {**dataclasses.asdict(origin), "architecture": str(architecture)}
+    pretraining = checkpoint.pop("pretraining")
     result = {
         "schema_version": SCHEMA_VERSION,
-        "kind": "linear_eval",
-        "checkpoint": {**dataclasses.asdict(origin), "architecture": str(architecture)},
+        "kind": KIND,
+        "checkpoint": checkpoint,
+        "pretraining": pretraining,
         "protocol": job.protocol,
         "data": {
+            "name": Path(args.data).expanduser().resolve().name,
             "train_images": len(train),
             "val_images": len(val),
             "classes": len(train.classes),
@@ -97,7 +102,7 @@ def evaluate_checkpoint(args: argparse.Namespace) -> None:
         **found,
         "seed": args.seed,
         "processes": comm.get_world_size(),
-        "device": job.device.type,
+        "hardware": hardware(str(job.device)),
         "versions": versions(),
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(

@@ -1,16 +1,20 @@
-"""The form of result.json, which every run of tools/linear_eval.py leaves."""
+"""The form of result.json, which every run of tools/linear_eval.py leaves: what a pretraining is
+worth in classification, and how it was made.
 
-import platform
-from importlib import metadata
+moco_d2/benchmark/pretext.py reads it.
+"""
+
 from typing import Any
 
-import moco_d2
-
 RESULT_FILE = "result.json"
-SCHEMA_VERSION = 1
+KIND = "pretext"
+# 2: the pretraining run, hardware, and the name of the data. 1 had the kind "linear_eval".
+SCHEMA_VERSION = 2
 
 _TEXT, _NUMBER, _COUNT = {"type": "string"}, {"type": "number"}, {"type": "integer", "minimum": 0}
 _PERCENT = {"type": "number", "minimum": 0, "maximum": 100}
+_TEXT_OR_NULL, _NUMBER_OR_NULL = {"type": ["string", "null"]}, {"type": ["number", "null"]}
+_COUNT_OR_NULL = {"type": ["integer", "null"], "minimum": 0}
 
 
 def _object(required: dict[str, Any], optional: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -22,40 +26,54 @@ def _object(required: dict[str, Any], optional: dict[str, Any] | None = None) ->
     }
 
 
+# See moco_d2.checkpoint.pretraining.pretraining_run.
+_PRETRAINING = _object(
+    {
+        "config": {"type": "object", "required": ["MOCO", "SOLVER", "SEED"]},
+        "config_sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+        "iterations": _COUNT,
+        "images": _COUNT_OR_NULL,
+        "processes": _COUNT_OR_NULL,
+        "version": _TEXT,
+        "environment": {"type": "object"},
+        "hardware": {"type": "object"},
+        "seconds_per_iteration": _NUMBER_OR_NULL,
+        "peak_memory_gib": _NUMBER_OR_NULL,
+    }
+)
+
 # JSON Schema of result.json. Accuracies are percent; backbone_images counts the images that went
-# through the backbone, training and evaluation together.
+# through the backbone, training and evaluation together; pretraining is null where the checkpoint
+# is not one of tools/pretrain.py.
 SCHEMA = _object(
     {
         "schema_version": {"const": SCHEMA_VERSION},
-        "kind": {"const": "linear_eval"},
+        "kind": {"const": KIND},
         "checkpoint": _object(
             {
                 "source": _TEXT,
-                "sha256": {"type": ["string", "null"]},
+                "sha256": _TEXT_OR_NULL,
                 "family": _TEXT,
-                "branch": {"type": ["string", "null"]},
+                "branch": _TEXT_OR_NULL,
                 "architecture": _TEXT,
             }
         ),
+        "pretraining": {"anyOf": [{"type": "null"}, _PRETRAINING]},
         "protocol": {"enum": ["linear", "linear-fast", "knn", "finetune"]},
         "settings": {"type": "object"},
-        "effective_lr": {"type": ["number", "null"]},
-        "data": _object({"train_images": _COUNT, "val_images": _COUNT, "classes": _COUNT}),
+        "effective_lr": _NUMBER_OR_NULL,
+        "data": _object(
+            {"name": _TEXT_OR_NULL, "train_images": _COUNT, "val_images": _COUNT, "classes": _COUNT}
+        ),
         "accuracy": _object({"top1": _PERCENT}, {"top5": _PERCENT}),
         "backbone_images": _COUNT,
-        "backbone_sha256": {"type": ["string", "null"]},
+        "backbone_sha256": _TEXT_OR_NULL,
         "seed": {"type": "integer"},
         "processes": _COUNT,
-        "device": _TEXT,
+        "hardware": {"type": "object"},
         "versions": {"type": "object", "additionalProperties": _TEXT},
         "started": _TEXT,
         "seconds": _NUMBER,
     },
     {"learning_rates": {"type": "array"}},
 )
-
-
-def versions() -> dict[str, str]:
-    """Of what computed the result."""
-    packages = {name: metadata.version(name) for name in ("torch", "torchvision", "numpy")}
-    return {"python": platform.python_version(), "moco_d2": moco_d2.__version__, **packages}

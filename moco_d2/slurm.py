@@ -7,6 +7,7 @@ submitit puts the job back into the queue, where it continues with --resume.
 import argparse
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,24 +64,43 @@ def submit(main: str, args: argparse.Namespace) -> Any:
     Raises:
         UserError: a word that submitit does not know, or there is no such cluster here.
     """
-    import submitit
-
-    given = _parse(args.submit)
-    folder = Path(given.pop("folder", "output/slurm"))
-    cluster = given.pop("cluster", "slurm")
+    given = parse_words(args.submit)
+    given.setdefault("folder", "output/slurm")
     # One task a GPU; on CPUs, as many as asked for.
     given.setdefault("tasks_per_node", max(1, given.get("gpus_per_node", 0)))
+    # The command's own flags travel; the request for submission has been met.
+    travelling = argparse.Namespace(**{**vars(args), "submit": None})
+    job = queue(DistributedJob(main, travelling), given, name="moco_d2")
+    print(f"job {job.job_id}, output in {job.paths.stdout}", file=sys.stderr)
+    return job
+
+
+def queue(call: Callable[[], Any], given: dict[str, Any], *, name: str) -> Any:
+    """Queue a job that calls `call`.
+
+    Args:
+        call: picklable.
+        given: from parse_words, with a folder.
+        name: of the job.
+
+    Returns:
+        submitit's Job.
+
+    Raises:
+        UserError: a key that submitit does not know, or there is no such cluster here.
+    """
+    import submitit
+
+    given = dict(given)
+    folder, cluster = Path(given.pop("folder")), given.pop("cluster", "slurm")
     known = submitit.AutoExecutor._typed_parameters()
     try:
         executor = submitit.AutoExecutor(folder, cluster=cluster)
         executor.update_parameters(
-            name="moco_d2",
+            name=name,
             **{key if key in known else f"{cluster}_{key}": value for key, value in given.items()},
         )
-        # The command's own flags travel; the request for submission has been met.
-        job = executor.submit(
-            DistributedJob(main, argparse.Namespace(**{**vars(args), "submit": None}))
-        )
+        return executor.submit(call)
     except (NameError, ValueError, AssertionError, RuntimeError, FileNotFoundError) as error:
         names = [*known, *submitit.SlurmExecutor._valid_parameters()]
         unknown = [key for key in given if key not in names]
@@ -90,12 +110,14 @@ def submit(main: str, args: argparse.Namespace) -> Any:
                 + (closest(unknown[0], names) or "see submitit's documentation")
             ) from error
         raise UserError(f"--submit: {str(error).splitlines()[0]}") from error
-    print(f"job {job.job_id}, output in {job.paths.stdout}", file=sys.stderr)
-    return job
 
 
-def _parse(words: list[str]) -> dict[str, Any]:
-    """KEY=VALUE words as submitit's parameters."""
+def parse_words(words: list[str]) -> dict[str, Any]:
+    """KEY=VALUE words as submitit's parameters, and cluster and folder.
+
+    Raises:
+        UserError: another notation.
+    """
     parameters: dict[str, Any] = {}
     for word in words:
         key, equals, value = word.partition("=")

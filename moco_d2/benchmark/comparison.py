@@ -1,27 +1,31 @@
 """What the tables say, before it is written in any format.
 
-Initialisations x metrics, differences, the paper beside them, and all reservations.
+Initialisations x metrics, differences and their significance, the paper beside them, and all
+reservations.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from moco_d2.benchmark.matching import (
-    BASELINE,
-    FOOTNOTES,
-    MARKS,
-    marks,
-    mismatch_text,
-    newest,
-    reference,
-)
-from moco_d2.benchmark.paper import PaperRow, PaperTable, find_row, row_beside, tables_named
+from moco_d2.benchmark import notes
+from moco_d2.benchmark.matching import BASELINE, MARKS, Matching, newest
+from moco_d2.benchmark.paper import PaperRow, PaperTable, baseline_of, row_beside
 from moco_d2.benchmark.results import Record
-from moco_d2.benchmark.statistics import Summary, difference, summarise, supported
+from moco_d2.benchmark.statistics import (
+    Comparison,
+    Summary,
+    agreement_band,
+    corrected,
+    paired,
+    summarise,
+    welch,
+)
 
 #: Points from which the paper prints a difference to supervised in green (caption of its Table 2).
 HIGHLIGHT_FROM = 0.5
+#: With more initialisations than this, each is compared with the baseline only.
+_MOST_COMPARED_PAIRWISE = 8
 
 # Rows in the paper's order; others follow alphabetically.
 _ROW_ORDER = ("random", BASELINE, "supervised_msra", "moco")
@@ -43,9 +47,9 @@ _COLUMNS = {
 class Cell:
     """One metric of one initialisation, in percent; a field is None where it does not apply.
 
-    `difference` is to the supervised baseline, `spread` its combined standard deviation over
-    seeds. `published` is the paper's value, `gap` the mean minus that, `band` the largest |gap|
-    that counts as agreement.
+    `difference` is to the baseline, `comparison` what is known of it. `published` is the paper's
+    value, `gap` the mean minus that, `band` the largest |gap| that chance explains
+    (statistics.agreement_band).
     """
 
     metric: str
@@ -53,13 +57,16 @@ class Cell:
     std: float | None = None
     n: int | None = None
     difference: float | None = None
-    spread: float | None = None
-    supported: bool | None = None
+    comparison: Comparison | None = None
     highlighted: bool = False
     published: float | None = None
     gap: float | None = None
     band: float | None = None
-    within: bool | None = None
+
+    @property
+    def within(self) -> bool | None:
+        """Whether chance explains the gap to the paper; None where nothing can be said."""
+        return None if self.band is None else abs(self.gap) <= self.band
 
 
 @dataclass(frozen=True)
@@ -77,13 +84,29 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """Row `label` minus row `against`, by metric; None where one of them has no value."""
+
+    label: str
+    against: str
+    comparisons: tuple[Comparison | None, ...]
+
+
+@dataclass(frozen=True)
 class Table:
-    """One task. `footnotes` explain the marks, by name; `notes` are sentences below the table."""
+    """One task. `footnotes` explain the marks, by name; `notes` are sentences below the table.
+
+    `baseline` labels the row that differences are taken to; `pairs` is what was tested, and
+    corrected for its number, together.
+    """
 
     task: str
     title: str
+    metrics: tuple[str, ...]
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
+    baseline: str | None = None
+    pairs: tuple[Pair, ...] = ()
     footnotes: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -94,18 +117,6 @@ def measured_tables(records: Iterable[Record]) -> list[Table]:
     for record in records:
         by_task.setdefault(record.task, []).append(record)
     return [_measured_table(task, by_task[task]) for task in sorted(by_task)]
-
-
-def published_tables(name: str | None = None) -> list[Table]:
-    """The paper's own tables with recomputed differences.
-
-    Args:
-        name: a table's name or a task's, whose tables are wanted; None for all.
-
-    Raises:
-        UserError: there is no such table.
-    """
-    return [_published_table(table) for table in tables_named(name)]
 
 
 def column_title(metric: str, *, voc: bool) -> str:
@@ -120,45 +131,50 @@ def row_order(initialisation: str) -> tuple[int, str]:
 
 
 def _measured_table(task: str, records: list[Record]) -> Table:
-    records, notes = newest(records)
+    records, repeated = newest(records)
     voc = any("voc" in name.lower() for r in records for name in (task, *r.datasets_test))
     order = _VOC_COLUMNS if voc else _COLUMNS
     present = {m for r in records for m in r.metrics}
-    metrics = [m for m in order if m in present] or sorted(present)
+    metrics = tuple(m for m in order if m in present) or tuple(sorted(present))
+    columns = tuple(column_title(m, voc=voc) for m in metrics)
     runs: dict[str, list[Record]] = {}
     for record in sorted(records, key=lambda r: (row_order(r.initialisation), r.seed)):
         runs.setdefault(record.initialisation, []).append(record)
 
-    held_against = reference(records)
-    baseline = {m: _summary(runs.get(BASELINE, []), m) for m in metrics}
-    rows = []
-    for initialisation, group in runs.items():
-        paper = row_beside(task, initialisation, group)
-        cells = tuple(
-            _measured_cell(m, group, None if initialisation == BASELINE else baseline[m], paper)
-            for m in metrics
+    matching = Matching(records)
+    baseline = next((name for name in baseline_of(task) if name in runs), None)
+    pairs = _pairs(runs, metrics, matching, baseline)
+    beside = {name: row_beside(task, name, group) for name, group in runs.items()}
+    to_baseline = {pair.label: pair.comparisons for pair in pairs if pair.against == baseline}
+    untested = (None,) * len(metrics)
+    rows = tuple(
+        Row(
+            name,
+            tuple(
+                _cell(metric, group, comparison, beside[name])
+                for metric, comparison in zip(metrics, to_baseline.get(name, untested), strict=True)
+            ),
+            tuple(matching.marks(group)),
+            beside[name][1].label if beside[name] else None,
         )
-        rows.append(
-            Row(
-                initialisation,
-                cells,
-                tuple(marks(group, held_against)),
-                paper[1].label if paper else None,
-            )
-        )
-        notes += _notes_on_row(initialisation, group, metrics)
+        for name, group in runs.items()
+    )
     found = {mark for row in rows for mark in row.marks}
-    texts = {"mismatched": mismatch_text(records, held_against), **FOOTNOTES}
     return Table(
         task=task,
         title=f"{task}: {', '.join(sorted({_short(d) for r in records for d in r.datasets_test}))}",
-        columns=tuple(column_title(m, voc=voc) for m in metrics),
-        rows=tuple(rows),
-        footnotes=tuple((mark, texts[mark]) for mark in MARKS if mark in found),
+        metrics=metrics,
+        columns=columns,
+        rows=rows,
+        baseline=baseline,
+        pairs=pairs,
+        footnotes=tuple((m, matching.footnote(m)) for m in MARKS if m in found),
         notes=(
-            *_notes_on_paper(task, runs, rows),
-            *_notes_on_order(rows, voc=voc),
-            *notes,
+            *notes.on_paper(task, beside),
+            *notes.on_differences(baseline, HIGHLIGHT_FROM),
+            *notes.on_significance(pairs, columns, len(runs)),
+            *notes.on_runs(runs, metrics),
+            *repeated,
         ),
     )
 
@@ -168,35 +184,80 @@ def _short(dataset: str) -> str:
     return ":".join(part.rstrip("/").rsplit("/", 1)[-1] for part in dataset.split(":"))
 
 
-def _summary(group: Sequence[Record], metric: str) -> Summary | None:
-    values = [v for r in group if (v := r.metrics.get(metric)) is not None]
-    return summarise(values) if values else None
+def _values(group: Sequence[Record], metric: str) -> list[tuple[Record, float]]:
+    return [(r, v) for r in group if (v := r.metrics.get(metric)) is not None]
 
 
-def _measured_cell(
+def _pairs(
+    runs: Mapping[str, list[Record]],
+    metrics: Sequence[str],
+    matching: Matching,
+    baseline: str | None,
+) -> tuple[Pair, ...]:
+    names = list(runs)
+    if len(names) <= _MOST_COMPARED_PAIRWISE:
+        compared = [(later, earlier) for earlier, later in itertools.combinations(names, 2)]
+    else:
+        compared = [(name, baseline) for name in names if baseline not in (None, name)]
+    # Differences read from the baseline, whichever of the two comes first in the table.
+    compared = [(b, a) if a == baseline else (a, b) for a, b in compared]
+    values = {(name, m): _values(group, m) for name, group in runs.items() for m in metrics}
+    family = {
+        (label, against, m): _compare(values[label, m], values[against, m], matching)
+        for label, against in compared
+        for m in metrics
+        if values[label, m] and values[against, m]
+    }
+    family = dict(zip(family, corrected(family.values()), strict=True))
+    return tuple(
+        Pair(label, against, tuple(family.get((label, against, m)) for m in metrics))
+        for label, against in compared
+    )
+
+
+def _compare(
+    runs: list[tuple[Record, float]], others: list[tuple[Record, float]], matching: Matching
+) -> Comparison:
+    """Paired where the runs come in pairs: one seed and one config on both sides.
+
+    The seed then gives both the same data order and the same head to begin with.
+    """
+
+    def design(side: list[tuple[Record, float]]) -> list[tuple[int, str]]:
+        return [(r.seed, matching.fingerprint(r)) for r, _ in side]
+
+    in_pairs = design(runs) == design(others) and all(r.seed >= 0 for r, _ in runs)
+    return (paired if in_pairs else welch)([v for _, v in runs], [v for _, v in others])
+
+
+def _cell(
     metric: str,
-    group: list[Record],
-    baseline: Summary | None,
+    group: Sequence[Record],
+    comparison: Comparison | None,
     paper: tuple[PaperTable, PaperRow] | None,
 ) -> Cell:
-    summary = _summary(group, metric)
-    if summary is None:
+    values = [value for _, value in _values(group, metric)]
+    if not values:
         return Cell(metric)
-    fields: dict = {"mean": summary.mean, "std": summary.std, "n": summary.n}
-    if baseline is not None:
-        delta = difference(summary, baseline)
-        fields |= {
-            "difference": delta.value,
-            "spread": delta.spread,
-            "supported": supported(delta),
-            "highlighted": supported(delta) and round(delta.value, 1) >= HIGHLIGHT_FROM,
-        }
-    return Cell(metric, **fields, **_beside_paper(metric, summary.mean, paper))
+    summary = summarise(values)
+    difference = comparison.difference if comparison else None
+    return Cell(
+        metric,
+        mean=summary.mean,
+        std=summary.std,
+        n=summary.n,
+        difference=difference,
+        comparison=comparison,
+        highlighted=bool(
+            comparison and comparison.supported and round(difference, 1) >= HIGHLIGHT_FROM
+        ),
+        **_beside_paper(metric, summary, paper),
+    )
 
 
 def _beside_paper(
-    metric: str, mean: float, paper: tuple[PaperTable, PaperRow] | None
-) -> dict[str, float | bool]:
+    metric: str, summary: Summary, paper: tuple[PaperTable, PaperRow] | None
+) -> dict[str, float | None]:
     """The cell's fields about the published value, if there is one."""
     if paper is None or metric not in paper[0].metrics:
         return {}
@@ -204,122 +265,8 @@ def _beside_paper(
     i = table.metrics.index(metric)
     if row.values[i] is None:
         return {}
-    # Rounded because 81.1 - 81.5 is a hair below -0.4, the edge of a band of 0.4.
-    gap = round(mean - row.values[i], 6)
-    found = {"published": row.values[i], "gap": gap}
-    if table.band:
-        found |= {"band": table.band[i], "within": abs(gap) <= table.band[i]}
-    return found
-
-
-def _notes_on_row(
-    initialisation: str, group: list[Record], metrics: Sequence[str]
-) -> Iterable[str]:
-    empty = sum(any(r.metrics.get(m) is None for m in metrics) for r in group)
-    if empty:
-        yield (
-            f"{initialisation}: {empty} of {len(group)} runs lack a metric; "
-            "n counts those that have it."
-        )
-    weights = {r.weights_sha256 for r in group if r.weights_sha256}
-    if len(weights) > 1:
-        yield f"{initialisation}: its runs start from {len(weights)} different weights files."
-
-
-def _notes_on_paper(task: str, runs: dict[str, list[Record]], rows: Sequence[Row]) -> Iterable[str]:
-    beside = [row for row in rows if row.paper]
-    if beside:
-        sources: dict[str, list[str]] = {}
-        for row in beside:
-            table, _ = find_row(task, row.label)
-            band = f"; band: {table.band_source}" if table.band else "; no band is published"
-            sources.setdefault(f"{table.source}{band}", []).append(row.label)
-        for source, labels in sources.items():
-            yield f"Paper values of {', '.join(labels)}: {source}."
-    other = [row.label for row in rows if not row.paper and find_row(task, row.label)]
-    if other:
-        yield (
-            f"{', '.join(other)}: other data or schedule than the paper's, "
-            f"so no paper values are set beside {'them' if len(other) > 1 else 'it'}."
-        )
-    if not any(find_row(task, initialisation) for initialisation in runs):
-        yield "No published row for these, so no paper values are set beside them."
-
-
-def _notes_on_order(rows: Sequence[Row], *, voc: bool) -> Iterable[str]:
-    """Which orders the spread supports: a table reads as an order, so it says where it is none."""
-    if any(row.label == BASELINE for row in rows):
-        yield (
-            f"In parentheses: difference to {BASELINE}; bold: at least +{HIGHLIGHT_FROM} "
-            "and larger than the spread."
-        )
-    else:
-        yield f"No {BASELINE} run, so no differences."
-    said: dict[str, list[str]] = {"clear": [], "within": [], "single": []}
-    for first, second in itertools.combinations(rows, 2):
-        columns: dict[tuple[str, str], list[str]] = {}
-        for one, other in zip(first.cells, second.cells, strict=True):
-            if one.mean is None or other.mean is None:
-                continue
-            delta = difference(_cell_summary(other), _cell_summary(one))
-            if supported(delta):
-                key = ("clear", "above" if delta.value > 0 else "below")
-            else:
-                key = ("single" if delta.spread is None else "within", "and")
-            columns.setdefault(key, []).append(column_title(one.metric, voc=voc))
-        for (kind, word), titles in columns.items():
-            said[kind].append(f"{second.label} {word} {first.label} in {', '.join(titles)}")
-    if not any(said.values()):
-        return
-    yield (
-        "Orders the spread over seeds supports (difference larger than the combined standard "
-        f"deviation): {'; '.join(said['clear']) or 'none'}."
-    )
-    if said["within"]:
-        yield f"Differences within the spread, no order claimed: {'; '.join(said['within'])}."
-    if said["single"]:
-        yield f"A single run has no spread, no order claimed: {'; '.join(said['single'])}."
-
-
-def _cell_summary(cell: Cell) -> Summary:
-    return Summary(cell.mean, cell.std, cell.n)
-
-
-def _published_table(table: PaperTable) -> Table:
-    voc = table.name.startswith("voc")
-    baseline = table.baseline
-    rows = []
-    for row in table.rows:
-        cells = []
-        for i, (metric, value) in enumerate(zip(table.metrics, row.values, strict=True)):
-            base = None if row is baseline or baseline is None else baseline.values[i]
-            delta = None if base is None or value is None else round(value - base, 1)
-            highlighted = delta is not None and delta >= HIGHLIGHT_FROM
-            cells.append(Cell(metric, mean=value, difference=delta, highlighted=highlighted))
-        rows.append(Row(row.label, tuple(cells), ("unconfirmed",) if row.unconfirmed else ()))
-    return Table(
-        task=table.name,
-        title=table.title,
-        columns=tuple(column_title(m, voc=voc) for m in table.metrics),
-        rows=tuple(rows),
-        footnotes=tuple(
-            (mark, FOOTNOTES[mark]) for mark in MARKS if any(mark in r.marks for r in rows)
-        ),
-        notes=tuple(_notes_on_published(table)),
-    )
-
-
-def _notes_on_published(table: PaperTable) -> Iterable[str]:
-    setting = table.setting
-    if setting is None:
-        yield f"Source: {table.source}."
-    else:
-        trials = f"mean of {table.trials} runs" if table.trials else "number of runs not stated"
-        yield (
-            f"Source: {table.source}. {' + '.join(setting.train)} to {' + '.join(setting.test)}, "
-            f"{setting.iterations} iterations of {setting.images_per_batch} images, {trials}."
-        )
-    if table.baseline is not None:
-        label = table.baseline.label
-        yield f"In parentheses: difference to {label}; bold: at least +{HIGHLIGHT_FROM}."
-    yield from table.remarks
+    return {
+        "published": row.values[i],
+        "gap": summary.mean - row.values[i],
+        "band": agreement_band(summary, table.std[i] if table.std else None, table.trials),
+    }

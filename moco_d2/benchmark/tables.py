@@ -2,7 +2,8 @@
 
 A measured cell reads ``55.9 ± 0.2 (n=5) (+2.4)``: mean, sample standard deviation over seeds, runs,
 difference to supervised. Bold follows the paper's green, from +0.5 points on, and only where the
-spread supports the difference.
+tests support the difference. Below it the differences: ``+2.4 [+2.1, +2.7] p 0.0004``, with
+confidence interval and corrected p.
 """
 
 import csv
@@ -10,18 +11,24 @@ import html
 import io
 from collections.abc import Callable, Iterable
 
-from moco_d2.benchmark.comparison import Cell, Row, Table, measured_tables, published_tables
+from moco_d2.benchmark.comparison import Cell, Pair, Row, Table, measured_tables
 from moco_d2.benchmark.matching import MARKS
+from moco_d2.benchmark.published import published_tables
 from moco_d2.benchmark.results import Record
+from moco_d2.benchmark.statistics import Comparison
 from moco_d2.errors import UserError, closest
 
 #: Text and how it is set: "", "bold" or "mark" (raised).
 Span = tuple[str, str]
+Line = tuple[list[Span], list[list[Span]]]
 
+_SMALLEST_P = 1e-4
 _CSV_COLUMNS = (
-    *("mean", "std", "n", "difference", "spread", "supported"),
-    *("published", "gap", "band", "within"),
+    *("task", "initialisation", "metric", "mean", "std", "n", "difference", "against"),
+    *("low", "high", "p", "p_holm", "test", "supported"),
+    *("published", "gap", "band", "within", "marks"),
 )
+_CSV_COMPARISON = ("difference", "low", "high", "p", "p_holm", "test")
 
 
 def render(records: Iterable[Record], format: str = "markdown") -> str:
@@ -61,16 +68,22 @@ def _signed(value: float) -> str:
     return f"{value:+.1f}" if value else "0.0"
 
 
+def _number(value: float) -> str:
+    """As printed: a whole number is a count (parameters, epochs), others have a decimal or more."""
+    if isinstance(value, int) or value == round(value, 1):
+        return str(value)
+    return f"{value:.2f}"
+
+
 def _cell_spans(cell: Cell, row: Row) -> list[Span]:
     if cell.mean is None:
         return [("–", "")]
-    # A whole number is a count: parameters, epochs.
-    value = f"{cell.mean:d}" if isinstance(cell.mean, int) else f"{cell.mean:.1f}"
+    # A measured value has as many digits as its spread is worth; a published one those it has.
+    spans = [(_number(cell.mean) if cell.n is None else f"{cell.mean:.1f}", "")]
     if cell.std is not None:
-        value += f" ± {cell.std:.1f}"
-    spans = [(value, "")]
+        spans = [(f"{cell.mean:.1f} ± {cell.std:.1f}", "")]
     if row.marks:
-        spans.append(("".join(MARKS[m] for m in row.marks), "mark"))
+        spans.append((_signs(row), "mark"))
     if cell.n is not None:
         spans.append((f" (n={cell.n})", ""))
     if cell.difference is not None:
@@ -79,21 +92,60 @@ def _cell_spans(cell: Cell, row: Row) -> list[Span]:
     return spans
 
 
+def _signs(row: Row) -> str:
+    return "".join(MARKS[mark] for mark in row.marks)
+
+
 def _paper_spans(cell: Cell) -> list[Span]:
     if cell.published is None:
         return [("–", "")]
-    text = f"{cell.published:.1f}, gap {_signed(cell.gap)}"
+    text = f"{_number(cell.published)}, gap {_signed(cell.gap)}"
     if cell.band is not None:
-        text += f" ({'within' if cell.within else 'outside'} ±{cell.band:.1f})"
+        # Not rounded towards 0.0, nor to where a gap outside would seem to be inside.
+        text += f" ({'within' if cell.within else 'outside'} ±{cell.band:.2f})"
     return [(text, "")]
 
 
-def _lines(table: Table) -> Iterable[tuple[str, list[list[Span]]]]:
+def _lines(table: Table) -> Iterable[Line]:
     """The printed lines: a row's label and cells, and the paper's row below where there is one."""
     for row in table.rows:
-        yield row.label, [_cell_spans(cell, row) for cell in row.cells]
+        yield [(row.label, "")], [_cell_spans(cell, row) for cell in row.cells]
         if row.paper:
-            yield f"paper: {row.paper}", [_paper_spans(cell) for cell in row.cells]
+            yield [(f"paper: {row.paper}", "")], [_paper_spans(cell) for cell in row.cells]
+
+
+def _difference_lines(table: Table) -> list[Line]:
+    """One line a pair of initialisations; none where nothing could be tested."""
+    if not any(c and c.test for pair in table.pairs for c in pair.comparisons):
+        return []
+    rows = {row.label: row for row in table.rows}
+    return [
+        (
+            [*_marked(rows[pair.label]), (" − ", ""), *_marked(rows[pair.against])],
+            [_difference_spans(c) for c in pair.comparisons],
+        )
+        for pair in table.pairs
+    ]
+
+
+def _marked(row: Row) -> list[Span]:
+    return [(row.label, ""), *([(_signs(row), "mark")] if row.marks else [])]
+
+
+def _difference_spans(comparison: Comparison | None) -> list[Span]:
+    if comparison is None:
+        return [("–", "")]
+    spans = [(_signed(comparison.difference), "bold" if comparison.supported else "")]
+    if comparison.test:
+        low, high = _signed(comparison.low), _signed(comparison.high)
+        spans.append((f" [{low}, {high}] p {_p(comparison.p_holm)}", ""))
+    return spans
+
+
+def _p(value: float) -> str:
+    if value < _SMALLEST_P:
+        return f"<{_SMALLEST_P:.4f}"
+    return f"{value:.2g}" if value < 0.995 else "1.0"
 
 
 def _notes(table: Table) -> list[Span]:
@@ -101,6 +153,13 @@ def _notes(table: Table) -> list[Span]:
     return [(text, MARKS[mark]) for mark, text in table.footnotes] + [
         (note, "") for note in table.notes
     ]
+
+
+def _grids(table: Table) -> Iterable[tuple[str, list[Line]]]:
+    """What is set as a table: the initialisations, and their differences if any were tested."""
+    yield "initialisation", list(_lines(table))
+    if differences := _difference_lines(table):
+        yield "difference", differences
 
 
 def _markdown(tables: list[Table]) -> str:
@@ -114,12 +173,13 @@ def _markdown(tables: list[Table]) -> str:
 
     parts = []
     for table in tables:
-        lines = [f"### {escape(table.title)}", ""]
-        lines.append("| " + " | ".join(map(escape, ("initialisation", *table.columns))) + " |")
-        lines.append("|" + "---|" * (len(table.columns) + 1))
-        for label, cells in _lines(table):
-            texts = ["".join(span(*s) for s in cell) for cell in cells]
-            lines.append("| " + " | ".join([escape(label), *texts]) + " |")
+        lines = [f"### {escape(table.title)}"]
+        for head, body in _grids(table):
+            lines += ["", "| " + " | ".join(map(escape, (head, *table.columns))) + " |"]
+            lines.append("|" + "---|" * (len(table.columns) + 1))
+            for label, cells in body:
+                texts = ["".join(span(*s) for s in cell) for cell in (label, *cells)]
+                lines.append("| " + " | ".join(texts) + " |")
         for text, mark in _notes(table):
             lines += ["", f"{escape(mark)} {escape(text)}".strip()]
         parts.append("\n".join(lines) + "\n")
@@ -127,18 +187,47 @@ def _markdown(tables: list[Table]) -> str:
 
 
 def _csv(tables: list[Table]) -> str:
-    """One line a cell, for other programs: numbers unrounded, marks by name, no notes."""
+    """For other programs: numbers unrounded, marks by name, no notes.
+
+    One line a cell, with its difference to the baseline; then one for every other difference that
+    was tested, without a mean.
+    """
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(("task", "initialisation", "metric", *_CSV_COLUMNS, "marks"))
+    writer = csv.DictWriter(out, _CSV_COLUMNS, lineterminator="\n")
+    writer.writeheader()
     for table in tables:
         for row in table.rows:
             for cell in row.cells:
-                values = [getattr(cell, column) for column in _CSV_COLUMNS]
                 writer.writerow(
-                    (table.task, row.label, cell.metric, *values, " ".join(row.marks)),
+                    {
+                        "task": table.task,
+                        "initialisation": row.label,
+                        **{c: getattr(cell, c) for c in _CSV_COLUMNS if hasattr(cell, c)},
+                        **_csv_comparison(cell.comparison),
+                        "against": None if cell.difference is None else table.baseline,
+                        "marks": " ".join(row.marks),
+                    }
                 )
+        writer.writerows(
+            _csv_pair(table, pair, metric, comparison)
+            for pair in table.pairs
+            if pair.against != table.baseline
+            for metric, comparison in zip(table.metrics, pair.comparisons, strict=True)
+            if comparison
+        )
     return out.getvalue()
+
+
+def _csv_pair(table: Table, pair: Pair, metric: str, comparison: Comparison) -> dict[str, object]:
+    names = {"task": table.task, "initialisation": pair.label, "metric": metric}
+    return {**names, "against": pair.against, **_csv_comparison(comparison)}
+
+
+def _csv_comparison(comparison: Comparison | None) -> dict[str, object]:
+    if comparison is None:
+        return {}
+    supported = comparison.supported if comparison.test else None
+    return {**{c: getattr(comparison, c) for c in _CSV_COMPARISON}, "supported": supported}
 
 
 _LATEX = {
@@ -151,6 +240,8 @@ _LATEX = {
     "|": r"\textbar{}",
     "±": r"$\pm$",
     "–": "--",
+    "−": "$-$",
+    "‖": r"$\|$",
     "†": r"\dag{}",
     "‡": r"\ddag{}",
     "§": r"\S{}",
@@ -180,9 +271,16 @@ def _latex(tables: list[Table]) -> str:
             r"\hline",
         ]
         for label, cells in _lines(table):
-            texts = ["".join(span(*s) for s in cell) for cell in cells]
-            lines.append(" & ".join([escape(label), *texts]) + r" \\")
+            texts = ["".join(span(*s) for s in cell) for cell in (label, *cells)]
+            lines.append(" & ".join(texts) + r" \\")
         lines += [r"\hline", r"\end{tabular}"]
+        for label, cells in _difference_lines(table):  # too wide for columns, so a sentence each
+            texts = [
+                f"{escape(column)} {''.join(span(*s) for s in cell)}"
+                for column, cell in zip(table.columns, cells, strict=True)
+            ]
+            pair = "".join(span(*s) for s in label)
+            lines.append(rf"\par\footnotesize {pair}: {'; '.join(texts)}.")
         for text, mark in _notes(table):
             sign = span(mark, "mark") + " " if mark else ""
             lines.append(rf"\par\footnotesize {sign}{escape(text)}")
@@ -192,25 +290,28 @@ def _latex(tables: list[Table]) -> str:
 
 
 def _html(tables: list[Table]) -> str:
-    """A fragment for report.py, which has the styles."""
+    """A fragment for report.py, which has the styles: green, beside the sign and the bold type."""
 
     def span(text: str, style: str) -> str:
         tags = {"bold": "strong", "mark": "sup"}
+        if style == "bold" and "+" in text:
+            text = f"▲ {text}"
         return f"<{tags[style]}>{html.escape(text)}</{tags[style]}>" if style else html.escape(text)
 
     parts = []
     for table in tables:
-        head = "".join(f'<th scope="col">{html.escape(c)}</th>' for c in table.columns)
-        lines = [
-            '<div class="table"><table>',
-            f"<caption>{html.escape(table.title)}</caption>",
-            f'<thead><tr><th scope="col">initialisation</th>{head}</tr></thead>',
-            "<tbody>",
-        ]
-        for label, cells in _lines(table):
-            texts = "".join(f"<td>{''.join(span(*s) for s in cell)}</td>" for cell in cells)
-            lines.append(f'<tr><th scope="row">{html.escape(label)}</th>{texts}</tr>')
-        lines.append("</tbody></table>")
+        lines = ['<div class="table">']
+        for i, (first, body) in enumerate(_grids(table)):
+            caption = f"<caption>{html.escape(table.title)}</caption>" if not i else ""
+            head = "".join(
+                f'<th scope="col">{html.escape(c)}</th>' for c in (first, *table.columns)
+            )
+            lines += [f"<table>{caption}", f"<thead><tr>{head}</tr></thead>", "<tbody>"]
+            for label, cells in body:
+                name, *texts = ("".join(span(*s) for s in cell) for cell in (label, *cells))
+                columns = "".join(f"<td>{text}</td>" for text in texts)
+                lines.append(f'<tr><th scope="row">{name}</th>{columns}</tr>')
+            lines.append("</tbody></table>")
         for text, mark in _notes(table):
             sign = span(mark, "mark") + " " if mark else ""
             lines.append(f'<p class="note">{sign}{html.escape(text)}</p>')

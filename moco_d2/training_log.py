@@ -29,11 +29,12 @@ EVALUATIONS = (
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.json in the order of their iterations; [] if there is no such file.
+    """The lines of a metrics.json, one an iteration, in their order; [] if there is no such file.
 
-    Where a run was resumed, or begun again in the same folder, what it went through twice counts
-    as it was the last time. A line that a kill has cut short, to which stock Detectron2 adds the
-    next when it is resumed, is passed over with a warning.
+    Detectron2 itself writes an evaluation after the losses of a later iteration. Where a run was
+    resumed, or begun again in the same folder, what it went through twice counts as it was the last
+    time. A line that a kill has cut short, to which stock Detectron2 adds the next when it is
+    resumed, is passed over with a warning.
 
     Raises:
         OSError: the file cannot be read.
@@ -41,19 +42,21 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         return []
-    log: list[dict[str, Any]] = []
+    log: dict[int, dict[str, Any]] = {}
+    trained = -1
     with path.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
             entry = _entry(line)
             if entry is None:
                 _logger.warning("passed over %s, line %d: damaged", path, number)
                 continue
-            while log and log[-1]["iteration"] > entry["iteration"]:
-                log.pop()
-            if log and log[-1]["iteration"] == entry["iteration"]:
-                entry = {**log.pop(), **entry}
-            log.append(entry)
-    return log
+            iteration = entry["iteration"]
+            if "total_loss" in entry:
+                if iteration <= trained:
+                    log = {i: e for i, e in log.items() if i < iteration}
+                trained = iteration
+            log[iteration] = {**log.get(iteration, {}), **entry}
+    return [log[iteration] for iteration in sorted(log)]
 
 
 def _entry(line: str) -> dict[str, Any] | None:

@@ -48,11 +48,32 @@ def test_time_is_the_median_of_what_was_timed(write):
 
 
 def test_of_what_a_resumed_run_did_twice_the_last_counts(write):
-    before = [{"iteration": i, "bbox/AP": float(i)} for i in (19, 39, 59)]
-    after = [{"iteration": 39, "bbox/AP": 40.0}, {"iteration": 60, "bbox/AP": 61.0}]
+    before = [{"iteration": i, "total_loss": 1.0, "bbox/AP": float(i)} for i in (19, 39, 59)]
+    after = [
+        {"iteration": 39, "total_loss": 1.0, "bbox/AP": 40.0},
+        {"iteration": 60, "bbox/AP": 61.0},
+    ]
     found = history(read_log(write(*before, *after)), ["bbox"])
     assert [line["iteration"] for line in found] == [19, 39, 60]
     assert [line["bbox/AP"] for line in found] == [19.0, 40.0, 61.0]
+
+
+def test_of_a_run_begun_again_nothing_of_the_first_is_left(write):
+    first = [{"iteration": 19, "total_loss": 1.0}, {"iteration": 20, "bbox/AP": 50.0}]
+    log = read_log(write(*first, {"iteration": 9, "total_loss": 1.0}))
+    assert [line["iteration"] for line in log] == [9]
+
+
+def test_evaluations_that_stock_detectron2_writes_after_later_losses(write):
+    """As its JSONWriter left them in a run of 4 iterations, evaluated every 2."""
+    lines = [
+        {"iteration": 3, "total_loss": 2.36, "time": 0.14},
+        {"iteration": 1, "bbox/AP": 0.699},
+        {"iteration": 4, "bbox/AP": 0.606},
+    ]
+    log = read_log(write(*lines))
+    assert [line["iteration"] for line in log] == [1, 3, 4]
+    assert seconds_per_iteration(log) == 0.14
 
 
 @pytest.mark.parametrize(

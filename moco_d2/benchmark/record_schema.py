@@ -31,7 +31,7 @@ def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
 NUMBER_OR_NULL = _or_null(_NUMBER)
 
 
-def _object(properties: dict[str, Any], optional: dict[str, Any] | None = None) -> dict[str, Any]:
+def object_of(properties: dict[str, Any], optional: dict[str, Any] | None = None) -> dict[str, Any]:
     """An object that needs all of `properties` and may have others, so that a version can grow."""
     return {
         "type": "object",
@@ -52,14 +52,14 @@ ERROR_TYPES = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")
 SCHEMA: dict[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "title": "Record of one fine-tuning run",
-    **_object(
+    **object_of(
         {
             "schema_version": {"const": SCHEMA_VERSION},
             "kind": {"const": "transfer"},
-            "origin": _object(
+            "origin": object_of(
                 {"how": {"enum": ["trained", "imported"]}, "source": _or_null(_TEXT)}
             ),
-            "run": _object(
+            "run": object_of(
                 {
                     "config_name": {"type": "string"},
                     "task": _NAME,
@@ -71,13 +71,13 @@ SCHEMA: dict[str, Any] = {
                 },
                 optional={"command": _or_null(_TEXT)},
             ),
-            "config": _object(
+            "config": object_of(
                 {
                     # Of Detectron2's some 300 keys only those that the tables need: checking all
                     # of them, record by record, costs more than all the rest.
-                    "resolved": _object(
+                    "resolved": object_of(
                         {
-                            "DATASETS": _object(
+                            "DATASETS": object_of(
                                 {
                                     "TRAIN": {"type": "array", "items": _TEXT},
                                     "TEST": {"type": "array", "items": _TEXT},
@@ -92,7 +92,7 @@ SCHEMA: dict[str, Any] = {
             "weights": {
                 "anyOf": [
                     {"type": "null"},
-                    _object(
+                    object_of(
                         {
                             "file": _TEXT,
                             "sha256": _or_null(_SHA256),
@@ -101,8 +101,8 @@ SCHEMA: dict[str, Any] = {
                     ),
                 ]
             },
-            "coverage": _object({"expected": _COUNT, "loaded": _COUNT}),
-            "schedule": _object(
+            "coverage": object_of({"expected": _COUNT, "loaded": _COUNT}),
+            "schedule": object_of(
                 {
                     "world_size": _or_null(_POSITIVE),
                     "ims_per_batch": _POSITIVE,
@@ -113,10 +113,10 @@ SCHEMA: dict[str, Any] = {
                     "notes": {"type": "array", "items": {"type": "string"}},
                 }
             ),
-            "preflight": _object({"forced": {"type": "boolean"}, "findings": {"type": "array"}}),
+            "preflight": object_of({"forced": {"type": "boolean"}, "findings": {"type": "array"}}),
             "environment": {"type": "object"},
             "hardware": {"type": "object"},
-            "cost": _object(
+            "cost": object_of(
                 {
                     "seconds_per_iteration": _or_null(_AMOUNT),
                     "peak_memory_gib": _or_null(_AMOUNT),
@@ -136,7 +136,7 @@ SCHEMA: dict[str, Any] = {
             },
             "errors": {
                 "type": ["object", "null"],
-                "additionalProperties": _object(
+                "additionalProperties": object_of(
                     dict.fromkeys(("AP50", *ERROR_TYPES), NUMBER_OR_NULL)
                 ),
             },

@@ -20,6 +20,7 @@ import yaml
 
 from moco_d2.errors import UserError, closest
 from moco_d2.files import sha256_of_json
+from moco_d2.plain_yaml import check_config_file
 
 _PACKAGE_ROOT = Path(__file__).resolve().parent
 
@@ -147,6 +148,9 @@ def add_moco_config(cfg: Any) -> None:  # noqa: PLR0915 - a list of keys
     cfg.MOCO.AUGMENTATION.BLUR_SIGMA = (0.1, 2.0)
 
     cfg.MOCO.DATA = CN()
+    # Share of the images that are used, for comparing sizes of one dataset: drawn at random, but
+    # the same in every run, and smaller shares lie within larger ones. Not for shards.
+    cfg.MOCO.DATA.SHARE = 1.0
     # Share of the images that may be unreadable. They are skipped and named; more of them stop the
     # run.
     cfg.MOCO.DATA.MAX_UNREADABLE = 0.01
@@ -251,6 +255,7 @@ def load_config(config_file: str | Path, overrides: list[str] | tuple[str, ...] 
     add_moco_config(cfg)
     path = find_config(str(config_file))
     try:
+        check_config_file(path)
         if uses_densepose(cfg.load_yaml_with_base(str(path), allow_unsafe=False)):
             add_densepose_config(cfg)
         cfg.merge_from_file(str(path), allow_unsafe=False)
@@ -272,7 +277,18 @@ def load_config(config_file: str | Path, overrides: list[str] | tuple[str, ...] 
         if unknown is not None:
             raise UserError(_unknown_key(unknown, cfg)) from error
         raise UserError(f"override on the command line: {_explain(error, cfg)}") from error
+    if "DATASETS.TRAIN" not in overrides[::2]:
+        _refuse_commands(path, cfg)
     return cfg
+
+
+def _refuse_commands(path: Path, cfg: Any) -> None:
+    for name in cfg.DATASETS.TRAIN:
+        if name.startswith("shards:") and "pipe:" in name:
+            raise UserError(
+                f"config {path}: DATASETS.TRAIN would run a shell command ({name}), which is taken "
+                "from no file: read it, and give DATASETS.TRAIN on the command line"
+            )
 
 
 def has_key(cfg: Any, dotted: str) -> bool:

@@ -12,7 +12,7 @@ from moco_d2.pretrain.device_augmentation import DeviceAugmentation
 from moco_d2.pretrain.images import UnreadableImageError, read_image
 from moco_d2.pretrain.sharded_data import ShardedData
 from moco_d2.pretrain.shards import SHARDS_PREFIX, list_shards
-from moco_d2.pretrain.sources import ImageList, list_source
+from moco_d2.pretrain.sources import ImageList, list_source, take_share
 from moco_d2.pretrain.stream import (
     MAX_ATTEMPTS,
     Purpose,
@@ -47,11 +47,13 @@ def build_training_data(cfg: Any, *, rank: int = 0, world_size: int = 1) -> Trai
         "num_workers": cfg.DATALOADER.NUM_WORKERS,
     }
     if names[0].startswith(SHARDS_PREFIX):
+        if cfg.MOCO.DATA.SHARE != 1:
+            raise UserError("MOCO.DATA.SHARE is not for shards: name fewer of them, or set it to 1")
         pattern = names[0].removeprefix(SHARDS_PREFIX)
         shards = list_shards(pattern, num_images=cfg.MOCO.DATA.SHARD_IMAGES)
         data = ShardedData(shards, shuffle=cfg.MOCO.DATA.SHARD_SHUFFLE, **stream)
     else:
-        data = ListedData(list_source(names[0]), **stream)
+        data = ListedData(take_share(list_source(names[0]), cfg.MOCO.DATA.SHARE), **stream)
     if cfg.MOCO.PRETEXT == "supervised" and not data.classes:
         raise UserError(
             f"supervised pretraining needs labels, and {names[0]} has none: give a folder of one "

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from moco_d2.errors import UserError, closest
 from moco_d2.pretrain.images import IMAGE_SUFFIXES
 
@@ -58,6 +60,25 @@ class ImageList:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+
+def take_share(images: ImageList, share: float) -> ImageList:
+    """A random part of the images, the same in every run; smaller shares lie within larger ones.
+
+    Args:
+        share: in (0, 1]; of all images, not of each class.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not 0 < share <= 1:
+        raise UserError(f"MOCO.DATA.SHARE {share:g} is no share: give more than 0, at most 1")
+    if share == 1:
+        return images
+    shuffled = np.random.default_rng(0).permutation(len(images))
+    taken = np.sort(shuffled[: max(1, round(share * len(images)))]).tolist()
+    labels = None if images.labels is None else array.array("i", (images.labels[i] for i in taken))
+    return ImageList(PathTable(images.paths[i] for i in taken), labels, images.classes)
 
 
 def list_source(name: str) -> ImageList:

@@ -6,7 +6,15 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from moco_d2.errors import UserError
-from moco_d2.pretrain.sources import PathTable, list_images, list_registered, list_source, read_list
+from moco_d2.pretrain.sources import (
+    ImageList,
+    PathTable,
+    list_images,
+    list_registered,
+    list_source,
+    read_list,
+    take_share,
+)
 
 
 def save_images(folder, *names):
@@ -126,3 +134,20 @@ def test_path_table_is_a_list_of_names():
     for outside in (4, -5):
         with pytest.raises(IndexError):
             table[outside]
+
+
+def test_smaller_shares_lie_within_larger_ones():
+    images = ImageList(PathTable(f"{i}.jpg" for i in range(200)), list(range(200)), ["a", "b"])
+    assert take_share(images, 1) is images
+    parts = {share: take_share(images, share) for share in (0.1, 0.5, 0.001)}
+    assert [len(part) for part in parts.values()] == [20, 100, 1]
+    assert set(parts[0.1].paths) < set(parts[0.5].paths)
+    for part in parts.values():
+        assert list(part.paths) == [f"{i}.jpg" for i in part.labels]
+        assert list(part.labels) == sorted(part.labels) and part.classes == ["a", "b"]
+    assert list(parts[0.1].labels) != list(range(20))  # drawn, not cut off
+    assert list(take_share(images, 0.1).paths) == list(parts[0.1].paths)
+    assert take_share(ImageList(images.paths, None, []), 0.5).labels is None
+    for wrong in (0, -0.1, 1.5):
+        with pytest.raises(UserError, match="MOCO.DATA.SHARE"):
+            take_share(images, wrong)

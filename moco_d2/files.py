@@ -1,15 +1,20 @@
 """Files that are either whole or absent, and their fingerprints."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from moco_d2.errors import UserError
+
+# A temporary file of atomic_write: .NAME.RANDOM.tmpSUFFIX.
+_TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp(\..*)?")
 
 
 @contextlib.contextmanager
@@ -18,6 +23,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     remove it.
 
     A reader never sees a half-written file under the final name, whatever interrupts the writer.
+    One that was killed leaves its temporary file; the next to write `path` removes it.
 
     Raises:
         UserError: the folder cannot be made or written, or `path` is itself a folder.
@@ -30,9 +36,11 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         )
     except OSError as error:
         raise _cannot_write(path, error) from error
-    os.close(handle)
     temporary = Path(name)
     try:
+        with contextlib.suppress(OSError):  # a file system without locks keeps leftovers
+            _lock(handle)  # tells a writer that lives from one that was killed
+        remove_leftovers(path.parent, of=path)
         yield temporary
         with temporary.open("rb") as f:
             os.fsync(f.fileno())
@@ -43,8 +51,46 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             temporary.replace(path)
         except OSError as error:
             raise _cannot_write(path, error) from error
+        _flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Let a new name outlive a power cut, where the file system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def remove_leftovers(folder: str | Path, of: Path | None = None) -> None:
+    """Remove the temporary files of writers in `folder` that were killed.
+
+    Args:
+        folder: may be absent.
+        of: only those of writers of this file.
+    """
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            found = _TEMPORARY.fullmatch(entry.name)
+            if found is None or (of and (found[1], found[2] or "") != (of.stem, of.suffix)):
+                continue
+            with contextlib.suppress(OSError), Path(entry.path).open("r+b") as f:
+                _lock(f.fileno())
+                Path(entry.path).unlink(missing_ok=True)
+
+
+def _lock(handle: int) -> None:
+    """Held until `handle` is closed, or its process has ended.
+
+    Raises:
+        OSError: another has it, or the file system has no locks.
+    """
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:

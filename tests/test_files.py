@@ -1,11 +1,21 @@
 import hashlib
 import json
+import multiprocessing
+import os
+import signal
 import stat
 
 import pytest
 
 from moco_d2.errors import UserError
-from moco_d2.files import atomic_write, sha256, sha256_of_json, write_json, write_text
+from moco_d2.files import (
+    atomic_write,
+    remove_leftovers,
+    sha256,
+    sha256_of_json,
+    write_json,
+    write_text,
+)
 
 
 def names(folder) -> list[str]:
@@ -76,3 +86,38 @@ def test_sha256_of_json_follows_the_content_and_not_the_order():
     assert digest == hashlib.sha256(b'{"a":1,"b":[1,2]}').hexdigest()
     assert digest == sha256_of_json({"b": (1, 2), "a": 1})
     assert digest != sha256_of_json({"a": 1, "b": [2, 1]})
+
+
+def killed_writer(path) -> None:
+    def write() -> None:
+        with atomic_write(path) as temporary:
+            temporary.write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    process = multiprocessing.get_context("fork").Process(target=write)
+    process.start()
+    process.join()
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
+    for name in ("x.pth.tar", "x.pth", "y.pth.tar"):
+        killed_writer(tmp_path / name)
+    (tmp_path / ".x.pth.notours.tmp.tar").write_text("kept")
+    assert len(names(tmp_path)) == 4
+    with atomic_write(tmp_path / "x.pth.tar") as at_work:
+        write_text(tmp_path / "x.pth.tar", "whole")
+        assert at_work.exists()  # of a writer that lives
+        remove_leftovers(tmp_path)
+        assert names(tmp_path) == sorted([at_work.name, ".x.pth.notours.tmp.tar", "x.pth.tar"])
+        at_work.write_text("later")
+    assert names(tmp_path) == [".x.pth.notours.tmp.tar", "x.pth.tar"]
+    assert (tmp_path / "x.pth.tar").read_text() == "later"
+    remove_leftovers(tmp_path / "absent")
+
+
+def test_only_leftovers_of_the_same_file_are_removed(tmp_path):
+    killed_writer(tmp_path / "x.pth")
+    killed_writer(tmp_path / "y.pth")
+    write_text(tmp_path / "x.pth", "whole")
+    left = names(tmp_path)
+    assert len(left) == 2 and left[0].startswith(".y.") and left[1] == "x.pth"

@@ -25,6 +25,7 @@ CONFIG_NAME, METRICS_NAME = "config.yaml", "metrics.json"
 RANDOM = ("", "random://")  # MODEL.WEIGHTS of random initialisation: Detectron2's, and ours
 
 _MOST_CONFIG_BYTES = 1 << 20  # Detectron2's own is 10 kB
+_MOST_METRICS_BYTES = 256 << 20  # 180,000 iterations of LVIS take 10 MB
 _MOST_CONFIG_VALUES = 100_000  # yaml's aliases make millions of a few lines
 _MOST_CONFIG_LEVELS = 32
 
@@ -74,6 +75,11 @@ def import_run(
                 f"{folder} has no {name}; give the OUTPUT_DIR of a Detectron2 run, which has "
                 f"{CONFIG_NAME} and {METRICS_NAME}"
             )
+    if (folder / METRICS_NAME).stat().st_size > _MOST_METRICS_BYTES:
+        raise UserError(
+            f"{folder / METRICS_NAME} is larger than {_MOST_METRICS_BYTES >> 20} MiB, which none "
+            "is; give that of one run"
+        )
     if destination.exists():
         raise UserError(f"{destination} exists; delete it, or write elsewhere with --out FILE")
     config = _read_config(folder / CONFIG_NAME)

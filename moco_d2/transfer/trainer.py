@@ -4,6 +4,7 @@ comparison.
 
 import contextlib
 import logging
+import time
 import weakref
 from typing import Any
 
@@ -38,6 +39,7 @@ class Trainer(DefaultTrainer):
 
     Attributes:
         box_errors: of the last evaluation, see evaluation.box_errors; None before it.
+        evaluation_seconds: that the last evaluation took; None before it.
 
     Examples:
     ::
@@ -47,6 +49,7 @@ class Trainer(DefaultTrainer):
     """
 
     box_errors: dict[str, dict[str, float]] | None = None
+    evaluation_seconds: float | None = None
 
     def __init__(self, cfg: Any):
         """
@@ -115,7 +118,9 @@ class Trainer(DefaultTrainer):
         # A loader draws a seed when it starts: without this, how often a run is evaluated would
         # change which regions it samples next.
         with seeded(self.data_loader.seed, next(model.parameters()).device):
+            started = time.perf_counter()
             self._last_eval_results = self.test(self.cfg, model, list(evaluators.values()))
+            self.evaluation_seconds = time.perf_counter() - started
         if comm.is_main_process() and self.iter + 1 >= self.max_iter:
             self.box_errors = box_errors(evaluators)
         return self._last_eval_results

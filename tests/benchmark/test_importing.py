@@ -25,6 +25,11 @@ LOG = [
     {"iteration": 23999, "total_loss": 0.5, "time": 0.43},
     {"iteration": 24000, "bbox/AP": 55.9, "bbox/AP50": 81.5, "bbox/AP75": float("nan")},
 ]
+# Nine lists of nine lists of ...: 400 million values.
+BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
+    for name, before in zip("bcdefghi", "abcdefgh", strict=True)
+)
 
 
 @pytest.fixture
@@ -166,15 +171,13 @@ def test_a_run_that_cannot_be_a_result_is_refused(folder, log, said):
         ("- 1", "no config of Detectron2"),
         ("&a [*a]", "no config of Detectron2"),
         ("a: &a [*a]", "no config of Detectron2"),
-        ("a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
-            f"{x}: &{x} [{','.join([f'*{y}'] * 9)}]\n" for x, y in zip("bcdefghi", "abcdefgh", strict=True)
-        ), "no config of Detectron2"),
+        (BOMB, "no config of Detectron2"),
         ("a: " + "[" * 5000, "damaged"),
         ("a: " + "9" * 5000, "damaged"),
         ("#" * (2 << 20), "larger than any config"),
     ],
     ids=lambda value: str(value)[:20] if isinstance(value, str) else None,
-)  # fmt: skip
+)
 def test_a_config_that_is_none_is_refused(folder, config, said):
     if isinstance(config, dict):
         config = yaml.safe_dump(config, allow_unicode=False)

@@ -27,15 +27,15 @@ def on_paper(task: str, beside: Mapping[str, tuple[PaperTable, PaperRow] | None]
     for initialisation, found in beside.items():
         if found is not None:
             table, _ = found
-            text = f"{table.source} ({_runs(table)}, {_spread(table)})"
+            text = f"{table.source}; {_runs(table)}; {_spread(table)}"
             bands.setdefault(text, []).append(initialisation)
     for text, names in bands.items():
         yield f"Paper values of {', '.join(names)}: {text}."
     if bands:
         yield (
             f"Within: the gap to the paper is inside the {_PERCENT} band of Welch's t for the "
-            "difference of two means, ours and the paper's, rounded to 0.1; where one side has no "
-            "spread, the other's stands in. No band where neither has one."
+            "difference of two means, ours and the paper's, which is rounded to 0.1; a side without "
+            "spread is given the other's, and without both there is no band."
         )
     other = [name for name, found in beside.items() if found is None and find_row(task, name)]
     if other:
@@ -117,14 +117,14 @@ def _environments(records: Iterable[Record]) -> dict[str, set[str]]:
 
 
 def _runs(table: PaperTable) -> str:
-    return f"mean of {table.trials} runs" if table.trials else "number of runs not stated, so one"
+    return f"mean of {table.trials} runs" if table.trials else "number of runs not stated, taken as one"
 
 
 def _spread(table: PaperTable) -> str:
     if table.std:
-        return f"std {table.std_text}"
+        return f"standard deviation {table.std_text}"
     remark = f"; {table.spread_remark}" if table.spread_remark else ""
-    return f"spread not published, so ours{remark}"
+    return f"spread not published, taken as ours{remark}"
 
 
 def _least(fewest: int, tested: Sequence[Comparison]) -> str:
@@ -142,7 +142,7 @@ def _on_tests(pairs: Sequence["Pair"], tested: Sequence[Comparison]) -> Iterable
     kinds = {c.test for c in tested}
     if len(kinds) == 1:
         (kind,) = kinds
-        yield f"Significance: two-sided {_TESTS[kind]},"
+        yield f"Differences: two-sided {_TESTS[kind]},"
     else:
         welch = [
             f"{p.label} and {p.against}"
@@ -150,12 +150,12 @@ def _on_tests(pairs: Sequence["Pair"], tested: Sequence[Comparison]) -> Iterable
             if any(c and c.test == "Welch" for c in p.comparisons)
         ]
         yield (
-            f"Significance: two-sided {_TESTS['paired']}, and {_TESTS['Welch']} where seeds or "
+            f"Differences: two-sided {_TESTS['paired']}, and {_TESTS['Welch']} where seeds or "
             f"configs differ ({'; '.join(welch)}),"
         )
     yield (
-        f"Holm's correction for {len(tested)} comparisons. In brackets: {_PERCENT} confidence "
-        "interval of the difference, not corrected."
+        f"p after Holm's correction for {len(tested)} comparisons and bold below "
+        f"{1 - LEVEL:.2f}; in brackets the {_PERCENT} confidence interval, not corrected."
     )
 
 

@@ -75,7 +75,7 @@ class PaperTable:
 
     @property
     def std_text(self) -> str:
-        """``0.2 / 0.2 / 0.4, as the official README gives it``."""
+        """``0.2 / 0.2 / 0.4, which the README expects``."""
         return f"{' / '.join(map(str, self.std))}, {self.std_source}"
 
 

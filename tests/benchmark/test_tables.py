@@ -43,7 +43,7 @@ def test_order_is_claimed_only_where_the_tests_support_it(table_2b):
     assert "random below supervised in AP50, AP, AP75" in claim
     assert "moco above random in AP50, AP, AP75" in claim
     assert claim.endswith("of the other differences no order is claimed.")
-    (test,) = (note for note in notes if note.startswith("Significance"))
+    (test,) = (note for note in notes if note.startswith("Differences"))
     assert "paired t-test over seeds" in test and "correction for 9 comparisons" in test
     assert not any("Weak" in note for note in notes)
 
@@ -54,7 +54,7 @@ def test_single_runs_support_no_order(make_content, write):
     table = table_of(write.folder)
     assert not table.rows[1].cells[0].highlighted
     assert any("no order claimed: moco and supervised in AP." in note for note in table.notes)
-    assert not any("Orders" in note or "Significance" in note for note in table.notes)
+    assert not any("Orders" in note or "Differences" in note for note in table.notes)
     assert "| difference |" not in render(read_records([write.folder]))
 
 

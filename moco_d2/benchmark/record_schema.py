@@ -140,7 +140,10 @@ SCHEMA: dict[str, Any] = {
                     dict.fromkeys(("AP50", *ERROR_TYPES), NUMBER_OR_NULL)
                 ),
             },
-        }
+        },
+        optional={
+            "data": object_of({"train_images": _or_null(_COUNT), "test_images": _map_of(_COUNT)})
+        },
     ),
 }
 

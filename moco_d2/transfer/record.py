@@ -44,6 +44,7 @@ class RunRecorder:
         evaluation_seconds: that the last evaluation took, if it was timed.
         errors: by test set, what AP50 is lost to, if that was found out.
         command: as it was typed, if it was.
+        train_images: in the training set, those left out not counted; test_images: by test set.
     """
 
     config_file: str
@@ -56,6 +57,8 @@ class RunRecorder:
     evaluation_seconds: float | None = None
     errors: dict[str, dict[str, float]] | None = None
     command: str | None = None
+    train_images: int | None = None
+    test_images: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._resumed = self.started
@@ -118,6 +121,7 @@ class RunRecorder:
                 "sha256": sha256_of_json(plain),
                 "matched_sha256": matched_sha256(plain),
             },
+            "data": {"train_images": self.train_images, "test_images": self.test_images},
             "weights": self.weights,
             "coverage": {"expected": coverage.expected, "loaded": coverage.loaded},
             "schedule": self.schedule,

@@ -6,12 +6,13 @@ import contextlib
 import logging
 import time
 import weakref
-from typing import Any
+from typing import Any, ClassVar
 
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from fvcore.nn.precise_bn import get_bn_modules
+from torch.utils.data import DataLoader
 
 from moco_d2 import compat
 from moco_d2.errors import UserError
@@ -40,6 +41,7 @@ class Trainer(DefaultTrainer):
     Attributes:
         box_errors: of the last evaluation, see evaluation.box_errors; None before it.
         evaluation_seconds: that the last evaluation took; None before it.
+        test_images: in each test set that was evaluated, by any trainer of this process.
 
     Examples:
     ::
@@ -50,6 +52,7 @@ class Trainer(DefaultTrainer):
 
     box_errors: dict[str, dict[str, float]] | None = None
     evaluation_seconds: float | None = None
+    test_images: ClassVar[dict[str, int]] = {}
 
     def __init__(self, cfg: Any):
         """
@@ -82,6 +85,13 @@ class Trainer(DefaultTrainer):
     def build_train_loader(cls, cfg: Any) -> TrainingBatches:
         """See training_data.build_training_batches."""
         return build_training_batches(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: Any, dataset_name: str) -> DataLoader:
+        """Detectron2's."""
+        loader = super().build_test_loader(cfg, dataset_name)
+        cls.test_images[dataset_name] = len(loader.dataset)
+        return loader
 
     @classmethod
     def build_evaluator(

@@ -38,6 +38,7 @@ class TrainingBatches:
     samplers deal them out: the k-th image of rank r has position k * world size + r.
 
     Attributes:
+        images: in the dataset.
         start: the batch that iteration begins with; set it before the first one is taken.
     """
 
@@ -64,6 +65,7 @@ class TrainingBatches:
                 Detectron2.
             num_workers: processes that load images; 0: this one does.
         """
+        self.images = len(dataset)
         self.batch_size = batch_size
         self.seed = seed
         self.start = 0

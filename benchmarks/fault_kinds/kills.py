@@ -1,0 +1,260 @@
+"""kill -9 and SIGTERM at random moments, and what is left and becomes of it."""
+
+import functools
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from toy_shards import make_shards
+
+from fault_kinds.case import BrokenPromiseError, Kind, Outcome, check
+from fault_kinds.jobs import Job, Operations, run, wait_until
+from fault_kinds.workloads import (
+    POINTER,
+    Converting,
+    FineTuning,
+    Pretraining,
+    Tables,
+    Training,
+    Workload,
+    class_folders,
+    ground,
+)
+
+_ATTEMPTS = 20  # to hit a run before it is over
+_TWICE = 0.3  # share of the runs that are killed once more after the restart
+_AT_AN_OPERATION = 0.6  # share of the kills that are aimed at a write, rename, fsync ...
+_DAMAGED = 0.25  # share of the runs whose newest checkpoint is damaged besides
+GRACE_S = 30  # SLURM's KillWait and Kubernetes' terminationGracePeriodSeconds
+TERMINATED = 128 + signal.SIGTERM
+
+
+@functools.cache
+def pretrainings() -> tuple[Pretraining, ...]:
+    """From files without and with a worker, from shards, with every dictionary."""
+    knn = {
+        "MOCO.KNN.TRAIN": class_folders(),
+        "MOCO.KNN.TEST": class_folders(),
+        "MOCO.KNN.PERIOD": 15,
+    }
+    folder = ground() / "shards"
+    folder.mkdir()
+    shards = {"DATASETS.TRAIN": f"('shards:{make_shards(folder, [6] * 4)}',)"}
+    # Killed before the first checkpoint, and after lines of metrics: begun again from nothing.
+    rare = {"SOLVER.CHECKPOINT_PERIOD": 43}
+    return (
+        Pretraining("queue", **knn),
+        Pretraining("memory bank", **{"MOCO.DICTIONARY.NAME": "MemoryBank", **rare}),
+        Pretraining("shards, a worker", **shards, **{"DATALOADER.NUM_WORKERS": 1}),
+        Pretraining("end to end, accumulated", **{
+            "MOCO.DICTIONARY.NAME": "EndToEnd", "MOCO.ACCUMULATION": 2, "MOCO.BN_SPLITS": 1,
+        }),
+    )  # fmt: skip
+
+
+@functools.cache
+def fine_tunings() -> tuple[FineTuning, ...]:
+    return (
+        FineTuning("voc_C4"),
+        FineTuning("voc_C4, one checkpoint", **{"SOLVER.CHECKPOINT_PERIOD": 6}),
+    )
+
+
+@functools.cache
+def conversions() -> tuple[Converting, ...]:
+    return (Converting(),)
+
+
+@functools.cache
+def tables() -> tuple[Tables, ...]:
+    return tuple(Tables(fine_tunings()[0], format) for format in Tables.FORMATS)
+
+
+def differences(a: Any, b: Any, where: str = "") -> list[str]:
+    """Where nested dicts, lists, tensors and plain values differ in a bit."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        if a.keys() != b.keys():
+            return [f"{where}: {sorted(map(str, a.keys() ^ b.keys()))}"]
+        return [d for key in a for d in differences(a[key], b[key], f"{where}/{key}")]
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        if len(a) != len(b):
+            return [f"{where}: {len(a)} and {len(b)} entries"]
+        pairs = enumerate(zip(a, b, strict=True))
+        return [d for i, (x, y) in pairs for d in differences(x, y, f"{where}/{i}")]
+    if isinstance(a, torch.Tensor):
+        return [] if isinstance(b, torch.Tensor) and torch.equal(a, b) else [where]
+    # Through text: NaN, of a class without detections, is the same.
+    return [] if repr(a) == repr(b) else [f"{where}: {a!r:.60} and {b!r:.60}"]
+
+
+def same_result(workload: Workload, out: Path) -> None:
+    """
+    Raises:
+        BrokenPromiseError: a finished run has left something else than the undisturbed one.
+    """
+    found = differences(workload.result(out), workload.reference.result)
+    check(not found, f"{len(found)} difference(s) to the undisturbed run, first {found[:3]}")
+
+
+def _nothing_half_written(workload: Workload, out: Path) -> None:
+    broken = list(workload.broken(out))
+    check(not broken, f"half-written under a final name: {broken[:2]}")
+
+
+def _kill_once(workload: Workload, rng: random.Random, out: Path) -> str:
+    """Start or continue the run and kill it; where it was hit."""
+    for _ in range(_ATTEMPTS):
+        if rng.random() < _AT_AN_OPERATION:
+            at = rng.randint(1, workload.reference.operations)
+            operations = Operations(out, crash_at=at, share=rng.random())
+
+            def before(operations: Operations = operations) -> None:
+                workload.before()
+                operations.watch()
+
+            job = Job(**workload.start_words(out), before=before)
+            where = f"change {at} of {workload.reference.operations}"
+        else:
+            job = Job(**workload.start_words(out), before=workload.before)
+            moment = rng.random() * workload.reference.seconds
+            job.kill_after(moment)
+            where = f"{moment:.2f} s"
+        code = job.wait()
+        if code == -signal.SIGKILL:
+            _nothing_half_written(workload, out)
+            return where
+        if code:
+            raise BrokenPromiseError(f"exit code {code} of a run before it was killed: {job.output()[-300:]}")
+    raise BrokenPromiseError(f"the run was over before each of {_ATTEMPTS} kills")
+
+
+def _damage_newest(workload: Training, rng: random.Random, out: Path) -> str:
+    """What a crash of the machine may do to the last file written; what was done."""
+    pointer = out / POINTER
+    if not pointer.is_file() or len(list(out.glob(workload.checkpoints))) < 2:
+        return ""
+    newest = out / pointer.read_text()
+    content = bytearray(newest.read_bytes())
+    how = rng.choice(("cut short", "empty", "with a flipped bit", "full of zeros", "not named"))
+    if how == "cut short":
+        newest.write_bytes(content[: rng.randrange(1, len(content))])
+    elif how == "empty":
+        newest.write_bytes(b"")
+    elif how == "with a flipped bit":
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        newest.write_bytes(content)
+    elif how == "full of zeros":
+        newest.write_bytes(bytes(len(content)))
+    else:
+        pointer.write_text("")
+    return f", newest checkpoint {how}"
+
+
+def kill(workloads: tuple[Workload, ...], rng: random.Random, folder: Path, i: int) -> Outcome:
+    """Kill a run once or twice, damage its newest checkpoint perhaps, restart, compare."""
+    workload, out = workloads[i % len(workloads)], folder / "out"
+    if isinstance(workload, Converting) and rng.random() < 0.5:
+        _leave_an_older(workload, out)
+    where = [_kill_once(workload, rng, out)]
+    if rng.random() < _TWICE:
+        where.append(_kill_once(workload, rng, out))
+    damage = ""
+    if isinstance(workload, Training) and rng.random() < _DAMAGED:
+        damage = _damage_newest(workload, rng, out)
+    run(**workload.start_words(out), before=workload.before)
+    same_result(workload, out)
+    what = f"{workload.name}, killed at {' and '.join(where)}{damage}: continued, same result"
+    figures = {"kills": len(where), "damaged newest checkpoints": int(bool(damage))}
+    return Outcome(what, len(where), figures)
+
+
+def _leave_an_older(workload: Converting, out: Path) -> None:
+    """A finished result of before, in whose place the new one is written."""
+    out.mkdir()
+    for name, content in workload.reference.result.items():
+        (out / name).write_bytes(content.replace(b"OUT", str(out).encode()))
+
+
+def preempt(workloads: tuple[Training, ...], rng: random.Random, folder: Path, i: int) -> Outcome:
+    """SIGTERM once training has begun: saved within the grace, exit code 143, continued."""
+    workload, out = workloads[i % len(workloads)], folder / "out"
+    log = out / "log.txt"
+    for _ in range(_ATTEMPTS):
+        job = Job(**workload.start_words(out), before=workload.before)
+        wait_until(lambda: log.exists() and "Starting training from" in log.read_text(), job)
+        time.sleep(rng.random() * workload.reference.seconds * 0.5)
+        job.kill(signal.SIGTERM)
+        sent = time.monotonic()
+        code = job.wait(GRACE_S)
+        if code == 0:  # it was in its last step, and finished
+            continue
+        took = time.monotonic() - sent
+        if code == -signal.SIGTERM:  # before the first step, or after the last
+            _nothing_half_written(workload, out)
+            run(**workload.start_words(out), before=workload.before)
+            same_result(workload, out)
+            what = f"{workload.name}, SIGTERM outside of training: ended at once, same"
+            return Outcome(what, 1, {"SIGTERMs": 1})
+        check(code == TERMINATED, f"exit code {code}, not {TERMINATED}: {job.output()[-300:]}")
+        stopped = [line for line in log.read_text().splitlines() if "stopped and saved" in line]
+        check(stopped, "it does not say that it has stopped and saved")
+        iteration = int(stopped[-1].rpartition(" ")[2])
+        _nothing_half_written(workload, out)
+        pointer = (out / POINTER).read_text()
+        check(
+            str(iteration) in pointer or str(iteration + 1) in pointer or "final" in pointer,
+            f"stopped after iteration {iteration}, but the newest checkpoint is {pointer}",
+        )
+        run(**workload.start_words(out), before=workload.before)
+        same_result(workload, out)
+        what = f"{workload.name}, SIGTERM in iteration {iteration}: saved in {took:.1f} s, same"
+        return Outcome(what, 1, {"SIGTERMs": 1})
+    raise BrokenPromiseError(f"the run was over before each of {_ATTEMPTS} signals")
+
+
+_SAME = "the same command continues it and ends with the result of a run that nothing disturbed"
+KINDS = (
+    Kind(
+        "kill pretraining",
+        f"After `kill -9` at any moment {_SAME}, bit for bit; no file under its final name is "
+        "half-written, and the newest intact checkpoint is taken.",
+        80,
+        lambda *a: kill(pretrainings(), *a),
+    ),
+    Kind(
+        "kill fine-tuning",
+        f"After `kill -9` at any moment {_SAME}, bit for bit, record included.",
+        50,
+        lambda *a: kill(fine_tunings(), *a),
+    ),
+    Kind(
+        "kill converting",
+        "A killed conversion leaves the old file or the new one, never a part; again, it gives the "
+        "same bytes.",
+        40,
+        lambda *a: kill(conversions(), *a),
+    ),
+    Kind(
+        "kill table writing",
+        "A killed `benchmark.py table` leaves the old table or the new one, never a part.",
+        40,
+        lambda *a: kill(tables(), *a),
+    ),
+    Kind(
+        "SIGTERM pretraining",
+        "SIGTERM finishes the step at hand, saves, and ends with exit code 143 within 30 s; "
+        f"{_SAME}.",
+        12,
+        lambda *a: preempt(pretrainings(), *a),
+    ),
+    Kind(
+        "SIGTERM fine-tuning",
+        "SIGTERM finishes the step at hand, saves, and ends with exit code 143 within 30 s; "
+        f"{_SAME}.",
+        10,
+        lambda *a: preempt(fine_tunings(), *a),
+    ),
+)  # fmt: skip

@@ -1,0 +1,322 @@
+"""The runs that are disturbed: commands of a second or a few, and what they leave behind."""
+
+import abc
+import dataclasses
+import functools
+import json
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from small_network import SmallNetwork
+from toy_data import SMALL_DETECTOR, make_class_folders, make_voc
+
+from fault_kinds.jobs import Operations, run
+from moco_d2.checkpoint.io import load_checkpoint
+from moco_d2.checkpoint.mapping import Architecture, build_torchvision
+from moco_d2.errors import UserError
+from moco_d2.pretrain import moco
+
+# What a clock decides.
+TIMES = frozenset({"time", "data_time", "eta_seconds"})
+POINTER = "last_checkpoint"
+_NUMBERED = re.compile(r"(checkpoint_|model_)\d+\.pth")
+
+
+@functools.cache
+def ground() -> Path:
+    """A folder for what all runs read; removed at the end."""
+    return Path(_ground().name)
+
+
+@functools.cache
+def _ground() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="moco_d2_faults_")
+
+
+@functools.cache
+def class_folders() -> Path:
+    """24 images in two classes."""
+    return make_class_folders(ground() / "images", 12)
+
+
+@functools.cache
+def voc_year() -> Path:
+    """A VOC year of 6 images a split."""
+    return make_voc(ground() / "VOC2007")
+
+
+def words_of(settings: dict[str, Any]) -> list[str]:
+    """Settings as KEY VALUE words."""
+    return [str(word) for pair in settings.items() for word in pair]
+
+
+def small_network() -> None:
+    """Let pretraining build a network of kilobytes: what is tried is the rest."""
+    moco.build_encoder = lambda arch, *, dim, mlp=False, norm_layer=None, **widths: SmallNetwork(
+        dim, mlp=mlp, norm_layer=norm_layer
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """The run that nothing disturbed.
+
+    Attributes:
+        seconds: it took.
+        operations: changes it made to its folder.
+        result: see Workload.result.
+    """
+
+    seconds: float
+    operations: int
+    result: Any
+
+
+class Workload(abc.ABC):
+    """A command that is run into a folder.
+
+    Attributes:
+        name: for the log.
+        tool: file in tools/.
+    """
+
+    name: str
+    tool: str
+
+    @abc.abstractmethod
+    def words(self, out: Path) -> list[str]:
+        """Its arguments, the same for the first start and for every other."""
+
+    @abc.abstractmethod
+    def result(self, out: Path) -> Any:
+        """All that a finished run leaves and no clock decides: nested dicts, tensors, values."""
+
+    @abc.abstractmethod
+    def broken(self, out: Path) -> Iterator[str]:
+        """What of a run that was killed is half-written under a final name."""
+
+    def before(self) -> None:  # noqa: B027 - most need nothing
+        """Called in the process of the run."""
+
+    def start_words(self, out: Path) -> dict[str, Any]:
+        """Arguments of jobs.Job."""
+        return {"tool": self.tool, "words": self.words(out), "log": out.with_suffix(".log")}
+
+    @functools.cached_property
+    def reference(self) -> Reference:
+        """Run it once, undisturbed."""
+        folder = Path(tempfile.mkdtemp(dir=ground()))
+        operations = Operations(folder / "out")
+
+        def before() -> None:
+            self.before()
+            operations.watch()
+
+        job = run(**self.start_words(folder / "out"), before=before)
+        return Reference(job.seconds, operations.count, self.result(folder / "out"))
+
+
+class Training(Workload):
+    """A run with checkpoints.
+
+    Attributes:
+        checkpoints: pattern of their names.
+        config: file of the packaged ones.
+        settings: overrides.
+    """
+
+    checkpoints: str
+
+    def __init__(self, name: str, config: str, settings: dict[str, Any]):
+        self.name = name
+        self.config = config
+        self.settings = settings
+
+    def words(self, out: Path) -> list[str]:
+        settings = {**self.settings, "OUTPUT_DIR": out}
+        return ["--config-file", self.config, "--resume", *words_of(settings)]
+
+    def broken(self, out: Path) -> Iterator[str]:
+        for path in sorted(out.glob(self.checkpoints)):
+            try:
+                load_checkpoint(path)
+            except UserError as error:
+                yield str(error)
+        pointer = out / POINTER
+        if pointer.exists() and not (out / pointer.read_text()).is_file():
+            yield f"{pointer} names {pointer.read_text()!r}, which is not there"
+        for path in (out / "config.yaml", out / "record.json"):
+            if path.exists():
+                try:
+                    yaml.safe_load(path.read_text())
+                    if not path.read_text().endswith("\n"):
+                        yield f"{path} is cut short"
+                except yaml.YAMLError as error:
+                    yield f"{path}: {error}"
+
+    def lines(self, out: Path) -> list[dict[str, Any]]:
+        """metrics.json by iteration: Detectron2 writes the lines of one moment in any order."""
+        lines = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
+        kept = ({k: v for k, v in line.items() if k not in TIMES} for line in lines)
+        return sorted(kept, key=lambda line: line["iteration"])
+
+    def left(self, out: Path) -> list[str]:
+        """Names of the files at the end, without what depends on where a run was stopped: numbered
+        checkpoints, and TensorBoard's, of which each start begins one.
+        """
+        names = (str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+        return sorted(n for n in names if "tfevents" not in n and not _NUMBERED.match(n))
+
+
+class Pretraining(Training):
+    tool = "pretrain.py"
+    checkpoints = "checkpoint_*.pth.tar"
+
+    def __init__(self, name: str, **settings: Any):
+        tiny = {
+            "DATASETS.TRAIN": f"('{class_folders()}',)",
+            "MODEL.DEVICE": "cpu",
+            "SEED": 1,
+            "DATALOADER.NUM_WORKERS": 0,
+            "SOLVER.IMS_PER_BATCH": 8,
+            "SOLVER.CHECKPOINT_PERIOD": 7,
+            "SOLVER.MAX_ITER": 45,
+            "MOCO.REFERENCE_BATCH": 0,
+            "MOCO.MONITOR.EXPECTED_LOSS": "()",
+            "MOCO.EPOCHS": 0,
+            "MOCO.ENCODER.ARCH": "resnet18",
+            "MOCO.ENCODER.DIM": 16,
+            "MOCO.DICTIONARY.SIZE": 20,
+            "MOCO.BN_SPLITS": 2,
+            "MOCO.AUGMENTATION.SIZE": 32,
+        }
+        super().__init__(name, "moco_v2_R50_200ep.yaml", tiny | settings)
+
+    def before(self) -> None:  # noqa: B027 - most need nothing
+        small_network()
+
+    def result(self, out: Path) -> Any:
+        checkpoint = torch.load(out / "checkpoint_final.pth.tar", weights_only=True)
+        ours = checkpoint["moco_d2"]
+        del ours["config"]["OUTPUT_DIR"]
+        for name in TIMES:
+            ours["metrics"]["histories"].pop(name, None)
+        ours["metrics"]["smoothed"] = sorted(set(ours["metrics"]["smoothed"]) - TIMES)
+        return {"checkpoint": checkpoint, "metrics": self.lines(out), "files": self.left(out)}
+
+
+class FineTuning(Training):
+    tool = "train_net.py"
+    checkpoints = "model_*.pth"
+
+    def __init__(self, name: str, **settings: Any):
+        small = dict(zip(SMALL_DETECTOR[::2], SMALL_DETECTOR[1::2], strict=True))
+        tiny = {
+            "DATASETS.TRAIN": f"('voc:{voc_year()}:trainval',)",
+            "DATASETS.TEST": f"('voc:{voc_year()}:test',)",
+            "MODEL.DEVICE": "cpu",
+            "SOLVER.MAX_ITER": 7,
+            "SOLVER.STEPS": "(3,5)",
+            "SOLVER.CHECKPOINT_PERIOD": 2,
+            "TEST.EVAL_PERIOD": 3,
+            # A checkpoint of 5 MB.
+            "MODEL.RESNETS.DEPTH": 50,
+            "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
+            "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+            "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
+        }
+        super().__init__(name, "voc_C4_random.yaml", small | tiny | settings)
+
+    def result(self, out: Path) -> Any:
+        state = torch.load(out / "model_final.pth", weights_only=True)
+        for name in ("started", "seconds"):
+            state["record"].pop(name)
+        metrics = state["trainer"]["moco_d2"]["metrics"]
+        metrics["smoothed"] = sorted(set(metrics["smoothed"]) - TIMES)
+        for name in TIMES:
+            metrics["histories"].pop(name, None)
+        record = json.loads((out / "record.json").read_text())
+        kept = {key: record[key] for key in ("metrics", "history", "coverage", "schedule")}
+        return {
+            "checkpoint": state,
+            "metrics": self.lines(out),
+            "record": kept,
+            "files": self.left(out),
+        }
+
+
+class Converting(Workload):
+    name = "convert"
+    tool = "convert.py"
+
+    @functools.cached_property
+    def source(self) -> Path:
+        """A MoCo checkpoint of a slim ResNet-50."""
+        torch.manual_seed(0)
+        network = build_torchvision(Architecture(50, width_factor=1 / 16))
+        file = ground() / "moco.pth.tar"
+        names = {f"module.encoder_q.{k}": v for k, v in network.state_dict().items()}
+        torch.save({"epoch": 1, "arch": "resnet50", "state_dict": names}, file)
+        return file
+
+    def words(self, out: Path) -> list[str]:
+        paths = (self.source, out / "w.pth", "--report", out / "r.json")
+        return [*map(str, paths), "--emit-config", str(out / "w.yaml")]
+
+    def result(self, out: Path) -> Any:
+        # The folder is named in the config, and differs.
+        return {
+            path.name: path.read_bytes().replace(str(out).encode(), b"OUT")
+            for path in sorted(out.iterdir())
+            if path.is_file()
+        }
+
+    def broken(self, out: Path) -> Iterator[str]:
+        whole = self.reference.result if out.is_dir() else {}
+        for path in sorted(out.iterdir()) if out.is_dir() else ():
+            if not path.name.startswith(".") and self.result(out)[path.name] != whole[path.name]:
+                yield f"{path} is not what an undisturbed conversion writes"
+
+
+class Tables(Converting):
+    """A table of nine records, as a page; the file is there before, with another content."""
+
+    name = "table"
+    tool = "benchmark.py"
+    FORMATS = ("markdown", "csv", "latex", "html")
+
+    def __init__(self, fine_tuning: FineTuning, format: str):
+        """
+        Args:
+            fine_tuning: whose record is taken.
+            format: of the table.
+        """
+        self.name = f"table as {format}"
+        self.format = format
+        self._fine_tuning = fine_tuning
+
+    @functools.cached_property
+    def records(self) -> Path:
+        """Records of three initialisations with three seeds each, after a real one."""
+        folder = Path(tempfile.mkdtemp(dir=ground())) / "out"
+        run(**self._fine_tuning.start_words(folder), before=self._fine_tuning.before)
+        real = (folder / "record.json").read_text()
+        for i, initialisation in enumerate(("random", "supervised", "moco")):
+            for seed in range(3):
+                record = json.loads(real)
+                record["run"] |= {"initialisation": initialisation, "seed": seed}
+                value = 50.0 + 3 * i + 0.1 * seed
+                record["metrics"]["bbox"] = dict.fromkeys(("AP", "AP50", "AP75"), value)
+                path = ground() / "records" / f"{initialisation}{seed}" / "record.json"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(record))
+        return ground() / "records"
+
+    def words(self, out: Path) -> list[str]:
+        file = str(out / f"table.{self.format}")
+        return ["table", str(self.records), "--format", self.format, "--out", file]

@@ -10,6 +10,7 @@ import torch
 from torchvision.transforms import v2
 
 from moco_d2.errors import UserError
+from moco_d2.pretrain import pixels
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of images in [0, 1]; torchvision's
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -51,35 +52,8 @@ def find_recipe(name: str) -> Recipe:
     return AUGMENTATIONS[name]
 
 
-class PillowGaussianBlur(v2.Transform):
-    """Pillow's blur with a random radius: what the official v2 uses, and faster on a PIL image than
-    a convolution.
-    """
-
-    def __init__(self, sigma: tuple[float, float]):
-        """
-        Args:
-            sigma: range of the standard deviation, pixels.
-        """
-        super().__init__()
-        self.sigma = sigma
-
-    def make_params(self, flat_inputs):
-        low, high = self.sigma
-        return {"sigma": low + (high - low) * torch.rand(()).item()}
-
-    def transform(self, inpt, params):
-        from PIL import ImageFilter
-
-        return inpt.filter(ImageFilter.GaussianBlur(radius=params["sigma"]))
-
-
-def _to_normalized_tensor() -> list[v2.Transform]:
-    return [
-        v2.ToImage(),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-    ]
+def _to_normalized_tensor() -> pixels.ToNormalizedTensor:
+    return pixels.ToNormalizedTensor(IMAGENET_MEAN, IMAGENET_STD)
 
 
 def build_augmentation(
@@ -98,15 +72,16 @@ def build_augmentation(
         UserError: `name` is neither "v1" nor "v2".
     """
     recipe = find_recipe(name)
-    gray = v2.RandomGrayscale(p=recipe.gray_probability)
-    jitter = v2.ColorJitter(recipe.jitter, recipe.jitter, recipe.jitter, recipe.hue)
+    gray = pixels.Grayscale(p=recipe.gray_probability)
+    jitter = pixels.Jitter(recipe.jitter, recipe.jitter, recipe.jitter, recipe.hue)
     if recipe.jitter_probability < 1:
         jitter = v2.RandomApply([jitter], p=recipe.jitter_probability)
-    steps = [_crop(size, crop_scale), *((gray, jitter) if recipe.gray_first else (jitter, gray))]
+    steps = [_crop(size, crop_scale), pixels.ToPixels()]
+    steps += (gray, jitter) if recipe.gray_first else (jitter, gray)
     if recipe.blur_probability:
-        blur = PillowGaussianBlur(tuple(blur_sigma))
+        blur = pixels.Blur(tuple(blur_sigma))
         steps.append(v2.RandomApply([blur], p=recipe.blur_probability))
-    return v2.Compose([*steps, v2.RandomHorizontalFlip(), *_to_normalized_tensor()])
+    return v2.Compose([*steps, pixels.HorizontalFlip(), _to_normalized_tensor()])
 
 
 def build_crop(*, size: int, crop_scale: tuple[float, float] = (0.2, 1.0)) -> v2.Transform:
@@ -129,6 +104,7 @@ def build_evaluation_transform(size: int) -> v2.Transform:
         [
             v2.Resize(round(size * 256 / 224), antialias=True),
             v2.CenterCrop(size),
-            *_to_normalized_tensor(),
+            pixels.ToPixels(),
+            _to_normalized_tensor(),
         ]
     )

@@ -3,14 +3,19 @@
 DATASETS.TRAIN and TEST take Detectron2's registered names, and paths (custom_datasets.py).
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils import comm
 
 from moco_d2.errors import UserError, closest
 from moco_d2.transfer.custom_datasets import FORMS, register_by_path
 from moco_d2.transfer.densepose import refuse_densepose
+from moco_d2.transfer.evaluation import evaluator_types
+from moco_d2.transfer.findings import Finding, Refusal
+from moco_d2.transfer.known_classes import dataset_classes, head_classes
 
 
 def register_datasets(names: tuple[str, ...]) -> None:
@@ -29,14 +34,14 @@ def register_datasets(names: tuple[str, ...]) -> None:
             )
 
 
-def load_checked(name: str) -> list[dict[str, Any]]:
-    """The dataset's dicts, every image file present.
+def load_dicts(name: str) -> list[dict[str, Any]]:
+    """The dicts of a registered dataset.
 
     Raises:
-        UserError: annotations or an image are missing; names the file.
+        UserError: its annotations are missing or cannot be read; names the file.
     """
     try:
-        dicts = DatasetCatalog.get(name)
+        return DatasetCatalog.get(name)
     except FileNotFoundError as error:
         raise UserError(
             f"dataset {name!r}: {error.filename} does not exist; set DETECTRON2_DATASETS to the "
@@ -47,21 +52,42 @@ def load_checked(name: str) -> list[dict[str, Any]]:
         raise UserError(f"dataset {name!r} cannot be read, because of: {reason}") from error
     except ModuleNotFoundError as error:
         raise UserError(f"dataset {name!r} needs {error.name}: pip install {error.name}") from error
-    missing = [d["file_name"] for d in dicts if not Path(d["file_name"]).is_file()]
-    if missing:
-        raise UserError(
-            f"dataset {name!r}: {len(missing)} of {len(dicts)} annotated images are missing, "
-            f"first {missing[0]}; put them there or remove their annotations"
-        )
-    return dicts
 
 
-def check_datasets(cfg: Any) -> None:
-    """Refuse a config whose datasets are not there or have other classes than its head.
+def leave_out_missing(names: tuple[str, ...]) -> None:
+    """Register datasets anew without the images of which a file is missing: what --force does to
+    those of DATASETS.TRAIN. All processes must call.
+    """
+    for name in names:
+        load = DatasetCatalog[name]
+        absent = _missing_files(load())
+        if absent:
+            DatasetCatalog.remove(name)
+            DatasetCatalog.register(
+                name, lambda load=load, absent=absent: [d for d in load() if not absent & _files(d)]
+            )
+
+
+def _missing_files(dicts: list[dict[str, Any]]) -> set[str]:
+    """The files of a dataset that any process lacks. All processes must call."""
+    here = {file for d in dicts for file in _files(d) if not Path(file).is_file()}
+    return set().union(*comm.all_gather(here))
+
+
+def _files(sample: dict[str, Any]) -> set[str]:
+    """The image, and in semantic segmentation that of its labels."""
+    return {sample[key] for key in ("file_name", "sem_seg_file_name") if key in sample}
+
+
+def check_datasets(cfg: Any, *, eval_only: bool = False) -> list[Finding]:
+    """Findings where datasets are not there, or have other classes than the head.
+
+    Args:
+        cfg: the config as it will run.
+        eval_only: only DATASETS.TEST is used.
 
     Raises:
-        UserError: as in register_datasets and load_checked, or the number of classes or keypoints
-            is not the head's, or two datasets name other classes; or a dense pose run.
+        UserError: DATASETS.TEST does not name one set; or a dense pose run.
     """
     refuse_densepose(cfg)
     if len(cfg.DATASETS.TEST) != 1:
@@ -69,37 +95,81 @@ def check_datasets(cfg: Any) -> None:
             f"DATASETS.TEST names {len(cfg.DATASETS.TEST)} sets; a run is recorded with the "
             "results of one"
         )
-    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
-    register_datasets(names)
-    for name in names:
-        load_checked(name)
-        _check_classes(cfg, name, names[0])
+    found: list[Finding] = []
+    there: list[tuple[str, str]] = []
+    for split in ("TEST",) if eval_only else ("TRAIN", "TEST"):
+        key, names = f"DATASETS.{split}", tuple(cfg.DATASETS[split])
+        if not names:
+            found.append(Refusal(key, str(names), f"it names no dataset; write {FORMS}"))
+        for name in names:
+            try:
+                register_datasets((name,))
+                dicts = load_dicts(name)
+                if split == "TEST":
+                    evaluator_types(name)
+            except UserError as error:
+                found.append(Refusal(key, str(names), str(error)))
+                continue
+            there.append((key, name))
+            found += _check_files(key, names, name, dicts)
+    return [*found, *_check_number_of_classes(cfg, there), *_check_class_names(cfg, there)]
 
 
-def _check_classes(cfg: Any, name: str, first: str) -> None:
-    """Refuse a dataset whose classes are not those of the head, or of the `first` dataset."""
-    semantic = cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor"
-    kind = "stuff_classes" if semantic else "thing_classes"
-    head = "SEM_SEG_HEAD" if semantic else "ROI_HEADS"
-    classes = MetadataCatalog.get(name).get(kind, [])
-    expected = cfg.MODEL[head].NUM_CLASSES
-    if classes and len(classes) != expected:
-        raise UserError(
-            f"dataset {name!r} has {len(classes)} classes and the head {expected}: "
-            f"set MODEL.{head}.NUM_CLASSES {len(classes)}"
+def _check_files(
+    key: str, names: tuple[str, ...], name: str, dicts: list[dict[str, Any]]
+) -> Iterator[Finding]:
+    absent = _missing_files(dicts)
+    if not absent:
+        return
+    incomplete = sum(not absent.isdisjoint(_files(d)) for d in dicts)
+    what = (
+        f"dataset {name!r}: files of {incomplete} of its {len(dicts)} images are missing, first "
+        f"{min(absent)}; put them there or remove their annotations"
+    )
+    if key == "DATASETS.TRAIN":
+        yield Finding(key, str(names), f"{what}, or train without these images")
+    else:  # the evaluation reads the annotations by itself, and would count these as not found
+        yield Refusal(key, str(names), what)
+
+
+def _check_number_of_classes(cfg: Any, datasets: list[tuple[str, str]]) -> Iterator[Finding]:
+    head, key = head_classes(cfg)
+    numbers = {name: len(dataset_classes(cfg, name)) for _, name in datasets}
+    numbers = {name: number for name, number in numbers.items() if number}
+    for number in sorted(set(numbers.values()) - {head}):
+        names = " and ".join(repr(name) for name, of_it in numbers.items() if of_it == number)
+        what = f"there are {number} classes in {names}"
+        alike = set(numbers.values()) == {number}
+        fix = f"set {key} {number}" if alike else "let all their files name the same classes"
+        if number < head:
+            what += ", and the head's others are left out of the evaluation"
+            yield Finding(key, str(head), f"{what}; {fix}")
+        else:
+            yield Refusal(key, str(head), f"{what}; {fix}")
+    if not cfg.MODEL.KEYPOINT_ON:
+        return
+    head, key = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS, "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"
+    for _, name in datasets:
+        number = len(MetadataCatalog.get(name).get("keypoint_names", ()))
+        if number != head:
+            yield Refusal(key, str(head), f"{name!r} has {number} keypoints; set {key} {number}")
+
+
+def _check_class_names(cfg: Any, datasets: list[tuple[str, str]]) -> Iterator[Finding]:
+    """Where a dataset numbers its classes otherwise than the first one."""
+    classes = [(key, name, dataset_classes(cfg, name)) for key, name in datasets]
+    for key, name, theirs in classes[1:]:
+        _, first, expected = classes[0]
+        pairs = enumerate(zip(theirs, expected, strict=False))
+        different = [(number, one, other) for number, (one, other) in pairs if one != other]
+        if not different:
+            continue
+        number, one, other = different[0]
+        # Detectron2 itself refuses to join training sets of other classes.
+        kind = Refusal if key == "DATASETS.TRAIN" else Finding
+        yield kind(
+            key,
+            str(tuple(cfg.DATASETS[key.rpartition(".")[2]])),
+            f"class {number} of dataset {name!r} is {one!r}, and of {first!r} {other!r}; let their "
+            "files name the same classes in the same order",
         )
-    others = MetadataCatalog.get(first).get(kind, [])
-    for number, (one, other) in enumerate(zip(classes, others, strict=False)):
-        if one != other:
-            raise UserError(
-                f"class {number} of dataset {name!r} is {one!r}, and of {first!r} {other!r}: "
-                "their files must name the same classes in the same order"
-            )
-    if cfg.MODEL.KEYPOINT_ON:
-        keypoints = MetadataCatalog.get(name).get("keypoint_names", [])
-        if len(keypoints) != cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS:
-            raise UserError(
-                f"dataset {name!r} has {len(keypoints)} keypoints and the head "
-                f"{cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS}: set "
-                f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS {len(keypoints)}"
-            )

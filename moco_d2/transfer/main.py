@@ -2,15 +2,17 @@
 
 import argparse
 import logging
+from typing import Any
 
 from detectron2.utils import comm
 
-from moco_d2.config import load_config
+from moco_d2.config import find_config, load_config
 from moco_d2.errors import UserError
 from moco_d2.launch import choose_device, hold_log, seed, setup_run
 from moco_d2.transfer import preflight
-from moco_d2.transfer.datasets import check_datasets
+from moco_d2.transfer.datasets import check_datasets, leave_out_missing
 from moco_d2.transfer.detector import load_detector
+from moco_d2.transfer.findings import enforce, has_refusal
 from moco_d2.transfer.memory import available_bytes
 from moco_d2.transfer.record import RunRecorder
 from moco_d2.transfer.schedule import describe, scale_to_hardware
@@ -24,8 +26,15 @@ from moco_d2.transfer.weights import (
 logger = logging.getLogger(__name__)
 
 
-def train(args: argparse.Namespace) -> None:
-    """Check, scale, train or evaluate, and record; see tools/train_net.py --help for the flags."""
+def train(args: argparse.Namespace) -> dict[str, Any]:
+    """Check, scale, train or evaluate, and record; see tools/train_net.py --help for the flags.
+
+    Returns:
+        the evaluation results, in the main process.
+
+    Raises:
+        UserError: something the user can mend. If training has not begun, nothing is written.
+    """
     held = hold_log()
     cfg = load_config(args.config_file, args.opts)
     if not cfg.MOCO.TASK:
@@ -35,26 +44,29 @@ def train(args: argparse.Namespace) -> None:
         )
     choose_device(cfg)
     check_weights_file(cfg.MODEL.WEIGHTS)
-    check_datasets(cfg)
+    findings = check_datasets(cfg, eval_only=args.eval_only)
     world_size = comm.get_world_size()
     cfg, schedule = scale_to_hardware(cfg, world_size)
     cfg.freeze()
     seed(cfg)
     weights = describe_weights(cfg.MODEL.WEIGHTS)
     provenance = (weights or {}).get("provenance")
-    findings = preflight.check_config(cfg, provenance, world_size=world_size)
+    findings += preflight.check_config(cfg, provenance, world_size=world_size)
     if args.eval_only:
-        preflight.enforce(findings, force=args.force, logger=logger)
+        enforce(findings, force=args.force, logger=logger)
+        model = load_detector(cfg)
         setup_run(cfg, args, held)
-        evaluate(cfg)
-        return
+        return Trainer.test(cfg, model)
     findings += preflight.check_schedule(cfg)
     available = smallest_of_processes(available_bytes(cfg.MODEL.DEVICE, comm.get_local_size()))
     findings += preflight.check_memory(cfg, available=available, world_size=world_size)
-    preflight.enforce(findings, force=args.force, logger=logger)
+    if has_refusal(findings):
+        enforce(findings, force=args.force, logger=logger)
+    if args.force:
+        leave_out_missing(cfg.DATASETS.TRAIN)
     # The model is built and filled before the first file is written: a refused run leaves nothing
     # behind.
-    recorder = RunRecorder(str(args.config_file), schedule, findings, weights)
+    recorder = RunRecorder(find_config(args.config_file).name, schedule, list(findings), weights)
     trainer = Trainer(cfg)
     trainer.checkpointer.add_checkpointable("record", recorder)
     coverage = trainer.resume_or_load(resume=args.resume)
@@ -62,8 +74,9 @@ def train(args: argparse.Namespace) -> None:
     if not resumed:
         recorder.coverage = coverage
         incomplete = preflight.check_coverage(cfg, coverage)
-        preflight.enforce(incomplete, force=args.force, logger=logger)
+        findings += incomplete
         recorder.findings += incomplete
+    enforce(findings, force=args.force, logger=logger)
     setup_run(cfg, args, held)
     for line in describe(schedule):
         logger.info("effective schedule: %s", line)
@@ -73,15 +86,14 @@ def train(args: argparse.Namespace) -> None:
     if comm.is_main_process() and metrics:
         recorder.command = getattr(args, "command", None)
         recorder.errors = trainer.box_errors
+        recorder.evaluation_seconds = trainer.evaluation_seconds
+        recorder.train_images = trainer.data_loader.images
+        recorder.test_images = {name: trainer.test_images[name] for name in cfg.DATASETS.TEST}
         logger.info("run record: %s", recorder.write(cfg, metrics))
+    return metrics
 
 
 def smallest_of_processes(number: int | None) -> int | None:
     """The smallest that any process has, so that all decide alike; None if one does not know."""
     numbers = comm.all_gather(number)
     return None if None in numbers else min(numbers)
-
-
-def evaluate(cfg) -> dict:
-    """Evaluate MODEL.WEIGHTS, a finished detector, on DATASETS.TEST."""
-    return Trainer.test(cfg, load_detector(cfg))

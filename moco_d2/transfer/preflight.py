@@ -1,16 +1,16 @@
-"""Refuses a run that would silently measure the wrong thing.
+"""Finds what would make a run silently measure the wrong thing; datasets.py, what is wrong with
+its data.
 
 Each finding says which key, its value, and what to do. ``--force`` turns findings into warnings,
 and the run record keeps them, so that a table can mark the run.
 """
 
-import dataclasses
 import logging
 import math
 from collections.abc import Iterator
 from typing import Any
 
-from moco_d2.errors import UserError
+from moco_d2.transfer.findings import Finding
 from moco_d2.transfer.memory import HOW, training_bytes
 from moco_d2.transfer.schedule import SYNCED_NORMS, normed_keys, reference_config
 from moco_d2.transfer.weights import RANDOM, Coverage
@@ -18,24 +18,6 @@ from moco_d2.transfer.weights import RANDOM, Coverage
 logger = logging.getLogger(__name__)
 
 _ROUNDING = 0.002  # steps and rates are rounded when they are scaled
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """Something in the config or the weights that makes the comparison wrong.
-
-    Attributes:
-        key: the config key.
-        value: its value.
-        message: what is wrong and what to set.
-    """
-
-    key: str
-    value: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.key} is {self.value}: {self.message}"
 
 
 def check_config(cfg: Any, provenance: dict[str, Any] | None, *, world_size: int) -> list[Finding]:
@@ -236,19 +218,3 @@ def check_coverage(cfg: Any, coverage: Coverage) -> list[Finding]:
             "checkpoint with tools/convert.py, and check MODEL.RESNETS.DEPTH and WIDTH_PER_GROUP",
         )
     ]
-
-
-def enforce(findings: list[Finding], *, force: bool, logger: Any) -> None:
-    """Stop on findings, or warn about them with `force`.
-
-    Raises:
-        UserError: there are findings and `force` is not set.
-    """
-    if not findings:
-        return
-    if not force:
-        others = ", ".join(finding.key for finding in findings[1:])
-        more = f" (and {len(findings) - 1} more: {others})" if others else ""
-        raise UserError(f"{findings[0]}{more}; --force runs it anyway and marks the record")
-    for finding in findings:
-        logger.warning("preflight, overruled by --force: %s", finding)

@@ -95,12 +95,12 @@ def describe(effective: dict[str, Any]) -> list[str]:
     """What scale_to_hardware has made of the schedule, as lines for the log."""
     steps = ", ".join(map(str, effective["steps"]))
     evaluated = effective["eval_period"]
+    on_the_way = f"every {evaluated} and " if 0 < evaluated < effective["max_iter"] else ""
     first = (
         f"{effective['max_iter']} steps of {effective['ims_per_batch']} images on "
         f"{effective['world_size']} process(es), lr {effective['base_lr']:g} after a warm-up of "
-        f"{effective['warmup_iters']}, lowered at {steps or 'no step'}; evaluated "
-        f"{f'every {evaluated} and ' if evaluated else ''}at the end, saved every "
-        f"{effective['checkpoint_period']}"
+        f"{effective['warmup_iters']}, lowered at {steps or 'no step'}; evaluated {on_the_way}at "
+        f"the end, saved every {effective['checkpoint_period']}"
     )
     return [first, *effective["notes"]]
 

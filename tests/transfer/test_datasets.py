@@ -13,7 +13,13 @@ from transfer.dataset_files import make_cityscapes
 
 from moco_d2.config import load_config
 from moco_d2.errors import UserError
-from moco_d2.transfer.datasets import check_datasets, load_checked, register_datasets
+from moco_d2.transfer.datasets import (
+    check_datasets,
+    leave_out_missing,
+    load_dicts,
+    register_datasets,
+)
+from moco_d2.transfer.findings import Refusal
 
 
 def test_voc_folder_is_read_by_path(voc):
@@ -62,29 +68,9 @@ def test_text_that_is_no_annotation_file_is_refused(tmp_path):
         register_datasets((f"coco:{tmp_path}/a.json:{tmp_path}",))
 
 
-@pytest.mark.parametrize("kind", ["voc", "coco"])
-def test_annotation_without_its_image_is_named(tmp_path, kind):
-    if kind == "voc":
-        root = make_voc(tmp_path / "VOC2007")
-        victim, name = root / "JPEGImages/test002.jpg", f"voc:{root}:test"
-    else:
-        root = make_coco(tmp_path / "coco")
-        victim, name = root / "images/test2.jpg", f"coco:{root}/test.json:{root}/images"
-    victim.unlink()
-    register_datasets((name,))
-    with pytest.raises(UserError, match=rf"1 of 6 annotated images are missing, first {victim}"):
-        load_checked(name)
-
-
 def test_builtin_set_that_is_not_there_says_where_it_is_looked_for():
     with pytest.raises(UserError, match="set DETECTRON2_DATASETS"):
-        load_checked("voc_2007_test")
-
-
-def test_other_number_of_classes_than_the_head_is_refused(voc, words):
-    cfg = load_config("voc_C4_random.yaml", words(voc))
-    with pytest.raises(UserError, match=r"2 classes and the head 20: set MODEL.ROI_HEADS.NUM_CLAS"):
-        check_datasets(cfg)
+        load_dicts("voc_2007_test")
 
 
 def test_class_names_come_from_all_splits(tmp_path):
@@ -94,7 +80,7 @@ def test_class_names_come_from_all_splits(tmp_path):
     split.write_text("test001\n" * 2)  # "light" only
     name = f"voc:{root}:test"
     register_datasets((name,))
-    assert {a["category_id"] for d in load_checked(name) for a in d["annotations"]} == {1}
+    assert {a["category_id"] for d in load_dicts(name) for a in d["annotations"]} == {1}
 
 
 def test_coco_category_order_is_that_of_the_ids(tmp_path):
@@ -106,7 +92,7 @@ def test_coco_category_order_is_that_of_the_ids(tmp_path):
     (tmp_path / "copy.json").write_text(json.dumps(content))
     name = f"coco:{tmp_path}/copy.json:{root}/images"
     register_datasets((name,))
-    load_checked(name)
+    load_dicts(name)
     assert MetadataCatalog.get(name).thing_classes == list(CLASSES)
 
 
@@ -136,7 +122,7 @@ def coco_file(folder, **changes):
 def test_coco_category_ids_become_contiguous(tmp_path):
     name = coco_file(tmp_path)
     register_datasets((name,))
-    (image,) = load_checked(name)
+    (image,) = load_dicts(name)
     assert image["annotations"][0]["category_id"] == 1
     assert MetadataCatalog.get(name).thing_classes == ["boat", "plane"]
 
@@ -146,13 +132,15 @@ def test_coco_keypoints_come_with_their_names_and_mirror_pairs(tmp_path):
     name = coco_file(tmp_path, categories=[{"id": 40, "name": "plane", **points}])
     register_datasets((name,))
     assert MetadataCatalog.get(name).keypoint_flip_map == [("left_wing", "right_wing")]
-    assert len(load_checked(name)[0]["annotations"][0]["keypoints"]) == 9
+    assert len(load_dicts(name)[0]["annotations"][0]["keypoints"]) == 9
     data = ["DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", f"('{name}',)"]
     cfg = load_config("coco_keypoint_FPN_2x_random.yaml", data)
-    with pytest.raises(UserError, match=r"3 keypoints and the head 17: set .*NUM_KEYPOINTS 3"):
-        check_datasets(cfg)
+    assert [str(finding) for finding in check_datasets(cfg)] == 2 * [
+        f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is 17: {name!r} has 3 keypoints; set "
+        "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS 3"
+    ]
     cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = 3
-    check_datasets(cfg)
+    assert check_datasets(cfg) == []
     assert create_keypoint_hflip_indices(cfg.DATASETS.TRAIN) == [1, 0, 2]
 
 
@@ -193,7 +181,7 @@ def test_voc_classes_may_be_listed_in_an_order_of_their_own(tmp_path):
     name = f"voc:{root}:test"
     register_datasets((name,))
     assert MetadataCatalog.get(name).thing_classes == ["light", "other", "dark"]
-    assert {a["category_id"] for d in load_checked(name) for a in d["annotations"]} == {0, 2}
+    assert {a["category_id"] for d in load_dicts(name) for a in d["annotations"]} == {0, 2}
 
 
 def test_voc_class_that_is_not_listed_is_named(tmp_path):
@@ -210,18 +198,143 @@ def test_broken_voc_annotation_is_named(tmp_path):
         register_datasets((f"voc:{root}:test",))
 
 
-def test_train_and_test_must_name_the_same_classes(voc, tmp_path):
+VOC, COCO = "voc_C4_random.yaml", "coco_FPN_1x_random.yaml"
+TWO = ("MODEL.ROI_HEADS.NUM_CLASSES", "2")
+
+
+@pytest.fixture
+def check(voc, words):
+    """Findings about the tiny VOC year and changes to its config."""
+
+    def check(*overrides, eval_only=False):
+        cfg = load_config(VOC, [*words(voc), *TWO, *overrides])
+        return check_datasets(cfg, eval_only=eval_only)
+
+    return check
+
+
+def data(train, test):
+    return ("DATASETS.TRAIN", f"('{train}',)", "DATASETS.TEST", f"('{test}',)")
+
+
+def test_datasets_that_are_in_order(check):
+    assert check() == []
+
+
+@pytest.mark.parametrize(("number", "can_run"), [(20, True), (1, False)])
+def test_another_number_of_classes_than_the_head(check, voc, number, can_run):
+    key = "MODEL.ROI_HEADS.NUM_CLASSES"
+    (found,) = check(key, str(number))
+    train, test = voc["DATASETS.TRAIN"][0], voc["DATASETS.TEST"][0]
+    fate = ", and the head's others are left out of the evaluation" if can_run else ""
+    assert str(found) == (
+        f"{key} is {number}: there are 2 classes in {train!r} and {test!r}{fate}; set {key} 2"
+    )
+    assert isinstance(found, Refusal) != can_run
+
+
+def test_datasets_of_different_numbers_of_classes(check, tmp_path):
+    root = make_voc(tmp_path / "VOC2007")
+    (root / "classes.txt").write_text("dark\nlight\nother\n")
+    (found,) = check("DATASETS.TEST", f"('voc:{root}:test',)")
+    assert str(found) == (
+        f"MODEL.ROI_HEADS.NUM_CLASSES is 2: there are 3 classes in 'voc:{root}:test'; let all "
+        "their files name the same classes"
+    )
+
+
+def test_classes_in_another_order(check, voc, tmp_path):
     root = make_voc(tmp_path / "VOC2007")
     (root / "classes.txt").write_text("light\ndark\n")
-    data = [
-        "DATASETS.TRAIN",
-        f"('voc:{root}:trainval',)",
-        "DATASETS.TEST",
-        str(voc["DATASETS.TEST"]),
-    ]
-    cfg = load_config("voc_C4_random.yaml", [*data, "MODEL.ROI_HEADS.NUM_CLASSES", "2"])
-    with pytest.raises(UserError, match=r"class 0 of dataset .* is 'dark', and of .* 'light'"):
-        check_datasets(cfg)
+    (other,) = voc["DATASETS.TEST"]
+    (found,) = check(*data(f"voc:{root}:trainval", other))
+    assert str(found) == (
+        f"DATASETS.TEST is ({other!r},): class 0 of dataset {other!r} is 'dark', and of 'voc:{root}"
+        ":trainval' 'light'; let their files name the same classes in the same order"
+    )
+    assert not isinstance(found, Refusal)
+    both = f"('voc:{root}:trainval', {other!r})"
+    first, second = check("DATASETS.TRAIN", both)  # Detectron2 does not join them
+    assert (first.key, second.key) == ("DATASETS.TRAIN", "DATASETS.TEST")
+    assert isinstance(first, Refusal) and not isinstance(second, Refusal)
+
+
+@pytest.mark.parametrize("kind", ["voc", "coco"])
+def test_images_that_are_missing(tmp_path, kind):
+    if kind == "voc":
+        root = make_voc(tmp_path / "VOC2007")
+        train, test = (f"voc:{root}:{split}" for split in ("trainval", "test"))
+        victims = [root / f"JPEGImages/{name}002.jpg" for name in ("trainval", "test")]
+    else:
+        root = make_coco(tmp_path / "coco")
+        train, test = (f"coco:{root}/{split}.json:{root}/images" for split in ("train", "test"))
+        victims = [root / f"images/{name}2.jpg" for name in ("train", "test")]
+    cfg = load_config(VOC if kind == "voc" else COCO, [*data(train, test), *TWO])
+    assert check_datasets(cfg) == []
+    for victim in victims:
+        victim.unlink()
+    in_train, in_test = check_datasets(cfg)
+    assert str(in_train) == (
+        f"DATASETS.TRAIN is ({train!r},): dataset {train!r}: files of 1 of its 6 images are "
+        f"missing, first {victims[0]}; put them there or remove their annotations, or train "
+        "without these images"
+    )
+    assert not isinstance(in_train, Refusal)
+    assert str(in_test) == (
+        f"DATASETS.TEST is ({test!r},): dataset {test!r}: files of 1 of its 6 images are missing, "
+        f"first {victims[1]}; put them there or remove their annotations"
+    )
+    assert isinstance(in_test, Refusal)
+    assert check_datasets(cfg, eval_only=True) == [in_test]
+    leave_out_missing(cfg.DATASETS.TRAIN)
+    assert [Path(d["file_name"]) == victims[0] for d in load_dicts(train)] == [False] * 5
+    assert check_datasets(cfg) == [in_test]
+
+
+def test_labels_that_are_missing_count_as_the_images_do(tmp_path):
+    make_cityscapes(tmp_path)
+    folders = (str(tmp_path / kind / "train") for kind in ("leftImg8bit", "gtFine"))
+    name = f"cityscapes in {tmp_path}"
+    dicts = load_cityscapes_semantic(*folders)
+    DatasetCatalog.register(name, lambda: dicts)
+    Path(dicts[0]["sem_seg_file_name"]).unlink()
+    leave_out_missing((name,))
+    assert load_dicts(name) == dicts[1:]
+    DatasetCatalog.remove(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("voc_2007_tes", "dataset 'voc_2007_tes' is not registered; did you mean 'voc_2007_test'"),
+        ("voc_2007_test", "does not exist; set DETECTRON2_DATASETS to the folder that holds VOC2"),
+        ("coco:/nowhere/a.json:/nowhere", "annotation file /nowhere/a.json does not exist"),
+    ],
+)
+def test_a_dataset_that_is_not_there_cannot_run(check, name, sentence):
+    found = check(*data(name, name))
+    assert [finding.key for finding in found] == ["DATASETS.TRAIN", "DATASETS.TEST"]
+    for finding in found:
+        assert isinstance(finding, Refusal)
+        assert finding.value == f"('{name}',)"
+        assert sentence in finding.message
+
+
+def test_training_data_need_not_be_there_for_an_evaluation(check):
+    assert check("DATASETS.TRAIN", "('nowhere',)", eval_only=True) == []
+
+
+def test_no_training_data_at_all(check):
+    (found,) = check("DATASETS.TRAIN", "()")
+    assert str(found).startswith("DATASETS.TRAIN is (): it names no dataset; write voc:FOLDER:SPL")
+
+
+def test_how_a_dataset_is_evaluated_is_asked_before_training(check):
+    DatasetCatalog.register("without evaluator", lambda: [])
+    MetadataCatalog.get("without evaluator").set(thing_classes=list(CLASSES))
+    (found,) = check("DATASETS.TEST", "('without evaluator',)")
+    assert isinstance(found, Refusal) and "does not say how it is evaluated" in found.message
+    DatasetCatalog.remove("without evaluator")
 
 
 def test_what_detectron2_asserts_about_a_dataset_is_one_sentence(tmp_path):
@@ -232,5 +345,5 @@ def test_what_detectron2_asserts_about_a_dataset_is_one_sentence(tmp_path):
     name = f"cityscapes in {tmp_path}"
     DatasetCatalog.register(name, functools.partial(load_cityscapes_semantic, *folders))
     with pytest.raises(UserError, match=r"cannot be read, because of: .*createTrainIdLabelImgs.py"):
-        load_checked(name)
+        load_dicts(name)
     DatasetCatalog.remove(name)

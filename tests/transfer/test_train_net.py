@@ -7,6 +7,7 @@ import signal
 
 import pytest
 import torch
+from toy_data import make_voc
 
 from moco_d2.benchmark.results import read_records
 from moco_d2.errors import UserError
@@ -16,14 +17,14 @@ from moco_d2.transfer.trainer import Trainer
 
 @pytest.fixture
 def run(tiny, words, tmp_path):
-    """Run the tool's main function; returns OUTPUT_DIR."""
+    """Run the tool's main function; returns OUTPUT_DIR, and keeps the evaluation's results."""
 
     def run(config, data, *overrides, out="out", **flags):
         folder = tmp_path / out
         args = argparse.Namespace(config_file=config, resume=False, eval_only=False, force=False)
         vars(args).update(flags)
         args.opts = [*tiny, *words(data), "OUTPUT_DIR", str(folder), *overrides]
-        train(args)
+        run.results = train(args)
         return folder
 
     return run
@@ -116,14 +117,24 @@ def test_a_signal_leaves_a_state_to_resume(run, voc, monkeypatch):
 
 
 def test_finished_detector_is_evaluated_to_the_same_numbers(run, voc):
-    from moco_d2.config import load_config
-    from moco_d2.transfer.main import evaluate
-
-    folder = run("voc_C4_random.yaml", voc)
+    every_box = ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0")
+    folder = run("voc_C4_random.yaml", voc, *every_box)
     trained = json.loads((folder / "record.json").read_text())["metrics"]
-    cfg = load_config(str(folder / "config.yaml"))
-    cfg.MODEL.WEIGHTS = str(folder / "model_final.pth")
-    assert evaluate(cfg)["bbox"]["AP50"] == pytest.approx(trained["bbox"]["AP50"], nan_ok=True)
+    weights = ("MODEL.WEIGHTS", str(folder / "model_final.pth"))
+    # Where the training images are is of no concern to an evaluation.
+    data = voc | {"DATASETS.TRAIN": ("nowhere",)}
+    run("voc_C4_random.yaml", data, *every_box, *weights, out="evaluated", eval_only=True)
+    assert run.results == trained
+    assert run.results["bbox"]["AP50"] > 0
+
+
+@pytest.mark.parametrize("content", [{"model": {"conv1.weight": torch.zeros(1)}}, {"epoch": 7}])
+def test_an_evaluation_that_is_refused_leaves_nothing(run, voc, tmp_path, content):
+    torch.save(content, tmp_path / "backbone.pth")
+    weights = ("MODEL.WEIGHTS", str(tmp_path / "backbone.pth"))
+    with pytest.raises(UserError, match=r"backbone\.pth.* give "):
+        run("voc_C4_random.yaml", voc, *weights, eval_only=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_weights_that_do_not_arrive_stop_the_run_and_leave_nothing(run, voc, tmp_path):
@@ -143,14 +154,27 @@ def test_an_unconverted_checkpoint_is_sent_to_the_converter(run, voc, tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
-def test_force_runs_it_and_marks_the_record(run, voc, tmp_path):
+def test_force_runs_it_and_marks_the_record(run, tmp_path):
+    """What can be trained in spite of findings: another backbone, an image less, a class more."""
     torch.save({"model": {"conv1.weight": torch.zeros(64, 3, 7, 7)}}, tmp_path / "foreign.pth")
-    weights = ("MODEL.WEIGHTS", str(tmp_path / "foreign.pth"))
-    folder = run("voc_C4_moco.yaml", voc, *weights, force=True)
+    root = make_voc(tmp_path / "VOC2007")
+    (root / "JPEGImages/trainval001.jpg").unlink()
+    data = {"DATASETS.TRAIN": (f"voc:{root}:trainval",), "DATASETS.TEST": (f"voc:{root}:test",)}
+    overrides = (
+        *("MODEL.WEIGHTS", str(tmp_path / "foreign.pth"), "MODEL.ROI_HEADS.NUM_CLASSES", "3"),
+        *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"),  # so that the third class is found, too
+    )
+    keys = ["DATASETS.TRAIN", "MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.WEIGHTS"]
+    with pytest.raises(UserError, match=r"has 3 findings; --force runs it anyway") as caught:
+        run("voc_C4_moco.yaml", data, *overrides)
+    assert [line.split()[0] for line in str(caught.value).splitlines()[1:]] == keys
+    assert not (tmp_path / "out").exists()
+    folder = run("voc_C4_moco.yaml", data, *overrides, force=True)
     raw = json.loads((folder / "record.json").read_text())
     assert raw["preflight"]["forced"]
-    assert raw["preflight"]["findings"][0]["key"] == "MODEL.WEIGHTS"
+    assert [finding["key"] for finding in raw["preflight"]["findings"]] == keys
     assert raw["weights"]["provenance"] is None
+    assert {"AP", "AP50", "AP75"} <= set(raw["metrics"]["bbox"])
 
 
 def test_diverged_loss_is_one_sentence(run, voc):

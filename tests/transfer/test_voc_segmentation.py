@@ -64,11 +64,12 @@ def test_the_root_is_detectron2s_and_registering_again_changes_nothing(root, cat
 
 def test_the_task_finds_its_files(root, catalogs):
     register_voc_segmentation(root)
-    check_datasets(load_config("voc_semantic_random.yaml"))
-    with pytest.raises(UserError, match="has 21 classes and the head 20"):
-        check_datasets(
-            load_config("voc_semantic_random.yaml", ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "20"])
-        )
+    assert check_datasets(load_config("voc_semantic_random.yaml")) == []
+    key = "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
+    (found,) = check_datasets(load_config("voc_semantic_random.yaml", [key, "20"]))
+    assert str(found) == (
+        f"{key} is 20: there are 21 classes in {TRAIN!r} and {VAL!r}; set {key} 21"
+    )
 
 
 def test_what_is_missing_is_named(root):

@@ -1,0 +1,65 @@
+"""What is wrong with a run before its first step, and what --force makes of it."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from moco_d2.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """Something in the config, the data or the weights that makes the comparison wrong.
+
+    Attributes:
+        key: the config key.
+        value: its value.
+        message: what is wrong and what to set.
+    """
+
+    key: str
+    value: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.key} is {self.value}: {self.message}"
+
+
+class Refusal(Finding):
+    """A finding with which nothing can be trained or evaluated: --force does not overrule it."""
+
+
+def has_refusal(findings: Sequence[Finding]) -> bool:
+    """Whether --force is of no use."""
+    return any(isinstance(finding, Refusal) for finding in findings)
+
+
+def enforce(findings: Sequence[Finding], *, force: bool, logger: Any) -> None:
+    """Stop on findings and name them all, or warn about them with `force`.
+
+    Raises:
+        UserError: there are findings and `force` is not set, or one that it does not overrule.
+    """
+    stopping = [f for f in findings if not force or isinstance(f, Refusal)]
+    if stopping:
+        raise UserError(_listed(stopping))
+    for finding in findings:
+        logger.warning("preflight, overruled by --force: %s", finding)
+
+
+def _listed(findings: Sequence[Finding]) -> str:
+    """One finding as a sentence; several on a line each."""
+    if len(findings) == 1:
+        return f"{findings[0]}; {_force(findings)}"
+    lines = [f"the run has {len(findings)} findings; {_force(findings)}"]
+    some = has_refusal(findings) and not all(isinstance(f, Refusal) for f in findings)
+    for finding in findings:
+        beyond = " (beyond --force)" if some and isinstance(finding, Refusal) else ""
+        lines.append(f"  {finding}{beyond}")
+    return "\n".join(lines)
+
+
+def _force(findings: Sequence[Finding]) -> str:
+    if has_refusal(findings):
+        return "--force cannot run it"
+    return "--force runs it anyway and marks the record"

@@ -91,23 +91,19 @@ def test_holm_keeps_the_rate_of_false_claims():
 
 
 def test_band_against_the_formulas():
-    rounding = 0.1**2 / 12
-    # Both spreads known: Welch and Satterthwaite, rounding known exactly.
+    rounding = 1.959964 * 0.1 / math.sqrt(12)
+    # Both spreads known: Welch and Satterthwaite.
     ours, theirs = 0.3**2 / 5, 0.2**2 / 5
-    variance = ours + theirs + rounding
-    freedom = variance**2 / (ours**2 / 4 + theirs**2 / 4)
-    expected = stats.t.ppf(0.975, freedom) * math.sqrt(variance)
+    freedom = (ours + theirs) ** 2 / (ours**2 / 4 + theirs**2 / 4)
+    expected = math.hypot(stats.t.ppf(0.975, freedom) * math.sqrt(ours + theirs), rounding)
     assert agreement_band(Summary(55.9, 0.3, 5), 0.2, 5) == pytest.approx(expected)
     # Only ours: the published number as a mean of as many runs of our spread, or one.
     for trials, runs in ((5, 5), (None, 1)):
-        ours = 0.3**2 * (1 / 3 + 1 / runs)
-        freedom = (ours + rounding) ** 2 / (ours**2 / 2)
-        expected = stats.t.ppf(0.975, freedom) * math.sqrt(ours + rounding)
+        half = stats.t.ppf(0.975, 2) * 0.3 * math.sqrt(1 / 3 + 1 / runs)
+        expected = math.hypot(half, rounding)
         assert agreement_band(Summary(38.5, 0.3, 3), None, trials) == pytest.approx(expected)
     # Only theirs, a single run of ours.
-    theirs = 0.2**2 * (1 + 1 / 5)
-    freedom = (theirs + rounding) ** 2 / (theirs**2 / 4)
-    expected = stats.t.ppf(0.975, freedom) * math.sqrt(theirs + rounding)
+    expected = math.hypot(stats.t.ppf(0.975, 4) * 0.2 * math.sqrt(1 + 1 / 5), rounding)
     assert agreement_band(Summary(55.9, None, 1), 0.2, 5) == pytest.approx(expected)
     assert agreement_band(Summary(38.5, None, 1)) is None
 

@@ -6,11 +6,11 @@ launch() (``--num-gpus``) or from SLURM (``--submit``, slurm.py); nothing is hom
 
 import argparse
 import contextlib
+import datetime
 import logging
 import logging.handlers
 import os
 import pkgutil
-import re
 import shlex
 import signal
 import sys
@@ -20,9 +20,12 @@ from typing import Any
 
 from moco_d2.config import find_config
 from moco_d2.errors import Stopped, UserError
+from moco_d2.files import remove_leftovers
+from moco_d2.machine_errors import describe, explained
 
 LOGGERS = ("detectron2", "fvcore", "moco_d2")  # what a run logs through
 _HELD_LINES = 100_000
+_TIMEOUT_S = 1800
 
 
 def argument_parser(description: str, example: str) -> argparse.ArgumentParser:
@@ -91,8 +94,9 @@ def launch(main: str, args: argparse.Namespace) -> None:
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
         args.resume = True  # torchrun has started all processes again after one has failed
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun or SLURM has started us
-        _join_torchrun_group()
-        job(args)
+        with explained():
+            _join_torchrun_group()
+            job(args)
         return
     if args.num_gpus * args.num_machines > 1 and torch.cuda.device_count() < args.num_gpus:
         raise UserError(
@@ -100,7 +104,8 @@ def launch(main: str, args: argparse.Namespace) -> None:
             "for several CPU processes use torchrun --nproc-per-node N"
         )
     if args.num_gpus * args.num_machines == 1:
-        job(args)
+        with explained():
+            job(args)
         return
     from detectron2.engine import launch as detectron2_launch
 
@@ -120,7 +125,8 @@ def _run_child(main: str, args: argparse.Namespace) -> None:
     torch.multiprocessing would not do.
     """
     try:
-        pkgutil.resolve_name(main)(args)
+        with explained():
+            pkgutil.resolve_name(main)(args)
     except Stopped as stopped:
         sys.exit(stopped.exit_code)
 
@@ -143,15 +149,30 @@ def _children_as_one() -> Iterator[None]:
     try:
         yield
     except mp.ProcessRaisedException as error:
-        # Its text is the child's traceback, which ends with the error's class and message.
-        found = re.findall(r"^moco_d2\.errors\.UserError: (.*)", str(error), re.MULTILINE)
+        # Its text is the child's traceback, which ends with the error's class and message, of one
+        # line or of several.
+        _, found, message = str(error).rpartition("\nmoco_d2.errors.UserError: ")
         if found:
-            raise UserError(found[-1]) from error
+            raise UserError(message.strip()) from error
         raise
     except mp.ProcessExitedException as error:
         sys.exit(error.exit_code)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def timeout() -> datetime.timedelta:
+    """How long a process waits for another one before the run is given up: MOCO_D2_TIMEOUT seconds,
+    or Detectron2's half an hour, in which the main process may evaluate while the others wait.
+
+    Raises:
+        UserError: MOCO_D2_TIMEOUT is no number of seconds.
+    """
+    seconds = os.environ.get("MOCO_D2_TIMEOUT", str(_TIMEOUT_S))
+    try:
+        return datetime.timedelta(seconds=float(seconds))
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"MOCO_D2_TIMEOUT is {seconds!r}: give a number of seconds") from error
 
 
 def _join_torchrun_group() -> None:
@@ -162,7 +183,7 @@ def _join_torchrun_group() -> None:
 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timeout())
     compat.set_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
 
 
@@ -214,6 +235,10 @@ def setup_run(cfg: Any, args: argparse.Namespace, held: logging.handlers.MemoryH
         raise UserError(
             f"cannot write OUTPUT_DIR {cfg.OUTPUT_DIR}: {error.strerror}; choose another"
         ) from error
+    if comm.is_main_process():
+        remove_leftovers(cfg.OUTPUT_DIR)
+    # A log that cannot be written, on a disk that is full, is not to add a traceback a line.
+    logging.raiseExceptions = False
     for name in LOGGERS:
         logging.getLogger(name).removeHandler(held)
     args.config_file = str(find_config(args.config_file))  # default_setup logs its content
@@ -232,4 +257,4 @@ def setup_run(cfg: Any, args: argparse.Namespace, held: logging.handlers.MemoryH
 def without_user_errors(record: logging.LogRecord) -> bool:
     """Keep the training loop from logging a traceback for what we report in one sentence."""
     error = record.exc_info[1] if record.exc_info else sys.exc_info()[1]
-    return not isinstance(error, UserError)
+    return not (isinstance(error, UserError) or (error is not None and describe(error)))

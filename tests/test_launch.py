@@ -31,7 +31,7 @@ def flags(*words: str) -> argparse.Namespace:
 
 
 def raise_user_error(rank: int) -> None:
-    raise UserError("the third image is no image; remove it")
+    raise UserError("two findings\n  the third image is no image; remove it\n  SEED is -1: set it")
 
 
 def exit_as_terminated(rank: int) -> None:
@@ -47,9 +47,9 @@ def test_an_elastic_restart_resumes(monkeypatch):
     assert [args.resume for args in CALLED] == [False, True]
 
 
-def test_what_a_child_process_raises_is_one_sentence_here():
+def test_what_a_child_process_raises_is_whole_here():
     with (
-        pytest.raises(UserError, match="^the third image is no image; remove it$"),
+        pytest.raises(UserError, match=r"^two findings\n  the third.* it\n  SEED is -1: set it$"),
         launch_module._children_as_one(),
     ):
         mp.spawn(raise_user_error, nprocs=1)

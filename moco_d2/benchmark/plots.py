@@ -1,8 +1,4 @@
-"""Curves and bars as PNG or SVG, told apart by colour, marker and line style.
-
-Colours: Okabe and Ito's palette, which colour-blind readers tell apart
-(https://jfly.uni-koeln.de/color/).
-"""
+"""Curves and bars as PNG or SVG, told apart by colour, marker and line style."""
 
 import json
 import math
@@ -10,30 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from moco_d2.benchmark.comparison import column_title, row_order
+from moco_d2.benchmark.drawing import STYLES, new_figure, plain, save, styles_of
 from moco_d2.benchmark.matching import newest
 from moco_d2.benchmark.results import Record
 from moco_d2.benchmark.statistics import Summary, summarise
 from moco_d2.errors import UserError
-from moco_d2.files import atomic_write
 
-#: Colour, marker, line style and hatch.
-_STYLES = (
-    ("#000000", "s", ":", ""),
-    ("#0072B2", "^", "--", "//"),
-    ("#D55E00", "o", "-", "\\\\"),
-    ("#009E73", "D", "-.", ".."),
-    ("#CC79A7", "v", (0, (5, 1)), "xx"),
-    ("#56B4E9", "P", (0, (3, 1, 1, 1)), "++"),
-    ("#E69F00", "X", (0, (1, 1)), "oo"),
-)
-# These look the same in every plot; the rest take what is left.
-_FIXED_STYLES = {"random": 0, "supervised": 1, "moco": 2}
-_FORMATS = (".png", ".svg")
 # Keys of the pretext loss in metrics.json: MoCo's, the supervised twin's, Detectron2's sum.
 _LOSS_KEYS = ("loss_contrastive", "loss_classification", "total_loss")
 
@@ -88,9 +69,9 @@ def training_curves(
     key = next((k for k in keys if any(k in line for line in lines)), None)
     if key is None:
         raise UserError(f"no {' or '.join(keys)} in these metrics; give those of a pretraining run")
-    figure, axes = _figure("iteration", f"{key} (nats)")
+    figure, (axes,) = new_figure("iteration", f"{key} (nats)")
     x, y = _series(lines, key)
-    axes.plot(x, y, color=_STYLES[2][0], label=key, marker="o" if len(x) == 1 else "")
+    axes.plot(x, y, color=STYLES[2][0], label=key, marker="o" if len(x) == 1 else "")
     if dictionary_size is not None:
         axes.axhline(
             math.log(dictionary_size + 1),
@@ -98,7 +79,7 @@ def training_curves(
             linestyle="--",
             label=f"chance, ln({dictionary_size} + 1) = {math.log(dictionary_size + 1):.2f}",
         )
-    _save(figure, axes, path)
+    save(figure, path)
 
 
 def knn_curve(
@@ -119,18 +100,18 @@ def knn_curve(
     Raises:
         UserError: no line has `key`, or `path` has another suffix.
     """
-    figure, axes = _figure("iteration", "kNN accuracy")
-    styles = _styles(runs)
+    figure, (axes,) = new_figure("iteration", "kNN accuracy")
+    styles = styles_of(runs)
     for name, lines in runs.items():
         x, y = _series(lines, key)
         if x:
             colour, marker, line, _ = styles[name]
-            axes.plot(x, y, color=colour, marker=marker, linestyle=line, label=name)
+            axes.plot(x, y, color=colour, marker=marker, linestyle=line, label=plain(name))
     if not axes.lines:
         raise UserError(f"no {key} in these metrics; set MOCO.KNN.TRAIN and MOCO.KNN.TEST")
     if chance is not None:
         axes.axhline(chance, color="#555555", linewidth=1, label=f"chance, {chance:.2f}")
-    _save(figure, axes, path)
+    save(figure, path)
 
 
 def bars(values: Mapping[str, Summary], path: str | Path, *, ylabel: str) -> None:
@@ -141,62 +122,110 @@ def bars(values: Mapping[str, Summary], path: str | Path, *, ylabel: str) -> Non
     """
     if not values:
         raise UserError(f"no {ylabel} to draw")
-    figure, axes = _figure("", ylabel)
-    styles = _styles(values)
+    figure, (axes,) = new_figure("", ylabel)
+    styles = styles_of(values)
     for i, (name, summary) in enumerate(sorted(values.items(), key=lambda v: row_order(v[0]))):
         colour, _, _, hatch = styles[name]
         axes.bar(i, summary.mean, 0.6, yerr=summary.std, capsize=4, fill=False, hatch=hatch * 2)
         axes.patches[-1].set_edgecolor(colour)
         # Beside the error bar, not under it.
         axes.text(i + 0.05, summary.mean, f"{summary.mean:.1f}", va="bottom")
-    axes.set_xticks(range(len(values)), sorted(values, key=row_order))
-    _save(figure, axes, path, legend=False)
+    axes.set_xticks(range(len(values)), [plain(n) for n in sorted(values, key=row_order)])
+    save(figure, path, legend=False)
 
 
-def ap_curves(records: Iterable[Record], metric: str, path: str | Path) -> None:
-    """A metric in percent over fine-tuning iterations: mean and band of one standard deviation.
+def ap_curves(records: Iterable[Record], metric: str | Sequence[str], path: str | Path) -> None:
+    """Metrics in percent over fine-tuning iterations, side by side: mean and band of one standard
+    deviation.
 
     The final metrics are the point at max_iter. Where an evaluation is missing in some runs, the
     others count.
 
     Args:
         records: runs of one task.
-        metric: e.g. ``bbox/AP50``.
+        metric: one or several, e.g. ``bbox/AP50``; those that no run has are left out.
         path: ``.png`` or ``.svg``.
 
     Raises:
-        UserError: several tasks, no run has `metric`, or `path` has another suffix.
+        UserError: several tasks, no run has any such metric, or `path` has another suffix.
     """
     records, _ = newest(records)
     tasks = sorted({r.task for r in records})
     if len(tasks) > 1:
         raise UserError(f"records of several tasks ({', '.join(tasks)}); draw one at a time")
+    wanted = [metric] if isinstance(metric, str) else list(metric)
+    metrics = [m for m in wanted if any(_points([r], m) for r in records)]
+    if not metrics:
+        raise UserError(f"no run has the metric {' or '.join(map(repr, wanted))}")
     voc = any("voc" in name.lower() for r in records for name in (r.task, *r.datasets_test))
     runs: dict[str, list[Record]] = {}
     for record in sorted(records, key=lambda r: row_order(r.initialisation)):
         runs.setdefault(record.initialisation, []).append(record)
 
-    figure, axes = _figure("iteration", f"{column_title(metric, voc=voc)} (%)")
-    styles = _styles(runs)
-    for name, group in runs.items():
-        points = _points(group, metric)
-        if not points:
-            continue
-        colour, marker, line, _ = styles[name]
-        x = list(points)
-        mean = [s.mean for s in points.values()]
-        spread = [s.std or 0.0 for s in points.values()]
-        label = f"{name} (n={max(s.n for s in points.values())})"
-        axes.plot(x, mean, color=colour, marker=marker, linestyle=line, label=label)
+    figure, panels = new_figure(
+        "iteration", *(f"{column_title(m, voc=voc)} (%)" for m in metrics), wide=len(metrics) > 1
+    )
+    styles = styles_of(runs)
+    for axes, one in zip(panels, metrics, strict=True):
+        for name, group in runs.items():
+            points = _points(group, one)
+            if points:
+                label = f"{name} (n={max(s.n for s in points.values())})"
+                _curve(axes, points, styles[name], label)
+    save(figure, path)
+
+
+def _curve(axes: Axes, points: Mapping[int, Summary], style: tuple, label: str) -> None:
+    colour, marker, line, _ = style
+    x = list(points)
+    mean = [s.mean for s in points.values()]
+    spread = [s.std or 0.0 for s in points.values()]
+    axes.plot(x, mean, color=colour, marker=marker, linestyle=line, label=plain(label))
+    if len(x) > 1:
         low = [m - s for m, s in zip(mean, spread, strict=True)]
         high = [m + s for m, s in zip(mean, spread, strict=True)]
-        if len(x) > 1:
-            axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-        else:  # a band needs two points
-            axes.errorbar(x, mean, yerr=spread, color=colour, capsize=4)
-    if not axes.lines:
-        raise UserError(f"no run has the metric {metric!r}")
-    _save(figure, axes, path)
+        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    else:  # a band needs two points
+        axes.errorbar(x, mean, yerr=spread, color=colour, capsize=4)
+
+
+def grouped_bars(
+    values: Mapping[str, Mapping[str, Summary]], path: str | Path, *, ylabel: str
+) -> None:
+    """For each group, say a kind of error, a bar an initialisation, with the standard deviation
+    over runs where there is one.
+
+    Args:
+        values: by initialisation, then by group; groups in the order they come in.
+        path: ``.png`` or ``.svg``.
+
+    Raises:
+        UserError: there is nothing to draw, or `path` has another suffix.
+    """
+    groups = list(dict.fromkeys(group for of_one in values.values() for group in of_one))
+    if not groups:
+        raise UserError(f"no {ylabel} to draw")
+    figure, (axes,) = new_figure("", ylabel, wide=True)
+    styles = styles_of(values)
+    names = sorted(values, key=row_order)
+    width = 0.8 / len(names)
+    for i, name in enumerate(names):
+        colour, _, _, hatch = styles[name]
+        present = [g for g in groups if g in values[name]]
+        axes.bar(
+            [groups.index(g) + (i - (len(names) - 1) / 2) * width for g in present],
+            [values[name][g].mean for g in present],
+            width * 0.9,
+            yerr=[values[name][g].std or 0.0 for g in present],
+            error_kw={"capsize": 2, "elinewidth": 1},
+            facecolor="white",
+            edgecolor=colour,
+            hatch=hatch * 2,
+            label=plain(name),
+        )
+    axes.set_xticks(range(len(groups)), [plain(g) for g in groups])
+    axes.grid(visible=False, axis="x")
+    save(figure, path)
 
 
 def _points(runs: Sequence[Record], metric: str) -> dict[int, Summary]:
@@ -216,35 +245,3 @@ def _points(runs: Sequence[Record], metric: str) -> dict[int, Summary]:
 def _series(lines: Iterable[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
     points = [(line["iteration"] + 1, line[key]) for line in lines if line.get(key) is not None]
     return [x for x, _ in points], [y for _, y in points]
-
-
-def _styles(names: Iterable[str]) -> dict[str, tuple]:
-    """A style for each name, the same in every plot for the paper's three."""
-    names = list(names)
-    free = [i for i in range(len(_STYLES)) if i not in _FIXED_STYLES.values()]
-    others = [n for n in sorted(names, key=row_order) if n not in _FIXED_STYLES]
-    index = {**_FIXED_STYLES, **{n: free[i % len(free)] for i, n in enumerate(others)}}
-    return {n: _STYLES[index[n]] for n in names}
-
-
-def _figure(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
-    # Figure itself instead of pyplot: no global state, no window system.
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axes = figure.subplots()
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _save(figure: Figure, axes: Axes, path: str | Path, *, legend: bool = True) -> None:
-    path = Path(path)
-    if path.suffix not in _FORMATS:
-        raise UserError(f"cannot draw {path.name}; name it {' or '.join(_FORMATS)}")
-    if legend:
-        axes.legend(frameon=False)
-    # Neither a date nor random ids: the same numbers give the same file.
-    date = {"Date": None} if path.suffix == ".svg" else {}
-    with matplotlib.rc_context({"svg.hashsalt": "moco_d2"}), atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=150, metadata=date)

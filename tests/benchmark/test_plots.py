@@ -5,6 +5,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from moco_d2.benchmark import plots
+from moco_d2.benchmark.drawing import styles_of
 from moco_d2.benchmark.results import read_records
 from moco_d2.benchmark.statistics import Summary
 from moco_d2.errors import UserError
@@ -91,7 +92,31 @@ def test_knn_curve_and_bars(tmp_path, drawn):
 
 def test_styles_differ_in_more_than_colour():
     names = ["moco", "random", "supervised", "a", "b", "c", "d"]
-    styles = plots._styles(names)
+    styles = styles_of(names)
     for part in range(4):
         assert len({str(styles[name][part]) for name in names}) == len(names)
-    assert styles["moco"] == plots._styles(["moco"])["moco"]
+    assert styles["moco"] == styles_of(["moco"])["moco"]
+
+
+def test_more_names_than_styles_get_other_combinations():
+    styles = styles_of([f"run {i}" for i in range(16)])
+    assert len({str(style) for style in styles.values()}) == 16
+
+
+def test_labels_are_drawn_as_they_are(tmp_path):
+    """No mathematics, no markup, no legend wider than the figure."""
+    names = ["$x_1$", "<b>&amp;", "$", "a" * 300]
+    path = tmp_path / "bars.svg"
+    kinds = {"Cls": Summary(1.0, 0.1, 2), "$Loc": Summary(2.0, None, 1)}
+    plots.grouped_bars(dict.fromkeys(names, kinds), path, ylabel="points of $AP50$")
+    text = path.read_text()
+    assert "<b>" not in text and "a" * 50 not in text
+    assert "<!-- $x_1$ -->" in text
+
+
+def test_several_metrics_share_a_legend(tmp_path, make_content, write, drawn):
+    write(make_content(metrics={"bbox": {"AP": 9.0, "AP50": 10.0}}, max_iter=200))
+    records = read_records([write.folder])
+    plots.ap_curves(records, ["bbox/AP50", "segm/AP", "bbox/AP"], tmp_path / "ap.svg")
+    assert drawn == {"moco (n=1)": ([200], [9.0])}  # drawn last
+    assert (tmp_path / "ap.svg").read_text().count("<!-- moco (n=1) -->") == 1

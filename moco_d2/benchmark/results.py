@@ -109,10 +109,15 @@ def read_content(path: Path) -> dict[str, Any] | None:
 
 def _read_record(path: Path) -> Record | None:
     content = read_content(path)
-    return None if content is None else _record(path, content)
+    return None if content is None else to_record(path, content)
 
 
-def _record(path: Path, content: dict[str, Any]) -> Record:
+def to_record(path: Path, content: dict[str, Any]) -> Record:
+    """The record with this content, from read_content.
+
+    Raises:
+        ValueError: the time it finished is none.
+    """
     run, weights = content["run"], content["weights"]
     return Record(
         path=path,

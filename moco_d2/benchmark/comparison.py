@@ -203,7 +203,7 @@ def _pairs(
     compared = [(b, a) if a == baseline else (a, b) for a, b in compared]
     values = {(name, m): _values(group, m) for name, group in runs.items() for m in metrics}
     family = {
-        (label, against, m): _compare(values[label, m], values[against, m], matching)
+        (label, against, m): compare_values(values[label, m], values[against, m], matching)
         for label, against in compared
         for m in metrics
         if values[label, m] and values[against, m]
@@ -215,7 +215,7 @@ def _pairs(
     )
 
 
-def _compare(
+def compare_values(
     runs: list[tuple[Record, float]], others: list[tuple[Record, float]], matching: Matching
 ) -> Comparison:
     """Paired where the runs come in pairs: one seed and one config on both sides.

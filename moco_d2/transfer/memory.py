@@ -1,7 +1,6 @@
 """How much memory a training step needs, before it is taken: an estimate from shapes alone."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +8,21 @@ import torch
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
+from moco_d2.transfer.memory_heads import heads
 from moco_d2.transfer.schedule import SYNCED_NORMS, normed_keys
 
 HOW = (
-    "what backbone, RPN and heads save for the backward pass of images as large as INPUT allows, "
-    "with weights, gradients, momentum and 1 GiB for the rest"
+    "what backbone, RPN, heads and losses save for the backward pass of images as large as INPUT "
+    "allows, with weights, gradients, momentum and 1 GiB for the rest"
 )
-# Workspace of the kernels, proposals, losses: by as much do the figures of Detectron2's
+# Workspace of the kernels, proposals, matching: by as much do the figures of Detectron2's
 # MODEL_ZOO.md (2 images on a V100: C4 4.8 GB, Mask R-CNN FPN 3.4 GB) lie above what is counted.
 _REST = 1 << 30
+# Of the largest logits there are, for a moment and beside all that is saved, themselves or their
+# gradient, and what indexing and convolving that gradient copies. Matters where a head has a map
+# for each of LVIS' classes: 1 GB of logits, and 3.7 GB between its figure in MODEL_ZOO.md and
+# that of COCO's 80 classes.
+_COPIES_OF_LOGITS = 3
 _COPIES = 3  # of a parameter: itself, its gradient, its momentum
 _BYTES = {True: 2, False: 4}  # of an activation, with and without SOLVER.AMP.ENABLED
 _LIMIT_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -38,16 +43,21 @@ def training_bytes(cfg: Any, images: int) -> int:
         model = build_model(cfg)
         pixels = torch.zeros(images, 3, *_largest_image(cfg, model.backbone.size_divisibility))
     model.train()
-    saved = _SavedBytes(model)
-    with torch.autograd.graph.saved_tensors_hooks(saved.add, lambda packed: packed):
+    saved, of_losses = _SavedBytes(model), _SavedBytes(model)
+    with saved.counting():
         features = model.backbone(pixels)
-        outputs = [run(features) for run in _heads(cfg, model, images)]
-    del outputs
+        outputs = [(head, head.run(features)) for head in heads(cfg, model, pixels)]
+    with of_losses.counting():
+        losses = [head.loss(logits) for head, logits in outputs]
+    largest = max((logits.numel() for _, logits in outputs), default=0)
+    del outputs, losses
     element = _BYTES[cfg.SOLVER.AMP.ENABLED]
+    logits = max(element * largest, 4 * of_losses.largest)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     weights = 4 * (_COPIES * parameters + frozen)
-    return saved.elements * element + weights + _REST
+    activations = element * saved.elements + 4 * of_losses.elements  # losses are in 32 bits
+    return activations + _COPIES_OF_LOGITS * logits + weights + _REST
 
 
 def available_bytes(device: str | torch.device, processes: int) -> int | None:
@@ -73,18 +83,29 @@ def available_bytes(device: str | torch.device, processes: int) -> int | None:
 
 
 class _SavedBytes:
-    """Counts elements saved for the backward pass: a storage once, and no parameters."""
+    """Counts elements saved for the backward pass: a storage once, and no parameters.
+
+    Attributes:
+        elements: of all that is saved.
+        largest: of the largest tensor.
+    """
 
     def __init__(self, model: nn.Module):
-        self.elements = 0
+        self.elements = self.largest = 0
         # Held, so that no other storage takes the place of one that was counted.
         self._seen = {p.untyped_storage()._cdata: p for p in model.parameters()}
 
-    def add(self, tensor: Tensor) -> Tensor:
+    def counting(self) -> torch.autograd.graph.saved_tensors_hooks:
+        """A context in which everything saved is counted."""
+        return torch.autograd.graph.saved_tensors_hooks(self._add, lambda packed: packed)
+
+    def _add(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in self._seen:
             self._seen[storage._cdata] = tensor
-            self.elements += storage.nbytes() // tensor.element_size()
+            elements = storage.nbytes() // tensor.element_size()
+            self.elements += elements
+            self.largest = max(self.largest, elements)
         return tensor
 
 
@@ -108,41 +129,3 @@ def _largest_image(cfg: Any, divisor: int) -> tuple[int, int]:
         sides = (short, max(short, cfg.INPUT.MAX_SIZE_TRAIN))
     divisor = max(divisor, 1)
     return tuple(-(-int(side) // divisor) * divisor for side in sides)
-
-
-def _heads(cfg: Any, model: nn.Module, images: int) -> list[Callable[[dict[str, Tensor]], Any]]:
-    """The parts behind the backbone, each as features -> what it gives."""
-    found: list[Callable[[dict[str, Tensor]], Any]] = []
-    rpn = getattr(model, "proposal_generator", None)
-    if hasattr(rpn, "rpn_head"):
-        found.append(lambda features: rpn.rpn_head([features[f] for f in rpn.in_features]))
-    if hasattr(model, "sem_seg_head"):
-        head = model.sem_seg_head
-        layers = getattr(head, "layers", None)
-        if callable(layers):
-            found.append(layers)
-    roi_heads = getattr(model, "roi_heads", None)
-    if roi_heads is None:
-        return found
-    regions = images * cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE
-    positive = int(regions * cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION)
-    if hasattr(roi_heads, "res5"):
-        size = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
-        channels = model.backbone.output_shape()[roi_heads.in_features[0]].channels
-        found.append(lambda _: roi_heads.res5(_regions(regions, channels, size)))
-    for name, key, count in (
-        ("box_head", "ROI_BOX_HEAD", regions),
-        ("mask_head", "ROI_MASK_HEAD", positive),
-        ("keypoint_head", "ROI_KEYPOINT_HEAD", positive),
-    ):
-        head = getattr(roi_heads, name, None)
-        if head is not None and hasattr(roi_heads, "box_head"):
-            channels = model.backbone.output_shape()[roi_heads.in_features[0]].channels
-            region = _regions(count, channels, cfg.MODEL[key].POOLER_RESOLUTION)
-            layers = getattr(head, "layers", head)  # without the losses, which need annotations
-            found.append(lambda _, layers=layers, region=region: layers(region))
-    return found
-
-
-def _regions(count: int, channels: int, size: int) -> Tensor:
-    return torch.zeros(count, channels, size, size, device="meta", requires_grad=True)

@@ -1,6 +1,7 @@
 """What differs between two runs, by their records: Markdown that reads on a terminal, too."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ _WIDEST = 64  # characters of a cell: a sha256
 _MOST_KEYS_NAMED = 6
 _MOST_ALONE = 5  # keys of one section that only one config has, before they are counted
 _MOST_CLASSES = 10
-# Metrics of single classes: "AP-car", "IoU-car".
-_OF_A_CLASS = ("AP-", "IoU-", "ACC-", "BoundaryIoU-", "min(IoU, B-Iou)-")
+# A metric of a single class: "bbox/AP50-car", "sem_seg/IoU-car".
+_OF_A_CLASS = re.compile(r"/(AP\d*|IoU|ACC|BoundaryIoU|min\(IoU, B-Iou\))-")
 
 Row = tuple[str, ...]
 
@@ -190,7 +191,7 @@ def _metric_rows(
     a: Mapping[str, float | None], b: Mapping[str, float | None]
 ) -> tuple[list[Row], list[Row]]:
     """Of all classes together, and of the classes that differ most."""
-    classes = {key for key in {**a, **b} if key.rpartition("/")[2].startswith(_OF_A_CLASS)}
+    classes = {key for key in {**a, **b} if _OF_A_CLASS.search(key)}
     both = [key for key in classes if None not in (a.get(key), b.get(key)) and a[key] != b[key]]
     most = sorted(both, key=lambda key: (-abs(b[key] - a[key]), key))[:_MOST_CLASSES]
     whole = ({k: v for k, v in metrics.items() if k not in classes} for metrics in (a, b))

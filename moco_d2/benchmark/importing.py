@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from moco_d2.benchmark.record_files import check, validator
+from moco_d2.benchmark.record_files import check, check_values, validator
 from moco_d2.benchmark.record_schema import SCHEMA, SCHEMA_VERSION, object_of
 from moco_d2.benchmark.results import RECORD_NAME
 from moco_d2.config import config_root, matched_sha256, to_plain
@@ -26,8 +26,6 @@ RANDOM = ("", "random://")  # MODEL.WEIGHTS of random initialisation: Detectron2
 
 _MOST_CONFIG_BYTES = 1 << 20  # Detectron2's own is 10 kB
 _MOST_METRICS_BYTES = 256 << 20  # 180,000 iterations of LVIS take 10 MB
-_MOST_CONFIG_VALUES = 100_000  # yaml's aliases make millions of a few lines
-_MOST_CONFIG_LEVELS = 32
 
 _TEXT, _WHOLE = {"type": "string"}, {"type": "integer"}
 # What a record needs of a config.
@@ -142,10 +140,10 @@ def import_run(
         "errors": None,
     }
     try:
+        check_values(record)
         check(record, validator(SCHEMA), "valid record")
-        json.dumps(record, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except ValueError as error:
-        raise UserError(f"{folder} cannot be imported, as its content is {error}") from error
+        raise UserError(f"{folder} cannot be imported: what it gives is {error}") from error
     write_json(destination, record)
     return destination
 
@@ -176,11 +174,12 @@ def _read_config(path: Path) -> dict[str, Any]:
             raise UserError(f"{path} is larger than any config; {advice}")
         # Only plain values: a tag that would build an object is refused.
         read = yaml.safe_load(path.read_text(encoding="utf-8"))
+        check_values(read)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path} is damaged ({_one_line(error)}); {advice}") from error
-    if not isinstance(read, dict) or _too_much(read):
+    if not isinstance(read, dict):
         raise UserError(f"{path} is no config of Detectron2; {advice}")
     # Dates and the like, which yaml knows and JSON does not, as text.
     config = json.loads(json.dumps(to_plain(read), default=str))
@@ -190,23 +189,6 @@ def _read_config(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path} is {error}; {advice}") from error
     return config
-
-
-def _too_much(content: Any) -> bool:
-    """Whether there are more values or levels than in any config, or no end of them."""
-    level, seen = [content], 0
-    for _ in range(_MOST_CONFIG_LEVELS):
-        below: list[Any] = []
-        for node in level:
-            if isinstance(node, dict | list):
-                below.extend(node.values() if isinstance(node, dict) else node)
-            if seen + len(below) > _MOST_CONFIG_VALUES:
-                return True
-        seen += len(below)
-        if not below:
-            return False
-        level = below
-    return True
 
 
 def _last_evaluation(

@@ -7,6 +7,7 @@ A record may come from anywhere, so that nothing in it may be believed before it
 import json
 import logging
 import os
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +18,9 @@ from moco_d2.benchmark.record_schema import NUMBER_OR_NULL
 from moco_d2.errors import UserError
 
 _MOST_BYTES = 64 << 20  # 20 evaluations of LVIS, class by class, take 4 MB
+_MOST_VALUES = 2_000_000  # those 20 evaluations have 50,000; yaml's aliases can stand for billions
 _MOST_LEVELS = 32  # a record has some 8; what walks through a config does so recursively
+_LONGEST_TEXT, _LONGEST_KEY = 100_000, 300  # characters
 _LONGEST_MESSAGE = 300  # characters; a record's own text may be in it
 
 _logger = logging.getLogger(__name__)
@@ -58,23 +61,56 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is damaged: no JSON object, too large or too deeply nested to be a record.
+        ValueError: it is damaged: no JSON object, or see `check_values`.
     """
     if not path.is_file():
         raise ValueError("not a regular file")
     if path.stat().st_size > _MOST_BYTES:
         raise ValueError(f"larger than {_MOST_BYTES >> 20} MiB, which no record is")
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text, parse_constant=_refuse_constant)
-        if "\\ud" in text.lower():  # half a surrogate pair is JSON, but no text that can be written
-            json.dumps(content, ensure_ascii=False).encode()
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"damaged, not JSON ({_clipped(str(error))})") from error
     if not isinstance(content, dict):
         raise ValueError("damaged, no JSON object")
-    _check_depth(content)
+    check_values(content)
     return content
+
+
+def check_values(content: Any) -> None:
+    """Raise ValueError for what no record has: too many values, levels or characters, control
+    characters, which a terminal would obey, or half a surrogate pair, which cannot be written.
+    """
+    level, seen = [content], 0
+    for _ in range(_MOST_LEVELS):
+        below: list[Any] = []
+        for node in level:
+            if type(node) is dict:
+                for key in node:
+                    _check_text(key, _LONGEST_KEY)
+                below.extend(node.values())
+            elif type(node) is list:
+                below.extend(node)
+            elif type(node) is str:
+                _check_text(node, _LONGEST_TEXT)
+            if seen + len(below) > _MOST_VALUES:
+                raise ValueError(f"damaged, more than {_MOST_VALUES} values")
+        if not below:
+            return
+        seen += len(below)
+        level = below
+    raise ValueError(f"damaged, nested deeper than {_MOST_LEVELS} levels")
+
+
+def _check_text(text: Any, longest: int) -> None:
+    if type(text) is not str:  # yaml has other keys, too
+        return
+    if len(text) > longest:
+        raise ValueError(f"damaged, {longest} characters are exceeded by {_clipped(text)[:40]}...")
+    if not text.isprintable() and any(
+        unicodedata.category(c) in ("Cc", "Cs") for c in text if c not in "\t\n\r"
+    ):
+        raise ValueError(f"damaged, a character that is no text in {_clipped(text)}")
 
 
 def validator(schema: dict[str, Any]) -> Any:
@@ -111,21 +147,6 @@ def _clipped(text: str) -> str:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
-
-
-def _check_depth(content: dict[str, Any]) -> None:
-    level: list[Any] = [content]
-    for _ in range(_MOST_LEVELS):
-        below: list[Any] = []
-        for node in level:
-            if type(node) is dict:
-                below.extend(node.values())
-            elif type(node) is list:
-                below.extend(node)
-        if not below:
-            return
-        level = below
-    raise ValueError(f"damaged, nested deeper than {_MOST_LEVELS} levels")
 
 
 def _additional(schema: Any, allowed: Any, instance: Any, whole: Any) -> Iterator[Any]:

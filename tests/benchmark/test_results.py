@@ -1,9 +1,12 @@
 import json
 import logging
+from pathlib import Path
 
 import pytest
 
-from moco_d2.benchmark.results import read_records
+import moco_d2
+from moco_d2.benchmark.record_schema import SCHEMA_VERSION
+from moco_d2.benchmark.results import read_content, read_records
 from moco_d2.errors import UserError
 
 
@@ -17,6 +20,57 @@ def test_fields(make_content, write):
     assert read.metrics["bbox/AP50"] == 81.5
     assert read.metrics["bbox/AP75"] is None
     assert read.has_provenance and read.expected == read.loaded == 265
+
+
+def version_2(content: dict) -> dict:
+    return {
+        **content,
+        "schema_version": 2,
+        "origin": {"how": "imported", "source": "elsewhere/run"},
+        "cost": {"seconds_per_iteration": 0.4, "peak_memory_gib": 5.5, "evaluation_seconds": None},
+        "errors": {"voc_2007_test": dict.fromkeys(("AP50", *"ABC"), 1.0)},
+    }
+
+
+def test_a_version_1_record_as_it_was_written_still_reads():
+    """Of a run of two iterations with moco_d2 0.1.0 as it was before version 2."""
+    file = Path(__file__).with_name("record_v1.json")
+    (record,) = read_records([file])
+    assert json.loads(file.read_text())["schema_version"] == 1
+    assert (record.task, record.initialisation, record.seed) == ("voc_C4", "random", 1)
+    assert record.metrics["bbox/AP50"] == pytest.approx(0.603, abs=1e-3)
+    assert record.environment["moco_d2"] == "0.1.0"
+    assert record.origin == {"how": "trained", "source": None}
+    assert set(record.cost.values()) == {None} and record.errors is None
+    content = read_content(file)
+    assert content["schema_version"] == SCHEMA_VERSION
+
+
+def test_what_version_2_adds(make_content, write):
+    content = version_2(make_content())
+    content["errors"] = {
+        "voc_2007_test": dict.fromkeys(("AP50", "Cls", "Loc", "Both", "Dupe", "Bkg", "Miss"), 1.5)
+    }
+    (record,) = read_records([write(content)])
+    assert record.origin == {"how": "imported", "source": "elsewhere/run"}
+    assert record.cost["peak_memory_gib"] == 5.5
+    assert record.errors["voc_2007_test"]["Loc"] == 1.5
+
+
+def test_what_a_version_1_record_says_of_version_2_does_not_count(make_content, write):
+    (record,) = read_records([write({**make_content(), "errors": "none", "origin": 7})])
+    assert record.errors is None and record.origin["how"] == "trained"
+
+
+@pytest.mark.parametrize("environment", [{"moco_d2": "7.5"}, {"moco_d2": 3}, None])
+def test_a_future_version_says_what_reads_it(make_content, write, caplog, environment):
+    write(make_content())
+    write({"kind": "transfer", "schema_version": 9, "environment": environment, "new": []})
+    assert len(read_records([write.folder])) == 1
+    (message,) = caplog.messages
+    wrote = " 7.5" if environment == {"moco_d2": "7.5"} else ""
+    assert f"version 9 and moco_d2 {moco_d2.__version__} reads 1 to 2" in message
+    assert f"read it with the moco_d2{wrote} that wrote it" in message
 
 
 def test_found_at_any_depth_and_once(make_content, write):
@@ -40,6 +94,12 @@ def _without(record, *keys):
         (lambda r: r["metrics"]["bbox"].update(AP="55.9"), "$.metrics.bbox.AP"),
         (lambda r: r["run"].update(finished="yesterday"), "yesterday"),
         (lambda r: r["config"].update(matched_sha256="abc"), "$.config.matched_sha256"),
+        (lambda r: r["weights"].update(sha256="C" * 64), "$.weights"),
+        (lambda r: r["history"].append({"bbox/AP": 1.0}), "'iteration' is a required property"),
+        (lambda r: r["history"].append({"iteration": 1, "bbox/AP": [1]}), "$.history[0]"),
+        (lambda r: r.update(version_2(r)), "$.errors.voc_2007_test"),
+        (lambda r: r.update({**version_2(r), "origin": None}), "$.origin"),
+        (lambda r: r.update({**version_2(r), "errors": None, "cost": {}}), "$.cost"),
         (lambda r: r["metrics"]["bbox"].update(AP=float("nan")), "NaN is not JSON"),
     ],
 )

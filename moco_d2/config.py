@@ -196,7 +196,8 @@ def find_config(name: str) -> Path:
     """The config file `name`: a path that exists, else a packaged one by file name
     (``voc_C4_moco.yaml``), else a task and an initialisation of the packaged ones, composed
     (``lvis_v1_FPN_1x_moco_v2_800ep.yaml``: the file is written for this process and says
-    ``_BASE_: [.../task/lvis_v1_FPN_1x.yaml, .../init/moco_v2_800ep.yaml]``).
+    ``_BASE_: [.../task/lvis_v1_FPN_1x.yaml, .../init/moco_v2_800ep.yaml]``). Capitals of packaged
+    names do not matter: moco_IG1B is moco_ig1b.
 
     Raises:
         UserError: there is none; names the closest packaged configs.
@@ -209,10 +210,11 @@ def find_config(name: str) -> Path:
     wanted = path.name if path.suffix == ".yaml" else f"{path.name}.yaml"
     composed = task_configs()
     if path.parent == Path() or not path.parent.exists() or path.parent.resolve() == root:
-        if wanted in packaged:
-            return packaged[wanted]
-        if wanted in composed:
-            return _compose(wanted, composed[wanted])
+        own = {known.lower(): known for known in packaged | composed}.get(wanted.lower())
+        if own in packaged:
+            return packaged[own]
+        if own in composed:
+            return _compose(own, composed[own])
     raise UserError(
         f"no config file {name!r} here or among the packaged ones; "
         + (closest(wanted, packaged | composed) or f"see {root}")

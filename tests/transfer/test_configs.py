@@ -39,6 +39,14 @@ def test_a_run_without_a_file_is_composed(name):
     assert (cfg.MOCO.TASK, cfg.MODEL.WEIGHTS, cfg.SEED) == ("coco_C4_2x", "moco://v2_800ep", 7)
 
 
+def test_capitals_do_not_matter():
+    """The weights are moco_IG1B in the paper's words; the run has one name, also in its record."""
+    assert find_config("VOC_c4_moco_IG1B").name == "voc_C4_moco_ig1b.yaml"
+    assert find_config("coco_fpn_1x_moco.yaml") == config_root() / "coco_FPN_1x_moco.yaml"
+    names = {name.lower() for name in task_configs()}
+    assert len(names) == len(task_configs())
+
+
 def test_a_dot_in_a_name_is_no_extension():
     cfg = load_config("lvis_v0.5_FPN_1x_supervised_frozen_bn")
     assert (cfg.MOCO.TASK, cfg.MODEL.RESNETS.NORM) == ("lvis_v0.5_FPN_1x", "FrozenBN")

@@ -43,7 +43,7 @@ def test_find_config_takes_a_bare_name_or_a_path(tmp_path, monkeypatch):
 
 def test_missing_config_names_the_closest(tmp_path):
     with pytest.raises(UserError, match="did you mean 'moco_v2_R50_800ep.yaml'"):
-        find_config("moco_v2_r50_800ep.yaml")
+        find_config("moco_v2_R50_80ep.yaml")
     with pytest.raises(UserError, match="no config file"):
         find_config(str(tmp_path / "moco_v2_R50_200ep.yaml"))  # a path that exists but for the file
     with pytest.raises(UserError, match=f"see {config_root()}"):

@@ -34,9 +34,15 @@ def closest(name: str, candidates: Iterable[str]) -> str:
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
-    """Run a command line's main function; a UserError becomes one line and exit code 2."""
+    """Run a command line's main function; a UserError, and what a machine does to a command, become
+    one line and exit code 2.
+    """
+    from moco_d2.machine_errors import explained
+
     try:
-        sys.exit(main() or 0)
+        with explained():
+            code = main() or 0
+        sys.exit(code)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR_EXIT_CODE)

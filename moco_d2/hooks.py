@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from detectron2.engine import HookBase
@@ -20,14 +21,21 @@ logger = logging.getLogger(__name__)
 
 
 class DeferredWriters(EventWriter):
-    """Detectron2's writers, made at the first write: a trainer that is refused leaves no file.
+    """Detectron2's writers, made at the first write: a trainer that is refused leaves no file. And
+    made again where their folder was removed meanwhile: days of training are worth more than that.
 
     Attributes:
         last_write: the last iteration that was written, -1 if none was.
     """
 
-    def __init__(self, build: Callable[[], list[EventWriter]]):
+    def __init__(self, build: Callable[[], list[EventWriter]], folder: str | Path):
+        """
+        Args:
+            build: makes them, and the folder.
+            folder: where they write metrics.json.
+        """
         self._build = build
+        self._file = Path(folder) / "metrics.json"
         self._writers: list[EventWriter] | None = None
         self.last_write = -1
 
@@ -35,6 +43,10 @@ class DeferredWriters(EventWriter):
         iteration = get_event_storage().iter
         if iteration == self.last_write:  # Detectron2's printer divides by the iterations between
             return
+        if self._writers is not None and not self._file.exists():
+            logger.warning("%s is gone, and with it what it had; it begins anew", self._file)
+            self.close()
+            self._writers = None
         if self._writers is None:
             self._writers = self._build()
         for writer in self._writers:

@@ -117,6 +117,7 @@ def launch(main: str, args: argparse.Namespace) -> None:
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
             args=(main, args),
+            timeout=timeout(),
         )
 
 

@@ -244,7 +244,9 @@ class ClassifierTrainer(TrainerBase):
             built.append(hooks.CallbackHook(after_step=_save_at_end_of_epoch))
             if comm.get_world_size() == 1:
                 built.append(StopOnSignal(self._save_now))
-            writers = DeferredWriters(lambda: default_writers(str(self.output), self.max_iter))
+            writers = DeferredWriters(
+                lambda: default_writers(str(self.output), self.max_iter), self.output
+            )
             built.append(hooks.PeriodicWriter([writers], period=_LOG_PERIOD))
             built.append(ProgressBar("fine-tuning" if self.recipe.train_backbone else "linear"))
         return built

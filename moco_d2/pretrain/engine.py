@@ -97,7 +97,8 @@ class Pretrainer(TrainerBase):
         self.register_hooks(self._build_hooks(monitors))
 
     def _build_hooks(self, monitors: list[HookBase]) -> list[HookBase]:
-        writers = DeferredWriters(lambda: default_writers(self.cfg.OUTPUT_DIR, self.max_iter))
+        folder = self.cfg.OUTPUT_DIR
+        writers = DeferredWriters(lambda: default_writers(folder, self.max_iter), folder)
         self.metrics = MetricsState(self.cfg.OUTPUT_DIR, writers)
         saver = SaveCheckpoint(self.cfg.SOLVER.CHECKPOINT_PERIOD, self.metrics.state)
         self.stop = StopOnSignal(saver.save_now)

@@ -105,7 +105,7 @@ class Trainer(DefaultTrainer):
         bar, and a stop that saves.
         """
         cfg = self.cfg
-        writers = DeferredWriters(self.build_writers)
+        writers = DeferredWriters(self.build_writers, cfg.OUTPUT_DIR)
         self._metrics = MetricsState(cfg.OUTPUT_DIR, writers)
         saver = SaveCheckpoint(cfg.SOLVER.CHECKPOINT_PERIOD)
         self._stop = StopOnSignal(saver.save_now)

@@ -4,6 +4,7 @@ named and left out.
 A record may come from anywhere, so that nothing in it may be believed before it is checked.
 """
 
+import itertools
 import json
 import logging
 import os
@@ -32,7 +33,7 @@ def collect(
     paths: Iterable[str | Path], name: str, read: Callable[[Path], T | None]
 ) -> tuple[list[T], int]:
     """All that `read` makes of the files among `paths`, and of those called `name` in its folders
-    at any depth; each file once.
+    at any depth, links to other folders not followed; each file once.
 
     A file for which `read` raises OSError or ValueError is named in a warning and left out as a
     whole; one for which it gives None is passed over.
@@ -81,36 +82,34 @@ def check_values(content: Any) -> None:
     """Raise ValueError for what no record has: too many values, levels or characters, control
     characters, which a terminal would obey, or half a surrogate pair, which cannot be written.
     """
+    keys: list[str] = []
+    texts: list[str] = []
     level, seen = [content], 0
     for _ in range(_MOST_LEVELS):
         below: list[Any] = []
         for node in level:
-            if type(node) is dict:
-                for key in node:
-                    _check_text(key, _LONGEST_KEY)
+            kind = type(node)
+            if kind is dict:
+                keys.extend(map(str, node))  # yaml has other keys, too
                 below.extend(node.values())
-            elif type(node) is list:
+            elif kind is list:
                 below.extend(node)
-            elif type(node) is str:
-                _check_text(node, _LONGEST_TEXT)
-            if seen + len(below) > _MOST_VALUES:
+            elif kind is str:
+                texts.append(node)
+            if len(below) > _MOST_VALUES - seen:
                 raise ValueError(f"damaged, more than {_MOST_VALUES} values")
         if not below:
-            return
+            break
         seen += len(below)
         level = below
-    raise ValueError(f"damaged, nested deeper than {_MOST_LEVELS} levels")
-
-
-def _check_text(text: Any, longest: int) -> None:
-    if type(text) is not str:  # yaml has other keys, too
-        return
-    if len(text) > longest:
-        raise ValueError(f"damaged, {longest} characters are exceeded by {_clipped(text)[:40]}...")
-    if not text.isprintable() and any(
-        unicodedata.category(c) in ("Cc", "Cs") for c in text if c not in "\t\n\r"
-    ):
-        raise ValueError(f"damaged, a character that is no text in {_clipped(text)}")
+    else:
+        raise ValueError(f"damaged, nested deeper than {_MOST_LEVELS} levels")
+    for found, longest in ((keys, _LONGEST_KEY), (texts, _LONGEST_TEXT)):
+        if max(map(len, found), default=0) > longest:
+            raise ValueError(f"damaged, {_clipped(max(found, key=len))[:40]}... is too long")
+    for text in itertools.filterfalse(str.isprintable, itertools.chain(keys, texts)):
+        if any(unicodedata.category(c) in ("Cc", "Cs") for c in text if c not in "\t\n\r"):
+            raise ValueError(f"damaged, a character that is no text in {_clipped(text)}")
 
 
 def validator(schema: dict[str, Any]) -> Any:
@@ -136,9 +135,17 @@ def _find_files(paths: Iterable[str | Path], name: str) -> list[Path]:
     for path in map(Path, paths):
         if not path.exists():
             raise UserError(f"{path} does not exist; give output folders, or files in them")
-        for file in sorted(path.rglob(name)) if path.is_dir() else [path]:
+        for file in _under(path, name) if path.is_dir() else [path]:
             files.setdefault(os.path.realpath(file), file)  # Path.resolve fails on a loop of links
     return list(files.values())
+
+
+def _under(folder: Path, name: str) -> Iterator[Path]:
+    """Not Path.rglob: it passes over a link that leads nowhere, which is then missed by nobody."""
+    for root, folders, files in os.walk(folder):
+        folders.sort()
+        if name in files or name in folders:
+            yield Path(root, name)
 
 
 def _clipped(text: str) -> str:

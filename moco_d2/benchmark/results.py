@@ -156,5 +156,8 @@ def _time(text: str) -> datetime:
     """ISO 8601 to an aware time; without a zone it counts as UTC, so that any two compare."""
     if text.endswith("Z"):  # Python 3.10 does not read it
         text = text[:-1] + "+00:00"
-    time = datetime.fromisoformat(text)
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(f"$.run.finished is no ISO 8601 time: {text!r:.40}") from error
     return time if time.tzinfo else time.replace(tzinfo=timezone.utc)

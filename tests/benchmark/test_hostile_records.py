@@ -1,0 +1,166 @@
+"""Records that somebody else wrote, or something damaged: named and left out, or harmless."""
+
+import json
+import logging
+import os
+import random
+import time
+
+import pytest
+
+from moco_d2.benchmark.results import read_records
+from moco_d2.benchmark.tables import FORMATS, render
+from moco_d2.errors import UserError
+
+
+def nested(depth: int) -> list:
+    value: list = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "said"),
+    [
+        ("run", "seed", 10**4000, "$.run.seed"),
+        ("run", "seed", True, "$.run.seed"),
+        ("run", "task", "x" * 10_000_000, "is too long"),
+        ("run", "task", "x" * 1000, "$.run.task"),
+        ("run", "task", "a\nb", "$.run.task"),
+        ("run", "initialisation", "", "$.run.initialisation"),
+        ("run", "finished", "0" * 1000, "$.run.finished"),
+        ("run", "seconds", 10**300, "$.run.seconds"),
+        ("config", "resolved", {"DATASETS": {"TRAIN": "abc", "TEST": []}}, "DATASETS.TRAIN"),
+        ("config", "resolved", {"DATASETS": {"TRAIN": [], "TEST": []}, "A": nested(40)}, "deeper"),
+        ("hardware", "name", "\x1b]0;title\x07", "no text in ?]0;title?"),
+        ("hardware", "name", "\ud800", "no text"),
+        ("environment", "k" * 1000, "", "too long"),
+        ("schedule", "max_iter", 10**30, "$.schedule.max_iter"),
+        ("schedule", "steps", [-1], "$.schedule.steps"),
+        ("metrics", "bbox", {"AP": 10**400}, "$.metrics.bbox.AP"),
+        ("metrics", "bbox", {"AP": True}, "$.metrics.bbox.AP"),
+        ("metrics", "bbox", {"a\x00b": 1.0}, "no text"),
+    ],
+)
+def test_a_value_that_none_has(make_content, write, caplog, section, key, value, said):
+    write(make_content(seed=1))
+    bad = make_content(seed=2)
+    bad[section][key] = value
+    file = write(bad)
+    with caplog.at_level(logging.WARNING):
+        assert [record.seed for record in read_records([write.folder])] == [1]
+    (message,) = caplog.messages
+    assert str(file) in message and said in message
+    assert message.isprintable() and len(message) < 1000 + len(str(file))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "damaged, not JSON"),
+        ("[" * 100_000, "damaged, not JSON"),
+        ("[]", "no JSON object"),
+        ('{"seconds": 1' + "0" * 5000 + "}", "damaged, not JSON"),
+        ("\ufeff{}", "damaged, not JSON"),
+        (b"\xff\xfe{\x00}\x00", "damaged, not JSON"),
+        (b"\x1f\x8b\x08\x00", "damaged, not JSON"),
+        ('{"a": Infinity}', "Infinity is not JSON"),
+    ],
+)
+def test_a_file_that_is_no_record(make_content, write, caplog, content, said):
+    write(make_content())
+    file = write({})
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+    assert len(read_records([write.folder])) == 1
+    (message,) = caplog.messages
+    assert str(file) in message and said in message
+
+
+def test_a_number_that_overflows_is_refused_where_it_counts(make_content, write, caplog):
+    write(make_content())
+    file = write(make_content())
+    file.write_text(file.read_text().replace("81.5", "1e999"))
+    assert len(read_records([write.folder])) == 1
+    assert "$.metrics.bbox.AP50" in caplog.text
+
+
+def test_what_is_no_file_is_not_waited_for(make_content, write, caplog):
+    write(make_content())
+    for name, make in {
+        "loop": lambda path: path.symlink_to(path),
+        "dangling": lambda path: path.symlink_to("nowhere"),
+        "folder": lambda path: path.mkdir(),
+        "fifo": os.mkfifo,
+    }.items():
+        (write.folder / name).mkdir()
+        make(write.folder / name / "record.json")
+    (write.folder / "up").symlink_to("..")  # a folder that holds itself
+    assert len(read_records([write.folder])) == 1
+    assert len(caplog.messages) == 4
+    assert all("not a regular file" in message for message in caplog.messages)
+
+
+def test_a_link_to_a_record_is_the_same_record(make_content, write):
+    file = write(make_content())
+    (write.folder / "again").mkdir()
+    (write.folder / "again" / "record.json").symlink_to(file)
+    assert len(read_records([write.folder])) == 1
+
+
+def test_a_huge_file_is_not_read(make_content, write, caplog):
+    write(make_content())
+    with write({}).open("wb") as f:
+        f.truncate(1 << 40)  # a hole: it takes no room
+    assert len(read_records([write.folder])) == 1
+    assert "larger than 64 MiB" in caplog.text
+
+
+def test_any_byte_may_be_wrong(make_content, write, caplog):
+    """A record with random damage is read whole or left out; nothing else happens."""
+    generator = random.Random(0)
+    good = json.dumps(make_content(seed=7)).encode()
+    file = write(make_content())
+    read = 0
+    for _ in range(300):
+        damaged = bytearray(good)
+        for _ in range(generator.choice([1, 1, 1, 5])):
+            damaged[generator.randrange(len(damaged))] = generator.randrange(256)
+        file.write_bytes(damaged[: generator.choice([None, None, len(damaged) // 2])])
+        try:
+            records = read_records([file])
+        except UserError as error:
+            assert "no valid record.json" in str(error) or "no record.json" in str(error)
+        else:
+            render(records)
+            read += 1
+    assert 0 < read < 200
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_name_is_text_in_every_format(make_content, write, format):
+    hostile = "<script>alert(1)</script>|`\\input{/etc/passwd}"
+    content = make_content(initialisation=hostile, task=hostile)
+    content["hardware"]["name"] = hostile
+    text = render(read_records([write(content)]), format)
+    assert "alert" in text
+    if format == "html":
+        assert "<script" not in text
+    if format == "latex":
+        assert "\\input" not in text
+    if format == "markdown":
+        assert "| <script" not in text and "</script>|" not in text
+
+
+def test_every_class_of_every_evaluation_costs_little(make_content, write):
+    """20 evaluations of LVIS, boxes and masks: nearly all of the time is json's own."""
+    content = make_content()
+    names = [f"{group}/AP-{i}" for group in ("bbox", "segm") for i in range(1203)]
+    content["history"] = [{"iteration": i, **dict.fromkeys(names, 12.345678)} for i in range(20)]
+    file = write(content)
+    started = time.process_time()
+    json.loads(file.read_text())
+    parsed = time.process_time()
+    read_records([file])
+    # 5 times when this was written, 50 times with jsonschema looking at each number.
+    assert time.process_time() - parsed < 20 * (parsed - started)

@@ -162,7 +162,7 @@ def _measured_table(task: str, records: list[Record]) -> Table:
     found = {mark for row in rows for mark in row.marks}
     return Table(
         task=task,
-        title=f"{task}: {', '.join(sorted({_short(d) for r in records for d in r.datasets_test}))}",
+        title=f"{task}: {', '.join(sorted({short_name(d) for r in records for d in r.datasets_test}))}",
         metrics=metrics,
         columns=columns,
         rows=rows,
@@ -179,7 +179,7 @@ def _measured_table(task: str, records: list[Record]) -> Table:
     )
 
 
-def _short(dataset: str) -> str:
+def short_name(dataset: str) -> str:
     """A dataset given by path, ``coco:/a/b/test.json:/a/images``, without the folders before it."""
     return ":".join(part.rstrip("/").rsplit("/", 1)[-1] for part in dataset.split(":"))
 

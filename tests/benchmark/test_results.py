@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 import moco_d2
-from moco_d2.benchmark.record_schema import SCHEMA_VERSION
+from moco_d2.benchmark.record_schema import SCHEMA, SCHEMA_VERSION
 from moco_d2.benchmark.results import read_content, read_records
 from moco_d2.errors import UserError
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "benchmark.md"
 
 
 def test_fields(make_content, write):
@@ -144,3 +146,18 @@ def test_times_with_and_without_zone_compare(make_content, write):
         write(make_content(finished=finished))
     times = [r.finished for r in read_records([write.folder])]
     assert times == sorted(times) and len(set(times)) == 3
+
+
+def _fields(schema: dict, prefix: str = "") -> list[str]:
+    for part in (schema, *schema.get("anyOf", [])):
+        if "properties" in part:
+            found = part["properties"].items()
+            return [field for key, value in found for field in _fields(value, f"{prefix}{key}.")]
+    return [prefix.removesuffix(".")]
+
+
+def test_every_field_is_explained():
+    fields = [field for field in _fields(SCHEMA) if not field.startswith("config.resolved.")]
+    assert {"run.task", "weights.sha256", "cost.peak_memory_of", "errors"} <= set(fields)
+    text = DOCUMENT.read_text()
+    assert [field for field in fields if f"`{field}`" not in text] == []

@@ -25,7 +25,7 @@ def load_yaml(path: str | Path) -> Any:
     """
     text = Path(path).read_text(encoding="utf-8")
     check_size(text)
-    return yaml.load(text, Loader=_LOADER)  # noqa: S506  it is one of the two safe ones
+    return yaml.load(text, Loader=_LOADER)  # noqa: S506 - a safe one
 
 
 def check_size(text: str) -> None:

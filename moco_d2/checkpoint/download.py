@@ -90,9 +90,12 @@ def _receive(url: str, file: Path, stall: float) -> None:
     headers = {"User-Agent": f"moco_d2/{moco_d2.__version__}"}
     if offset:
         headers["Range"] = f"bytes={offset}-"
-    request = urllib.request.Request(url, headers=headers)
+    # Not file: and the like; urllib follows no redirection to those either.
+    if not url.startswith(("https://", "http://")):
+        raise DownloadError(f"{url} is not an http or https address")
+    request = urllib.request.Request(url, headers=headers)  # noqa: S310
     try:
-        response = urllib.request.urlopen(request, timeout=stall)
+        response = urllib.request.urlopen(request, timeout=stall)  # noqa: S310
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and offset:

@@ -143,7 +143,7 @@ def _safetensors_metadata(path: Path) -> dict[str, str]:
 def _provenance_in(metadata: Mapping[str, str]) -> Any:
     try:
         return json.loads(metadata.get("provenance", "null"))
-    except ValueError:  # someone else's, in words
+    except (ValueError, RecursionError):  # someone else's, in words
         return None
 
 

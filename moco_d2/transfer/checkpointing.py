@@ -27,23 +27,27 @@ _CHECKPOINTS = "model_*.pth"
 
 
 class WeightsCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, which also reads our ``.safetensors``, and pickles only of arrays.
+    """Detectron2's checkpointer, which reads all that it reads, and our ``.safetensors``, without
+    ever running code from a file.
 
     Any Detectron2 loads the ``.pth`` that we write by itself. A safetensors file has no place for
-    the flag that makes Detectron2 look for res5 in a C4 head, and its own way to read a ``.pkl``
-    runs whatever code is in it.
+    the flag that makes Detectron2 look for res5 in a C4 head. Its own way to read a ``.pkl`` runs
+    whatever code is in it, and that to read a ``.pth`` what the installed torch lets it.
     """
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        suffix = Path(filename).suffix
+        suffix, content = Path(filename).suffix, load_checkpoint(filename)
         if suffix == ".safetensors":
-            content = load_checkpoint(filename)
             tensors = {name: t for name, t in content.items() if isinstance(t, torch.Tensor)}
             return {"model": tensors, "__author__": AUTHOR, "matching_heuristics": True}
-        if suffix == ".pkl":
-            content = load_checkpoint(filename)
-            if "model" in content and "__author__" in content:
-                return content
+        if suffix == ".pyth" and "model_state" in content:
+            tensors = {
+                name: tensor
+                for name, tensor in content["model_state"].items()
+                if not name.endswith("num_batches_tracked")
+            }
+            return {"model": tensors, "__author__": "pycls", "matching_heuristics": True}
+        if suffix == ".pkl" and not ("model" in content and "__author__" in content):
             # Caffe2's: a detector has its tensors under "blobs", a backbone has nothing else.
             tensors = {
                 name: tensor
@@ -51,7 +55,7 @@ class WeightsCheckpointer(DetectionCheckpointer):
                 if not name.endswith("_momentum")
             }
             return {"model": tensors, "__author__": "Caffe2", "matching_heuristics": True}
-        return super()._load_file(filename)
+        return content if "model" in content else {"model": content}
 
 
 class TransferCheckpointer(WeightsCheckpointer):

@@ -11,12 +11,13 @@ as FOLDER/classes.txt lists them, one a line.
 import json
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
+from xml.parsers import expat
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json, load_voc_instances
 
 from moco_d2.errors import UserError
+from moco_d2.transfer.voc_annotations import parse_xml
 
 FORMS = "voc:FOLDER:SPLIT or coco:ANNOTATIONS.json:IMAGES"
 VOC_CLASSES_FILE = "classes.txt"
@@ -68,9 +69,11 @@ def _voc_classes(name: str, root: Path) -> list[str]:
     annotated: dict[str, Path] = {}
     for file in sorted((root / "Annotations").glob("*.xml")):
         try:
-            objects = ElementTree.parse(file).iter("object")
-        except ElementTree.ParseError as error:
+            objects = parse_xml(file).iter("object")
+        except expat.ExpatError as error:
             raise UserError(f"dataset {name!r}: {file} is no XML file ({error})") from error
+        except ValueError as error:
+            raise UserError(f"dataset {name!r}: {file} is refused: {error}") from error
         for obj in objects:
             annotated.setdefault(obj.findtext("name", default=""), file)
     if not annotated:
@@ -112,7 +115,7 @@ def _coco_categories(name: str, file: Path) -> list[dict[str, Any]]:
     wrong = f"dataset {name!r}: {file} is not a COCO instances file"
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{wrong} ({error})") from error
     missing = [k for k in _COCO_KEYS if not isinstance(content, dict) or k not in content]
     if missing:

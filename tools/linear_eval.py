@@ -26,6 +26,7 @@ def parse_args() -> argparse.Namespace:
         help="what tools/convert.py converts, a published name, or 'random'",
     )
     add("--data", required=True, metavar="DIR", help="holds train/ and val/, one folder a class")
+    add("--val", metavar="DIR", help="validation images elsewhere; --data is then the training set")
     add("--output", default="output/linear_eval", metavar="DIR", help="for result.json and logs")
     add(
         "--protocol",

@@ -21,34 +21,36 @@ from moco_d2.pretrain.stream import Purpose, ViewMaker, build_loader, derive_see
 _VIEW = "image"
 
 
-def list_labelled(root: str | Path) -> tuple[ImageList, ImageList]:
-    """The training and validation images of ``root/{train,val}/CLASS/*``.
+def list_labelled(root: str | Path, val: str | Path | None = None) -> tuple[ImageList, ImageList]:
+    """The training and validation images of ``root/{train,val}/CLASS/*``; with `val`, of
+    ``root/CLASS/*`` and ``val/CLASS/*``.
 
     Raises:
         UserError: a folder is missing, empty or without class folders, or the classes differ.
     """
     root = Path(root).expanduser()
+    folders = (root / "train", root / "val") if val is None else (root, Path(val).expanduser())
     splits = []
-    for split in ("train", "val"):
-        if not (root / split).is_dir():
+    for folder in folders:
+        if not folder.is_dir():
             raise UserError(
-                f"there is no folder {root / split}; --data names the folder that holds train/ and "
-                "val/, each with one folder a class"
+                f"there is no folder {folder}; --data names the folder that holds train/ and "
+                "val/, each with one folder a class, or with --val the first of the two itself"
             )
-        images = list_images(root / split)
+        images = list_images(folder)
         if images.labels is None:
             raise UserError(
-                f"{root / split} holds images without class folders; make one folder a class in it"
+                f"{folder} holds images without class folders; make one folder a class in it"
             )
         splits.append(images)
-    train, val = splits
-    if train.classes != val.classes:
-        differ = sorted(set(train.classes) ^ set(val.classes))
+    train, val_images = splits
+    if train.classes != val_images.classes:
+        differ = sorted(set(train.classes) ^ set(val_images.classes))
         raise UserError(
-            f"{root}/train and {root}/val differ in their class folders ({', '.join(differ[:5])}): "
-            "make the same ones in both"
+            f"{folders[0]} and {folders[1]} differ in their class folders "
+            f"({', '.join(differ[:5])}): make the same ones in both"
         )
-    return train, val
+    return train, val_images
 
 
 def build_training_transform(size: int) -> v2.Transform:

@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import datetime
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def evaluate_checkpoint(args: argparse.Namespace) -> None:
     """
     started = datetime.datetime.now(datetime.timezone.utc)
     _check_flags(args)
-    train, val = list_labelled(args.data)
+    train, val = list_labelled(args.data, args.val)
     seed_all_rng(args.seed)
     if args.checkpoint == RANDOM:
         network, architecture, origin = random_backbone(args.arch)
@@ -94,7 +95,7 @@ def evaluate_checkpoint(args: argparse.Namespace) -> None:
         "pretraining": pretraining,
         "protocol": job.protocol,
         "data": {
-            "name": Path(args.data).expanduser().resolve().name,
+            "name": _name_of_data(args.data, args.val),
             "train_images": len(train),
             "val_images": len(val),
             "classes": len(train.classes),
@@ -326,6 +327,12 @@ def _prepare_folder(output: str) -> None:
     for name in ("moco_d2", "detectron2"):
         setup_logger(output, distributed_rank=comm.get_rank(), name=name, abbrev_name=name)
     logging.getLogger("detectron2.engine.train_loop").addFilter(without_user_errors)
+
+
+def _name_of_data(data: str, val: str | None) -> str:
+    """Of the folder that holds both sets."""
+    folders = [str(Path(folder).expanduser().resolve()) for folder in (data, val) if folder]
+    return Path(os.path.commonpath(folders)).name
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:

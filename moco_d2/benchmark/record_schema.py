@@ -114,8 +114,15 @@ SCHEMA: dict[str, Any] = {
                 }
             ),
             "preflight": object_of({"forced": {"type": "boolean"}, "findings": {"type": "array"}}),
-            "environment": {"type": "object"},
-            "hardware": {"type": "object"},
+            "environment": _map_of({"type": "string"}),
+            "hardware": object_of(
+                {},
+                optional={
+                    "device": {"type": "string"},
+                    "name": {"type": "string"},
+                    "cpu_count": {"type": ["integer", "null"]},
+                },
+            ),
             "cost": object_of(
                 {
                     "seconds_per_iteration": _or_null(_AMOUNT),

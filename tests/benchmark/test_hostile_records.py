@@ -36,6 +36,8 @@ def nested(depth: int) -> list:
         ("hardware", "name", "\x1b]0;title\x07", "no text in ?]0;title?"),
         ("hardware", "name", "\ud800", "no text"),
         ("environment", "k" * 1000, "", "too long"),
+        ("environment", "torch", ["2.11.0"], "$.environment.torch"),
+        ("hardware", "name", {}, "$.hardware.name"),
         ("schedule", "max_iter", 10**30, "$.schedule.max_iter"),
         ("schedule", "steps", [-1], "$.schedule.steps"),
         ("metrics", "bbox", {"AP": 10**400}, "$.metrics.bbox.AP"),

@@ -8,12 +8,16 @@ from moco_d2.config import FREE_KEYS, flatten, matched_sha256
 
 #: The initialisation that differences are taken to.
 BASELINE = "supervised"
+#: What pretraining writes into its checkpoints, and initialisations are named after.
+PRETEXTS = ("moco", "supervised")
 _MOST_KEYS_NAMED = 6
 
 #: Footnote signs, in the order they are printed.
 MARKS = {
     "mismatched": "†",
     "altered": "#",
+    "weights": "◊",
+    "repeated": "≡",
     "provenance": "‡",
     "coverage": "§",
     "forced": "¶",
@@ -22,6 +26,7 @@ MARKS = {
 }
 FOOTNOTES = {
     "altered": "the config in the record has not the fingerprint that the run recorded of it",
+    "repeated": "another run has the same numbers to the last bit: one run under two names",
     "provenance": "pretrained weights without provenance: nothing says where they come from",
     "coverage": "not every backbone tensor is known to have been loaded from the weights",
     "forced": "the preflight check objected and the run was forced",
@@ -65,6 +70,12 @@ class Matching:
         among = [r for r in records if r.initialisation == BASELINE] or records
         commonest = Counter(map(self.fingerprint, among)).most_common(1)[0][0]
         self.reference = next(r for r in among if self.fingerprint(r) == commonest)
+        # Matched initialisations differ in their weights, so that one file has one name.
+        self._names: dict[tuple[str | None, str], set[str]] = {}
+        for record in records:
+            self._names.setdefault(self._start(record), set()).add(record.initialisation)
+        numbers = Counter(map(_numbers, records))
+        self._repeated = {id(r) for r in records if _numbers(r) and numbers[_numbers(r)] > 1}
 
     def fingerprint(self, record: Record) -> str:
         """Equal for matched runs."""
@@ -78,6 +89,10 @@ class Matching:
             yield "mismatched"
         if any(self.fingerprint(r) != r.matched_sha256 for r in group):
             yield "altered"
+        if any(self._doubts_about_weights(r) for r in group):
+            yield "weights"
+        if any(id(r) in self._repeated for r in group):
+            yield "repeated"
         if not all(r.has_provenance for r in pretrained):
             yield "provenance"
         if any(r.loaded < max(r.expected, 1) for r in pretrained):
@@ -87,8 +102,30 @@ class Matching:
         if any(r.origin["how"] == "imported" for r in group):
             yield "imported"
 
+    def _start(self, record: Record) -> tuple[str | None, str]:
+        return record.weights_sha256, self.fingerprint(record)
+
+    def _doubts_about_weights(self, record: Record) -> str:
+        """Why a run's initialisation is not what its name says; empty if nothing speaks for it."""
+        name = record.initialisation
+        if name == "random" and (record.weights_sha256 or record.loaded):
+            return f"{name} started from weights"
+        method = next((m for m in PRETEXTS if name.startswith(m)), None)
+        if method and record.pretext in PRETEXTS and record.pretext != method:
+            return f"{name} started from weights that were pretrained by {record.pretext}"
+        names = self._names[self._start(record)]
+        if record.weights_sha256 and len(names) > 1:
+            return f"{' and '.join(sorted(names))} started from the same weights file"
+        return ""
+
     def footnote(self, mark: str) -> str:
-        """What `mark` means; for "mismatched" with the config keys that differ."""
+        """What `mark` means; for "mismatched" with the config keys that differ, and for "weights"
+        with the reason.
+        """
+        if mark == "weights":
+            return "; ".join(
+                dict.fromkeys(filter(None, map(self._doubts_about_weights, self._records)))
+            )
         if mark != "mismatched":
             return FOOTNOTES[mark]
         others = {self.fingerprint(r): r for r in self._records}  # one of each config
@@ -104,3 +141,9 @@ class Matching:
         return (
             f"not matched: the config differs from that of {self.reference.initialisation}{where}"
         )
+
+
+def _numbers(record: Record) -> tuple[tuple[str, float], ...]:
+    """The results by which two runs are told apart; none where there are only zeros."""
+    found = [(name, value) for name, value in record.metrics.items() if value is not None]
+    return tuple(sorted(found)) if any(value for _, value in found) else ()

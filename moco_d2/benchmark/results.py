@@ -21,6 +21,7 @@ class Record:
 
     Metrics are in percent and keyed as in Detectron2's ``metrics.json``, e.g. ``bbox/AP50``; None
     where the run gave NaN. `images` is what the schedule sees: iterations x images a batch.
+    `pretext` is what made the weights by their own account, if they are of our pretraining.
     `origin`, `cost` and `errors` are as in record_schema.SCHEMA; `command` is as it was typed, and
     `seconds` how long the run took, pauses left out.
     """
@@ -58,6 +59,7 @@ class Record:
     command: str | None = None
     seconds: float | None = None
     world_size: int | None = None
+    pretext: str | None = None
 
     @property
     def images(self) -> int:
@@ -129,6 +131,7 @@ def to_record(path: Path, content: dict[str, Any]) -> Record:
         matched_sha256=content["config"]["matched_sha256"],
         weights_sha256=weights["sha256"] if weights else None,
         has_provenance=bool(weights and weights["provenance"]),
+        pretext=_pretext(weights),
         expected=content["coverage"]["expected"],
         loaded=content["coverage"]["loaded"],
         max_iter=content["schedule"]["max_iter"],
@@ -150,6 +153,12 @@ def to_record(path: Path, content: dict[str, Any]) -> Record:
         seconds=run["seconds"],
         world_size=content["schedule"]["world_size"],
     )
+
+
+def _pretext(weights: dict[str, Any] | None) -> str | None:
+    pretraining = ((weights or {}).get("provenance") or {}).get("pretraining")
+    found = pretraining.get("pretext") if isinstance(pretraining, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def _time(text: str) -> datetime:

@@ -192,30 +192,38 @@ def _csv(tables: list[Table]) -> str:
     One line a cell, with its difference to the baseline; then one for every other difference that
     was tested, without a mean.
     """
-    out = io.StringIO()
-    writer = csv.DictWriter(out, _CSV_COLUMNS, lineterminator="\n")
-    writer.writeheader()
+    rows: list[dict[str, object]] = []
     for table in tables:
-        for row in table.rows:
-            for cell in row.cells:
-                writer.writerow(
-                    {
-                        "task": table.task,
-                        "initialisation": row.label,
-                        **{c: getattr(cell, c) for c in _CSV_COLUMNS if hasattr(cell, c)},
-                        **_csv_comparison(cell.comparison),
-                        "against": None if cell.difference is None else table.baseline,
-                        "marks": " ".join(row.marks),
-                    }
-                )
-        writer.writerows(
+        rows += [
+            {
+                "task": table.task,
+                "initialisation": row.label,
+                **{c: getattr(cell, c) for c in _CSV_COLUMNS if hasattr(cell, c)},
+                **_csv_comparison(cell.comparison),
+                "against": None if cell.difference is None else table.baseline,
+                "marks": " ".join(row.marks),
+            }
+            for row in table.rows
+            for cell in row.cells
+        ]
+        rows += [
             _csv_pair(table, pair, metric, comparison)
             for pair in table.pairs
             if pair.against != table.baseline
             for metric, comparison in zip(table.metrics, pair.comparisons, strict=True)
             if comparison
-        )
+        ]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, _CSV_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _no_formula(value) for key, value in row.items()} for row in rows)
     return out.getvalue()
+
+
+def _no_formula(value: object) -> object:
+    """A name from a record may begin as what a spreadsheet takes for a formula, and runs."""
+    runs = isinstance(value, str) and value.startswith(("=", "+", "-", "@"))
+    return f"'{value}" if runs else value
 
 
 def _csv_pair(table: Table, pair: Pair, metric: str, comparison: Comparison) -> dict[str, object]:
@@ -242,6 +250,8 @@ _LATEX = {
     "–": "--",
     "−": "$-$",
     "‖": r"$\|$",
+    "◊": r"$\diamond$",
+    "≡": r"$\equiv$",
     "†": r"\dag{}",
     "‡": r"\ddag{}",
     "§": r"\S{}",

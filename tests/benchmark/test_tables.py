@@ -197,6 +197,91 @@ def test_what_else_was_not_the_same_is_said(make_content, write):
     assert "Not the same in all runs: torch (2.11.0, 2.13.0)." in table_of(write.folder).notes
 
 
+def _footnote(folder):
+    table = table_of(folder)
+    return {row.label: row.marks for row in table.rows}, dict(table.footnotes)
+
+
+def test_one_weights_file_under_two_names(make_content, write):
+    moco = make_content(initialisation="moco")
+    supervised = make_content(initialisation="supervised")
+    supervised["weights"]["sha256"] = moco["weights"]["sha256"]
+    write(make_content(initialisation="random"))
+    for record in (moco, supervised):
+        write(record)
+    marks, said = _footnote(write.folder)
+    assert marks == {"random": (), "supervised": ("weights",), "moco": ("weights",)}
+    assert said["weights"] == "moco and supervised started from the same weights file"
+
+
+def test_one_weights_file_in_networks_that_differ_is_no_doubt(make_content, write):
+    """Supervised weights with tuned and with frozen BatchNorm."""
+    tuned, frozen = (make_content(initialisation=f"supervised{x}") for x in ("", "_frozen_bn"))
+    frozen["weights"]["sha256"] = tuned["weights"]["sha256"]
+    frozen["config"]["resolved"]["MODEL"]["NORM"] = "FrozenBN"
+    for record in (tuned, frozen):
+        write(record)
+    marks, _ = _footnote(write.folder)
+    assert not any("weights" in found for found in marks.values())
+
+
+@pytest.mark.parametrize(
+    ("initialisation", "pretext", "said"),
+    [
+        ("supervised", "moco", "supervised started from weights that were pretrained by moco"),
+        ("moco_v2", "supervised", "moco_v2 started from weights that were pretrained by superv"),
+        ("supervised", "supervised", None),
+        ("moco_v2", "moco", None),
+        ("memory_bank", "moco", None),
+    ],
+)
+def test_weights_of_another_pretext_than_the_name(
+    make_content, write, initialisation, pretext, said
+):
+    record = make_content(initialisation=initialisation)
+    record["weights"]["provenance"]["pretraining"] = {"pretext": pretext}
+    write(record)
+    marks, footnotes = _footnote(write.folder)
+    assert marks[initialisation] == (("weights",) if said else ())
+    assert not said or footnotes["weights"].startswith(said)
+
+
+def test_a_random_row_that_started_from_weights(make_content, write):
+    record = make_content(initialisation="random")
+    record["weights"] = make_content()["weights"]
+    write(record)
+    marks, footnotes = _footnote(write.folder)
+    assert marks["random"] == ("weights",)
+    assert footnotes["weights"] == "random started from weights"
+
+
+def test_results_that_are_there_twice_to_the_last_bit(make_content, write):
+    """A folder that was copied, or a SEED that nothing has read."""
+    first = make_content(initialisation="supervised", seed=1)
+    again = make_content(initialisation="supervised", seed=2)
+    again["metrics"] = first["metrics"]
+    for record in (first, again, make_content(seed=1), make_content(seed=2)):
+        write(record)
+    marks, footnotes = _footnote(write.folder)
+    assert marks == {"supervised": ("repeated",), "moco": ()}
+    assert "the same numbers to the last bit" in footnotes["repeated"]
+
+
+def test_runs_that_found_nothing_are_not_taken_for_one(make_content, write):
+    for seed in (1, 2):
+        write(make_content(seed=seed, metrics={"bbox": {"AP": 0.0, "AP50": 0.0, "AP75": None}}))
+    assert table_of(write.folder).rows[0].marks == ()
+
+
+def test_a_spreadsheet_takes_no_name_for_a_formula(make_content, write):
+    for number, name in enumerate(("=1+1", "+1", "-1", "@SUM(A1)", "moco")):
+        write(make_content(task="=2+2", initialisation=name, seed=number))
+    lines = list(csv.DictReader(io.StringIO(render(read_records([write.folder]), "csv"))))
+    names = {line["initialisation"] for line in lines}
+    assert names == {"'=1+1", "'+1", "'-1", "'@SUM(A1)", "moco"}
+    assert {line["task"] for line in lines} == {"'=2+2"}
+
+
 def test_newest_of_duplicates_counts(make_content, write):
     for hour, ap in ((5, 50.0), (9, 56.0), (7, 52.0)):
         finished = f"2025-01-02T0{hour}:00:00+00:00"

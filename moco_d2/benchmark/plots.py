@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 
 from moco_d2.benchmark.comparison import column_title, row_order
 from moco_d2.benchmark.drawing import STYLES, new_figure, plain, save, styles_of
+from moco_d2.benchmark.grouping import by_initialisation, is_voc
 from moco_d2.benchmark.matching import newest
 from moco_d2.benchmark.results import Record
 from moco_d2.benchmark.statistics import Summary, summarise
@@ -157,11 +158,8 @@ def ap_curves(records: Iterable[Record], metric: str | Sequence[str], path: str 
     metrics = [m for m in wanted if any(_points([r], m) for r in records)]
     if not metrics:
         raise UserError(f"no run has the metric {' or '.join(map(repr, wanted))}")
-    voc = any("voc" in name.lower() for r in records for name in (r.task, *r.datasets_test))
-    runs: dict[str, list[Record]] = {}
-    for record in sorted(records, key=lambda r: row_order(r.initialisation)):
-        runs.setdefault(record.initialisation, []).append(record)
-
+    voc = is_voc(records)
+    runs = by_initialisation(records)
     figure, panels = new_figure(
         "iteration", *(f"{column_title(m, voc=voc)} (%)" for m in metrics), wide=len(metrics) > 1
     )
@@ -172,6 +170,8 @@ def ap_curves(records: Iterable[Record], metric: str | Sequence[str], path: str 
             if points:
                 label = f"{name} (n={max(s.n for s in points.values())})"
                 _curve(axes, points, styles[name], label)
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, 0), max(high, 1))  # no metric is below 0, nor hundredths of interest
     save(figure, path)
 
 
@@ -225,6 +225,7 @@ def grouped_bars(
         )
     axes.set_xticks(range(len(groups)), [plain(g) for g in groups])
     axes.grid(visible=False, axis="x")
+    axes.set_ylim(0, max(axes.get_ylim()[1], 1))
     save(figure, path)
 
 
@@ -232,8 +233,9 @@ def _points(runs: Sequence[Record], metric: str) -> dict[int, Summary]:
     """Summary over runs at each number of finished iterations."""
     values: dict[int, list[float]] = {}
     for run in runs:
-        # Detectron2 counts iterations from 0: an evaluation at 99 is one after 100 of them.
-        curve = {int(e["iteration"]) + 1: e.get(metric) for e in run.history}
+        # Detectron2 counts iterations from 0: an evaluation at 99 is one after 100 of them. The
+        # last one, after training, it counts as one more.
+        curve = {min(int(e["iteration"]) + 1, run.max_iter): e.get(metric) for e in run.history}
         if run.metrics.get(metric) is not None:
             curve[run.max_iter] = run.metrics[metric]
         for iteration, value in curve.items():

@@ -1,8 +1,9 @@
 """One self-contained HTML page of text, tables and images: it opens anywhere and loads nothing."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 import jinja2
@@ -23,10 +24,11 @@ _MIME_TYPES = {
 
 @dataclass(frozen=True)
 class Image:
-    """An image file and the sentence below it, which is also its alternative text."""
+    """An image file, the sentence below it, and its alternative text: by default that sentence."""
 
     path: str | Path
     caption: str
+    alt: str = ""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Section:
     """A heading with, in this order, text, HTML, tables and images.
 
     `text` is plain and escaped; an empty line separates paragraphs. `html` and `tables` go in as
-    they are: pass only what escaped its own content, as ``tables.render(records, "html")`` does.
+    they are: pass only what escaped its own content, as html_table, html_code, html_figure and
+    ``tables.render(records, "html")`` do.
     """
 
     title: str
@@ -42,6 +45,55 @@ class Section:
     html: str = ""
     tables: Sequence[str] = ()
     images: Sequence[Image] = ()
+
+
+def html_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    caption: str = "",
+    notes: Iterable[str] = (),
+    wrap: bool = False,
+) -> str:
+    """A table for Section.tables; every text in it is escaped.
+
+    Args:
+        columns: titles.
+        rows: as many cells each as there are columns; the first is the row's title.
+        caption: above it.
+        notes: sentences below it.
+        wrap: break lines within cells; for words, not for numbers.
+    """
+    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in columns)
+    lines = [f'<div class="table{" text" if wrap else ""}"><table>']
+    lines += [f"<caption>{escape(caption)}</caption>"] if caption else []
+    lines += [f"<thead><tr>{head}</tr></thead>", "<tbody>"]
+    for title, *cells in rows:
+        texts = "".join(f"<td>{escape(str(cell))}</td>" for cell in cells)
+        lines.append(f'<tr><th scope="row">{escape(str(title))}</th>{texts}</tr>')
+    lines.append("</tbody></table>")
+    lines += [f'<p class="note">{escape(note)}</p>' for note in notes]
+    return "\n".join([*lines, "</div>"])
+
+
+def html_code(commands: Iterable[tuple[str, str]]) -> str:
+    """Command lines for Section.html, each below a title; escaped."""
+    return "\n".join(
+        f'<p class="note">{escape(title)}</p>\n<pre><code>{escape(line)}</code></pre>'
+        for title, line in commands
+    )
+
+
+def html_figure(image: Image) -> str:
+    """An image with its caption, for Section.html or among its tables.
+
+    Raises:
+        UserError: it is missing, or of a type browsers do not show.
+    """
+    return (
+        f'<figure><img src="{_data_uri(image.path)}" alt="{escape(image.alt or image.caption)}">'
+        f"<figcaption>{escape(image.caption)}</figcaption></figure>"
+    )
 
 
 def render_report(*, title: str, sections: Sequence[Section]) -> str:
@@ -61,12 +113,16 @@ def render_report(*, title: str, sections: Sequence[Section]) -> str:
         {
             "title": section.title,
             "paragraphs": [p for p in section.text.split("\n\n") if p.strip()],
-            "html": [Markup(part) for part in (section.html, *section.tables) if part],
-            "images": [{"uri": _data_uri(i.path), "caption": i.caption} for i in section.images],
+            # What its maker has escaped, by the contract of Section.
+            "html": [Markup(part) for part in _parts(section) if part],  # noqa: S704
         }
         for section in sections
     ]
     return environment.get_template("report.html").render(title=title, sections=content)
+
+
+def _parts(section: Section) -> list[str]:
+    return [section.html, *section.tables, *map(html_figure, section.images)]
 
 
 def write_report(path: str | Path, *, title: str, sections: Sequence[Section]) -> None:

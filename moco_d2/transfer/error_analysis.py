@@ -96,9 +96,7 @@ def decompose(found: Detections, truth: Objects) -> dict[str, float]:
     if not wanted.any():
         raise ValueError("no object to be found")
     pairs = _pairs(found, truth)
-    same = found.classes[pairs.found] == truth.classes[pairs.truth]
-    real = wanted[pairs.truth]
-    close = pairs.overlap >= FOREGROUND_IOU
+    same, real, close = _relations(pairs, found, truth)
     D, G = len(found.scores), len(wanted)
 
     owner = _match(pairs.where(same & real & close), D, G)
@@ -138,6 +136,18 @@ def decompose(found: Detections, truth: Objects) -> dict[str, float]:
     return {"AP50": base} | {name: max(costs[name] - base, 0.0) for name in KINDS}
 
 
+def is_right(found: Detections, truth: Objects) -> np.ndarray:
+    """(D,) whether each detection is right, ``found`` in any order."""
+    order = np.argsort(-found.scores, kind="stable")
+    found = Detections(*(values[order] for values in found))
+    pairs = _pairs(found, truth)
+    same, real, close = _relations(pairs, found, truth)
+    owner = _match(pairs.where(same & real & close), len(order), len(truth.classes))
+    right = np.zeros(len(order), dtype=bool)
+    right[order[owner[owner >= 0]]] = True
+    return right
+
+
 def _pairs(found: Detections, truth: Objects) -> _Pairs:
     """The pairs that overlap by BACKGROUND_IOU or more."""
     ids, images = np.unique(np.concatenate((found.images, truth.images)), return_inverse=True)
@@ -159,6 +169,17 @@ def _pairs(found: Detections, truth: Objects) -> _Pairs:
         *map(np.concatenate, zip(_Pairs(empty, empty, np.empty(0)), *parts, strict=True))
     )
     return pairs.where(np.lexsort((pairs.truth, -pairs.overlap, pairs.found)))
+
+
+def _relations(
+    pairs: _Pairs, found: Detections, truth: Objects
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(P,) whether the classes are the same, the object is not ignored, and they overlap enough."""
+    return (
+        found.classes[pairs.found] == truth.classes[pairs.truth],
+        ~truth.ignored[pairs.truth],
+        pairs.overlap >= FOREGROUND_IOU,
+    )
 
 
 def _overlap(found: np.ndarray, truth: np.ndarray, crowd: np.ndarray) -> np.ndarray:

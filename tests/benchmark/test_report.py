@@ -28,7 +28,7 @@ def test_page_is_self_contained_and_escaped(tmp_path):
     assert "<title>Runs &lt;1&gt;</title>" in text
     assert "<p>first &lt;b&gt;</p>" in text and "<p>second</p>" in text
     assert "<p>as is</p>" in text and "<td>1</td>" in text
-    assert 'alt="a &#34;caption&#34;"' in text
+    assert 'alt="a &quot;caption&quot;"' in text
     (data,) = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', text)
     assert base64.b64decode(data) == SVG
     assert not re.search(r'(?:src|href)="(?!data:|#)', text) and "<script" not in text

@@ -132,7 +132,7 @@ def _data(content: Mapping[str, Any], source: Path) -> tuple[tuple[Cell, ...], t
     if numbers is None:
         return (), ("--data", str(data))
     whole = isinstance(numbers, list) and all(type(n) is int and n > 0 for n in numbers)
-    if not whole or len(numbers) != 2:  # noqa: PLR2004 - training and validation
+    if not whole or len(numbers) != 2:
         raise UserError(f"{source}: generate must be two numbers of images, as in [900, 450]")
     cell = Cell(
         name=GENERATED,
@@ -168,7 +168,7 @@ def _iterations(settings: Mapping[str, Any], images: int | None) -> int | None:
     epochs = int(settings.get("MOCO.EPOCHS", 0))
     if epochs <= 0:
         return int(settings["SOLVER.MAX_ITER"]) if "SOLVER.MAX_ITER" in settings else None
-    share = float(settings.get("MOCO.DATA.SHARE", 1))
-    return (
-        epochs * (int(images * share) // int(settings["SOLVER.IMS_PER_BATCH"])) if images else None
-    )
+    if not images:
+        return None
+    used = int(images * float(settings.get("MOCO.DATA.SHARE", 1)))
+    return epochs * (used // int(settings["SOLVER.IMS_PER_BATCH"]))

@@ -11,10 +11,12 @@ KIND = "pretext"
 # 2: the pretraining run, hardware, and the name of the data. 1 had the kind "linear_eval".
 SCHEMA_VERSION = 2
 
-_TEXT, _NUMBER, _COUNT = {"type": "string"}, {"type": "number"}, {"type": "integer", "minimum": 0}
+_TEXT, _COUNT = {"type": "string", "maxLength": 300}, {"type": "integer", "minimum": 0}
+_NUMBER = {"type": "number", "minimum": -1e12, "maximum": 1e12}  # and finite, as 1e999 is not
 _PERCENT = {"type": "number", "minimum": 0, "maximum": 100}
-_TEXT_OR_NULL, _NUMBER_OR_NULL = {"type": ["string", "null"]}, {"type": ["number", "null"]}
-_COUNT_OR_NULL = {"type": ["integer", "null"], "minimum": 0}
+_TEXT_OR_NULL, _NUMBER_OR_NULL, _COUNT_OR_NULL = (
+    {**schema, "type": [schema["type"], "null"]} for schema in (_TEXT, _NUMBER, _COUNT)
+)
 
 
 def _object(required: dict[str, Any], optional: dict[str, Any] | None = None) -> dict[str, Any]:

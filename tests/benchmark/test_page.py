@@ -1,0 +1,241 @@
+"""The report: all its sections, escaped, self-contained, and what it says where something lacks."""
+
+import copy
+import logging
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from moco_d2.benchmark import detection_report
+from moco_d2.benchmark.error_report import error_section
+from moco_d2.benchmark.grouping import by_task
+from moco_d2.benchmark.page import page_sections, write_page
+from moco_d2.benchmark.results import read_records
+from moco_d2.benchmark.run_report import command_section, config_section, cost_section
+from moco_d2.errors import UserError
+
+TITLES = [
+    "Results",
+    "AP over iterations",
+    "Errors by kind",
+    "Detections",
+    "Configuration differences",
+    "Cost and hardware",
+    "Commands",
+    "Environment",
+]
+HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>$\\frac{1}$'
+
+
+class Page(HTMLParser):
+    """Tags that are closed in order, addresses, words."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.stack, self.tags, self.addresses, self.titles, self.words = [], [], [], [], []
+        self.alts = []
+        self.feed(text)
+        assert not self.stack
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.addresses += [v for k, v in attrs if k in ("src", "href", "data", "action")]
+        self.alts += [v for k, v in attrs if k == "alt"]
+        assert not [k for k, _ in attrs if k.startswith("on")]
+        if tag not in ("meta", "img", "br"):
+            self.stack.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data):
+        if self.stack and self.stack[-1] == "h2":
+            self.titles.append(data)
+        if not self.stack or self.stack[-1] != "style":
+            self.words.append(data)
+
+
+def full(make_content, *, loss=None, **kwargs):
+    """A record of version 2 with all that it may have."""
+    record = make_content(**kwargs)
+    loss = loss or {"Cls": 2.0, "Loc": 5.0, "Both": 1.0, "Dupe": 0.5, "Bkg": 3.0, "Miss": 4.0}
+    ap = record["metrics"]["bbox"]
+    record |= {
+        "schema_version": 2,
+        "origin": {"how": "trained", "source": None},
+        "cost": {
+            "seconds_per_iteration": 0.4,
+            "peak_memory_gib": 11.2,
+            "evaluation_seconds": 300.0,
+        },
+        "errors": {"voc_2007_test": {"AP50": 80.0, **loss}},
+        "history": [{"iteration": 11999, "bbox/AP": ap["AP"] - 9, "bbox/AP50": ap["AP50"] - 9}],
+    }
+    record["run"]["command"] = f"tools/train_net.py SEED {kwargs.get('seed', 1)} OUTPUT_DIR a"
+    return record
+
+
+def page_of(write, tmp_path):
+    out = tmp_path / "out" / "report.html"
+    write_page([write.folder], out)
+    text = out.read_text(encoding="utf-8")
+    page = Page(text)
+    assert all(
+        re.match(r"data:image/(svg\+xml|jpeg);base64,|#section-\d", a) for a in page.addresses
+    )
+    assert not {"script", "iframe", "object", "link", "base", "form"} & set(page.tags)
+    # The browser is told so as well.
+    assert "default-src 'none'" in text
+    return text, page
+
+
+def test_every_section_is_there(write, make_content, tmp_path):
+    for initialisation in ("random", "supervised", "moco"):
+        for seed in (1, 2):
+            write(full(make_content, initialisation=initialisation, seed=seed))
+    text, page = page_of(write, tmp_path)
+    words = " ".join(page.words)
+    assert page.titles == TITLES
+    assert "voc_C4: 6 runs, from random, supervised, moco (seeds 1, 2)." in words
+    assert "80.0 ± 0.0" in words and "right class, box overlaps by 0.1 to 0.5 only" in words
+    assert "no run has kept its model: config.yaml and model_final.pth" in words
+    assert "Matched, different in nothing but MODEL.WEIGHTS: voc_C4." in words
+    assert "8 processes" in words and "11.2" in words and "18.4 h in all" in words
+    assert "voc_C4, moco: seeds 1, 2; each with its own SEED and OUTPUT_DIR" in words
+    # A figure says what it shows to who does not see it.
+    assert len(page.alts) == text.count("<img") == 2
+    assert "moco 55.9" in page.alts[0] and "Loc 5.0" in page.alts[1]
+    assert "TEST.EVAL_PERIOD" not in words
+
+
+def test_one_run_of_version_1(write, make_content, tmp_path):
+    """Nothing but a final result: the sections say what lacks and how to get it."""
+    write(make_content())
+    _, page = page_of(write, tmp_path)
+    words = " ".join(page.words)
+    assert page.titles == TITLES
+    assert "set TEST.EVAL_PERIOD" in words
+    assert "No record says what kinds of errors" in words
+    assert "tools/train_net.py --config-file voc_C4_moco.yaml SEED 1" in words
+    assert "The records of 1 do not say how they were started" in words
+
+
+def test_everything_in_a_record_is_escaped(write, make_content, tmp_path):
+    for seed in (1, 2):
+        record = full(make_content, task=HOSTILE, initialisation=f"{HOSTILE}{seed}", seed=seed)
+        record["run"]["config_name"] = HOSTILE
+        record["run"]["command"] = f"{HOSTILE} ' {seed}"
+        record["config"]["resolved"] |= {HOSTILE: f"{HOSTILE}{seed}"}
+        record["config"]["resolved"]["DATASETS"] = {"TRAIN": [HOSTILE], "TEST": [HOSTILE]}
+        record["environment"] = {HOSTILE: HOSTILE}
+        record["hardware"]["name"] = HOSTILE
+        record["errors"] = {HOSTILE: record["errors"]["voc_2007_test"]}
+        record["metrics"] = {HOSTILE: record["metrics"]["bbox"]}
+        record["history"] = []
+        write(record)
+    text, page = page_of(write, tmp_path)
+    assert "<script" not in text and "<img src=x" not in text
+    assert page.titles == TITLES
+    words = " ".join(page.words)
+    assert words.count(HOSTILE) > 20
+
+
+def test_imported_runs_have_no_command(write, make_content):
+    record = full(make_content)
+    record["origin"] = {"how": "imported", "source": "elsewhere"}
+    record["run"] |= {"command": None, "seconds": None, "started": None}
+    write(record)
+    records = read_records([write.folder])
+    section = command_section(records)
+    assert "imported: voc_C4 moco seed 1" in section.text and "train_net" not in section.html
+    assert "How long 1 of the runs took is not known" in cost_section(by_task(records)).text
+
+
+def test_runs_that_are_not_matched_are_named_with_their_keys(write, make_content):
+    write(make_content(initialisation="supervised"))
+    write(make_content(initialisation="moco", base_lr=0.01))
+    section = config_section(by_task(read_records([write.folder])))
+    assert "Not matched, see the keys below: voc_C4." in section.text
+    (table,) = section.tables
+    assert re.search(r'<th scope="row">SOLVER.BASE_LR</th><td>0.02</td><td>0.01</td>', table)
+    assert "SEED" not in table and "MODEL.WEIGHTS" in table
+
+
+def test_commands_that_differ_in_more_than_seed_and_folder_are_all_shown(write, make_content):
+    for seed, rate in ((1, "0.02"), (2, "0.02"), (3, "0.01")):
+        record = full(make_content, seed=seed)
+        record["run"]["command"] += f" SOLVER.BASE_LR {rate}"
+        write(record)
+    html = command_section(read_records([write.folder])).html
+    assert html.count("<pre>") == 2
+    assert "seeds 1, 2; each" in html and "voc_C4, moco: seed 3<" in html
+
+
+@pytest.fixture
+def losses(write, make_content):
+    """Supervised loses 5 points to Loc in the mean, MoCo 3; all else is equal but for noise."""
+    noise = (0.1, -0.1, 0.05, -0.05, 0.0)
+    for initialisation, loc in (("supervised", 5.0), ("moco", 3.0)):
+        for seed, error in enumerate(noise, start=1):
+            e = error if initialisation == "moco" else -error
+            loss = {"Cls": 2 + e, "Loc": loc + e, "Both": 1 + e, "Dupe": 1.0, "Bkg": 3.0, "Miss": 4}
+            write(full(make_content, initialisation=initialisation, seed=seed, loss=loss))
+    return by_task(read_records([write.folder]))
+
+
+def test_where_moco_wins_is_said_only_as_far_as_the_runs_support_it(losses, tmp_path):
+    section = error_section(losses, tmp_path)
+    table = section.tables[0]
+    assert "<td>5.0 ± 0.1</td><td>3.0 ± 0.1</td>" in table
+    (said,) = re.findall(r"moco against supervised: (.*?)</p>", table)
+    assert re.fullmatch(r"a different loss to Loc \(-2\.0, p 0\.000\d+\)\.", said)
+    assert "paired" in table and "not the 11-point AP50" in table
+
+
+def test_without_spread_nothing_is_claimed(write, make_content, tmp_path):
+    for initialisation in ("supervised", "moco"):
+        write(full(make_content, initialisation=initialisation))
+    (table, _) = error_section(by_task(read_records([write.folder])), tmp_path).tables
+    assert "no difference is claimed" in table and "moco against" not in table
+
+
+def test_detections_are_of_runs_that_have_kept_their_models(
+    write, make_content, tmp_path, monkeypatch
+):
+    """One seed for all, that most have; a failure to draw leaves the rest of the page."""
+    for seed, name, kept in ((1, "moco", True), (2, "moco", True), (2, "random", True)):
+        path = write(make_content(seed=seed, initialisation=name))
+        for file in ("config.yaml", "model_final.pth") if kept else ():
+            (path.parent / file).touch()
+    write(make_content(seed=2, initialisation="supervised"))
+    tasks = by_task(read_records([write.folder]))
+    chosen, seed = detection_report._choose(tasks["voc_C4"])
+    assert (list(chosen), seed) == (["random", "moco"], 2)
+
+    def fail(*arguments):
+        raise RuntimeError("<out of memory>")
+
+    monkeypatch.setattr(detection_report, "_draw", fail)
+    section = detection_report.detection_section(tasks, tmp_path)
+    assert section.text == "voc_C4: not drawn, RuntimeError: <out of memory>."
+
+
+def test_many_runs_make_a_page_of_bounded_length(write, make_content, tmp_path):
+    template = full(make_content)
+    records = []
+    for i in range(100):
+        record = copy.deepcopy(template)
+        record["run"] |= {"seed": i, "initialisation": f"init {i % 20}"}
+        record["run"]["command"] = f"tools/train_net.py {i}"
+        records.append(record)
+        write(record)
+    sections = page_sections(read_records([write.folder]), tmp_path)
+    assert sum(len(s.html) for s in sections) < 20_000
+    assert "60 more are in the records" in sections[TITLES.index("Commands")].text
+
+
+def test_no_runs_and_no_folder(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING), pytest.raises(UserError, match="fine-tune first"):
+        write_page([tmp_path], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()

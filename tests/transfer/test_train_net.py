@@ -7,8 +7,11 @@ import signal
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 from toy_data import make_voc
 
+from moco_d2.benchmark.compare import compare
+from moco_d2.benchmark.importing import import_run
 from moco_d2.benchmark.results import read_records
 from moco_d2.errors import UserError
 from moco_d2.transfer.main import train
@@ -52,6 +55,25 @@ def test_two_steps_and_an_evaluation_leave_a_valid_record(run, request, config, 
     assert raw["config"]["resolved"]["MODEL"]["RESNETS"]["NORM"] == "BN"
     assert [entry["iteration"] for entry in raw["history"]] == [0, 2]
     assert not raw["preflight"]["forced"]
+    (train,), (test,) = record.datasets_train, record.datasets_test
+    assert raw["data"] == {
+        "train_images": len(DatasetCatalog.get(train)),
+        "test_images": {test: len(DatasetCatalog.get(test))},
+    }
+    assert 0 < raw["cost"]["evaluation_seconds"] < record.seconds
+    assert 0.1 < raw["cost"]["peak_memory_gib"] < 64
+    # The record that is made of its config.yaml and metrics.json says the same.
+    imported = import_run(
+        folder,
+        task=record.task,
+        initialisation="random",
+        destination=folder / "imported.json",
+    )
+    (theirs,) = read_records([imported])
+    for name in ("config", "matched_sha256", "metrics", "history", "seed", "images"):
+        assert getattr(theirs, name) == getattr(record, name), name
+    assert theirs.cost["seconds_per_iteration"] == record.cost["seconds_per_iteration"]
+    assert compare(folder, imported).startswith("**Matched**: the configs are equal.")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,158 @@
+#!/usr/bin/env python3
+"""Time of `tools/benchmark.py table` over the number of run records, process start included.
+
+Records of the size of real ones: a resolved config, six evaluations, twenty classes; spread over
+ten tasks and five initialisations, so that more records are more seeds.
+
+    python benchmarks/records.py [--sizes 10 100 1000 10000] [--repeats 3] [--json FILE]
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moco_d2.config import load_config, matched_sha256, to_plain
+from moco_d2.files import sha256_of_json
+
+TOOL = Path(__file__).resolve().parents[1] / "tools" / "benchmark.py"
+INITIALISATIONS = ("random", "supervised", "moco", "moco_v2_200ep", "moco_v2_800ep")
+TASKS = 10
+CLASSES = 20
+EVALUATIONS = 6
+
+
+def record(config: dict[str, Any], task: str, initialisation: str, seed: int) -> dict[str, Any]:
+    """A run record of schema version 1, which every later reader has to know too."""
+    resolved = {
+        **config,
+        "MODEL": {**config["MODEL"], "WEIGHTS": f"weights/{initialisation}.pth"},
+        "SEED": seed,
+    }
+    names = ("AP", "AP50", "AP75", *(f"AP-class{i}" for i in range(CLASSES)))
+    metrics = {name: 50 + random.gauss(0, 0.3) for name in names}
+    evaluation = {f"bbox/{name}": value for name, value in metrics.items()}
+    return {
+        "schema_version": 1,
+        "kind": "transfer",
+        "run": {
+            "config_name": f"{task}_{initialisation}",
+            "task": task,
+            "initialisation": initialisation,
+            "seed": seed,
+            "started": "2025-01-02T00:00:00+00:00",
+            "finished": "2025-01-02T03:04:05+00:00",
+            "seconds": 11045.0,
+        },
+        "config": {
+            "resolved": resolved,
+            "sha256": sha256_of_json(resolved),
+            "matched_sha256": matched_sha256(resolved),
+        },
+        "weights": {
+            "file": f"weights/{initialisation}.pth",
+            "sha256": sha256_of_json(initialisation),
+            "provenance": {"source": initialisation},
+        },
+        "coverage": {"expected": 265, "loaded": 265},
+        "schedule": {
+            "world_size": 8,
+            "ims_per_batch": 16,
+            "base_lr": 0.02,
+            "max_iter": 24000,
+            "steps": [18000, 22000],
+            "norm": "SyncBN",
+            "notes": [],
+        },
+        "preflight": {"forced": False, "findings": []},
+        "environment": {"python": platform.python_version()},
+        "hardware": {"device": "cpu", "name": "", "cpu_count": os.cpu_count()},
+        "metrics": {"bbox": metrics},
+        "history": [{"iteration": 4000 * (i + 1), **evaluation} for i in range(EVALUATIONS)],
+    }
+
+
+def write_records(folder: Path, count: int) -> float:
+    """`count` records below `folder`; their mean size in kB."""
+    config = to_plain(load_config("voc_C4_moco.yaml"))
+    size = 0
+    for i in range(count):
+        task = "voc_C4" if i % TASKS == 0 else f"task_{i % TASKS}"
+        initialisation = INITIALISATIONS[i // TASKS % len(INITIALISATIONS)]
+        seed = i // (TASKS * len(INITIALISATIONS))
+        file = folder / f"{i:05d}" / "record.json"
+        file.parent.mkdir(parents=True)
+        text = json.dumps(record(config, task, initialisation, seed), indent=2, sort_keys=True)
+        file.write_text(text)
+        size += len(text)
+    return size / count / 1000
+
+
+def seconds(folder: Path) -> float:
+    """Of one command in a process of its own.
+
+    Raises:
+        RuntimeError: it failed or left a record out.
+    """
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, str(TOOL), "table", str(folder), "--out", str(folder / "table.md")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    elapsed = time.perf_counter() - start
+    if done.returncode or done.stderr:
+        raise RuntimeError(done.stderr or f"exit code {done.returncode}")
+    return elapsed
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10, 100, 1000, 10000])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="write the figures to a file")
+    args = parser.parse_args()
+    random.seed(0)
+    medians, kilobytes = {}, 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        for size in args.sizes:
+            kilobytes = write_records(Path(folder) / str(size), size)
+            times = [seconds(Path(folder) / str(size)) for _ in range(args.repeats)]
+            medians[size] = statistics.median(times)
+            print(f"{size} records: {medians[size]:.2f} s", file=sys.stderr)
+    # Relative errors count, or the largest size alone would decide the line.
+    sizes, times = np.array(list(medians)), np.array(list(medians.values()))
+    slope, start = np.polyfit(sizes, times, 1, w=1 / times)
+    figures = {
+        "machine": {"cpus": os.cpu_count(), "cpu": platform.processor() or platform.machine()},
+        "python": platform.python_version(),
+        "kilobytes_per_record": round(kilobytes, 1),
+        "seconds": {str(size): round(value, 3) for size, value in medians.items()},
+        "line": {
+            "start_seconds": round(float(start), 3),
+            "milliseconds_per_record": round(1000 * float(slope), 3),
+            "largest_relative_error": round(
+                float(np.abs((start + slope * sizes) / times - 1).max()), 3
+            ),
+        },
+    }
+    text = json.dumps(figures, indent=2)
+    print(text)
+    if args.json:
+        args.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from moco_d2.benchmark.grouping import file_names
 from moco_d2.benchmark.report import Image, Section
 from moco_d2.benchmark.results import Record
 from moco_d2.errors import UserError
@@ -29,15 +30,16 @@ def detection_section(
 
     Args:
         tasks: runs by task and initialisation, see grouping.by_task.
-        folder: where the pictures are written, detections_0.jpg for the first task.
+        folder: where the pictures are written, detections_voc_C4.jpg for that task.
         images: rows of a picture.
     """
     drawn, sentences = [], []
-    for i, (task, runs) in enumerate(tasks.items()):
+    files = file_names(tasks)
+    for task, runs in tasks.items():
         chosen, seed = _choose(runs)
         shown = dict(list(chosen.items())[:_MOST_COLUMNS])
         left_out = [name for name in runs if name not in shown]
-        path = folder / f"detections_{i}.jpg"
+        path = folder / f"detections_{files[task]}.jpg"
         try:
             names = _draw(task, runs, shown, path, images)
         except UserError as error:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from moco_d2.benchmark.comparison import compare_values, short_name
+from moco_d2.benchmark.grouping import file_names
 from moco_d2.benchmark.matching import BASELINE, Matching
 from moco_d2.benchmark.plots import grouped_bars
 from moco_d2.benchmark.record_schema import ERROR_TYPES
@@ -50,13 +51,14 @@ def error_section(tasks: Mapping[str, Runs], folder: Path) -> Section:
         tasks: runs by task and initialisation, see grouping.by_task.
         folder: where the figures are written.
     """
+    names = file_names(tasks)
     parts: list[str] = []
     for task, runs in tasks.items():
         everyone = [record for group in runs.values() for record in group]
         for dataset in sorted({name for r in everyone for name in r.errors or ()}):
             costs = _costs(runs, dataset)
             parts.append(_table(f"{task}: {short_name(dataset)}", costs, runs, dataset))
-            path = folder / f"errors_{len(parts) // 2}.svg"
+            path = folder / f"errors_{names[task]}_{len(parts) // 2}.svg"
             kinds = {i: {k: s for k, s in of.items() if k != "AP50"} for i, of in costs.items()}
             grouped_bars(kinds, path, ylabel="points of AP50 lost")
             image = Image(

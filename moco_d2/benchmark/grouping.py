@@ -1,9 +1,12 @@
 """Runs in the order in which tables and figures show them."""
 
+import re
 from collections.abc import Iterable
 
 from moco_d2.benchmark.comparison import row_order
 from moco_d2.benchmark.results import Record
+
+_LONGEST_NAME = 60
 
 
 def by_initialisation(records: Iterable[Record]) -> dict[str, list[Record]]:
@@ -25,3 +28,12 @@ def by_task(records: Iterable[Record]) -> dict[str, dict[str, list[Record]]]:
 def is_voc(records: Iterable[Record]) -> bool:
     """Whether the runs are named and printed as in the paper's VOC tables."""
     return any("voc" in name.lower() for r in records for name in (r.task, *r.datasets_test))
+
+
+def file_names(tasks: Iterable[str]) -> dict[str, str]:
+    """A different name for the files of each task, its own where that is a name for files."""
+    names = {}
+    for i, task in enumerate(tasks):
+        plain = re.sub(r"[^A-Za-z0-9_-]", "_", task)[:_LONGEST_NAME]
+        names[task] = task if plain == task else f"{plain}_{i}"
+    return names

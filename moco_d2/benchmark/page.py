@@ -7,7 +7,7 @@ from pathlib import Path
 from moco_d2.benchmark import tables
 from moco_d2.benchmark.detection_report import detection_section
 from moco_d2.benchmark.error_report import error_section
-from moco_d2.benchmark.grouping import by_task, is_voc
+from moco_d2.benchmark.grouping import by_task, file_names, is_voc
 from moco_d2.benchmark.matching import newest
 from moco_d2.benchmark.plots import ap_curves
 from moco_d2.benchmark.report import Image, Section, write_report
@@ -74,13 +74,14 @@ def _summary(tasks: Mapping[str, Runs]) -> str:
 
 
 def _curve_section(tasks: Mapping[str, Runs], folder: Path) -> Section:
+    names = file_names(tasks)
     images, without = [], []
     for task, runs in tasks.items():
         group = [record for of_one in runs.values() for record in of_one]
         if not any(record.history for record in group):
             without.append(task)
         for prefix, metrics in _curves(group).items():
-            path = folder / f"curves_{len(images)}.svg"
+            path = folder / f"curves_{names[task]}_{len(images)}.svg"
             ap_curves(group, metrics, path)
             caption = f"{task}, {prefix}: mean over runs, and a band of one standard deviation"
             images.append(Image(path, caption, _described(caption, runs, metrics)))

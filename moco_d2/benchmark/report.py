@@ -77,9 +77,10 @@ def html_table(
 
 
 def html_code(commands: Iterable[tuple[str, str]]) -> str:
-    """Command lines for Section.html, each below a title; escaped."""
+    """Command lines for Section.html, each below its title, if it has one; escaped."""
     return "\n".join(
-        f'<p class="note">{escape(title)}</p>\n<pre><code>{escape(line)}</code></pre>'
+        (f'<p class="note">{escape(title)}</p>\n' if title else "")
+        + f"<pre><code>{escape(line)}</code></pre>"
         for title, line in commands
     )
 

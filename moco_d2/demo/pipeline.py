@@ -9,14 +9,14 @@ import math
 import os
 import shutil
 import statistics
-import warnings
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from moco_d2.benchmark import plots, tables
-from moco_d2.benchmark.report import Image, Section, write_report
+from moco_d2.benchmark.page import page_sections
+from moco_d2.benchmark.report import Image, Section, html_code, write_report
 from moco_d2.benchmark.results import Record, read_records
 from moco_d2.demo import scenes
 from moco_d2.demo.jobs import Job, job_runner
@@ -226,28 +226,18 @@ class Demo:
             Image(root / "pretext_loss.svg", "MoCo's loss against chance, ln(K+1)"),
             Image(root / "knn.svg", "kNN accuracy on held-out images"),
         ]
-        images = []
-        for task, _ in settings.finetune_steps:
-            picture = root / f"detections_{task}.png"
-            _draw(
-                {i: self._finetune_folder(task, i, settings.seeds[0]) for i in INITIALISATIONS},
-                picture,
-            )
-            images.append(Image(picture, f"{task}, seed {settings.seeds[0]}: test images"))
+        results, *others = page_sections(records, root)
         write_report(
             root / "index.html",
             title="moco_d2: does MoCo transfer? The whole line on generated images",
             sections=[
-                Section("Fine-tuned detectors", tables=(tables.render(records, "html"),)),
-                Section(
-                    "Pretraining",
-                    text=summary,
-                    images=tuple(curves),
-                ),
-                Section("Detections", images=tuple(images)),
-                Section("Commands", text="\n".join(commands)),
+                results,
+                Section("Pretraining", text=summary, images=curves),
+                *others,
+                Section("The whole line", html=html_code(("", command) for command in commands)),
             ],
         )
+        images = [image for section in others for image in section.images]
         table = f"{tables.render(records, 'markdown')}\n{summary}\n"
         pictures = "\n\n".join(f"![{i.caption}]({Path(i.path).name})" for i in curves + images)
         write_text(root / "report.md", f"{table}\n{self._what_ran(records)}\n\n{pictures}\n")
@@ -297,11 +287,3 @@ def knn_summary(pretext: dict[str, list[dict[str, Any]]], chance: float) -> str:
         f"MoCo {curves['moco'][-1]:.3f}, supervised {curves['supervised'][-1]:.3f} "
         f"(chance {chance:.3f})."
     )
-
-
-def _draw(runs: dict[str, Path], path: Path) -> None:
-    from moco_d2.demo.pictures import draw_detections
-
-    with warnings.catch_warnings():  # Detectron2's calls of what torch deprecates
-        warnings.simplefilter("ignore")
-        draw_detections(runs, path)

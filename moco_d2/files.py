@@ -1,6 +1,7 @@
 """Files that are either whole or absent, and their fingerprints."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -94,20 +95,28 @@ def _lock(handle: int) -> None:
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:
-    return UserError(f"cannot write {path}: {error.strerror}; choose a folder you can write to")
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    advice = "free some space there" if full else "choose a folder you can write to"
+    return UserError(f"cannot write {path}: {error.strerror}; {advice}")
 
 
 def write_json(path: str | Path, content: Any) -> None:
     """Write `content` as indented JSON, atomically. NaN is refused: it is not JSON."""
     text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` atomically."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    """Write `text` atomically.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        with atomic_write(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise _cannot_write(Path(path), error) from error
 
 
 def digest(path: str | Path, algorithm: str) -> str:

@@ -7,8 +7,11 @@ import contextlib
 import errno
 import re
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Iterator
+from pathlib import Path
 
 from moco_d2.errors import UserError
 
@@ -31,7 +34,12 @@ _LENGTH = 160  # of what is quoted
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Raise what `describe` knows as a UserError."""
+    """Raise what `describe` knows as a UserError.
+
+    Threads keep quiet about such errors: TensorBoard's writer passes them on to the main one.
+    """
+    excepthook = threading.excepthook
+    threading.excepthook = lambda args: None if describe(args.exc_value) else excepthook(args)
     try:
         yield
     except UserError:
@@ -41,6 +49,8 @@ def explained() -> Iterator[None]:
         if sentence is None:
             raise
         raise UserError(sentence + _silent_ranks(error)) from error
+    finally:
+        threading.excepthook = excepthook
 
 
 def describe(error: BaseException) -> str | None:
@@ -59,15 +69,29 @@ def describe(error: BaseException) -> str | None:
             f"out of memory ({_short(text)}): take fewer images at a time (MOCO.ACCUMULATION, "
             "smaller images, or more processes) and continue with --resume"
         )
+    if (found := _LOST_WORKER.search(text)) or _in_handing_over(error):
+        return (
+            f"a process that loads images is gone ({found[0] if found else _short(text)}), as "
+            "happens where memory is short: lower DATALOADER.NUM_WORKERS if so, and continue with "
+            "--resume"
+        )
     return _of_processes(error, text) if isinstance(error, RuntimeError) else None
 
 
+def _in_handing_over(error: BaseException) -> bool:
+    """Whether it came while a DataLoader took over what a worker had ready: if that is killed in
+    between, the connection breaks before the loader has noticed.
+    """
+    if not isinstance(error, ConnectionError | EOFError | FileNotFoundError):
+        return False
+    frames = traceback.walk_tb(error.__traceback__)
+    files = [Path(frame.f_code.co_filename).parts[-3:] for frame, _ in frames]
+    return ("utils", "data", "dataloader.py") in files and any(
+        parts[-2] == "multiprocessing" for parts in files
+    )
+
+
 def _of_processes(error: RuntimeError, text: str) -> str | None:
-    if found := _LOST_WORKER.search(text):
-        return (
-            f"a process that loads images is gone ({_short(found[0])}), as happens where memory is "
-            "short: lower DATALOADER.NUM_WORKERS if so, and continue with --resume"
-        )
     if _is_collective(error, text) and _NO_ANSWER.search(text):
         return (
             f"another process of this run does not answer ({_short(text)}): end all processes, see "

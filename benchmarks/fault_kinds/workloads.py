@@ -108,9 +108,16 @@ class Workload(abc.ABC):
         return {"tool": self.tool, "words": self.words(out), "log": out.with_suffix(".log")}
 
     @functools.cached_property
+    def reference_folder(self) -> Path:
+        """Where it was run undisturbed."""
+        self.reference  # noqa: B018 - runs it
+        return self._reference_folder
+
+    @functools.cached_property
     def reference(self) -> Reference:
         """Run it once, undisturbed."""
         folder = Path(tempfile.mkdtemp(dir=ground()))
+        self._reference_folder = folder / "out"
         operations = Operations(folder / "out")
 
         def before() -> None:

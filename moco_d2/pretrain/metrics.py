@@ -45,10 +45,21 @@ class MetricsState(HookBase):
         }
 
     def before_train(self) -> None:
-        if not self.restored:
-            return
-        storage, written = self.trainer.storage, self.restored["written"]
-        start = storage.iter
+        storage, start = self.trainer.storage, self.trainer.start_iter
+        if self.restored:
+            written = self.restored["written"]
+            self._restore(written)
+            storage.iter = start
+        else:  # killed before its first checkpoint, or continuing an official file
+            written = start - 1
+        if comm.is_main_process() and self.file.is_file():
+            lines = self.file.read_text(errors="replace").splitlines()
+            kept = [line for line in lines if _iteration(line) <= written]
+            if kept != lines:
+                write_text(self.file, "".join(f"{line}\n" for line in kept))
+
+    def _restore(self, written: int) -> None:
+        storage = self.trainer.storage
         self.writers.last_write = written
         for name, values in self.restored["histories"].items():
             for value, iteration in values[:-1]:
@@ -60,17 +71,11 @@ class MetricsState(HookBase):
                     storage.iter = iteration
                     smoothed = name in self.restored["smoothed"]
                     storage.put_scalar(name, value, smoothing_hint=smoothed)
-        storage.iter = start
-        if comm.is_main_process() and self.file.is_file():
-            lines = self.file.read_text().splitlines()
-            kept = [line for line in lines if _iteration(line) <= written]
-            if kept != lines:
-                write_text(self.file, "".join(f"{line}\n" for line in kept))
 
 
 def _iteration(line: str) -> float:
     """Of a line of metrics.json; beyond every iteration for one that a kill cut short."""
     try:
         return json.loads(line)["iteration"]
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return float("inf")

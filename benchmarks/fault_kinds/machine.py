@@ -1,0 +1,286 @@
+"""What a machine does to a run: no space, no right to write, no folder, no worker, no memory."""
+
+import contextlib
+import functools
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fault_kinds.case import BrokenPromiseError, Kind, Outcome, check
+from fault_kinds.jobs import Job, run, wait_until
+from fault_kinds.kills import (
+    conversions,
+    differences,
+    fine_tunings,
+    pretrainings,
+    same_result,
+    tables,
+)
+from fault_kinds.workloads import POINTER, FineTuning, Pretraining, Training, Workload
+
+REFUSED = 2  # errors.USER_ERROR_EXIT_CODE
+_PLENTY_KIB = 256 * 1024
+_PAGE_KIB = 4  # the least that a tmpfs gives a file
+
+
+def one_sentence(job: Job, *words: str) -> str:
+    """The sentence that a run ended with.
+
+    Raises:
+        BrokenPromiseError: it ended otherwise, with a traceback, or says nothing of `words`.
+    """
+    code, output = job.wait(), job.output()
+    check(code == REFUSED, f"exit code {code}, not {REFUSED}: {output[-300:]}")
+    check("Traceback" not in output, f"a traceback: {output[-600:]}")
+    sentence = [line for line in output.splitlines() if line.startswith("error: ")]
+    check(len(sentence) == 1, f"{len(sentence)} sentences: {output[-300:]}")
+    missing = [word for word in words if word not in sentence[0]]
+    check(not missing, f"it does not say {missing}: {sentence[0]}")
+    return sentence[0].removeprefix("error: ")
+
+
+def _whole_again(workload: Workload, out: Path) -> None:
+    broken = list(workload.broken(out)) if out.is_dir() else []
+    check(not broken, f"half-written under a final name: {broken[:2]}")
+    run(**workload.start_words(out), before=workload.before)
+    same_result(workload, out)
+
+
+def can_mount() -> bool:
+    """Whether this process may mount file systems."""
+    return os.geteuid() == 0 and shutil.which("mount") is not None and _try_mount()
+
+
+def _try_mount() -> bool:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as name:
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "tmpfs", name], capture_output=True, check=False
+        )
+        if done.returncode:
+            return False
+        subprocess.run(["umount", name], check=True)
+    return True
+
+
+@contextlib.contextmanager
+def _tmpfs(folder: Path, kib: int) -> Iterator[Callable[[str], None]]:
+    """A file system of `kib` KiB at `folder`; gives a function that mounts it anew with options."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", folder], check=True)
+    try:
+        yield lambda options: subprocess.run(
+            ["mount", "-o", f"remount,{options}", folder], check=True, capture_output=True
+        )
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def _kib(workload: Workload) -> int:
+    """What an undisturbed run's folder has in the end."""
+    files = workload.reference_folder.rglob("*")
+    return sum(path.stat().st_size for path in files if path.is_file()) // 1024 + 1
+
+
+def full_disk(workload: Workload, rng: random.Random, folder: Path) -> str:
+    """The disk has room for a part of what the run writes; then it gets more."""
+    kib = int(0.9 * rng.random() * _kib(workload)) // _PAGE_KIB * _PAGE_KIB
+    with _tmpfs(folder / "disk", kib + _PAGE_KIB) as remount:
+        (folder / "disk" / "other").write_bytes(bytes(_PAGE_KIB * 1024))
+        out = folder / "disk" / "out"
+        job = Job(**{**workload.start_words(out), "log": folder / "log"}, before=workload.before)
+        said = one_sentence(job, "cannot write")
+        left = [path for path in folder.rglob("*") if ".tmp" in path.name]
+        check(not left, f"left behind: {left}")
+        remount(f"size={_PLENTY_KIB}k")
+        _whole_again(workload, out)
+    return f"{kib} KiB of space: {said[:90]}"
+
+
+def read_only(workload: Workload, rng: random.Random, folder: Path) -> str:
+    """The disk becomes read-only: before the run, or, of one that trains, in its middle."""
+    out = folder / "disk" / "out"
+    at_once = not isinstance(workload, Training) or rng.random() < 0.5
+    with _tmpfs(folder / "disk", _PLENTY_KIB) as remount:
+        words = {**workload.start_words(out), "log": folder / "log"}
+        if at_once:
+            remount("ro")
+        job = Job(**words, before=workload.before)
+        if not at_once:
+            wait_until((out / POINTER).exists, job)
+            # Over it, as a disk in use cannot be made so from outside: what is open stays so.
+            subprocess.run(["mount", "--bind", folder / "disk", folder / "disk"], check=True)
+            remount("bind,ro")
+        said = one_sentence(job, "cannot write")
+        if at_once:
+            remount("rw")
+        else:
+            subprocess.run(["umount", folder / "disk"], check=True)
+        _whole_again(workload, out)
+    return f"read-only {'from the start' if at_once else 'in the middle'}: {said[:90]}"
+
+
+def folder_removed(workload: Training, rng: random.Random, folder: Path) -> str:
+    """OUTPUT_DIR is removed under the run, which makes it anew and ends well."""
+    out = folder / "out"
+    # Its log beside it, not in it.
+    job = Job(**workload.start_words(out), before=workload.before)
+    wait_until((out / POINTER).exists, job)
+    time.sleep(rng.random() * workload.reference.seconds * 0.3)
+    running = job.process.is_alive()
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.rmtree(out, ignore_errors=True)  # what was written meanwhile
+    code = job.wait()
+    if code == REFUSED:
+        one = [line for line in job.output().splitlines() if line.startswith("error: ")]
+        check(len(one) == 1 and "Traceback" not in job.output(), job.output()[-400:])
+        _whole_again(workload, out)
+        return f"removed: {one[0][:90]}; begun again, same result"
+    check(code == 0, f"exit code {code}: {job.output()[-400:]}")
+    check("Traceback" not in job.output(), f"a traceback: {job.output()[-600:]}")
+    if not running or not out.is_dir():
+        return "removed as the run was over"
+    found = differences(
+        workload.result(out)["checkpoint"], workload.reference.result["checkpoint"]
+    )
+    check(not found, f"other weights: {found[:3]}")
+    return "removed: made anew, same weights; metrics of before are gone, and the log says so"
+
+
+def worker_killed(workload: Training, rng: random.Random, folder: Path) -> str:
+    """One of the processes that load images is killed."""
+    out = folder / "out"
+    job = Job(**workload.start_words(out), before=workload.before)
+    wait_until((out / POINTER).exists, job)
+    for _ in range(100):
+        children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+        if children:
+            os.kill(int(rng.choice(children)), signal.SIGKILL)
+            break
+        time.sleep(0.02)
+    code = job.wait()
+    if code == 0:  # it had loaded all the images that were needed
+        said = "the run needed it no more"
+    else:
+        said = one_sentence(job, "a process that loads images is gone", "--resume")
+    _whole_again(workload, out)
+    return said[:120]
+
+
+def _allocate_torch() -> None:
+    torch.empty(2**50, dtype=torch.uint8)
+
+
+def _allocate_numpy() -> None:
+    np.empty(2**50, np.uint8)
+
+
+def _allocate_on_a_gpu() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has ...")
+
+
+_ALLOCATIONS = (_allocate_torch, _allocate_numpy, _allocate_on_a_gpu)
+
+
+def out_of_memory(workload: Training, rng: random.Random, folder: Path) -> str:
+    """In one step the model, or a worker, asks for more memory than there is."""
+    out = folder / "out"
+    allocate, step = rng.choice(_ALLOCATIONS), rng.randint(2, 5)
+    name = allocate.__name__.removeprefix("_allocate_").replace("_", " ")
+
+    def before() -> None:
+        workload.before()
+        if isinstance(workload, Pretraining):
+            from moco_d2.pretrain.engine import Pretrainer as Engine
+        else:
+            from moco_d2.transfer.trainer import Trainer as Engine
+        run_step = Engine.run_step
+
+        def greedy(self: object) -> None:
+            if self.iter == step:
+                allocate()
+            run_step(self)
+
+        Engine.run_step = greedy
+
+    said = one_sentence(Job(**workload.start_words(out), before=before), "out of memory")
+    _whole_again(workload, out)
+    return f"{name} in step {step}: {said[:100]}"
+
+
+@functools.cache
+def with_workers() -> tuple[Training, ...]:
+    """Pretraining and fine-tuning with two data workers."""
+    two = {"DATALOADER.NUM_WORKERS": 2}
+    return Pretraining("queue, workers", **two), FineTuning("voc_C4, workers", **two)
+
+
+_TRAININGS: tuple[Callable[[], Training], ...] = (
+    lambda: pretrainings()[0],
+    lambda: fine_tunings()[0],
+)
+_WRITERS: tuple[Callable[[], Workload], ...] = (
+    *_TRAININGS,
+    lambda: conversions()[0],
+    lambda: tables()[0],
+)
+
+
+def _deal(
+    fault: Callable[[Workload, random.Random, Path], str],
+    workloads: tuple[Callable[[], Workload], ...],
+    *,
+    mounts: bool = False,
+) -> Callable[[random.Random, Path, int], Outcome]:
+    def deal(rng: random.Random, folder: Path, i: int) -> Outcome:
+        if mounts and not can_mount():
+            return Outcome("not tried: this user may not mount a file system", 0)
+        workload = workloads[i % len(workloads)]()
+        return Outcome(f"{workload.name}, {fault(workload, rng, folder)}")
+
+    return deal
+
+
+_AGAIN = "and with the fault mended the same command continues, to the same result"
+KINDS = (
+    Kind(
+        "full disk",
+        "A disk that is full stops a run with one sentence; no file is half-written or left over, "
+        f"{_AGAIN}.",
+        16,
+        _deal(full_disk, _WRITERS, mounts=True),
+    ),
+    Kind(
+        "read-only disk",
+        f"A disk that cannot be written, from the start or suddenly, is one sentence, {_AGAIN}.",
+        12,
+        _deal(read_only, _WRITERS, mounts=True),
+    ),
+    Kind(
+        "folder removed",
+        "A run whose OUTPUT_DIR is removed makes it anew, says so, and ends with the same weights.",
+        6,
+        _deal(folder_removed, _TRAININGS),
+    ),
+    Kind(
+        "data worker killed",
+        f"A killed data worker is one sentence, {_AGAIN}.",
+        6,
+        _deal(worker_killed, (lambda: with_workers()[0], lambda: with_workers()[1])),
+    ),
+    Kind(
+        "out of memory",
+        f"A batch that memory does not hold is one sentence that names the key, {_AGAIN}.",
+        9,
+        _deal(out_of_memory, _TRAININGS),
+    ),
+)

@@ -16,6 +16,7 @@ from moco_d2.transfer.densepose import refuse_densepose
 from moco_d2.transfer.evaluation import evaluator_types
 from moco_d2.transfer.findings import Finding, Refusal
 from moco_d2.transfer.known_classes import dataset_classes, head_classes
+from moco_d2.transfer.voc_annotations import read_objects, read_split, split_file
 
 
 def register_datasets(names: tuple[str, ...]) -> None:
@@ -40,6 +41,7 @@ def load_dicts(name: str) -> list[dict[str, Any]]:
     Raises:
         UserError: its annotations are missing or cannot be read; names the file.
     """
+    _check_xml(name)
     try:
         return DatasetCatalog.get(name)
     except FileNotFoundError as error:
@@ -52,6 +54,21 @@ def load_dicts(name: str) -> list[dict[str, Any]]:
         raise UserError(f"dataset {name!r} cannot be read, because of: {reason}") from error
     except ModuleNotFoundError as error:
         raise UserError(f"dataset {name!r} needs {error.name}: pip install {error.name}") from error
+
+
+def _check_xml(name: str) -> None:
+    """Read VOC annotations as the evaluation does, before Detectron2's reader, which expands the
+    entities that they declare.
+    """
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("evaluator_type") != "pascal_voc":
+        return
+    if not Path(split_file(metadata.dirname, metadata.split)).is_file():
+        return  # of what is missing Detectron2 tells
+    for image in read_split(metadata.dirname, metadata.split):
+        file = Path(metadata.dirname) / "Annotations" / f"{image}.xml"
+        if file.is_file():
+            read_objects(file)
 
 
 def leave_out_missing(names: tuple[str, ...]) -> None:
@@ -87,9 +104,15 @@ def check_datasets(cfg: Any, *, eval_only: bool = False) -> list[Finding]:
         eval_only: only DATASETS.TEST is used.
 
     Raises:
-        UserError: DATASETS.TEST does not name one set; or a dense pose run.
+        UserError: DATASETS.TEST does not name one set; a dense pose run; or one with proposals from
+            a file, which Detectron2 unpickles, and with that runs what is in it.
     """
     refuse_densepose(cfg)
+    if cfg.MODEL.LOAD_PROPOSALS:
+        raise UserError(
+            "MODEL.LOAD_PROPOSALS is True: Detectron2 reads proposals from pickles, which can run "
+            "code, and no task here uses any; set it to False"
+        )
     if len(cfg.DATASETS.TEST) != 1:
         raise UserError(
             f"DATASETS.TEST names {len(cfg.DATASETS.TEST)} sets; a run is recorded with the "
@@ -97,6 +120,7 @@ def check_datasets(cfg: Any, *, eval_only: bool = False) -> list[Finding]:
         )
     found: list[Finding] = []
     there: list[tuple[str, str]] = []
+    trained_on: set[str] = set()
     for split in ("TEST",) if eval_only else ("TRAIN", "TEST"):
         key, names = f"DATASETS.{split}", tuple(cfg.DATASETS[split])
         if not names:
@@ -112,6 +136,11 @@ def check_datasets(cfg: Any, *, eval_only: bool = False) -> list[Finding]:
                 continue
             there.append((key, name))
             found += _check_files(key, names, name, dicts)
+            images = {str(Path(d["file_name"]).absolute()) for d in dicts}
+            if split == "TRAIN":
+                trained_on |= images
+            else:
+                found += _check_apart(key, names, images, trained_on)
     return [*found, *_check_number_of_classes(cfg, there), *_check_class_names(cfg, there)]
 
 
@@ -130,6 +159,19 @@ def _check_files(
         yield Finding(key, str(names), f"{what}, or train without these images")
     else:  # the evaluation reads the annotations by itself, and would count these as not found
         yield Refusal(key, str(names), what)
+
+
+def _check_apart(
+    key: str, names: tuple[str, ...], images: set[str], trained_on: set[str]
+) -> Iterator[Finding]:
+    both = images & trained_on
+    if both:
+        yield Finding(
+            key,
+            str(names),
+            f"{len(both)} of its {len(images)} images are in DATASETS.TRAIN, first {min(both)}; "
+            "name a set that is not trained on",
+        )
 
 
 def _check_number_of_classes(cfg: Any, datasets: list[tuple[str, str]]) -> Iterator[Finding]:

@@ -57,7 +57,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         model = load_detector(cfg)
         setup_run(cfg, args, held)
         return Trainer.test(cfg, model)
-    findings += preflight.check_schedule(cfg)
+    findings += preflight.check_schedule(cfg) + preflight.check_settings(cfg)
     available = smallest_of_processes(available_bytes(cfg.MODEL.DEVICE, comm.get_local_size()))
     findings += preflight.check_memory(cfg, available=available, world_size=world_size)
     if has_refusal(findings):

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from moco_d2.config import flatten, to_plain
 from moco_d2.transfer.findings import Finding
 from moco_d2.transfer.memory import HOW, training_bytes
 from moco_d2.transfer.schedule import SYNCED_NORMS, normed_keys, reference_config
@@ -18,6 +19,26 @@ from moco_d2.transfer.weights import RANDOM, Coverage
 logger = logging.getLogger(__name__)
 
 _ROUNDING = 0.002  # steps and rates are rounded when they are scaled
+# What follows from the machine (schedule.py), from the weights (_contradictions), or has findings
+# of its own.
+_OF_HARDWARE_OR_WEIGHTS = (
+    "DATALOADER.NUM_WORKERS",
+    "INPUT.FORMAT",
+    "MODEL.BACKBONE.FREEZE_AT",
+    "MODEL.DEVICE",
+    "MODEL.PIXEL_",
+    "MODEL.RESNETS.",
+    "MODEL.WEIGHTS",
+    "SOLVER.AMP.",
+    "SOLVER.BASE_LR",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.IMS_PER_BATCH",
+    "SOLVER.MAX_ITER",
+    "SOLVER.REFERENCE_WORLD_SIZE",
+    "SOLVER.STEPS",
+    "SOLVER.WARMUP_ITERS",
+    "TEST.EVAL_PERIOD",
+)
 
 
 def check_config(cfg: Any, provenance: dict[str, Any] | None, *, world_size: int) -> list[Finding]:
@@ -102,17 +123,15 @@ def check_schedule(cfg: Any) -> list[Finding]:
     Args:
         cfg: the config as it will run, scaled.
     """
-    reference = reference_config(cfg.MOCO.TASK)
-    if reference is None or any(
-        tuple(cfg.DATASETS[split]) != tuple(reference.DATASETS[split])
-        for split in ("TRAIN", "TEST")
-    ):
+    reference = _reference(cfg)
+    if reference is None:
         return []
     run, task = cfg.SOLVER, reference.SOLVER
     scale = task.IMS_PER_BATCH / run.IMS_PER_BATCH
     expected = {
         "SOLVER.MAX_ITER": (run.MAX_ITER, round(task.MAX_ITER * scale)),
         "SOLVER.STEPS": (tuple(run.STEPS), tuple(round(step * scale) for step in task.STEPS)),
+        "SOLVER.WARMUP_ITERS": (run.WARMUP_ITERS, round(task.WARMUP_ITERS * scale)),
         "SOLVER.BASE_LR": (run.BASE_LR, float(f"{task.BASE_LR / scale:g}")),
     }
     return [
@@ -127,6 +146,49 @@ def check_schedule(cfg: Any) -> list[Finding]:
         for key, (value, theirs) in expected.items()
         if not _close(value, theirs)
     ]
+
+
+def check_settings(cfg: Any) -> list[Finding]:
+    """Findings where a run on a task's own data has other settings than the task, in what does not
+    follow from the hardware or from the weights.
+
+    Args:
+        cfg: the config as it will run, scaled.
+    """
+    reference = _reference(cfg)
+    if reference is None:
+        return []
+    run, task = flatten(cfg), flatten(reference)
+    return [
+        Finding(
+            key,
+            str(run[key]) or "empty",
+            f"the task has {theirs}; leave it to the task, or call the run by a MOCO.TASK of its "
+            "own",
+        )
+        for key, theirs in task.items()
+        if _is_of_the_task(key) and to_plain(run[key]) != to_plain(theirs)
+    ]
+
+
+def _is_of_the_task(key: str) -> bool:
+    """Whether a key decides on what is measured, and no other finding is about it."""
+    return key == "MOCO.RANDOM_SCALE" or (
+        key.startswith(("INPUT.", "MODEL.", "SOLVER.", "TEST.", "DATALOADER."))
+        and not key.startswith(_OF_HARDWARE_OR_WEIGHTS)
+        and not key.endswith(".NORM")
+    )
+
+
+def _reference(cfg: Any) -> Any:
+    """The config of a packaged task on its own data; None for a task or data of the user's own."""
+    reference = reference_config(cfg.MOCO.TASK)
+    if reference is None or any(
+        tuple(cfg.DATASETS[split]) != tuple(reference.DATASETS[split])
+        for split in ("TRAIN", "TEST")
+    ):
+        return None
+    return reference
 
 
 def _close(value: Any, expected: Any) -> bool:

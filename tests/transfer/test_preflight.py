@@ -9,6 +9,7 @@ from moco_d2.transfer.preflight import (
     check_coverage,
     check_memory,
     check_schedule,
+    check_settings,
 )
 from moco_d2.transfer.schedule import scale_to_hardware
 from moco_d2.transfer.weights import Coverage
@@ -35,7 +36,8 @@ def as_run(config, *overrides, world_size=8):
 
 def findings(config, *overrides, provenance=PROVENANCE, world_size=8):
     cfg = as_run(config, *overrides, world_size=world_size)
-    found = check_config(cfg, provenance, world_size=world_size) + check_schedule(cfg)
+    found = check_config(cfg, provenance, world_size=world_size)
+    found += check_schedule(cfg) + check_settings(cfg)
     return [str(finding) for finding in found]
 
 
@@ -170,9 +172,51 @@ def test_a_schedule_is_compared_by_the_images(world_size):
         word for sentence in found for word in (sentence.partition(" 0 and ")[2]).split(" ", 1)
     ]
     assert advice == [
-        *("SOLVER.MAX_ITER", "8000", "SOLVER.STEPS", "(6000, 7333)", "SOLVER.BASE_LR", "0.06")
+        *("SOLVER.MAX_ITER", "8000", "SOLVER.STEPS", "(6000, 7333)"),
+        *("SOLVER.WARMUP_ITERS", "33", "SOLVER.BASE_LR", "0.06"),
     ]
     assert findings("voc_C4_moco.yaml", *unscaled, *advice, world_size=world_size) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "theirs"),
+    [
+        ("SOLVER.WEIGHT_DECAY", "0.0", "0.0001"),
+        ("SOLVER.GAMMA", "0.5", "0.1"),
+        ("SOLVER.WARMUP_FACTOR", "1.0", "0.001"),
+        (
+            "INPUT.MIN_SIZE_TRAIN",
+            "(640,)",
+            "(480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)",
+        ),
+        ("INPUT.MIN_SIZE_TEST", "600", "800"),
+        ("INPUT.RANDOM_FLIP", "none", "horizontal"),
+        ("MODEL.ROI_HEADS.NAME", "Res5ROIHeads", "Res5ROIHeadsExtraNorm"),
+        ("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "64", "512"),
+        ("TEST.PRECISE_BN.ENABLED", "False", "True"),
+        ("TEST.DETECTIONS_PER_IMAGE", "300", "100"),
+        ("DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False", "True"),
+    ],
+)
+@pytest.mark.parametrize("world_size", [1, 8])
+def test_a_setting_that_is_not_the_tasks(key, value, theirs, world_size):
+    (found,) = findings("voc_C4_moco.yaml", key, value, world_size=world_size)
+    assert found == (
+        f"{key} is {value}: the task has {theirs}; leave it to the task, or call the run by a "
+        "MOCO.TASK of its own"
+    )
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("DATALOADER.NUM_WORKERS", "0", "MODEL.DEVICE", "cpu", "OUTPUT_DIR", "elsewhere"),
+        ("SOLVER.AMP.ENABLED", "True", "SOLVER.CHECKPOINT_PERIOD", "7", "TEST.EVAL_PERIOD", "9"),
+        ("SEED", "5", "VIS_PERIOD", "10", "MOCO.ACCUMULATION", "2", "MOCO.DRAW_SCORE", "0.1"),
+    ],
+)
+def test_what_changes_no_result_may_be_set(overrides):
+    assert findings("coco_FPN_1x_moco.yaml", *overrides) == []
 
 
 @pytest.mark.parametrize("overrides", [("DATASETS.TRAIN", "('mine',)"), ("MOCO.TASK", "mine")])

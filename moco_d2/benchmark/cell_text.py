@@ -115,7 +115,7 @@ def footnotes(table: Table) -> list[Span]:
 
 
 def grids(table: Table) -> Iterable[tuple[str, list[Line]]]:
-    """What is set as a table: the initialisations, and their differences if any were tested."""
-    yield "initialisation", list(value_lines(table))
+    """What is set as a table: the rows, and their differences if any were tested."""
+    yield table.head, list(value_lines(table))
     if differences := difference_lines(table):
         yield "difference", differences

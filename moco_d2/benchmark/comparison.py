@@ -97,7 +97,7 @@ class Table:
     """One task. `footnotes` explain the marks, by name; `notes` are sentences below the table.
 
     `baseline` labels the row that differences are taken to; `pairs` is what was tested, and
-    corrected for its number, together.
+    corrected for its number, together. `head` says what the rows are.
     """
 
     task: str
@@ -109,6 +109,7 @@ class Table:
     pairs: tuple[Pair, ...] = ()
     footnotes: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    head: str = "initialisation"
 
 
 def measured_tables(records: Iterable[Record]) -> list[Table]:

@@ -74,18 +74,18 @@ class Record:
         return tuple(self.config["DATASETS"]["TEST"])
 
 
-def read_records(paths: Iterable[str | Path]) -> list[Record]:
+def read_records(paths: Iterable[str | Path], *, required: bool = True) -> list[Record]:
     """All valid run records among files and, recursively, folders; each file once.
 
     A record that is damaged or does not follow the schema is named in a warning and left out as a
     whole. Records of another ``kind`` belong to other tools and are passed over.
 
     Raises:
-        UserError: a path does not exist, or there is no valid record at all.
+        UserError: a path does not exist, or with `required`, there is no valid record at all.
     """
     paths = list(paths)
     records, left_out = collect(paths, RECORD_NAME, _read_record)
-    if not records:
+    if required and not records:
         raise UserError(
             f"no {'valid ' if left_out else ''}{RECORD_NAME} under {', '.join(map(str, paths))}; "
             "fine-tune first: tools/train_net.py --config-file ... leaves one in its OUTPUT_DIR"

@@ -133,7 +133,7 @@ def to_latex(tables: list[Table]) -> str:
             rf"\caption{{{escape(table.title)}}}",
             rf"\begin{{tabular}}{{l{'c' * len(table.columns)}}}",
             r"\hline",
-            " & ".join(map(escape, ("initialisation", *table.columns))) + r" \\",
+            " & ".join(map(escape, (table.head, *table.columns))) + r" \\",
             r"\hline",
         ]
         for label, cells in value_lines(table):

@@ -4,14 +4,14 @@
 Records of the size of real ones: a resolved config, six evaluations, twenty classes; spread over
 ten tasks and five initialisations, so that more records are more seeds.
 
-    python benchmarks/records.py [--sizes 10 100 1000 10000] [--repeats 3] [--json FILE]
+    python benchmarks/records.py [--sizes 10 100 1000 10000] [--repeats 5] [--json FILE]
 """
 
-import argparse
 import json
 import os
 import platform
 import random
+import resource
 import statistics
 import subprocess
 import sys
@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import harness
 import numpy as np
 
 from moco_d2.config import load_config, matched_sha256, to_plain
@@ -98,60 +99,72 @@ def write_records(folder: Path, count: int) -> float:
     return size / count / 1000
 
 
-def seconds(folder: Path) -> float:
-    """Of one command in a process of its own.
+def seconds(folder: Path) -> tuple[float, float]:
+    """Of one command in a process of its own: on the clock, and of the CPU.
 
     Raises:
         RuntimeError: it failed or left a record out.
     """
-    start = time.perf_counter()
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(
         [sys.executable, str(TOOL), "table", str(folder), "--out", str(folder / "table.md")],
         capture_output=True,
         text=True,
         check=False,
     )
-    elapsed = time.perf_counter() - start
+    elapsed, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode or done.stderr:
         raise RuntimeError(done.stderr or f"exit code {done.returncode}")
-    return elapsed
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return elapsed, cpu
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = harness.parser(__doc__, repeats=5)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10, 100, 1000, 10000])
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="write the figures to a file")
     args = parser.parse_args()
+    wanted = sorted(args.sizes)[: 2 if args.small else None]
     random.seed(0)
-    medians, kilobytes = {}, 0.0
+    clock, cpu, kilobytes = {}, {}, 0.0
     with tempfile.TemporaryDirectory() as folder:
-        for size in args.sizes:
+        for size in wanted:
             kilobytes = write_records(Path(folder) / str(size), size)
-            times = [seconds(Path(folder) / str(size)) for _ in range(args.repeats)]
-            medians[size] = statistics.median(times)
-            print(f"{size} records: {medians[size]:.2f} s", file=sys.stderr)
+        for size in wanted:
+            seconds(Path(folder) / str(size))  # from here on the files are in memory
+            runs = [seconds(Path(folder) / str(size)) for _ in range(args.repeats)]
+            clock[size], cpu[size] = map(statistics.median, zip(*runs, strict=True))
+    sizes, times = np.array(wanted), np.array(list(cpu.values()))
     # Relative errors count, or the largest size alone would decide the line.
-    sizes, times = np.array(list(medians)), np.array(list(medians.values()))
     slope, start = np.polyfit(sizes, times, 1, w=1 / times)
-    figures = {
-        "machine": {"cpus": os.cpu_count(), "cpu": platform.processor() or platform.machine()},
-        "python": platform.python_version(),
-        "kilobytes_per_record": round(kilobytes, 1),
-        "seconds": {str(size): round(value, 3) for size, value in medians.items()},
-        "line": {
-            "start_seconds": round(float(start), 3),
-            "milliseconds_per_record": round(1000 * float(slope), 3),
-            "largest_relative_error": round(
-                float(np.abs((start + slope * sizes) / times - 1).max()), 3
+    error = float(np.abs((start + slope * sizes) / times - 1).max())
+    checks = [
+        harness.check("CPU time to start", float(start), unit="s"),
+        harness.check("CPU time a record", 1000 * float(slope), unit="ms"),
+        harness.check("largest error of that line", 100 * error, unit="%", at_most=20),
+    ]
+    if 1000 in clock:
+        checks.insert(
+            0,
+            harness.check(
+                "1,000 records, process start included", clock[1000], unit="s", at_most=2
             ),
-        },
-    }
-    text = json.dumps(figures, indent=2)
-    print(text)
-    if args.json:
-        args.json.write_text(text + "\n")
+        )
+    harness.finish(
+        args,
+        title="tools/benchmark.py table over the number of run records",
+        checks=checks,
+        tables=[
+            {
+                "title": f"Medians of {args.repeats}, records of {kilobytes:.0f} kB",
+                "columns": ["records", "seconds", "CPU seconds", "on the line"],
+                "rows": [
+                    [n, f"{clock[n]:.2f}", f"{cpu[n]:.2f}", f"{start + slope * n:.2f}"]
+                    for n in wanted
+                ],
+            }
+        ],
+    )
 
 
 if __name__ == "__main__":

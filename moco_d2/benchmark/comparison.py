@@ -161,9 +161,10 @@ def _measured_table(task: str, records: list[Record]) -> Table:
         for name, group in runs.items()
     )
     found = {mark for row in rows for mark in row.marks}
+    tests = sorted({short_name(d) for r in records for d in r.datasets_test})
     return Table(
         task=task,
-        title=f"{task}: {', '.join(sorted({short_name(d) for r in records for d in r.datasets_test}))}",
+        title=f"{task}: {', '.join(tests)}",
         metrics=metrics,
         columns=columns,
         rows=rows,
@@ -219,13 +220,13 @@ def _pairs(
 def compare_values(
     runs: list[tuple[Record, float]], others: list[tuple[Record, float]], matching: Matching
 ) -> Comparison:
-    """Paired where the runs come in pairs: one seed and one config on both sides.
+    """Paired where the runs come in pairs: one seed, one config, as many processes on both sides.
 
     The seed then gives both the same data order and the same head to begin with.
     """
 
-    def design(side: list[tuple[Record, float]]) -> list[tuple[int, str]]:
-        return [(r.seed, matching.fingerprint(r)) for r, _ in side]
+    def design(side: list[tuple[Record, float]]) -> list[tuple[int, str, int | None]]:
+        return [(r.seed, matching.fingerprint(r), r.world_size) for r, _ in side]
 
     in_pairs = design(runs) == design(others) and all(r.seed >= 0 for r, _ in runs)
     return (paired if in_pairs else welch)([v for _, v in runs], [v for _, v in others])

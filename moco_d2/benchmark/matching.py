@@ -57,11 +57,11 @@ def newest(records: Iterable[Record]) -> tuple[list[Record], list[str]]:
 
 
 class Matching:
-    """Which of the runs of one task have the same config, apart from FREE_KEYS.
+    """Which of the runs of one task have the same config, apart from FREE_KEYS, and the same data.
 
-    Judged by the config in the record, not by the fingerprint beside it. `reference` is the run
-    that the others are held against: it has the commonest config, among the baseline's runs if
-    there are any.
+    Judged by the config in the record, not by the fingerprint beside it, and by the numbers of
+    images that were found. `reference` is the run that the others are held against: it has the
+    commonest config, among the baseline's runs if there are any.
     """
 
     def __init__(self, records: Sequence[Record]) -> None:
@@ -85,7 +85,7 @@ class Matching:
         """Names, in MARKS, of what is to be said about the runs of one initialisation."""
         pretrained = [r for r in group if r.initialisation != "random"]
         expected = self.fingerprint(self.reference)
-        if any(self.fingerprint(r) != expected for r in group):
+        if any(self.fingerprint(r) != expected or self._other_data(r) for r in group):
             yield "mismatched"
         if any(self.fingerprint(r) != r.matched_sha256 for r in group):
             yield "altered"
@@ -118,6 +118,11 @@ class Matching:
             return f"{' and '.join(sorted(names))} started from the same weights file"
         return ""
 
+    def _other_data(self, record: Record) -> bool:
+        """Whether a dataset of the same name held another number of images."""
+        counts = (_counts(record), _counts(self.reference))
+        return any(counts[0][key] != counts[1][key] for key in counts[0].keys() & counts[1].keys())
+
     def footnote(self, mark: str) -> str:
         """What `mark` means; for "mismatched" with the config keys that differ, and for "weights"
         with the reason.
@@ -135,12 +140,19 @@ class Matching:
             other = flatten(record.config)
             keys |= {k for k in expected | other if expected.get(k) != other.get(k)}
         keys -= set(FREE_KEYS)
+        if any(map(self._other_data, self._records)):
+            keys.add("the number of images")
         named = sorted(keys)[:_MOST_KEYS_NAMED]
         more = f" and {len(keys) - len(named)} more" if len(keys) > len(named) else ""
         where = f" in {', '.join(named)}{more}" if named else ""
-        return (
-            f"not matched: the config differs from that of {self.reference.initialisation}{where}"
-        )
+        return f"not matched: differs from {self.reference.initialisation}{where}"
+
+
+def _counts(record: Record) -> dict[str, int]:
+    """Images of training and of each test set, where the record says."""
+    data = record.data or {}
+    counts = {"train": data.get("train_images"), **data.get("test_images", {})}
+    return {key: value for key, value in counts.items() if value is not None}
 
 
 def _numbers(record: Record) -> tuple[tuple[str, float], ...]:

@@ -34,8 +34,8 @@ def on_paper(task: str, beside: Mapping[str, tuple[PaperTable, PaperRow] | None]
     if bands:
         yield (
             f"Within: the gap to the paper is inside the {_PERCENT} band of Welch's t for the "
-            "difference of two means, ours and the paper's, which is rounded to 0.1; a side without "
-            "spread is given the other's, and without both there is no band."
+            "difference of two means, ours and the paper's, which is rounded to 0.1. A side without "
+            "spread takes the other's; without both there is no band."
         )
     other = [name for name, found in beside.items() if found is None and find_row(task, name)]
     if other:
@@ -117,7 +117,11 @@ def _environments(records: Iterable[Record]) -> dict[str, set[str]]:
 
 
 def _runs(table: PaperTable) -> str:
-    return f"mean of {table.trials} runs" if table.trials else "number of runs not stated, taken as one"
+    return (
+        f"mean of {table.trials} runs"
+        if table.trials
+        else "number of runs not stated, taken as one"
+    )
 
 
 def _spread(table: PaperTable) -> str:
@@ -150,8 +154,8 @@ def _on_tests(pairs: Sequence["Pair"], tested: Sequence[Comparison]) -> Iterable
             if any(c and c.test == "Welch" for c in p.comparisons)
         ]
         yield (
-            f"Differences: two-sided {_TESTS['paired']}, and {_TESTS['Welch']} where seeds or "
-            f"configs differ ({'; '.join(welch)}),"
+            f"Differences: two-sided {_TESTS['paired']}, and {_TESTS['Welch']} where seeds, "
+            f"configs or processes differ ({'; '.join(welch)}),"
         )
     yield (
         f"p after Holm's correction for {len(tested)} comparisons and bold below "

@@ -23,7 +23,7 @@ class Record:
     where the run gave NaN. `images` is what the schedule sees: iterations x images a batch.
     `pretext` is what made the weights by their own account, if they are of our pretraining.
     `origin`, `cost` and `errors` are as in record_schema.SCHEMA; `command` is as it was typed, and
-    `seconds` how long the run took, pauses left out.
+    `seconds` how long the run took, pauses left out. `data` counts its images, if that was noted.
     """
 
     path: Path
@@ -60,6 +60,7 @@ class Record:
     seconds: float | None = None
     world_size: int | None = None
     pretext: str | None = None
+    data: Mapping[str, Any] | None = None
 
     @property
     def images(self) -> int:
@@ -152,6 +153,7 @@ def to_record(path: Path, content: dict[str, Any]) -> Record:
         command=run.get("command"),
         seconds=run["seconds"],
         world_size=content["schedule"]["world_size"],
+        data=content.get("data"),
     )
 
 

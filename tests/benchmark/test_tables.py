@@ -85,7 +85,8 @@ def test_seeds_that_differ_are_no_pairs(make_content, write):
         ("moco_v2", "moco"): "Welch",
     }
     assert any(
-        "Welch's t-test where seeds or configs differ (moco_v2 and" in n for n in table.notes
+        "Welch's t-test where seeds, configs or processes differ (moco_v2 and" in n
+        for n in table.notes
     )
 
 
@@ -97,6 +98,28 @@ def test_configs_that_differ_are_no_pairs(make_content, write):
             write(record)
     (pair,) = table_of(write.folder).pairs
     assert pair.comparisons[1].test == "Welch"
+
+
+def test_another_number_of_processes_is_no_pair(make_content, write):
+    """It sees the images in another order."""
+    for initialisation, processes in (("supervised", 8), ("moco", 1)):
+        for seed in range(3):
+            record = make_content(initialisation=initialisation, seed=seed)
+            record["schedule"]["world_size"] = processes
+            record["metrics"]["bbox"]["AP"] += seed * processes
+            write(record)
+    (pair,) = table_of(write.folder).pairs
+    assert pair.comparisons[1].test == "Welch"
+
+
+def test_another_number_of_images_is_a_mismatch(make_content, write):
+    for initialisation, images in (("supervised", 16551), ("moco", 16000), ("moco_v2", None)):
+        record = make_content(initialisation=initialisation)
+        record["data"] = {"train_images": images, "test_images": {"voc_2007_test": 4952}}
+        write(record)
+    table = table_of(write.folder)
+    assert [row.marks for row in table.rows] == [(), ("mismatched",), ()]
+    assert dict(table.footnotes)["mismatched"].endswith("in the number of images")
 
 
 def test_many_initialisations_are_compared_with_the_baseline_only(make_content, write):
@@ -128,7 +151,7 @@ def test_mismatched_run_is_marked_with_the_keys_that_differ(make_content, write)
     table = table_of(write.folder)
     assert [row.marks for row in table.rows] == [(), ("mismatched",)]
     ((_, text),) = table.footnotes
-    assert "differs from that of supervised in SOLVER.BASE_LR" in text and "WEIGHTS" not in text
+    assert "differs from supervised in SOLVER.BASE_LR" in text and "WEIGHTS" not in text
     assert "81.5† (n=1)" in render(read_records([write.folder]))
 
 

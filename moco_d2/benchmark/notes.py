@@ -34,8 +34,8 @@ def on_paper(task: str, beside: Mapping[str, tuple[PaperTable, PaperRow] | None]
     if bands:
         yield (
             f"Within: the gap to the paper is inside the {_PERCENT} band of Welch's t for the "
-            "difference of two means, ours and the paper's, which is rounded to 0.1. A side without "
-            "spread takes the other's; without both there is no band."
+            "difference of two means, ours and the paper's, which is rounded to 0.1. A side "
+            "without spread takes the other's; without both there is no band."
         )
     other = [name for name, found in beside.items() if found is None and find_row(task, name)]
     if other:

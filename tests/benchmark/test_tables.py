@@ -1,5 +1,10 @@
+import cProfile
 import csv
+import dataclasses
+import datetime
 import io
+import itertools
+import math
 import re
 
 import pytest
@@ -210,6 +215,43 @@ def test_differences_are_to_what_the_paper_takes_them_to(make_content, write):
     assert table_of(write.folder).baseline == "supervised"
     add("supervised_frozen_bn")
     assert table_of(write.folder).baseline == "supervised_frozen_bn"
+
+
+@pytest.mark.parametrize("more", ["seeds", "tasks", "initialisations", "configs", "repeats"])
+def test_cost_grows_linearly(make_content, write, more):
+    """Counted in calls of functions, which no other process disturbs."""
+    write(make_content())
+    (template,) = read_records([write.folder])
+
+    def calls(n):
+        counts = {**dict.fromkeys(("seeds", "tasks", "initialisations"), 3), more: n}
+        records = [
+            dataclasses.replace(
+                template,
+                task=f"task{task}",
+                initialisation="supervised" if name == 0 else f"name{name}",
+                seed=seed,
+                finished=template.finished + datetime.timedelta(repeat),
+                config={**template.config, "key": i * (more == "configs")},
+                metrics={"bbox/AP": math.sin(i)},
+            )
+            for i, (task, name, seed, repeat) in enumerate(
+                itertools.product(
+                    range(counts["tasks"]),
+                    range(counts["initialisations"]),
+                    range(counts["seeds"]),
+                    range(counts.get("repeats", 1)),
+                )
+            )
+            if more != "configs" or i < n
+        ]
+        profile = cProfile.Profile()
+        profile.runcall(render, records)
+        return len(records), sum(row.callcount for row in profile.getstats())
+
+    calls(10)  # the YAML file is read once
+    (small, before), (large, after) = calls(12), calls(24)
+    assert 1.3 < after / before < 1.1 * large / small
 
 
 def test_what_else_was_not_the_same_is_said(make_content, write):

@@ -73,7 +73,9 @@ def on_significance(
     if tested:
         yield " ".join(_on_tests(pairs, tested))
         clear = _listed(pairs, columns, lambda c: c.supported)
-        rest = "; of the other differences no order is claimed" if not _all(tested) else ""
+        rest = "; of the other differences no order is claimed"
+        if not clear or all(c.supported for c in tested):
+            rest = ""
         yield (
             f"Orders that the tests support (corrected p < {1 - LEVEL:.2f}): "
             f"{'; '.join(clear) or 'none'}{rest}."
@@ -136,10 +138,6 @@ def _least(fewest: int, tested: Sequence[Comparison]) -> str:
         return ""
     factor = least_detectable(fewest, len(tested))
     return f": the largest difference must reach some {factor:.0f} of its standard deviations"
-
-
-def _all(tested: Sequence[Comparison]) -> bool:
-    return all(c.supported for c in tested)
 
 
 def _on_tests(pairs: Sequence["Pair"], tested: Sequence[Comparison]) -> Iterable[str]:

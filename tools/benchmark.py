@@ -118,10 +118,9 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _table(args: argparse.Namespace) -> None:
-    from moco_d2.benchmark.results import read_records
-    from moco_d2.benchmark.tables import render
+    from moco_d2.benchmark.tables import render_folders
 
-    _write(render(read_records(args.records), args.format), "Fine-tuning runs", args)
+    _write(render_folders(args.records, args.format), "Runs", args)
 
 
 def _paper(args: argparse.Namespace) -> None:

@@ -18,24 +18,32 @@ from moco_d2.benchmark.run_report import (
     cost_section,
     environment_section,
 )
+from moco_d2.benchmark.sweep_report import sweep_section
 
 # Drawn side by side, in the order of the paper's tables.
 _CURVES = ("AP", "AP50", "AP75", "mIoU")
 _VOC_CURVES = ("AP50", "AP", "AP75", "mIoU")
 
+
 Runs = Mapping[str, Sequence[Record]]
 
 
 def write_page(folders: Iterable[str | Path], out: str | Path) -> None:
-    """Write the page on all runs in `folders` to `out`, atomically.
+    """Write the page on all runs in `folders`, fine-tuning and sweeps of pretraining, to `out`,
+    atomically.
 
     Raises:
-        UserError: a folder does not exist or holds no record, or `out` cannot be written.
+        UserError: a folder does not exist or holds no record of either, or `out` cannot be written.
     """
-    records = read_records(folders)
+    folders = list(folders)
     with tempfile.TemporaryDirectory() as scratch:
-        sections = page_sections(records, Path(scratch))
-        write_report(out, title=f"Fine-tuning: {', '.join(by_task(records))}", sections=sections)
+        sweeps = sweep_section(folders, Path(scratch))
+        records = read_records(folders, required=sweeps is None)
+        sections = page_sections(records, Path(scratch)) if records else []
+        if sweeps:
+            sections.insert(1, sweeps)
+        subjects = [*by_task(records), *(["sweeps of pretraining"] if sweeps else [])]
+        write_report(out, title=f"Benchmark: {', '.join(subjects)}", sections=sections)
 
 
 def page_sections(records: Sequence[Record], folder: Path) -> list[Section]:

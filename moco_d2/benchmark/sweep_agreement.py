@@ -9,9 +9,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from moco_d2.benchmark.paper import tables_named
-from moco_d2.benchmark.statistics import Comparison, corrected, paired, welch
+from moco_d2.benchmark.statistics import LEVEL, Comparison, corrected, paired, welch
 from moco_d2.benchmark.sweep_points import Study, Trial, order_of
-from moco_d2.benchmark.sweeps import X
+from moco_d2.benchmark.sweeps import Published, X, place_name
+
+_MEANING = {
+    "same": "same",
+    "towards": "same, within the spread",
+    "opposite": "opposite",
+    "against": "opposite, within the spread",
+    "alike": "alike in the paper, within the spread here",
+    "apart": "alike in the paper, apart here",
+}
 
 Trials = Mapping[Trial, float]
 # First, second, where, the paper's difference, and ours.
@@ -62,13 +71,17 @@ class Order:
         )
 
 
+def paper_std() -> float:
+    """Standard deviation of the papers' single runs, points: the authors' of five runs of v1."""
+    table = tables_named("linear_readme_trials")[0]
+    return table.rows[0].values[table.metrics.index("standard deviation")]
+
+
 def paper_noise() -> float:
     """Points up to which two of the papers' single runs count as alike: two standard deviations of
-    their difference, each 0.2 by the authors' five trials.
+    their difference.
     """
-    table = tables_named("linear_readme_trials")[0]
-    std = table.rows[0].values[table.metrics.index("standard deviation")]
-    return 2 * math.sqrt(2) * std
+    return 2 * math.sqrt(2) * paper_std()
 
 
 def orders(study: Study) -> list[Order]:
@@ -76,13 +89,13 @@ def orders(study: Study) -> list[Order]:
 
     Within a series: neighbours among the places that both have; where there are not two, the
     highest place against the lowest of either. Between series: at each place that both have; where
-    there is none, the averages over the places that the two series share on either side.
+    there are not two, the averages over the places that the series share, on either side.
     """
     paper = study.sweep.points()
     series = [name for name in study.values if name in paper]
     found: list[_Pair] = []
     for name in series:
-        found += _within(study, name, paper[name])
+        found += _within(study, name, paper)
     for i, name in enumerate(series):
         for other in series[:i]:
             found += _between(study, name, other, paper[name], paper[other])
@@ -97,35 +110,42 @@ def orders(study: Study) -> list[Order]:
 def agreement(study: Study) -> str:
     """Sentences on what agrees in kind and what does not, from the numbers alone."""
     found = orders(study)
+    if not found:
+        return "This figure and the paper's have no order in common to compare."
     by: dict[str, list[Order]] = {}
     for order in found:
         by.setdefault(order.verdict, []).append(order)
+    number = {verdict: len(members) for verdict, members in by.items()}
+    same, other = (
+        (number.get(supported, 0), number.get(within, 0))
+        for supported, within in (("same", "towards"), ("opposite", "against"))
+    )
     parts = []
-    ordered = [o for o in found if not o.alike_in_paper]
-    if ordered:
-        same, towards = len(by.get("same", ())), len(by.get("towards", ()))
-        against, opposite = len(by.get("against", ())), len(by.get("opposite", ()))
+    if total := sum(same) + sum(other):
+        opposite = f"{sum(other)} the opposite ({other[0]} beyond it)" if sum(other) else ""
         parts.append(
-            f"Of {_count(len(ordered), 'order')} in the paper's figure (differences over "
-            f"{found[0].threshold:.1f} points), {same + towards} "
-            f"{_have(same + towards)} the same direction here ({_supported(same)}), "
-            f"{against + opposite} the other ({_supported(opposite)})."
+            f"Of {_count(total, 'order')} in the paper's figure (differences over "
+            f"{found[0].threshold:.1f} points), {sum(same)} {_have(sum(same))} the same direction "
+            f"here ({same[0]} beyond the spread of the seeds), {opposite or 'none the opposite'}."
         )
-    parts += _list("The same", by.get("same"))
-    parts += _list("The same direction, within the spread", by.get("towards"))
-    parts += _list("The other direction, within the spread", by.get("against"))
-    parts += _list("The opposite", by.get("opposite"))
-    parts += _list("Alike in the paper, and no difference is shown here", by.get("alike"))
-    parts += _list("Alike in the paper, different here", by.get("apart"))
-    parts += _on_tests(found)
-    parts += _on_failures(study)
-    if not found:
-        parts.append("The paper's figure and this one have no order in common to compare.")
-    return " ".join(parts)
+    parts += _list("Opposite beyond the spread", by.get("opposite"))
+    parts += _list("Opposite within the spread", by.get("against"))
+    if alike := number.get("alike", 0) + number.get("apart", 0):
+        parts.append(
+            f"Of {_count(alike, 'pair')} that the paper has alike, {number.get('apart', 0)} "
+            f"{'is' if number.get('apart', 0) == 1 else 'are'} apart beyond the spread here."
+        )
+    parts += _list("Apart", by.get("apart"))
+    return " ".join([*parts, _on_tests(found), *_on_failures(study)])
 
 
-def _within(study: Study, name: str, published: Mapping[X, float]) -> Iterable[_Pair]:
-    ours = study.values[name]
+def listed(study: Study) -> str:
+    """Every order that is compared, with both differences."""
+    return "; ".join(f"{order.text()} ({_MEANING[order.verdict]})" for order in orders(study))
+
+
+def _within(study: Study, name: str, paper: Published) -> Iterable[_Pair]:
+    ours, published = study.values[name], paper[name]
 
     def sort(places: Iterable[X]) -> list[X]:
         return sorted(places, key=lambda place: order_of(study.sweep, place))
@@ -133,7 +153,8 @@ def _within(study: Study, name: str, published: Mapping[X, float]) -> Iterable[_
     def order(pair: Sequence[X], where: str, difference: float) -> _Pair:
         low, high = pair
         compared = _compare(ours[high], ours[low])
-        return f"{name} at {_place(high)}", f"at {_place(low)}", where, difference, compared
+        of = f" ({name})" if len(paper) > 1 else ""
+        return f"{place_name(high)}{of}", place_name(low), where, difference, compared
 
     shared = sort(set(ours) & set(published))
     if len(shared) > 1:
@@ -142,7 +163,7 @@ def _within(study: Study, name: str, published: Mapping[X, float]) -> Iterable[_
     elif len(ours) > 1 and len(published) > 1:
         papers = sort(published)
         low, high = papers[0], papers[-1]
-        where = f"({_place(high)} and {_place(low)} in the paper)"
+        where = f"({place_name(high)} and {place_name(low)} in the paper)"
         ends = sort(ours)
         yield order((ends[0], ends[-1]), where, published[high] - published[low])
 
@@ -155,8 +176,10 @@ def _between(
     if not here or not papers:
         return
     shared = [x for x in here if x in papers]
+    if len(shared) < 2 and not study.on_the_papers_scale:  # averages say more than one place
+        shared = []
     for place in shared:
-        where = f"at {_place(place)}"
+        where = f"at {place_name(place)}"
         yield name, other, where, one[place] - two[place], _compare(ours[place], theirs[place])
     if not shared:
         difference = sum(one[x] - two[x] for x in papers) / len(papers)
@@ -184,19 +207,18 @@ def _compare(one: Trials, two: Trials) -> Comparison:
     return welch(list(one.values()), list(two.values()))
 
 
-def _on_tests(found: Sequence[Order]) -> list[str]:
+def _on_tests(found: Sequence[Order]) -> str:
     tests = sorted({o.ours.test for o in found if o.ours.test}, reverse=True)
-    if not found:
-        return []
     if not tests:
-        return ["One run a point: no order can be supported."]
+        return "There is no spread over seeds to test against."
     names = {"paired": "paired t-test over seeds", "Welch": "Welch's t-test"}
     number = sum(o.ours.p is not None for o in found)
     fewest = min(min(o.ours.n) for o in found)
-    return [
-        f"Supported: {' or '.join(names[t] for t in tests)}, Holm's correction for "
-        f"{_count(number, 'comparison')}, with {_count(fewest, 'seed')} or more a point."
-    ]
+    return (
+        f"Beyond the spread: corrected p < {1 - LEVEL:.2f} in the "
+        f"{' or '.join(names[t] for t in tests)}, Holm's correction for "
+        f"{_count(number, 'comparison')}; {_count(fewest, 'seed')} or more a point."
+    )
 
 
 def _on_failures(study: Study) -> list[str]:
@@ -224,16 +246,8 @@ def _have(number: int) -> str:
     return "has" if number == 1 else "have"
 
 
-def _supported(number: int) -> str:
-    return f"{number} supported by the tests"
-
-
-def _place(place: X) -> str:
-    return place if isinstance(place, str) else f"{place:g}" if place < 1e5 else f"{place:,.0f}"
-
-
 def _places(places: Sequence[X]) -> str:
-    return ", ".join(map(_place, places))
+    return ", ".join(map(place_name, places))
 
 
 def _signed(value: float) -> str:

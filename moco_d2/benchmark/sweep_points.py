@@ -10,7 +10,7 @@ from typing import Any
 
 from moco_d2.benchmark.pretext_records import PretextRecord
 from moco_d2.benchmark.statistics import Summary, summarise
-from moco_d2.benchmark.sweeps import END_TO_END, Sweep, X, sweeps
+from moco_d2.benchmark.sweeps import END_TO_END, LINEAR, Sweep, X, sweeps
 
 _logger = logging.getLogger(__name__)
 
@@ -55,11 +55,23 @@ class Study:
         return summarise(self.values[series][place].values())
 
     @property
-    def is_the_papers(self) -> bool:
-        """Whether the numbers are on the scale of the paper's: ImageNet, ResNet-50, linear."""
+    def title(self) -> str:
+        """Network, data and number of runs: ``ResNet-18, generated_images, n = 3``."""
+        runs = [len(trials) for of in self.values.values() for trials in of.values()]
+        n = f"{min(runs)}" if min(runs) == max(runs) else f"{min(runs)} to {max(runs)}"
+        data = self.evaluation["data"]
+        name = data["name"] or f"{data['classes']} classes"
+        return f"{self.evaluation['architecture']}, {name}, n = {n}"
+
+    @property
+    def on_the_papers_scale(self) -> bool:
+        """Whether the numbers can be set beside the paper's: ImageNet, ResNet-50, linear protocol,
+        where the paper's are that.
+        """
         data, network = self.evaluation["data"], self.evaluation["architecture"]
         return (
-            self.evaluation["protocol"] == "linear"
+            self.sweep.paper_label == LINEAR
+            and self.evaluation["protocol"] == "linear"
             and network == "ResNet-50"
             and all(data.get(key) == value for key, value in _IMAGENET.items())
         )

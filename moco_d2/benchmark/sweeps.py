@@ -16,7 +16,10 @@ X = float | str
 #: Series -> place -> accuracy, percent.
 Published = Mapping[str, Mapping[X, float]]
 
-_LINEAR = "ImageNet, linear top-1 (%)"
+#: Numbers from here on are printed short; dictionaries are smaller, datasets larger.
+SHORT_FROM = 100_000
+#: What the paper's numbers are, but for the size of the dataset.
+LINEAR = "ImageNet, linear top-1 (%)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Sweep:
         source: of the published points.
         points: gives them.
         categories: places in their order, where the axis is not a number.
+        nominal: they have no order, and no line between them.
         log: the axis is logarithmic.
         paper_label: what the paper's numbers are.
         missing: series -> places where the paper's run failed, and how.
@@ -46,8 +50,9 @@ class Sweep:
     source: str
     points: Callable[[], Published]
     categories: tuple[str, ...] = ()
+    nominal: bool = False
     log: bool = False
-    paper_label: str = _LINEAR
+    paper_label: str = LINEAR
     missing: Mapping[str, Mapping[X, str]] = dataclasses.field(default_factory=dict)
     batch_is_dictionary: bool = False
 
@@ -159,6 +164,16 @@ def _by_row(name: str, rows: Mapping[X, str], metric: str) -> Callable[[], Publi
     return points
 
 
+def place_name(place: X) -> str:
+    """As printed: 4096, 128k, 1.28M, 0.999."""
+    if isinstance(place, str):
+        return place
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if place >= max(size, SHORT_FROM):
+            return f"{place / size:.3g}{letter}"
+    return f"{place:g}"
+
+
 @cache
 def sweeps() -> tuple[Sweep, ...]:
     """All of them, in the papers' order."""
@@ -203,6 +218,7 @@ def sweeps() -> tuple[Sweep, ...]:
             "MoCo v2, Table 1",
             _by_row("linear_v2", {k: row for k, (_, row) in _V2_ROWS.items()}, "top-1"),
             categories=tuple(_V2_ROWS),
+            nominal=True,
         ),
         Sweep(
             "pretraining_length",

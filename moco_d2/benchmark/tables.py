@@ -1,10 +1,13 @@
 """The paper's tables from run records, and the paper's own, as Markdown, CSV, LaTeX or HTML."""
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from moco_d2.benchmark.comparison import Table, measured_tables
+from moco_d2.benchmark.pretext_records import read_pretext_records
 from moco_d2.benchmark.published import published_tables
-from moco_d2.benchmark.results import Record
+from moco_d2.benchmark.results import Record, read_records
+from moco_d2.benchmark.sweep_tables import sweep_tables
 from moco_d2.benchmark.table_formats import to_csv, to_html, to_latex, to_markdown
 from moco_d2.errors import UserError, closest
 
@@ -27,6 +30,17 @@ def render(records: Iterable[Record], format: str = "markdown") -> str:
         UserError: unknown format.
     """
     return _writer(format)(measured_tables(records))
+
+
+def render_folders(paths: Iterable[str | Path], format: str = "markdown") -> str:
+    """One table a task from the run records in folders, and one a sweep of the pretraining.
+
+    Raises:
+        UserError: unknown format, a path does not exist, or there is neither.
+    """
+    writer, paths = _writer(format), list(paths)
+    sweeps = sweep_tables(read_pretext_records(paths))
+    return writer([*measured_tables(read_records(paths, required=not sweeps)), *sweeps])
 
 
 def render_paper(name: str | None = None, format: str = "markdown") -> str:

@@ -1,14 +1,10 @@
 import contextlib
 import importlib
 import importlib.util
-import inspect
 import io
 import json
-import re
 import sys
-import tokenize
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,9 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from toy_data import make_coco
 
-import moco_d2
 from moco_d2 import compat
-from moco_d2.config import config_root, load_config
 
 
 def test_placeholder_complains_when_an_operator_is_used_and_not_before():
@@ -186,91 +180,3 @@ def test_a_detectron2_with_public_cityscapes_scripts_is_left_alone(detectron2_of
     finders = list(sys.meta_path)
     compat._supply_cityscapes_scripts()
     assert sys.meta_path == finders
-
-
-# What v0.6 has and today's main has not, or has otherwise, by how it would look in our source. The
-# rest of the differences is bridged, and tested where it is: evaluation (test_evaluation.py), the
-# order of images (test_training_data.py), configs (test_configs.py), checkpoints (test_resume.py).
-NOT_USED = {
-    "SimpleTrainer's iterator is a property of main": r"_data_loader_iter\s*=",
-    "write_metrics takes cur_iter in main": r"write_metrics\(",
-    "put_scalar takes cur_iter only in main": r"cur_iter",
-    "the 4th argument of AMPTrainer is another": r"AMPTrainer\(",
-    "HookBase.after_backward is main's": r"def after_backward",
-    "the scheduler's base class has moved": r"import LRScheduler|_LRScheduler",
-    "ShapeSpec is a dataclass in main": r"\._replace\(",
-    "loaders take more arguments in main": r"drop_last=|single_gpu_batch_size|prefetch_factor",
-    "MapDataset retries with random.sample(set), an error since Python 3.11": r"\bMapDataset\b",
-    "model_zoo needs pkg_resources": r"model_zoo\b",
-    "FixedSizeCrop pads labels otherwise": r"FixedSizeCrop",
-    "datasets that main has removed": r"minival_100",
-    "the version is 0.6 in both": r"detectron2\.__version__\s*[=<>!]",
-}
-ONLY_IN_COMPAT = {"comm's process group has a function in main": r"_LOCAL_PROCESS_GROUP"}
-OUR_SOURCE = [
-    file for file in sorted(Path(moco_d2.__file__).parent.rglob("*.py")) if file.name != "compat.py"
-]
-
-
-def code_of(file):
-    """Names and operators of a Python file, without comments and strings."""
-    skipped = (tokenize.COMMENT, tokenize.STRING, tokenize.NL, tokenize.NEWLINE)
-    with file.open("rb") as f:
-        tokens = [t for t in tokenize.tokenize(f.readline) if t.type not in skipped]
-    return " ".join(t.string for t in tokens).replace(" (", "(").replace(" . ", ".")
-
-
-@pytest.mark.parametrize("pattern", [*NOT_USED.values(), *ONLY_IN_COMPAT.values()])
-def test_nothing_of_ours_relies_on_what_only_one_detectron2_has(pattern):
-    pattern = re.compile(pattern)
-    assert [file.name for file in OUR_SOURCE if pattern.search(code_of(file))] == []
-
-
-def test_the_search_finds_what_it_is_for(tmp_path):
-    file = tmp_path / "a.py"
-    file.write_text(
-        "# cur_iter\nself._data_loader_iter = x  # noqa\nspec._replace(stride=2)\n'AMP'"
-    )
-    code = code_of(file)
-    assert re.search(NOT_USED["SimpleTrainer's iterator is a property of main"], code)
-    assert re.search(NOT_USED["ShapeSpec is a dataclass in main"], code)
-    assert "cur_iter" not in code and "AMP" not in code
-
-
-def test_what_ours_calls_is_in_the_installed_detectron2():
-    """The signatures that both versions share, as ours uses them."""
-    from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
-    from detectron2.engine import DefaultTrainer, SimpleTrainer
-    from detectron2.evaluation import COCOEvaluator, LVISEvaluator
-    from detectron2.utils.events import EventStorage
-
-    for function, arguments in (
-        (TrainingSampler.__init__, {"seed"}),
-        (RepeatFactorTrainingSampler.__init__, {"seed"}),
-        (SimpleTrainer.__init__, {"model", "data_loader", "optimizer"}),
-        (EventStorage.put_scalar, {"name", "value", "smoothing_hint"}),
-        (COCOEvaluator.__init__, {"output_dir", "kpt_oks_sigmas"}),
-        (LVISEvaluator.__init__, {"output_dir"}),
-    ):
-        assert arguments <= set(inspect.signature(function).parameters)
-    for name in ("build_train_loader", "build_hooks", "build_writers", "test", "resume_or_load"):
-        assert hasattr(DefaultTrainer, name)
-
-
-def test_every_backbone_is_detectron2s():
-    """The meta-architectures of main ask a backbone for its padding constraints."""
-    import torch
-    from detectron2.modeling import Backbone, build_backbone
-
-    tasks = [file.stem for file in (config_root() / "task").glob("*.yaml")]
-    configs = [load_config(f"{task}_random.yaml") for task in tasks if "densepose" not in task]
-    for cfg in {cfg.MODEL.BACKBONE.NAME: cfg for cfg in configs}.values():
-        with torch.device("meta"):
-            assert isinstance(build_backbone(cfg), Backbone)
-
-
-def test_optimizer_in_checkpoints_is_detected_by_feature():
-    has = type("Trainer", (), {"state_dict": lambda self: {}})
-    inherits = type("Child", (has,), {})
-    assert compat.checkpoints_hold_the_optimizer(has)
-    assert not compat.checkpoints_hold_the_optimizer(inherits)

@@ -19,7 +19,19 @@ def main() -> None:
     parser.add_argument(
         "--long", action="store_true", help="larger sets and schedules, up to an hour on two cores"
     )
+    parser.add_argument(
+        "--images",
+        nargs=4,
+        type=int,
+        metavar="N",
+        help="only draw the images: for pretraining and kNN, scenes to train and to test on",
+    )
     args = parser.parse_args()
+    if args.images:
+        from moco_d2.demo.cells import write_images
+
+        write_images(args.out or Path("output/images"), args.images)
+        return
 
     from moco_d2.demo.pipeline import Demo
     from moco_d2.demo.settings import LONG, SHORT

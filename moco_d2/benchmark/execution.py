@@ -5,10 +5,10 @@ import dataclasses
 import io
 import os
 import runpy
+import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 
 import filelock
@@ -19,11 +19,13 @@ from moco_d2.errors import USER_ERROR_EXIT_CODE
 
 #: Exit code of a process that found another one at work on its cell (sysexits.h: EX_TEMPFAIL).
 BUSY_EXIT_CODE = 75
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 # Those that distribute over several GPUs by themselves.
 _DISTRIBUTED = ("train_net.py", "pretrain.py", "linear_eval.py")
-# What each tool imports when it starts; a server that forks has it ready.
+# What each tool imports when it starts: a runner that forks has it ready.
 MODULES = {
+    "demo.py": "moco_d2.demo.scenes",
     "train_net.py": "moco_d2.transfer.main",
     "pretrain.py": "moco_d2.pretrain.main",
     "convert.py": "moco_d2.checkpoint.convert",
@@ -49,9 +51,10 @@ class Place:
 
 
 def run_next(cell: Cell, folder: Path, place: Place) -> int:
-    """Run the first command of `cell` that has not succeeded, as ``python tools/TOOL`` would.
+    """Run the first command of `cell` that has not succeeded, as ``python tools/TOOL`` would, in
+    this process and with the cell's lock.
 
-    Output goes to output.log in its folder. The cell's lock is held until this process ends.
+    From when it has the lock, what this process prints goes to output.log in the cell's folder.
 
     Returns:
         the command's exit code; 0 without having run anything if the cell is done; BUSY_EXIT_CODE
@@ -64,13 +67,13 @@ def run_next(cell: Cell, folder: Path, place: Place) -> int:
     except filelock.Timeout:
         return BUSY_EXIT_CODE
     try:
-        with _output_to(folder / cell.name / cell_state.OUTPUT_LOG):
-            return _run_locked(cell, folder, place)
+        return _run_locked(cell, folder, place)
     finally:
         lock.release()
 
 
 def _run_locked(cell: Cell, folder: Path, place: Place) -> int:
+    _print_to(folder / cell.name / cell_state.OUTPUT_LOG)
     state = cell_state.examine(cell, folder, processes=place.processes)
     if state.status == "conflict":
         print(f"error: {state.problem}", file=sys.stderr)
@@ -122,32 +125,26 @@ def _run_tool(cell: Cell, index: int, folder: Path, place: Place) -> int:
     return 0
 
 
-@contextlib.contextmanager
-def _output_to(path: Path) -> Iterator[None]:
+def _print_to(path: Path) -> None:
     """Send what this process, and what it starts, prints to the end of a file."""
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     sys.stdout.flush()
     sys.stderr.flush()
-    kept = os.dup(1), os.dup(2)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    os.close(handle)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # what a kill would lose
-        sys.stdout.reconfigure(line_buffering=True)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for number, original in zip((1, 2), kept, strict=True):
-            os.dup2(original, number)
-            os.close(original)
+    with path.open("a", encoding="utf-8") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a kill would lose what waits
 
 
 def main(cell: Cell, folder: Path, place: Place) -> None:
-    """What a process that the runner starts runs: Ctrl-C, and a kill of the runner's process group,
-    do not reach it.
+    """What a process runs that runs a command and nothing else.
+
+    Ctrl-C, and a kill of the group of the process that started it, do not reach it. Call it with
+    STOP_SIGNALS blocked: it takes up their usual meaning.
     """
     with contextlib.suppress(PermissionError):  # leads a session already
         os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     sys.exit(run_next(cell, folder, place))

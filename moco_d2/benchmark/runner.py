@@ -2,10 +2,14 @@
 
 import contextlib
 import dataclasses
+import importlib
+import math
 import multiprocessing
 import os
 import signal
+import sys
 import time
+import warnings
 from collections.abc import Iterator
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -13,7 +17,7 @@ from typing import Any
 
 from moco_d2.benchmark import cell_state, run_log
 from moco_d2.benchmark.display import Display, display
-from moco_d2.benchmark.execution import BUSY_EXIT_CODE, MODULES, TOOLS, Place, main
+from moco_d2.benchmark.execution import BUSY_EXIT_CODE, MODULES, STOP_SIGNALS, TOOLS, Place, main
 from moco_d2.benchmark.places import make_places
 from moco_d2.benchmark.suites import Cell, Suite, load_suite
 from moco_d2.errors import USER_ERROR_EXIT_CODE, UserError
@@ -21,6 +25,7 @@ from moco_d2.files import write_text
 
 _POLL_SECONDS = 0.5
 _FAILED_EXIT_CODE = 1
+_SAME_SIGNAL_SECONDS = 2.0  # timeout(1), for one, sends two: to the process and to its group
 
 
 def run(
@@ -139,12 +144,7 @@ class _Runner:
         self.tasks, self.shown, self.stop = tasks, shown, stop
         self.free = list(places)
         self.running: dict[Any, tuple[_Task, Place]] = {}
-        # A server that has imported what the tools need, and forks: on a CPU, that import takes as
-        # long as a small run. Nothing else has touched it, so that forking is safe.
-        self.context = multiprocessing.get_context("forkserver")
-        used = {tool for cell in tasks.suite.cells for tool, _ in cell.commands}
-        modules = [MODULES[tool] for tool in MODULES if tool in used]
-        self.context.set_forkserver_preload([main.__module__, *modules])
+        self.context = _warmed({tool for cell in tasks.suite.cells for tool, _ in cell.commands})
 
     def run(self) -> None:
         """Until nothing is left.
@@ -185,7 +185,10 @@ class _Runner:
                 continue
             place = self.free.pop(0)
             process = self.context.Process(target=main, args=(task.cell, self.tasks.folder, place))
+            # A signal to the new process must find its own handlers, not those of this one.
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
             process.start()
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             self.running[process] = task, place
             task.status = "running"
             self.shown.event(task, "continues" if state.status == "partial" else "started")
@@ -240,11 +243,29 @@ class _Runner:
                         os.killpg(process.pid, signal.SIGKILL)
 
 
+def _warmed(tools: set[str]) -> Any:
+    """A multiprocessing context whose processes need not import what `tools` need.
+
+    On a CPU, that import takes as long as a small run. This process imports it, which neither
+    initialises CUDA nor starts threads of Python, and forks.
+    """
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    for tool in tools & MODULES.keys():
+        importlib.import_module(MODULES[tool])
+    # From 3.12, Python warns of the threads of numerical libraries, which are idle.
+    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+    return multiprocessing.get_context("fork")
+
+
 @dataclasses.dataclass
 class _StopRequest:
-    """Signals received: the last one's number, how many there were and how many were passed on."""
+    """Signals received: the last one's number and time, how many there were and how many were
+    passed on.
+    """
 
     number: int = 0
+    time: float = -math.inf
     count: int = 0
     served: int = 0
 
@@ -255,9 +276,12 @@ def _stop_signals() -> Iterator[_StopRequest]:
 
     def receive(number: int, frame: object) -> None:
         request.number = number
-        request.count += 1
+        now = time.monotonic()
+        if now - request.time > _SAME_SIGNAL_SECONDS:
+            request.count += 1
+        request.time = now
 
-    before = {n: signal.signal(n, receive) for n in (signal.SIGINT, signal.SIGTERM)}
+    before = {n: signal.signal(n, receive) for n in STOP_SIGNALS}
     try:
         yield request
     finally:

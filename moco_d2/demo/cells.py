@@ -1,0 +1,241 @@
+"""The demo's runs as cells of a suite: images, pretraining with conversion, fine-tuning.
+
+Suites of kind ``demo`` have the fields of settings.Settings as keys, and run everywhere: their
+images are generated.
+"""
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+from moco_d2.benchmark.finetuning import transfer_cell
+from moco_d2.benchmark.suites import (
+    CELL_FOLDER,
+    FOLDER,
+    Cell,
+    arguments_of,
+    check_keys,
+    check_seeds,
+    file_settings,
+    unknown,
+)
+from moco_d2.config import task_configs
+from moco_d2.demo.settings import Settings
+from moco_d2.errors import UserError
+
+INITIALISATIONS = ("random", "supervised", "moco")
+PRETEXTS = ("moco", "supervised")
+IMAGES = "images"  # the cell that makes them, and its folder
+IMAGES_SEED = 0
+_CHECKPOINTS = 4  # of each run: little is lost by a kill, and little time
+
+# One network, one image size and one budget for all: what a laptop can train in minutes.
+_SMALL_DETECTOR = {
+    "MODEL.RESNETS.DEPTH": 18,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
+    "SOLVER.REFERENCE_WORLD_SIZE": 0,
+    "SOLVER.IMS_PER_BATCH": 4,
+    "SOLVER.WARMUP_ITERS": 20,
+    "INPUT.MIN_SIZE_TRAIN": "(96,)",
+    "INPUT.MIN_SIZE_TEST": 96,
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 300,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": 100,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 100,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 20,
+    "TEST.DETECTIONS_PER_IMAGE": 10,
+    "TEST.PRECISE_BN.NUM_ITER": 20,
+    "DATALOADER.NUM_WORKERS": 0,
+}
+_SMALL_HEADS = {
+    "voc_C4": {
+        "SOLVER.BASE_LR": 0.005,  # the paper's 0.02 at 16 images, scaled to 4
+        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16,
+        "MODEL.ANCHOR_GENERATOR.SIZES": "[[24, 40, 64]]",
+        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 4,
+    },
+    "coco_FPN_1x": {
+        # Heads of its own, random in every run and without norm: in so few steps they need a
+        # larger rate than scaling would give. Chosen on scenes of another seed.
+        "SOLVER.BASE_LR": 0.04,
+        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 64,
+        "MODEL.ANCHOR_GENERATOR.SIZES": "[[8], [16], [32], [48], [64]]",
+        "MODEL.FPN.OUT_CHANNELS": 64,
+        "MODEL.ROI_BOX_HEAD.FC_DIM": 256,
+        "MODEL.ROI_MASK_HEAD.CONV_DIM": 64,
+    },
+}
+
+
+def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict[str, str]]:
+    """See benchmark.suites.load_suite.
+
+    Raises:
+        UserError: a key that Settings does not have, or a value that is none for it.
+    """
+    fields = {field.name: field for field in dataclasses.fields(Settings)}
+    check_keys(content, fields, source)
+    steps = content.get("finetune_steps", dict(Settings.finetune_steps))
+    if not isinstance(steps, dict) or not steps:
+        raise UserError(f"{source}: finetune_steps must be a mapping, as in {{voc_C4: 140}}")
+    for task in steps:
+        if task not in _SMALL_HEADS:
+            raise unknown("task", str(task), _SMALL_HEADS, source)
+    numbers = {key: content[key] for key in content if key not in ("finetune_steps", "seeds")}
+    for key, value in {**numbers, **steps}.items():
+        kinds = (int, float) if key == "momentum" else (int,)
+        if type(value) not in kinds or value <= 0:
+            raise UserError(f"{source}: {key} must be a number above 0; got {value!r}")
+    seeds = check_seeds(content.get("seeds", list(Settings.seeds)), source)
+    settings = Settings(**numbers, finetune_steps=tuple(steps.items()), seeds=tuple(seeds))
+    return demo_cells(settings), {}
+
+
+def demo_cells(settings: Settings, *, amp: bool = False) -> list[Cell]:
+    """The whole line in an order in which it can run.
+
+    Args:
+        settings: sizes.
+        amp: compute in bfloat16 where that keeps the numbers' worth.
+    """
+    cells = [_images(settings), *(_pretrain(pretext, settings, amp) for pretext in PRETEXTS)]
+    for (task, steps), seed, initialisation in itertools.product(
+        settings.finetune_steps, settings.seeds, INITIALISATIONS
+    ):
+        cells.append(_finetune(task, initialisation, seed, steps, amp))
+    return cells
+
+
+def _images(settings: Settings) -> Cell:
+    sizes = (
+        settings.pretrain_images,
+        settings.knn_test_images,
+        settings.detection_train,
+        settings.detection_test,
+    )
+    return Cell(
+        name=IMAGES,
+        task=IMAGES,
+        initialisation="",
+        seed=0,
+        commands=(("demo.py", ("--out", CELL_FOLDER, "--images", *map(str, sizes))),),
+        record="images.json",
+        kind=None,
+    )
+
+
+def _pretrain(pretext: str, settings: Settings, amp: bool) -> Cell:
+    images, steps = f"{FOLDER}/{IMAGES}", settings.pretrain_steps
+    overrides = {
+        "DATASETS.TRAIN": f"('{images}/pretrain',)",
+        "MOCO.PRETEXT": pretext,
+        "MOCO.ENCODER.ARCH": "resnet18",
+        "MOCO.AUGMENTATION.SIZE": 32,
+        "MOCO.AUGMENTATION.CROP_SCALE": "(0.4, 1.0)",
+        "MOCO.AUGMENTATION.BLUR_SIGMA": "(0.1, 0.8)",
+        "MOCO.EPOCHS": 0,
+        "SOLVER.MAX_ITER": steps,
+        # The paper's 0.03 at batch 256, scaled linearly.
+        "SOLVER.IMS_PER_BATCH": 64,
+        "SOLVER.BASE_LR": 0.0075,
+        "MOCO.REFERENCE_BATCH": 0,
+        "SOLVER.AMP.ENABLED": amp,
+        "MOCO.MOMENTUM": settings.momentum,
+        "MOCO.DICTIONARY.SIZE": settings.queue,
+        "MOCO.BN_SPLITS": 4,
+        "MOCO.KNN.TRAIN": f"{images}/pretrain",
+        "MOCO.KNN.TEST": f"{images}/pretrain_test",
+        "MOCO.KNN.PERIOD": max(1, steps // 3),
+        "DATALOADER.NUM_WORKERS": 1,
+        "SOLVER.CHECKPOINT_PERIOD": _period(steps),
+        "SEED": 1,
+    }
+    words = arguments_of({**overrides, "OUTPUT_DIR": CELL_FOLDER})
+    checkpoint, report = f"{CELL_FOLDER}/checkpoint_final.pth.tar", "weights.json"
+    weights = weights_file(pretext)
+    return Cell(
+        name=f"pretrain_{pretext}",
+        task="pretrain",
+        initialisation=pretext,
+        seed=1,
+        commands=(
+            ("pretrain.py", ("--config-file", "moco_v2_R50_200ep.yaml", "--resume", *words)),
+            ("convert.py", (checkpoint, weights, "--report", f"{CELL_FOLDER}/{report}")),
+        ),
+        record=report,
+        kind=None,
+        needs=(IMAGES,),
+        settings=overrides,
+        iterations=steps,
+    )
+
+
+def _finetune(task: str, initialisation: str, seed: int, steps: int, amp: bool) -> Cell:
+    overrides = {
+        **_datasets(task),
+        **_SMALL_DETECTOR,
+        **_SMALL_HEADS[task],
+        "SOLVER.AMP.ENABLED": amp,
+        "SOLVER.MAX_ITER": steps,
+        "SOLVER.STEPS": f"({steps * 3 // 4},)",
+        "SOLVER.CHECKPOINT_PERIOD": _period(steps),
+    }
+    needs: tuple[str, ...] = (IMAGES,)
+    if initialisation in PRETEXTS:
+        overrides["MODEL.WEIGHTS"] = weights_file(initialisation)
+        needs = (IMAGES, f"pretrain_{initialisation}")
+    config = f"{task}_{initialisation}.yaml"
+    return transfer_cell(
+        name=f"{task}/{initialisation}/seed{seed}",
+        task=task,
+        initialisation=initialisation,
+        seed=seed,
+        config=config,
+        overrides=overrides,
+        settings=file_settings(*task_configs()[config]),
+        needs=needs,
+    )
+
+
+def weights_file(pretext: str) -> str:
+    """Where the converted weights of a pretraining are."""
+    return f"{FOLDER}/pretrain_{pretext}/weights.pth"
+
+
+def _datasets(task: str) -> dict[str, Any]:
+    from moco_d2.demo import scenes
+
+    if task.startswith("voc"):
+        train, test = (f"voc:{FOLDER}/{IMAGES}/VOC2007:{s}" for s in ("trainval", "test"))
+        classes = len(scenes.CLASSES)
+    else:
+        coco = f"{FOLDER}/{IMAGES}/coco"
+        train, test = (
+            f"coco:{coco}/annotations/{s}.json:{coco}/images/{s}" for s in ("train", "test")
+        )
+        classes = len(scenes.COCO_CLASSES)
+    return {
+        "DATASETS.TRAIN": f"('{train}',)",
+        "DATASETS.TEST": f"('{test}',)",
+        "MODEL.ROI_HEADS.NUM_CLASSES": classes,
+    }
+
+
+def _period(steps: int) -> int:
+    return max(1, steps // _CHECKPOINTS)
+
+
+def write_images(folder: Path, sizes: list[int]) -> None:
+    """Draw the demo's images below `folder`, images.json last.
+
+    Args:
+        folder: to write into.
+        sizes: of scenes.write_dataset, in its order.
+    """
+    from moco_d2.demo import scenes
+    from moco_d2.files import write_json
+
+    names = ("pretrain_images", "knn_test_images", "detection_train", "detection_test")
+    numbers = dict(zip(names, sizes, strict=True))
+    scenes.write_dataset(folder, seed=IMAGES_SEED, **numbers)
+    write_json(folder / "images.json", {"seed": IMAGES_SEED, **numbers})

@@ -19,6 +19,8 @@ from moco_d2.launch import LOGGERS
 
 logger = logging.getLogger(__name__)
 
+_STALLS_FROM = 0.1  # share of a step's time spent waiting for images
+
 
 class DeferredWriters(EventWriter):
     """Detectron2's writers, made at the first write: a trainer that is refused leaves no file. And
@@ -121,6 +123,23 @@ class StopOnSignal(HookBase):
 
     def after_train(self) -> None:
         self._restore()
+
+
+class DataTime(HookBase):
+    """Says at the end of a run which share of its steps was spent waiting for images."""
+
+    def after_train(self) -> None:
+        histories = self.trainer.storage.histories()
+        if not {"data_time", "time"} <= histories.keys():  # no step was taken
+            return
+        waited, whole = (histories[name].global_avg() for name in ("data_time", "time"))
+        share = waited / whole
+        logger.info("waiting for images took %.1f %% of the time of a step", 100 * share)
+        if share > _STALLS_FROM:
+            logger.warning(
+                "the images come too slowly: raise DATALOADER.NUM_WORKERS, or for pretraining on a "
+                "GPU set MOCO.AUGMENTATION.WHERE device"
+            )
 
 
 class ProgressBar(HookBase):

@@ -6,7 +6,6 @@ in how often the jitter is applied, and in the blur.
 
 import dataclasses
 
-import torch
 from torchvision.transforms import v2
 
 from moco_d2.errors import UserError
@@ -76,7 +75,7 @@ def build_augmentation(
     jitter = pixels.Jitter(recipe.jitter, recipe.jitter, recipe.jitter, recipe.hue)
     if recipe.jitter_probability < 1:
         jitter = v2.RandomApply([jitter], p=recipe.jitter_probability)
-    steps = [_crop(size, crop_scale), pixels.ToPixels()]
+    steps = [_crop(size, crop_scale)]
     steps += (gray, jitter) if recipe.gray_first else (jitter, gray)
     if recipe.blur_probability:
         blur = pixels.Blur(tuple(blur_sigma))
@@ -89,11 +88,11 @@ def build_crop(*, size: int, crop_scale: tuple[float, float] = (0.2, 1.0)) -> v2
 
     What workers do of the augmentation when the device does the rest.
     """
-    return v2.Compose([_crop(size, crop_scale), v2.PILToTensor()])
+    return v2.Compose([_crop(size, crop_scale), pixels.ToTensor()])
 
 
-def _crop(size: int, scale: tuple[float, float]) -> v2.Transform:
-    return v2.RandomResizedCrop(size, scale=tuple(scale), antialias=True)
+def _crop(size: int, scale: tuple[float, float]) -> pixels.Crop:
+    return pixels.Crop(size, scale=tuple(scale))
 
 
 def build_evaluation_transform(size: int) -> v2.Transform:

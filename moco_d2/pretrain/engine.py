@@ -16,8 +16,9 @@ from detectron2.solver.lr_scheduler import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 
+from moco_d2.agreement import check_agreement, fingerprint, of_run
 from moco_d2.errors import UserError
-from moco_d2.hooks import DeferredWriters, ProgressBar, StopOnSignal
+from moco_d2.hooks import DataTime, DeferredWriters, ProgressBar, StopOnSignal
 from moco_d2.pretrain.checkpointing import PretrainCheckpointer, SaveCheckpoint
 from moco_d2.pretrain.data import build_training_data
 from moco_d2.pretrain.images import UnreadableImages
@@ -52,11 +53,14 @@ class Pretrainer(TrainerBase):
             cfg: a config with ``cfg.MOCO``; see configs/pretrain/.
 
         Raises:
-            UserError: data or settings that cannot work; nothing has been written then.
+            UserError: data or settings that cannot work, or that are not the same in all
+                processes; nothing has been written then.
         """
         super().__init__()
         rank, world_size = comm.get_rank(), comm.get_world_size()
         self.data = build_training_data(cfg, rank=rank, world_size=world_size)
+        if world_size > 1:
+            check_agreement({**of_run(cfg), "the training data": self.data.fingerprint()})
         cfg, self.scaling = scale_recipe(
             cfg, world_size=world_size, num_images=self.data.num_images
         )
@@ -110,6 +114,7 @@ class Pretrainer(TrainerBase):
         ]
         if comm.is_main_process():
             built.append(hooks.PeriodicWriter([writers], period=LOG_PERIOD))
+            built.append(DataTime())
             built.append(ProgressBar(f"pretraining ({self.cfg.MOCO.PRETEXT})"))
         # A checkpoint comes last: what it is resumed from has been evaluated and written.
         return [*built, saver, self.stop]
@@ -118,7 +123,8 @@ class Pretrainer(TrainerBase):
         """Continue from the newest checkpoint (see checkpointing.py), or begin.
 
         Raises:
-            UserError: the checkpoint cannot be continued; or without `resume`, there is one.
+            UserError: the checkpoint cannot be continued; or without `resume`, there is one; or
+                the processes begin with other weights or keys.
         """
         finished = 0
         if resume:
@@ -133,6 +139,16 @@ class Pretrainer(TrainerBase):
         self.scheduler.last_epoch = finished
         for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
             group["lr"] = lr
+        if comm.get_world_size() > 1:
+            names = dict(self.model.named_buffers())
+            keys = [names[name] for name in names if name.startswith("dictionary.")]
+            check_agreement(
+                {
+                    "the first iteration": finished,
+                    "the values of the weights": fingerprint(self.model.parameters()),
+                    "the content of the dictionary": fingerprint(keys),
+                }
+            )
         self._log_effective_settings()
 
     def train(self) -> None:

@@ -47,6 +47,9 @@ def _decode(file: str | Path | io.BytesIO, name: str) -> Image.Image:
             if image.mode == "I" or image.mode.startswith("I;16"):
                 upper_bits = np.asarray(image).clip(0, 65535) >> 8
                 return Image.fromarray(upper_bits.astype(np.uint8)).convert("RGB")
+            if image.mode == "RGB":
+                image.load()
+                return image  # converting it would copy it
             return image.convert("RGB")
     # Pillow raises whatever a damaged file's bytes happen to mean: OSError, SyntaxError,
     # struct.error, DecompressionBombError, ...

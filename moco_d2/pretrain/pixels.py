@@ -28,6 +28,16 @@ class ToPixels(nn.Module):
         return np.array(image)
 
 
+class Crop(v2.RandomResizedCrop):
+    """PIL image (RGB) -> bytes (H, W, 3) of a random part of it, resized by Pillow."""
+
+    def forward(self, image: Image.Image) -> np.ndarray:
+        at = self.make_params([image])
+        box = (at["left"], at["top"], at["left"] + at["width"], at["top"] + at["height"])
+        resized = image.crop(box).resize(self.size[::-1], Image.Resampling.BILINEAR)
+        return np.array(resized)
+
+
 class Jitter(v2.ColorJitter):
     """Brightness, contrast, saturation and hue, each by a random factor, in a random order."""
 
@@ -83,6 +93,13 @@ class HorizontalFlip(v2.RandomHorizontalFlip):
 
     def forward(self, pixels: np.ndarray) -> np.ndarray:
         return cv2.flip(pixels, 1) if torch.rand(1) < self.p else pixels
+
+
+class ToTensor(nn.Module):
+    """Bytes (H, W, 3) -> tensor of bytes (3, H, W)."""
+
+    def forward(self, pixels: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 class ToNormalizedTensor(nn.Module):

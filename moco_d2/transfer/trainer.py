@@ -15,8 +15,9 @@ from fvcore.nn.precise_bn import get_bn_modules
 from torch.utils.data import DataLoader
 
 from moco_d2 import compat
+from moco_d2.agreement import check_agreement, fingerprint, of_images
 from moco_d2.errors import UserError
-from moco_d2.hooks import DeferredWriters, ProgressBar, StopOnSignal
+from moco_d2.hooks import DataTime, DeferredWriters, ProgressBar, StopOnSignal
 from moco_d2.pretrain.metrics import MetricsState
 from moco_d2.pretrain.process_state import set_process_state
 from moco_d2.transfer.accumulation import AccumulatingTrainer, amp_dtype
@@ -117,6 +118,7 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process():
             built.append(_WriteEvaluation(cfg.TEST.EVAL_PERIOD, writers))
             built.append(hooks.PeriodicWriter([writers], period=_LOG_PERIOD))
+            built.append(DataTime())
             built.append(ProgressBar(cfg.MOCO.TASK or "training"))
         # The generators come last before the first step, and a checkpoint last after each.
         return [*built, _RestoreGenerators(), saver, self._stop]
@@ -149,7 +151,7 @@ class Trainer(DefaultTrainer):
         Raises:
             UserError: Detectron2 cannot read the file, as happens with one that is not converted;
                 or the checkpoint is of a run with another batch; or without `resume`, OUTPUT_DIR
-                holds a run.
+                holds a run; or the processes have other weights or data.
         """
         found = self.checkpointer.has_checkpoint()
         if found and not resume:
@@ -169,6 +171,14 @@ class Trainer(DefaultTrainer):
             self.start_iter = self.iter + 1
             self.data_loader.start = self.start_iter * self.cfg.MOCO.ACCUMULATION  # passes
             self._processes = rest.get("processes", [])
+        if comm.get_world_size() > 1:
+            check_agreement(
+                {
+                    "the first iteration": self.start_iter,
+                    "the training data": of_images(self.data_loader.dicts),
+                    "the values of the weights": fingerprint(self.model.parameters()),
+                }
+            )
         return measured.result
 
     def restore_generators(self) -> None:

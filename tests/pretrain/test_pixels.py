@@ -47,6 +47,15 @@ def test_jitter_is_pillows_but_for_rounding(image, strengths, largest, mean):
     assert np.abs(apart.mean()) <= 0.5  # no shift
 
 
+def test_crop_is_torchvisions(image):
+    ours, theirs = pixels.Crop(32, scale=(0.2, 1.0)), v2.RandomResizedCrop(32, scale=(0.2, 1.0))
+    for seed in range(20):
+        torch.manual_seed(seed)
+        wanted = np.asarray(theirs(image))
+        torch.manual_seed(seed)
+        assert np.array_equal(ours(image), wanted)
+
+
 def test_jitter_changes_the_image(image):
     for strengths in np.eye(4) * 0.4:
         torch.manual_seed(0)

@@ -10,6 +10,7 @@ from moco_d2.config import (
     flatten,
     has_key,
     load_config,
+    matched_sha256,
     to_plain,
 )
 from moco_d2.errors import UserError
@@ -117,3 +118,27 @@ def test_flatten_and_to_plain():
     assert plain["MOCO"]["LR_STEPS"] == [120, 160]
     assert plain["MOCO"]["TEMPERATURE"] == "inf"
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+
+
+def test_the_fingerprint_of_matched_runs_is_of_all_but_weights_seed_and_folder():
+    def fingerprint(*overrides):
+        return matched_sha256(to_plain(load_config("voc_C4_moco.yaml", overrides)))
+
+    own = fingerprint()
+    for free in (("MODEL.WEIGHTS", "x.pth"), ("SEED", "7"), ("OUTPUT_DIR", "elsewhere")):
+        assert fingerprint(*free) == own
+    for other in (
+        *(("SOLVER.MAX_ITER", "9"), ("SOLVER.BASE_LR", "0.1"), ("SOLVER.WEIGHT_DECAY", "0.0")),
+        *(("INPUT.FORMAT", "BGR"), ("MODEL.RESNETS.NORM", "BN"), ("TEST.PRECISE_BN.NUM_ITER", "9")),
+        *(("DATASETS.TEST", "('voc_2012_val',)"), ("MOCO.VOC_EVALUATION", "exact")),
+    ):
+        assert fingerprint(*other) != own, other
+
+
+def test_a_shell_command_in_a_file_is_refused_and_taken_from_the_command_line(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("VERSION: 2\nDATASETS:\n  TRAIN: ['shards:pipe:touch /tmp/x']\n")
+    with pytest.raises(UserError, match=r"would run a shell command \(shards:pipe:touch /tmp/x\)"):
+        load_config(file)
+    typed = ["DATASETS.TRAIN", "('shards:pipe:cat a.tar',)"]
+    assert load_config(file, typed).DATASETS.TRAIN == ("shards:pipe:cat a.tar",)

@@ -5,6 +5,7 @@ Legend: N test images, M training images, D feature width, k neighbours, T tempe
 """
 
 import contextlib
+import logging
 from collections.abc import Iterator
 
 import torch
@@ -15,8 +16,10 @@ from torch.utils.data import Dataset
 from moco_d2.errors import UserError
 from moco_d2.pretrain.augmentation import build_evaluation_transform
 from moco_d2.pretrain.images import UnreadableImageError, read_image
-from moco_d2.pretrain.sources import ImageList, list_images
+from moco_d2.pretrain.sources import ImageList, list_images, share_images
 from moco_d2.pretrain.stream import as_raised, build_loader
+
+logger = logging.getLogger(__name__)
 
 Features = tuple[torch.Tensor, torch.Tensor]  # of unit length (N, D), and labels (N,)
 
@@ -192,6 +195,13 @@ class KNNMonitor:
         if not train or not test:
             raise UserError(
                 "kNN needs both folders: set MOCO.KNN.TRAIN and MOCO.KNN.TEST, or neither"
+            )
+        if share_images(train, test):
+            logger.warning(
+                "MOCO.KNN.TRAIN %s and MOCO.KNN.TEST %s hold the same images, of which each is its "
+                "own nearest neighbour: the accuracy says nothing; name a set that is held out",
+                train,
+                test,
             )
         self.train, self.test = list_images(train), list_images(test)
         for key, folder, images in (

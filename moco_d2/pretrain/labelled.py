@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from moco_d2.errors import UserError
 from moco_d2.pretrain.augmentation import IMAGENET_MEAN, IMAGENET_STD
 from moco_d2.pretrain.images import read_image
-from moco_d2.pretrain.sources import ImageList, list_images
+from moco_d2.pretrain.sources import ImageList, list_images, share_images
 from moco_d2.pretrain.stream import Purpose, ViewMaker, build_loader, derive_seed
 
 _VIEW = "image"
@@ -26,10 +26,16 @@ def list_labelled(root: str | Path, val: str | Path | None = None) -> tuple[Imag
     ``root/CLASS/*`` and ``val/CLASS/*``.
 
     Raises:
-        UserError: a folder is missing, empty or without class folders, or the classes differ.
+        UserError: a folder is missing, empty or without class folders, the classes differ, or one
+            folder is, or is in, the other.
     """
     root = Path(root).expanduser()
     folders = (root / "train", root / "val") if val is None else (root, Path(val).expanduser())
+    if share_images(*folders):
+        raise UserError(
+            f"{folders[0]} and {folders[1]} hold the same images; an accuracy on those that were "
+            "trained on says nothing: name others"
+        )
     splits = []
     for folder in folders:
         if not folder.is_dir():

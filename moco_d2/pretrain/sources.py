@@ -142,6 +142,12 @@ def list_images(folder: str | Path) -> ImageList:
     return ImageList(paths, labels, classes)
 
 
+def share_images(first: str | Path, second: str | Path) -> bool:
+    """Whether two folders are one, or one is in the other, links followed."""
+    one, other = (Path(folder).expanduser().resolve() for folder in (first, second))
+    return one.is_relative_to(other) or other.is_relative_to(one)
+
+
 def _is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 - for 10 M names
 

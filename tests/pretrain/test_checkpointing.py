@@ -56,6 +56,8 @@ def test_layout_is_the_official_one_and_loads_without_running_code(checkpointer)
 
 def test_the_official_linear_evaluation_reads_our_file(checkpointer):
     ours = checkpointer()
+    for parameter in ours.model.encoder_k.parameters():
+        parameter.add_(1)  # not the copy of the query encoder that it starts as
     path = ours.save("checkpoint.pth.tar", iteration=3, epoch=1)
     # The lines of main_lincls.py.
     state_dict = torch.load(path, weights_only=True)["state_dict"]

@@ -8,7 +8,7 @@ from toy_data import CLASSES
 
 from moco_d2.errors import UserError
 from moco_d2.pretrain.augmentation import build_augmentation, build_crop
-from moco_d2.pretrain.data import ListedData, build_training_data, view_names
+from moco_d2.pretrain.data import ListedData, build_training_data, build_views, view_names
 from moco_d2.pretrain.sources import ImageList, list_images
 from moco_d2.pretrain.stream import Purpose, ViewMaker, derive_seed
 
@@ -193,6 +193,34 @@ def test_a_list_file_is_a_dataset(make_config, images, tmp_path):
     assert data.classes == list(CLASSES)
     assert batch.keys() == {"query", "index", "label", "unreadable"}
     assert batch["label"].tolist() == [index // 12 for index in batch["index"].tolist()]
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("NAME", ("v1", "v2")),
+        ("SIZE", (16, 20)),
+        ("CROP_SCALE", ((0.05, 0.1), (0.95, 1.0))),
+        ("BLUR_SIGMA", ((0.1, 0.1), (9.0, 9.0))),
+    ],
+)
+def test_the_settings_of_the_augmentation_reach_the_workers(make_config, key, values):
+    image = Image.effect_mandelbrot((64, 48), (-2, -1.5, 1, 1.5), 100).convert("RGB")
+    words = {"NAME": "name", "SIZE": "size", "CROP_SCALE": "crop_scale", "BLUR_SIGMA": "blur_sigma"}
+    seen = []
+    for value in values:
+        settings = {"NAME": "v2", "SIZE": 16, "CROP_SCALE": (0.2, 1.0), "BLUR_SIGMA": (0.1, 2.0)}
+        settings[key] = value
+        cfg = make_config({f"MOCO.AUGMENTATION.{name}": of_it for name, of_it in settings.items()})
+        transform = build_views(cfg)["make_views"].transform
+        wanted = build_augmentation(**{words[name]: of_it for name, of_it in settings.items()})
+        for seed in range(8):  # the blur is done to half of the views
+            torch.manual_seed(seed)
+            seen.append(transform(image))
+            torch.manual_seed(seed)
+            assert torch.equal(seen[-1], wanted(image))
+    pairs = zip(seen[:8], seen[8:], strict=True)
+    assert any(a.shape != b.shape or not torch.equal(a, b) for a, b in pairs)
 
 
 def test_a_memory_bank_needs_one_view(make_config):

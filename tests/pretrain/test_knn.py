@@ -1,3 +1,4 @@
+import logging
 import math
 
 import pytest
@@ -95,6 +96,22 @@ def test_an_unreadable_image_is_named_in_one_sentence(tmp_path, num_workers):
         extract_features(network, list_images(folder), size=32, num_workers=num_workers)
     assert "\n" not in str(raised.value)
     assert isinstance(network.fc, torch.nn.Linear)
+
+
+def test_monitor_warns_of_images_that_are_searched_in_and_tested(
+    images, tmp_path, caplog, monkeypatch
+):
+    # Detectron2's setup_logger, run by whichever test, cuts loggers off from the one pytest reads.
+    monkeypatch.setattr(logging.getLogger("moco_d2"), "propagate", True)
+    (tmp_path / "link").symlink_to(images)
+    KNNMonitor(str(images), str(tmp_path / "link"), size=32)
+    assert "hold the same images, of which each is its own nearest neighbour" in caplog.text
+    caplog.clear()
+    held_out = make_class_folders(tmp_path / "held_out", per_class=1)
+    monitor = KNNMonitor(str(images), str(held_out), size=32)
+    assert not caplog.text
+    # And it tests on the one, in the other.
+    assert (len(monitor.train), len(monitor.test)) == (24, 2)
 
 
 def test_monitor_finds_each_image_nearest_to_itself(images):

@@ -1,5 +1,6 @@
 """tools/linear_eval.py: the protocols against plain loops, the result file, and the refusals."""
 
+import dataclasses
 import importlib.util
 import json
 import logging
@@ -170,6 +171,8 @@ def test_recipes_are_the_papers():
         0.9,
         100,
     )
+    assert LINEAR.lr == 30  # of batches of 256; the rate goes with the batch
+    assert dataclasses.replace(LINEAR, batch_size=64).lr == pytest.approx(7.5)
     factor = LINEAR.schedule(10)
     assert [factor(e / 100) for e in (0, 59.9, 60, 79.9, 80, 99)] == pytest.approx(
         [1, 1, 0.1, 0.1, 0.01, 0.01]
@@ -344,6 +347,7 @@ def test_shares_of_two_processes_are_the_batch_of_one():
     [
         (["--data", "{empty}"], "there is no folder .*train"),
         (["--data", "{differ}"], "differ in their class folders"),
+        (["--data", "{same}"], "same/train and .*same/val hold the same images"),
         (["--batch-size", "0"], "--batch-size 0 must be"),
         (["--arch", "resnet18"], "--arch is for 'random'"),
         (["--fast", "--protocol", "knn"], "--fast is of"),
@@ -356,7 +360,10 @@ def test_refusals_write_nothing(run, data, checkpoint, tmp_path, capsys, words, 
     (tmp_path / "differ" / "train").symlink_to(data / "train")
     (tmp_path / "differ" / "val" / "light").mkdir(parents=True)
     (tmp_path / "differ" / "val" / "light" / "0.png").symlink_to(data / "val" / "light" / "0.png")
-    places = {"empty": tmp_path / "empty", "differ": tmp_path / "differ"}
+    (tmp_path / "same").mkdir()
+    for split in ("train", "val"):
+        (tmp_path / "same" / split).symlink_to(data / "train")
+    places = {name: tmp_path / name for name in ("empty", "differ", "same")}
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(SystemExit) as ended:
         run_command(lambda: run(checkpoint, *(word.format(**places) for word in words)))

@@ -72,7 +72,9 @@ def test_split_batchnorm_refuses_a_batch_it_cannot_divide():
 
 def test_one_split_is_plain_batchnorm():
     assert norm_layer(1) is nn.BatchNorm2d
-    assert norm_layer(4)(CHANNELS).num_splits == 4
+    split, plain = norm_layer(4)(CHANNELS), norm_layer(1)(CHANNELS)
+    assert split.num_splits == 4
+    assert (split.momentum, split.eps) == (plain.momentum, plain.eps) == (0.1, 1e-5)
 
 
 def test_encode_shuffled_returns_embeddings_in_the_original_order():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from detectron2.data import build_detection_train_loader
 from detectron2.data.samplers import TrainingSampler
+from detectron2.utils import comm
 from PIL import Image
 
 from moco_d2.config import load_config
@@ -54,6 +55,17 @@ def test_a_start_further_on_gives_the_rest():
 @pytest.mark.parametrize("workers", [1, 3])
 def test_workers_change_nothing(workers):
     assert batches(7, start=2, workers=workers) == batches(7, start=2)
+
+
+def test_processes_share_the_images_and_no_choice(monkeypatch):
+    ranks = []
+    for rank in range(2):
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+        ranks.append([sample for batch in batches(20) for sample in batch])
+    first, second = ([drawn for _, drawn in samples] for samples in ranks)
+    assert not set(first) & set(second)
+    assert [index for index, _ in ranks[0]] != [index for index, _ in ranks[1]]
 
 
 def test_portraits_and_landscapes_are_apart():

@@ -81,6 +81,21 @@ def test_exact_mode_agrees_with_detectron2_where_nothing_rounds_and_no_scores_ar
         assert exact[metric] == pytest.approx(theirs[metric], abs=1e-9)
 
 
+def test_exact_mode_tells_scores_apart_that_the_devkits_files_do_not(tmp_path):
+    case = make_case(tmp_path, 11, year=2012, images=20)
+    close = np.random.default_rng(0).permutation(1000) / 1e6 + 0.5  # all 0.500 or 0.501
+    for output in case.outputs:
+        found = output["instances"]
+        found.scores = found.scores.new_tensor(close[: len(found)])
+        close = close[len(found) :]
+    exact = evaluate(VOCEvaluator(case.dataset, mode="exact"), case)
+    for output in case.outputs:  # the same order, far enough apart for three decimals
+        output["instances"].scores = (output["instances"].scores - 0.5) * 1000
+    apart = evaluate(VOCEvaluator(case.dataset, mode="exact"), case)
+    assert exact == apart
+    assert 0 < exact["AP"] < 100
+
+
 def test_equal_scores_are_one_point_of_the_exact_curve(tmp_path):
     """One object, found by the second of two detections with one score: precision there is 1/2."""
     case = make_case(tmp_path, 9, year=2012, images=1, classes=1)

@@ -1,0 +1,200 @@
+#!/usr/bin/env python3
+"""A grid of runs that is killed at random moments ends with the table of one that was not.
+
+Two tasks x three initialisations x three seeds of the smoke suite, on generated images, pretraining
+included: once through, and once with kill -9 of the runner and its runs at two random moments, and
+of the runner alone, whose runs then go on as orphans, at a third; each time started again at once.
+Shows that both tables are the same, and the final weights bit for bit, and that no run was run
+twice. Exit code 1 if not.
+
+    python benchmarks/grid.py --out output/grid
+    python benchmarks/grid.py --out output/grid --seed 7     # other moments
+"""
+
+import argparse
+import contextlib
+import hashlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import yaml
+
+from moco_d2.benchmark import run_log
+from moco_d2.benchmark.suites import Cell, load_suite, packaged_suites
+
+TOOL = Path(__file__).resolve().parents[1] / "tools" / "benchmark.py"
+SEEDS = [1, 2, 3]
+KILLS = ("all", "all", "runner")  # what is killed at each moment, in random order
+_POLL_SECONDS = 0.1
+_LIMIT_SECONDS = 3600  # of one grid: something hangs
+
+
+def main() -> int:
+    """Run both grids and compare them."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="is replaced")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    args = parser.parse_args()
+    shutil.rmtree(args.out, ignore_errors=True)
+    args.out.mkdir(parents=True)
+    suite_file = args.out / "grid.yaml"
+    content = yaml.safe_load(packaged_suites()["smoke"].read_text()) | {"seeds": SEEDS}
+    suite_file.write_text(yaml.safe_dump(content))
+    whole, killed = args.out / "whole", args.out / "killed"
+
+    start = time.monotonic()
+    _wait(_start(suite_file, whole))
+    seconds = time.monotonic() - start
+    print(f"uninterrupted: {seconds:.0f} s", flush=True)
+
+    start = time.monotonic()
+    _run_with_kills(suite_file, killed, seconds, random.Random(args.seed))
+    print(f"killed {len(KILLS)} times: {time.monotonic() - start:.0f} s")
+
+    cells = load_suite(suite_file).cells
+    problems = [*compare(cells, whole, killed), *ran_twice(cells, whole), *ran_twice(cells, killed)]
+    for problem in problems:
+        print(f"PROBLEM: {problem}")
+    runs = [cell for cell in cells if cell.kind == "transfer"]
+    if not problems:
+        print(f"{len(runs)} runs: the tables are equal, the weights bit for bit; none ran twice")
+    return 1 if problems else 0
+
+
+# ---- running and killing -------------------------------------------------------------------------
+
+
+def _start(suite: Path, folder: Path) -> subprocess.Popen:
+    """A runner, in a process group of its own, on the CPU."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "runner.log").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, TOOL, "run", suite, "--folder", folder, "--gpus-per-run", "0"],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _wait(runner: subprocess.Popen) -> None:
+    if runner.wait(_LIMIT_SECONDS):
+        raise SystemExit(f"the runner ended with exit code {runner.returncode}")
+
+
+def _run_with_kills(suite: Path, folder: Path, seconds: float, rng: random.Random) -> None:
+    """Kill at as many random moments as KILLS has, while something runs.
+
+    Args:
+        suite, folder: of the grid.
+        seconds: that it takes.
+        rng: of the moments.
+    """
+    moments = sorted(rng.uniform(0.1, 0.9) * seconds for _ in KILLS)
+    runner, begun = _start(suite, folder), time.monotonic()
+    for what, moment in zip(rng.sample(KILLS, len(KILLS)), moments, strict=True):
+        while time.monotonic() - begun < moment or not _running(folder):
+            if runner.poll() is not None:
+                raise SystemExit("the runner ended before it was killed")
+            time.sleep(_POLL_SECONDS)
+        running = _running(folder)
+        os.killpg(runner.pid, signal.SIGKILL)
+        runner.wait()
+        if what == "all":
+            for pid in running:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
+        names = ", ".join(running.values())
+        ran = time.monotonic() - begun
+        print(f"after {ran:.0f} s killed {what}; at work were {names}", flush=True)
+        runner = _start(suite, folder)
+    _wait(runner)
+
+
+def _running(folder: Path) -> dict[int, str]:
+    """The cells at work: process -> name."""
+    running: dict[int, str] = {}
+    for line in run_log.read_log(folder):
+        if line["event"] == "started":
+            running[line["pid"]] = line["cell"]
+        else:
+            running.pop(line.get("pid"), None)
+    return {pid: name for pid, name in running.items() if _alive(pid)}
+
+
+def _alive(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+# ---- comparing -----------------------------------------------------------------------------------
+
+
+def compare(cells: tuple[Cell, ...], whole: Path, killed: Path) -> list[str]:
+    """What differs in tables and final weights, as sentences."""
+    problems = []
+    tables = [_table(folder) for folder in (whole, killed)]
+    if tables[0] != tables[1]:
+        problems.append(f"the tables differ:\n{tables[0]}\n{tables[1]}")
+    for cell in cells:
+        if cell.kind == "transfer" and _weights(whole, cell) != _weights(killed, cell):
+            problems.append(f"the weights of {cell.name} differ")
+    return problems
+
+
+def _table(folder: Path) -> str:
+    command = [sys.executable, TOOL, "table", folder, "--format", "csv"]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    (folder / "table.csv").write_text(text)
+    return text
+
+
+def _weights(folder: Path, cell: Cell) -> str:
+    """Fingerprint of the model's tensors."""
+    import torch
+
+    file = folder / cell.name / "model_final.pth"
+    model = torch.load(file, map_location="cpu", weights_only=True)["model"]
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.items()):
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def ran_twice(cells: tuple[Cell, ...], folder: Path) -> list[str]:
+    """What the log of runs has against "no command was started after it had succeeded", as
+    sentences.
+    """
+    problems = []
+    finished: Counter[tuple[str, int]] = Counter()
+    starts: Counter[tuple[str, int]] = Counter()
+    for line in run_log.read_log(folder):
+        command = (line["cell"], line.get("command", 0))
+        if line["event"] == "started":
+            starts[command] += 1
+            if finished[command]:
+                problems.append(f"{command[0]} was started again after it had succeeded")
+        elif line["event"] == "ended" and line["exit_code"] == 0:
+            finished[command] += 1
+    for cell in cells:
+        for index in range(len(cell.commands)):
+            times = finished[cell.name, index]
+            if times > 1:  # none: killed between its record and its line
+                problems.append(f"command {index} of {cell.name} succeeded {times} times")
+    again = {f"{name} ({n})" for (name, _), n in starts.items() if n > 1}
+    print(f"{folder.name}: {sum(starts.values())} starts of {len(starts)} commands", end="")
+    print(f"; started more than once: {', '.join(sorted(again))}" if again else "")
+    return problems
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,6 +1,7 @@
 """The runs of a suite as jobs of a cluster, through submitit."""
 
 import multiprocessing
+import signal
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ class ClusterJob:
         """
         cell, folder, place = self.arguments
         while True:
-            self._process = multiprocessing.get_context("spawn").Process(
-                target=main, args=self.arguments
+            # This process has imported nothing heavy, and has no threads.
+            self._process = multiprocessing.get_context("fork").Process(
+                target=_main, args=self.arguments
             )
             self._process.start()
             self._process.join()
@@ -51,6 +53,13 @@ class ClusterJob:
             self._process.terminate()
             self._process.join()
         return submitit.helpers.DelayedSubmission(ClusterJob(*self.arguments))
+
+
+def _main(cell: Cell, folder: Path, place: Place) -> None:
+    """The cluster warns every process of a job, but submitit, in the parent, is who acts."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    main(cell, folder, place)
 
 
 def submit_cells(
@@ -87,7 +96,7 @@ def submit_cells(
             outcome[cell.name] = f"is in the queue, job {line['job']}"
         else:
             job = queue(ClusterJob(cell, folder, place), given, name=cell.name)
-            where = {"job": job.job_id, "cluster": cluster, "folder": given["folder"]}
+            where = {"job": job.job_id, "cluster": cluster, "jobs": given["folder"]}
             run_log.log_event(folder, "submitted", cell.name, **where)
             outcome[cell.name] = f"submitted, job {job.job_id}"
     return outcome
@@ -98,4 +107,4 @@ def _is_over(line: dict[str, Any]) -> bool:
     import submitit
 
     jobs = {"slurm": submitit.SlurmJob, "local": submitit.LocalJob}
-    return line["cluster"] not in jobs or jobs[line["cluster"]](line["folder"], line["job"]).done()
+    return line["cluster"] not in jobs or jobs[line["cluster"]](line["jobs"], line["job"]).done()

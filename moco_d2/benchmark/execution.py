@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import io
 import os
 import runpy
 import signal
@@ -129,11 +128,10 @@ def _print_to(path: Path) -> None:
     """Send what this process, and what it starts, prints to the end of a file."""
     sys.stdout.flush()
     sys.stderr.flush()
-    with path.open("a", encoding="utf-8") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # a kill would lose what waits
+    log = path.open("a", encoding="utf-8", buffering=1)  # a line at a time: a kill loses little
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+    sys.stdout = sys.stderr = log
 
 
 def main(cell: Cell, folder: Path, place: Place) -> None:

@@ -1,0 +1,44 @@
+"""A tool that takes no time: ``fake.py FOLDER BEHAVIOUR``. It counts up in steps that it saves, as
+a training does, and continues from there when it is started again.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+STEP_SECONDS = 0.05
+
+
+def main(folder: Path, behaviour: str) -> None:
+    print(f"pid {os.getpid()}, device {os.environ.get('CUDA_VISIBLE_DEVICES')}")
+    name, _, number = behaviour.partition("=")
+    if name == "exit":
+        print("this is why")
+        sys.exit(int(number))
+    if name == "raise":
+        raise RuntimeError("this is why")
+    if name == "no_record":
+        return
+    if name == "step":  # one that another command follows
+        (folder / "steps").write_text(number)
+        return
+    stopped = []
+    signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
+    saved = folder / "saved"
+    start = int(saved.read_text()) if saved.exists() else 0
+    for step in range(start, int(number or 0)):
+        time.sleep(STEP_SECONDS)
+        saved.write_text(str(step + 1))
+        with (folder / "trained").open("a") as f:
+            f.write(f"{step}\n")
+        if stopped:
+            sys.exit(143)
+    if name == "die" and start == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    (folder / "record.json").write_text(json.dumps({"steps": int(number or 0)}))
+
+
+main(Path(sys.argv[1]), sys.argv[2])

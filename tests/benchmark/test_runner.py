@@ -1,0 +1,225 @@
+"""The runner, with tools that take no time (fake_tools/); with real ones: benchmarks/grid.py."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from moco_d2.benchmark import run_log
+from moco_d2.benchmark.cell_state import CELL_FILE, is_running
+from moco_d2.benchmark.places import make_places
+from moco_d2.errors import UserError
+
+sys.path.insert(0, str(Path(__file__).parent))
+from fake_suite import TOOLS, cell, run_cells
+
+
+def events(folder, *kinds):
+    return [
+        line for line in run_log.read_log(folder) if line["event"] in (kinds or [line["event"]])
+    ]
+
+
+def steps_of(folder, name):
+    return [int(line) for line in (folder / name / "trained").read_text().splitlines()]
+
+
+def start_runner(folder, *words):
+    """A runner of words NAME:BEHAVIOUR, in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("fake_suite.py")), str(folder), *words],
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_runs_all_and_then_nothing(tmp_path, capsys):
+    cells = [cell("a/x", "count=1"), cell("a/y", "count=1"), cell("b", "count=1")]
+    assert run_cells(tmp_path, *cells) == 0
+    assert "3 of 3 runs done" in capsys.readouterr().out
+    assert len(events(tmp_path, "started")) == len(events(tmp_path, "ended")) == 3
+    assert run_cells(tmp_path, *cells) == 0
+    assert len(events(tmp_path)) == 6
+    # Each in a process of its own.
+    assert len({line["pid"] for line in events(tmp_path, "started")} - {os.getpid()}) == 3
+
+
+def test_commands_run_in_order_and_none_again(tmp_path):
+    """The second fails until it is mended; the first, which succeeded, is not repeated."""
+    first = cell("a", "step=5", "exit=3")
+    assert run_cells(tmp_path, first) == 1
+    home = tmp_path / "a"
+    (home / "steps").unlink()
+    started = json.loads((home / CELL_FILE).read_text())
+    assert started["completed"] == 1
+    assert run_cells(tmp_path, first) == 1
+    assert not (home / "steps").exists()
+    assert [line["command"] for line in events(tmp_path, "started")] == [0, 1, 1]
+
+
+def test_a_failed_run_stops_no_other_and_is_named_with_the_end_of_its_log(tmp_path, capsys):
+    cells = [
+        cell("bad", "exit=2"),
+        cell("needs_bad", "count=1", needs=["bad"]),
+        cell("good", "count=1"),
+        cell("needs_good", "count=1", needs=["good"]),
+    ]
+    assert run_cells(tmp_path, *cells) == 2  # a user's error, and no other
+    out = capsys.readouterr().out
+    assert "2 of 4 runs done" in out
+    assert "failed: bad: this is why (whole log: " in out
+    assert "failed: needs_bad: not run: it needs bad" in out
+    assert not (tmp_path / "needs_bad" / "record.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "said"),
+    [
+        ("raise", "RuntimeError: this is why"),
+        ("no_record", "no valid record"),
+        ("die=1", "killed by SIGKILL"),
+    ],
+)
+def test_failures_that_are_not_the_users_are_exit_code_1(tmp_path, capsys, behaviour, said):
+    assert run_cells(tmp_path, cell("bad", behaviour), cell("user", "exit=2")) == 1
+    assert said in capsys.readouterr().out
+
+
+def test_a_killed_run_is_continued(tmp_path):
+    dying = cell("a", "die=3")
+    assert run_cells(tmp_path, dying) == 1
+    assert [line["event"] for line in events(tmp_path)] == ["started", "killed"]
+    assert run_cells(tmp_path, dying) == 0
+    assert steps_of(tmp_path, "a") == [0, 1, 2]
+
+
+def test_runner_and_runs_are_killed_and_started_again(tmp_path):
+    words = ["a:count=12", "b:count=12", "c:count=3"]
+    runner = start_runner(tmp_path, *words)
+    wait_for(lambda: len(events(tmp_path, "started")) == 2)
+    wait_for((tmp_path / "a" / "saved").exists)
+    for line in events(tmp_path, "started"):
+        os.killpg(line["pid"], signal.SIGKILL)
+    os.killpg(runner.pid, signal.SIGKILL)
+    runner.wait()
+    again = start_runner(tmp_path, *words)
+    assert again.wait(30) == 0
+    for name, steps in (("a", 12), ("b", 12), ("c", 3)):
+        # At most the step at hand was lost between training and saving.
+        assert sorted(set(steps_of(tmp_path, name))) == list(range(steps))
+        ended = [line for line in events(tmp_path, "ended") if line["cell"] == name]
+        assert [line["exit_code"] for line in ended] == [0]
+
+
+def test_orphans_of_a_killed_runner_are_waited_for(tmp_path):
+    """kill -9 of the runner and its process group leaves its runs at work, which have groups of
+    their own: a new runner must not start them a second time.
+    """
+    words = ["a:count=25", "b:count=2"]
+    runner = start_runner(tmp_path, *words)
+    wait_for((tmp_path / "a" / "saved").exists)
+    os.killpg(runner.pid, signal.SIGKILL)
+    runner.wait()
+    assert is_running(cell("a", "count=25"), tmp_path)
+    again = start_runner(tmp_path, *words)
+    assert again.wait(30) == 0
+    assert "a is being run by another process; waiting for it" in again.stdout.read()
+    assert steps_of(tmp_path, "a") == list(range(25))
+    assert [line["cell"] for line in events(tmp_path, "started")].count("a") == 1
+
+
+def test_two_runners_share_the_runs(tmp_path):
+    words = [f"{name}:count=4" for name in "abcdef"]
+    runners = [start_runner(tmp_path, *words) for _ in range(2)]
+    assert [runner.wait(30) for runner in runners] == [0, 0]
+    assert sorted(line["cell"] for line in events(tmp_path, "started")) == list("abcdef")
+    assert all("6 of 6 runs done" in runner.stdout.read() for runner in runners)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_runs_save_and_stop(tmp_path, number):
+    runner = start_runner(tmp_path, "a:count=200", "b:count=200")
+    wait_for(lambda: (tmp_path / "a" / "saved").exists() and (tmp_path / "b" / "saved").exists())
+    os.killpg(runner.pid, number)
+    assert runner.wait(30) == 128 + number
+    assert {line["exit_code"] for line in events(tmp_path, "ended")} == {143}
+    for name in "ab":
+        assert not is_running(cell(name, ""), tmp_path)
+        assert int((tmp_path / name / "saved").read_text()) == len(steps_of(tmp_path, name)) < 200
+
+
+def test_another_config_in_the_place_of_a_run_is_refused(tmp_path):
+    run_cells(tmp_path, cell("a", "count=1", settings={"SOLVER.MAX_ITER": 10}))
+    other = cell("a", "count=1", settings={"SOLVER.MAX_ITER": 20})
+    new = cell("b", "count=1")
+    with pytest.raises(UserError, match=r"SOLVER.MAX_ITER 10 there, 20 here; choose another --fol"):
+        run_cells(tmp_path, new, other)
+    assert not (tmp_path / "b").exists()
+    same = cell("a", "count=1", settings={"SOLVER.MAX_ITER": "10"})
+    assert run_cells(tmp_path, same) == 0
+
+
+def test_a_run_that_was_started_by_hand_is_refused(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.yaml").write_text("")
+    with pytest.raises(UserError, match="no suite has started"):
+        run_cells(tmp_path, cell("a", "count=1"))
+
+
+def test_places_of_gpus(monkeypatch):
+    monkeypatch.setattr("moco_d2.benchmark.places.visible_gpus", lambda: ["0", "1", "2", "5"])
+
+    def devices(*args):
+        return [place.devices for place in make_places(*args, runs=9, tools=TOOLS)]
+
+    assert devices(1, None) == [("0",), ("1",), ("2",), ("5",)]
+    assert devices(4, None) == [("0", "1", "2", "5")]
+    assert devices(3, None) == [("0", "1", "2")]
+    assert devices(1, 2) == [("0",), ("1",)]
+    assert devices(4, 2) == [("0", "1", "2", "5")] * 2  # they share
+    with pytest.raises(UserError, match=r"--gpus-per-run 8, but 4 GPU"):
+        make_places(8, None, runs=9, tools=TOOLS)
+
+
+def test_places_on_a_cpu(monkeypatch):
+    """The threads of a run follow from the suite and the machine, not from what is left to do."""
+    monkeypatch.setattr("moco_d2.benchmark.places._cores", lambda: 8)
+    assert [p.threads for p in make_places(0, None, runs=18, tools=TOOLS)] == [1] * 8
+    assert [p.threads for p in make_places(0, None, runs=2, tools=TOOLS)] == [4] * 2
+    assert [p.threads for p in make_places(0, 3, runs=18, tools=TOOLS)] == [2] * 3
+    assert make_places(0, None, runs=1, tools=TOOLS)[0].devices == ()
+
+
+def test_submitted_runs(tmp_path, capsys):
+    """Through submitit's local executor: both commands of a run in one job, none twice."""
+    cells = [
+        cell("a", "step=1", "count=1"),
+        cell("b", "count=1", needs=["a"]),
+    ]
+
+    def submit():
+        return run_cells(tmp_path, *cells, submit=["cluster=local"])
+
+    assert submit() == 0
+    out = capsys.readouterr().out
+    assert "a: submitted, job " in out and "1 more need these" in out
+    wait_for((tmp_path / "a" / "record.json").exists)
+    wait_for(lambda: len(events(tmp_path, "ended")) == 2)
+    assert submit() == 0
+    assert "b: submitted, job " in capsys.readouterr().out
+    wait_for((tmp_path / "b" / "record.json").exists)
+    assert [line["cell"] for line in events(tmp_path, "submitted")].count("a") == 1

@@ -18,7 +18,7 @@ _MEANING = {
     "towards": "same, within the spread",
     "opposite": "opposite",
     "against": "opposite, within the spread",
-    "alike": "alike in the paper, within the spread here",
+    "alike": "alike in the paper, not apart here",
     "apart": "alike in the paper, apart here",
 }
 
@@ -35,7 +35,8 @@ class Order:
         first, second, where: what is compared, "MoCo", "memory bank", "at 256".
         paper: the paper's difference, first minus second, points.
         ours: the same here, corrected for all that are compared together.
-        threshold: |paper| up to which the paper's two count as alike.
+        threshold: difference, in points, up to which the paper's two count as alike; and here, for
+            saying that they are not.
     """
 
     first: str
@@ -53,10 +54,11 @@ class Order:
     def verdict(self) -> str:
         """``same`` or ``opposite``, supported by the tests; ``towards`` or ``against``, the same
         direction or the other without that; where the paper's two are alike, ``alike`` or
-        ``apart``, the latter supported.
+        ``apart``, the latter supported and beyond the threshold.
         """
         if self.alike_in_paper:
-            return "apart" if self.ours.supported else "alike"
+            apart = self.ours.supported and abs(self.ours.difference) > self.threshold
+            return "apart" if apart else "alike"
         same = self.paper * self.ours.difference > 0
         if self.ours.supported:
             return "same" if same else "opposite"
@@ -131,9 +133,10 @@ def agreement(study: Study) -> str:
     parts += _list("Opposite beyond the spread", by.get("opposite"))
     parts += _list("Opposite within the spread", by.get("against"))
     if alike := number.get("alike", 0) + number.get("apart", 0):
+        apart = number.get("apart", 0)
         parts.append(
-            f"Of {_count(alike, 'pair')} that the paper has alike, {number.get('apart', 0)} "
-            f"{'is' if number.get('apart', 0) == 1 else 'are'} apart beyond the spread here."
+            f"Of {_count(alike, 'pair')} that the paper has alike, {apart or 'none'} "
+            f"{'are' if apart > 1 else 'is'} apart here beyond the spread and by more than that."
         )
     parts += _list("Apart", by.get("apart"))
     return " ".join([*parts, _on_tests(found), *_on_failures(study)])

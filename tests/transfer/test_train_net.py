@@ -55,10 +55,10 @@ def test_two_steps_and_an_evaluation_leave_a_valid_record(run, request, config, 
     assert raw["config"]["resolved"]["MODEL"]["RESNETS"]["NORM"] == "BN"
     assert [entry["iteration"] for entry in raw["history"]] == [0, 2]
     assert not raw["preflight"]["forced"]
-    (train,), (test,) = record.datasets_train, record.datasets_test
+    (train_set,), (test_set,) = record.datasets_train, record.datasets_test
     assert raw["data"] == {
-        "train_images": len(DatasetCatalog.get(train)),
-        "test_images": {test: len(DatasetCatalog.get(test))},
+        "train_images": len(DatasetCatalog.get(train_set)),
+        "test_images": {test_set: len(DatasetCatalog.get(test_set))},
     }
     assert 0 < raw["cost"]["evaluation_seconds"] < record.seconds
     assert 0.1 < raw["cost"]["peak_memory_gib"] < 64

@@ -97,11 +97,11 @@ def _difference_spans(comparison: Comparison | None) -> list[Span]:
     spans = [(_signed(comparison.difference), "bold" if comparison.supported else "")]
     if comparison.test:
         low, high = _signed(comparison.low), _signed(comparison.high)
-        spans.append((f" [{low}, {high}] p {_p(comparison.p_holm)}", ""))
+        spans.append((f" [{low}, {high}] p {p_value(comparison.p_holm)}", ""))
     return spans
 
 
-def _p(value: float) -> str:
+def p_value(value: float) -> str:
     if value < _SMALLEST_P:
         return f"<{_SMALLEST_P:.4f}"
     return f"{value:.2g}" if value < 0.995 else "1.0"

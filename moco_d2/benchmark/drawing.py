@@ -32,7 +32,10 @@ _FORMATS = (".png", ".svg")
 _SIZE = (6.4, 4.0)  # inches
 _PAGE_SIZE = (6.7, 2.9)  # A4 between margins of 2 cm
 _PAGE_LETTERS = 9  # points
-_LONGEST_LABEL = 40
+_LONGEST_LABEL = 32
+# Of a legend with such letters on such a page: letters a line, and as many as a handle takes.
+_LETTERS_A_LINE, _LETTERS_A_HANDLE = 95, 8
+_LEGEND_LINE = 0.18  # inches
 
 
 def styles_of(names: Iterable[str]) -> dict[str, tuple]:
@@ -97,8 +100,17 @@ def save(figure: Figure, path: str | Path, *, legend: bool = True) -> None:
             for axes in figure.axes
             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }
+        columns = _LETTERS_A_LINE // (max(map(len, entries), default=0) + _LETTERS_A_HANDLE)
+        columns = min(max(columns, 1), max(len(entries), 1))
+        lines = -(-len(entries) // columns)
+        figure.set_figheight(figure.get_figheight() + (lines - 1) * _LEGEND_LINE)
         figure.legend(
-            entries.values(), entries, loc="outside upper left", ncols=3, frameon=False, fontsize=9
+            entries.values(),
+            entries,
+            loc="outside upper left",
+            ncols=columns,
+            frameon=False,
+            fontsize=_PAGE_LETTERS,
         )
     # Neither a date nor random ids: the same numbers give the same file.
     date = {"Date": None} if path.suffix == ".svg" else {}

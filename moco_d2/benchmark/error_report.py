@@ -5,6 +5,7 @@ objects that are not found.
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from moco_d2.benchmark.cell_text import p_value
 from moco_d2.benchmark.comparison import compare_values, short_name
 from moco_d2.benchmark.grouping import file_names
 from moco_d2.benchmark.matching import BASELINE, Matching
@@ -16,20 +17,18 @@ from moco_d2.benchmark.statistics import Comparison, Summary, corrected, summari
 
 TITLE = "Errors by kind"
 _MEANING = {
-    "Cls": "wrong class, box right",
-    "Loc": "right class, box overlaps by 0.1 to 0.5 only",
-    "Both": "wrong class and box",
-    "Dupe": "object found a second time",
-    "Bkg": "nothing there",
-    "Miss": "object not found at all",
+    "Cls": "of the wrong class, where an object of another is (classification)",
+    "Loc": "of the right class, but with an IoU of 0.1 to 0.5 only (localisation)",
+    "Both": "of the wrong class, and with such an IoU",
+    "Dupe": "right, but of an object that a better detection has",
+    "Bkg": "where nothing is",
+    "Miss": "not found, and would not be by correcting a Cls or Loc error",
 }
 _INTRODUCTION = (
     "Points of AP50 that each kind of error costs: by how much AP50 would rise if every error of "
-    "that kind alone were corrected (TIDE, Bolya et al., 2020; IoU thresholds 0.5 and 0.1). "
-    "Loc is about localisation, Cls about classification, Bkg and Miss about what counts as an "
-    "object. Computed for the boxes of the last evaluation. The costs need not add up to what "
-    "is missing to 100, and a detector that is better throughout may lose more to one kind, having "
-    "more to lose."
+    "that kind alone were corrected (TIDE, Bolya et al., 2020; IoU thresholds 0.5 and 0.1), for "
+    "the boxes of the last evaluation. The costs need not add up to what is missing to 100, and a "
+    "detector that is better throughout may lose more to one kind, having more to lose."
 )
 _ABSENT = (
     "No record says what kinds of errors its detector made: that is found out at the end of a run, "
@@ -68,7 +67,12 @@ def error_section(tasks: Mapping[str, Runs], folder: Path) -> Section:
                 _described(task, kinds),
             )
             parts.append(html_figure(image))
-    return Section(TITLE, text=_INTRODUCTION if parts else _ABSENT, tables=parts)
+    if not parts:
+        return Section(TITLE, text=_ABSENT)
+    meanings = html_table(
+        ["kind", "a detection, or an object, that is"], _MEANING.items(), wrap=True
+    )
+    return Section(TITLE, text=_INTRODUCTION, tables=[meanings, *parts])
 
 
 def _costs(runs: Runs, dataset: str) -> dict[str, dict[str, Summary]]:
@@ -92,13 +96,13 @@ def _values(group: Sequence[Record], dataset: str, kind: str) -> list[tuple[Reco
 def _table(
     caption: str, costs: Mapping[str, Mapping[str, Summary]], runs: Runs, dataset: str
 ) -> str:
-    rows = []
-    for kind in ("AP50", *ERROR_TYPES):
-        label = f"{kind}: {_MEANING[kind]}" if kind in _MEANING else kind
-        rows.append([label, *(_cell(of_one.get(kind)) for of_one in costs.values())])
-    titles = [f"{i} (n={max(s.n for s in of.values())})" for i, of in costs.items()]
+    kinds = ("AP50", *ERROR_TYPES)
+    rows = [
+        [f"{name} (n={max(s.n for s in of_one.values())})", *(_cell(of_one.get(k)) for k in kinds)]
+        for name, of_one in costs.items()
+    ]
     return html_table(
-        ["", *titles],
+        ["initialisation", *kinds],
         rows,
         caption=caption,
         notes=[*_differences(runs, dataset), _AP50_NOTE],
@@ -108,7 +112,9 @@ def _table(
 def _cell(summary: Summary | None) -> str:
     if summary is None:
         return "–"
-    spread = "" if summary.std is None else f" ± {summary.std:.1f}"
+    spread = (
+        "" if summary.std is None else f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{summary.std:.1f}"
+    )
     return f"{summary.mean:.1f}{spread}"
 
 
@@ -132,7 +138,7 @@ def _differences(runs: Runs, dataset: str) -> Iterable[str]:
         return
     for name in others:
         clear = [
-            f"{kind} ({c.difference:+.1f}, p {max(c.p_holm, 1e-4):.2g})"
+            f"{kind} ({c.difference:+.1f}, p {p_value(c.p_holm)})"
             for (of, kind), c in tested.items()
             if of == name and c.supported
         ]

@@ -3,6 +3,7 @@
 import csv
 import html
 import io
+import re
 
 from moco_d2.benchmark.cell_text import difference_lines, footnotes, grids, value_lines
 from moco_d2.benchmark.comparison import Pair, Table
@@ -155,11 +156,15 @@ def to_latex(tables: list[Table]) -> str:
     return "\n".join(parts)
 
 
+# Spaces where a narrow column breaks no line: "55.9 ± 0.2", "[-0.1, +0.3]", "p 0.04".
+_UNBROKEN = re.compile(r" (?=±)|(?<=±) |(?<=\d,) (?=[+-]?\d)|(?<=\bp) ")
+
+
 def to_html(tables: list[Table]) -> str:
     """A fragment for report.py, which has the styles: green, with a sign that needs no colour."""
 
     def span(text: str, style: str) -> str:
-        text = html.escape(text)
+        text = _UNBROKEN.sub("\N{NO-BREAK SPACE}", html.escape(text))
         if style == "gain":
             return f'<strong class="gain">▲ {text}</strong>'
         return {"bold": f"<strong>{text}</strong>", "mark": f"<sup>{text}</sup>"}.get(style, text)

@@ -98,7 +98,10 @@ def test_every_section_is_there(write, make_content, tmp_path):
     words = " ".join(page.words)
     assert page.titles == TITLES
     assert "voc_C4: 6 runs, from random, supervised, moco (seeds 1, 2)." in words
-    assert "80.0 ± 0.0" in words and "right class, box overlaps by 0.1 to 0.5 only" in words
+    assert (
+        "80.0\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.0" in words
+        and "of the right class, but with an IoU of 0.1 to 0.5" in words
+    )
     assert "no run has kept its model: config.yaml and model_final.pth" in words
     assert "Matched, different in nothing but MODEL.WEIGHTS: voc_C4." in words
     assert "8 processes" in words and "11.2" in words and "18.4 h in all" in words
@@ -186,17 +189,17 @@ def losses(write, make_content):
 
 def test_where_moco_wins_is_said_only_as_far_as_the_runs_support_it(losses, tmp_path):
     section = error_section(losses, tmp_path)
-    table = section.tables[0]
-    assert "<td>5.0 ± 0.1</td><td>3.0 ± 0.1</td>" in table
+    table = section.tables[1]  # after the meanings of the kinds
+    assert re.search(r"supervised \(n=5\).*<td>5.0.±.0.1</td>", table)
     (said,) = re.findall(r"moco against supervised: (.*?)</p>", table)
-    assert re.fullmatch(r"a different loss to Loc \(-2\.0, p 0\.000\d+\)\.", said)
+    assert said == "a different loss to Loc (-2.0, p &lt;0.0001)."
     assert "paired" in table and "not the 11-point AP50" in table
 
 
 def test_without_spread_nothing_is_claimed(write, make_content, tmp_path):
     for initialisation in ("supervised", "moco"):
         write(full(make_content, initialisation=initialisation))
-    (table, _) = error_section(by_task(read_records([write.folder])), tmp_path).tables
+    (_, table, _) = error_section(by_task(read_records([write.folder])), tmp_path).tables
     assert "no difference is claimed" in table and "moco against" not in table
 
 

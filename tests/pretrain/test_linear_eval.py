@@ -20,7 +20,10 @@ from torch import nn
 from torchvision.models import resnet18
 from toy_data import make_class_folders
 
-from moco_d2.errors import run_command
+from moco_d2.benchmark.pretext_records import read_pretext_records
+from moco_d2.checkpoint.backbone import load_backbone
+from moco_d2.config import to_plain
+from moco_d2.errors import UserError, run_command
 from moco_d2.launch import LOGGERS
 from moco_d2.pretrain.augmentation import build_evaluation_transform
 from moco_d2.pretrain.classification import (
@@ -33,6 +36,7 @@ from moco_d2.pretrain.classification import (
     new_classifier,
     topk_correct,
 )
+from moco_d2.pretrain.engine import Pretrainer
 from moco_d2.pretrain.feature_probe import FAST_LRS, hold_out
 from moco_d2.pretrain.labelled import (
     Epochs,
@@ -311,6 +315,43 @@ def test_resumed_run_equals_uninterrupted_one(data, tmp_path, recipe):
     for name, tensor in whole.network.state_dict().items():
         assert torch.equal(resumed.network.state_dict()[name], tensor), name
     assert resumed.accuracy == whole.accuracy
+
+
+def test_the_result_says_how_the_pretraining_was_made(run, make_config, tmp_path):
+    cfg = make_config({"MOCO.MOMENTUM": 0.9, "SEED": 5}, config="moco_v1_R50_200ep.yaml")
+    trainer = Pretrainer(cfg)
+    trainer.resume_or_start(resume=False)
+    trainer.train()
+    result = run(tmp_path / "out" / "checkpoint_final.pth.tar", "--protocol", "knn")
+    made = result["pretraining"]
+    assert (made["iterations"], made["images"], made["processes"]) == (6, 24, 1)
+    assert made["config"]["SEED"] == 5 and made["config"]["MOCO"]["MOMENTUM"] == 0.9
+    assert made["config"]["MOCO"]["KNN"] == to_plain(trainer.cfg.MOCO.KNN)
+    assert made["seconds_per_iteration"] > 0 and made["peak_memory_gib"] is None
+    assert made["hardware"]["device"] == "cpu"
+    assert torch.__version__.startswith(made["environment"]["torch"])
+    assert str(tmp_path) not in json.dumps(result)  # results travel, folders do not
+    (record,) = read_pretext_records([tmp_path / "out"])
+    assert (record.seed, record.images, record.top1) == (5, 24, result["accuracy"]["top1"])
+
+
+def test_an_entry_that_is_not_ours_says_nothing(run, checkpoint, tmp_path):
+    content = {"state_dict": torch.load(checkpoint, weights_only=True)}
+    for i, entry in enumerate([{"config": 3}, {"config": {}, "iteration": "x"}, [1], {}]):
+        path = tmp_path / f"{i}.pth"
+        torch.save({**content, "moco_d2": entry}, path)
+        assert load_backbone(path)[2].pretraining is None
+
+
+def test_validation_images_elsewhere(run, checkpoint, data, tmp_path):
+    beside = run(checkpoint, "--protocol", "knn")
+    elsewhere = run(
+        checkpoint, "--protocol", "knn", "--data", data / "train", "--val", data / "val"
+    )
+    assert elsewhere["accuracy"] == beside["accuracy"]
+    assert elsewhere["data"] == beside["data"]  # its name too: of the folder that holds both
+    with pytest.raises(UserError, match="there is no folder .*absent"):
+        run(checkpoint, "--data", data / "train", "--val", tmp_path / "absent")
 
 
 def test_finetuning_trains_batch_norm_and_takes_random_weights(run):

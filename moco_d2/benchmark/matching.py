@@ -45,7 +45,7 @@ def newest(records: Iterable[Record]) -> tuple[list[Record], list[str]]:
     for record in sorted(records, key=lambda r: r.finished):
         key = (record.task, record.initialisation, record.seed)
         if record.seed < 0:
-            key += (record.finished,)
+            key += (record.finished, record.origin["source"])
         older = kept.pop(key, None)
         if older is not None:
             notes.append(

@@ -221,3 +221,12 @@ def test_a_record_is_never_overwritten(folder):
     with pytest.raises(UserError, match="exists.*--out"):
         import_moco(folder, initialisation="densecl")
     assert (folder / "record.json").read_text() == before
+
+
+def test_runs_seeded_from_the_clock_all_count_though_copied_together(tmp_path):
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, changed(SEED=-1), LOG)
+        os.utime(tmp_path / name / "metrics.json", (1.6e9, 1.6e9))
+        import_moco(tmp_path / name)
+    assert "n=3" in render(read_records([tmp_path]))

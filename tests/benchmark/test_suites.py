@@ -123,7 +123,7 @@ def test_weights_of_ones_own_are_an_initialisation(tmp_path):
         ({"seeds": [-1]}, "seeds must be a list of different numbers"),
         ({"overrides": ["SOLVER.MAX_ITER", 1]}, "overrides are a mapping"),
         ({"overrides": {"SOLVER": {"MAX_ITER": 1}}}, "with their whole name, SOLVER.MAX_ITER"),
-        ({"kind": "demo", "tasks": None}, "unknown key 'initialisations'"),
+        ({"kind": "demo", "tasks": None}, "unknown key 'tasks'"),
     ],
 )
 def test_mistakes_are_one_sentence(tmp_path, content, message):

@@ -1,0 +1,130 @@
+#!/usr/bin/env python
+"""A folder of sweeps as a page of the documentation: figures, tables and what they show, from the
+results alone. Writes README.md, one SVG a sweep, results.json.
+
+example:
+  tools/benchmark.py run pretext_smoke --gpus-per-run 0
+  python benchmarks/sweeps.py output/pretext_smoke --output docs/sweeps
+"""
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from moco_d2.benchmark.pretext_records import PretextRecord, read_pretext_records
+from moco_d2.benchmark.statistics import summarise
+from moco_d2.benchmark.sweep_figures import caption, described, draw
+from moco_d2.benchmark.sweep_points import Study, studies
+from moco_d2.benchmark.sweep_tables import sweep_tables
+from moco_d2.benchmark.table_formats import to_markdown
+from moco_d2.errors import UserError, run_command
+from moco_d2.files import write_json, write_text
+
+_COMMON = (
+    *("MOCO.ENCODER.ARCH", "MOCO.AUGMENTATION.SIZE", "MOCO.EPOCHS", "SOLVER.IMS_PER_BATCH"),
+    *("MOCO.MOMENTUM", "MOCO.TEMPERATURE", "MOCO.LR_SCHEDULE"),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="of a suite of kind pretext")
+    parser.add_argument("--output", type=Path, default=Path("docs/sweeps"))
+    args = parser.parse_args()
+    records = read_pretext_records([args.folder])
+    found = studies(records)
+    if not found:
+        raise UserError(f"no sweep in {args.folder}: run one, tools/benchmark.py run pretext_smoke")
+    parts = ["# Sweeps of the pretraining\n", _about(args.folder.name, records)]
+    for i, (study, table) in enumerate(zip(found, sweep_tables(records), strict=True)):
+        again = any(study.sweep is before.sweep for before in found[:i])
+        image = f"{study.sweep.name}{f'_{i}' if again else ''}.svg"
+        draw(study, args.output / image)
+        parts += [f"![{described(study)}]({image})\n", to_markdown([table]), _gains(study)]
+    parts.append(_limits(records))
+    write_json(args.output / "results.json", _summary(args.folder, records))
+    write_text(args.output / "README.md", "\n".join(parts))
+    print("\n\n".join(caption(study) for study in found))
+
+
+def _about(suite: str, records: Sequence[PretextRecord]) -> str:
+    trained = [r for r in records if r.config]
+    of = [r.content["pretraining"] for r in trained]
+    values = "; ".join(f"{key} {_several({r.config[key] for r in trained})}" for key in _COMMON)
+    machines = {f"{p['hardware'].get('name')} ({p['hardware'].get('device')})" for p in of}
+    versions = {p["environment"].get("torch") for p in of}
+    seconds = [p["seconds_per_iteration"] for p in of if p["seconds_per_iteration"]]
+    data = {f"{r.evaluation['data']['val_images']} others" for r in records}
+    steps = {p["iterations"] for p in of}
+    return (
+        f"`tools/benchmark.py run {suite}`, then `python benchmarks/sweeps.py`: {len(trained)} "
+        f"pretrainings of {_several(steps)} steps on {_several({r.images for r in trained})} images"
+        f", evaluated by {_several({r.protocol for r in records})} on {_several(data)}. {values}. "
+        f"{_several(machines)}, torch {_several(versions)}, "
+        f"{statistics.median(seconds):.2f} s a step (other programs were running). "
+        "Every result with its settings: [results.json](results.json).\n"
+    )
+
+
+def _gains(study: Study) -> str:
+    """What pretraining adds to the same network without it."""
+    if not study.untrained:
+        return ""
+    base = summarise(study.untrained).mean
+    means = [study.summary(s, x).mean - base for s, points in study.values.items() for x in points]
+    above = sum(mean > 0 for mean in means)
+    return (
+        f"Against the network without pretraining: {min(means):+.1f} to {max(means):+.1f} points; "
+        f"{above} of {len(means)} points are above it.\n"
+    )
+
+
+def _limits(records: Sequence[PretextRecord]) -> str:
+    val = min(r.evaluation["data"]["val_images"] for r in records)
+    fewest = min(len(t) for s in studies(records) for of in s.values.values() for t in of.values())
+    steps = min(r.content["pretraining"]["iterations"] for r in records if r.config)
+    size = max(r.config["MOCO.DICTIONARY.SIZE"] / r.images for r in records if r.config)
+    return f"""## What this shows, and what it does not
+
+It shows that a suite runs from images to the paper's figure, that only runs that differ in nothing
+but what the sweep varies stand in one figure, and that the text below it follows from the numbers.
+
+It does not show how MoCo behaves. An accuracy on {val} images has a standard error of up to
+{50 / val**0.5:.1f} points by itself, and with {fewest} seeds a point the tests can find next to
+nothing. The paper trains for 200 epochs of 5004 steps; after {steps} steps a key encoder with
+momentum 0.999 is still {0.999**steps:.0%} the random network it began as, and the largest
+dictionary here is {size:.0%} of the data. Longer runs of the same kind:
+[learning](../learning/README.md). The paper's own settings are the suites figure_3, momentum,
+temperature, v2_table_1_pretext, pretraining_length and dataset_size, for ImageNet and GPUs.
+"""
+
+
+def _several(values: set) -> str:
+    return " / ".join(map(str, sorted(values, key=lambda v: (isinstance(v, str), v))))
+
+
+def _summary(folder: Path, records: Sequence[PretextRecord]) -> dict[str, Any]:
+    configs = [record.config for record in records if record.config]
+    same = {k: v for k, v in configs[0].items() if all(c.get(k) == v for c in configs)}
+    kept = ("checkpoint", "protocol", "settings", "accuracy", "seed", "started", "seconds")
+    made = ("config_sha256", "iterations", "images", "seconds_per_iteration", "hardware")
+    return {
+        "config": same,
+        "results": {
+            record.path.parent.relative_to(folder).as_posix(): {
+                **{key: record.content[key] for key in kept},
+                "config": {k: v for k, v in record.config.items() if k not in same},
+                "pretraining": record.config
+                and {key: record.content["pretraining"][key] for key in made},
+            }
+            for record in records
+        },
+    }
+
+
+if __name__ == "__main__":
+    run_command(main)

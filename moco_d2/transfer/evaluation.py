@@ -19,6 +19,7 @@ from detectron2.evaluation import (
     LVISEvaluator,
     SemSegEvaluator,
 )
+from PIL import Image
 
 from moco_d2.errors import UserError, closest
 from moco_d2.transfer.error_analysis import Detections, Objects, decompose
@@ -80,6 +81,11 @@ class MeanIoUEvaluator(SemSegEvaluator):
     agree where every class occurs, as in the validation sets of VOC and Cityscapes.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if hasattr(self, "sem_seg_loading_fn"):  # main's own fails with NumPy 2
+            self.sem_seg_loading_fn = _read_labels
+
     def evaluate(self) -> dict[str, dict[str, float]]:
         """``{"sem_seg": {"mIoU", "fwIoU", "mACC", "pACC", "IoU-<class>"...}}`` in percent, in the
         main process; empty in others.
@@ -91,6 +97,12 @@ class MeanIoUEvaluator(SemSegEvaluator):
         # NaN for a class that does not occur.
         scores["mIoU"] = float(np.nanmean([scores[f"IoU-{name}"] for name in self._class_names]))
         return {"sem_seg": scores}
+
+
+def _read_labels(file: str, dtype: Any) -> np.ndarray:
+    """(H, W) of `dtype`, a copy."""
+    with Image.open(file) as image:
+        return np.array(image, dtype=dtype)
 
 
 class QuietCityscapesInstanceEvaluator(CityscapesInstanceEvaluator):

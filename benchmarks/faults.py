@@ -35,9 +35,9 @@ from fault_kinds.case import Kind  # noqa: E402
 
 def all_kinds() -> tuple[Kind, ...]:
     """Every kind of fault, in the order of docs/reliability.md."""
-    from fault_kinds import kills, machine
+    from fault_kinds import kills, machine, processes
 
-    return (*kills.KINDS, *machine.KINDS)
+    return (*kills.KINDS, *machine.KINDS, *processes.KINDS)
 
 
 def deal(kind: Kind, number: int, seed: int) -> dict[str, Any]:

@@ -130,15 +130,22 @@ def _silent_ranks(error: BaseException) -> str:
     dist = torch.distributed
     if not (dist.is_available() and dist.is_initialized()):
         return ""
-    try:
-        store = dist.distributed_c10d._get_default_store()
-        keys = [f"moco_d2/noticed/{rank}" for rank in range(dist.get_world_size())]
-        store.set(keys[dist.get_rank()], "1")
-        deadline = time.monotonic() + _ROLL_CALL_S
-        while silent := [rank for rank, key in enumerate(keys) if not store.check([key])]:
-            if time.monotonic() > deadline:
-                return f"; no word from rank {', '.join(map(str, silent))}"
-            time.sleep(0.1)
-    except RuntimeError:  # the store was in the process that is gone
-        return "; rank 0, which they meet at, is gone"
-    return ""
+    silent: list[int] = [0]  # if it does not answer at all: it has the store
+
+    def call_the_roll() -> None:
+        with contextlib.suppress(RuntimeError):  # the store is gone
+            store = dist.distributed_c10d._get_default_store()
+            keys = [f"moco_d2/noticed/{rank}" for rank in range(dist.get_world_size())]
+            store.set(keys[dist.get_rank()], "1")
+            deadline = time.monotonic() + _ROLL_CALL_S
+            while missing := [rank for rank, key in enumerate(keys) if not store.check([key])]:
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.1)
+            silent[:] = missing
+
+    # In a thread of its own: a store whose process stands still keeps one waiting.
+    thread = threading.Thread(target=call_the_roll, daemon=True)
+    thread.start()
+    thread.join(2 * _ROLL_CALL_S)
+    return f"; no word from rank {', '.join(map(str, silent))}" if silent else ""

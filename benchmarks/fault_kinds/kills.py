@@ -1,6 +1,7 @@
 """kill -9 and SIGTERM at random moments, and what is left and becomes of it."""
 
 import functools
+import math
 import random
 import signal
 import time
@@ -73,19 +74,27 @@ def tables() -> tuple[Tables, ...]:
     return tuple(Tables(fine_tunings()[0], format) for format in Tables.FORMATS)
 
 
-def differences(a: Any, b: Any, where: str = "") -> list[str]:
-    """Where nested dicts, lists, tensors and plain values differ in a bit."""
+def differences(a: Any, b: Any, where: str = "", *, tolerance: float = 0.0) -> list[str]:
+    """Where nested dicts, lists, tensors and plain values differ in a bit, or, of numbers with a
+    fraction, by more than `tolerance`.
+    """
     if isinstance(a, dict) and isinstance(b, dict):
         if a.keys() != b.keys():
             return [f"{where}: {sorted(map(str, a.keys() ^ b.keys()))}"]
-        return [d for key in a for d in differences(a[key], b[key], f"{where}/{key}")]
+        pairs = ((f"{where}/{key}", a[key], b[key]) for key in a)
+        return [d for at, x, y in pairs for d in differences(x, y, at, tolerance=tolerance)]
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         if len(a) != len(b):
             return [f"{where}: {len(a)} and {len(b)} entries"]
-        pairs = enumerate(zip(a, b, strict=True))
-        return [d for i, (x, y) in pairs for d in differences(x, y, f"{where}/{i}")]
+        pairs = ((f"{where}/{i}", *pair) for i, pair in enumerate(zip(a, b, strict=True)))
+        return [d for at, x, y in pairs for d in differences(x, y, at, tolerance=tolerance)]
     if isinstance(a, torch.Tensor):
-        return [] if isinstance(b, torch.Tensor) and torch.equal(a, b) else [where]
+        same = isinstance(b, torch.Tensor) and a.shape == b.shape and a.dtype == b.dtype
+        if same and tolerance and a.is_floating_point():
+            return [] if torch.allclose(a, b, rtol=tolerance, atol=tolerance) else [where]
+        return [] if same and torch.equal(a, b) else [where]
+    if tolerance and isinstance(a, float) and isinstance(b, float):
+        return [] if math.isclose(a, b, rel_tol=tolerance, abs_tol=tolerance) else [f"{where}: {a}"]
     # Through text: NaN, of a class without detections, is the same.
     return [] if repr(a) == repr(b) else [f"{where}: {a!r:.60} and {b!r:.60}"]
 

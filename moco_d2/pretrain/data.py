@@ -1,5 +1,7 @@
 """DATASETS.TRAIN to an endless stream of batches; for lists of files, the stream itself."""
 
+import hashlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from moco_d2.errors import UserError
+from moco_d2.files import sha256_of_json
 from moco_d2.pretrain.augmentation import build_augmentation, build_crop, find_recipe
 from moco_d2.pretrain.device_augmentation import DeviceAugmentation
 from moco_d2.pretrain.images import UnreadableImageError, read_image
@@ -111,6 +114,14 @@ class ListedData(TrainingData):
         """
         super().__init__(num_images=len(images), classes=images.classes, **stream)
         self.samples = ListedSamples(images, self.make_views)
+
+    def fingerprint(self) -> str:
+        images = self.samples.images
+        names = hashlib.sha256()
+        for path in images.paths:
+            names.update(os.fsencode(path) + b"\n")
+        labels = sha256_of_json([images.classes, list(images.labels or ())])
+        return f"{len(images)} images, {names.hexdigest()[:12]}, {labels[:12]}"
 
     def loader(self, start_iteration: int) -> DataLoader:
         order = EndlessOrder(self, start_iteration)

@@ -21,6 +21,7 @@ import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from moco_d2.errors import UserError
+from moco_d2.files import sha256_of_json
 from moco_d2.pretrain.images import UnreadableImageError, decode_image
 from moco_d2.pretrain.shards import EncodedImage, ShardList, read_shard
 from moco_d2.pretrain.stream import (
@@ -62,6 +63,10 @@ class ShardedData(TrainingData):
         self.shuffled = shuffle > 0
         self.block = max(shuffle, self.share, MAX_ATTEMPTS)
         self.first_index = [0, *itertools.accumulate(shards.counts)]
+
+    def fingerprint(self) -> str:
+        names = sha256_of_json([self.shards.urls, list(map(int, self.shards.counts))])
+        return f"{self.num_images} images, {names[:12]}"
 
     def loader(self, start_iteration: int) -> DataLoader:
         return build_loader(

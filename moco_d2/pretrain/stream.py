@@ -118,6 +118,10 @@ class TrainingData(abc.ABC):
         return self.num_images // self.total_batch
 
     @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """Of the names of the images and their labels: what all processes have to agree on."""
+
+    @abc.abstractmethod
     def loader(self, start_iteration: int) -> DataLoader:
         """An endless loader of this process' batches from an iteration on."""
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from detectron2.utils import comm
 
+from moco_d2.agreement import check_agreement, of_run
 from moco_d2.config import find_config, load_config
 from moco_d2.errors import UserError
 from moco_d2.launch import choose_device, hold_log, seed, setup_run
@@ -50,6 +51,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     cfg.freeze()
     seed(cfg)
     weights = describe_weights(cfg.MODEL.WEIGHTS)
+    check_agreement({**of_run(cfg), "the content of MODEL.WEIGHTS": (weights or {}).get("sha256")})
     provenance = (weights or {}).get("provenance")
     findings += preflight.check_config(cfg, provenance, world_size=world_size)
     if args.eval_only:

@@ -74,6 +74,11 @@ class TrainingBatches:
         self._landscape = [_is_landscape(d) for d in dataset] if aspect_ratio_grouping else None
         self._images = _MappedImages(dataset, mapper, seed)
 
+    @property
+    def dicts(self) -> Sequence[Sample]:
+        """The dataset dicts."""
+        return self._images.dicts
+
     def reseed(self, seed: int) -> None:
         """Take another seed, that of the run which is resumed."""
         self.seed = seed
@@ -125,7 +130,7 @@ class _MappedImages(Dataset):
 
     def __init__(self, dataset: Sequence[Sample], mapper: Callable[[Sample], Sample], seed: int):
         # Serialised: of a list of dicts every worker would come to hold a copy.
-        self._dicts = (
+        self.dicts = (
             dataset
             if isinstance(dataset, DatasetFromList)
             else DatasetFromList(list(dataset), copy=False)
@@ -135,11 +140,11 @@ class _MappedImages(Dataset):
 
     def reseeded(self, seed: int) -> "_MappedImages":
         """The same images with other randomness."""
-        return _MappedImages(self._dicts, self._mapper, seed)
+        return _MappedImages(self.dicts, self._mapper, seed)
 
     def __getitem__(self, place: tuple[int, int]) -> Sample:
         position, index = place
-        sample = self._dicts[index]
+        sample = self.dicts[index]
         name = sample.get("file_name")
         try:
             with seeded(derive_seed(Purpose.VIEWS, self._seed, position)):

@@ -18,6 +18,7 @@ Published = Mapping[str, Mapping[X, float]]
 
 #: Numbers from here on are printed short; dictionaries are smaller, datasets larger.
 SHORT_FROM = 100_000
+_LARGEST = 1e12  # of any number on an axis
 #: What the paper's numbers are, but for the size of the dataset.
 LINEAR = "ImageNet, linear top-1 (%)"
 
@@ -57,6 +58,13 @@ class Sweep:
     batch_is_dictionary: bool = False
 
 
+def _number(value: object) -> float:
+    """A place on an axis of numbers. ValueError: a record's config has none there."""
+    if type(value) not in (int, float) or not 0 < value < _LARGEST:
+        raise ValueError(f"{value!r:.40} is no number to be drawn")
+    return value
+
+
 # ---- Figure 3 ------------------------------------------------------------------------------------
 
 END_TO_END, MEMORY_BANK, MOCO = "end-to-end", "memory bank", "MoCo"
@@ -67,8 +75,9 @@ def _dictionary(record: PretextRecord) -> tuple[str, X] | None:
     config = record.config
     mechanism = _MECHANISMS.get(config["MOCO.DICTIONARY.NAME"])
     if mechanism == END_TO_END:  # negatives are those of one forward pass
-        return mechanism, config["SOLVER.IMS_PER_BATCH"] // max(config["MOCO.ACCUMULATION"], 1)
-    return (mechanism, config["MOCO.DICTIONARY.SIZE"]) if mechanism else None
+        size = config["SOLVER.IMS_PER_BATCH"] // max(config["MOCO.ACCUMULATION"], 1)
+        return mechanism, _number(size)
+    return (mechanism, _number(config["MOCO.DICTIONARY.SIZE"])) if mechanism else None
 
 
 # ---- momentum and temperature --------------------------------------------------------------------
@@ -82,7 +91,7 @@ def _momentum(record: PretextRecord) -> tuple[str, X] | None:
 
 def _temperature(record: PretextRecord) -> tuple[str, X] | None:
     mlp = record.config["MOCO.ENCODER.MLP"]
-    return "with MLP" if mlp else "without MLP", record.config["MOCO.TEMPERATURE"]
+    return "with MLP" if mlp else "without MLP", _number(record.config["MOCO.TEMPERATURE"])
 
 
 # ---- MoCo v2 -------------------------------------------------------------------------------------
@@ -112,11 +121,11 @@ def _v2_row(record: PretextRecord) -> tuple[str, X] | None:
 def _length(record: PretextRecord) -> tuple[str, X] | None:
     config = record.config
     if config["MOCO.EPOCHS"] > 0:
-        return MOCO, config["MOCO.EPOCHS"]
+        return MOCO, _number(config["MOCO.EPOCHS"])
     if not record.images:
         return None
     images = config["SOLVER.MAX_ITER"] * config["SOLVER.IMS_PER_BATCH"]
-    return MOCO, round(images / record.images, 3)
+    return MOCO, _number(round(images / record.images, 3))
 
 
 # ---- dataset size --------------------------------------------------------------------------------
@@ -131,7 +140,7 @@ _DATASETS = {
 
 
 def _size(record: PretextRecord) -> tuple[str, X] | None:
-    return (MOCO, record.images) if record.images else None
+    return (MOCO, _number(record.images)) if record.images else None
 
 
 # ---- published points ----------------------------------------------------------------------------

@@ -235,6 +235,16 @@ def test_a_damaged_result_is_named_and_left_out(tmp_path, caplog, damage, said):
     assert "000/result.json" in caplog.text and said in caplog.text
 
 
+@pytest.mark.parametrize("size", ["4096", -1, 0, 1e300, True, None, [1], {"a": 1}])
+def test_a_place_that_is_no_number_is_left_out_of_the_sweep(tmp_path, caplog, size):
+    bad = result(1.0)
+    bad["pretraining"]["config"]["MOCO"]["DICTIONARY"]["SIZE"] = size
+    good = [result(50.0, MOCO__DICTIONARY__SIZE=k) for k in (256, 512)]
+    (study,) = studies(read_pretext_records([write_results(tmp_path, [bad, *good])]))
+    assert list(study.values["MoCo"]) == [256, 512]
+    assert "config is damaged" in caplog.text
+
+
 def test_a_config_that_is_none_is_left_out_of_the_sweeps(tmp_path, caplog):
     bad = result(1.0)
     del bad["pretraining"]["config"]["MOCO"]["ACCUMULATION"]

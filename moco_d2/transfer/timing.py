@@ -1,0 +1,88 @@
+"""Times steps of the trainer, for tools/benchmark.py plan --measure.
+
+python -m moco_d2.transfer.timing --config-file voc_C4_random.yaml --out timing.json KEY VALUE
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from moco_d2.errors import run_command
+from moco_d2.launch import argument_parser, launch
+
+WARM_UP, STEPS = 3, 10
+_ENOUGH_SECONDS = 60.0  # of slow steps, fewer will do
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Time steps of a run from random weights, whose worth does not matter, and write
+    ``{"seconds_per_iteration", "steps", "iterations", "images_per_batch", "world_size",
+    "hardware", "peak_memory_gib"}``: the median, over how many steps; the iterations of a whole run
+    and images a step on this number of processes.
+
+    Raises:
+        UserError: as tools/train_net.py.
+    """
+    import torch
+    from detectron2.utils import comm
+    from detectron2.utils.events import EventStorage
+
+    from moco_d2.config import load_config
+    from moco_d2.environment import hardware, peak_memory_gib
+    from moco_d2.files import write_json
+    from moco_d2.launch import choose_device
+    from moco_d2.transfer.datasets import check_datasets
+    from moco_d2.transfer.schedule import scale_to_hardware
+    from moco_d2.transfer.trainer import Trainer
+    from moco_d2.transfer.weights import RANDOM
+
+    cfg = load_config(args.config_file, args.opts)
+    choose_device(cfg)
+    check_datasets(cfg)
+    cfg, schedule = scale_to_hardware(cfg, comm.get_world_size())
+    cfg.MODEL.WEIGHTS = RANDOM
+    on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
+    with tempfile.TemporaryDirectory() as folder:
+        cfg.OUTPUT_DIR = folder  # nothing is kept
+        trainer = Trainer(cfg)
+        trainer.model.train()
+        seconds: list[float] = []
+        with EventStorage(0) as trainer.storage:
+            for trainer.iter in range(WARM_UP + STEPS):
+                start = time.perf_counter()
+                trainer.run_step()
+                if on_gpu:
+                    torch.cuda.synchronize()
+                seconds.append(time.perf_counter() - start)
+                # All processes must decide alike.
+                if comm.all_gather(sum(seconds))[0] > _ENOUGH_SECONDS and len(seconds) > 1:
+                    break
+        trainer._trainer.close()
+    timed = seconds[min(WARM_UP, len(seconds) - 1) :]
+    if comm.is_main_process():
+        content = {
+            "seconds_per_iteration": statistics.median(timed),
+            "steps": len(timed),
+            "iterations": schedule["max_iter"],
+            "images_per_batch": schedule["ims_per_batch"],
+            "world_size": schedule["world_size"],
+            "hardware": hardware(cfg.MODEL.DEVICE)["name"],
+            "peak_memory_gib": peak_memory_gib(cfg.MODEL.DEVICE),
+        }
+        write_json(args.out, content)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argument_parser(
+        "Time a few steps of fine-tuning.",
+        "python -m moco_d2.transfer.timing --config-file voc_C4_random.yaml --out timing.json",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
+    launch("moco_d2.transfer.timing:measure", parser.parse_args())
+
+
+if __name__ == "__main__":
+    run_command(main)

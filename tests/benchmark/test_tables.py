@@ -44,10 +44,11 @@ def test_papers_own_values_with_known_noise(table_2b):
 def test_order_is_claimed_only_where_the_tests_support_it(table_2b):
     notes = table_of(table_2b).notes
     (claim,) = (note for note in notes if note.startswith("Orders"))
-    assert "moco above supervised in AP, AP75" in claim
-    assert "random below supervised in AP50, AP, AP75" in claim
-    assert "moco above random in AP50, AP, AP75" in claim
-    assert claim.endswith("of the other differences no order is claimed.")
+    assert claim == (
+        "Orders that the tests support (corrected p < 0.05): random below supervised in AP50, AP, "
+        "AP75; moco above random in AP50, AP, AP75; moco above supervised in AP, AP75; of the "
+        "other differences no order is claimed."
+    )
     (test,) = (note for note in notes if note.startswith("Differences"))
     assert "paired t-test over seeds" in test and "correction for 9 comparisons" in test
     assert not any("Weak" in note for note in notes)
@@ -74,6 +75,32 @@ def test_two_seeds_support_little_and_the_note_says_how_little(make_content, wri
     assert any(
         note.endswith("(corrected p < 0.05): moco above supervised in AP.") for note in notes
     )
+
+
+def test_a_supported_difference_below_half_a_point_is_not_bold(make_content, write):
+    """And -0.04 is 0.0, not -0.0."""
+    for initialisation, ap50, ap in (("supervised", 80.0, 50.0), ("moco", 80.4, 49.96)):
+        for seed in range(5):
+            noise = {"supervised": 0.01, "moco": 0.012}[initialisation] * seed
+            metrics = {"bbox": {"AP50": ap50 + noise, "AP": ap + noise}}
+            write(make_content(initialisation=initialisation, seed=seed, metrics=metrics))
+    cell = table_of(write.folder).rows[1].cells[0]
+    assert cell.comparison.supported and not cell.highlighted
+    text = render(read_records([write.folder]))
+    assert "| moco | 80.4 ± 0.0 (n=5) (+0.4) | 50.0 ± 0.0 (n=5) (0.0) |" in text
+    assert "-0.0" not in text
+
+
+def test_seeds_from_the_clock_are_no_pairs(make_content, write):
+    for initialisation in ("supervised", "moco"):
+        for hour in range(3):
+            record = make_content(
+                initialisation=initialisation, seed=-1, finished=f"2025-01-02T0{hour}:00:00+00:00"
+            )
+            record["metrics"]["bbox"]["AP"] += hour * len(initialisation)
+            write(record)
+    (pair,) = table_of(write.folder).pairs
+    assert pair.comparisons[1].test == "Welch"
 
 
 def test_seeds_that_differ_are_no_pairs(make_content, write):

@@ -136,17 +136,19 @@ def _differences(runs: Runs, dataset: str) -> Iterable[str]:
         if tested:
             yield "Runs without spread to test against: no difference is claimed."
         return
+    unclear = []
     for name in others:
         clear = [
             f"{kind} ({c.difference:+.1f}, p {p_value(c.p_holm)})"
             for (of, kind), c in tested.items()
             if of == name and c.supported
         ]
-        yield (
-            f"{name} against {BASELINE}: "
-            + (f"a different loss to {', '.join(clear)}" if clear else "no supported difference")
-            + "."
-        )
+        if clear:
+            yield f"{name} against {BASELINE}: a different loss to {', '.join(clear)}."
+        else:
+            unclear.append(name)
+    if unclear:
+        yield f"No supported difference to {BASELINE}: {', '.join(unclear)}."
     tests = sorted({c.test for c in tested.values() if c.test})
     yield (
         f"In parentheses: difference in points lost. Tests: {' and '.join(tests)}, corrected for "

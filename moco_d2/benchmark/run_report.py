@@ -13,7 +13,7 @@ from moco_d2.config import FREE_KEYS, flatten
 _ABSENT = "–"
 _LONGEST_VALUE = 160  # characters in a cell
 _MOST_VALUES = 3  # of one key, in a cell
-_MOST_KEYS = 60  # in a table
+_MOST_ROWS = 80  # of a table
 _MOST_COMMANDS = 40
 # Largest unit in which a time is not below 1, and its seconds.
 _UNITS = (("h", 3600), ("min", 60), ("s", 1))
@@ -25,26 +25,34 @@ def config_section(tasks: Mapping[str, Runs]) -> Section:
     """For every task, the config keys in which its runs differ."""
     tables, matched = [], []
     for task, runs in tasks.items():
-        configs = {name: [flatten(r.config) for r in group] for name, group in runs.items()}
-        everyone = [config for group in configs.values() for config in group]
-        keys = sorted({key for config in everyone for key in config})
+        configs = [(name, flatten(r.config)) for name, group in runs.items() for r in group]
+        values: dict[str, dict[str, Counter[str]]] = {}
+        for key in sorted({key for _, config in configs for key in config}):
+            for name, config in configs:
+                of_value = values.setdefault(key, {}).setdefault(_text(config.get(key)), Counter())
+                of_value[name] += 1
         # Seed and folder are each run's own.
-        differing = [
-            key
-            for key in keys
-            if key not in ("SEED", "OUTPUT_DIR") and len({_text(c.get(key)) for c in everyone}) > 1
-        ]
+        differing = {
+            key: found
+            for key, found in values.items()
+            if len(found) > 1 and key not in ("SEED", "OUTPUT_DIR")
+        }
         if set(differing) <= set(FREE_KEYS):
             matched.append(task)
         rows = [
-            [key, *(_distinct(c.get(key) for c in group) for group in configs.values())]
-            for key in differing[:_MOST_KEYS]
+            [key, value, _who(of_value, runs)]
+            for key, found in differing.items()
+            for value, of_value in found.items()
         ]
-        notes = [f"{len(keys) - len(differing)} other keys are equal in all {len(everyone)} runs."]
-        if len(differing) > _MOST_KEYS:
-            notes.insert(0, f"{len(differing) - _MOST_KEYS} more keys differ.")
+        same = len(values) - len(differing)
+        notes = [f"{same} other keys are equal in all {len(configs)} runs."]
+        if len(rows) > _MOST_ROWS:
+            notes.insert(0, f"{len(rows) - _MOST_ROWS} more lines are left out.")
         if rows:
-            tables.append(html_table(["key", *configs], rows, caption=task, notes=notes, wrap=True))
+            columns = ["key", "value", "in runs from"]
+            tables.append(
+                html_table(columns, rows[:_MOST_ROWS], caption=task, notes=notes, wrap=True)
+            )
     text = "Apart from SEED and OUTPUT_DIR, which are each run's own. "
     if matched:
         text += f"Matched, different in nothing but MODEL.WEIGHTS: {', '.join(matched)}. "
@@ -52,6 +60,14 @@ def config_section(tasks: Mapping[str, Runs]) -> Section:
     if other:
         text += f"Not matched, see the keys below: {', '.join(other)}."
     return Section("Configuration differences", text=text, tables=tables)
+
+
+def _who(runs: Counter[str], all_runs: Runs) -> str:
+    """``supervised, moco (2 of 5)``: the initialisations of these runs."""
+    return ", ".join(
+        name if number == len(all_runs[name]) else f"{name} ({number} of {len(all_runs[name])})"
+        for name, number in runs.items()
+    )
 
 
 def cost_section(tasks: Mapping[str, Runs]) -> Section:

@@ -158,10 +158,12 @@ def test_imported_runs_have_no_command(write, make_content):
 def test_runs_that_are_not_matched_are_named_with_their_keys(write, make_content):
     write(make_content(initialisation="supervised"))
     write(make_content(initialisation="moco", base_lr=0.01))
+    write(make_content(initialisation="moco", seed=2))
     section = config_section(by_task(read_records([write.folder])))
     assert "Not matched, see the keys below: voc_C4." in section.text
     (table,) = section.tables
-    assert re.search(r'<th scope="row">SOLVER.BASE_LR</th><td>0.02</td><td>0.01</td>', table)
+    for value, who in (("0.02", "supervised"), ("0.01", r"moco \(1 of 2\)")):
+        assert re.search(f"SOLVER.BASE_LR</th><td>{value}</td><td>[^<]*{who}", table)
     assert "SEED" not in table and "MODEL.WEIGHTS" in table
 
 

@@ -16,7 +16,7 @@ from transfer.voc_cases import OBJECT
 from transfer.voc_cases import evaluate as evaluate_voc
 from transfer.voc_cases import make_case as make_voc_case
 
-from moco_d2.transfer.error_analysis import KINDS, Detections, Objects, decompose
+from moco_d2.transfer.error_analysis import KINDS, Detections, Objects, decompose, is_right
 from moco_d2.transfer.evaluation import COCOBoxEvaluator, box_errors
 from moco_d2.transfer.voc_evaluation import VOCEvaluator
 
@@ -137,6 +137,15 @@ def test_a_detection_takes_the_free_object_it_overlaps_most():
     result = run([(0, CAT, 0.9, AGAIN), (0, CAT, 0.8, BOX)], truth)
     assert result["AP50"] == pytest.approx(100)
     assert not costs(result)
+
+
+def test_which_are_right_is_said_in_the_order_they_are_given():
+    found = [(0, CAT, 0.3, AGAIN), (0, CAT, 0.9, BOX), (1, CAT, 0.5, FAR), (1, CAT, 0.4, BOX)]
+    images, classes, scores, boxes = (np.array(values) for values in zip(*found, strict=True))
+    nothing = np.zeros(2, dtype=bool)
+    truth = Objects(np.array([0, 1]), np.array([CAT] * 2), np.array([BOX] * 2), nothing, nothing)
+    right = is_right(Detections(images, classes, scores, boxes), truth)
+    assert right.tolist() == [False, True, False, True]
 
 
 @pytest.mark.parametrize("kind", ["ignored", "crowd"])

@@ -44,8 +44,15 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
             code = main() or 0
         sys.exit(code)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_as_text(str(error))}", file=sys.stderr)
         sys.exit(USER_ERROR_EXIT_CODE)
     except KeyboardInterrupt as interrupt:
         print("interrupted; run the same command with --resume to continue", file=sys.stderr)
         sys.exit(getattr(interrupt, "exit_code", INTERRUPTED_EXIT_CODE))
+
+
+def _as_text(message: str) -> str:
+    """The names of files and tensors in a message are anybody's, and a terminal obeys what is in
+    them.
+    """
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in message)

@@ -15,7 +15,8 @@ from typing import Any
 
 from moco_d2.benchmark.pretext_records import PretextRecord, read_pretext_records
 from moco_d2.benchmark.statistics import summarise
-from moco_d2.benchmark.sweep_figures import caption, described, draw
+from moco_d2.benchmark.sweep_agreement import agreement
+from moco_d2.benchmark.sweep_figures import described, draw
 from moco_d2.benchmark.sweep_points import Study, studies
 from moco_d2.benchmark.sweep_tables import sweep_tables
 from moco_d2.benchmark.table_formats import to_markdown
@@ -48,7 +49,7 @@ def main() -> None:
     parts.append(_limits(records))
     write_json(args.output / "results.json", _summary(args.folder, records))
     write_text(args.output / "README.md", "\n".join(parts))
-    print("\n\n".join(caption(study) for study in found))
+    print("\n\n".join(f"{study.sweep.name}: {agreement(study)}" for study in found))
 
 
 def _about(suite: str, records: Sequence[PretextRecord]) -> str:

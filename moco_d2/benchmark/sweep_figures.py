@@ -14,7 +14,6 @@ from moco_d2.benchmark.drawing import STYLES, new_figure, plain, save
 from moco_d2.benchmark.pretext_records import PretextRecord
 from moco_d2.benchmark.report import Image
 from moco_d2.benchmark.statistics import Summary
-from moco_d2.benchmark.sweep_agreement import agreement
 from moco_d2.benchmark.sweep_points import Study, order_of, studies
 from moco_d2.benchmark.sweeps import END_TO_END, MEMORY_BANK, MOCO, SHORT_FROM, X, place_name
 
@@ -46,8 +45,7 @@ def figures(records: Iterable[PretextRecord], folder: Path) -> list[Image]:
         folder: where the figures are written, as SVG.
 
     Returns:
-        them, each with a caption that says what agrees with the paper; none where there is no
-        sweep.
+        them in the papers' order, each with a caption; none where there is no sweep.
 
     Raises:
         UserError: `folder` cannot be written.
@@ -61,14 +59,9 @@ def figures(records: Iterable[PretextRecord], folder: Path) -> list[Image]:
 
 
 def caption(study: Study) -> str:
-    """What is shown, and what agrees with the paper."""
+    """What is shown; what agrees with the paper is in sweep_agreement.agreement."""
     ours = "mean and standard deviation over seeds" if _most_runs(study) > 1 else "single runs"
-    parts = [
-        f"{study.sweep.title}. Hollow: {study.sweep.source}; filled: here ({ours}).",
-        agreement(study),
-        *study.notes,
-    ]
-    return " ".join(parts)
+    return f"{study.sweep.title}. Hollow: {study.sweep.source}; filled: here, {ours}."
 
 
 def described(study: Study) -> str:

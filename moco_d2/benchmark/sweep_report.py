@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from moco_d2.benchmark.pretext_records import read_pretext_records
-from moco_d2.benchmark.report import Section
+from moco_d2.benchmark.report import Section, html_figure
 from moco_d2.benchmark.sweep_figures import figures
 from moco_d2.benchmark.sweep_tables import sweep_tables
 from moco_d2.benchmark.table_formats import to_html
@@ -31,5 +31,9 @@ def sweep_section(paths: Iterable[str | Path], folder: Path) -> Section | None:
     images = figures(records, folder)
     if not images:
         return None
-    tables = [to_html([table]) for table in sweep_tables(records)]
-    return Section("Sweeps of the pretraining", text=_INTRODUCTION, tables=tables, images=images)
+    parts = [
+        part
+        for image, table in zip(images, sweep_tables(records), strict=True)
+        for part in (html_figure(image), to_html([table]))
+    ]
+    return Section("Sweeps of the pretraining", text=_INTRODUCTION, tables=parts)

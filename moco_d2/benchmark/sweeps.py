@@ -217,6 +217,7 @@ def sweeps() -> tuple[Sweep, ...]:
             ("MOCO.TEMPERATURE", "MOCO.ENCODER.MLP"),
             "MoCo v2, section 3",
             _by_column("temperature_v2"),
+            log=True,
         ),
         Sweep(
             "v2_table_1_pretext",

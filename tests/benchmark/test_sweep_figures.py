@@ -217,7 +217,7 @@ def test_of_two_results_of_one_point_and_seed_the_newer_counts(read):
     )
     (study,) = read([newer, *results])
     assert study.values["MoCo"]["0.9"] == {(1, 1): 51.0}
-    assert "two results" in sweep_figures.caption(study)
+    assert "two results" in study.notes[0]
 
 
 def test_runs_seeded_from_the_clock_are_different_runs(read):

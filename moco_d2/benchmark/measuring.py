@@ -11,7 +11,7 @@ from moco_d2.benchmark.cell_state import placed
 from moco_d2.benchmark.execution import TOOLS, Place
 from moco_d2.benchmark.places import make_places
 from moco_d2.benchmark.suites import Cell, Suite
-from moco_d2.files import write_json, write_text
+from moco_d2.files import write_text
 
 _TIMINGS = "timings"  # folder of what was found, in the suite's
 
@@ -37,7 +37,7 @@ def measure_tasks(suite: Suite, folder: Path, gpus_per_run: int) -> dict[str, st
         if tool != "train_net.py":
             continue
         words = [placed(word, cell, folder) for word in words if word != "--resume"]
-        problem = _time(words, place, _timing_file(folder, task, gpus_per_run))
+        problem = _time(words, place, timing_file(folder, task, gpus_per_run))
         if problem:
             problems[task] = problem
     return problems
@@ -57,18 +57,18 @@ def _time(words: list[str], place: Place, file: Path) -> str:
     )
     if done.returncode:
         return (done.stderr.strip().splitlines() or ["no output"])[-1].removeprefix("error: ")
-    write_json(file, {**json.loads(file.read_text()), "on_gpu": bool(place.devices)})
     return ""
 
 
-def _timing_file(folder: Path, task: str, gpus_per_run: int) -> Path:
+def timing_file(folder: Path, task: str, gpus_per_run: int) -> Path:
+    """Where the timing of a task is kept."""
     return folder / _TIMINGS / f"{task}_{max(1, gpus_per_run)}.json"
 
 
 def read_timing(folder: Path, task: str, gpus_per_run: int) -> dict[str, Any] | None:
-    """What timing.measure wrote, and ``on_gpu``; None if the task has not been timed."""
+    """What timing.measure wrote; None if the task has not been timed."""
     try:
-        return json.loads(_timing_file(folder, task, gpus_per_run).read_text())
+        return json.loads(timing_file(folder, task, gpus_per_run).read_text())
     except (OSError, ValueError):
         return None
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from moco_d2.benchmark import cell_state, run_log
+from moco_d2.benchmark.checks import check_configs, check_conflicts
 from moco_d2.benchmark.display import Display, display
 from moco_d2.benchmark.execution import BUSY_EXIT_CODE, MODULES, STOP_SIGNALS, TOOLS, Place, main
 from moco_d2.benchmark.places import make_places
@@ -65,10 +66,11 @@ def run(
     if gpus_per_run < 0 or (jobs is not None and jobs < 1):
         raise UserError("--gpus-per-run must be at least 0, and --jobs at least 1")
     processes = max(1, gpus_per_run)
-    check_conflicts(suite, folder, processes)
+    check_conflicts(suite.cells, folder, processes)
     for path, content in suite.files.items():
         write_text(folder / path, content)
     tasks = _Tasks(suite, folder, processes)
+    check_configs([task.cell for task in tasks.of("waiting")], folder)
     if submit is not None:
         place = Place(processes, None if gpus_per_run else (), tools=tools)
         return _submit(tasks, place, gpus_per_run, submit)
@@ -76,17 +78,6 @@ def run(
     with _stop_signals() as stop, display(suite, folder) as shown:
         _Runner(tasks, places, shown, stop).run()
     return _report(tasks)
-
-
-def check_conflicts(suite: Suite, folder: Path, processes: int) -> None:
-    """
-    Raises:
-        UserError: in the place of a cell is a run of another config.
-    """
-    for cell in suite.cells:
-        state = cell_state.examine(cell, folder, processes=processes)
-        if state.status == "conflict":
-            raise UserError(state.problem)
 
 
 # ---- what is left to do --------------------------------------------------------------------------

@@ -19,7 +19,7 @@ _ENOUGH_SECONDS = 60.0  # of slow steps, fewer will do
 def measure(args: argparse.Namespace) -> None:
     """Time steps of a run from random weights, whose worth does not matter, and write
     ``{"seconds_per_iteration", "steps", "iterations", "images_per_batch", "world_size",
-    "hardware", "peak_memory_gib"}``: the median, over how many steps; the iterations of a whole run
+    "on_gpu", "hardware", "peak_memory_gib"}``: the median, over how many steps; the iterations of a whole run
     and images a step on this number of processes.
 
     Raises:
@@ -68,21 +68,22 @@ def measure(args: argparse.Namespace) -> None:
             "iterations": schedule["max_iter"],
             "images_per_batch": schedule["ims_per_batch"],
             "world_size": schedule["world_size"],
+            "on_gpu": on_gpu,
             "hardware": hardware(cfg.MODEL.DEVICE)["name"],
             "peak_memory_gib": peak_memory_gib(cfg.MODEL.DEVICE),
         }
         write_json(args.out, content)
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argument_parser(
+    made = argument_parser(
         "Time a few steps of fine-tuning.",
         "python -m moco_d2.transfer.timing --config-file voc_C4_random.yaml --out timing.json",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
-    launch("moco_d2.transfer.timing:measure", parser.parse_args())
+    made.add_argument("--out", type=Path, required=True, metavar="FILE")
+    return made
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(lambda: launch("moco_d2.transfer.timing:measure", parser().parse_args()))

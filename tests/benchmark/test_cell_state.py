@@ -1,0 +1,110 @@
+"""What counts as done is told by the files in a cell's folder alone."""
+
+import json
+
+import pytest
+
+from moco_d2.benchmark.cell_state import CELL_FILE, examine, is_running, lock_of, note_started
+from moco_d2.benchmark.finetuning import transfer_cell
+from moco_d2.benchmark.suites import file_settings
+from moco_d2.config import task_configs
+
+
+@pytest.fixture
+def cell():
+    return transfer_cell(
+        name="voc_C4/moco/seed1",
+        task="voc_C4",
+        initialisation="moco",
+        seed=1,
+        config="voc_C4_moco.yaml",
+        overrides={"MODEL.WEIGHTS": "{folder}/moco.pth"},
+        settings=file_settings(*task_configs()["voc_C4_moco.yaml"]),
+    )
+
+
+@pytest.fixture
+def record(make_content, tmp_path):
+    content = make_content()
+    content["config"]["resolved"]["MODEL"]["WEIGHTS"] = f"{tmp_path}/moco.pth"
+    return content
+
+
+def put(folder, cell, content):
+    path = folder / cell.name / cell.record
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def status(cell, folder, processes=8):
+    return examine(cell, folder, processes=processes).status
+
+
+def test_a_run_from_beginning_to_end(cell, record, tmp_path):
+    assert status(cell, tmp_path) == "missing"
+    note_started(cell, tmp_path, processes=8, completed=0)
+    assert status(cell, tmp_path) == "partial"
+    put(tmp_path, cell, record)
+    assert status(cell, tmp_path) == "done"
+
+
+def test_a_damaged_record_is_not_done(cell, record, tmp_path):
+    note_started(cell, tmp_path, processes=8, completed=1)
+    put(tmp_path, cell, json.dumps(record)[:-10])
+    state = examine(cell, tmp_path, processes=8)
+    assert (state.status, state.completed) == ("partial", 0)  # its last command runs again
+    assert "record.json" in state.problem
+
+
+def test_a_run_by_hand_is_taken_if_it_is_the_same(cell, record, tmp_path):
+    """Whatever the number of processes that its schedule was scaled to: the images are the same."""
+    put(tmp_path, cell, record)
+    assert status(cell, tmp_path) == "done"
+    record["schedule"] |= {"world_size": 1, "ims_per_batch": 2, "max_iter": 192000}
+    record["config"]["resolved"]["SOLVER"] |= {"IMS_PER_BATCH": 2, "BASE_LR": 0.0025}
+    put(tmp_path, cell, record)
+    assert status(cell, tmp_path) == "done"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("seed", 2, "seed 2, not voc_C4 from moco, seed 1"),
+        ("initialisation", "supervised", "voc_C4 from supervised"),
+        ("weights", "other.pth", "MODEL.WEIGHTS other.pth there"),
+        ("length", 12000, "the number of training images 192000 there, 384000 here"),
+    ],
+)
+def test_a_record_of_another_run_is_a_conflict(cell, record, tmp_path, key, value, said):
+    if key == "weights":
+        record["config"]["resolved"]["MODEL"]["WEIGHTS"] = value
+    elif key == "length":
+        record["schedule"]["max_iter"] = value
+    else:
+        record["run"][key] = value
+    put(tmp_path, cell, record)
+    state = examine(cell, tmp_path, processes=8)
+    assert state.status == "conflict" and said in state.problem
+    assert "choose another --folder, or remove" in state.problem
+
+
+def test_another_number_of_processes_is_a_conflict(cell, record, tmp_path):
+    """BatchNorm and the schedule depend on it."""
+    note_started(cell, tmp_path, processes=8, completed=0)
+    put(tmp_path, cell, record)
+    state = examine(cell, tmp_path, processes=1)
+    assert state.status == "conflict" and "8 process(es), now 1" in state.problem
+
+
+def test_an_unreadable_note_is_a_conflict(cell, tmp_path):
+    note_started(cell, tmp_path, processes=8, completed=0)
+    (tmp_path / cell.name / CELL_FILE).write_text("{")
+    assert status(cell, tmp_path) == "conflict"
+
+
+def test_the_lock_says_who_runs(cell, tmp_path):
+    assert not is_running(cell, tmp_path)
+    lock = lock_of(cell, tmp_path)
+    with lock:
+        assert is_running(cell, tmp_path)
+    assert not is_running(cell, tmp_path)

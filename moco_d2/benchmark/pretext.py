@@ -19,6 +19,7 @@ Keys of the YAML file, besides title and kind:
 The record of a run is the result.json of its evaluation, which pretext_records.py reads.
 """
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,32 +63,32 @@ def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict
     shared |= {"DATASETS.TRAIN": f"('{FOLDER}/{GENERATED}/pretrain',)"} if first else {}
     needs = tuple(cell.name for cell in first)
     cells, arch = list(first), None
-    for name, own in points.items():
+    # Seed by seed, so that a suite that is not finished has every point.
+    for seed, (name, point) in itertools.product(seeds, points.items()):
+        own = dict(point)
         given = str(own.pop("config", content.get("config", "")))
         config = _config(given, source)
         overrides = {**shared, **own}
         settings = {**file_settings(config), **overrides}
         arch = settings["MOCO.ENCODER.ARCH"]
-        for seed in seeds:
-            cells.append(
-                Cell(
-                    name=f"{name}/seed{seed}",
-                    task=TASK,
-                    initialisation=name,
-                    seed=seed,
-                    commands=(
-                        _pretraining(config, given, {**overrides, "SEED": seed}),
-                        _evaluation(
-                            (f"{_PRETRAINED}/checkpoint_final.pth.tar",), evaluated_on, words, seed
-                        ),
-                    ),
-                    record=_RECORD,
-                    kind=TASK,
-                    needs=needs,
-                    settings={**settings, "SEED": seed, "evaluation": " ".join(words)},
-                    iterations=_iterations(settings, content.get("images")),
-                )
+        checkpoint = f"{_PRETRAINED}/checkpoint_final.pth.tar"
+        cells.append(
+            Cell(
+                name=f"{name}/seed{seed}",
+                task=TASK,
+                initialisation=name,
+                seed=seed,
+                commands=(
+                    _pretraining(config, {**overrides, "SEED": seed}),
+                    _evaluation((checkpoint,), evaluated_on, words, seed),
+                ),
+                record=_RECORD,
+                kind=TASK,
+                needs=needs,
+                settings={**settings, "SEED": seed, "evaluation": " ".join(words)},
+                iterations=_iterations(settings, content.get("images")),
             )
+        )
     if content.get("random"):
         cells += [
             Cell(
@@ -106,9 +107,7 @@ def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict
     return cells, {}
 
 
-def _pretraining(
-    config: Path, given: str, overrides: Mapping[str, Any]
-) -> tuple[str, tuple[str, ...]]:
+def _pretraining(config: Path, overrides: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
     packaged = config_root() in config.parents
     file = config.name if packaged else str(config)
     words = arguments_of({**overrides, "OUTPUT_DIR": _PRETRAINED})

@@ -1,6 +1,6 @@
 """The sentences below a table: what was tested and how, what may be claimed, what was left out."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from moco_d2.benchmark.matching import BASELINE
@@ -161,7 +161,9 @@ def _on_tests(pairs: Sequence["Pair"], tested: Sequence[Comparison]) -> Iterable
     )
 
 
-def _listed(pairs: Sequence["Pair"], columns: Sequence[str], wanted) -> list[str]:
+def _listed(
+    pairs: Sequence["Pair"], columns: Sequence[str], wanted: Callable[[Comparison], bool]
+) -> list[str]:
     """``moco above supervised in AP, AP75``, one entry a pair and direction."""
     said: dict[tuple[str, str, str], list[str]] = {}
     for pair in pairs:

@@ -1,6 +1,7 @@
 """tools/train_net.py, in this process: what it trains, writes, resumes and refuses."""
 
 import argparse
+import itertools
 import json
 import os
 import signal
@@ -14,6 +15,8 @@ from moco_d2.benchmark.compare import compare
 from moco_d2.benchmark.importing import import_run
 from moco_d2.benchmark.results import read_records
 from moco_d2.errors import UserError
+from moco_d2.transfer import precise_bn
+from moco_d2.transfer.error_analysis import KINDS
 from moco_d2.transfer.main import train
 from moco_d2.transfer.trainer import Trainer
 
@@ -41,7 +44,9 @@ def run(tiny, words, tmp_path):
     ],
 )
 def test_two_steps_and_an_evaluation_leave_a_valid_record(run, request, config, kind, metrics):
-    folder = run(config, request.getfixturevalue(kind), "TEST.EVAL_PERIOD", "1")
+    typed = f"tools/train_net.py --config-file {config}"
+    data = request.getfixturevalue(kind)
+    folder = run(config, data, "TEST.EVAL_PERIOD", "1", command=typed)
     (record,) = read_records([folder])
     raw = json.loads((folder / "record.json").read_text())
     assert raw["run"]["task"] == config.removesuffix("_random.yaml")
@@ -62,6 +67,13 @@ def test_two_steps_and_an_evaluation_leave_a_valid_record(run, request, config, 
     }
     assert 0 < raw["cost"]["evaluation_seconds"] < record.seconds
     assert 0.1 < raw["cost"]["peak_memory_gib"] < 64
+    assert record.command == typed
+    # COCO's AP50, and what it lacks; VOC's has other points of the curve.
+    assert set(record.errors) == {test_set}
+    lost = dict(record.errors[test_set])
+    if kind == "coco":
+        assert lost["AP50"] == pytest.approx(record.metrics["bbox/AP50"], abs=1e-9)
+    assert 0 <= lost.pop("AP50") <= 100 and set(lost) == set(KINDS)
     # The record that is made of its config.yaml and metrics.json says the same.
     imported = import_run(
         folder,
@@ -106,6 +118,56 @@ def test_same_seed_gives_the_same_weights_and_another_seed_others(run, voc):
     assert not torch.equal(a[name], c[name])
     records = read_records([first, second, other])
     assert len({r.matched_sha256 for r in records}) == 1
+
+
+def test_rates_are_the_schedules_and_statistics_come_before_the_evaluation(run, voc, monkeypatch):
+    rates, events = [], []
+    run_step, evaluate = Trainer.run_step, Trainer.test
+
+    def step(self):
+        rates.append(self.optimizer.param_groups[0]["lr"])
+        run_step(self)
+
+    monkeypatch.setattr(Trainer, "run_step", step)
+    test = staticmethod(lambda *args: events.append("test") or evaluate(*args))
+    monkeypatch.setattr(Trainer, "test", test)
+    monkeypatch.setattr(precise_bn, "update_statistics", lambda *args: events.append("statistics"))
+    schedule = {
+        "SOLVER.MAX_ITER": "4",
+        "SOLVER.STEPS": "(3,)",
+        "SOLVER.BASE_LR": "0.01",
+        "SOLVER.WARMUP_ITERS": "2",
+        "SOLVER.WARMUP_FACTOR": "0.5",
+    }
+    run("voc_C4_random.yaml", voc, *itertools.chain(*schedule.items()))
+    assert rates == pytest.approx([0.005, 0.0075, 0.01, 0.001])
+    assert events == ["statistics", "test"]
+
+
+def test_the_rest_of_a_detector_starts_alike_whatever_the_backbone_starts_from(
+    run, voc, tmp_path, monkeypatch
+):
+    """Matched initialisations of one seed share the heads' initial values."""
+
+    class BuiltError(Exception):
+        pass
+
+    def train(self):
+        raise BuiltError(self.model.state_dict())
+
+    monkeypatch.setattr(Trainer, "train", train)
+    weights = tmp_path / "weights.pth"
+    content = {"stem.conv1.weight": torch.zeros(64, 3, 7, 7)}
+    torch.save({"model": content, "__author__": "", "matching_heuristics": True}, weights)
+    states = []
+    for name, words in (("random", ()), ("moco", ("MODEL.WEIGHTS", str(weights)))):
+        with pytest.raises(BuiltError) as built:
+            run(f"voc_C4_{name}.yaml", voc, *words, out=name, force=True)
+        states.append(built.value.args[0])
+    first, second = states
+    assert {name for name in first if not torch.equal(first[name], second[name])} == {
+        "backbone.stem.conv1.weight"
+    }
 
 
 def test_checkpoint_holds_the_optimizer(run, voc):

@@ -161,6 +161,14 @@ def test_a_pass_has_its_part_of_the_batch(cfg):
     assert len(next(iter(data))) == 2
 
 
+def test_the_seed_of_the_config_is_that_of_the_order(cfg):
+    def files(seed):
+        data = build_training_batches(cfg("SEED", seed))
+        return [s["file_name"] for batch in itertools.islice(data, 6) for s in batch]
+
+    assert files("3") == files("3") != files("4")
+
+
 def test_images_of_rare_classes_are_repeated(cfg):
     rare = ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler")
     data = build_training_batches(cfg(*rare, "DATALOADER.REPEAT_THRESHOLD", "2.0"))

@@ -1,10 +1,13 @@
 """Suites of kind pretext, and the results they leave: nothing differs but what a sweep varies."""
 
 import json
+import runpy
+import sys
 
 import pytest
 from pretext_content import IMAGENET, result, write_results
 
+from moco_d2.benchmark.execution import TOOLS
 from moco_d2.benchmark.pretext_records import PretextRecord, read_pretext_records
 from moco_d2.benchmark.suites import load_suite
 from moco_d2.benchmark.sweep_points import studies
@@ -144,6 +147,24 @@ def test_commands_of_a_cell():
         *("--data", "datasets/imagenet", "--output", "{cell}/evaluation"),
         *("--seed", "1", "--resume"),
     )
+
+
+def test_the_tool_takes_the_words_of_every_evaluation(monkeypatch):
+    tool = runpy.run_path(str(TOOLS / "linear_eval.py"))
+    for name in (*DIFFERENCES, "pretext_smoke"):
+        for cell in load_suite(name).cells:
+            command, words = cell.commands[-1]
+            if command == "linear_eval.py":
+                # The runner's own words come first, where a run has several GPUs.
+                monkeypatch.setattr(sys, "argv", [command, "--num-gpus", "8", *words])
+                args = tool["parse_args"]()
+                assert args.num_gpus == (1 if name == "pretext_smoke" else 8)
+                assert (args.seed, args.resume, args.output) == (
+                    cell.seed,
+                    True,
+                    "{cell}/evaluation",
+                )
+                assert args.protocol == ("knn" if name == "pretext_smoke" else "linear")
 
 
 def test_the_smoke_suite_draws_its_images_first():

@@ -8,7 +8,6 @@ One core's time for decoding a JPEG of ImageNet's usual size and making the two 
     python benchmarks/feeding.py
 """
 
-import io
 import random
 import re
 import statistics

@@ -9,10 +9,17 @@ from typing import Any
 import moco_d2
 
 
-def versions() -> dict[str, str]:
-    """Of Python, this package and what computes."""
-    packages = {name: metadata.version(name) for name in ("torch", "torchvision", "numpy")}
-    return {"python": platform.python_version(), "moco_d2": moco_d2.__version__, **packages}
+def versions(*more: str) -> dict[str, str]:
+    """Of Python, this package and what computes; and of `more` packages, "absent" where they are
+    not installed.
+    """
+    found = {"python": platform.python_version(), "moco_d2": moco_d2.__version__}
+    for package in ("torch", "torchvision", "numpy", *more):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "absent"
+    return found
 
 
 def hardware(device: str) -> dict[str, Any]:
@@ -22,7 +29,7 @@ def hardware(device: str) -> dict[str, Any]:
     on_gpu = torch.device(device).type == "cuda"
     return {
         "device": device,
-        "name": torch.cuda.get_device_name() if on_gpu else _cpu_name(),
+        "name": torch.cuda.get_device_name() if on_gpu else cpu_name(),
         "cpu_count": os.cpu_count(),
     }
 
@@ -36,7 +43,8 @@ def peak_memory_gib(device: str) -> float | None:
     return round(torch.cuda.max_memory_allocated() / 2**30, 2)
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """What the processor calls itself."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text().splitlines():

@@ -6,15 +6,13 @@ Schema: moco_d2/benchmark/record_schema.py, with which it is read.
 
 import dataclasses
 import datetime
-import platform
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import moco_d2
 from moco_d2.config import matched_sha256, to_plain
+from moco_d2.environment import hardware, versions
 from moco_d2.files import sha256_of_json, write_json
 from moco_d2.training_log import finite, history, read_log, seconds_per_iteration
 from moco_d2.transfer.preflight import Finding
@@ -130,7 +128,7 @@ class RunRecorder:
                 "findings": [dataclasses.asdict(finding) for finding in self.findings],
             },
             "environment": _environment(),
-            "hardware": _hardware(cfg.MODEL.DEVICE),
+            "hardware": hardware(cfg.MODEL.DEVICE),
             "cost": {
                 "seconds_per_iteration": seconds_per_iteration(log),
                 "evaluation_seconds": self.evaluation_seconds,
@@ -178,36 +176,11 @@ def _peak_memory(device: str) -> dict[str, Any]:
 
 
 def _environment() -> dict[str, str]:
-    versions = {"python": platform.python_version(), "moco_d2": moco_d2.__version__}
-    for package in ("torch", "torchvision", "numpy", "fvcore", "pycocotools", "faster-coco-eval"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "absent"
+    found = versions("fvcore", "pycocotools", "faster-coco-eval")
     import detectron2
 
     from moco_d2 import compat
 
     operators = "with" if compat.has_compiled_operators() else "without"
-    versions["detectron2"] = f"{detectron2.__version__} {operators} compiled operators"
-    return versions
-
-
-def _hardware(device: str) -> dict[str, Any]:
-    import os
-
-    on_gpu = torch.device(device).type == "cuda"
-    return {
-        "device": device,
-        "name": torch.cuda.get_device_name() if on_gpu else _cpu_name(),
-        "cpu_count": os.cpu_count(),
-    }
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    found["detectron2"] = f"{detectron2.__version__} {operators} compiled operators"
+    return found

@@ -35,9 +35,10 @@ from fault_kinds.case import Kind  # noqa: E402
 
 def all_kinds() -> tuple[Kind, ...]:
     """Every kind of fault, in the order of docs/reliability.md."""
-    from fault_kinds import kills, machine, processes
+    from fault_kinds import annotations, images, kills, machine, processes
 
-    return (*kills.KINDS, *machine.KINDS, *processes.KINDS)
+    modules = (kills, machine, images, annotations, processes)
+    return tuple(kind for module in modules for kind in module.KINDS)
 
 
 def deal(kind: Kind, number: int, seed: int) -> dict[str, Any]:
@@ -102,9 +103,9 @@ def summary(results: list[dict[str, Any]], seed: int) -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    from moco_d2.transfer.record import _cpu_name
+    from moco_d2.environment import cpu_name
 
-    return _cpu_name()
+    return cpu_name()
 
 
 def versions() -> dict[str, str]:

@@ -78,9 +78,10 @@ class Operations:
             return
         if event == "open" and not args[2] & (os.O_WRONLY | os.O_RDWR):
             return
-        if any(
-            isinstance(a, str | os.PathLike) and str(a).startswith(self._folder) for a in args
-        ) and self._count():
+        if (
+            any(isinstance(a, str | os.PathLike) and str(a).startswith(self._folder) for a in args)
+            and self._count()
+        ):
             _kill_this()
 
     def _count(self) -> bool:

@@ -89,14 +89,19 @@ def differences(a: Any, b: Any, where: str = "", *, tolerance: float = 0.0) -> l
         pairs = ((f"{where}/{i}", *pair) for i, pair in enumerate(zip(a, b, strict=True)))
         return [d for at, x, y in pairs for d in differences(x, y, at, tolerance=tolerance)]
     if isinstance(a, torch.Tensor):
-        same = isinstance(b, torch.Tensor) and a.shape == b.shape and a.dtype == b.dtype
-        if same and tolerance and a.is_floating_point():
-            return [] if torch.allclose(a, b, rtol=tolerance, atol=tolerance) else [where]
-        return [] if same and torch.equal(a, b) else [where]
+        return [] if _same_tensor(a, b, tolerance) else [where]
     if tolerance and isinstance(a, float) and isinstance(b, float):
         return [] if math.isclose(a, b, rel_tol=tolerance, abs_tol=tolerance) else [f"{where}: {a}"]
     # Through text: NaN, of a class without detections, is the same.
     return [] if repr(a) == repr(b) else [f"{where}: {a!r:.60} and {b!r:.60}"]
+
+
+def _same_tensor(a: torch.Tensor, b: Any, tolerance: float) -> bool:
+    if not isinstance(b, torch.Tensor) or a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if tolerance and a.is_floating_point():
+        return torch.allclose(a, b, rtol=tolerance, atol=tolerance)
+    return torch.equal(a, b)
 
 
 def same_result(workload: Workload, out: Path) -> None:
@@ -136,7 +141,9 @@ def _kill_once(workload: Workload, rng: random.Random, out: Path) -> str:
             _nothing_half_written(workload, out)
             return where
         if code:
-            raise BrokenPromiseError(f"exit code {code} of a run before it was killed: {job.output()[-300:]}")
+            raise BrokenPromiseError(
+                f"exit code {code} of a run before it was killed: {job.output()[-300:]}"
+            )
     raise BrokenPromiseError(f"the run was over before each of {_ATTEMPTS} kills")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fault_kinds.case import BrokenPromiseError, Kind, Outcome, check
+from fault_kinds.case import Kind, Outcome, check
 from fault_kinds.jobs import Job, run, wait_until
 from fault_kinds.kills import (
     conversions,
@@ -149,9 +149,7 @@ def folder_removed(workload: Training, rng: random.Random, folder: Path) -> str:
     check("Traceback" not in job.output(), f"a traceback: {job.output()[-600:]}")
     if not running or not out.is_dir():
         return "removed as the run was over"
-    found = differences(
-        workload.result(out)["checkpoint"], workload.reference.result["checkpoint"]
-    )
+    found = differences(workload.result(out)["checkpoint"], workload.reference.result["checkpoint"])
     check(not found, f"other weights: {found[:3]}")
     return "removed: made anew, same weights; metrics of before are gone, and the log says so"
 

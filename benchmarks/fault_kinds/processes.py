@@ -187,7 +187,9 @@ def killed(rng: random.Random, folder: Path, i: int) -> Outcome:
     else:
         said = _survivors(group, victim, *_GONE)
     _restart(number, out)
-    return Outcome(f"{workload.name} on {size}, rank {victim} killed: {said[:110]}; restarted, same")
+    return Outcome(
+        f"{workload.name} on {size}, rank {victim} killed: {said[:110]}; restarted, same"
+    )
 
 
 def slow(rng: random.Random, folder: Path, i: int) -> Outcome:

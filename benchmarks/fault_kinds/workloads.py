@@ -204,7 +204,7 @@ class Pretraining(Training):
         }
         super().__init__(name, "moco_v2_R50_200ep.yaml", tiny | settings)
 
-    def before(self) -> None:  # noqa: B027 - most need nothing
+    def before(self) -> None:
         small_network()
 
     def result(self, out: Path) -> Any:

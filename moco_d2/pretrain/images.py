@@ -2,8 +2,11 @@
 
 import io
 import logging
+import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -25,7 +28,18 @@ class UnreadableImageError(UserError):
 
 def read_image(path: str | Path) -> Image.Image:
     """Decode an image file to RGB, as `decode_image`."""
-    return _decode(path, str(path))
+    try:
+        with open(path, "rb", opener=_without_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OSError("it is no file")
+            return _decode(file, str(path))
+    except OSError as error:
+        raise _unreadable(str(path), error) from error
+
+
+def _without_waiting(name: str, flags: int) -> int:
+    """A named pipe would let the run wait for its writer for ever."""
+    return os.open(name, flags | os.O_NONBLOCK)
 
 
 def decode_image(content: bytes, name: str) -> Image.Image:
@@ -41,7 +55,7 @@ def decode_image(content: bytes, name: str) -> Image.Image:
     return _decode(io.BytesIO(content), name)
 
 
-def _decode(file: str | Path | io.BytesIO, name: str) -> Image.Image:
+def _decode(file: BinaryIO, name: str) -> Image.Image:
     try:
         with Image.open(file) as image:
             if image.mode == "I" or image.mode.startswith("I;16"):
@@ -54,9 +68,11 @@ def _decode(file: str | Path | io.BytesIO, name: str) -> Image.Image:
     # Pillow raises whatever a damaged file's bytes happen to mean: OSError, SyntaxError,
     # struct.error, DecompressionBombError, ...
     except Exception as error:
-        raise UnreadableImageError(
-            f"image {name} does not decode ({error}); remove or replace it"
-        ) from error
+        raise _unreadable(name, error) from error
+
+
+def _unreadable(name: str, error: Exception) -> UnreadableImageError:
+    return UnreadableImageError(f"image {name} does not decode ({error}); remove or replace it")
 
 
 class UnreadableImages:

@@ -1,0 +1,246 @@
+"""Damaged and odd annotations: fine-tuning goes on as documented, or refuses in a sentence."""
+
+import copy
+import json
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from toy_data import CLASSES, SIDE, make_coco, make_voc
+
+from fault_kinds.case import Kind, Outcome, check
+from fault_kinds.jobs import Job
+from fault_kinds.machine import one_sentence
+from fault_kinds.workloads import FineTuning
+
+GOES_ON, REFUSES, EITHER = "goes on", "refused", "either"
+
+Content = dict[str, Any]
+
+
+def _first(content: Content) -> Content:
+    return content["annotations"][0]
+
+
+def _set(**changes: Any) -> Callable[[Content], None]:
+    return lambda content: _first(content).update(changes)
+
+
+def _drop(key: str) -> Callable[[Content], None]:
+    return lambda content: _first(content).pop(key)
+
+
+def _image(**changes: Any) -> Callable[[Content], None]:
+    return lambda content: content["images"][0].update(changes)
+
+
+def _again(content: Content) -> None:
+    content["annotations"].append(copy.deepcopy(_first(content)))
+
+
+def _image_again(content: Content) -> None:
+    content["images"].append(copy.deepcopy(content["images"][0]))
+
+
+def _crowd(content: Content) -> None:
+    rle = {"size": [SIDE, SIDE], "counts": [SIDE * SIDE // 2, SIDE * SIDE - SIDE * SIDE // 2]}
+    _first(content).update(iscrowd=1, segmentation=rle)
+
+
+def _all_crowd(content: Content) -> None:
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = 1
+
+
+def _no_annotations(content: Content) -> None:
+    content["annotations"] = []
+
+
+#: What is done to a COCO file, and what has to come of it: GOES_ON where the field's tools go on.
+COCO: dict[str, tuple[Callable[[Content], None], str]] = {
+    "box beside the image": (_set(bbox=[200, 200, 20, 20]), EITHER),
+    "box partly outside": (_set(bbox=[-10, -10, 40, 40]), GOES_ON),
+    "box of zero width": (_set(bbox=[10, 10, 0, 20]), GOES_ON),
+    "box of zero area": (_set(bbox=[10, 10, 0, 0]), GOES_ON),
+    "box turned around": (_set(bbox=[30, 30, -20, -20]), EITHER),
+    "NaN in a box": (_set(bbox=[math.nan, 10, 20, 20]), REFUSES),
+    "infinite box": (_set(bbox=[0, 0, math.inf, 20]), REFUSES),
+    "box of three numbers": (_set(bbox=[1, 2, 3]), REFUSES),
+    "box of words": (_set(bbox=["1", "2", "30", "40"]), REFUSES),
+    "box null": (_set(bbox=None), REFUSES),
+    "no box": (_drop("bbox"), REFUSES),
+    "crowd": (_crowd, GOES_ON),
+    "everything a crowd": (_all_crowd, EITHER),
+    "unknown category": (_set(category_id=99), REFUSES),
+    "no category": (_drop("category_id"), REFUSES),
+    "annotation of no image": (_set(image_id=999), EITHER),
+    "no image_id": (_drop("image_id"), REFUSES),
+    "the same annotation id twice": (_again, REFUSES),
+    "the same image id twice": (_image_again, EITHER),
+    "missing image": (_image(file_name="nowhere.jpg"), REFUSES),
+    "image name leaves the folder": (_image(file_name="../../../etc/passwd"), REFUSES),
+    "image without a name": (lambda c: c["images"][0].pop("file_name"), REFUSES),
+    "other size than the image": (_image(width=640, height=480), REFUSES),
+    "size null": (_image(width=None), REFUSES),
+    "no annotations": (_no_annotations, REFUSES),
+    "no images": (lambda c: c.update(images=[]), REFUSES),
+    "categories of one name": (
+        lambda c: c.update(categories=[{"id": i, "name": "x"} for i in (1, 2)]),
+        REFUSES,
+    ),
+    "category without a name": (lambda c: c["categories"][0].pop("name"), REFUSES),
+    "ids of a million": (_set(id=10**6), GOES_ON),
+}  # fmt: skip
+
+_JSON_TEXTS: dict[str, str] = {
+    "empty file": "",
+    "a list": "[]",
+    "cut short": '{"images": [{"id": 0, "file_na',
+    "not UTF-8": "\udcff\udcfe{}",
+    "nested 100,000 deep": "[" * 100_000,
+}
+
+
+def _settings(train: str, test: str) -> dict[str, Any]:
+    return {
+        "DATASETS.TRAIN": f"('{train}',)",
+        "DATASETS.TEST": f"('{test}',)",
+        "SOLVER.MAX_ITER": 3,
+        "SOLVER.STEPS": "()",
+        "SOLVER.CHECKPOINT_PERIOD": 0,
+        "TEST.EVAL_PERIOD": 0,
+    }
+
+
+def _fine_tune(settings: dict[str, Any], folder: Path, expected: str, where: str) -> str:
+    workload = FineTuning("annotations", **settings)
+    job = Job(**workload.start_words(folder / "out"), before=workload.before)
+    if job.wait() == 0:
+        check(expected != REFUSES, "goes on, and should be refused")
+        check("Traceback" not in job.output(), f"a traceback: {job.output()[-400:]}")
+        return GOES_ON
+    said = one_sentence(job)
+    check(expected != GOES_ON, f"refused, and should go on: {said}")
+    check(where in said, f"{where} is not named: {said}")
+    # Damage that is found before the first step leaves nothing behind.
+    return f"{REFUSED_AS} {said[:120]}"
+
+
+REFUSED_AS = "refused:"
+
+
+def coco(rng: random.Random, folder: Path, i: int) -> Outcome:
+    """One thing is wrong with a COCO file."""
+    name = [*COCO, *_JSON_TEXTS][i % (len(COCO) + len(_JSON_TEXTS))]
+    root = make_coco(folder / "coco")
+    file = root / "train.json"
+    if name in COCO:
+        change, expected = COCO[name]
+        content = json.loads(file.read_text())
+        change(content)
+        file.write_text(json.dumps(content))
+    else:
+        expected = REFUSES
+        file.write_bytes(_JSON_TEXTS[name].encode("utf-8", "surrogateescape"))
+    sets = (f"coco:{root}/{split}.json:{root}/images" for split in ("train", "test"))
+    said = _fine_tune(_settings(*sets), folder, expected, "train")
+    return Outcome(f"COCO, {name}: {said}", 1, {said.split(":")[0]: 1})
+
+
+def _replace(old: str, new: str) -> Callable[[str], str]:
+    return lambda text: text.replace(old, new)
+
+
+def _corner(tag: str, value: str) -> Callable[[str], str]:
+    def change(text: str) -> str:
+        start, end = text.index(f"<{tag}>") + len(tag) + 2, text.index(f"</{tag}>")
+        return text[:start] + value + text[end:]
+
+    return change
+
+
+_LAUGHS = (
+    '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY a "ha">'
+    + "".join(
+        f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+    )
+    + "]><annotation><object><name>&i;</name></object></annotation>"
+)
+_FILE = (
+    '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]>'
+    "<annotation><object><name>&x;</name></object></annotation>"
+)
+
+#: What is done to the text of a VOC annotation, and what has to come of it.
+VOC: dict[str, tuple[Callable[[str], str], str]] = {
+    "box beside the image": (lambda t: _corner("xmin", "200")(_corner("xmax", "240")(t)), EITHER),
+    "box partly outside": (_corner("xmax", "90"), GOES_ON),
+    "box of zero width": (lambda t: _corner("xmin", "30")(_corner("xmax", "30")(t)), EITHER),
+    "box turned around": (lambda t: _corner("xmin", "60")(_corner("xmax", "20")(t)), EITHER),
+    "NaN in a box": (_corner("xmin", "nan"), REFUSES),
+    "infinite box": (_corner("xmax", "inf"), REFUSES),
+    "a word in a box": (_corner("ymin", "left"), REFUSES),
+    "no corner": (_replace("xmin", "xmum"), REFUSES),
+    "no box": (_replace("bndbox", "bindbox"), REFUSES),
+    "no name": (_replace("name>", "nom>"), REFUSES),
+    "unknown category": (_replace("dark", "zebra"), EITHER),
+    "difficult": (_replace("<difficult>0", "<difficult>1"), GOES_ON),
+    "difficult is a word": (_replace("<difficult>0", "<difficult>no"), EITHER),
+    "no object": (lambda t: t[: t.index("<object>")] + "</annotation>", GOES_ON),
+    "empty file": (lambda t: "", REFUSES),
+    "cut short": (lambda t: t[: len(t) // 2], REFUSES),
+    "entities that grow to gigabytes": (lambda t: _LAUGHS, REFUSES),
+    "entity of a file": (lambda t: _FILE, REFUSES),
+    "no XML": (lambda t: "a picture of a dog", REFUSES),
+    "size of another image": (
+        lambda t: t.replace(f"<width>{SIDE}", "<width>640"),
+        REFUSES,
+    ),
+}  # fmt: skip
+
+
+def voc(rng: random.Random, folder: Path, i: int) -> Outcome:
+    """One thing is wrong with a VOC year."""
+    names = [*VOC, "missing annotation", "missing image", "listed twice", "empty split"]
+    name = names[i % len(names)]
+    root = make_voc(folder / "VOC2007")
+    file = root / "Annotations" / "trainval000.xml"
+    split = root / "ImageSets/Main/trainval.txt"
+    expected = REFUSES
+    if name in VOC:
+        change, expected = VOC[name]
+        file.write_text(change(file.read_text()))
+    elif name == "missing annotation":
+        file.unlink()
+    elif name == "missing image":
+        (root / "JPEGImages" / "trainval000.jpg").unlink()
+    elif name == "listed twice":
+        split.write_text(split.read_text() + "trainval000\n")
+        expected = GOES_ON
+    else:
+        split.write_text("")
+    if name != "unknown category":
+        (root / "classes.txt").write_text("\n".join(CLASSES))
+    settings = _settings(f"voc:{root}:trainval", f"voc:{root}:test")
+    said = _fine_tune(settings, folder, expected, "VOC2007")
+    return Outcome(f"VOC, {name}: {said}", 1, {said.split(":")[0]: 1})
+
+
+KINDS = (
+    Kind(
+        "COCO annotation",
+        "A COCO file with which no detector can be trained, or another than was meant, is refused "
+        "with one sentence that names file and cause; empty and crowd boxes are passed over as "
+        "Detectron2 does.",
+        len(COCO) + len(_JSON_TEXTS),
+        coco,
+    ),
+    Kind(
+        "VOC annotation",
+        "The same of a VOC year; no XML entity is ever expanded.",
+        len(VOC) + 4,
+        voc,
+    ),
+)

@@ -86,7 +86,8 @@ def _read(path: Path) -> PretextRecord | None:
         evaluation={
             "protocol": content["protocol"],
             "settings": settings,
-            "data": data,
+            # Its name is another one on every machine.
+            "data": {key: value for key, value in data.items() if key != "name"},
             "architecture": content["checkpoint"]["architecture"],
         },
         seed=_seed(run["config"]) if run else content["seed"],

@@ -59,7 +59,7 @@ class Study:
         """Network, data and number of runs: ``ResNet-18, generated_images, n = 3``."""
         runs = [len(trials) for of in self.values.values() for trials in of.values()]
         n = f"{min(runs)}" if min(runs) == max(runs) else f"{min(runs)} to {max(runs)}"
-        data = self.evaluation["data"]
+        data = self.records[0].content["data"]
         name = data["name"] or f"{data['classes']} classes"
         return f"{self.evaluation['architecture']}, {name}, n = {n}"
 

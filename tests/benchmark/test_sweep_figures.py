@@ -210,6 +210,13 @@ def test_learning_rates_count_for_256_images_and_other_evaluations_apart(read):
     ]
 
 
+def test_data_of_another_name_is_the_same_data(read):
+    results = momentum({0.9: 50.0, 0.99: 52.0}, seeds=ONE_SEED)
+    results[0]["data"] = {**results[0]["data"], "name": "elsewhere"}
+    (study,) = read(results)
+    assert list(study.values["MoCo"]) == ["0.9", "0.99"]
+
+
 def test_of_two_results_of_one_point_and_seed_the_newer_counts(read):
     results = momentum({0.9: 50.0, 0.99: 52.0}, seeds=ONE_SEED)
     newer = result(

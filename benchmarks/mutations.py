@@ -1,0 +1,368 @@
+#!/usr/bin/env python3
+"""Does anything notice a wrong number? Each entry of mutations.yaml keeps training going and
+measures the wrong thing; here each is made, and the check that it names must object.
+
+An entry changes the code or a packaged config, and a test must fail; or it changes the settings of
+a run, and the preflight must refuse them; or it is a set of run records, and the table must say
+what is wrong with them. The program works on a copy. It ends with exit code 1 if one slips through,
+and with 2 if the list no longer fits the code.
+
+    python benchmarks/mutations.py [--only ID ...] [--quick] [--json FILE]
+"""
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+LIST = Path(__file__).with_suffix(".yaml")
+LIMIT_S = 180  # for one entry
+_COPIED = ("moco_d2", "configs", "tests", "tools", "benchmarks", "docs", "pyproject.toml")
+# Imported once, before a process is forked for each entry: of a check's seconds most are these.
+# Neither the package nor Detectron2, which the package patches, is among them.
+_HEAVY = ("torch", "torchvision.transforms.v2", "torch.utils.tensorboard", "pytest", "cv2",
+          "scipy.stats", "pycocotools.mask", "fvcore.nn", "iopath.common.file_io")  # fmt: skip
+# What the preflight is told of the weights: torchvision's ResNet-50.
+_PROVENANCE = {
+    "preprocessing": {
+        "format": "RGB",
+        "pixel_mean": [123.675, 116.28, 103.53],
+        "pixel_std": [58.395, 57.12, 57.375],
+    },
+    "stride_in_1x1": False, "depth": 50, "width_per_group": 64, "groups": 1, "width_factor": 1,
+}  # fmt: skip
+_PROCESSES = 8  # of the runs whose settings are changed
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A piece of text that is there once in `file`, and what replaces it."""
+
+    file: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One way to measure the wrong thing.
+
+    Attributes:
+        id: short name.
+        wrong: what the user would be left with.
+        edits: of the code or of a packaged config; `tests` must then fail.
+        tests: pytest's node ids.
+        config, settings: a packaged run and its overrides; the preflight's answer has `says` in it.
+        records: arguments of tests/benchmark/conftest.py's `content`, and under "set" values by
+            dotted path; the table has `says` in it.
+        says: see there.
+        quick: part of the test suite.
+    """
+
+    id: str
+    wrong: str
+    edits: tuple[Edit, ...] = ()
+    tests: tuple[str, ...] = ()
+    config: str = ""
+    settings: tuple[str, ...] = ()
+    records: tuple[dict[str, Any], ...] = ()
+    says: str = ""
+    quick: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of an entry: `by` names what objected, or says why nothing did."""
+
+    mutation: Mutation
+    caught: bool
+    by: str
+    seconds: float
+
+
+def read_list(file: Path = LIST) -> list[Mutation]:
+    """Every entry of the list."""
+    mutations = []
+    for entry in yaml.safe_load(file.read_text(encoding="utf-8")):
+        edits = entry.pop("edits", None) or [
+            {key: entry.pop(key) for key in ("file", "old", "new")} if "file" in entry else None
+        ]
+        entry["edits"] = tuple(Edit(**edit) for edit in edits if edit)
+        for key in ("tests", "settings", "records"):
+            entry[key] = tuple(entry.get(key, ()))
+        mutations.append(Mutation(**entry))
+    return mutations
+
+
+def problems(mutations: list[Mutation], root: Path = ROOT) -> list[str]:
+    """Where the list no longer fits the code: a sentence each."""
+    found = []
+    ids = [mutation.id for mutation in mutations]
+    found += [f"{name} is there twice" for name in sorted(set(ids)) if ids.count(name) > 1]
+    for mutation in mutations:
+        kinds = [mutation.edits, mutation.settings, mutation.records]
+        if sum(map(bool, kinds)) != 1 or bool(mutation.edits) != bool(mutation.tests):
+            found.append(f"{mutation.id}: give edits with tests, or settings, or records")
+        if not mutation.edits and not mutation.says:
+            found.append(f"{mutation.id}: give the sentence that must be said")
+        for edit in mutation.edits:
+            count = (root / edit.file).read_text(encoding="utf-8").count(edit.old)
+            if count != 1:
+                found.append(f"{mutation.id}: its old text is {count} times in {edit.file}")
+        for test in mutation.tests:
+            file, _, name = test.partition("::")
+            name = name.partition("[")[0]
+            text = (root / file).read_text(encoding="utf-8") if (root / file).is_file() else ""
+            if not re.search(rf"^def {name}\(", text, re.MULTILINE):
+                found.append(f"{mutation.id}: there is no test {test}")
+    return found
+
+
+@contextlib.contextmanager
+def copied_tree() -> Iterator[Path]:
+    """A copy of what the checks need, without compiled files: those go by the second."""
+    with tempfile.TemporaryDirectory(prefix="moco_d2_mutations_") as name:
+        ignored = shutil.ignore_patterns("__pycache__", ".*")
+        for item in _COPIED:
+            source, destination = ROOT / item, Path(name).resolve() / item
+            if source.is_dir():
+                shutil.copytree(source, destination, ignore=ignored)
+            else:
+                shutil.copy(source, destination)
+        yield Path(name).resolve()
+
+
+@contextlib.contextmanager
+def applied(mutation: Mutation, tree: Path) -> Iterator[None]:
+    """The tree with the entry's edits."""
+    before = {edit.file: (tree / edit.file).read_text() for edit in mutation.edits}
+    for edit in mutation.edits:
+        path = tree / edit.file
+        path.write_text(path.read_text().replace(edit.old, edit.new))
+    try:
+        yield
+    finally:
+        for file, text in before.items():
+            (tree / file).write_text(text)
+
+
+def forked(work: Callable[[], Any], tree: Path) -> Any:
+    """What `work` returns in a process of its own that sees the tree's package; of JSON types.
+
+    Raises:
+        RuntimeError: it raised, ended otherwise, or took more than LIMIT_S; gives its output.
+    """
+    answer, log = tree / "answer.json", tree / "log.txt"
+    answer.unlink(missing_ok=True)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setsid()
+            with log.open("w") as f:
+                os.dup2(f.fileno(), 1)
+                os.dup2(f.fileno(), 2)
+            os.chdir(tree)
+            sys.path[:0] = [str(tree), str(tree / "tests")]
+            sys.dont_write_bytecode = True
+            os.environ |= {
+                "PYTHONPATH": os.pathsep.join(sys.path[:2]),
+                "PYTHONDONTWRITEBYTECODE": "1",
+            }
+            answer.write_text(json.dumps(work()))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
+    end = time.monotonic() + LIMIT_S
+    while os.waitpid(pid, os.WNOHANG)[0] == 0:
+        if time.monotonic() > end:
+            os.killpg(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise RuntimeError(f"it takes more than {LIMIT_S} s")
+        time.sleep(0.02)
+    if not answer.is_file():
+        raise RuntimeError(f"the check broke: {log.read_text()[-2000:]}")
+    return json.loads(answer.read_text())
+
+
+def failing_tests(tests: tuple[str, ...], files: tuple[str, ...]) -> dict[str, list[str]]:
+    """Run tests in this process: ``{"failed", "passed", "unused"}``: node ids, and those of `files`
+    that nothing has imported.
+    """
+    import pytest
+
+    class Reports:
+        failed, passed = [], []
+
+        def pytest_runtest_logreport(self, report: Any) -> None:
+            if report.failed:
+                self.failed.append(report.nodeid)
+            elif report.when == "call" and report.passed:
+                self.passed.append(report.nodeid)
+
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "--tb=short"]
+    code = pytest.main([*options, *tests], plugins=[Reports()])
+    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        raise RuntimeError(f"pytest ended with {code!r}")
+    imported = {getattr(m, "__file__", None) for m in list(sys.modules.values())}
+    unused = [f for f in files if f.endswith(".py") and str(Path.cwd() / f) not in imported]
+    return {"failed": Reports.failed, "passed": Reports.passed, "unused": unused}
+
+
+def refusal(config: str, settings: tuple[str, ...]) -> str:
+    """What the preflight says of a run on eight GPUs; empty if nothing."""
+    from moco_d2.config import load_config
+    from moco_d2.errors import UserError
+    from moco_d2.transfer import preflight
+    from moco_d2.transfer.findings import enforce
+    from moco_d2.transfer.schedule import scale_to_hardware
+    from moco_d2.transfer.weights import check_weights_file
+
+    try:
+        cfg = load_config(config, settings)
+        check_weights_file(cfg.MODEL.WEIGHTS)
+        cfg, _ = scale_to_hardware(cfg, _PROCESSES)
+        found = preflight.check_config(cfg, _PROVENANCE, world_size=_PROCESSES)
+        found += preflight.check_schedule(cfg) + preflight.check_settings(cfg)
+        enforce(found, force=False, logger=None)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def table(records: tuple[dict[str, Any], ...]) -> str:
+    """The table of records that differ from sound ones as the entry says."""
+    from benchmark.conftest import content
+
+    from moco_d2.benchmark.results import read_records
+    from moco_d2.benchmark.tables import render
+
+    with tempfile.TemporaryDirectory() as folder:
+        for number, given in enumerate(records):
+            record = content(**{key: value for key, value in given.items() if key != "set"})
+            for path, value in given.get("set", {}).items():
+                *parents, last = path.split(".")
+                node = record
+                for key in parents:
+                    node = node[key]
+                node[last] = value
+            file = Path(folder) / str(number) / "record.json"
+            file.parent.mkdir()
+            file.write_text(json.dumps(record))
+        return render(read_records([folder]), "csv") + render(read_records([folder]))
+
+
+def try_mutation(mutation: Mutation, tree: Path) -> Outcome:
+    """Make it, and ask its check."""
+    start = time.monotonic()
+    try:
+        caught, by = _ask(mutation, tree)
+    except RuntimeError as error:
+        caught, by = False, str(error)
+    return Outcome(mutation, caught, by, time.monotonic() - start)
+
+
+def _ask(mutation: Mutation, tree: Path) -> tuple[bool, str]:
+    if mutation.settings:
+        if said := forked(lambda: refusal(mutation.config, ()), tree):
+            return False, f"the run is refused without the settings, too: {said}"
+        said = forked(lambda: refusal(mutation.config, mutation.settings), tree)
+        return mutation.says in said, said or "the preflight is silent"
+    if mutation.records:
+        text = forked(lambda: table(mutation.records), tree)
+        line = next((line for line in text.splitlines() if mutation.says in line), "")
+        return bool(line), line or "the table is silent"
+    with applied(mutation, tree):
+        files = tuple(edit.file for edit in mutation.edits)
+        found = forked(lambda: failing_tests(mutation.tests, files), tree)
+    if found["unused"]:
+        return False, f"nothing imports {', '.join(found['unused'])}"
+    return bool(found["failed"]), ", ".join(found["failed"]) or "all its tests pass"
+
+
+def check_baseline(mutations: list[Mutation], tree: Path) -> list[str]:
+    """The named tests that fail without any mutation, and so would show nothing."""
+    by_file: dict[str, list[str]] = {}
+    for test in sorted({test for mutation in mutations for test in mutation.tests}):
+        by_file.setdefault(test.partition("::")[0], []).append(test)
+    failed = []
+    for tests in by_file.values():
+        found = forked(lambda tests=tests: failing_tests(tuple(tests), ()), tree)
+        failed += found["failed"] or ([] if found["passed"] else tests)
+    return failed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", metavar="ID", help="these entries")
+    parser.add_argument("--quick", action="store_true", help="those that the test suite tries")
+    parser.add_argument(
+        "--no-baseline", action="store_true", help="take it for granted that the tests pass"
+    )
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the outcomes there")
+    args = parser.parse_args()
+    mutations = read_list()
+    if misfits := problems(mutations):
+        print("\n".join(misfits), file=sys.stderr)
+        return 2
+    if args.only:
+        if unknown := set(args.only) - {mutation.id for mutation in mutations}:
+            print(f"no mutation {', '.join(sorted(unknown))}", file=sys.stderr)
+            return 2
+        mutations = [mutation for mutation in mutations if mutation.id in args.only]
+    elif args.quick:
+        mutations = [mutation for mutation in mutations if mutation.quick]
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    for name in _HEAVY:
+        importlib.import_module(name)
+    outcomes: list[Outcome] = []
+    with copied_tree() as tree:
+        if not args.no_baseline and (failed := check_baseline(mutations, tree)):
+            print("these fail without a mutation: " + ", ".join(failed), file=sys.stderr)
+            return 2
+        for mutation in mutations:
+            outcome = try_mutation(mutation, tree)
+            outcomes.append(outcome)
+            word = "caught " if outcome.caught else "SLIPPED"
+            print(f"{word} {mutation.id} ({outcome.seconds:.1f} s): {outcome.by}", flush=True)
+            if args.json:
+                write(outcomes, args.json)
+    caught = sum(outcome.caught for outcome in outcomes)
+    print(f"{caught} of {len(outcomes)} mutations caught")
+    return int(caught < len(outcomes))
+
+
+def write(outcomes: list[Outcome], file: Path) -> None:
+    """The outcomes so far: ``[{"id", "what", "caught_by", "caught", "seconds"}]``."""
+    content = [
+        {
+            "id": outcome.mutation.id,
+            "what": outcome.mutation.wrong,
+            "caught_by": outcome.by,
+            "caught": outcome.caught,
+            "seconds": round(outcome.seconds, 1),
+        }
+        for outcome in outcomes
+    ]
+    file.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -19,6 +19,7 @@ import yaml
 
 from moco_d2.config import flatten
 from moco_d2.errors import UserError, closest
+from moco_d2.plain_yaml import load_yaml
 
 #: In a cell's arguments: the suite's folder, and the cell's own inside it.
 FOLDER, CELL_FOLDER = "{folder}", "{cell}"
@@ -152,8 +153,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
         UserError: unreadable, not YAML, or not a mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = load_yaml(path)
+    except (OSError, ValueError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UserError(f"cannot read the suite {path}: {reason}") from error
     if not isinstance(content, dict):

@@ -18,7 +18,7 @@ from harness import check, finish, parser
 DIM, QUEUE = 128, 65536
 
 
-def measure(kind: str, batch: int, precision: str, device: str, size: int, arch: str) -> float:
+def measure(kind: str, batch: int, precision: str, *, device: str, size: int, arch: str) -> float:
     """GiB at the peak of the third step."""
     import torch
     import torch.nn.functional as F
@@ -66,10 +66,10 @@ def _resident_peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def in_a_process(*words: object) -> float:
+def in_a_process(*what: object, **on: object) -> float:
     """`measure` in a fresh process."""
     done = subprocess.run(
-        [sys.executable, __file__, "--one", json.dumps(words)],
+        [sys.executable, __file__, "--one", json.dumps([what, on])],
         check=True,
         capture_output=True,
         text=True,
@@ -85,11 +85,13 @@ def main() -> None:
     options.add_argument("--one", help="of one process; for the program itself")
     args = options.parse_args()
     if args.one:
-        print(measure(*json.loads(args.one)))
+        what, on = json.loads(args.one)
+        print(measure(*what, **on))
         return
     size, arch = (32, "resnet18") if args.small else (224, "resnet50")
+    on = {"device": args.device, "size": size, "arch": arch}
     peaks = {
-        (kind, batch, precision): in_a_process(kind, batch, precision, args.device, size, arch)
+        (kind, batch, precision): in_a_process(kind, batch, precision, **on)
         for kind in ("moco", "plain")
         for batch in args.batches
         for precision in ("fp32", "bf16")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Time and memory as the work grows: the queue, the list of images, the shards. Records: records.py.
+"""Time and memory as the work grows: queue, list of images, shards (run records: records.py).
 
 For each a table and the exponent of a power law through it (1: linear).
 
@@ -88,7 +88,7 @@ def listed(count: int, folder: Path) -> tuple[float, float]:
     Image.new("RGB", (64, 64)).save(one)
     with file.open("w") as lines:
         lines.writelines(_PATH.format(number) + "\n" for number in range(count))
-    import moco_d2.pretrain.data as data
+    from moco_d2.pretrain import data
 
     read = data.read_image
     data.read_image = lambda path: read(one)
@@ -192,8 +192,8 @@ def main() -> None:
             "At a billion images, by these figures: a list would take "
             f"{images[-1][1] / million:.0f} GB of memory and "
             f"{images[-1][0] / million * 1000 / 60:.0f} minutes before the first batch in every "
-            "process, and an epoch's order 8 GB more; use shards, of which a million with a thousand "
-            "images each would need "
+            "process, and an epoch's order 8 GB more; use shards, of which a million with a "
+            "thousand images each would need "
             f"{tars[-1][0] / shards[-1] * 1e6 / 60:.0f} minutes to be counted, once "
             "(MOCO.DATA.SHARD_IMAGES says the number and saves that)."
         ],

@@ -18,6 +18,7 @@ from fault_kinds.workloads import FineTuning
 GOES_ON, REFUSES, EITHER = "goes on", "refused", "either"
 
 Content = dict[str, Any]
+_IMAGES = 2  # of a split, and so many a step has
 
 
 def _first(content: Content) -> Content:
@@ -107,7 +108,7 @@ def _settings(train: str, test: str) -> dict[str, Any]:
     return {
         "DATASETS.TRAIN": f"('{train}',)",
         "DATASETS.TEST": f"('{test}',)",
-        "SOLVER.MAX_ITER": 3,
+        "SOLVER.MAX_ITER": 1,
         "SOLVER.STEPS": "()",
         "SOLVER.CHECKPOINT_PERIOD": 0,
         "TEST.EVAL_PERIOD": 0,
@@ -134,7 +135,7 @@ REFUSED_AS = "refused:"
 def coco(rng: random.Random, folder: Path, i: int) -> Outcome:
     """One thing is wrong with a COCO file."""
     name = [*COCO, *_JSON_TEXTS][i % (len(COCO) + len(_JSON_TEXTS))]
-    root = make_coco(folder / "coco")
+    root = make_coco(folder / "coco", images=_IMAGES)
     file = root / "train.json"
     if name in COCO:
         change, expected = COCO[name]
@@ -205,7 +206,7 @@ def voc(rng: random.Random, folder: Path, i: int) -> Outcome:
     """One thing is wrong with a VOC year."""
     names = [*VOC, "missing annotation", "missing image", "listed twice", "empty split"]
     name = names[i % len(names)]
-    root = make_voc(folder / "VOC2007")
+    root = make_voc(folder / "VOC2007", images=_IMAGES)
     file = root / "Annotations" / "trainval000.xml"
     split = root / "ImageSets/Main/trainval.txt"
     expected = REFUSES

@@ -39,13 +39,13 @@ def pretrainings() -> tuple[Pretraining, ...]:
     knn = {
         "MOCO.KNN.TRAIN": class_folders(),
         "MOCO.KNN.TEST": class_folders(),
-        "MOCO.KNN.PERIOD": 15,
+        "MOCO.KNN.PERIOD": 12,
     }
     folder = ground() / "shards"
     folder.mkdir()
     shards = {"DATASETS.TRAIN": f"('shards:{make_shards(folder, [6] * 4)}',)"}
     # Killed before the first checkpoint, and after lines of metrics: begun again from nothing.
-    rare = {"SOLVER.CHECKPOINT_PERIOD": 43}
+    rare = {"SOLVER.CHECKPOINT_PERIOD": 31}
     return (
         Pretraining("queue", **knn),
         Pretraining("memory bank", **{"MOCO.DICTIONARY.NAME": "MemoryBank", **rare}),

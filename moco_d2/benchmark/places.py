@@ -25,16 +25,18 @@ def make_places(gpus_per_run: int, jobs: int | None, *, runs: int, tools: Path) 
             f"--gpus-per-run {gpus_per_run}, but {len(gpus)} GPU(s) are visible; "
             f"give {len(gpus)} or fewer"
         )
+    cores = _cores()
     if not gpus:
-        cores = _cores()
         jobs = jobs or max(1, min(cores, runs))
         return [Place(threads=max(1, cores // jobs), tools=tools)] * jobs
     groups = [
         tuple(gpus[start : start + gpus_per_run])
         for start in range(0, len(gpus) - gpus_per_run + 1, gpus_per_run)
     ]
-    shared = itertools.islice(itertools.cycle(groups), jobs or len(groups))
-    return [Place(gpus_per_run, group, tools=tools) for group in shared]
+    jobs = jobs or len(groups)
+    threads = max(1, cores // jobs)
+    shared = itertools.islice(itertools.cycle(groups), jobs)
+    return [Place(gpus_per_run, group, threads, tools) for group in shared]
 
 
 def visible_gpus() -> list[str]:

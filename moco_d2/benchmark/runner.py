@@ -74,6 +74,8 @@ def run(
     if submit is not None:
         place = Place(processes, None if gpus_per_run else (), tools=tools)
         return _submit(tasks, place, gpus_per_run, submit)
+    if not tasks.of("waiting"):
+        return _report(tasks)
     places = make_places(gpus_per_run, jobs, runs=len(suite.cells), tools=tools)
     with _stop_signals() as stop, display(suite, folder) as shown:
         _Runner(tasks, places, shown, stop).run()
@@ -135,7 +137,8 @@ class _Runner:
         self.tasks, self.shown, self.stop = tasks, shown, stop
         self.free = list(places)
         self.running: dict[Any, tuple[_Task, Place]] = {}
-        self.context = _warmed({tool for cell in tasks.suite.cells for tool, _ in cell.commands})
+        left = [task.cell for task in tasks.of("waiting")]
+        self.context = _warmed({tool for cell in left for tool, _ in cell.commands})
 
     def run(self) -> None:
         """Until nothing is left.

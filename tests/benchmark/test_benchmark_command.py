@@ -58,9 +58,18 @@ def test_paper():
     assert "coco_FPN_1x,MoCo IN-1M,segm/AP75,37.7,,,-0.4" in result.stdout
 
 
+def test_plan_of_a_suite(tmp_path):
+    result = run("plan", "smoke", "--folder", tmp_path / "out")
+    assert result.returncode == 0 and not result.stderr
+    assert "15 runs" in result.stdout and "15 to start" in result.stdout
+    result = run("run", "table_2c", "--folder", tmp_path / "out")
+    assert result.returncode == 2 and "did you mean 'table_" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_needs_neither_torch_nor_detectron2():
     code = (
-        "import sys; from moco_d2.benchmark import plots, report, tables; "
+        "import sys; from moco_d2.benchmark import page, planning, plots, report, runner, tables; "
         "print({'torch', 'detectron2'} & set(sys.modules))"
     )
     result = subprocess.run(

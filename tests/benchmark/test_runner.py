@@ -9,14 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from fake_suite import TOOLS, cell, run_cells
 
 from moco_d2.benchmark import run_log
 from moco_d2.benchmark.cell_state import CELL_FILE, is_running
 from moco_d2.benchmark.places import make_places
 from moco_d2.errors import UserError
-
-sys.path.insert(0, str(Path(__file__).parent))
-from fake_suite import TOOLS, cell, run_cells
 
 
 def events(folder, *kinds):
@@ -32,7 +30,7 @@ def steps_of(folder, name):
 def start_runner(folder, *words):
     """A runner of words NAME:BEHAVIOUR, in a process group of its own."""
     return subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("fake_suite.py")), str(folder), *words],
+        [sys.executable, str(Path(__file__).parents[1] / "fake_suite.py"), str(folder), *words],
         start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

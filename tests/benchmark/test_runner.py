@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from fake_suite import TOOLS, cell, run_cells
+from submitit.local.local import LocalJobEnvironment
 
 from moco_d2.benchmark import run_log
 from moco_d2.benchmark.cell_state import CELL_FILE, is_running
@@ -221,3 +222,19 @@ def test_submitted_runs(tmp_path, capsys):
     assert "b: submitted, job " in capsys.readouterr().out
     wait_for((tmp_path / "b" / "record.json").exists)
     assert [line["cell"] for line in events(tmp_path, "submitted")].count("a") == 1
+
+
+def test_a_preempted_job_is_saved_queued_again_and_continued(tmp_path):
+    """The signal that SLURM sends, to submitit's local executor."""
+    long = cell("a", "count=60")
+    assert run_cells(tmp_path, long, submit=["cluster=local"]) == 0
+    wait_for((tmp_path / "a" / "saved").exists)
+    (line,) = events(tmp_path, "submitted")
+    tasks = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", line["job"]], capture_output=True, text=True, check=True
+    )
+    for pid in tasks.stdout.split():
+        os.kill(int(pid), LocalJobEnvironment._usr_sig())
+    wait_for(lambda: len(events(tmp_path, "ended")) == 2)
+    assert steps_of(tmp_path, "a") == list(range(60))  # none lost, none twice
+    assert [line["exit_code"] for line in events(tmp_path, "ended")] == [143, 0]

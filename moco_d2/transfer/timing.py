@@ -4,6 +4,7 @@ python -m moco_d2.transfer.timing --config-file voc_C4_random.yaml --out timing.
 """
 
 import argparse
+import logging
 import statistics
 import tempfile
 import time
@@ -18,8 +19,8 @@ _ENOUGH_SECONDS = 60.0  # of slow steps, fewer will do
 
 def measure(args: argparse.Namespace) -> None:
     """Time steps of a run from random weights, whose worth does not matter, and write
-    ``{"seconds_per_iteration", "steps", "iterations", "images_per_batch", "world_size",
-    "on_gpu", "hardware", "peak_memory_gib"}``: the median, over how many steps; the iterations of a whole run
+    ``{"seconds_per_iteration", "steps", "iterations", "images_per_batch", "world_size", "on_gpu",
+    "hardware", "peak_memory_gib"}``: the median, over how many steps; the iterations of a whole run
     and images a step on this number of processes.
 
     Raises:
@@ -34,13 +35,14 @@ def measure(args: argparse.Namespace) -> None:
     from moco_d2.files import write_json
     from moco_d2.launch import choose_device
     from moco_d2.transfer.datasets import check_datasets
+    from moco_d2.transfer.findings import enforce
     from moco_d2.transfer.schedule import scale_to_hardware
     from moco_d2.transfer.trainer import Trainer
     from moco_d2.transfer.weights import RANDOM
 
     cfg = load_config(args.config_file, args.opts)
     choose_device(cfg)
-    check_datasets(cfg)
+    enforce(check_datasets(cfg), force=False, logger=logging.getLogger(__name__))
     cfg, schedule = scale_to_hardware(cfg, comm.get_world_size())
     cfg.MODEL.WEIGHTS = RANDOM
     on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"

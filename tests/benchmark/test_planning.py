@@ -65,7 +65,10 @@ def test_what_is_done_and_what_it_took(tmp_path, make_content):
 def small_suite(tmp_path, **overrides):
     """A suite of the real detector on tiny images."""
     root = make_voc(tmp_path / "VOC2007")
-    data = {f"DATASETS.{part}": f"('voc:{root}:trainval',)" for part in ("TRAIN", "TEST")}
+    data = {
+        "DATASETS.TRAIN": f"('voc:{root}:trainval',)",
+        "DATASETS.TEST": f"('voc:{root}:test',)",
+    }
     small = dict(zip(SMALL_DETECTOR[::2], SMALL_DETECTOR[1::2], strict=True))
     content = {"tasks": ["voc_C4"], "initialisations": ["moco"]}
     file = tmp_path / "mine.yaml"

@@ -1,3 +1,5 @@
+import contextlib
+import itertools
 import os
 import subprocess
 import sys
@@ -120,3 +122,10 @@ def test_the_same_weights_have_the_same_statistics_and_training_does_not_notice(
     assert any("res5" in name for name in found[0])
     for name, statistic in found[0].items():
         assert torch.equal(statistic, found[1][name])
+
+
+def test_the_statistics_are_of_training_images(trainer):
+    (hook,) = (hook for hook in trainer._hooks if type(hook).__name__ == "PreciseBN")
+    with contextlib.closing(hook._batches.other(1)) as batches:
+        names = {Path(s["file_name"]).name for batch in itertools.islice(batches, 6) for s in batch}
+    assert len(names) == 6 and all(name.startswith("trainval") for name in names)

@@ -138,6 +138,7 @@ def _parse() -> argparse.Namespace:
     add("--seed", type=int, default=0)
     add("--json", type=Path, metavar="FILE", help="add the figures to this file")
     add("--soak", type=float, metavar="MINUTES", help="pretrain for so long instead")
+    add("--render", type=Path, metavar="FILE.md", help="write the page of the figures beside it")
     add("--list", action="store_true", help="print the kinds and what they are to show")
     return parser.parse_args()
 
@@ -155,6 +156,11 @@ def main() -> None:
     ]
     if not kinds:
         sys.exit(f"error: no kind {args.only}; --list prints them")
+    if args.render:
+        from fault_kinds.page import render
+
+        args.render.write_text(render(args.render.parent, all_kinds()), encoding="utf-8")
+        return
     if args.list:
         print(*(f"{kind.name} ({kind.count}): {kind.promise}" for kind in kinds), sep="\n")
         return

@@ -40,11 +40,12 @@ def one_sentence(job: Job, *words: str) -> str:
     code, output = job.wait(), job.output()
     check(code == REFUSED, f"exit code {code}, not {REFUSED}: {output[-300:]}")
     check("Traceback" not in output, f"a traceback: {output[-600:]}")
-    sentence = [line for line in output.splitlines() if line.startswith("error: ")]
-    check(len(sentence) == 1, f"{len(sentence)} sentences: {output[-300:]}")
-    missing = [word for word in words if word not in sentence[0]]
-    check(not missing, f"it does not say {missing}: {sentence[0]}")
-    return sentence[0].removeprefix("error: ")
+    # Several findings of the preflight are a line each, below it.
+    before, _, sentence = output.rpartition("error: ")
+    check(before.count("\nerror: ") == 0 and sentence, f"not one sentence: {output[-300:]}")
+    missing = [word for word in words if word not in sentence]
+    check(not missing, f"it does not say {missing}: {sentence}")
+    return " ".join(sentence.split())
 
 
 def _whole_again(workload: Workload, out: Path) -> None:

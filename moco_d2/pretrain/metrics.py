@@ -61,6 +61,8 @@ class MetricsState(HookBase):
     def _restore(self, written: int) -> None:
         storage = self.trainer.storage
         self.writers.last_write = written
+        # The timer warms up again, and until then the time of a step would seem to be news.
+        self.restored["histories"].pop("time", None)
         for name, values in self.restored["histories"].items():
             for value, iteration in values[:-1]:
                 storage.histories()[name].update(value, iteration)

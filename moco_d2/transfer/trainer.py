@@ -227,8 +227,6 @@ class Trainer(DefaultTrainer):
                     "processes, or with SOLVER.REFERENCE_WORLD_SIZE 0 and SOLVER.IMS_PER_BATCH "
                     f"{ours['ims_per_batch']}"
                 )
-            # The timer warms up again, and until then the time of a step would seem to be news.
-            ours["metrics"]["histories"].pop("time", None)
             self._metrics.restored = ours["metrics"]
             self.data_loader.reseed(ours["data_seed"])
         rates = list(self.scheduler.base_lrs)

@@ -151,7 +151,7 @@ def _differences(runs: Runs, dataset: str) -> Iterable[str]:
         yield f"No supported difference to {BASELINE}: {', '.join(unclear)}."
     tests = sorted({c.test for c in tested.values() if c.test})
     yield (
-        f"In parentheses: difference in points lost. Tests: {' and '.join(tests)}, corrected for "
+        f"Tests of the differences in points lost: {' and '.join(tests)}, corrected for "
         f"{len(tested)} comparisons (Holm), 5 % level."
     )
 

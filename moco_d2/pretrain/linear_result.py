@@ -20,11 +20,11 @@ _TEXT_OR_NULL, _NUMBER_OR_NULL, _COUNT_OR_NULL = (
 
 
 def _object(required: dict[str, Any], optional: dict[str, Any] | None = None) -> dict[str, Any]:
+    """It may have other keys, so that a version can grow."""
     return {
         "type": "object",
         "required": sorted(required),
         "properties": {**required, **(optional or {})},
-        "additionalProperties": False,
     }
 
 

@@ -19,7 +19,6 @@ Keys of the YAML file, besides title and kind:
 The record of a run is the result.json of its evaluation, which pretext_records.py reads.
 """
 
-import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,48 +61,51 @@ def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict
     first, evaluated_on = _data(content, source)
     shared |= {"DATASETS.TRAIN": f"('{FOLDER}/{GENERATED}/pretrain',)"} if first else {}
     needs = tuple(cell.name for cell in first)
-    cells, arch = list(first), None
+    cells = list(first)
     # Seed by seed, so that a suite that is not finished has every point.
-    for seed, (name, point) in itertools.product(seeds, points.items()):
-        own = dict(point)
-        given = str(own.pop("config", content.get("config", "")))
-        config = _config(given, source)
-        overrides = {**shared, **own}
-        settings = {**file_settings(config), **overrides}
-        arch = settings["MOCO.ENCODER.ARCH"]
-        checkpoint = f"{_PRETRAINED}/checkpoint_final.pth.tar"
-        cells.append(
-            Cell(
-                name=f"{name}/seed{seed}",
-                task=TASK,
-                initialisation=name,
-                seed=seed,
-                commands=(
-                    _pretraining(config, {**overrides, "SEED": seed}),
-                    _evaluation((checkpoint,), evaluated_on, words, seed),
-                ),
-                record=_RECORD,
-                kind=TASK,
-                needs=needs,
-                settings={**settings, "SEED": seed, "evaluation": " ".join(words)},
-                iterations=_iterations(settings, content.get("images")),
+    for seed in seeds:
+        trained = []
+        for name, point in points.items():
+            own = dict(point)
+            config = _config(str(own.pop("config", content.get("config", ""))), source)
+            overrides = {**shared, **own}
+            settings = {**file_settings(config), **overrides}
+            checkpoint = f"{_PRETRAINED}/checkpoint_final.pth.tar"
+            trained.append(
+                Cell(
+                    name=f"{name}/seed{seed}",
+                    task=TASK,
+                    initialisation=name,
+                    seed=seed,
+                    commands=(
+                        _pretraining(config, {**overrides, "SEED": seed}),
+                        _evaluation((checkpoint,), evaluated_on, words, seed),
+                    ),
+                    record=_RECORD,
+                    kind=TASK,
+                    needs=needs,
+                    settings={**settings, "SEED": seed, "evaluation": " ".join(words)},
+                    iterations=_iterations(settings, content.get("images")),
+                )
             )
-        )
-    if content.get("random"):
-        cells += [
-            Cell(
-                name=f"{RANDOM}/seed{seed}",
-                task=TASK,
-                initialisation=RANDOM,
-                seed=seed,
-                commands=(_evaluation((RANDOM, "--arch", str(arch)), evaluated_on, words, seed),),
-                record=_RECORD,
-                kind=TASK,
-                needs=needs,
-                settings={"MOCO.ENCODER.ARCH": arch, "evaluation": " ".join(words)},
+        if content.get("random"):
+            arch = trained[0].settings["MOCO.ENCODER.ARCH"]
+            cells.append(
+                Cell(
+                    name=f"{RANDOM}/seed{seed}",
+                    task=TASK,
+                    initialisation=RANDOM,
+                    seed=seed,
+                    commands=(
+                        _evaluation((RANDOM, "--arch", str(arch)), evaluated_on, words, seed),
+                    ),
+                    record=_RECORD,
+                    kind=TASK,
+                    needs=needs,
+                    settings={"MOCO.ENCODER.ARCH": arch, "evaluation": " ".join(words)},
+                )
             )
-            for seed in seeds
-        ]
+        cells += trained
     return cells, {}
 
 

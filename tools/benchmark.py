@@ -10,7 +10,7 @@ _FORMATS = ("markdown", "csv", "latex", "html")  # those of moco_d2.benchmark.ta
 _EXAMPLES = """examples:
   tools/benchmark.py plan table_2b                           the runs of Table 2b and their cost
   tools/benchmark.py run table_2b --gpus-per-run 8           whatever of them is missing
-  tools/benchmark.py run smoke                               two small tasks on generated images, on a CPU
+  tools/benchmark.py run smoke                               two small tasks on drawn images
   tools/benchmark.py table output/table_2b --format latex    the table of these runs
   tools/benchmark.py report output/table_2b --out page.html  tables, curves, detections, errors
   tools/benchmark.py compare output/a output/b               what differs between two runs

@@ -120,11 +120,15 @@ def _coco_categories(name: str, file: Path) -> list[dict[str, Any]]:
     missing = [k for k in _COCO_KEYS if not isinstance(content, dict) or k not in content]
     if missing:
         raise UserError(f"{wrong}: it has no {missing[0]!r}")
-    categories = sorted(content["categories"], key=lambda category: category["id"])
-    names = [category["name"] for category in categories]
+    try:
+        categories = sorted(content["categories"], key=lambda category: category["id"])
+        names = [category["name"] for category in categories]
+        used = {annotation["category_id"] for annotation in content["annotations"]}
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{wrong}: an entry of it has no {error}") from error
     if not names or len(set(names)) < len(names):
         raise UserError(f"{wrong}: its categories must be some, each of another name")
-    unknown = {a["category_id"] for a in content["annotations"]} - {c["id"] for c in categories}
+    unknown = used - {category["id"] for category in categories}
     if unknown:
         raise UserError(
             f"{wrong}: annotations have category_id {min(unknown)}, which 'categories' lacks"

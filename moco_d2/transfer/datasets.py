@@ -11,6 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
 from moco_d2.errors import UserError, closest
+from moco_d2.transfer.annotation_checks import check_annotations
 from moco_d2.transfer.custom_datasets import FORMS, register_by_path
 from moco_d2.transfer.densepose import refuse_densepose
 from moco_d2.transfer.evaluation import evaluator_types
@@ -39,9 +40,16 @@ def load_dicts(name: str) -> list[dict[str, Any]]:
     """The dicts of a registered dataset.
 
     Raises:
-        UserError: its annotations are missing or cannot be read; names the file.
+        UserError: its annotations are missing, cannot be read or cannot be trained on; names the
+            file.
     """
     _check_xml(name)
+    dicts = _load(name)
+    check_annotations(name, dicts)
+    return dicts
+
+
+def _load(name: str) -> list[dict[str, Any]]:
     try:
         return DatasetCatalog.get(name)
     except FileNotFoundError as error:
@@ -54,6 +62,12 @@ def load_dicts(name: str) -> list[dict[str, Any]]:
         raise UserError(f"dataset {name!r} cannot be read, because of: {reason}") from error
     except ModuleNotFoundError as error:
         raise UserError(f"dataset {name!r} needs {error.name}: pip install {error.name}") from error
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(
+            f"dataset {name!r}: its annotations are damaged, and Detectron2's reader finds {what}; "
+            "mend the file"
+        ) from error
 
 
 def _check_xml(name: str) -> None:

@@ -380,7 +380,7 @@ def test_no_training_data_at_all(check):
 
 
 def test_how_a_dataset_is_evaluated_is_asked_before_training(check):
-    DatasetCatalog.register("without evaluator", lambda: [])
+    DatasetCatalog.register("without evaluator", lambda: [{"file_name": __file__}])
     MetadataCatalog.get("without evaluator").set(thing_classes=list(CLASSES))
     (found,) = check("DATASETS.TEST", "('without evaluator',)")
     assert isinstance(found, Refusal) and "does not say how it is evaluated" in found.message

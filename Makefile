@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV_INSTALL := VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet
 
-.PHONY: env demo demo-long test lint lock clean
+.PHONY: env bench-env demo demo-long test lint bench lock clean
 
 env: .venv/ready
 
@@ -16,6 +16,10 @@ env: .venv/ready
 		|| $(UV_INSTALL) --system-certs --require-hashes -r requirements.lock
 	$(UV_INSTALL) --offline --no-deps --no-build-isolation -e .
 	touch $@
+
+# On top of env: what the benchmarks compare with.
+bench-env: env
+	$(UV_INSTALL) --no-deps --require-hashes -r requirements-bench.lock
 
 demo: env
 	$(BIN)/python tools/demo.py
@@ -31,11 +35,23 @@ lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# Each benchmark takes turns between what it compares, for a minute to a quarter of an hour; leave the machine alone.
+BENCHMARKS := distributed evaluation feeding fine_tuning linear_evaluation memory pretraining_step records scale start_up
+bench: bench-env
+	for name in $(BENCHMARKS); do \
+		$(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json || exit 1; done
+	$(BIN)/python benchmarks/render.py
+
 # After a change of the dependencies in pyproject.toml. torch and torchvision stay a pair that common GPU images have.
 lock: env
 	printf 'torch==2.11.0\ntorchvision==0.26.0\n' > .venv/constraints.txt
 	$(BIN)/uv pip compile pyproject.toml --extra detectron2 --extra dev --universal --python-version 3.10 \
 		--generate-hashes --no-annotate --no-header --constraint .venv/constraints.txt --output-file requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --extra detectron2 --extra bench --universal --python-version 3.10 \
+		--generate-hashes --no-annotate --no-header --constraint requirements.lock --output-file .venv/bench.lock
+	$(BIN)/python -c "import re, pathlib; parts = lambda f: re.split(r'(?m)^(?=\S)', pathlib.Path(f).read_text()); \
+		base = set(parts('requirements.lock')); \
+		pathlib.Path('requirements-bench.lock').write_text(''.join(p for p in parts('.venv/bench.lock') if p not in base))"
 
 clean:
 	rm -rf .venv output .pytest_cache .ruff_cache *.egg-info

@@ -64,7 +64,8 @@ def _about(suite: str, records: Sequence[PretextRecord]) -> str:
     return (
         f"`tools/benchmark.py run {suite}`, then `python benchmarks/sweeps.py`: {len(trained)} "
         f"pretrainings of {_several(steps)} steps on {_several({r.images for r in trained})} images"
-        f", evaluated by {_several({r.protocol for r in records})} on {_several(data)}. {values}. "
+        f", seed(s) {_several({r.seed for r in trained})}, evaluated by "
+        f"{_several({r.protocol for r in records})} on {_several(data)}. {values}. "
         f"{_several(machines)}, torch {_several(versions)}, "
         f"{statistics.median(seconds):.2f} s a step (other programs were running). "
         "Every result with its settings: [results.json](results.json).\n"
@@ -87,7 +88,10 @@ def _gains(study: Study) -> str:
 def _limits(records: Sequence[PretextRecord]) -> str:
     val = min(r.evaluation["data"]["val_images"] for r in records)
     fewest = min(len(t) for s in studies(records) for of in s.values.values() for t in of.values())
-    steps = min(r.content["pretraining"]["iterations"] for r in records if r.config)
+    queues = [r for r in records if r.config.get("MOCO.DICTIONARY.NAME") == "Queue"]
+    steps = max(r.content["pretraining"]["iterations"] for r in queues)
+    batch = [r for r in records if r.config.get("MOCO.DICTIONARY.NAME") == "EndToEnd"]
+    fewer = _several({r.content["pretraining"]["iterations"] for r in batch}) or "-"
     size = max(r.config["MOCO.DICTIONARY.SIZE"] / r.images for r in records if r.config)
     return f"""## What this shows, and what it does not
 
@@ -95,11 +99,12 @@ It shows that a suite runs from images to the paper's figure, that only runs tha
 but what the sweep varies stand in one figure, and that the text below it follows from the numbers.
 
 It does not show how MoCo behaves. An accuracy on {val} images has a standard error of up to
-{50 / val**0.5:.1f} points by itself, and with {fewest} seeds a point the tests can find next to
+{50 / val**0.5:.1f} points by itself, and with {fewest} seed(s) a point the tests can find next to
 nothing. The paper trains for 200 epochs of 5004 steps; after {steps} steps a key encoder with
 momentum 0.999 is still {0.999**steps:.0%} the random network it began as, and the largest
-dictionary here is {size:.0%} of the data. Longer runs of the same kind:
-[learning](../learning/README.md). The paper's own settings are the suites figure_3, momentum,
+dictionary here is {size:.0%} of the data. End-to-end has K images a step, so that at equal epochs
+a larger K has fewer steps ({fewer} here), and the figure cannot tell the two apart.
+Longer runs of the same kind: [learning](../learning/README.md). The paper's own settings are the suites figure_3, momentum,
 temperature, v2_table_1_pretext, pretraining_length and dataset_size, for ImageNet and GPUs.
 """
 

@@ -14,12 +14,13 @@ from moco_d2.benchmark.sweep_points import Study, Trial, order_of
 from moco_d2.benchmark.sweeps import Published, X, place_name
 
 _MEANING = {
-    "same": "same",
-    "towards": "same, within the spread",
-    "opposite": "opposite",
-    "against": "opposite, within the spread",
+    "same": "same, supported",
+    "towards": "same, not supported",
+    "opposite": "opposite, supported",
+    "against": "opposite, not supported",
+    "equal": "equal here",
     "alike": "alike in the paper, not apart here",
-    "apart": "alike in the paper, apart here",
+    "apart": "alike in the paper, apart here, supported",
 }
 
 Trials = Mapping[Trial, float]
@@ -53,13 +54,15 @@ class Order:
     @property
     def verdict(self) -> str:
         """``same`` or ``opposite``, supported by the tests; ``towards`` or ``against``, the same
-        direction or the other without that; where the paper's two are alike, ``alike`` or
-        ``apart``, the latter supported and beyond the threshold.
+        direction or the other without that; ``equal`` as printed; where the paper's two are alike,
+        ``alike`` or ``apart``, the latter supported and beyond the threshold.
         """
         if self.alike_in_paper:
             apart = self.ours.supported and abs(self.ours.difference) > self.threshold
             return "apart" if apart else "alike"
         same = self.paper * self.ours.difference > 0
+        if not self.ours.supported and _signed(self.ours.difference) == _signed(0):
+            return "equal"
         if self.ours.supported:
             return "same" if same else "opposite"
         return "towards" if same else "against"
@@ -123,20 +126,22 @@ def agreement(study: Study) -> str:
         for supported, within in (("same", "towards"), ("opposite", "against"))
     )
     parts = []
-    if total := sum(same) + sum(other):
-        opposite = f"{sum(other)} the opposite ({other[0]} beyond it)" if sum(other) else ""
+    equal = number.get("equal", 0)
+    if total := sum(same) + sum(other) + equal:
+        opposite = f"{sum(other)} the opposite ({other[0]} supported)" if sum(other) else ""
         parts.append(
             f"Of {_count(total, 'order')} in the paper's figure (differences over "
             f"{found[0].threshold:.1f} points), {sum(same)} {_have(sum(same))} the same direction "
-            f"here ({same[0]} beyond the spread of the seeds), {opposite or 'none the opposite'}."
+            f"here ({same[0]} supported by the tests), {opposite or 'none the opposite'}"
+            f"{f', {equal} no difference' if equal else ''}."
         )
-    parts += _list("Opposite beyond the spread", by.get("opposite"))
-    parts += _list("Opposite within the spread", by.get("against"))
+    parts += _list("Opposite, supported", by.get("opposite"))
+    parts += _list("Opposite, not supported", by.get("against"))
     if alike := number.get("alike", 0) + number.get("apart", 0):
         apart = number.get("apart", 0)
         parts.append(
             f"Of {_count(alike, 'pair')} that the paper has alike, {apart or 'none'} "
-            f"{'are' if apart > 1 else 'is'} apart here beyond the spread and by more than that."
+            f"{'are' if apart > 1 else 'is'} apart here by more than that, supported by the tests."
         )
     parts += _list("Apart", by.get("apart"))
     return " ".join([*parts, _on_tests(found), *_on_failures(study)])
@@ -213,12 +218,12 @@ def _compare(one: Trials, two: Trials) -> Comparison:
 def _on_tests(found: Sequence[Order]) -> str:
     tests = sorted({o.ours.test for o in found if o.ours.test}, reverse=True)
     if not tests:
-        return "There is no spread over seeds to test against."
+        return "Single runs, or runs without any spread: there is nothing to test against."
     names = {"paired": "paired t-test over seeds", "Welch": "Welch's t-test"}
     number = sum(o.ours.p is not None for o in found)
     fewest = min(min(o.ours.n) for o in found)
     return (
-        f"Beyond the spread: corrected p < {1 - LEVEL:.2f} in the "
+        f"Supported: corrected p < {1 - LEVEL:.2f} in the "
         f"{' or '.join(names[t] for t in tests)}, Holm's correction for "
         f"{_count(number, 'comparison')}; {_count(fewest, 'seed')} or more a point."
     )

@@ -104,8 +104,9 @@ nothing. The paper trains for 200 epochs of 5004 steps; after {steps} steps a ke
 momentum 0.999 is still {0.999**steps:.0%} the random network it began as, and the largest
 dictionary here is {size:.0%} of the data. End-to-end has K images a step, so that at equal epochs
 a larger K has fewer steps ({fewer} here), and the figure cannot tell the two apart.
-Longer runs of the same kind: [learning](../learning/README.md). The paper's own settings are the suites figure_3, momentum,
-temperature, v2_table_1_pretext, pretraining_length and dataset_size, for ImageNet and GPUs.
+Longer runs of the same kind: [learning](../learning/README.md). The paper's own settings are the
+suites figure_3, momentum, temperature, v2_table_1_pretext, pretraining_length and dataset_size, for
+ImageNet and GPUs.
 """
 
 

@@ -113,7 +113,9 @@ def draw(study: Study, path: str | Path) -> None:
         _axis(axes, study, places)
     if not together:
         papers.set_title(sweep.source, fontsize=_LETTERS)
-        ours.set_title(plain(f"here: {study.title}"), fontsize=_LETTERS)
+        # Part by part: what is too long is cut.
+        title = ", ".join(plain(part) for part in study.title.split(", "))
+        ours.set_title(f"here: {title}", fontsize=_LETTERS)
     save(figure, path)
 
 

@@ -4,7 +4,10 @@ Importing torch and Detectron2 takes seconds; the campaign does it once, and eac
 runs is a fork that does what ``python tools/TOOL ARGUMENTS`` would.
 """
 
+import contextlib
+import importlib
 import multiprocessing
+import multiprocessing.util
 import os
 import random
 import runpy
@@ -196,6 +199,28 @@ def run(tool: str, words: list[str], log: Path, **more: Any) -> Job:
     if code:
         raise BrokenPromiseError(f"exit code {code} where 0 was due: {last_line(job.output())}")
     return job
+
+
+def import_as_well(file: Path) -> None:
+    """Import, in this process, the modules that a run has imported: the next finds them there.
+
+    Args:
+        file: what `note_imports` wrote.
+    """
+    for name in file.read_text().split():
+        if name not in sys.modules:
+            with contextlib.suppress(Exception):  # some can only be imported by others
+                importlib.import_module(name)
+
+
+def note_imports(file: Path) -> None:
+    """Let this process write the names of its modules to a file when it ends."""
+
+    def write() -> None:
+        ours = ("__main__", "__mp_main__")
+        file.write_text("\n".join(name for name in list(sys.modules) if name not in ours))
+
+    multiprocessing.util.Finalize(None, write, exitpriority=0)
 
 
 def last_line(text: str) -> str:

@@ -74,7 +74,9 @@ def tables() -> tuple[Tables, ...]:
     return tuple(Tables(fine_tunings()[0], format) for format in Tables.FORMATS)
 
 
-def differences(a: Any, b: Any, where: str = "", *, tolerance: float = 0.0) -> list[str]:
+def differences(  # noqa: PLR0911 - one for each type
+    a: Any, b: Any, where: str = "", *, tolerance: float = 0.0
+) -> list[str]:
     """Where nested dicts, lists, tensors and plain values differ in a bit, or, of numbers with a
     fraction, by more than `tolerance`.
     """

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -41,8 +42,9 @@ def one_sentence(job: Job, *words: str) -> str:
     check(code == REFUSED, f"exit code {code}, not {REFUSED}: {output[-300:]}")
     check("Traceback" not in output, f"a traceback: {output[-600:]}")
     # Several findings of the preflight are a line each, below it.
-    before, _, sentence = output.rpartition("error: ")
-    check(before.count("\nerror: ") == 0 and sentence, f"not one sentence: {output[-300:]}")
+    sentences = re.split(r"^error: ", output, flags=re.MULTILINE)[1:]
+    check(len(sentences) == 1, f"{len(sentences)} sentences: {output[-300:]}")
+    sentence = sentences[0]
     missing = [word for word in words if word not in sentence]
     check(not missing, f"it does not say {missing}: {sentence}")
     return " ".join(sentence.split())

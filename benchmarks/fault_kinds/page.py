@@ -11,6 +11,7 @@ from fault_kinds.case import Kind
 CAMPAIGNS, SOAK = "reliability.json", "reliability_soak.json"
 MUTATIONS, UNTRUSTED = "reliability_mutations.json", "reliability_untrusted.md"
 
+# ruff: noqa: E501 - Markdown
 _INTRODUCTION = """# Reliability
 
 What a run of days can count on, how that is tried, and the figures of the last time. This page is

@@ -15,7 +15,7 @@ import yaml
 from small_network import SmallNetwork
 from toy_data import SMALL_DETECTOR, make_class_folders, make_voc
 
-from fault_kinds.jobs import Operations, run
+from fault_kinds.jobs import Operations, import_as_well, note_imports, run
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.checkpoint.mapping import Architecture, build_torchvision
 from moco_d2.errors import UserError
@@ -24,6 +24,7 @@ from moco_d2.pretrain import moco
 # What a clock decides.
 TIMES = frozenset({"time", "data_time", "eta_seconds"})
 POINTER = "last_checkpoint"
+_IMPORTED: set[str] = set()  # tools whose modules this process has
 _NUMBERED = re.compile(r"(checkpoint_|model_)\d+\.pth")
 
 
@@ -118,6 +119,15 @@ class Workload(abc.ABC):
         """Run it once, undisturbed."""
         folder = Path(tempfile.mkdtemp(dir=ground()))
         self._reference_folder = folder / "out"
+        if self.tool not in _IMPORTED:
+            _IMPORTED.add(self.tool)
+
+            def first() -> None:
+                self.before()
+                note_imports(folder / "imports")
+
+            run(**self.start_words(folder / "first"), before=first)
+            import_as_well(folder / "imports")
         operations = Operations(folder / "out")
 
         def before() -> None:

@@ -15,6 +15,7 @@ from fault_kinds.case import BrokenPromiseError, Kind, Outcome, check
 from fault_kinds.jobs import Job, Operations, run, wait_until
 from fault_kinds.workloads import (
     POINTER,
+    BenchmarkRun,
     Converting,
     FineTuning,
     Pretraining,
@@ -72,6 +73,11 @@ def conversions() -> tuple[Converting, ...]:
 @functools.cache
 def tables() -> tuple[Tables, ...]:
     return tuple(Tables(fine_tunings()[0], format) for format in Tables.FORMATS)
+
+
+@functools.cache
+def suites() -> tuple[BenchmarkRun, ...]:
+    return (BenchmarkRun(),)
 
 
 def differences(  # noqa: PLR0911 - one for each type
@@ -139,7 +145,8 @@ def _kill_once(workload: Workload, rng: random.Random, out: Path) -> str:
             job.kill_after(moment)
             where = f"{moment:.2f} s"
         code = job.wait()
-        if code == -signal.SIGKILL:
+        # A runner whose run was hit says so, and goes on with the next.
+        if code == -signal.SIGKILL or "killed by SIGKILL" in job.output()[-300:]:
             _nothing_half_written(workload, out)
             return where
         if code:
@@ -260,6 +267,12 @@ KINDS = (
         "A killed `benchmark.py table` leaves the old table or the new one, never a part.",
         40,
         lambda *a: kill(tables(), *a),
+    ),
+    Kind(
+        "kill benchmark runs",
+        f"After `kill -9` of `benchmark.py run` at any moment {_SAME}; no run is repeated.",
+        10,
+        lambda *a: kill(suites(), *a),
     ),
     Kind(
         "SIGTERM pretraining",

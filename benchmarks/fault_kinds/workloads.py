@@ -337,3 +337,42 @@ class Tables(Converting):
     def words(self, out: Path) -> list[str]:
         file = str(out / f"table.{self.format}")
         return ["table", str(self.records), "--format", self.format, "--out", file]
+
+
+class BenchmarkRun(Workload):
+    """`benchmark.py run` of a suite of two fine-tuning runs, one after the other."""
+
+    name = "suite of two runs"
+    tool = "benchmark.py"
+
+    def __init__(self):
+        self._run = FineTuning("voc_C4")
+
+    @functools.cached_property
+    def suite(self) -> Path:
+        """Its YAML file."""
+        shorter = {"SOLVER.MAX_ITER": 4, "SOLVER.STEPS": "(3,)", "TEST.EVAL_PERIOD": 0}
+        content = {
+            "title": "two runs",
+            "tasks": ["voc_C4"],
+            "initialisations": ["random"],
+            "seeds": [1, 2],
+            "overrides": self._run.settings | shorter,
+        }
+        file = ground() / "two.yaml"
+        file.write_text(yaml.safe_dump(content))
+        return file
+
+    def words(self, out: Path) -> list[str]:
+        suite = ["run", str(self.suite), "--folder", str(out)]
+        return [*suite, "--gpus-per-run", "0", "--jobs", "1"]
+
+    def result(self, out: Path) -> Any:
+        return {
+            str(record.parent.relative_to(out)): self._run.result(record.parent)
+            for record in sorted(out.rglob("record.json"))
+        }
+
+    def broken(self, out: Path) -> Iterator[str]:
+        for folder in sorted({file.parent for file in out.rglob("model_*.pth")}):
+            yield from self._run.broken(folder)

@@ -26,8 +26,8 @@ from pathlib import Path
 
 import yaml
 
-from moco_d2.benchmark import run_log
-from moco_d2.benchmark.suites import Cell, load_suite, packaged_suites
+from moco_d2.benchmark.runs import run_log
+from moco_d2.benchmark.runs.suites import Cell, load_suite, packaged_suites
 
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "benchmark.py"
 SEEDS = [1, 2, 3]

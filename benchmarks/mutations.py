@@ -20,6 +20,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import textwrap
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -121,7 +122,8 @@ def problems(mutations: list[Mutation], root: Path = ROOT) -> list[str]:
         if not mutation.edits and not mutation.says:
             found.append(f"{mutation.id}: give the sentence that must be said")
         for edit in mutation.edits:
-            count = (root / edit.file).read_text(encoding="utf-8").count(edit.old)
+            file = root / edit.file
+            count = file.read_text(encoding="utf-8").count(edit.old) if file.is_file() else 0
             if count != 1:
                 found.append(f"{mutation.id}: its old text is {count} times in {edit.file}")
         for test in mutation.tests:
@@ -251,8 +253,8 @@ def table(records: tuple[dict[str, Any], ...]) -> str:
     """The table of records that differ from sound ones as the entry says."""
     from benchmark.conftest import content
 
-    from moco_d2.benchmark.results import read_records
-    from moco_d2.benchmark.tables import render
+    from moco_d2.benchmark.records.results import read_records
+    from moco_d2.benchmark.tables.rendering import render
 
     with tempfile.TemporaryDirectory() as folder:
         for number, given in enumerate(records):
@@ -355,7 +357,7 @@ def write(outcomes: list[Outcome], file: Path) -> None:
         {
             "id": outcome.mutation.id,
             "what": outcome.mutation.wrong,
-            "caught_by": outcome.by,
+            "caught_by": textwrap.shorten(outcome.by, 200, placeholder=" ..."),
             "caught": outcome.caught,
             "seconds": round(outcome.seconds, 1),
         }

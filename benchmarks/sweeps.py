@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from moco_d2.benchmark.pretext_records import PretextRecord, read_pretext_records
+from moco_d2.benchmark.records.pretext_records import PretextRecord, read_pretext_records
 from moco_d2.benchmark.statistics import summarise
-from moco_d2.benchmark.sweep_agreement import agreement
-from moco_d2.benchmark.sweep_figures import described, draw
-from moco_d2.benchmark.sweep_points import Study, studies
-from moco_d2.benchmark.sweep_tables import sweep_tables
-from moco_d2.benchmark.table_formats import to_markdown
+from moco_d2.benchmark.sweeps.agreement import agreement
+from moco_d2.benchmark.sweeps.figures import described, draw
+from moco_d2.benchmark.sweeps.points import Study, studies
+from moco_d2.benchmark.sweeps.tables import sweep_tables
+from moco_d2.benchmark.tables.formats import to_markdown
 from moco_d2.errors import UserError, run_command
 from moco_d2.files import write_json, write_text
 

@@ -8,8 +8,8 @@ See BEHAVIOURS of fake_tools/fake.py.
 import sys
 from pathlib import Path
 
-from moco_d2.benchmark.runner import run
-from moco_d2.benchmark.suites import Cell, Suite
+from moco_d2.benchmark.runs.runner import run
+from moco_d2.benchmark.runs.suites import Cell, Suite
 
 TOOLS = Path(__file__).parent / "fake_tools"
 

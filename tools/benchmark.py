@@ -6,7 +6,7 @@ from pathlib import Path
 
 from moco_d2.errors import run_command
 
-_FORMATS = ("markdown", "csv", "latex", "html")  # those of moco_d2.benchmark.tables
+_FORMATS = ("markdown", "csv", "latex", "html")  # those of moco_d2.benchmark.tables.rendering
 _EXAMPLES = """examples:
   tools/benchmark.py plan table_2b                           the runs of Table 2b and their cost
   tools/benchmark.py run table_2b --gpus-per-run 8           whatever of them is missing
@@ -93,7 +93,7 @@ def main() -> int | None:
 
 
 def _plan(args: argparse.Namespace) -> None:
-    from moco_d2.benchmark.planning import plan
+    from moco_d2.benchmark.runs.planning import plan
 
     print(
         plan(
@@ -106,7 +106,7 @@ def _plan(args: argparse.Namespace) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from moco_d2.benchmark.runner import run
+    from moco_d2.benchmark.runs.runner import run
 
     return run(
         args.suite,
@@ -118,13 +118,13 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _table(args: argparse.Namespace) -> None:
-    from moco_d2.benchmark.tables import render_folders
+    from moco_d2.benchmark.tables.rendering import render_folders
 
     _write(render_folders(args.records, args.format), "Runs", args)
 
 
 def _paper(args: argparse.Namespace) -> None:
-    from moco_d2.benchmark.tables import render_paper
+    from moco_d2.benchmark.tables.rendering import render_paper
 
     _write(render_paper(args.task, args.format), "Published tables", args)
 
@@ -133,7 +133,7 @@ def _write(text: str, title: str, args: argparse.Namespace) -> None:
     from moco_d2.files import write_text
 
     if args.format == "html":
-        from moco_d2.benchmark.report import Section, render_report
+        from moco_d2.benchmark.report.html import Section, render_report
 
         text = render_report(title=title, sections=[Section("Tables", tables=[text])])
     if args.out is None:
@@ -143,19 +143,19 @@ def _write(text: str, title: str, args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    from moco_d2.benchmark.page import write_page
+    from moco_d2.benchmark.report.page import write_page
 
     write_page(args.records, args.out)
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from moco_d2.benchmark.compare import compare
+    from moco_d2.benchmark.records.compare import compare
 
     print(compare(*args.runs), end="")
 
 
 def _import(args: argparse.Namespace) -> None:
-    from moco_d2.benchmark.importing import import_run
+    from moco_d2.benchmark.records.importing import import_run
 
     print(
         import_run(

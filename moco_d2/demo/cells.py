@@ -9,8 +9,8 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from moco_d2.benchmark.finetuning import transfer_cell
-from moco_d2.benchmark.suites import (
+from moco_d2.benchmark.runs.finetuning import transfer_cell
+from moco_d2.benchmark.runs.suites import (
     CELL_FOLDER,
     FOLDER,
     Cell,
@@ -68,7 +68,7 @@ _SMALL_HEADS = {
 
 
 def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict[str, str]]:
-    """See benchmark.suites.load_suite.
+    """See benchmark.runs.suites.load_suite.
 
     Raises:
         UserError: a key that Settings does not have, or a value that is none for it.

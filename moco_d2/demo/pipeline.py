@@ -11,13 +11,14 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from moco_d2.benchmark import plots, tables
-from moco_d2.benchmark.cell_state import placed
-from moco_d2.benchmark.page import page_sections
-from moco_d2.benchmark.report import Image, Section, html_code, write_report
-from moco_d2.benchmark.results import Record, read_records
-from moco_d2.benchmark.runner import run
-from moco_d2.benchmark.suites import Suite
+from moco_d2.benchmark.records.results import Record, read_records
+from moco_d2.benchmark.report import plots
+from moco_d2.benchmark.report.html import Image, Section, html_code, write_report
+from moco_d2.benchmark.report.page import page_sections
+from moco_d2.benchmark.runs.cell_state import placed
+from moco_d2.benchmark.runs.runner import run
+from moco_d2.benchmark.runs.suites import Suite
+from moco_d2.benchmark.tables import rendering
 from moco_d2.demo import scenes
 from moco_d2.demo.cells import PRETEXTS, demo_cells
 from moco_d2.demo.settings import Settings
@@ -59,7 +60,7 @@ class Demo:
         write_text(root / "commands.txt", "\n".join(commands) + "\n")
         records = read_records([root / task for task, _ in settings.finetune_steps])
         for name, kind in (("md", "markdown"), ("csv", "csv"), ("tex", "latex")):
-            write_text(root / f"table.{name}", tables.render(records, kind))
+            write_text(root / f"table.{name}", rendering.render(records, kind))
         pretext = {
             name: plots.read_metrics(root / f"pretrain_{name}" / "metrics.json")
             for name in PRETEXTS
@@ -86,7 +87,7 @@ class Demo:
             ],
         )
         images = [image for section in others for image in section.images]
-        table = f"{tables.render(records, 'markdown')}\n{summary}\n"
+        table = f"{rendering.render(records, 'markdown')}\n{summary}\n"
         pictures = "\n\n".join(f"![{i.caption}]({Path(i.path).name})" for i in curves + images)
         write_text(root / "report.md", f"{table}\n{self._what_ran(records)}\n\n{pictures}\n")
         return table

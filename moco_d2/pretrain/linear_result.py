@@ -1,7 +1,7 @@
 """The form of result.json, which every run of tools/linear_eval.py leaves: what a pretraining is
 worth in classification, and how it was made.
 
-moco_d2/benchmark/pretext.py reads it.
+moco_d2/benchmark/runs/pretext.py reads it.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 """The record that every fine-tuning run leaves: all that a table needs, and all that a reader may
 doubt.
 
-Schema: moco_d2/benchmark/record_schema.py, with which it is read.
+Schema: moco_d2/benchmark/records/schema.py, with which it is read.
 """
 
 import dataclasses

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from moco_d2.benchmark.cell_state import CELL_FILE, examine, is_running, lock_of, note_started
-from moco_d2.benchmark.finetuning import transfer_cell
-from moco_d2.benchmark.suites import file_settings
+from moco_d2.benchmark.runs.cell_state import CELL_FILE, examine, is_running, lock_of, note_started
+from moco_d2.benchmark.runs.finetuning import transfer_cell
+from moco_d2.benchmark.runs.suites import file_settings
 from moco_d2.config import task_configs
 
 

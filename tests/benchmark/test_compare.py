@@ -1,6 +1,6 @@
 import pytest
 
-from moco_d2.benchmark.compare import compare
+from moco_d2.benchmark.records.compare import compare
 from moco_d2.config import matched_sha256
 from moco_d2.errors import UserError
 

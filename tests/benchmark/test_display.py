@@ -8,8 +8,8 @@ from fake_suite import cell
 from rich.console import Console
 from rich.live import Live
 
-from moco_d2.benchmark.display import _Table, duration, last_metrics
-from moco_d2.benchmark.suites import Suite
+from moco_d2.benchmark.runs.display import _Table, duration, last_metrics
+from moco_d2.benchmark.runs.suites import Suite
 
 
 @dataclass

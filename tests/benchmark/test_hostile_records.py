@@ -10,10 +10,10 @@ import time
 import jsonschema
 import pytest
 
-from moco_d2.benchmark.record_files import validator
-from moco_d2.benchmark.record_schema import SCHEMA, upgrade
-from moco_d2.benchmark.results import read_records
-from moco_d2.benchmark.tables import FORMATS, render
+from moco_d2.benchmark.records.files import validator
+from moco_d2.benchmark.records.results import read_records
+from moco_d2.benchmark.records.schema import SCHEMA, upgrade
+from moco_d2.benchmark.tables.rendering import FORMATS, render
 from moco_d2.errors import UserError
 
 

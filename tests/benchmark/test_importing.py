@@ -6,9 +6,9 @@ import os
 import pytest
 import yaml
 
-from moco_d2.benchmark.importing import import_run
-from moco_d2.benchmark.results import read_content, read_records
-from moco_d2.benchmark.tables import render
+from moco_d2.benchmark.records.importing import import_run
+from moco_d2.benchmark.records.results import read_content, read_records
+from moco_d2.benchmark.tables.rendering import render
 from moco_d2.errors import UserError
 
 CONFIG = {

@@ -7,12 +7,12 @@ from html.parser import HTMLParser
 
 import pytest
 
-from moco_d2.benchmark import detection_report
-from moco_d2.benchmark.error_report import error_section
-from moco_d2.benchmark.grouping import by_task
-from moco_d2.benchmark.page import page_sections, write_page
-from moco_d2.benchmark.results import read_records
-from moco_d2.benchmark.run_report import command_section, config_section, cost_section
+from moco_d2.benchmark.records.results import read_records
+from moco_d2.benchmark.report import detections as detection_report
+from moco_d2.benchmark.report.errors import error_section
+from moco_d2.benchmark.report.page import page_sections, write_page
+from moco_d2.benchmark.report.runs import command_section, config_section, cost_section
+from moco_d2.benchmark.tables.grouping import by_task
 from moco_d2.errors import UserError
 
 TITLES = [

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 import moco_d2
-from moco_d2.benchmark.record_schema import SCHEMA, SCHEMA_VERSION
-from moco_d2.benchmark.results import read_content, read_records
+from moco_d2.benchmark.records.results import read_content, read_records
+from moco_d2.benchmark.records.schema import SCHEMA, SCHEMA_VERSION
 from moco_d2.errors import UserError
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "benchmark.md"

@@ -12,9 +12,9 @@ import pytest
 from fake_suite import TOOLS, cell, run_cells
 from submitit.local.local import LocalJobEnvironment
 
-from moco_d2.benchmark import run_log
-from moco_d2.benchmark.cell_state import CELL_FILE, is_running
-from moco_d2.benchmark.places import make_places
+from moco_d2.benchmark.runs import run_log
+from moco_d2.benchmark.runs.cell_state import CELL_FILE, is_running
+from moco_d2.benchmark.runs.places import make_places
 from moco_d2.errors import UserError
 
 
@@ -180,7 +180,7 @@ def test_a_run_that_was_started_by_hand_is_refused(tmp_path):
 
 
 def test_places_of_gpus(monkeypatch):
-    monkeypatch.setattr("moco_d2.benchmark.places.visible_gpus", lambda: ["0", "1", "2", "5"])
+    monkeypatch.setattr("moco_d2.benchmark.runs.places.visible_gpus", lambda: ["0", "1", "2", "5"])
 
     def devices(*args):
         return [place.devices for place in make_places(*args, runs=9, tools=TOOLS)]
@@ -196,7 +196,7 @@ def test_places_of_gpus(monkeypatch):
 
 def test_places_on_a_cpu(monkeypatch):
     """The threads of a run follow from the suite and the machine, not from what is left to do."""
-    monkeypatch.setattr("moco_d2.benchmark.places._cores", lambda: 8)
+    monkeypatch.setattr("moco_d2.benchmark.runs.places._cores", lambda: 8)
     assert [p.threads for p in make_places(0, None, runs=18, tools=TOOLS)] == [1] * 8
     assert [p.threads for p in make_places(0, None, runs=2, tools=TOOLS)] == [4] * 2
     assert [p.threads for p in make_places(0, 3, runs=18, tools=TOOLS)] == [2] * 3

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from moco_d2.benchmark.paper import paper_tables
-from moco_d2.benchmark.suites import load_suite, packaged_suites
+from moco_d2.benchmark.runs.suites import load_suite, packaged_suites
 from moco_d2.config import load_config, task_configs
 from moco_d2.errors import UserError
 

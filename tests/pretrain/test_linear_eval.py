@@ -20,7 +20,7 @@ from torch import nn
 from torchvision.models import resnet18
 from toy_data import make_class_folders
 
-from moco_d2.benchmark.pretext_records import read_pretext_records
+from moco_d2.benchmark.records.pretext_records import read_pretext_records
 from moco_d2.checkpoint.backbone import load_backbone
 from moco_d2.config import to_plain
 from moco_d2.errors import UserError, run_command

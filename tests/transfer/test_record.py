@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moco_d2.benchmark import record_schema
-from moco_d2.benchmark.results import read_content, read_records
+from moco_d2.benchmark.records import schema as record_schema
+from moco_d2.benchmark.records.results import read_content, read_records
 from moco_d2.config import load_config
 from moco_d2.transfer import error_analysis
 from moco_d2.transfer.preflight import Finding

@@ -11,12 +11,11 @@ import torch
 from detectron2.data import DatasetCatalog
 from toy_data import make_voc
 
-from moco_d2.benchmark.compare import compare
-from moco_d2.benchmark.importing import import_run
-from moco_d2.benchmark.results import read_records
+from moco_d2.benchmark.records.compare import compare
+from moco_d2.benchmark.records.importing import import_run
+from moco_d2.benchmark.records.results import read_records
 from moco_d2.errors import UserError
 from moco_d2.transfer import precise_bn
-from moco_d2.transfer.error_analysis import KINDS
 from moco_d2.transfer.error_analysis import KINDS
 from moco_d2.transfer.main import train
 from moco_d2.transfer.trainer import Trainer
@@ -68,13 +67,6 @@ def test_two_steps_and_an_evaluation_leave_a_valid_record(run, request, config, 
     }
     assert 0 < raw["cost"]["evaluation_seconds"] < record.seconds
     assert 0.1 < raw["cost"]["peak_memory_gib"] < 64
-    assert record.command == typed
-    # COCO's AP50, and what it lacks; VOC's has other points of the curve.
-    assert set(record.errors) == {test_set}
-    lost = dict(record.errors[test_set])
-    if kind == "coco":
-        assert lost["AP50"] == pytest.approx(record.metrics["bbox/AP50"], abs=1e-9)
-    assert 0 <= lost.pop("AP50") <= 100 and set(lost) == set(KINDS)
     assert record.command == typed
     # COCO's AP50, and what it lacks; VOC's has other points of the curve.
     assert set(record.errors) == {test_set}

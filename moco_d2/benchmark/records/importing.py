@@ -1,0 +1,238 @@
+"""A Detectron2 run made elsewhere, as a run record.
+
+Read are the two files that every run of Detectron2 leaves in its OUTPUT_DIR, those of the official
+MoCo code included: config.yaml, as data, whatever keys it has, and metrics.json. What they do not
+tell, the record does not: which tensors arrived, where the weights come from, on what it ran.
+"""
+
+import json
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from moco_d2.benchmark.records.files import check, check_values, validator
+from moco_d2.benchmark.records.results import RECORD_NAME
+from moco_d2.benchmark.records.schema import SCHEMA, SCHEMA_VERSION, object_of
+from moco_d2.config import config_root, matched_sha256, to_plain
+from moco_d2.errors import UserError, closest
+from moco_d2.files import sha256_of_json, write_json
+from moco_d2.training_log import EVALUATIONS, finite, history, read_log, seconds_per_iteration
+
+CONFIG_NAME, METRICS_NAME = "config.yaml", "metrics.json"
+RANDOM = ("", "random://")  # MODEL.WEIGHTS of random initialisation: Detectron2's, and ours
+
+_MOST_CONFIG_BYTES = 1 << 20  # Detectron2's own is 10 kB
+_MOST_METRICS_BYTES = 256 << 20  # 180,000 iterations of LVIS take 10 MB
+
+_TEXT, _WHOLE = {"type": "string"}, {"type": "integer"}
+# What a record needs of a config.
+_NEEDED = object_of(
+    {
+        "DATASETS": object_of({"TRAIN": {"type": "array"}, "TEST": {"type": "array"}}),
+        "MODEL": object_of({"WEIGHTS": _TEXT, "RESNETS": object_of({"NORM": _TEXT})}),
+        "SOLVER": object_of(
+            {
+                "IMS_PER_BATCH": _WHOLE,
+                "MAX_ITER": _WHOLE,
+                "BASE_LR": {"type": "number"},
+                "STEPS": {"type": "array", "items": _WHOLE},
+            }
+        ),
+        "SEED": _WHOLE,
+    }
+)
+
+
+def import_run(
+    folder: str | Path, *, task: str, initialisation: str, destination: str | Path | None = None
+) -> Path:
+    """Write the record of a finished run from its config.yaml and metrics.json.
+
+    Args:
+        folder: the run's OUTPUT_DIR.
+        task: one of configs/task, ``voc_C4``.
+        initialisation: any name; those of configs/init stand for what they are there.
+        destination: of the record; by default record.json in `folder`.
+
+    Returns:
+        the record's path.
+
+    Raises:
+        UserError: no such task; a file is missing or damaged; the run did not finish or was not
+            evaluated at its end; its weights contradict `initialisation`; or there is a record.
+    """
+    folder = Path(folder)
+    destination = Path(destination) if destination else folder / RECORD_NAME
+    _check_names(task, initialisation)
+    for name in (CONFIG_NAME, METRICS_NAME):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{folder} has no {name}; give the OUTPUT_DIR of a Detectron2 run, which has "
+                f"{CONFIG_NAME} and {METRICS_NAME}"
+            )
+    if (folder / METRICS_NAME).stat().st_size > _MOST_METRICS_BYTES:
+        raise UserError(
+            f"{folder / METRICS_NAME} is larger than {_MOST_METRICS_BYTES >> 20} MiB, which none "
+            "is; give that of one run"
+        )
+    if destination.exists():
+        raise UserError(f"{destination} exists; delete it, or write elsewhere with --out FILE")
+    config = _read_config(folder / CONFIG_NAME)
+    weights = config["MODEL"]["WEIGHTS"]
+    if (weights in RANDOM) != (initialisation == "random"):
+        raise UserError(
+            f"MODEL.WEIGHTS in {folder / CONFIG_NAME} is {weights!r}, which is "
+            f"{'' if weights in RANDOM else 'not '}random initialisation; give the "
+            "--initialisation that the run had"
+        )
+    metrics_file = folder / METRICS_NAME
+    try:
+        log = read_log(metrics_file)
+    except OSError as error:
+        raise UserError(f"cannot read {metrics_file}: {error.strerror}") from error
+    metrics = _last_evaluation(log, config, metrics_file)
+    solver = config["SOLVER"]
+    finished = datetime.fromtimestamp(metrics_file.stat().st_mtime, timezone.utc)
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "transfer",
+        "origin": {"how": "imported", "source": str(folder.resolve())},
+        "run": {
+            "config_name": f"{task}_{initialisation}",
+            "task": task,
+            "initialisation": initialisation,
+            "seed": config["SEED"],
+            "started": None,
+            "finished": finished.isoformat(timespec="seconds"),
+            "seconds": None,
+        },
+        "config": {
+            "resolved": config,
+            "sha256": sha256_of_json(config),
+            "matched_sha256": matched_sha256(config),
+        },
+        "weights": None
+        if weights in RANDOM
+        else {"file": weights, "sha256": None, "provenance": None},
+        "coverage": {"expected": 0, "loaded": 0},
+        "schedule": {
+            "world_size": None,
+            "ims_per_batch": solver["IMS_PER_BATCH"],
+            "base_lr": solver["BASE_LR"],
+            "max_iter": solver["MAX_ITER"],
+            "steps": solver["STEPS"],
+            "norm": config["MODEL"]["RESNETS"]["NORM"],
+            "notes": [f"finished: when {METRICS_NAME} was last changed"],
+        },
+        "preflight": {"forced": False, "findings": []},
+        "environment": {},
+        "hardware": {},
+        "cost": {
+            "seconds_per_iteration": seconds_per_iteration(log),
+            "peak_memory_gib": None,
+            "evaluation_seconds": None,
+        },
+        "metrics": metrics,
+        "history": history(log, metrics),
+        "errors": None,
+    }
+    try:
+        check_values(record)
+        check(record, validator(SCHEMA), "valid record")
+    except ValueError as error:
+        raise UserError(f"{folder} cannot be imported: what it gives is {error}") from error
+    write_json(destination, record)
+    return destination
+
+
+def _check_names(task: str, initialisation: str) -> None:
+    tasks, initialisations = (
+        sorted(file.stem for file in (config_root() / part).glob("*.yaml"))
+        for part in ("task", "init")
+    )
+    if task not in tasks:
+        advice = closest(task, tasks) or f"there is {', '.join(tasks)}"
+        raise UserError(f"there is no task {task!r}; {advice}")
+    # Any name may be new, but one that only looks new would stand in a row of its own.
+    for known in initialisations:
+        if initialisation != known and _bare(initialisation) == _bare(known):
+            raise UserError(f"initialisation {initialisation!r}: did you mean {known!r}?")
+
+
+def _bare(name: str) -> str:
+    return "".join(c for c in name.casefold() if c.isalnum())
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """The config as plain JSON, with what _NEEDED names."""
+    advice = f"give the {CONFIG_NAME} that Detectron2 itself wrote into OUTPUT_DIR"
+    try:
+        if path.stat().st_size > _MOST_CONFIG_BYTES:
+            raise UserError(f"{path} is larger than any config; {advice}")
+        # Only plain values: a tag that would build an object is refused.
+        read = yaml.safe_load(path.read_text(encoding="utf-8"))
+        check_values(read)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is damaged ({_one_line(error)}); {advice}") from error
+    if not isinstance(read, dict):
+        raise UserError(f"{path} is no config of Detectron2; {advice}")
+    # Dates and the like, which yaml knows and JSON does not, as text.
+    config = json.loads(json.dumps(to_plain(read), default=str))
+    config.setdefault("SEED", -1)  # Detectron2's default: from the clock
+    try:
+        check(config, validator(_NEEDED), "config of a detector")
+    except ValueError as error:
+        raise UserError(f"{path} is {error}; {advice}") from error
+    return config
+
+
+def _last_evaluation(
+    log: Sequence[dict[str, Any]], config: dict[str, Any], path: Path
+) -> dict[str, dict[str, float | None]]:
+    """``{"bbox": {"AP": 12.3}}`` of the end of training; of several test sets,
+    ``{"voc_2007_test/bbox": ...}``, as Detectron2 names them.
+    """
+    if not log:
+        raise UserError(f"{path} has no line that can be read; give that of a finished run")
+    max_iter, last = config["SOLVER"]["MAX_ITER"], log[-1]["iteration"]
+    if last < max_iter - 1:
+        raise UserError(
+            f"{path} ends at iteration {last} of {max_iter}: the run did not finish; train to the "
+            "end first"
+        )
+    if last > max_iter:
+        raise UserError(
+            f"{path} goes on to iteration {last}, and SOLVER.MAX_ITER in {CONFIG_NAME} is "
+            f"{max_iter}: they are of different runs, or Detectron2 has scaled the schedule to "
+            "other GPUs; give the config that it ran with"
+        )
+    tests = config["DATASETS"]["TEST"]
+    prefixes = [f"{name}/" for name in tests] if len(tests) > 1 else [""]
+    groups = [f"{prefix}{group}" for prefix in prefixes for group in EVALUATIONS]
+    evaluations = history(log, groups)
+    if not evaluations:
+        raise UserError(
+            f"{path} has no evaluation ({', '.join(EVALUATIONS[:4])}, ...): set DATASETS.TEST and "
+            "train again with --resume, which evaluates at the end"
+        )
+    if evaluations[-1]["iteration"] < max_iter - 1:
+        raise UserError(
+            f"the last evaluation in {path} is of iteration {evaluations[-1]['iteration']} of "
+            f"{max_iter}, not of the trained detector; train again with --resume, which evaluates "
+            "at the end"
+        )
+    metrics: dict[str, dict[str, float | None]] = {}
+    for group in groups:
+        for key, value in evaluations[-1].items():
+            if key.startswith(f"{group}/"):
+                metrics.setdefault(group, {})[key.removeprefix(f"{group}/")] = finite(value)
+    return metrics
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,115 @@
+"""Reading the ``result.json`` that every run of tools/linear_eval.py leaves: what a pretraining is
+worth in classification.
+
+Its form is moco_d2.pretrain.linear_result.SCHEMA.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moco_d2.benchmark.records.files import check, collect, read_json, validator
+from moco_d2.config import flatten
+from moco_d2.pretrain.linear_result import KIND, RESULT_FILE, SCHEMA, SCHEMA_VERSION
+
+RANDOM = "random"  # the source of a network without pretraining
+_VALIDATOR = validator(SCHEMA)
+
+
+@dataclass(frozen=True)
+class PretextRecord:
+    """One evaluated network.
+
+    Attributes:
+        path: of the file.
+        config: of its pretraining as it ran, ``{"MOCO.MOMENTUM": 0.999, ...}``; empty where there
+            was none, or none of tools/pretrain.py.
+        images: in the dataset that it was pretrained on; None where the checkpoint does not say.
+        processes: of the pretraining.
+        top1: percent.
+        protocol: "linear", "linear-fast", "knn" or "finetune".
+        evaluation: all that accuracies must have in common to be compared.
+        seed: of the pretraining, or of the network's random weights.
+        evaluation_seed: of the classifier.
+        started: when the evaluation began, ISO 8601.
+        content: the whole file.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    images: int | None
+    processes: int | None
+    top1: float
+    protocol: str
+    evaluation: Mapping[str, Any]
+    seed: int
+    evaluation_seed: int
+    started: str
+    content: Mapping[str, Any]
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the network is an untrained one."""
+        return self.content["checkpoint"]["family"] == RANDOM
+
+
+def read_pretext_records(paths: Iterable[str | Path]) -> list[PretextRecord]:
+    """All valid ones among files and, recursively, folders; there may be none.
+
+    A damaged one is named in a warning and left out as a whole.
+
+    Raises:
+        UserError: a path does not exist.
+    """
+    records, _ = collect(paths, RESULT_FILE, _read)
+    return records
+
+
+def _read(path: Path) -> PretextRecord | None:
+    content = _upgrade(read_json(path))
+    if content.get("kind") != KIND:
+        return None
+    check(content, _VALIDATOR, f"version {SCHEMA_VERSION} result of linear evaluation")
+    run, data = content["pretraining"], content["data"]
+    # --fast chooses its rate for every network.
+    settings = {k: v for k, v in content["settings"].items() if k != "base_lr"}
+    if content["protocol"] != "linear-fast":
+        settings = content["settings"]
+    return PretextRecord(
+        path=path,
+        config=flatten(run["config"]) if run else {},
+        images=run["images"] if run else None,
+        processes=run["processes"] if run else None,
+        top1=content["accuracy"]["top1"],
+        protocol=content["protocol"],
+        evaluation={
+            "protocol": content["protocol"],
+            "settings": settings,
+            # Its name is another one on every machine.
+            "data": {key: value for key, value in data.items() if key != "name"},
+            "architecture": content["checkpoint"]["architecture"],
+        },
+        seed=_seed(run["config"]) if run else content["seed"],
+        evaluation_seed=content["seed"],
+        started=content["started"],
+        content=content,
+    )
+
+
+def _seed(config: Mapping[str, Any]) -> int:
+    seed = config["SEED"]
+    if type(seed) is not int:
+        raise ValueError(f"the pretraining's SEED is no number: {seed!r:.40}")
+    return seed
+
+
+def _upgrade(content: dict[str, Any]) -> dict[str, Any]:
+    """A version 1 result as one of version 2; it does not say how the pretraining was made."""
+    if content.get("kind") != "linear_eval" or content.get("schema_version") != 1:
+        return content
+    content = {**content, "kind": KIND, "schema_version": SCHEMA_VERSION, "pretraining": None}
+    content["hardware"] = {"device": content.pop("device", None)}
+    if isinstance(content.get("data"), dict):
+        content["data"] = {"name": None, **content["data"]}
+    return content

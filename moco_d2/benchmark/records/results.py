@@ -1,0 +1,174 @@
+"""Reading the ``record.json`` that every fine-tuning run leaves in its output folder."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from moco_d2.benchmark.records.files import check, collect, read_json, validator
+from moco_d2.benchmark.records.schema import SCHEMA, upgrade
+from moco_d2.errors import UserError
+
+RECORD_NAME = "record.json"
+
+_VALIDATOR = validator(SCHEMA)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished fine-tuning run.
+
+    Metrics are in percent and keyed as in Detectron2's ``metrics.json``, e.g. ``bbox/AP50``; None
+    where the run gave NaN. `images` is what the schedule sees: iterations x images a batch.
+    `pretext` is what made the weights by their own account, if they are of our pretraining.
+    `origin`, `cost` and `errors` are as in record_schema.SCHEMA; `command` is as it was typed, and
+    `seconds` how long the run took, pauses left out. `data` counts its images, if that was noted.
+    """
+
+    path: Path
+    task: str
+    initialisation: str
+    seed: int
+    finished: datetime
+    config: Mapping[str, Any]
+    matched_sha256: str
+    weights_sha256: str | None
+    has_provenance: bool
+    expected: int
+    loaded: int
+    max_iter: int
+    ims_per_batch: int
+    forced: bool
+    metrics: Mapping[str, float | None]
+    history: tuple[Mapping[str, float | None], ...]
+    environment: Mapping[str, str]
+    hardware: Mapping[str, Any]
+    origin: Mapping[str, str | None] = field(
+        default_factory=lambda: {"how": "trained", "source": None}
+    )
+    cost: Mapping[str, float | None] = field(
+        default_factory=lambda: {
+            "seconds_per_iteration": None,
+            "peak_memory_gib": None,
+            "evaluation_seconds": None,
+        }
+    )
+    errors: Mapping[str, Mapping[str, float | None]] | None = None
+    config_name: str = ""
+    command: str | None = None
+    seconds: float | None = None
+    world_size: int | None = None
+    pretext: str | None = None
+    data: Mapping[str, Any] | None = None
+
+    @property
+    def images(self) -> int:
+        return self.max_iter * self.ims_per_batch
+
+    @property
+    def datasets_train(self) -> tuple[str, ...]:
+        return tuple(self.config["DATASETS"]["TRAIN"])
+
+    @property
+    def datasets_test(self) -> tuple[str, ...]:
+        return tuple(self.config["DATASETS"]["TEST"])
+
+
+def read_records(paths: Iterable[str | Path], *, required: bool = True) -> list[Record]:
+    """All valid run records among files and, recursively, folders; each file once.
+
+    A record that is damaged or does not follow the schema is named in a warning and left out as a
+    whole. Records of another ``kind`` belong to other tools and are passed over.
+
+    Raises:
+        UserError: a path does not exist, or with `required`, there is no valid record at all.
+    """
+    paths = list(paths)
+    records, left_out = collect(paths, RECORD_NAME, _read_record)
+    if required and not records:
+        raise UserError(
+            f"no {'valid ' if left_out else ''}{RECORD_NAME} under {', '.join(map(str, paths))}; "
+            "fine-tune first: tools/train_net.py --config-file ... leaves one in its OUTPUT_DIR"
+        )
+    return records
+
+
+def read_content(path: Path) -> dict[str, Any] | None:
+    """The checked content of a run record, as record_schema.SCHEMA says; None if it is of another
+    kind.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is damaged, or of a version that is not known here.
+    """
+    content = read_json(path)
+    if content.get("kind", "transfer") != "transfer":
+        return None
+    version, content = content.get("schema_version"), upgrade(content)
+    check(content, _VALIDATOR, f"version {version} record")
+    return content
+
+
+def _read_record(path: Path) -> Record | None:
+    content = read_content(path)
+    return None if content is None else to_record(path, content)
+
+
+def to_record(path: Path, content: dict[str, Any]) -> Record:
+    """The record with this content, from read_content.
+
+    Raises:
+        ValueError: the time it finished is none.
+    """
+    run, weights = content["run"], content["weights"]
+    return Record(
+        path=path,
+        task=run["task"],
+        initialisation=run["initialisation"],
+        seed=run["seed"],
+        finished=_time(run["finished"]),
+        config=content["config"]["resolved"],
+        matched_sha256=content["config"]["matched_sha256"],
+        weights_sha256=weights["sha256"] if weights else None,
+        has_provenance=bool(weights and weights["provenance"]),
+        pretext=_pretext(weights),
+        expected=content["coverage"]["expected"],
+        loaded=content["coverage"]["loaded"],
+        max_iter=content["schedule"]["max_iter"],
+        ims_per_batch=content["schedule"]["ims_per_batch"],
+        forced=content["preflight"]["forced"],
+        metrics={
+            f"{group}/{name}": value
+            for group, values in content["metrics"].items()
+            for name, value in values.items()
+        },
+        history=tuple(content["history"]),
+        environment=content["environment"],
+        hardware=content["hardware"],
+        origin=content["origin"],
+        cost=content["cost"],
+        errors=content["errors"],
+        config_name=run["config_name"],
+        command=run.get("command"),
+        seconds=run["seconds"],
+        world_size=content["schedule"]["world_size"],
+        data=content.get("data"),
+    )
+
+
+def _pretext(weights: dict[str, Any] | None) -> str | None:
+    pretraining = ((weights or {}).get("provenance") or {}).get("pretraining")
+    found = pretraining.get("pretext") if isinstance(pretraining, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def _time(text: str) -> datetime:
+    """ISO 8601 to an aware time; without a zone it counts as UTC, so that any two compare."""
+    if text.endswith("Z"):  # Python 3.10 does not read it
+        text = text[:-1] + "+00:00"
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(f"$.run.finished is no ISO 8601 time: {text!r:.40}") from error
+    return time if time.tzinfo else time.replace(tzinfo=timezone.utc)

@@ -1,0 +1,1 @@
+"""Records -> one self-contained page of tables, figures and detections."""

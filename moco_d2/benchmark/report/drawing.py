@@ -1,0 +1,118 @@
+"""What all figures share: styles told apart by colour, marker, line and hatch; letters, legends and
+files.
+
+Colours: Okabe and Ito's palette, which colour-blind readers tell apart
+(https://jfly.uni-koeln.de/color/).
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from moco_d2.benchmark.tables.comparison import row_order
+from moco_d2.errors import UserError
+from moco_d2.files import atomic_write
+
+#: Colour, marker, line style and hatch.
+STYLES = (
+    ("#000000", "s", ":", ""),
+    ("#0072B2", "^", "--", "//"),
+    ("#D55E00", "o", "-", "\\\\"),
+    ("#009E73", "D", "-.", ".."),
+    ("#CC79A7", "v", (0, (5, 1)), "xx"),
+    ("#56B4E9", "P", (0, (3, 1, 1, 1)), "++"),
+    ("#E69F00", "X", (0, (1, 1)), "oo"),
+)
+# These look the same in every plot; the rest take what is left.
+_FIXED_STYLES = {"random": 0, "supervised": 1, "moco": 2}
+_FORMATS = (".png", ".svg")
+_SIZE = (6.4, 4.0)  # inches
+_PAGE_SIZE = (6.7, 2.9)  # A4 between margins of 2 cm
+_PAGE_LETTERS = 9  # points
+_LONGEST_LABEL = 32
+# Of a legend with such letters on such a page: letters a line, and as many as a handle takes.
+_LETTERS_A_LINE, _LETTERS_A_HANDLE = 95, 8
+_LEGEND_LINE = 0.18  # inches
+
+
+def styles_of(names: Iterable[str]) -> dict[str, tuple]:
+    """A style for each name, the same in every plot for the paper's three.
+
+    More names than styles get other combinations of the same colours, markers, lines and hatches.
+    """
+    names = list(names)
+    free = [i for i in range(len(STYLES)) if i not in _FIXED_STYLES.values()]
+    others = [n for n in sorted(names, key=row_order) if n not in _FIXED_STYLES]
+    found = {n: STYLES[i] for n, i in _FIXED_STYLES.items()}
+    for k, name in enumerate(others):
+        turn, colour = divmod(k, len(free))
+        rest = STYLES[free[(colour + turn) % len(free)]]
+        found[name] = (STYLES[free[colour]][0], *rest[1:])
+    return {n: found[n] for n in names}
+
+
+def plain(label: str) -> str:
+    """A label as it is, but not too long: matplotlib reads mathematics between two dollar signs."""
+    if len(label) > _LONGEST_LABEL:
+        label = f"{label[:_LONGEST_LABEL]}…"
+    return label.replace("$", r"\$")
+
+
+def new_figure(xlabel: str, *ylabels: str, wide: bool = False) -> tuple[Figure, list[Axes]]:
+    """A figure with a panel for each of `ylabels`; a wide one fills the width of a page of paper at
+    its own size, so that its letters are as large there as here.
+    """
+    # Figure itself instead of pyplot: no global state, no window system.
+    figure = Figure(figsize=_PAGE_SIZE if wide else _SIZE, layout="constrained")
+    panels = figure.subplots(1, len(ylabels), squeeze=False)[0].tolist()
+    for axes, ylabel in zip(panels, ylabels, strict=True):
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(plain(ylabel))
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.locator_params(axis="x", nbins=4 if wide else 8)
+        if wide:
+            for item in (axes.xaxis.label, axes.yaxis.label):
+                item.set_fontsize(_PAGE_LETTERS)
+            axes.tick_params(labelsize=_PAGE_LETTERS)
+    return figure, panels
+
+
+def save(figure: Figure, path: str | Path, *, legend: bool = True) -> None:
+    """Write a figure, the same bytes for the same numbers.
+
+    Args:
+        path: ``.png`` or ``.svg``.
+        legend: above the panels, of all that is labelled in them.
+
+    Raises:
+        UserError: `path` has another suffix, or cannot be written.
+    """
+    path = Path(path)
+    if path.suffix not in _FORMATS:
+        raise UserError(f"cannot draw {path.name}; name it {' or '.join(_FORMATS)}")
+    if legend:  # above the axes, where it covers nothing; once for all panels
+        entries = {
+            label: handle
+            for axes in figure.axes
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        columns = _LETTERS_A_LINE // (max(map(len, entries), default=0) + _LETTERS_A_HANDLE)
+        columns = min(max(columns, 1), max(len(entries), 1))
+        lines = -(-len(entries) // columns)
+        figure.set_figheight(figure.get_figheight() + (lines - 1) * _LEGEND_LINE)
+        figure.legend(
+            entries.values(),
+            entries,
+            loc="outside upper left",
+            ncols=columns,
+            frameon=False,
+            fontsize=_PAGE_LETTERS,
+        )
+    # Neither a date nor random ids: the same numbers give the same file.
+    date = {"Date": None} if path.suffix == ".svg" else {}
+    with matplotlib.rc_context({"svg.hashsalt": "moco_d2"}), atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=150, metadata=date)

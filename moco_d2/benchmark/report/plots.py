@@ -1,0 +1,249 @@
+"""Curves and bars as PNG or SVG, told apart by colour, marker and line style."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from moco_d2.benchmark.records.results import Record
+from moco_d2.benchmark.report.drawing import STYLES, new_figure, plain, save, styles_of
+from moco_d2.benchmark.statistics import Summary, summarise
+from moco_d2.benchmark.tables.comparison import column_title, row_order
+from moco_d2.benchmark.tables.grouping import by_initialisation, is_voc
+from moco_d2.benchmark.tables.matching import newest
+from moco_d2.errors import UserError
+
+# Keys of the pretext loss in metrics.json: MoCo's, the supervised twin's, Detectron2's sum.
+_LOSS_KEYS = ("loss_contrastive", "loss_classification", "total_loss")
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of Detectron2's ``metrics.json``, by iteration; of a repeated one the last counts.
+
+    A resumed run writes some iterations again, and a killed one may leave half a line at the end.
+
+    Raises:
+        UserError: the file cannot be read or holds no complete line.
+    """
+    by_iteration: dict[int, dict[str, Any]] = {}
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}; it is Detectron2's metrics.json") from error
+    for line in text.splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and "iteration" in entry:
+            by_iteration.setdefault(entry["iteration"], {}).update(entry)
+    if not by_iteration:
+        raise UserError(f"{path} has no line of metrics; give the metrics.json of a finished run")
+    return [by_iteration[i] for i in sorted(by_iteration)]
+
+
+def training_curves(
+    pretext_metrics: Iterable[Mapping[str, Any]],
+    path: str | Path,
+    *,
+    dictionary_size: int | None = None,
+    loss_key: str | None = None,
+) -> None:
+    """The pretext loss in nats over iterations, with the chance level ln(K + 1).
+
+    Args:
+        pretext_metrics: lines of ``metrics.json``, see read_metrics.
+        path: ``.png`` or ``.svg``.
+        dictionary_size: K, the number of negatives a query is told from (paper eq. 1); no chance
+            level without it.
+        loss_key: which number to draw; by default the first that is there of loss_contrastive,
+            loss_classification and total_loss.
+
+    Raises:
+        UserError: no line has a loss, or `path` has another suffix.
+    """
+    lines = list(pretext_metrics)
+    keys = (loss_key,) if loss_key else _LOSS_KEYS
+    key = next((k for k in keys if any(k in line for line in lines)), None)
+    if key is None:
+        raise UserError(f"no {' or '.join(keys)} in these metrics; give those of a pretraining run")
+    figure, (axes,) = new_figure("iteration", f"{key} (nats)")
+    x, y = _series(lines, key)
+    axes.plot(x, y, color=STYLES[2][0], label=key, marker="o" if len(x) == 1 else "")
+    if dictionary_size is not None:
+        axes.axhline(
+            math.log(dictionary_size + 1),
+            color="#555555",
+            linestyle="--",
+            label=f"chance, ln({dictionary_size} + 1) = {math.log(dictionary_size + 1):.2f}",
+        )
+    save(figure, path)
+
+
+def knn_curve(
+    runs: Mapping[str, Iterable[Mapping[str, Any]]],
+    path: str | Path,
+    *,
+    key: str = "knn_accuracy",
+    chance: float | None = None,
+) -> None:
+    """kNN accuracy over iterations, one line a pretraining run.
+
+    Args:
+        runs: lines of ``metrics.json`` by the name of the run.
+        path: ``.png`` or ``.svg``.
+        key: which number to draw, a share in [0, 1].
+        chance: 1 / number of classes, drawn if given.
+
+    Raises:
+        UserError: no line has `key`, or `path` has another suffix.
+    """
+    figure, (axes,) = new_figure("iteration", "kNN accuracy")
+    styles = styles_of(runs)
+    for name, lines in runs.items():
+        x, y = _series(lines, key)
+        if x:
+            colour, marker, line, _ = styles[name]
+            axes.plot(x, y, color=colour, marker=marker, linestyle=line, label=plain(name))
+    if not axes.lines:
+        raise UserError(f"no {key} in these metrics; set MOCO.KNN.TRAIN and MOCO.KNN.TEST")
+    if chance is not None:
+        axes.axhline(chance, color="#555555", linewidth=1, label=f"chance, {chance:.2f}")
+    save(figure, path)
+
+
+def bars(values: Mapping[str, Summary], path: str | Path, *, ylabel: str) -> None:
+    """One bar an initialisation, with the standard deviation over runs where there is one.
+
+    Raises:
+        UserError: there is nothing to draw, or `path` has another suffix.
+    """
+    if not values:
+        raise UserError(f"no {ylabel} to draw")
+    figure, (axes,) = new_figure("", ylabel)
+    styles = styles_of(values)
+    for i, (name, summary) in enumerate(sorted(values.items(), key=lambda v: row_order(v[0]))):
+        colour, _, _, hatch = styles[name]
+        axes.bar(i, summary.mean, 0.6, yerr=summary.std, capsize=4, fill=False, hatch=hatch * 2)
+        axes.patches[-1].set_edgecolor(colour)
+        # Beside the error bar, not under it.
+        axes.text(i + 0.05, summary.mean, f"{summary.mean:.1f}", va="bottom")
+    axes.set_xticks(range(len(values)), [plain(n) for n in sorted(values, key=row_order)])
+    save(figure, path, legend=False)
+
+
+def ap_curves(records: Iterable[Record], metric: str | Sequence[str], path: str | Path) -> None:
+    """Metrics in percent over fine-tuning iterations, side by side: mean and band of one standard
+    deviation.
+
+    The final metrics are the point at max_iter. Where an evaluation is missing in some runs, the
+    others count.
+
+    Args:
+        records: runs of one task.
+        metric: one or several, e.g. ``bbox/AP50``; those that no run has are left out.
+        path: ``.png`` or ``.svg``.
+
+    Raises:
+        UserError: several tasks, no run has any such metric, or `path` has another suffix.
+    """
+    records, _ = newest(records)
+    tasks = sorted({r.task for r in records})
+    if len(tasks) > 1:
+        raise UserError(f"records of several tasks ({', '.join(tasks)}); draw one at a time")
+    wanted = [metric] if isinstance(metric, str) else list(metric)
+    metrics = [m for m in wanted if any(_points([r], m) for r in records)]
+    if not metrics:
+        raise UserError(f"no run has the metric {' or '.join(map(repr, wanted))}")
+    voc = is_voc(records)
+    runs = by_initialisation(records)
+    figure, panels = new_figure(
+        "iteration", *(f"{column_title(m, voc=voc)} (%)" for m in metrics), wide=len(metrics) > 1
+    )
+    styles = styles_of(runs)
+    for axes, one in zip(panels, metrics, strict=True):
+        for name, group in runs.items():
+            points = _points(group, one)
+            if points:
+                label = f"{name} (n={max(s.n for s in points.values())})"
+                _curve(axes, points, styles[name], label)
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, 0), max(high, 1))  # no metric is below 0, nor hundredths of interest
+    save(figure, path)
+
+
+def _curve(axes: Axes, points: Mapping[int, Summary], style: tuple, label: str) -> None:
+    colour, marker, line, _ = style
+    x = list(points)
+    mean = [s.mean for s in points.values()]
+    spread = [s.std or 0.0 for s in points.values()]
+    axes.plot(x, mean, color=colour, marker=marker, linestyle=line, label=plain(label))
+    if len(x) > 1:
+        low = [m - s for m, s in zip(mean, spread, strict=True)]
+        high = [m + s for m, s in zip(mean, spread, strict=True)]
+        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    else:  # a band needs two points
+        axes.errorbar(x, mean, yerr=spread, color=colour, capsize=4)
+
+
+def grouped_bars(
+    values: Mapping[str, Mapping[str, Summary]], path: str | Path, *, ylabel: str
+) -> None:
+    """For each group, say a kind of error, a bar an initialisation, with the standard deviation
+    over runs where there is one.
+
+    Args:
+        values: by initialisation, then by group; groups in the order they come in.
+        path: ``.png`` or ``.svg``.
+
+    Raises:
+        UserError: there is nothing to draw, or `path` has another suffix.
+    """
+    groups = list(dict.fromkeys(group for of_one in values.values() for group in of_one))
+    if not groups:
+        raise UserError(f"no {ylabel} to draw")
+    figure, (axes,) = new_figure("", ylabel, wide=True)
+    styles = styles_of(values)
+    names = sorted(values, key=row_order)
+    width = 0.8 / len(names)
+    for i, name in enumerate(names):
+        colour, _, _, hatch = styles[name]
+        present = [g for g in groups if g in values[name]]
+        axes.bar(
+            [groups.index(g) + (i - (len(names) - 1) / 2) * width for g in present],
+            [values[name][g].mean for g in present],
+            width * 0.9,
+            yerr=[values[name][g].std or 0.0 for g in present],
+            error_kw={"capsize": 2, "elinewidth": 1},
+            facecolor="white",
+            edgecolor=colour,
+            hatch=hatch * 2,
+            label=plain(name),
+        )
+    axes.set_xticks(range(len(groups)), [plain(g) for g in groups])
+    axes.grid(visible=False, axis="x")
+    axes.set_ylim(0, max(axes.get_ylim()[1], 1))
+    save(figure, path)
+
+
+def _points(runs: Sequence[Record], metric: str) -> dict[int, Summary]:
+    """Summary over runs at each number of finished iterations."""
+    values: dict[int, list[float]] = {}
+    for run in runs:
+        # Detectron2 counts iterations from 0: an evaluation at 99 is one after 100 of them. The
+        # last one, after training, it counts as one more.
+        curve = {min(int(e["iteration"]) + 1, run.max_iter): e.get(metric) for e in run.history}
+        if run.metrics.get(metric) is not None:
+            curve[run.max_iter] = run.metrics[metric]
+        for iteration, value in curve.items():
+            if value is not None:
+                values.setdefault(iteration, []).append(value)
+    return {i: summarise(values[i]) for i in sorted(values)}
+
+
+def _series(lines: Iterable[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    points = [(line["iteration"] + 1, line[key]) for line in lines if line.get(key) is not None]
+    return [x for x, _ in points], [y for _, y in points]

@@ -1,0 +1,219 @@
+"""What the runs were, as sections of the report: configs, cost, commands, environment."""
+
+import json
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from moco_d2.benchmark.records.results import Record
+from moco_d2.benchmark.report.html import Section, html_code, html_table
+from moco_d2.config import FREE_KEYS, flatten
+
+_ABSENT = "–"
+_LONGEST_VALUE = 160  # characters in a cell
+_MOST_VALUES = 3  # of one key, in a cell
+_MOST_ROWS = 80  # of a table
+_MOST_COMMANDS = 40
+# Largest unit in which a time is not below 1, and its seconds.
+_UNITS = (("h", 3600), ("min", 60), ("s", 1))
+
+Runs = Mapping[str, Sequence[Record]]
+
+
+def config_section(tasks: Mapping[str, Runs]) -> Section:
+    """For every task, the config keys in which its runs differ."""
+    tables, matched = [], []
+    for task, runs in tasks.items():
+        configs = [(name, flatten(r.config)) for name, group in runs.items() for r in group]
+        values: dict[str, dict[str, Counter[str]]] = {}
+        for key in sorted({key for _, config in configs for key in config}):
+            for name, config in configs:
+                of_value = values.setdefault(key, {}).setdefault(_text(config.get(key)), Counter())
+                of_value[name] += 1
+        # Seed and folder are each run's own.
+        differing = {
+            key: found
+            for key, found in values.items()
+            if len(found) > 1 and key not in ("SEED", "OUTPUT_DIR")
+        }
+        if set(differing) <= set(FREE_KEYS):
+            matched.append(task)
+        rows = [
+            [key, value, _who(of_value, runs)]
+            for key, found in differing.items()
+            for value, of_value in found.items()
+        ]
+        same = len(values) - len(differing)
+        notes = [f"{same} other keys are equal in all {len(configs)} runs."]
+        if len(rows) > _MOST_ROWS:
+            notes.insert(0, f"{len(rows) - _MOST_ROWS} more lines are left out.")
+        if rows:
+            columns = ["key", "value", "in runs from"]
+            tables.append(
+                html_table(columns, rows[:_MOST_ROWS], caption=task, notes=notes, wrap=True)
+            )
+    text = "Apart from SEED and OUTPUT_DIR, which are each run's own. "
+    if matched:
+        text += f"Matched, different in nothing but MODEL.WEIGHTS: {', '.join(matched)}. "
+    other = [task for task in tasks if task not in matched]
+    if other:
+        text += f"Not matched, see the keys below: {', '.join(other)}."
+    return Section("Configuration differences", text=text, tables=tables)
+
+
+def _who(runs: Counter[str], all_runs: Runs) -> str:
+    """``supervised, moco (2 of 5)``: the initialisations of these runs."""
+    return ", ".join(
+        name if number == len(all_runs[name]) else f"{name} ({number} of {len(all_runs[name])})"
+        for name, number in runs.items()
+    )
+
+
+def cost_section(tasks: Mapping[str, Runs]) -> Section:
+    """Time, memory and hardware of every initialisation."""
+    columns = ["", "runs", "iterations × images", "s / iteration", "a run takes"]
+    columns += ["evaluation, s", "peak memory, GiB", "hardware"]
+    tables, total, unknown = [], 0.0, 0
+    for task, runs in tasks.items():
+        rows = []
+        for name, group in runs.items():
+            seconds = [r.seconds for r in group]
+            total += sum(s for s in seconds if s is not None)
+            unknown += seconds.count(None)
+            rows.append(
+                [
+                    name,
+                    len(group),
+                    _distinct(f"{r.max_iter} × {r.ims_per_batch}" for r in group),
+                    _range(r.cost.get("seconds_per_iteration") for r in group),
+                    _duration(seconds),
+                    _range(r.cost.get("evaluation_seconds") for r in group),
+                    _range(r.cost.get("peak_memory_gib") for r in group),
+                    _distinct(_hardware(r) for r in group),
+                ]
+            )
+        tables.append(html_table(columns, rows, caption=task, wrap=True))
+    text = f"{_duration([total])} in all, evaluations included and pauses left out. "
+    if unknown:
+        text += f"How long {unknown} of the runs took is not known. "
+    text += (
+        "Where runs of one initialisation differ: smallest – largest. Peak memory is the GPU's, "
+        "or on a CPU the process'."
+    )
+    return Section("Cost and hardware", text=text, tables=tables)
+
+
+def command_section(records: Sequence[Record]) -> Section:
+    """How the runs were started, as it was typed, or the closest to it that the records know.
+
+    Runs that differ in SEED and OUTPUT_DIR only share a line.
+    """
+    groups: dict[tuple[str, ...], list[Record]] = {}
+    rebuilt, imported = 0, []
+    for record in records:
+        if record.origin["how"] == "imported":
+            imported.append(f"{record.task} {record.initialisation} seed {record.seed}")
+            continue
+        rebuilt += not record.command
+        key = (record.task, record.initialisation, *_shared_words(_command(record)))
+        groups.setdefault(key, []).append(record)
+    commands = []
+    for (task, initialisation, *_), group in list(groups.items())[:_MOST_COMMANDS]:
+        seeds = ", ".join(str(r.seed) for r in group)
+        several = "; each with its own SEED and OUTPUT_DIR" * (len(group) > 1)
+        title = f"{task}, {initialisation}: seed{'s' * (len(group) > 1)} {seeds}{several}"
+        commands.append((title, _command(group[0])))
+    text = ["Relative paths are those of the folder in which a run was started."]
+    if len(groups) > _MOST_COMMANDS:
+        text.append(f"{len(groups) - _MOST_COMMANDS} more are in the records, run.command.")
+    if rebuilt:
+        text.append(
+            f"The records of {rebuilt} do not say how they were started: the command shown has "
+            "their config and seed, and what else was set is in config.yaml beside the record."
+        )
+    if imported:
+        more = f" and {len(imported) - _MOST_COMMANDS} more" * (len(imported) > _MOST_COMMANDS)
+        text.append(
+            f"Run elsewhere and imported: {', '.join(imported[:_MOST_COMMANDS])}{more}; how they "
+            "were started is not known."
+        )
+    return Section("Commands", text="\n\n".join(text), html=html_code(commands))
+
+
+def _command(record: Record) -> str:
+    if record.command:
+        return record.command
+    words = ["--config-file", f"{record.config_name}.yaml", "SEED", str(record.seed)]
+    return f"tools/train_net.py {shlex.join(words)}"
+
+
+def _shared_words(command: str) -> list[str]:
+    """The words of a command without those that are each run's own."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # a record may hold anything
+        words = command.split()
+    own = {i + 1 for i, word in enumerate(words) if word in ("SEED", "OUTPUT_DIR")}
+    return [word for i, word in enumerate(words) if i not in own and word != "--resume"]
+
+
+def environment_section(records: Sequence[Record]) -> Section:
+    """Versions of what the runs computed with."""
+    packages = sorted({name for r in records for name in r.environment})
+    rows = []
+    for name in packages:
+        versions = Counter(_text(r.environment.get(name)) for r in records)
+        shown = [
+            version if len(versions) == 1 else f"{version} ({runs} runs)"
+            for version, runs in versions.most_common(_MOST_VALUES)
+        ]
+        more = [f"{len(versions) - len(shown)} more"] if len(versions) > len(shown) else []
+        rows.append([name, "; ".join(shown + more)])
+    if not rows:
+        return Section("Environment", text="The records do not name it: all were imported.")
+    return Section("Environment", tables=[html_table(["package", "version"], rows, wrap=True)])
+
+
+def _hardware(record: Record) -> str:
+    hardware = record.hardware
+    name = _text(hardware.get("name") or hardware.get("device"))
+    if hardware.get("device") == "cpu":
+        cores = hardware.get("cpu_count")
+        name += f", {_text(cores)} cores" if cores else ""
+        return name if record.world_size in (None, 1) else f"{record.world_size} processes, {name}"
+    return name if record.world_size is None else f"{record.world_size} × {name}"
+
+
+def _duration(seconds: Iterable[float | None]) -> str:
+    known = [s for s in seconds if s is not None]
+    if not known:
+        return _ABSENT
+    unit, size = next(((u, n) for u, n in _UNITS if max(known) >= n), _UNITS[-1])
+    return f"{_range(s / size for s in known)} {unit}"
+
+
+def _range(values: Iterable[Any]) -> str:
+    """Smallest to largest of the numbers that are known."""
+    known = [v for v in values if isinstance(v, int | float)]
+    if not known:
+        return _ABSENT
+    low, high = min(known), max(known)
+    decimals = 3 if high < 0.1 else 2 if high < 10 else 1 if high < 100 else 0
+    low, high = f"{low:.{decimals}f}", f"{high:.{decimals}f}"
+    return low if low == high else f"{low}\N{NO-BREAK SPACE}– {high}"
+
+
+def _distinct(values: Iterable[Any]) -> str:
+    found = list(dict.fromkeys(map(_text, values)))
+    more = f" and {len(found) - _MOST_VALUES} more" if len(found) > _MOST_VALUES else ""
+    return "; ".join(found[:_MOST_VALUES]) + more
+
+
+def _text(value: Any) -> str:
+    """Anything that a record may hold, on one line and not too long."""
+    if value is None:
+        return _ABSENT
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = " ".join(text.split())
+    return f"{text[:_LONGEST_VALUE]}…" if len(text) > _LONGEST_VALUE else text

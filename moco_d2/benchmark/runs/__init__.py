@@ -1,0 +1,1 @@
+"""Suites: which runs a table consists of, what they cost, and running what is missing."""

@@ -1,0 +1,232 @@
+"""How far a cell of a suite is, judged by what lies in its folder alone.
+
+In a cell's folder, beside what its tools write: ``cell.json`` (what was started), ``output.log``
+(what the tools printed) and ``.lock`` (held by the process that runs it, as long as it lives).
+"""
+
+import ast
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from moco_d2.benchmark.runs.suites import CELL_FOLDER, FOLDER, Cell
+from moco_d2.config import flatten
+from moco_d2.errors import UserError
+from moco_d2.files import write_json
+
+CELL_FILE = "cell.json"
+OUTPUT_LOG = "output.log"
+_LOCK = ".lock"
+_MOST_NAMED = 3  # settings in a message
+
+# What a record's resolved config has otherwise than the config file: schedule.scale_to_hardware
+# carries it over to the number of processes, which keeps the number of images.
+_SCALED = {
+    *("SOLVER.IMS_PER_BATCH", "SOLVER.BASE_LR", "SOLVER.MAX_ITER", "SOLVER.STEPS"),
+    *("SOLVER.WARMUP_ITERS", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.REFERENCE_WORLD_SIZE"),
+    *("TEST.EVAL_PERIOD", "MODEL.DEVICE"),
+}
+_IMAGES_TOLERANCE = 0.01  # scaled iterations are rounded
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """Of a cell.
+
+    Attributes:
+        status: "done"; "partial": started, to be continued; "missing"; or "conflict": its folder
+            holds another run.
+        completed: commands that have succeeded and need not be run again.
+        problem: of a conflict: a sentence with the fix; of a partial one: what is wrong with its
+            record.
+    """
+
+    status: str
+    completed: int = 0
+    problem: str = ""
+
+
+def examine(cell: Cell, folder: Path, *, processes: int) -> State:
+    """How far `cell` is in the suite's `folder`.
+
+    Args:
+        cell: what is to be run.
+        folder: the suite's.
+        processes: of each run; BatchNorm, and the schedule, depend on them.
+    """
+    home = folder / cell.name
+    record = home / cell.record
+    if not (home / CELL_FILE).exists():
+        return _examine_foreign(cell, record, folder)
+    try:
+        started = json.loads((home / CELL_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return _conflict(home, f"{home / CELL_FILE} cannot be read ({error})")
+    differing = _differences(started, _description(cell, processes))
+    if differing:
+        return _conflict(home, f"{home} was run otherwise: {differing}")
+    if record.is_file():
+        state = _examine_record(cell, record, folder, by_hand=False)
+        if state.status != "partial":
+            return state
+    else:
+        state = State("partial", problem=f"{record} is not there")
+    last = len(cell.commands) - 1  # which writes the record: run again if that is not valid
+    return dataclasses.replace(state, completed=min(started["completed"], last))
+
+
+def _examine_foreign(cell: Cell, record: Path, folder: Path) -> State:
+    """Of a cell that no suite has started; its run may have been, by hand or elsewhere."""
+    home = folder / cell.name
+    if record.is_file():
+        return _examine_record(cell, record, folder, by_hand=True)
+    if any((home / name).exists() for name in ("config.yaml", "metrics.json")):
+        return _conflict(home, f"{home} holds an unfinished run that no suite has started")
+    return State("missing")
+
+
+def note_started(cell: Cell, folder: Path, *, processes: int, completed: int) -> None:
+    """Write cell.json: `completed` commands of `cell` have succeeded."""
+    content = {**_description(cell, processes), "completed": completed}
+    write_json(folder / cell.name / CELL_FILE, content)
+
+
+def _description(cell: Cell, processes: int) -> dict[str, Any]:
+    plain = {
+        "commands": cell.commands,
+        "settings": {k: str(v) for k, v in cell.settings.items()},
+        "processes": processes,
+    }
+    return json.loads(json.dumps(plain))
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """In words; "" if there are none."""
+    if there["processes"] != here["processes"]:
+        return f"on {there['processes']} process(es), now {here['processes']} are asked for"
+    pairs = _differing(there["settings"], here["settings"])
+    if pairs:
+        named = [f"{key} {a} there, {b} here" for key, (a, b) in pairs[:_MOST_NAMED]]
+        more = f", and {len(pairs) - _MOST_NAMED} more" if len(pairs) > _MOST_NAMED else ""
+        return f"{'; '.join(named)}{more}"
+    if there["commands"] != here["commands"]:
+        return "with other commands"
+    return ""
+
+
+def _differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[tuple[str, tuple]]:
+    return [
+        (key, (there.get(key, "unset"), here.get(key, "unset")))
+        for key in sorted({*there, *here})
+        if _literal(there.get(key)) != _literal(here.get(key))
+    ]
+
+
+def _literal(value: Any) -> Any:
+    """A value as yacs would read it: "(1, 2)" and [1, 2] are the same."""
+    if isinstance(value, str):
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            return value
+    return [_literal(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _examine_record(cell: Cell, path: Path, folder: Path, *, by_hand: bool) -> State:
+    """
+    Args:
+        by_hand: the run was not started by a suite, so that its record alone says what it was.
+    """
+    if cell.kind != "transfer":
+        return _examine_other_record(cell, path)
+    from moco_d2.benchmark.records.results import read_records
+
+    results_log = logging.getLogger("moco_d2.benchmark.records.results")
+    try:
+        results_log.disabled = True  # it warns of what is said here
+        record = read_records([path])[0]
+    except UserError as error:
+        if by_hand:
+            return _conflict(path.parent, f"{path} is no valid record of a run")
+        return State("partial", problem=str(error))
+    finally:
+        results_log.disabled = False
+    there = (record.task, record.initialisation, record.seed)
+    here = (cell.task, cell.initialisation, cell.seed)
+    if there != here:
+        names = "{} from {}, seed {}"
+        return _conflict(
+            path.parent, f"{path} is of {names.format(*there)}, not {names.format(*here)}"
+        )
+    if by_hand:
+        mine = {key: placed(str(v), cell, folder) for key, v in cell.settings.items()}
+        found = flatten(record.config)
+        compared = {
+            key
+            for key in mine.keys() & found.keys()
+            if key not in _SCALED and not key.endswith("NORM")
+        }
+        pairs = _differing({k: found[k] for k in compared}, {k: mine[k] for k in compared})
+        images = _images(mine)
+        if not pairs and images and abs(record.images / images - 1) > _IMAGES_TOLERANCE:
+            pairs = [("the number of training images", (record.images, images))]
+        if pairs:
+            key, (a, b) = pairs[0]
+            return _conflict(path.parent, f"{path} is of another run: {key} {a} there, {b} here")
+    return State("done", len(cell.commands))
+
+
+def _images(settings: Mapping[str, Any]) -> int | None:
+    try:
+        return int(settings["SOLVER.MAX_ITER"]) * int(settings["SOLVER.IMS_PER_BATCH"])
+    except (KeyError, ValueError):
+        return None
+
+
+def _examine_other_record(cell: Cell, path: Path) -> State:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return State("partial", problem=f"{path} cannot be read ({error})")
+    if not isinstance(content, dict) or content.get("kind") != cell.kind:
+        return State("partial", problem=f"{path} is no record of kind {cell.kind}")
+    return State("done", len(cell.commands))
+
+
+def _conflict(home: Path, problem: str) -> State:
+    return State("conflict", problem=f"{problem}; choose another --folder, or remove {home}")
+
+
+def placed(word: str, cell: Cell, folder: Path) -> str:
+    """An argument with ``{folder}`` and ``{cell}`` put in."""
+    return word.replace(FOLDER, str(folder)).replace(CELL_FOLDER, str(folder / cell.name))
+
+
+# ---- lock ----------------------------------------------------------------------------------------
+
+
+def lock_of(cell: Cell, folder: Path) -> filelock.BaseFileLock:
+    """The lock that a process holds while it runs `cell`; the system frees it when that ends,
+    however it ends.
+    """
+    home = folder / cell.name
+    home.mkdir(parents=True, exist_ok=True)
+    return filelock.FileLock(home / _LOCK)
+
+
+def is_running(cell: Cell, folder: Path) -> bool:
+    """Whether some process runs `cell` now."""
+    if not (folder / cell.name / _LOCK).exists():
+        return False
+    lock = lock_of(cell, folder)
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        return True
+    lock.release()
+    return False

@@ -1,0 +1,115 @@
+"""What a runner shows: a live table on a terminal, lines in a log."""
+
+import contextlib
+import datetime
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from moco_d2.benchmark.runs.suites import Suite
+
+_TAIL = 4096  # bytes at the end of metrics.json that hold its last line
+_MOST_FAILED = 5  # shown while others run; all are named at the end
+
+
+class Display(Protocol):
+    """Shows how far the cells are."""
+
+    def event(self, task: Any, text: str) -> None:
+        """Something has happened to the cell of `task`."""
+
+    def update(self, tasks: Iterable[Any]) -> None:
+        """`tasks` are all of the suite; called about twice a second."""
+
+
+@contextlib.contextmanager
+def display(suite: Suite, folder: Path) -> Iterator[Display]:
+    """The display that stdout allows."""
+    if not sys.stdout.isatty():
+        yield _Lines(suite)
+        return
+    from rich.live import Live
+
+    # No thread of its own: it is drawn when the runner says so.
+    with Live(auto_refresh=False) as live:
+        yield _Table(suite, folder, live)
+
+
+class _Lines:
+    def __init__(self, suite: Suite):
+        self.total = len(suite.cells)
+        self.counts: Counter[str] = Counter()
+
+    def event(self, task: Any, text: str) -> None:
+        now = datetime.datetime.now().strftime("%H:%M:%S")
+        print(f"{now} {task.cell.name} {text}", flush=True)
+
+    def update(self, tasks: Iterable[Any]) -> None:
+        counts = Counter(task.status for task in tasks)
+        if counts["done"] != self.counts["done"]:
+            print(f"{counts['done']} of {self.total} done, {counts['running']} running", flush=True)
+        self.counts = counts
+
+
+class _Table:
+    def __init__(self, suite: Suite, folder: Path, live: Any):
+        self.suite, self.folder, self.live = suite, folder, live
+        self.started: dict[str, float] = {}
+
+    def event(self, task: Any, text: str) -> None:
+        if task.status == "running":
+            self.started[task.cell.name] = time.monotonic()
+
+    def update(self, tasks: Iterable[Any]) -> None:
+        from rich.table import Table
+
+        tasks = list(tasks)
+        counts = Counter(task.status for task in tasks)
+        said = ", ".join(f"{counts[s]} {s}" for s in _ORDER if counts[s])
+        table = Table("run", "", "iteration", "left", "for", title=f"{self.suite.name}: {said}")
+        failed = [task for task in tasks if task.status == "failed"]
+        shown = [task for task in tasks if task.status in ("running", "elsewhere")]
+        for task in [*failed[-_MOST_FAILED:], *shown]:
+            table.add_row(task.cell.name, task.status, *self._progress(task))
+        self.live.update(table, refresh=True)
+
+    def _progress(self, task: Any) -> tuple[str, str, str]:
+        if task.status == "failed":
+            return task.problem, "", ""
+        line = last_metrics(self.folder / task.cell.name / "metrics.json")
+        seconds = time.monotonic() - self.started.get(task.cell.name, time.monotonic())
+        return (
+            str(line["iteration"] + 1) if "iteration" in line else "",
+            duration(line["eta_seconds"]) if "eta_seconds" in line else "",
+            duration(seconds) if task.status == "running" else "",
+        )
+
+
+_ORDER = ("done", "running", "elsewhere", "waiting", "failed")
+
+
+def last_metrics(path: Path) -> dict[str, Any]:
+    """The last line of a metrics.json; {} if there is none, or it is half written."""
+    with contextlib.suppress(OSError, ValueError, IndexError), path.open("rb") as f:
+        f.seek(0, os.SEEK_END)
+        f.seek(max(0, f.tell() - _TAIL))
+        line = json.loads(f.read().splitlines()[-1])
+        return line if isinstance(line, dict) else {}
+    return {}
+
+
+def duration(seconds: float) -> str:
+    """``45 s``, ``3 min``, ``2 h 05 min``, ``1 d 03 h``."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if minutes < 100:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60:02d} h"

@@ -1,0 +1,148 @@
+"""One command of one cell, in a process of its own."""
+
+import contextlib
+import dataclasses
+import os
+import runpy
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import filelock
+
+from moco_d2.benchmark.runs import cell_state, run_log
+from moco_d2.benchmark.runs.suites import Cell
+from moco_d2.errors import USER_ERROR_EXIT_CODE
+
+#: Exit code of a process that found another one at work on its cell (sysexits.h: EX_TEMPFAIL).
+BUSY_EXIT_CODE = 75
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+TOOLS = Path(__file__).resolve().parents[3] / "tools"
+# Those that distribute over several GPUs by themselves.
+_DISTRIBUTED = ("train_net.py", "pretrain.py", "linear_eval.py")
+# What each tool imports when it starts: a runner that forks has it ready.
+MODULES = {
+    "demo.py": "moco_d2.demo.scenes",
+    "train_net.py": "moco_d2.transfer.main",
+    "pretrain.py": "moco_d2.pretrain.main",
+    "convert.py": "moco_d2.checkpoint.convert",
+    "linear_eval.py": "moco_d2.pretrain.linear_eval",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a run runs.
+
+    Attributes:
+        processes: of the run, one a GPU; 1 on a CPU.
+        devices: GPUs, as CUDA_VISIBLE_DEVICES names them; (): CPU; None: all that are visible.
+        threads: of torch; 0: its default.
+        tools: folder of the tools.
+    """
+
+    processes: int = 1
+    devices: tuple[str, ...] | None = ()
+    threads: int = 0
+    tools: Path = TOOLS
+
+
+def run_next(cell: Cell, folder: Path, place: Place) -> int:
+    """Run the first command of `cell` that has not succeeded, as ``python tools/TOOL`` would, in
+    this process and with the cell's lock.
+
+    From when it has the lock, what this process prints goes to output.log in the cell's folder.
+
+    Returns:
+        the command's exit code; 0 without having run anything if the cell is done; BUSY_EXIT_CODE
+        if another process runs it.
+    """
+    folder = folder.absolute()
+    lock = cell_state.lock_of(cell, folder)
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        return BUSY_EXIT_CODE
+    try:
+        return _run_locked(cell, folder, place)
+    finally:
+        lock.release()
+
+
+def _run_locked(cell: Cell, folder: Path, place: Place) -> int:
+    _print_to(folder / cell.name / cell_state.OUTPUT_LOG)
+    state = cell_state.examine(cell, folder, processes=place.processes)
+    if state.status == "conflict":
+        print(f"error: {state.problem}", file=sys.stderr)
+        return USER_ERROR_EXIT_CODE
+    if state.status == "done":
+        return 0
+    index = state.completed
+    cell_state.note_started(cell, folder, processes=place.processes, completed=index)
+    line = {"command": index, "pid": os.getpid()}
+    run_log.log_event(folder, "started", cell.name, **line)
+    start = time.monotonic()
+    code = _run_tool(cell, index, folder, place)
+    if code == 0:
+        cell_state.note_started(cell, folder, processes=place.processes, completed=index + 1)
+        if index + 1 == len(cell.commands):
+            after = cell_state.examine(cell, folder, processes=place.processes)
+            if after.status != "done":
+                print(f"error: no valid record: {after.problem}", file=sys.stderr)
+                code = 1
+    seconds = round(time.monotonic() - start, 1)
+    run_log.log_event(folder, "ended", cell.name, **line, exit_code=code, seconds=seconds)
+    return code
+
+
+def _run_tool(cell: Cell, index: int, folder: Path, place: Place) -> int:
+    tool, arguments = cell.commands[index]
+    words = [cell_state.placed(word, cell, folder) for word in arguments]
+    if place.processes > 1 and tool in _DISTRIBUTED:
+        words = ["--num-gpus", str(place.processes), *words]
+    if place.devices is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(place.devices)
+    if place.threads:
+        os.environ["OMP_NUM_THREADS"] = str(place.threads)
+        if "torch" in sys.modules:  # has read the variable already
+            sys.modules["torch"].set_num_threads(place.threads)
+    script = place.tools / tool
+    sys.argv = [str(script), *words]
+    print(f"$ {tool} {' '.join(words)}", flush=True)
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+            return 1
+        return end.code or 0
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _print_to(path: Path) -> None:
+    """Send what this process, and what it starts, prints to the end of a file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    log = path.open("a", encoding="utf-8", buffering=1)  # a line at a time: a kill loses little
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+    sys.stdout = sys.stderr = log
+
+
+def main(cell: Cell, folder: Path, place: Place) -> None:
+    """What a process runs that runs a command and nothing else.
+
+    Ctrl-C, and a kill of the group of the process that started it, do not reach it. Call it with
+    STOP_SIGNALS blocked: it takes up their usual meaning.
+    """
+    with contextlib.suppress(PermissionError):  # leads a session already
+        os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    sys.exit(run_next(cell, folder, place))

@@ -1,0 +1,118 @@
+"""Suites of kind ``transfer``: fine-tuning, every task x initialisation x seed.
+
+Keys of the YAML file, besides title and kind:
+
+* ``tasks`` and ``initialisations``: names of configs/task and configs/init, or YAML files like
+  these, relative to the suite's. A list, or a mapping to overrides of config keys.
+* ``seeds``: a list of numbers; [1] if left out.
+* ``overrides``: config keys of all runs, ``{SOLVER.MAX_ITER: 100}``. Those of a task count over
+  them, and those of an initialisation over both.
+"""
+
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from moco_d2.benchmark.runs.suites import (
+    CELL_FOLDER,
+    FOLDER,
+    Cell,
+    arguments_of,
+    check_keys,
+    check_overrides,
+    check_seeds,
+    file_settings,
+    unknown,
+    with_overrides,
+)
+from moco_d2.config import config_root
+from moco_d2.errors import UserError
+
+_KEYS = ("tasks", "initialisations", "seeds", "overrides")
+
+
+def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict[str, str]]:
+    """See suites.load_suite. A run is called ``{task}/{initialisation}/seed{seed}``."""
+    check_keys(content, _KEYS, source)
+    shared = check_overrides(content.get("overrides"), source)
+    tasks = with_overrides(content.get("tasks"), "tasks", source)
+    initialisations = with_overrides(content.get("initialisations"), "initialisations", source)
+    seeds = check_seeds(content.get("seeds", [1]), source)
+    task_files = {given: _part("task", given, source) for given in tasks}
+    init_files = {given: _part("init", given, source) for given in initialisations}
+    from_files = {
+        (task, init): file_settings(task_files[task], init_files[init])
+        for task, init in itertools.product(tasks, initialisations)
+    }
+    cells, files = [], {}
+    for task, seed, init in itertools.product(tasks, seeds, initialisations):
+        task_name, init_name = task_files[task].stem, init_files[init].stem
+        config = f"{task_name}_{init_name}.yaml"
+        if config_root() not in task_files[task].parents or (
+            config_root() not in init_files[init].parents
+        ):
+            parts = ", ".join(json.dumps(str(f)) for f in (task_files[task], init_files[init]))
+            files[f"configs/{config}"] = f"_BASE_: [{parts}]\n"
+            config = f"{FOLDER}/configs/{config}"
+        overrides = {**shared, **tasks[task], **initialisations[init]}
+        cells.append(
+            transfer_cell(
+                name=f"{task_name}/{init_name}/seed{seed}",
+                task=task_name,
+                initialisation=init_name,
+                seed=seed,
+                config=config,
+                overrides=overrides,
+                settings=from_files[task, init],
+            )
+        )
+    return cells, files
+
+
+def transfer_cell(
+    *,
+    name: str,
+    task: str,
+    initialisation: str,
+    seed: int,
+    config: str,
+    overrides: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    needs: tuple[str, ...] = (),
+) -> Cell:
+    """A run of tools/train_net.py.
+
+    Args:
+        name, task, initialisation, seed, needs: see Cell.
+        config: for --config-file.
+        overrides: of config keys.
+        settings: what the config file says.
+    """
+    settings = {**settings, **overrides, "SEED": seed}
+    words = arguments_of({**overrides, "SEED": seed, "OUTPUT_DIR": CELL_FOLDER})
+    return Cell(
+        name=name,
+        task=task,
+        initialisation=initialisation,
+        seed=seed,
+        commands=(("train_net.py", ("--config-file", config, "--resume", *words)),),
+        needs=needs,
+        settings=settings,
+        iterations=int(settings["SOLVER.MAX_ITER"]) if "SOLVER.MAX_ITER" in settings else None,
+    )
+
+
+def _part(folder: str, name: str, source: Path) -> Path:
+    """The file of a task or an initialisation."""
+    if Path(name).suffix in (".yaml", ".yml"):
+        path = source.parent / Path(name).expanduser()
+        if not path.is_file():
+            raise UserError(f"{source}: no file {path}")
+        return path.resolve()
+    known = {path.stem: path for path in sorted((config_root() / folder).glob("*.yaml"))}
+    if name not in known:
+        what = "task" if folder == "task" else "initialisation"
+        raise unknown(what, name, known, source)
+    return known[name]

@@ -1,0 +1,83 @@
+"""Times a few steps of the tasks of a suite on this machine, for its plan."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from moco_d2.benchmark.runs.cell_state import placed
+from moco_d2.benchmark.runs.execution import TOOLS, Place
+from moco_d2.benchmark.runs.places import make_places
+from moco_d2.benchmark.runs.suites import Cell, Suite
+from moco_d2.files import write_text
+
+_TIMINGS = "timings"  # folder of what was found, in the suite's
+
+
+def measure_tasks(suite: Suite, folder: Path, gpus_per_run: int) -> dict[str, str]:
+    """Time a few steps of each task of tools/train_net.py, and keep what that finds in `folder`.
+
+    Returns:
+        why those failed that did, by task.
+
+    Raises:
+        UserError: not enough GPUs.
+    """
+    place = make_places(gpus_per_run, None, runs=len(suite.cells), tools=TOOLS)[0]
+    for path, content in suite.files.items():
+        write_text(folder / path, content)
+    problems = {}
+    first: dict[str, Cell] = {}
+    for cell in suite.cells:
+        first.setdefault(cell.task, cell)
+    for task, cell in first.items():
+        tool, words = cell.commands[0]
+        if tool != "train_net.py":
+            continue
+        words = [placed(word, cell, folder) for word in words if word != "--resume"]
+        problem = _time(words, place, timing_file(folder, task, gpus_per_run))
+        if problem:
+            problems[task] = problem
+    return problems
+
+
+def _time(words: list[str], place: Place, file: Path) -> str:
+    """Time what `words` would run in tools/train_net.py; returns what went wrong."""
+    environment = dict(os.environ)
+    if place.devices is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(place.devices)
+    if place.threads:
+        environment["OMP_NUM_THREADS"] = str(place.threads)
+    command = [sys.executable, "-m", "moco_d2.transfer.timing"]
+    command += ["--num-gpus", str(place.processes), "--out", str(file), *words]
+    done = subprocess.run(  # noqa: S603 - our own
+        command, env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or ["no output"])[-1].removeprefix("error: ")
+    return ""
+
+
+def timing_file(folder: Path, task: str, gpus_per_run: int) -> Path:
+    """Where the timing of a task is kept."""
+    return folder / _TIMINGS / f"{task}_{max(1, gpus_per_run)}.json"
+
+
+def read_timing(folder: Path, task: str, gpus_per_run: int) -> dict[str, Any] | None:
+    """What timing.measure wrote; None if the task has not been timed."""
+    try:
+        return json.loads(timing_file(folder, task, gpus_per_run).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def hardware_of(timing: dict[str, Any], gpus: int) -> str:
+    """In words.
+
+    Args:
+        timing: from read_timing.
+        gpus: of a run.
+    """
+    return f"{gpus} x {timing['hardware']}" if timing["on_gpu"] else timing["hardware"]

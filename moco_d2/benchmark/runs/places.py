@@ -1,0 +1,57 @@
+"""Where runs can run at the same time on this machine."""
+
+import itertools
+import os
+from pathlib import Path
+
+from moco_d2.benchmark.runs.execution import Place
+from moco_d2.errors import UserError
+
+
+def make_places(gpus_per_run: int, jobs: int | None, *, runs: int, tools: Path) -> list[Place]:
+    """A place for each of the runs at a time. With more jobs than groups of GPUs, runs share them.
+
+    Args:
+        gpus_per_run, jobs, tools: see runner.run.
+        runs: of the whole suite. The threads of each follow from it: a run that is resumed computes
+            with as many as before.
+
+    Raises:
+        UserError: not enough GPUs.
+    """
+    gpus = visible_gpus() if gpus_per_run else []
+    if gpus_per_run > max(1, len(gpus)):
+        raise UserError(
+            f"--gpus-per-run {gpus_per_run}, but {len(gpus)} GPU(s) are visible; "
+            f"give {len(gpus)} or fewer"
+        )
+    cores = _cores()
+    if not gpus:
+        jobs = jobs or max(1, min(cores, runs))
+        return [Place(threads=max(1, cores // jobs), tools=tools)] * jobs
+    groups = [
+        tuple(gpus[start : start + gpus_per_run])
+        for start in range(0, len(gpus) - gpus_per_run + 1, gpus_per_run)
+    ]
+    jobs = jobs or len(groups)
+    threads = max(1, cores // jobs)
+    shared = itertools.islice(itertools.cycle(groups), jobs)
+    return [Place(gpus_per_run, group, threads, tools) for group in shared]
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that processes started here see, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    # Counted through NVML: CUDA must not be initialised before a fork.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    count = torch.cuda.device_count()
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    return named[:count] if named != [""] else [str(index) for index in range(count)]
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,249 @@
+"""The plan of a suite: its grid, what is done, and what the rest costs.
+
+A run's cost is estimated from what is there, each named with its source: published seconds a step
+(published_costs.yaml), steps timed on this machine, and runs of the suite that have finished.
+"""
+
+import dataclasses
+import functools
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from moco_d2.benchmark.runs import cell_state, run_log
+from moco_d2.benchmark.runs.display import duration
+from moco_d2.benchmark.runs.execution import TOOLS
+from moco_d2.benchmark.runs.measuring import hardware_of, measure_tasks, read_timing
+from moco_d2.benchmark.runs.places import make_places
+from moco_d2.benchmark.runs.suites import Cell, Suite, file_settings, load_suite
+from moco_d2.config import task_configs
+from moco_d2.errors import UserError
+
+_PUBLISHED = Path(__file__).with_name("published_costs.yaml")
+# What a suite may set otherwise than the packaged configs and a published step still be its step.
+_LENGTH = {"SEED", "MODEL.WEIGHTS", "SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.CHECKPOINT_PERIOD"}
+_MARKS = {"done": "done", "partial": "begun", "missing": "-", "conflict": "other"}
+
+
+def plan(
+    suite: str | Path,
+    *,
+    folder: Path | None = None,
+    gpus_per_run: int = 1,
+    measure: bool = False,
+) -> str:
+    """The plan as text.
+
+    Args:
+        suite: see suites.load_suite.
+        folder: of its outputs; default: output/SUITE.
+        gpus_per_run: see runner.run.
+        measure: time a few steps of each task on this machine; without it, what an earlier
+            measurement has found is shown.
+
+    Raises:
+        UserError: no such suite, or not enough GPUs to measure on.
+    """
+    suite = load_suite(suite)
+    folder = (Path("output") / suite.name if folder is None else folder).absolute()
+    processes = max(1, gpus_per_run)
+    states = {
+        cell.name: cell_state.examine(cell, folder, processes=processes) for cell in suite.cells
+    }
+    problems = measure_tasks(suite, folder, gpus_per_run) if measure else {}
+    return "\n".join(
+        [
+            f"{suite.name}: {suite.title}",
+            "",
+            *_grid(suite, folder, states),
+            "",
+            *_costs(suite, folder, states, gpus_per_run, problems),
+            "",
+        ]
+    ).rstrip()
+
+
+# ---- grid ----------------------------------------------------------------------------------------
+
+
+def _grid(suite: Suite, folder: Path, states: dict[str, cell_state.State]) -> Iterator[str]:
+    seeds = list(dict.fromkeys(cell.seed for cell in suite.cells))
+    places: dict[tuple[str, str], dict[int, str]] = {}
+    for cell in suite.cells:
+        running = cell_state.is_running(cell, folder)
+        mark = "running" if running else _MARKS[states[cell.name].status]
+        places.setdefault((cell.task, cell.initialisation), {})[cell.seed] = mark
+    rows = [("task", "initialisation", *(f"seed {seed}" for seed in seeds))]
+    for (task, initialisation), marks in places.items():
+        rows.append((task, initialisation, *(marks.get(seed, "") for seed in seeds)))
+    yield from _columns(rows)
+    counts = Counter(state.status for state in states.values())
+    yield ""
+    yield (
+        f"{len(states)} runs, in {folder}: {counts['done']} done, {counts['partial']} begun, "
+        f"{counts['missing']} to start"
+    )
+    for state in states.values():
+        if state.status == "conflict":
+            yield f"in the way: {state.problem}"
+
+
+def _columns(rows: list[tuple[str, ...]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+# ---- costs ---------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What a run costs.
+
+    Attributes:
+        source: where that is from, a few words.
+        seconds: of a run.
+        gpus: that it uses; 0: CPU.
+        here: it is of this machine.
+        note: a sentence that belongs to it.
+    """
+
+    source: str
+    seconds: float
+    gpus: int
+    here: bool
+    note: str = ""
+
+
+def _costs(
+    suite: Suite,
+    folder: Path,
+    states: dict[str, cell_state.State],
+    gpus_per_run: int,
+    problems: dict[str, str],
+) -> Iterator[str]:
+    left = [cell for cell in suite.cells if states[cell.name].status != "done"]
+    if not left:
+        yield "nothing is left to run"
+        return
+    yield "what is left:"
+    notes: dict[str, None] = {}
+    for task in dict.fromkeys(cell.task for cell in left):
+        cells = [cell for cell in left if cell.task == task]
+        iterations = {cell.iterations for cell in cells} - {None}
+        steps = f" of {min(iterations)} iterations" if len(iterations) == 1 else ""
+        yield f"  {task}: {len(cells)} run(s){steps}"
+        estimates = list(_estimates(suite, cells, folder, gpus_per_run))
+        for estimate in estimates:
+            at_a_time = _at_a_time(suite, gpus_per_run) if estimate.here else 1
+            yield f"    {estimate.source}: {_said(estimate, len(cells), at_a_time)}"
+            if estimate.note:
+                notes[estimate.note] = None
+        if task in problems:
+            yield f"    not measured: {problems[task]}"
+        if not estimates:
+            yield "    no published figure, and none measured here"
+    yield from notes
+
+
+def _said(estimate: Estimate, runs: int, at_a_time: int) -> str:
+    """Time and GPU-hours of one run and of all."""
+
+    def hours(count: int) -> str:
+        if not estimate.gpus:
+            return ""
+        number = estimate.gpus * estimate.seconds * count / 3600
+        return f", {number:.{1 if number < 100 else 0}f} GPU-hours"
+
+    at_a_time = min(at_a_time, runs)
+    all_seconds = math.ceil(runs / at_a_time) * estimate.seconds
+    how = f"{at_a_time} at a time" if at_a_time > 1 else "one after another"
+    return (
+        f"a run {duration(estimate.seconds)}{hours(1)}; "
+        f"all, {how}, {duration(all_seconds)}{hours(runs)}"
+    )
+
+
+def _estimates(
+    suite: Suite, cells: list[Cell], folder: Path, gpus_per_run: int
+) -> Iterator[Estimate]:
+    task, iterations = cells[0].task, cells[0].iterations
+    published = published_costs()
+    entry = published["tasks"].get(task)
+    if entry and iterations and all(map(_is_published_step, cells)):
+        yield Estimate(
+            f"published, {entry['seconds']:.3f} s an iteration on {published['hardware']} "
+            f"({entry['of']})",
+            entry["seconds"] * iterations,
+            published["gpus"],
+            here=False,
+            note=f"published: {published['source']}; steps alone, without evaluation and PreciseBN",
+        )
+    timing = read_timing(folder, task, gpus_per_run)
+    if timing:
+        seconds = timing["seconds_per_iteration"]
+        yield Estimate(
+            f"measured, {seconds:.3g} s an iteration on {hardware_of(timing, gpus_per_run)} "
+            f"(median of {timing['steps']}; {timing['images_per_batch']} images a step, "
+            f"{timing['iterations']} iterations)",
+            seconds * timing["iterations"],
+            gpus_per_run if timing["on_gpu"] else 0,
+            here=True,
+            note="measured: steps alone, without evaluation and PreciseBN",
+        )
+    finished = list(_finished_seconds([c for c in suite.cells if c.task == task], folder))
+    if finished:
+        yield Estimate(
+            f"{len(finished)} finished run(s)",
+            statistics.fmean(finished),
+            gpus_per_run if _has_gpus(gpus_per_run) else 0,
+            here=True,
+        )
+
+
+@functools.cache
+def published_costs() -> dict[str, Any]:
+    """published_costs.yaml."""
+    return yaml.safe_load(_PUBLISHED.read_text(encoding="utf-8"))
+
+
+def _is_published_step(cell: Cell) -> bool:
+    """Whether a step of the cell is that of the packaged config."""
+    files = task_configs().get(f"{cell.task}_{cell.initialisation}.yaml")
+    if cell.kind != "transfer" or files is None:
+        return False
+    packaged = file_settings(*files)
+    keys = (packaged.keys() | cell.settings.keys()) - _LENGTH
+    return all(str(packaged.get(key)) == str(cell.settings.get(key)) for key in keys)
+
+
+def _finished_seconds(cells: Iterable[Cell], folder: Path) -> Iterator[float]:
+    """Of the cells that have run from beginning to end without a kill, all commands together."""
+    names = {cell.name: len(cell.commands) for cell in cells}
+    spent: dict[str, list[dict[str, Any]]] = {}
+    for line in run_log.read_log(folder):
+        if line["cell"] in names and line["event"] in ("started", "ended"):
+            spent.setdefault(line["cell"], []).append(line)
+    for name, lines in spent.items():
+        ended = [line for line in lines if line["event"] == "ended" and line["exit_code"] == 0]
+        if len(ended) == names[name] and len(lines) == 2 * len(ended):
+            yield sum(line["seconds"] for line in ended)
+
+
+def _at_a_time(suite: Suite, gpus_per_run: int) -> int:
+    try:
+        return len(make_places(gpus_per_run, None, runs=len(suite.cells), tools=TOOLS))
+    except UserError:  # this machine has not what is asked for
+        return 1
+
+
+def _has_gpus(gpus_per_run: int) -> bool:
+    from moco_d2.benchmark.runs.places import visible_gpus
+
+    return gpus_per_run > 0 and bool(visible_gpus())

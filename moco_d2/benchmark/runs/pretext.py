@@ -1,0 +1,175 @@
+"""Suites of kind ``pretext``: pretraining with tools/pretrain.py, and what its features are worth
+with tools/linear_eval.py; every point x seed.
+
+Keys of the YAML file, besides title and kind:
+
+* ``points``: what is compared, a mapping of names to overrides of config keys. ``config`` among
+  them names another config than the suite's.
+* ``config``: of configs/pretrain, or a YAML file.
+* ``seeds``: a list of numbers, of pretraining and evaluation alike; [1] if left out.
+* ``overrides``: config keys of all points. Those of a point count over them.
+* ``data``: what is classified: a folder that holds train/ and val/. The dataset that is pretrained
+  on is DATASETS.TRAIN, as in every config.
+* ``generate``: in its place, numbers of training and validation images that are drawn, and
+  pretrained on and classified.
+* ``evaluation``: words for tools/linear_eval.py; none: the paper's linear protocol.
+* ``random``: true: an untrained network is evaluated too, for every seed.
+* ``images``: in the dataset that is pretrained on; only the plan's number of iterations needs it.
+
+The record of a run is the result.json of its evaluation, which pretext_records.py reads.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from moco_d2.benchmark.runs.suites import (
+    CELL_FOLDER,
+    FOLDER,
+    Cell,
+    arguments_of,
+    check_keys,
+    check_overrides,
+    check_seeds,
+    file_settings,
+    unknown,
+    with_overrides,
+)
+from moco_d2.config import config_root
+from moco_d2.errors import UserError
+
+_KEYS = (
+    *("config", "points", "seeds", "overrides", "data", "generate", "evaluation", "random"),
+    "images",
+)
+TASK = "pretext"
+RANDOM = "random"  # the network that tools/linear_eval.py calls so, and its cells
+GENERATED = "generated_images"  # the cell that draws them, and its folder
+_PRETRAINED = f"{CELL_FOLDER}/pretrain"
+_EVALUATED = "evaluation"
+_RECORD = f"{_EVALUATED}/result.json"
+_ONE_PROCESS = ("knn", "--fast")  # evaluations that several GPUs do not share
+
+
+def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict[str, str]]:
+    """See suites.load_suite. A run is called ``{point}/seed{seed}``."""
+    check_keys(content, _KEYS, source)
+    shared = check_overrides(content.get("overrides"), source)
+    points = with_overrides(content.get("points"), "points", source)
+    seeds = check_seeds(content.get("seeds", [1]), source)
+    words = _words(content, source)
+    first, evaluated_on = _data(content, source)
+    shared |= {"DATASETS.TRAIN": f"('{FOLDER}/{GENERATED}/pretrain',)"} if first else {}
+    needs = tuple(cell.name for cell in first)
+    cells = list(first)
+    # Seed by seed, so that a suite that is not finished has every point.
+    for seed in seeds:
+        trained = []
+        for name, point in points.items():
+            own = dict(point)
+            config = _config(str(own.pop("config", content.get("config", ""))), source)
+            overrides = {**shared, **own}
+            settings = {**file_settings(config), **overrides}
+            checkpoint = f"{_PRETRAINED}/checkpoint_final.pth.tar"
+            trained.append(
+                Cell(
+                    name=f"{name}/seed{seed}",
+                    task=TASK,
+                    initialisation=name,
+                    seed=seed,
+                    commands=(
+                        _pretraining(config, {**overrides, "SEED": seed}),
+                        _evaluation((checkpoint,), evaluated_on, words, seed),
+                    ),
+                    record=_RECORD,
+                    kind=TASK,
+                    needs=needs,
+                    settings={**settings, "SEED": seed, "evaluation": " ".join(words)},
+                    iterations=_iterations(settings, content.get("images")),
+                )
+            )
+        if content.get("random"):
+            arch = trained[0].settings["MOCO.ENCODER.ARCH"]
+            cells.append(
+                Cell(
+                    name=f"{RANDOM}/seed{seed}",
+                    task=TASK,
+                    initialisation=RANDOM,
+                    seed=seed,
+                    commands=(
+                        _evaluation((RANDOM, "--arch", str(arch)), evaluated_on, words, seed),
+                    ),
+                    record=_RECORD,
+                    kind=TASK,
+                    needs=needs,
+                    settings={"MOCO.ENCODER.ARCH": arch, "evaluation": " ".join(words)},
+                )
+            )
+        cells += trained
+    return cells, {}
+
+
+def _pretraining(config: Path, overrides: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+    packaged = config_root() in config.parents
+    file = config.name if packaged else str(config)
+    words = arguments_of({**overrides, "OUTPUT_DIR": _PRETRAINED})
+    return "pretrain.py", ("--config-file", file, "--resume", *words)
+
+
+def _evaluation(
+    network: tuple[str, ...], data: tuple[str, ...], words: tuple[str, ...], seed: int
+) -> tuple[str, tuple[str, ...]]:
+    output = ("--output", f"{CELL_FOLDER}/{_EVALUATED}", "--seed", str(seed), "--resume")
+    # The last of two counts, and the runner's comes first.
+    alone = ("--num-gpus", "1") if set(_ONE_PROCESS) & set(words) else ()
+    return "linear_eval.py", (*network, *data, *words, *output, *alone)
+
+
+def _data(content: Mapping[str, Any], source: Path) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
+    """The cell that draws the images, if they are drawn, and flags of tools/linear_eval.py."""
+    numbers, data = content.get("generate"), content.get("data")
+    if (numbers is None) == (data is None):
+        raise UserError(f"{source}: give either data or generate: what the features classify")
+    if numbers is None:
+        return (), ("--data", str(data))
+    whole = isinstance(numbers, list) and all(type(n) is int and n > 0 for n in numbers)
+    if not whole or len(numbers) != 2:
+        raise UserError(f"{source}: generate must be two numbers of images, as in [900, 450]")
+    cell = Cell(
+        name=GENERATED,
+        task=GENERATED,
+        initialisation="",
+        seed=0,
+        commands=(("demo.py", ("--out", CELL_FOLDER, "--images", *map(str, numbers), "0", "0")),),
+        record="images.json",
+        kind=None,
+        settings={"generate": str(numbers)},
+    )
+    root = f"{FOLDER}/{GENERATED}"
+    return (cell,), ("--data", f"{root}/pretrain", "--val", f"{root}/pretrain_test")
+
+
+def _words(content: Mapping[str, Any], source: Path) -> tuple[str, ...]:
+    words = content.get("evaluation") or []
+    if not isinstance(words, list):
+        raise UserError(f"{source}: evaluation must be a list of words, as in [--protocol, knn]")
+    return tuple(map(str, words))
+
+
+def _config(name: str, source: Path) -> Path:
+    if Path(name).suffix in (".yaml", ".yml") and (source.parent / name).is_file():
+        return (source.parent / name).resolve()
+    known = {path.stem: path for path in sorted((config_root() / "pretrain").glob("*.yaml"))}
+    if name.removesuffix(".yaml") not in known:
+        raise unknown("config", name, known, source)
+    return known[name.removesuffix(".yaml")]
+
+
+def _iterations(settings: Mapping[str, Any], images: int | None) -> int | None:
+    epochs = int(settings.get("MOCO.EPOCHS", 0))
+    if epochs <= 0:
+        return int(settings["SOLVER.MAX_ITER"]) if "SOLVER.MAX_ITER" in settings else None
+    if not images:
+        return None
+    used = int(images * float(settings.get("MOCO.DATA.SHARE", 1)))
+    return epochs * (used // int(settings["SOLVER.IMS_PER_BATCH"]))

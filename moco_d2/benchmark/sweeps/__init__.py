@@ -1,0 +1,1 @@
+"""The papers' sweeps of the pretext side, with our points beside theirs."""

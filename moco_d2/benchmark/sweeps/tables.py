@@ -1,0 +1,75 @@
+"""The points of the sweeps as tables: a row a series, a column a place, the paper's below ours."""
+
+from collections.abc import Iterable
+
+from moco_d2.benchmark.records.pretext_records import PretextRecord
+from moco_d2.benchmark.statistics import agreement_band, summarise
+from moco_d2.benchmark.sweeps.agreement import agreement, listed, paper_std
+from moco_d2.benchmark.sweeps.definitions import X, place_name
+from moco_d2.benchmark.sweeps.points import Study, order_of, studies
+from moco_d2.benchmark.tables.comparison import Cell, Row, Table
+
+_HEAD = "top-1 (%)"
+
+
+def sweep_tables(records: Iterable[PretextRecord]) -> list[Table]:
+    """One table a sweep, in the papers' order."""
+    return [_table(study) for study in studies(records)]
+
+
+def _table(study: Study) -> Table:
+    sweep, paper = study.sweep, study.sweep.points()
+    together = study.on_the_papers_scale
+    shown = [*study.values.values(), *(() if together else paper.values())]
+    places = sorted({x for of in shown for x in of}, key=lambda place: order_of(sweep, place))
+    rows = []
+    for series in study.values:
+        cells = tuple(_cell(study, series, place) for place in places)
+        published = together and series in paper
+        rows.append(Row(series, cells, paper=sweep.source if published else None))
+    if not together:
+        rows += [
+            Row(
+                f"paper: {series}, {sweep.paper_label}",
+                tuple(Cell(place_name(place), mean=points.get(place)) for place in places),
+            )
+            for series, points in paper.items()
+        ]
+    names = tuple(map(place_name, places))
+    notes = [agreement(study)]
+    if orders := listed(study):
+        notes.append(f"All orders that were compared: {orders}.")
+    if study.untrained:
+        untrained = summarise(study.untrained)
+        spread = "" if untrained.std is None else f" ± {untrained.std:.1f}"
+        notes.append(
+            f"The same network without pretraining: {untrained.mean:.1f}{spread} (n={untrained.n})."
+        )
+    return Table(
+        task=sweep.name,
+        title=f"{sweep.title} ({study.title}, {study.evaluation['protocol']})",
+        metrics=names,
+        columns=names,
+        rows=tuple(rows),
+        notes=(*notes, *study.notes),
+        head=f"{sweep.xlabel or 'recipe'}; {_HEAD}",
+    )
+
+
+def _cell(study: Study, series: str, place: X) -> Cell:
+    name = place_name(place)
+    if place not in study.values[series]:
+        return Cell(name)
+    summary = study.summary(series, place)
+    published = study.sweep.points().get(series, {}).get(place)
+    if published is None or not study.on_the_papers_scale:
+        return Cell(name, summary.mean, summary.std, summary.n)
+    return Cell(
+        name,
+        summary.mean,
+        summary.std,
+        summary.n,
+        published=published,
+        gap=summary.mean - published,
+        band=agreement_band(summary, paper_std()),
+    )

@@ -1,0 +1,274 @@
+"""What the tables say, before it is written in any format.
+
+Initialisations x metrics, differences and their significance, the paper beside them, and all
+reservations.
+"""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from moco_d2.benchmark.paper import PaperRow, PaperTable, baseline_of, row_beside
+from moco_d2.benchmark.records.results import Record
+from moco_d2.benchmark.statistics import (
+    Comparison,
+    Summary,
+    agreement_band,
+    corrected,
+    paired,
+    summarise,
+    welch,
+)
+from moco_d2.benchmark.tables import notes
+from moco_d2.benchmark.tables.matching import BASELINE, MARKS, Matching, newest
+
+#: Points from which the paper prints a difference to supervised in green (caption of its Table 2).
+HIGHLIGHT_FROM = 0.5
+#: With more initialisations than this, each is compared with the baseline only.
+_MOST_COMPARED_PAIRWISE = 8
+
+# Rows in the paper's order; others follow alphabetically.
+_ROW_ORDER = ("random", BASELINE, "supervised_msra", "moco")
+# Columns in the paper's order: AP50 leads in its VOC tables, AP in all others.
+_VOC_COLUMNS = {"bbox/AP50": "AP50", "bbox/AP": "AP", "bbox/AP75": "AP75"}
+_COLUMNS = {
+    f"{group}/{name}": f"AP{short}{name.removeprefix('AP')}"
+    for group, short in {"bbox": "bb", "segm": "mk", "keypoints": "kp"}.items()
+    for name in ("AP", "AP50", "AP75")
+} | {
+    "sem_seg/mIoU": "mIoU",
+    "densepose_gps/AP": "APdp",
+    "densepose_gps/AP50": "APdp50",
+    "densepose_gps/AP75": "APdp75",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One metric of one initialisation, in percent; a field is None where it does not apply.
+
+    `difference` is to the baseline, `comparison` what is known of it. `published` is the paper's
+    value, `gap` the mean minus that, `band` the largest |gap| that chance explains
+    (statistics.agreement_band).
+    """
+
+    metric: str
+    mean: float | None = None
+    std: float | None = None
+    n: int | None = None
+    difference: float | None = None
+    comparison: Comparison | None = None
+    highlighted: bool = False
+    published: float | None = None
+    gap: float | None = None
+    band: float | None = None
+
+    @property
+    def within(self) -> bool | None:
+        """Whether chance explains the gap to the paper; None where nothing can be said."""
+        return None if self.band is None else abs(self.gap) <= self.band
+
+
+@dataclass(frozen=True)
+class Row:
+    """One initialisation.
+
+    `marks` are names in MARKS and hold for every cell; `paper` labels the published row set beside
+    this one.
+    """
+
+    label: str
+    cells: tuple[Cell, ...]
+    marks: tuple[str, ...] = ()
+    paper: str | None = None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Row `label` minus row `against`, by metric; None where one of them has no value."""
+
+    label: str
+    against: str
+    comparisons: tuple[Comparison | None, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """One task. `footnotes` explain the marks, by name; `notes` are sentences below the table.
+
+    `baseline` labels the row that differences are taken to; `pairs` is what was tested, and
+    corrected for its number, together. `head` says what the rows are.
+    """
+
+    task: str
+    title: str
+    metrics: tuple[str, ...]
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    baseline: str | None = None
+    pairs: tuple[Pair, ...] = ()
+    footnotes: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    head: str = "initialisation"
+
+
+def measured_tables(records: Iterable[Record]) -> list[Table]:
+    """One table a task, from run records."""
+    by_task: dict[str, list[Record]] = {}
+    for record in records:
+        by_task.setdefault(record.task, []).append(record)
+    return [_measured_table(task, by_task[task]) for task in sorted(by_task)]
+
+
+def column_title(metric: str, *, voc: bool) -> str:
+    """The paper's name of a metric: ``bbox/AP50`` is AP50 on VOC and APbb50 elsewhere."""
+    return {**_COLUMNS, **(_VOC_COLUMNS if voc else {})}.get(metric, metric)
+
+
+def row_order(initialisation: str) -> tuple[int, str]:
+    """Sort key: the paper's order, then alphabetical."""
+    known = initialisation in _ROW_ORDER
+    return (_ROW_ORDER.index(initialisation) if known else len(_ROW_ORDER), initialisation)
+
+
+def _measured_table(task: str, records: list[Record]) -> Table:
+    records, repeated = newest(records)
+    voc = any("voc" in name.lower() for r in records for name in (task, *r.datasets_test))
+    order = _VOC_COLUMNS if voc else _COLUMNS
+    present = {m for r in records for m in r.metrics}
+    metrics = tuple(m for m in order if m in present) or tuple(sorted(present))
+    columns = tuple(column_title(m, voc=voc) for m in metrics)
+    runs: dict[str, list[Record]] = {}
+    for record in sorted(records, key=lambda r: (row_order(r.initialisation), r.seed)):
+        runs.setdefault(record.initialisation, []).append(record)
+
+    matching = Matching(records)
+    baseline = next((name for name in baseline_of(task) if name in runs), None)
+    pairs = _pairs(runs, metrics, matching, baseline)
+    beside = {name: row_beside(task, name, group) for name, group in runs.items()}
+    to_baseline = {pair.label: pair.comparisons for pair in pairs if pair.against == baseline}
+    untested = (None,) * len(metrics)
+    rows = tuple(
+        Row(
+            name,
+            tuple(
+                _cell(metric, group, comparison, beside[name])
+                for metric, comparison in zip(metrics, to_baseline.get(name, untested), strict=True)
+            ),
+            tuple(matching.marks(group)),
+            beside[name][1].label if beside[name] else None,
+        )
+        for name, group in runs.items()
+    )
+    found = {mark for row in rows for mark in row.marks}
+    tests = sorted({short_name(d) for r in records for d in r.datasets_test})
+    return Table(
+        task=task,
+        title=f"{task}: {', '.join(tests)}",
+        metrics=metrics,
+        columns=columns,
+        rows=rows,
+        baseline=baseline,
+        pairs=pairs,
+        footnotes=tuple((m, matching.footnote(m)) for m in MARKS if m in found),
+        notes=(
+            *notes.on_paper(task, beside),
+            *notes.on_differences(baseline, HIGHLIGHT_FROM),
+            *notes.on_significance(pairs, columns, len(runs)),
+            *notes.on_runs(runs, metrics),
+            *repeated,
+        ),
+    )
+
+
+def short_name(dataset: str) -> str:
+    """A dataset given by path, ``coco:/a/b/test.json:/a/images``, without the folders before it."""
+    return ":".join(part.rstrip("/").rsplit("/", 1)[-1] for part in dataset.split(":"))
+
+
+def _values(group: Sequence[Record], metric: str) -> list[tuple[Record, float]]:
+    return [(r, v) for r in group if (v := r.metrics.get(metric)) is not None]
+
+
+def _pairs(
+    runs: Mapping[str, list[Record]],
+    metrics: Sequence[str],
+    matching: Matching,
+    baseline: str | None,
+) -> tuple[Pair, ...]:
+    names = list(runs)
+    if len(names) <= _MOST_COMPARED_PAIRWISE:
+        compared = [(later, earlier) for earlier, later in itertools.combinations(names, 2)]
+    else:
+        compared = [(name, baseline) for name in names if baseline not in (None, name)]
+    # Differences read from the baseline, whichever of the two comes first in the table.
+    compared = [(b, a) if a == baseline else (a, b) for a, b in compared]
+    values = {(name, m): _values(group, m) for name, group in runs.items() for m in metrics}
+    family = {
+        (label, against, m): compare_values(values[label, m], values[against, m], matching)
+        for label, against in compared
+        for m in metrics
+        if values[label, m] and values[against, m]
+    }
+    family = dict(zip(family, corrected(family.values()), strict=True))
+    return tuple(
+        Pair(label, against, tuple(family.get((label, against, m)) for m in metrics))
+        for label, against in compared
+    )
+
+
+def compare_values(
+    runs: list[tuple[Record, float]], others: list[tuple[Record, float]], matching: Matching
+) -> Comparison:
+    """Paired where the runs come in pairs: one seed, one config, as many processes on both sides.
+
+    The seed then gives both the same data order and the same head to begin with.
+    """
+
+    def design(side: list[tuple[Record, float]]) -> list[tuple[int, str, int | None]]:
+        return [(r.seed, matching.fingerprint(r), r.world_size) for r, _ in side]
+
+    in_pairs = design(runs) == design(others) and all(r.seed >= 0 for r, _ in runs)
+    return (paired if in_pairs else welch)([v for _, v in runs], [v for _, v in others])
+
+
+def _cell(
+    metric: str,
+    group: Sequence[Record],
+    comparison: Comparison | None,
+    paper: tuple[PaperTable, PaperRow] | None,
+) -> Cell:
+    values = [value for _, value in _values(group, metric)]
+    if not values:
+        return Cell(metric)
+    summary = summarise(values)
+    difference = comparison.difference if comparison else None
+    return Cell(
+        metric,
+        mean=summary.mean,
+        std=summary.std,
+        n=summary.n,
+        difference=difference,
+        comparison=comparison,
+        highlighted=bool(
+            comparison and comparison.supported and round(difference, 1) >= HIGHLIGHT_FROM
+        ),
+        **_beside_paper(metric, summary, paper),
+    )
+
+
+def _beside_paper(
+    metric: str, summary: Summary, paper: tuple[PaperTable, PaperRow] | None
+) -> dict[str, float | None]:
+    """The cell's fields about the published value, if there is one."""
+    if paper is None or metric not in paper[0].metrics:
+        return {}
+    table, row = paper
+    i = table.metrics.index(metric)
+    if row.values[i] is None:
+        return {}
+    return {
+        "published": row.values[i],
+        "gap": summary.mean - row.values[i],
+        "band": agreement_band(summary, table.std[i] if table.std else None, table.trials),
+    }

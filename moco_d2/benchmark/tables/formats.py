@@ -1,0 +1,191 @@
+"""Tables as Markdown, CSV, LaTeX or HTML."""
+
+import csv
+import html
+import io
+import re
+
+from moco_d2.benchmark.statistics import Comparison
+from moco_d2.benchmark.tables.cell_text import difference_lines, footnotes, grids, value_lines
+from moco_d2.benchmark.tables.comparison import Pair, Table
+
+_CSV_COLUMNS = (
+    *("task", "initialisation", "metric", "mean", "std", "n", "difference", "against"),
+    *("low", "high", "p", "p_holm", "test", "supported"),
+    *("published", "gap", "band", "within", "marks"),
+)
+_CSV_COMPARISON = ("difference", "low", "high", "p", "p_holm", "test")
+
+
+def to_markdown(tables: list[Table]) -> str:
+    """A heading, tables and paragraphs; every character of a name is text."""
+
+    def escape(text: str) -> str:
+        for special in "\\`*_|<>[]":
+            text = text.replace(special, f"\\{special}")
+        return text.replace("\n", " ")
+
+    def span(text: str, style: str) -> str:
+        return f"**{escape(text)}**" if style in ("bold", "gain") else escape(text)
+
+    parts = []
+    for table in tables:
+        lines = [f"### {escape(table.title)}"]
+        for head, body in grids(table):
+            lines += ["", "| " + " | ".join(map(escape, (head, *table.columns))) + " |"]
+            lines.append("|" + "---|" * (len(table.columns) + 1))
+            for label, cells in body:
+                texts = ["".join(span(*s) for s in cell) for cell in (label, *cells)]
+                lines.append("| " + " | ".join(texts) + " |")
+        for text, mark in footnotes(table):
+            lines += ["", f"{escape(mark)} {escape(text)}".strip()]
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def to_csv(tables: list[Table]) -> str:
+    """For other programs: numbers unrounded, marks by name, no notes.
+
+    One line a cell, with its difference to the baseline; then one for every other difference that
+    was tested, without a mean.
+    """
+    rows: list[dict[str, object]] = []
+    for table in tables:
+        rows += [
+            {
+                "task": table.task,
+                "initialisation": row.label,
+                **{c: getattr(cell, c) for c in _CSV_COLUMNS if hasattr(cell, c)},
+                **_csv_comparison(cell.comparison),
+                "against": None if cell.difference is None else table.baseline,
+                "marks": " ".join(row.marks),
+            }
+            for row in table.rows
+            for cell in row.cells
+        ]
+        rows += [
+            _csv_pair(table, pair, metric, comparison)
+            for pair in table.pairs
+            if pair.against != table.baseline
+            for metric, comparison in zip(table.metrics, pair.comparisons, strict=True)
+            if comparison
+        ]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, _CSV_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _no_formula(value) for key, value in row.items()} for row in rows)
+    return out.getvalue()
+
+
+def _no_formula(value: object) -> object:
+    """A name from a record may begin as what a spreadsheet takes for a formula, and runs."""
+    runs = isinstance(value, str) and value.startswith(("=", "+", "-", "@"))
+    return f"'{value}" if runs else value
+
+
+def _csv_pair(table: Table, pair: Pair, metric: str, comparison: Comparison) -> dict[str, object]:
+    names = {"task": table.task, "initialisation": pair.label, "metric": metric}
+    return {**names, "against": pair.against, **_csv_comparison(comparison)}
+
+
+def _csv_comparison(comparison: Comparison | None) -> dict[str, object]:
+    if comparison is None:
+        return {}
+    supported = comparison.supported if comparison.test else None
+    return {**{c: getattr(comparison, c) for c in _CSV_COMPARISON}, "supported": supported}
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{special: f"\\{special}" for special in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "–": "--",
+    "−": "$-$",
+    "‖": r"$\|$",
+    "◊": r"$\diamond$",
+    "≡": r"$\equiv$",
+    "†": r"\dag{}",
+    "‡": r"\ddag{}",
+    "§": r"\S{}",
+    "¶": r"\P{}",
+}
+
+
+def to_latex(tables: list[Table]) -> str:
+    """Plain ``tabular``: needs no package."""
+
+    def escape(text: str) -> str:
+        return "".join(_LATEX.get(c, c) for c in text.replace("\n", " "))
+
+    def span(text: str, style: str) -> str:
+        commands = {"bold": "textbf", "gain": "textbf", "mark": "textsuperscript"}
+        return f"\\{commands[style]}{{{escape(text)}}}" if style else escape(text)
+
+    parts = []
+    for table in tables:
+        lines = [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{escape(table.title)}}}",
+            rf"\begin{{tabular}}{{l{'c' * len(table.columns)}}}",
+            r"\hline",
+            " & ".join(map(escape, (table.head, *table.columns))) + r" \\",
+            r"\hline",
+        ]
+        for label, cells in value_lines(table):
+            texts = ["".join(span(*s) for s in cell) for cell in (label, *cells)]
+            lines.append(" & ".join(texts) + r" \\")
+        lines += [r"\hline", r"\end{tabular}"]
+        for label, cells in difference_lines(table):  # too wide for columns, so a sentence each
+            texts = [
+                f"{escape(column)} {''.join(span(*s) for s in cell)}"
+                for column, cell in zip(table.columns, cells, strict=True)
+            ]
+            pair = "".join(span(*s) for s in label)
+            lines.append(rf"\par\footnotesize {pair}: {'; '.join(texts)}.")
+        for text, mark in footnotes(table):
+            sign = span(mark, "mark") + " " if mark else ""
+            lines.append(rf"\par\footnotesize {sign}{escape(text)}")
+        lines.append(r"\end{table}")
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+# Spaces where a narrow column breaks no line: "55.9 ± 0.2", "[-0.1, +0.3]", "p 0.04".
+_UNBROKEN = re.compile(r" (?=±)|(?<=±) |(?<=\d,) (?=[+-]?\d)|(?<=\bp) ")
+
+
+def to_html(tables: list[Table]) -> str:
+    """A fragment for report.py, which has the styles: green, with a sign that needs no colour."""
+
+    def span(text: str, style: str) -> str:
+        text = _UNBROKEN.sub("\N{NO-BREAK SPACE}", html.escape(text))
+        if style == "gain":
+            return f'<strong class="gain">▲ {text}</strong>'
+        return {"bold": f"<strong>{text}</strong>", "mark": f"<sup>{text}</sup>"}.get(style, text)
+
+    parts = []
+    for table in tables:
+        lines = ['<div class="table">']
+        for i, (first, body) in enumerate(grids(table)):
+            caption = f"<caption>{html.escape(table.title)}</caption>" if not i else ""
+            head = "".join(
+                f'<th scope="col">{html.escape(c)}</th>' for c in (first, *table.columns)
+            )
+            lines += [f"<table>{caption}", f"<thead><tr>{head}</tr></thead>", "<tbody>"]
+            for label, cells in body:
+                name, *texts = ("".join(span(*s) for s in cell) for cell in (label, *cells))
+                columns = "".join(f"<td>{text}</td>" for text in texts)
+                lines.append(f'<tr><th scope="row">{name}</th>{columns}</tr>')
+            lines.append("</tbody></table>")
+        for text, mark in footnotes(table):
+            sign = span(mark, "mark") + " " if mark else ""
+            lines.append(f'<p class="note">{sign}{html.escape(text)}</p>')
+        lines.append("</div>")
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)

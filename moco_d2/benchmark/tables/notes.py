@@ -1,0 +1,176 @@
+"""The sentences below a table: what was tested and how, what may be claimed, what was left out."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from moco_d2.benchmark.paper import PaperRow, PaperTable, find_row
+from moco_d2.benchmark.records.results import Record
+from moco_d2.benchmark.statistics import LEVEL, Comparison, least_detectable
+from moco_d2.benchmark.tables.matching import BASELINE
+
+if TYPE_CHECKING:
+    from moco_d2.benchmark.tables.comparison import Pair
+
+_PERCENT = f"{LEVEL:.0%}".replace("%", " %")
+_TESTS = {
+    "paired": "paired t-test over seeds (one seed: the same data order and initial head)",
+    "Welch": "Welch's t-test",
+}
+# With no more seeds than this the tests are weak, and the note says how weak.
+_FEW_SEEDS = 3
+_LONGEST_VALUE = 60  # characters; a record may say anything
+
+
+def on_paper(task: str, beside: Mapping[str, tuple[PaperTable, PaperRow] | None]) -> Iterable[str]:
+    """Sources of the published values, and why there are none."""
+    bands: dict[str, list[str]] = {}
+    for initialisation, found in beside.items():
+        if found is not None:
+            table, _ = found
+            text = f"{table.source}; {_runs(table)}; {_spread(table)}"
+            bands.setdefault(text, []).append(initialisation)
+    for text, names in bands.items():
+        yield f"Paper values of {', '.join(names)}: {text}."
+    if bands:
+        yield (
+            f"Within: the gap to the paper is inside the {_PERCENT} band of Welch's t for the "
+            "difference of two means, ours and the paper's, which is rounded to 0.1. A side "
+            "without spread takes the other's; without both there is no band."
+        )
+    other = [name for name, found in beside.items() if found is None and find_row(task, name)]
+    if other:
+        yield (
+            f"{', '.join(other)}: other data or schedule than the paper's, "
+            f"so no paper values are set beside {'them' if len(other) > 1 else 'it'}."
+        )
+    if not any(find_row(task, initialisation) for initialisation in beside):
+        yield "No published row for these, so no paper values are set beside them."
+
+
+def on_differences(
+    baseline: str | None, highlight_from: float, *, measured: bool = True
+) -> Iterable[str]:
+    """What stands in parentheses and what is bold."""
+    if baseline is None:
+        yield f"No {BASELINE} run, so no differences."
+        return
+    rule = f"at least +{highlight_from}"
+    rule += " and an order that the tests support" if measured else ""
+    yield f"In parentheses: difference to {baseline}; bold: {rule}."
+
+
+def on_significance(
+    pairs: Sequence["Pair"], columns: Sequence[str], initialisations: int
+) -> Iterable[str]:
+    """The tests by name, and the only orders that may be claimed from the table."""
+    if not pairs:
+        if initialisations > 1:
+            yield f"{initialisations} initialisations, too many to compare each with each."
+        return
+    compared = [c for pair in pairs for c in pair.comparisons if c]
+    tested = [c for c in compared if c.test]
+    untested = _listed(pairs, columns, lambda c: c.test is None)
+    if tested:
+        yield " ".join(_on_tests(pairs, tested))
+        clear = _listed(pairs, columns, lambda c: c.supported)
+        rest = "; of the other differences no order is claimed"
+        if not clear or all(c.supported for c in tested):
+            rest = ""
+        yield (
+            f"Orders that the tests support (corrected p < {1 - LEVEL:.2f}): "
+            f"{'; '.join(clear) or 'none'}{rest}."
+        )
+        fewest = min(min(c.n) for c in tested)
+        if fewest <= _FEW_SEEDS:
+            yield f"Weak tests, with {fewest} seeds{_least(fewest, tested)}."
+    if untested:
+        yield (
+            "No spread to test against (a single run, or runs without any difference), no order "
+            f"claimed: {'; '.join(untested)}."
+        )
+
+
+def on_runs(runs: Mapping[str, Sequence[Record]], metrics: Sequence[str]) -> Iterable[str]:
+    """Missing metrics, several weights files, different machines."""
+    for initialisation, group in runs.items():
+        empty = sum(any(r.metrics.get(m) is None for m in metrics) for r in group)
+        if empty:
+            yield (
+                f"{initialisation}: {empty} of {len(group)} runs lack a metric; "
+                "n counts those that have it."
+            )
+        weights = {r.weights_sha256 for r in group if r.weights_sha256}
+        if len(weights) > 1:
+            yield f"{initialisation}: its runs start from {len(weights)} different weights files."
+    machines = _environments(r for group in runs.values() for r in group)
+    different = [f"{k} ({', '.join(sorted(v))})" for k, v in machines.items() if len(v) > 1]
+    if different:
+        yield f"Not the same in all runs: {', '.join(different)}."
+
+
+def _environments(records: Iterable[Record]) -> dict[str, set[str]]:
+    values: dict[str, set[str]] = {}
+    for record in records:
+        named = {"hardware": record.hardware.get("name") or record.hardware.get("device")}
+        for key, value in {**record.environment, **named}.items():
+            text = str(value or "not recorded")[:_LONGEST_VALUE]
+            values.setdefault(key, set()).add(text)
+    return values
+
+
+def _runs(table: PaperTable) -> str:
+    return (
+        f"mean of {table.trials} runs"
+        if table.trials
+        else "number of runs not stated, taken as one"
+    )
+
+
+def _spread(table: PaperTable) -> str:
+    if table.std:
+        return f"standard deviation {table.std_text}"
+    remark = f"; {table.spread_remark}" if table.spread_remark else ""
+    return f"spread not published, taken as ours{remark}"
+
+
+def _least(fewest: int, tested: Sequence[Comparison]) -> str:
+    if any(c.test == "Welch" for c in tested):
+        return ""
+    factor = least_detectable(fewest, len(tested))
+    return f": the largest difference must reach some {factor:.0f} of its standard deviations"
+
+
+def _on_tests(pairs: Sequence["Pair"], tested: Sequence[Comparison]) -> Iterable[str]:
+    kinds = {c.test for c in tested}
+    if len(kinds) == 1:
+        (kind,) = kinds
+        yield f"Differences: two-sided {_TESTS[kind]},"
+    else:
+        welch = [
+            f"{p.label} and {p.against}"
+            for p in pairs
+            if any(c and c.test == "Welch" for c in p.comparisons)
+        ]
+        yield (
+            f"Differences: two-sided {_TESTS['paired']}, and {_TESTS['Welch']} where seeds, "
+            f"configs or processes differ ({'; '.join(welch)}),"
+        )
+    yield (
+        f"p after Holm's correction for {len(tested)} comparisons and bold below "
+        f"{1 - LEVEL:.2f}; in brackets the {_PERCENT} confidence interval, not corrected."
+    )
+
+
+def _listed(
+    pairs: Sequence["Pair"], columns: Sequence[str], wanted: Callable[[Comparison], bool]
+) -> list[str]:
+    """``moco above supervised in AP, AP75``, one entry a pair and direction."""
+    said: dict[tuple[str, str, str], list[str]] = {}
+    for pair in pairs:
+        for column, comparison in zip(columns, pair.comparisons, strict=True):
+            if comparison and wanted(comparison):
+                word = "and"
+                if comparison.supported:
+                    word = "above" if comparison.difference > 0 else "below"
+                said.setdefault((pair.label, word, pair.against), []).append(column)
+    return [f"{' '.join(key)} in {', '.join(titles)}" for key, titles in said.items()]

@@ -179,6 +179,7 @@ def _finetune(task: str, initialisation: str, seed: int, steps: int, amp: bool) 
         "SOLVER.MAX_ITER": steps,
         "SOLVER.STEPS": f"({steps * 3 // 4},)",
         "SOLVER.CHECKPOINT_PERIOD": _period(steps),
+        "TEST.EVAL_PERIOD": max(1, steps // 2),
     }
     needs: tuple[str, ...] = (IMAGES,)
     if initialisation in PRETEXTS:

@@ -1,5 +1,6 @@
 """What pretraining and fine-tuning both hang on Detectron2's training loop."""
 
+import contextlib
 import logging
 import signal
 import sys
@@ -47,12 +48,19 @@ class DeferredWriters(EventWriter):
             return
         if self._writers is not None and not self._file.exists():
             logger.warning("%s is gone, and with it what it had; it begins anew", self._file)
-            self.close()
+            with contextlib.suppress(OSError):
+                self.close()
             self._writers = None
         if self._writers is None:
             self._writers = self._build()
-        for writer in self._writers:
-            writer.write()
+        try:
+            for writer in self._writers:
+                writer.write()
+        except FileNotFoundError:  # TensorBoard's, which opens its file again and again
+            if self._file.exists():
+                raise
+            self.write()
+            return
         self.last_write = iteration
 
     def close(self) -> None:

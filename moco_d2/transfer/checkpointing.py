@@ -123,7 +123,8 @@ class TransferCheckpointer(WeightsCheckpointer):
         except UserError as error:
             damage = error
         intact = {}
-        for path in set(newest.parent.glob(_CHECKPOINTS)) - {newest}:
+        # Not beside `newest`: an empty last_checkpoint names the folder itself.
+        for path in set(Path(self.save_dir).glob(_CHECKPOINTS)) - {newest}:
             try:
                 intact[path] = load_checkpoint(path)["iteration"]
             except (UserError, KeyError):

@@ -11,6 +11,8 @@ workers.
 import contextlib
 import itertools
 import random
+import struct
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -29,6 +31,13 @@ from moco_d2.pretrain.stream import Purpose, as_raised, derive_seed
 from moco_d2.transfer.semantic_mapper import build_mapper
 
 Sample = dict[str, Any]  # what a mapper makes of a dataset dict
+
+
+# What Pillow raises for damaged files, and Detectron2 for another size than was annotated.
+_UNREADABLE = (
+    *(OSError, SizeMismatchError, Image.DecompressionBombError),
+    *(SyntaxError, EOFError, struct.error, zlib.error),
+)
 
 
 class TrainingBatches:
@@ -149,7 +158,7 @@ class _MappedImages(Dataset):
         try:
             with seeded(derive_seed(Purpose.VIEWS, self._seed, position)):
                 return self._mapper(sample)
-        except (OSError, SizeMismatchError) as error:
+        except _UNREADABLE as error:
             reason = " ".join(str(error).split())
             raise UserError(
                 f"training image {name} cannot be used ({reason}); mend it or remove its "

@@ -3,6 +3,7 @@
 import functools
 import math
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -210,11 +211,12 @@ def preempt(workloads: tuple[Training, ...], rng: random.Random, folder: Path, i
     for _ in range(_ATTEMPTS):
         job = Job(**workload.start_words(out), before=workload.before)
         wait_until(lambda: log.exists() and "Starting training from" in log.read_text(), job)
-        time.sleep(rng.random() * workload.reference.seconds * 0.5)
+        time.sleep(rng.random() * workload.reference.seconds * 0.2)
         job.kill(signal.SIGTERM)
         sent = time.monotonic()
         code = job.wait(GRACE_S)
         if code == 0:  # it was in its last step, and finished
+            shutil.rmtree(out)
             continue
         took = time.monotonic() - sent
         if code == -signal.SIGTERM:  # before the first step, or after the last

@@ -27,6 +27,7 @@ from moco_d2.config import flatten, to_plain
 from moco_d2.environment import hardware, peak_memory_gib, versions
 from moco_d2.errors import UserError
 from moco_d2.files import atomic_write, write_text
+from moco_d2.pretrain.last_checkpoint import LAST_CHECKPOINT, name_last, newest_intact
 from moco_d2.pretrain.official import (
     check_parts,
     load_official_optimizer,
@@ -37,7 +38,6 @@ from moco_d2.pretrain.process_state import gather_process_states, set_process_st
 
 logger = logging.getLogger(__name__)
 
-LAST_CHECKPOINT = "last_checkpoint"
 FINAL_CHECKPOINT = "checkpoint_final.pth.tar"
 _NUMBERED = "checkpoint_[0-9]*.pth.tar"
 _ANY = "checkpoint_*.pth.tar"
@@ -223,27 +223,14 @@ class PretrainCheckpointer:
         return ours["iteration"], ours["metrics"]
 
     def _newest_intact(self) -> tuple[Path, dict[str, Any]] | None:
-        pointer = self.folder / LAST_CHECKPOINT
-        others = {path for path in self.folder.glob(_ANY) if pointer.is_file()}
-        if not pointer.is_file():
-            given = self.cfg.MODEL.WEIGHTS
-            return (Path(given), load_checkpoint(given)) if given else None
-        newest = self.folder / pointer.read_text().strip()
-        try:
-            return newest, load_checkpoint(newest)
-        except UserError as error:
-            damage = error
-        intact = {}
-        for path in others - {newest}:
-            try:
-                intact[path] = load_checkpoint(path)["moco_d2"]["iteration"]
-            except (UserError, KeyError):
-                continue
-        if not intact:
-            raise damage
-        before = max(intact, key=intact.__getitem__)
-        logger.warning("%s; taking the one before it, %s", damage, before)
-        return before, load_checkpoint(before)
+        if (self.folder / LAST_CHECKPOINT).is_file():
+            path, content = newest_intact(self.folder, _ANY)
+            comm.synchronize()  # before it is named, all have found the same
+            if comm.is_main_process():
+                name_last(path)
+            return path, content
+        given = self.cfg.MODEL.WEIGHTS
+        return (Path(given), load_checkpoint(given)) if given else None
 
     def _compare(self, path: Path, config: dict[str, Any]) -> None:
         """Say which settings differ from the checkpoint's; refuse what would move its place."""

@@ -2,7 +2,6 @@
 and with what an exact resume needs beside the model and the optimizer.
 """
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,11 @@ from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.checkpoint.targets import AUTHOR
 from moco_d2.errors import UserError
 from moco_d2.files import atomic_write, write_text
+from moco_d2.pretrain.last_checkpoint import LAST_CHECKPOINT, name_last, newest_intact
 from moco_d2.pretrain.process_state import gather_process_states
 from moco_d2.transfer.divergence import DivergenceError
 
-logger = logging.getLogger(__name__)
-
 FINAL_CHECKPOINT = "model_final"
-_LAST_CHECKPOINT = "last_checkpoint"
 _CHECKPOINTS = "model_*.pth"
 
 
@@ -88,7 +85,7 @@ class TransferCheckpointer(WeightsCheckpointer):
         try:
             with atomic_write(path) as temporary:
                 torch.save(content, temporary)
-            write_text(path.with_name(_LAST_CHECKPOINT), path.name)
+            write_text(path.with_name(LAST_CHECKPOINT), path.name)
         # torch's zip writer raises RuntimeError on a full disk
         except (OSError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
@@ -98,8 +95,7 @@ class TransferCheckpointer(WeightsCheckpointer):
             ) from error
 
     def newest_intact(self) -> str:
-        """The file that last_checkpoint names; if it is damaged, the newest of the others that is
-        whole. The same in all processes.
+        """See last_checkpoint.newest_intact. The same in all processes.
 
         Raises:
             UserError: none can be read.
@@ -107,33 +103,14 @@ class TransferCheckpointer(WeightsCheckpointer):
         newest, problem = None, None
         if comm.is_main_process():
             try:
-                newest = self._newest_intact()
+                newest, _ = newest_intact(Path(self.save_dir), _CHECKPOINTS)
+                name_last(newest)
             except UserError as error:
                 problem = str(error)
         newest, problem = comm.all_gather((newest, problem))[0]
         if problem:
             raise UserError(problem)
-        return newest
-
-    def _newest_intact(self) -> str:
-        newest = Path(self.get_checkpoint_file())
-        try:
-            load_checkpoint(newest)
-            return str(newest)
-        except UserError as error:
-            damage = error
-        intact = {}
-        # Not beside `newest`: an empty last_checkpoint names the folder itself.
-        for path in set(Path(self.save_dir).glob(_CHECKPOINTS)) - {newest}:
-            try:
-                intact[path] = load_checkpoint(path)["iteration"]
-            except (UserError, KeyError):
-                continue
-        if not intact:
-            raise damage
-        before = max(intact, key=intact.__getitem__)
-        logger.warning("%s; taking the one before it, %s", damage, before)
-        return str(before)
+        return str(newest)
 
 
 class SaveCheckpoint(HookBase):

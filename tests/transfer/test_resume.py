@@ -6,6 +6,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -159,6 +160,37 @@ def test_killed_twice_with_a_damaged_last_checkpoint(run, uninterrupted, caplog)
     assert "model_0000005.pth is damaged or incomplete" in caplog.text
     assert "taking the one before it, " in caplog.text
     assert_same(everything(folder), everything(uninterrupted))
+
+
+def test_killed_between_a_checkpoint_and_its_name(run, uninterrupted):
+    """It is continued from that checkpoint: from the one before, metrics.json would be cut back,
+    and if that one is damaged after another kill, lines would be missing.
+    """
+    folder = run.root / "unnamed"
+    shutil.copytree(uninterrupted, folder)
+    final, pointer = folder / "model_final.pth", folder / "last_checkpoint"
+    lines = (folder / "metrics.json").read_text().splitlines(keepends=True)
+    (folder / "metrics.json").write_text("".join(lines[:-1]))  # the last evaluation's
+    (folder / "record.json").unlink()
+    before = "model_0000005.pth"
+    pointer.write_text(before)
+    os.utime(pointer, ns=(final.stat().st_mtime_ns - 10**6,) * 2)
+
+    def child():
+        def die(*_):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        Trainer.run_step = Trainer._evaluate = die
+        run("unnamed", resume=True)
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    (folder / before).write_bytes(b"")
+    run("unnamed", resume=True)
+    assert_same(everything(folder), everything(uninterrupted))
+    assert pointer.read_text() == final.name
 
 
 def test_with_workers_and_accumulation(run):

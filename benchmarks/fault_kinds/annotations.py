@@ -11,7 +11,7 @@ from typing import Any
 from toy_data import CLASSES, SIDE, make_coco, make_voc
 
 from fault_kinds.case import Kind, Outcome, check
-from fault_kinds.jobs import Job
+from fault_kinds.jobs import Job, no_traceback
 from fault_kinds.machine import one_sentence
 from fault_kinds.workloads import FineTuning
 
@@ -120,7 +120,7 @@ def _fine_tune(settings: dict[str, Any], folder: Path, expected: str, where: str
     job = Job(**workload.start_words(folder / "out"), before=workload.before)
     if job.wait() == 0:
         check(expected != REFUSES, "goes on, and should be refused")
-        check("Traceback" not in job.output(), f"a traceback: {job.output()[-400:]}")
+        no_traceback(job.output())
         return GOES_ON
     said = one_sentence(job)
     check(expected != GOES_ON, f"refused, and should go on: {said}")

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from fault_kinds.case import BrokenPromiseError
+from fault_kinds.case import BrokenPromiseError, check
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 LIMIT_S = 120  # of one run, which takes seconds where it does not hang
@@ -227,6 +227,18 @@ def last_line(text: str) -> str:
     """The last line that says something."""
     lines = [line for line in text.splitlines() if line.strip()]
     return lines[-1][:300] if lines else "no output"
+
+
+def no_traceback(output: str) -> None:
+    """
+    Raises:
+        BrokenPromiseError: with the last lines of the first one in `output`.
+    """
+    _, found, rest = output.partition("Traceback (most recent call last):")
+    # It ends with the first line that is not indented.
+    lines = rest.lstrip("\n").splitlines()
+    ends = next((i for i, line in enumerate(lines) if not line.startswith(" ")), len(lines))
+    check(not found, f"a traceback: {' '.join(lines[max(0, ends - 4) : ends + 1])}")
 
 
 def wait_until(condition: Callable[[], bool], job: Job, seconds: float = LIMIT_S) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from fault_kinds.case import Kind, Outcome, check
-from fault_kinds.jobs import Job, run, wait_until
+from fault_kinds.jobs import Job, no_traceback, run, wait_until
 from fault_kinds.kills import (
     conversions,
     differences,
@@ -40,7 +40,7 @@ def one_sentence(job: Job, *words: str) -> str:
     """
     code, output = job.wait(), job.output()
     check(code == REFUSED, f"exit code {code}, not {REFUSED}: {output[-300:]}")
-    check("Traceback" not in output, f"a traceback: {output[-600:]}")
+    no_traceback(output)
     # Several findings of the preflight are a line each, below it.
     sentences = re.split(r"^error: ", output, flags=re.MULTILINE)[1:]
     check(len(sentences) == 1, f"{len(sentences)} sentences: {output[-300:]}")
@@ -145,11 +145,12 @@ def folder_removed(workload: Training, rng: random.Random, folder: Path) -> str:
     code = job.wait()
     if code == REFUSED:
         one = [line for line in job.output().splitlines() if line.startswith("error: ")]
-        check(len(one) == 1 and "Traceback" not in job.output(), job.output()[-400:])
+        no_traceback(job.output())
+        check(len(one) == 1, job.output()[-400:])
         _whole_again(workload, out)
         return f"removed: {one[0][:90]}; begun again, same result"
     check(code == 0, f"exit code {code}: {job.output()[-400:]}")
-    check("Traceback" not in job.output(), f"a traceback: {job.output()[-600:]}")
+    no_traceback(job.output())
     if not running or not out.is_dir():
         return "removed as the run was over"
     found = differences(workload.result(out)["checkpoint"], workload.reference.result["checkpoint"])

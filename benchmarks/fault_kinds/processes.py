@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from fault_kinds.case import BrokenPromiseError, Kind, Outcome, check
-from fault_kinds.jobs import Job, last_line, wait_until
+from fault_kinds.jobs import Job, last_line, no_traceback, wait_until
 from fault_kinds.kills import differences
 from fault_kinds.machine import REFUSED
 from fault_kinds.workloads import (
@@ -156,7 +156,7 @@ def _survivors(group: Group, victim: int, *words: str) -> str:
             continue
         output = group.jobs[rank].output()
         check(code == REFUSED, f"rank {rank}: exit code {code}: {output[-400:]}")
-        check("Traceback" not in output, f"rank {rank}: a traceback: {output[-800:]}")
+        no_traceback(output)
         check(
             any(word in sentence for word in words),
             f"rank {rank} does not say {' or '.join(words)}: {sentence}",
@@ -311,7 +311,7 @@ def disagree(rng: random.Random, folder: Path, i: int) -> Outcome:
         check(code == REFUSED, f"rank {rank}: exit code {code}: {output[-500:]}")
         check("do not agree" in sentence and named in sentence, f"rank {rank} says {sentence!r}")
         check(f"on rank {odd}" in sentence, f"rank {rank} does not name rank {odd}: {sentence}")
-        check("Traceback" not in output, f"a traceback: {output[-600:]}")
+        no_traceback(output)
     has = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
     begun = {"config.yaml", "log.txt"} | {f"log.txt.rank{rank}" for rank in range(size)}
     check(set(has) - begun == set(had) - begun, f"written: {sorted(set(has) - set(had))}")

@@ -27,7 +27,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     One that was killed leaves its temporary file; the next to write `path` removes it.
 
     Raises:
-        UserError: the folder cannot be made or written, or `path` is itself a folder.
+        UserError: the folder cannot be made or written, or is removed meanwhile, or `path` is
+            itself a folder.
     """
     path = Path(path)
     try:
@@ -48,11 +49,13 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes it private
-        try:
-            temporary.replace(path)
-        except OSError as error:
-            raise _cannot_write(path, error) from error
+        temporary.replace(path)
         _flush_folder(path.parent)
+    except OSError as error:
+        # The block may meet others, of files that it reads.
+        if str(error.filename) != str(temporary):
+            raise
+        raise _cannot_write(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
         os.close(handle)

@@ -52,7 +52,6 @@ class DeferredWriters(EventWriter):
                 self.close()
             self._writers = None
         if self._writers is None:
-            threading.excepthook = _one_line
             self._writers = self._build()
         try:
             for writer in self._writers:
@@ -67,16 +66,6 @@ class DeferredWriters(EventWriter):
     def close(self) -> None:
         for writer in self._writers or []:
             writer.close()
-
-
-def _one_line(error: threading.ExceptHookArgs) -> None:
-    """In place of the traceback of TensorBoard's thread, which cannot write: the next write raises
-    the same in the main thread, where it is dealt with.
-    """
-    if isinstance(error.exc_value, OSError):
-        logger.warning("a writer in the background cannot go on: %s", error.exc_value)
-    else:
-        threading.__excepthook__(error)
 
 
 class StopOnSignal(HookBase):

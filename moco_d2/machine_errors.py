@@ -36,10 +36,16 @@ _LENGTH = 160  # of what is quoted
 def explained() -> Iterator[None]:
     """Raise what `describe` knows as a UserError.
 
-    Threads keep quiet about such errors: TensorBoard's writer passes them on to the main one.
+    Threads keep quiet about such errors, and of files that are gone: TensorBoard's writer passes
+    them on to the main one.
     """
     excepthook = threading.excepthook
-    threading.excepthook = lambda args: None if describe(args.exc_value) else excepthook(args)
+
+    def quiet(args: threading.ExceptHookArgs) -> None:
+        if not isinstance(args.exc_value, OSError) and not describe(args.exc_value):
+            excepthook(args)
+
+    threading.excepthook = quiet
     try:
         yield
     except UserError:

@@ -2,6 +2,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import stat
 
@@ -64,6 +65,23 @@ def test_a_folder_in_the_files_place_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match=r"cannot write .*/x\.txt"):
         write_text(tmp_path / "x.txt", "y")
     assert names(tmp_path) == ["x.txt"]
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_folder_that_is_removed_meanwhile_is_a_user_error(tmp_path, before):
+    file = tmp_path / "out" / "x.txt"
+    refused = pytest.raises(UserError, match=rf"cannot write {file}: No such file")
+    with refused, atomic_write(file) as temporary:
+        if before:
+            shutil.rmtree(file.parent)
+        temporary.write_text("whole")
+        shutil.rmtree(file.parent)
+    assert not file.parent.exists()
+
+
+def test_an_error_of_another_file_is_not_the_writers(tmp_path):
+    with pytest.raises(FileNotFoundError, match="elsewhere"), atomic_write(tmp_path / "x.txt"):
+        (tmp_path / "elsewhere").read_text()
 
 
 def test_write_json_refuses_what_json_has_not(tmp_path):

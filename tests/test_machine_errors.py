@@ -79,7 +79,9 @@ def test_a_thread_is_quiet_about_what_the_main_one_will_say(monkeypatch):
         raise error
 
     with explained():
-        for error in (OSError(errno.ENOSPC, "No space left on device"), KeyError("a mistake")):
+        full = OSError(errno.ENOSPC, "No space left on device")
+        removed = FileNotFoundError(errno.ENOENT, "No such file or directory", "events.out")
+        for error in (full, removed, KeyError("a mistake")):
             thread = threading.Thread(target=work, args=(error,))
             thread.start()
             thread.join()

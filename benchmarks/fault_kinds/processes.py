@@ -42,11 +42,15 @@ _MARGIN_S = 40  # for the roll call, the last words and two cores shared by thre
 @functools.cache
 def runs() -> tuple[tuple[Training, int], ...]:
     """What is disturbed, and in how many processes."""
-    pretraining = {"MOCO.BN_SPLITS": 1, "SOLVER.MAX_ITER": 60}
+    # Batches that two and three divide.
+    batch = {"SOLVER.IMS_PER_BATCH": 6}
+    pretraining = Pretraining(
+        "pretraining", **{"MOCO.BN_SPLITS": 1, "SOLVER.MAX_ITER": 60}, **batch
+    )
     return (
-        (Pretraining("pretraining", **pretraining), 2),
-        (FineTuning("fine-tuning", **{"SOLVER.IMS_PER_BATCH": 4, "MODEL.RESNETS.NORM": "BN"}), 2),
-        (Pretraining("pretraining", **pretraining, **{"SOLVER.IMS_PER_BATCH": 9}), 3),
+        (pretraining, 2),
+        (FineTuning("fine-tuning", **{"MODEL.RESNETS.NORM": "BN"}, **batch), 2),
+        (pretraining, 3),
     )
 
 

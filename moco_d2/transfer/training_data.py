@@ -11,8 +11,8 @@ workers.
 import contextlib
 import itertools
 import random
-import struct
-import zlib
+import re
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -33,11 +33,9 @@ from moco_d2.transfer.semantic_mapper import build_mapper
 Sample = dict[str, Any]  # what a mapper makes of a dataset dict
 
 
-# What Pillow raises for damaged files, and Detectron2 for another size than was annotated.
-_UNREADABLE = (
-    *(OSError, SizeMismatchError, Image.DecompressionBombError),
-    *(SyntaxError, EOFError, struct.error, zlib.error),
-)
+# What damaged files raise, beside what Pillow's readers do; and Detectron2, for another size than
+# was annotated.
+_UNREADABLE = (OSError, SizeMismatchError, Image.DecompressionBombError)
 
 
 class TrainingBatches:
@@ -158,12 +156,23 @@ class _MappedImages(Dataset):
         try:
             with seeded(derive_seed(Purpose.VIEWS, self._seed, position)):
                 return self._mapper(sample)
-        except _UNREADABLE as error:
+        except Exception as error:
+            if not isinstance(error, _UNREADABLE) and not _in_a_reader(error):
+                raise
             reason = " ".join(str(error).split())
             raise UserError(
                 f"training image {name} cannot be used ({reason}); mend it or remove its "
                 "annotations"
             ) from error
+
+
+def _in_a_reader(error: Exception) -> bool:
+    """Whether it comes from Pillow's reading of a file, which raises whatever damaged bytes happen
+    to mean: SyntaxError, ValueError, struct.error ...
+    """
+    frames = traceback.walk_tb(error.__traceback__)
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in frames)
+    return any(re.fullmatch(r"PIL\.(ImageFile|\w+ImagePlugin)", name) for name in modules)
 
 
 @contextlib.contextmanager

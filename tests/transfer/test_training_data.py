@@ -8,6 +8,7 @@ from detectron2.data import build_detection_train_loader
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from moco_d2.config import load_config
 from moco_d2.errors import UserError
@@ -134,6 +135,23 @@ def test_an_image_that_cannot_be_used_is_named(workers):
 
     with pytest.raises(UserError, match=r"^training image \d\.jpg cannot be used \(image file is"):
         batches(1, mapper=fail, workers=workers)
+
+
+def test_an_image_at_which_pillows_reader_stumbles_is_named(tmp_path):
+    """Over a comment that unpacks to more than Pillow allows: a ValueError."""
+    comment = PngInfo()
+    comment.add_text("Comment", "\0" * (2 << 20), zip=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png", pnginfo=comment)
+    with pytest.raises(UserError, match=r"^training image .* \(Decompressed data too large"):
+        batches(1, mapper=lambda sample: Image.open(tmp_path / "x.png").load())
+
+
+def test_a_mistake_of_the_program_keeps_its_name():
+    def fail(sample):
+        raise ValueError("of ours")
+
+    with pytest.raises(ValueError, match="^of ours"):
+        batches(1, mapper=fail)
 
 
 @pytest.fixture

@@ -84,11 +84,12 @@ def test_peak_memory_on_a_cpu_is_that_of_the_process(tmp_path):
         pytest.skip("no /proc here")
     status = Path("/proc/self/status").read_text().split()
     resident = int(status[status.index("VmRSS:") + 1]) / 2**20  # KiB
-    added = np.ones(2**25).nbytes / 2**30  # larger than whatever a test before has freed
+    added = np.ones(2**26).nbytes / 2**30  # larger than whatever a test before has freed
     after = written(tmp_path, {"bbox": {"AP": 1.0}}, weights=None)[0]["cost"]
     assert before["peak_memory_of"] == after["peak_memory_of"] == "process"
-    assert resident + added - 0.05 < after["peak_memory_gib"]
-    assert after["peak_memory_gib"] <= max(before["peak_memory_gib"], resident + added) + 0.05
+    # The kernel counts a process's pages in batches, a few MiB each for every thread.
+    assert resident + added - 0.15 < after["peak_memory_gib"]
+    assert after["peak_memory_gib"] <= max(before["peak_memory_gib"], resident + added) + 0.15
 
 
 def recorder(findings=(), started=None, **kwargs):

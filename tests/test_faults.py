@@ -34,7 +34,6 @@ def kinds(faults):
     ("name", "number"),
     [
         ("kill pretraining", 1),
-        ("kill converting", 0),
         ("processes disagree", 0),
         ("VOC annotation", 17),  # an entity of a file
     ],
@@ -80,7 +79,7 @@ def writer(faults, tmp_path, monkeypatch):
     return Writing()
 
 
-def dealt(writer, tmp_path, count: int = 30) -> list[str]:
+def dealt(writer, tmp_path, count: int) -> list[str]:
     """Failures of so many kills."""
     from fault_kinds.case import BrokenPromiseError
     from fault_kinds.kills import kill
@@ -97,7 +96,7 @@ def dealt(writer, tmp_path, count: int = 30) -> list[str]:
 
 
 def test_a_writer_that_is_atomic_survives_every_kill(writer, tmp_path):
-    assert dealt(writer, tmp_path, count=10) == []
+    assert dealt(writer, tmp_path, count=4) == []
 
 
 def test_the_campaign_notices_a_writer_that_is_not(writer, tmp_path, monkeypatch):
@@ -115,13 +114,13 @@ def test_the_campaign_notices_a_writer_that_is_not(writer, tmp_path, monkeypatch
             f.write(text[len(text) // 2 :])
 
     monkeypatch.setattr(files, "write_text", write_text)
-    found = dealt(writer, tmp_path, count=10)
+    found = dealt(writer, tmp_path, count=5)
     assert found and all("half-written under a final name" in failure for failure in found)
 
 
 def test_the_campaign_notices_leftovers_and_other_results(writer, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "remove_leftovers", lambda *_, **__: None)
-    found = dealt(writer, tmp_path, count=10)
+    found = dealt(writer, tmp_path, count=5)
     assert found and all("difference(s) to the undisturbed run" in failure for failure in found)
 
 

@@ -114,7 +114,29 @@ def _faults(content: dict[str, Any] | None, kinds: list[Kind]) -> str:
         lines.append(f"| {kind.name} | {kind.promise} | {faults or 'none yet'} | {failures} |")
     lines.append(f"| all | | {sums['faults']} | {sums['failures']} |")
     told = ", ".join(f"{name} {number:g}" for name, number in sorted(figures.items()) if number)
-    return "\n".join([*lines, "", f"Among them: {told}.", ""])
+    lines += ["", f"Among them: {told}.", ""]
+    return "\n".join([*lines, *_mended((content or {}).get("before_a_mend", []))])
+
+
+def _mended(entries: list[dict[str, Any]]) -> list[str]:
+    """What failed, of the campaigns before it was mended; those above are of afterwards."""
+    if not entries:
+        return []
+    lines = [
+        "### What these campaigns have found",
+        "",
+        "A kind of which a fault has failed is counted anew once what it showed is mended. Until "
+        "then there were:",
+        "",
+        "| kind | faults | failures | what failed | mended by |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {e['kind']} | {e['faults']} | {e['failures']} | {_escape(e['found'])} | "
+        f"{_escape(e['mended'])} |"
+        for e in entries
+    ]
+    return [*lines, ""]
 
 
 def _soak(soak: dict[str, Any] | None) -> str:

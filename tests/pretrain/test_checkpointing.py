@@ -1,4 +1,5 @@
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -194,6 +195,20 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(
         path.write_bytes(b"")
     with pytest.raises(UserError, match=r"checkpoint_0000009\.pth\.tar is empty"):
         resumed(checkpointer())
+
+
+def test_a_checkpoint_that_was_written_and_not_yet_named_is_continued(
+    small_network, checkpointer, tmp_path
+):
+    ours = checkpointer()
+    first = ours.save("checkpoint_0000003.pth.tar", iteration=3, epoch=1)
+    second = ours.save("checkpoint_0000006.pth.tar", iteration=6, epoch=1)
+    pointer = tmp_path / "out" / "last_checkpoint"
+    pointer.write_text(first.name)
+    assert resumed(checkpointer()) == 3  # named by hand, later
+    os.utime(pointer, ns=(second.stat().st_mtime_ns - 10**6,) * 2)
+    assert resumed(checkpointer()) == 6
+    assert pointer.read_text() == second.name
 
 
 def test_the_last_n_and_every_mth_checkpoint_are_kept(small_network, checkpointer, tmp_path):

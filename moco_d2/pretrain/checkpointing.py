@@ -227,7 +227,7 @@ class PretrainCheckpointer:
             path, content = newest_intact(self.folder, _ANY)
             comm.synchronize()  # before it is named, all have found the same
             if comm.is_main_process():
-                name_last(path)
+                name_last(self.folder, path)
             return path, content
         given = self.cfg.MODEL.WEIGHTS
         return (Path(given), load_checkpoint(given)) if given else None

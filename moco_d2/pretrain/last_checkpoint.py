@@ -44,9 +44,9 @@ def newest_intact(folder: Path, pattern: str) -> tuple[Path, dict[str, Any]]:
         if not intact:
             raise
         newest = intact[max(intact)]
-        logger.warning("%s; taking the one before it, %s", damage, newest)
+        logger.warning("%s; taking the newest that is whole, %s", damage, newest)
         return newest, load_checkpoint(newest)
-    unnamed = _by_iteration({path for path in others if _is_unnamed(path)})
+    unnamed = _by_iteration({path for path in others if _is_unnamed(folder, path)})
     if unnamed and max(unnamed) > _iteration(content):
         newest = unnamed[max(unnamed)]
         logger.info("%s was written but not yet named in %s", newest, LAST_CHECKPOINT)
@@ -54,7 +54,7 @@ def newest_intact(folder: Path, pattern: str) -> tuple[Path, dict[str, Any]]:
     return named, content
 
 
-def name_last(path: Path) -> None:
+def name_last(folder: Path, path: Path) -> None:
     """Let last_checkpoint name what newest_intact found, if it was not yet named.
 
     In the main process only, when all have found it.
@@ -62,15 +62,15 @@ def name_last(path: Path) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    if _is_unnamed(path):
-        write_text(path.with_name(LAST_CHECKPOINT), path.name)
+    if path.parent == folder and _is_unnamed(folder, path):
+        write_text(folder / LAST_CHECKPOINT, path.name)
 
 
-def _is_unnamed(path: Path) -> bool:
+def _is_unnamed(folder: Path, path: Path) -> bool:
     """Whether `path` is younger than last_checkpoint: every save ends with naming its file, and who
     names an older one by hand does so later.
     """
-    return path.stat().st_mtime_ns > path.with_name(LAST_CHECKPOINT).stat().st_mtime_ns
+    return path.stat().st_mtime_ns > (folder / LAST_CHECKPOINT).stat().st_mtime_ns
 
 
 def _by_iteration(paths: set[Path]) -> dict[float, Path]:

@@ -103,8 +103,9 @@ class TransferCheckpointer(WeightsCheckpointer):
         newest, problem = None, None
         if comm.is_main_process():
             try:
-                newest, _ = newest_intact(Path(self.save_dir), _CHECKPOINTS)
-                name_last(newest)
+                folder = Path(self.save_dir)
+                newest, _ = newest_intact(folder, _CHECKPOINTS)
+                name_last(folder, newest)
             except UserError as error:
                 problem = str(error)
         newest, problem = comm.all_gather((newest, problem))[0]

@@ -190,7 +190,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(
     newest.write_bytes(newest.read_bytes()[:5000])
     assert resumed(checkpointer()) == 6
     assert str(newest) in caplog.text
-    assert "taking the one before it" in caplog.text
+    assert "taking the newest that is whole" in caplog.text
     for path in (tmp_path / "out").glob("checkpoint_*"):
         path.write_bytes(b"")
     with pytest.raises(UserError, match=r"checkpoint_0000009\.pth\.tar is empty"):

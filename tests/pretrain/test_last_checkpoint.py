@@ -36,7 +36,7 @@ def found(folder):
 def test_what_was_written_but_not_yet_named(folder):
     assert found(folder) == "model_9.pth"
     assert (folder / "last_checkpoint").read_text() == "model_6.pth"
-    name_last(folder / "model_9.pth")
+    name_last(folder, folder / "model_9.pth")
     assert (folder / "last_checkpoint").read_text() == "model_9.pth"
     assert found(folder) == "model_9.pth"
 
@@ -47,7 +47,7 @@ def test_an_older_one_that_is_named_by_hand(folder, named_at):
     (folder / "last_checkpoint").write_text("model_3.pth\n")
     os.utime(folder / "last_checkpoint", (named_at, named_at))
     assert found(folder) == "model_3.pth"
-    name_last(folder / "model_3.pth")
+    name_last(folder, folder / "model_3.pth")
     assert (folder / "last_checkpoint").read_text() == "model_3.pth\n"
 
 
@@ -78,6 +78,15 @@ def test_an_official_file_that_is_named(folder):
     torch.save({"epoch": 1, "state_dict": {}}, folder / "given.pth")
     (folder / "last_checkpoint").write_text("given.pth")
     assert newest_intact(folder, "model_*.pth")[0].name == "given.pth"
+
+
+def test_a_file_elsewhere_that_is_named(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "model_3.pth"
+    torch.save({"iteration": 3}, elsewhere)
+    (folder / "last_checkpoint").write_text(str(elsewhere))
+    path, _ = newest_intact(folder, "model_*.pth")
+    name_last(folder, path)
+    assert path == elsewhere and (folder / "last_checkpoint").read_text() == str(elsewhere)
 
 
 def test_none_that_is_whole(folder):

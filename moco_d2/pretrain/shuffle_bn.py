@@ -40,25 +40,65 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
             raise ValueError(f"batch of {len(x)} images cannot be split into {self.num_splits}")
         means = self.running_mean.repeat(self.num_splits, 1)
         variances = self.running_var.repeat(self.num_splits, 1)
-        groups = [
-            F.batch_norm(
-                group,
-                mean,
-                variance,
-                self.weight,
-                self.bias,
-                training=True,
-                momentum=self.momentum,
-                eps=self.eps,
-            )
-            for group, mean, variance in zip(
-                x.chunk(self.num_splits), means, variances, strict=True
-            )
-        ]
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            settings = self.momentum, self.eps
+            out = _GroupsInPlace.apply(x, self.weight, self.bias, (means, variances), settings)
+        else:
+            out = self._normalise_groups(x, means, variances)
         self.running_mean.copy_(means.mean(0))
         self.running_var.copy_(variances.mean(0))
         self.num_batches_tracked.add_(1)
-        return torch.cat(groups)
+        return out
+
+    def _normalise_groups(
+        self, x: torch.Tensor, means: torch.Tensor, variances: torch.Tensor
+    ) -> torch.Tensor:
+        """BatchNorm of each group of x (N, C, H, W); updates the groups' running statistics
+        (S, C).
+        """
+        groups = zip(x.chunk(self.num_splits), means, variances, strict=True)
+        rest = self.weight, self.bias, True, self.momentum, self.eps
+        return torch.cat([F.batch_norm(group, mean, var, *rest) for group, mean, var in groups])
+
+
+class _GroupsInPlace(torch.autograd.Function):
+    """SplitBatchNorm2d._normalise_groups on a CPU, the same to the bit: the kernel there writes a
+    group to where it belongs, so the forward pass takes no longer than one BatchNorm.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, running, settings):  # noqa: PLR0917 - as autograd calls it
+        means, variances = running
+        out = torch.empty_like(x)
+        batch_means, inverse_stds = torch.empty_like(means), torch.empty_like(variances)
+        splits = len(means)
+        for i, (group, result) in enumerate(zip(x.chunk(splits), out.chunk(splits), strict=True)):
+            torch.native_batch_norm(
+                *(group, weight, bias, means[i], variances[i], True, *settings),
+                out=(result, batch_means[i], inverse_stds[i]),
+            )
+        ctx.save_for_backward(x, weight, batch_means, inverse_stds)
+        ctx.eps = settings[1]
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        x, weight, batch_means, inverse_stds = ctx.saved_tensors
+        splits = len(batch_means)
+        grad_x = torch.empty_like(x)
+        of_groups = []
+        groups = zip(x.chunk(splits), grad.chunk(splits), grad_x.chunk(splits), strict=True)
+        for i, (group, group_grad, result) in enumerate(groups):
+            found, *of_parameters = torch.ops.aten.native_batch_norm_backward(
+                *(group_grad, group, weight, None, None, batch_means[i], inverse_stds[i]),
+                *(True, ctx.eps, [True, True, True]),
+            )
+            result.copy_(found)
+            of_groups.append(of_parameters)
+        # Backwards, as autograd would add them up.
+        grad_weight, grad_bias = map(sum, zip(*reversed(of_groups), strict=True))
+        return grad_x, grad_weight, grad_bias, None, None
 
 
 def norm_layer(num_splits: int) -> Callable[[int], nn.BatchNorm2d]:

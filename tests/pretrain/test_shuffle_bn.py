@@ -59,6 +59,25 @@ def test_split_batchnorm_is_that_many_batchnorms(splits):
     assert split.num_batches_tracked == 2
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_cpu_normalises_in_place_to_the_same_bits(monkeypatch, dtype, layout):
+    x, weight = torch.randn(2, 8, CHANNELS, 5, 5, dtype=dtype)
+    in_place, split = split_norm(4), split_norm(4)
+    split.load_state_dict(in_place.state_dict())
+    found = []
+    for norm in (in_place, split):
+        images = x.contiguous(memory_format=layout).requires_grad_()
+        out = norm(images)
+        (out * weight).sum().backward()
+        gradients = [images.grad, norm.weight.grad, norm.bias.grad]
+        found.append([out, *gradients, *norm.buffers()])
+        assert out.is_contiguous(memory_format=layout)
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # as on a GPU
+    for mine, plain in zip(*found, strict=True):
+        assert torch.equal(mine, plain)
+
+
 def test_split_batchnorm_evaluates_as_plain_batchnorm():
     split = split_norm(4).eval()
     x = torch.randn(5, CHANNELS, 4, 4)  # five images: evaluation needs no groups

@@ -4,6 +4,7 @@ import argparse
 
 from moco_d2.config import load_config
 from moco_d2.errors import UserError
+from moco_d2.host_memory import keep_freed_memory
 from moco_d2.launch import choose_device, hold_log, seed, setup_run
 from moco_d2.pretrain.engine import Pretrainer
 
@@ -18,6 +19,8 @@ def pretrain(args: argparse.Namespace) -> None:
             "tools/train_net.py"
         )
     choose_device(cfg)
+    if cfg.MODEL.DEVICE == "cpu":
+        keep_freed_memory()
     cfg.freeze()
     seed(cfg)
     trainer = Pretrainer(cfg)  # checks data and settings before anything is written

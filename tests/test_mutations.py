@@ -79,4 +79,4 @@ def test_a_sample_is_caught_and_a_mutation_of_nothing_slips(tmp_path):
     found = {outcome["id"]: outcome for outcome in json.loads(outcomes.read_text())}
     assert [name for name, outcome in found.items() if not outcome["caught"]] == ["harmless"]
     assert found["harmless"]["caught_by"] == "all its tests pass"
-    assert len(found) > 8
+    assert len(found) > 10

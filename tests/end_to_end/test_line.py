@@ -81,6 +81,12 @@ def test_images_to_table(tool, tmp_path):
     [
         (
             "train_net.py",
+            ("--config", "voc_C4_moko.yaml"),
+            "error: no config file 'voc_C4_moko.yaml' here or among the packaged ones; did you "
+            "mean 'voc_C4_moco.yaml'",
+        ),
+        (
+            "train_net.py",
             ("--config", "voc_C4_random.yaml", "SOLVER.MAX_ITERS", "5"),
             "error: unknown config key SOLVER.MAX_ITERS; did you mean 'SOLVER.MAX_ITER'",
         ),
@@ -90,6 +96,11 @@ def test_images_to_table(tool, tmp_path):
             # One of two: there are no test images either.
             "  DATASETS.TRAIN is ('voc_2007_trainvall',): dataset 'voc_2007_trainvall' is not "
             "registered; did you mean 'voc_2007_trainval'",
+        ),
+        (
+            "train_net.py",
+            ("--config", "voc_C4_moco.yaml", "MODEL.WEIGHTS", "weights/moco.pth"),
+            "error: MODEL.WEIGHTS weights/moco.pth does not exist: make it with tools/convert.py",
         ),
     ],
 )

@@ -1,4 +1,5 @@
 import itertools
+import time
 
 import pytest
 import torch
@@ -125,8 +126,10 @@ def test_closing_the_batches_ends_the_workers_at_once(images):
     next(batches)
     workers = set(torch.multiprocessing.active_children()) - others
     assert len(workers) == 2
+    start = time.monotonic()
     batches.close()
     assert not any(worker.is_alive() for worker in workers)
+    assert time.monotonic() - start < 4  # waiting for each would take 5 seconds
 
 
 @pytest.fixture

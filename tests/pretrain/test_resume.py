@@ -15,7 +15,7 @@ from toy_shards import make_shards
 
 SMALL_RUN = str(Path(__file__).with_name("small_run.py"))
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-STEPS = 80  # long enough to be hit in the middle
+STEPS = 120  # long enough to be hit in the middle
 PERIOD = 4
 TIMES = {"time", "data_time", "eta_seconds"}
 
@@ -73,8 +73,10 @@ def outcome(folder: Path) -> tuple[dict, list[dict]]:
     return checkpoint, [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
 
 
-# Every combination is among the kills of benchmarks/faults.py.
-@pytest.mark.parametrize(("source", "workers", "processes"), [("folder", 0, 2), ("shards", 2, 1)])
+@pytest.mark.parametrize(
+    ("source", "workers", "processes"),
+    [("folder", 0, 1), ("folder", 2, 2), ("shards", 2, 1), ("shards", 0, 2)],
+)
 def test_a_killed_run_ends_as_one_that_was_not(words, images, tmp_path, source, workers, processes):
     shards = make_shards(tmp_path, [6] * 4)
     dataset = {"folder": str(images), "shards": f"shards:{shards}"}[source]
@@ -91,7 +93,7 @@ def test_a_killed_run_ends_as_one_that_was_not(words, images, tmp_path, source, 
                 "MOCO.BN_SPLITS": 2 // processes,
                 "MOCO.KNN.TRAIN": images,
                 "MOCO.KNN.TEST": images,
-                "MOCO.KNN.PERIOD": 30,
+                "MOCO.KNN.PERIOD": 50,
             }
         )
 

@@ -15,7 +15,7 @@ from pretrain.two_processes import SHARE, train
 RUN = {
     "MOCO.EPOCHS": 1,
     "MOCO.DICTIONARY.SIZE": 40,  # more than the 24 keys of the run: some initial ones survive
-    "MOCO.AUGMENTATION.SIZE": 64,
+    "MOCO.AUGMENTATION.SIZE": 32,
     "SOLVER.CHECKPOINT_PERIOD": 0,
 }
 MECHANISMS = {
@@ -105,14 +105,12 @@ def test_the_process_that_saves_saves_what_all_have(ranks, folder, name):
 
 @pytest.mark.parametrize("name", SAME_AS_ONE)
 def test_two_processes_train_as_one_with_two_batchnorm_groups(ranks, words, name):
-    """The same views, ShuffleBN order and gradients: only rounding differs, and grows."""
+    """The same views, ShuffleBN order and gradients: only rounding differs."""
     one = train(words({**RUN, **MECHANISMS[name], "MOCO.BN_SPLITS": 2}))
     both = ranks[0]["runs"][name]
-    for step, (found, wanted) in enumerate(zip(both["losses"], one["losses"], strict=True)):
-        # How fast it grows depends on the CPU's kernels; 2e-3 at the third step has been seen.
-        assert found == pytest.approx(wanted, rel=1e-5 * 30**step), step
+    assert both["losses"] == pytest.approx(one["losses"], rel=1e-9)
     for tensor_name, tensor in one["first_step"].items():
         if "running" not in tensor_name:
             torch.testing.assert_close(
-                both["first_step"][tensor_name], tensor, rtol=0, atol=1e-5, msg=tensor_name
+                both["first_step"][tensor_name], tensor, rtol=0, atol=1e-9, msg=tensor_name
             )

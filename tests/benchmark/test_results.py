@@ -89,15 +89,15 @@ def _without(record, *keys):
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda r: _without(r, "metrics"), "'metrics' is a required property"),
-        (lambda r: _without(r, "run", "seed"), "$.run: 'seed' is a required property"),
+        (lambda r: _without(r, "metrics"), '"metrics" is a required property'),
+        (lambda r: _without(r, "run", "seed"), '$.run: "seed" is a required property'),
         (lambda r: r.update(schema_version="2"), "$.schema_version is '2'"),
         (lambda r: r.update(schema_version=3), "version 3"),
         (lambda r: r["metrics"]["bbox"].update(AP="55.9"), "$.metrics.bbox.AP"),
         (lambda r: r["run"].update(finished="yesterday"), "yesterday"),
         (lambda r: r["config"].update(matched_sha256="abc"), "$.config.matched_sha256"),
         (lambda r: r["weights"].update(sha256="C" * 64), "$.weights"),
-        (lambda r: r["history"].append({"bbox/AP": 1.0}), "'iteration' is a required property"),
+        (lambda r: r["history"].append({"bbox/AP": 1.0}), '"iteration" is a required property'),
         (lambda r: r["history"].append({"iteration": 1, "bbox/AP": [1]}), "$.history[0]"),
         (lambda r: r.update(version_2(r)), "$.errors.voc_2007_test"),
         (lambda r: r.update({**version_2(r), "origin": None}), "$.origin"),

@@ -1,7 +1,7 @@
 """DATASETS.TRAIN to an endless stream of batches; for lists of files, the stream itself."""
 
+import array
 import hashlib
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +9,6 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from moco_d2.errors import UserError
-from moco_d2.files import sha256_of_json
 from moco_d2.pretrain.augmentation import build_augmentation, build_crop, find_recipe
 from moco_d2.pretrain.device_augmentation import DeviceAugmentation
 from moco_d2.pretrain.images import UnreadableImageError, read_image
@@ -53,7 +52,11 @@ def build_training_data(cfg: Any, *, rank: int = 0, world_size: int = 1) -> Trai
         if cfg.MOCO.DATA.SHARE != 1:
             raise UserError("MOCO.DATA.SHARE is not for shards: name fewer of them, or set it to 1")
         pattern = names[0].removeprefix(SHARDS_PREFIX)
-        shards = list_shards(pattern, num_images=cfg.MOCO.DATA.SHARD_IMAGES)
+        shards = list_shards(
+            pattern,
+            num_images=cfg.MOCO.DATA.SHARD_IMAGES,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
         data = ShardedData(shards, shuffle=cfg.MOCO.DATA.SHARD_SHUFFLE, **stream)
     else:
         data = ListedData(take_share(list_source(names[0]), cfg.MOCO.DATA.SHARE), **stream)
@@ -117,11 +120,9 @@ class ListedData(TrainingData):
 
     def fingerprint(self) -> str:
         images = self.samples.images
-        names = hashlib.sha256()
-        for path in images.paths:
-            names.update(os.fsencode(path) + b"\n")
-        labels = sha256_of_json([images.classes, list(images.labels or ())])
-        return f"{len(images)} images, {names.hexdigest()[:12]}, {labels[:12]}"
+        labels = hashlib.sha256("\0".join(images.classes).encode(errors="surrogateescape"))
+        labels.update(array.array("i", images.labels or ()))
+        return f"{len(images)} images, {images.paths.digest()[:12]}, {labels.hexdigest()[:12]}"
 
     def loader(self, start_iteration: int) -> DataLoader:
         order = EndlessOrder(self, start_iteration)

@@ -58,9 +58,11 @@ class Pretrainer(TrainerBase):
         """
         super().__init__()
         rank, world_size = comm.get_rank(), comm.get_world_size()
+        if world_size > 1:
+            check_agreement(of_run(cfg))
         self.data = build_training_data(cfg, rank=rank, world_size=world_size)
         if world_size > 1:
-            check_agreement({**of_run(cfg), "the training data": self.data.fingerprint()})
+            check_agreement({"the training data": self.data.fingerprint()})
         cfg, self.scaling = scale_recipe(
             cfg, world_size=world_size, num_images=self.data.num_images
         )

@@ -10,9 +10,11 @@ depends on the number of workers and processes, besides the seed.
 Only neighbours are shuffled: write shards in a random order, not class by class.
 """
 
+import array
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,7 +23,6 @@ import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from moco_d2.errors import UserError
-from moco_d2.files import sha256_of_json
 from moco_d2.pretrain.images import UnreadableImageError, decode_image
 from moco_d2.pretrain.shards import EncodedImage, ShardList, read_shard
 from moco_d2.pretrain.stream import (
@@ -62,11 +63,12 @@ class ShardedData(TrainingData):
         self.shards = shards
         self.shuffled = shuffle > 0
         self.block = max(shuffle, self.share, MAX_ATTEMPTS)
-        self.first_index = [0, *itertools.accumulate(shards.counts)]
+        self.ends = np.cumsum(shards.counts)
 
     def fingerprint(self) -> str:
-        names = sha256_of_json([self.shards.urls, list(map(int, self.shards.counts))])
-        return f"{self.num_images} images, {names[:12]}"
+        numbers = hashlib.sha256(array.array("q", [*self.shards.counts, *self.shards.sizes]))
+        names = self.shards.urls.digest()
+        return f"{self.num_images} images, {names[:12]}, {numbers.hexdigest()[:12]}"
 
     def loader(self, start_iteration: int) -> DataLoader:
         return build_loader(
@@ -124,7 +126,7 @@ class ShardedData(TrainingData):
             url = self.shards.urls[shard]
             why, given = "", 0
             try:
-                with contextlib.closing(read_shard(url, self.first_index[shard])) as images:
+                with contextlib.closing(read_shard(url, self._first_index(shard))) as images:
                     for image in itertools.islice(images, start, count):
                         yield image
                         given += 1
@@ -137,6 +139,9 @@ class ShardedData(TrainingData):
             yield from itertools.repeat(_Missing(why), count - start - given)
             start = 0
 
+    def _first_index(self, shard: int) -> int:
+        return int(self.ends[shard]) - self.shards.counts[shard]
+
     def _instead(self, order: np.ndarray, start: int, size: int) -> list[EncodedImage]:
         """Up to `size` images from the next shard that has any, for a block that has none."""
         first = int(
@@ -145,7 +150,7 @@ class ShardedData(TrainingData):
         for shard in np.roll(order, -first):
             images: list[EncodedImage] = []
             with contextlib.suppress(Exception):
-                for image in read_shard(self.shards.urls[shard], self.first_index[shard]):
+                for image in read_shard(self.shards.urls[shard], self._first_index(shard)):
                     images.append(image)
                     if len(images) == min(size, self.shards.counts[shard]):
                         break

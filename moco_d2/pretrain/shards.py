@@ -1,6 +1,7 @@
 """WebDataset tar shards: which there are, how many images they hold, and reading one."""
 
 import array
+import contextlib
 import dataclasses
 import itertools
 import logging
@@ -8,10 +9,14 @@ import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from detectron2.utils import comm
 
 from moco_d2.errors import UserError
 from moco_d2.pretrain.images import IMAGE_SUFFIXES
+from moco_d2.pretrain.sources import PathTable
+from moco_d2.pretrain.stream import build_loader
 
 logger = logging.getLogger(__name__)
 
@@ -30,15 +35,17 @@ class ShardList:
     Attributes:
         urls: paths, ``pipe:COMMAND`` or what else webdataset opens.
         counts: images of each.
+        sizes: of each in bytes; 0 where it is no local file.
         num_classes: 0 without labels.
     """
 
-    urls: list[str]
+    urls: PathTable
     counts: Sequence[int]
+    sizes: Sequence[int]
     num_classes: int = 0
 
 
-def list_shards(pattern: str, *, num_images: int = 0) -> ShardList:
+def list_shards(pattern: str, *, num_images: int = 0, num_workers: int = 0) -> ShardList:
     """The shards that a pattern with braces names, ``data/train-{0000..1281}.tar``.
 
     ``pipe:COMMAND`` reads what a shell command writes: it runs with the rights of this process, so
@@ -48,8 +55,9 @@ def list_shards(pattern: str, *, num_images: int = 0) -> ShardList:
     Args:
         num_images: in the whole set, of which every shard is taken to hold an equal part. The part
             of a shard that is smaller is filled up with images beside it, and what a larger one
-            holds beyond is not used. 0: count them in the files, which must be local; every process
-            does so at its start, a minute for a million images.
+            holds beyond is not used. 0: count them in the files, which must be local. The processes
+            of the run share that work: all must call.
+        num_workers: processes of this one that count.
 
     Raises:
         UserError: the pattern is damaged, a file is missing, no shard has an image, or there are
@@ -61,32 +69,68 @@ def list_shards(pattern: str, *, num_images: int = 0) -> ShardList:
         urls = expand_urls(pattern)
     except (ValueError, AssertionError) as error:
         raise UserError(f"shard pattern {pattern!r} cannot be expanded: {error}") from error
-    local = [url for url in urls if not re.match(r"\w+:", url)]
-    for path in local:
-        if not Path(path).is_file():
-            raise UserError(f"shard {path} does not exist; DATASETS.TRAIN asks for {pattern}")
+    sizes = array.array("q", (_size(url, pattern) if _is_local(url) else 0 for url in urls))
     if num_images:
         part, rest = divmod(num_images, len(urls))
-        return ShardList(urls, array.array("q", [part + (i < rest) for i in range(len(urls))]))
-    if len(local) < len(urls):
+        counts = array.array("q", (part + (i < rest) for i in range(len(urls))))
+        return ShardList(PathTable(urls), counts, sizes)
+    if not all(map(_is_local, urls)):
         raise UserError(
             "shards that are not local files cannot be counted before they are read: set "
             "MOCO.DATA.SHARD_IMAGES to the number of images in them all"
         )
     logger.info("counting the images of %d shards; MOCO.DATA.SHARD_IMAGES would save it", len(urls))
-    counted = [count_images(path) for path in urls]
-    counts = array.array("q", (count for count, _ in counted))
+    counted = _count_together(urls, num_workers)
+    for problem in filter(None, (shard.problem for shard in counted)):
+        logger.warning(problem)
+    counts = array.array("q", (shard.images for shard in counted))
     if not sum(counts):
         raise UserError(f"no images in {pattern}: none of its {len(urls)} shards holds any")
-    labelled = all(classes for count, classes in counted if count)
-    return ShardList(urls, counts, max(classes for _, classes in counted) if labelled else 0)
+    labelled = all(shard.num_classes for shard in counted if shard.images)
+    num_classes = max(shard.num_classes for shard in counted) if labelled else 0
+    return ShardList(PathTable(urls), counts, sizes, num_classes)
 
 
-def count_images(path: str) -> tuple[int, int]:
-    """Images in a local shard, and the number of classes (0 unless each image has its label).
+def _is_local(url: str) -> bool:
+    return not re.match(r"\w+:", url)
 
-    Reads the members' headers and labels only. Warns of a shard that is empty or damaged; damage
-    takes the image before it along, whose members might not be all there.
+
+def _size(path: str, pattern: str) -> int:
+    if not Path(path).is_file():
+        raise UserError(f"shard {path} does not exist; DATASETS.TRAIN asks for {pattern}")
+    return Path(path).stat().st_size
+
+
+class ShardCount(NamedTuple):
+    """What a local shard holds.
+
+    Attributes:
+        images: that are whole.
+        num_classes: 0 unless each of them has its label.
+        problem: a sentence on what is wrong with it, or nothing.
+    """
+
+    images: int
+    num_classes: int
+    problem: str = ""
+
+
+def _count_together(urls: list[str], num_workers: int) -> list[ShardCount]:
+    """`count_images` of all, each process of the run and each worker of it a part."""
+    rank, world_size = comm.get_rank(), comm.get_world_size()
+    mine = build_loader(
+        urls[rank::world_size], batch_size=None, collate_fn=count_images, num_workers=num_workers
+    )
+    counted: list[Any] = [None] * len(urls)
+    for first, part in enumerate(comm.all_gather(list(mine))):
+        counted[first::world_size] = part
+    return counted
+
+
+def count_images(path: str) -> ShardCount:
+    """Count a local shard's images and classes by the members' headers and the labels.
+
+    Damage takes the image before it along, whose members might not be all there.
     """
     images = labelled = num_classes = 0
     try:
@@ -97,21 +141,39 @@ def count_images(path: str) -> tuple[int, int]:
                     labelled += 1
                     num_classes = max(num_classes, int(sample[_LABEL]) + 1)
     except (tarfile.TarError, ValueError, EOFError, OSError) as error:
-        logger.warning("shard %s is damaged after %d images (%s): using those", path, images, error)
+        problem = f"shard {path} is damaged after {images} images ({error}): using those"
     else:
-        if not images:
-            logger.warning("shard %s holds no image", path)
-    return images, num_classes if labelled == images else 0
+        problem = "" if images else f"shard {path} holds no image"
+    return ShardCount(images, num_classes if labelled == images else 0, problem)
 
 
 def _headers(shard: tarfile.TarFile, path: str) -> Iterator[dict[str, Any]]:
     """Members as webdataset's tar_file_expander gives them, the images without their content."""
     # Coming to the next header shows that the member before it is complete.
-    for member, _ in itertools.zip_longest(shard, itertools.islice(shard, 1, None)):
+    for member, _ in itertools.pairwise(itertools.chain(_walk(shard), [None])):
         if member.isreg() and _is_wanted(member.name):
             is_label = member.name.endswith(f".{_LABEL}")
             content = shard.extractfile(member).read() if is_label else b""
             yield {"fname": member.name, "data": content, "__url__": path}
+
+
+def _contents(path: str) -> Iterator[dict[str, Any]]:
+    """Members of a local shard as webdataset's tar_file_expander gives them.
+
+    That one takes every shard for a stream, and copies it in blocks of 10 kB.
+    """
+    with tarfile.open(path) as shard:
+        for member in _walk(shard):
+            if member.isreg() and _is_wanted(member.name):
+                content = shard.extractfile(member).read()
+                yield {"fname": member.name, "data": content, "__url__": path}
+
+
+def _walk(shard: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Members one by one; an iteration over the shard itself keeps all it has met."""
+    while (member := shard.next()) is not None:
+        shard.members.clear()
+        yield member
 
 
 def _group(members: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -158,13 +220,8 @@ def read_shard(url: str, first_index: int = 0) -> Iterator[EncodedImage]:
     Raises:
         Exception: whatever a missing or damaged shard, or a failing command, leads to.
     """
-    from webdataset.gopen import gopen, set_options
-    from webdataset.tariterators import tar_file_expander
-
-    stream = gopen(url)
-    set_options(stream, ignore_status=[0, *_BROKEN_PIPE])
-    try:
-        members = tar_file_expander([{"url": url, "stream": stream}], select_files=_is_wanted)
+    members = _contents(url) if _is_local(url) else _streamed(url)
+    with contextlib.closing(members):
         for index, sample in enumerate(_group(members), start=first_index):
             member = _image_member(sample)
             yield EncodedImage(
@@ -173,5 +230,13 @@ def read_shard(url: str, first_index: int = 0) -> Iterator[EncodedImage]:
                 index=index,
                 label=int(sample[_LABEL]) if _LABEL in sample else None,
             )
-    finally:
-        stream.close()
+
+
+def _streamed(url: str) -> Iterator[dict[str, Any]]:
+    """Members of a shard that is not a local file."""
+    from webdataset.gopen import gopen, set_options
+    from webdataset.tariterators import tar_file_expander
+
+    with contextlib.closing(gopen(url)) as stream:
+        set_options(stream, ignore_status=[0, *_BROKEN_PIPE])
+        yield from tar_file_expander([{"url": url, "stream": stream}], select_files=_is_wanted)

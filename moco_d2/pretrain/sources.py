@@ -2,6 +2,7 @@
 
 import array
 import dataclasses
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -32,6 +33,12 @@ class PathTable(Sequence[str]):
             self._characters += os.fsencode(path)
             self._ends.append(len(self._characters))
 
+    def digest(self) -> str:
+        """SHA-256 of all names."""
+        content = hashlib.sha256(self._characters)
+        content.update(self._ends)
+        return content.hexdigest()
+
     def __len__(self) -> int:
         return len(self._ends)
 
@@ -54,7 +61,7 @@ class ImageList:
         classes: names of the classes; empty without labels.
     """
 
-    paths: Sequence[str]
+    paths: PathTable
     labels: Sequence[int] | None
     classes: list[str]
 
@@ -76,7 +83,7 @@ def take_share(images: ImageList, share: float) -> ImageList:
     if share == 1:
         return images
     shuffled = np.random.default_rng(0).permutation(len(images))
-    taken = np.sort(shuffled[: max(1, round(share * len(images)))]).tolist()
+    taken = np.sort(shuffled[: max(1, round(share * len(images)))])
     labels = None if images.labels is None else array.array("i", (images.labels[i] for i in taken))
     return ImageList(PathTable(images.paths[i] for i in taken), labels, images.classes)
 

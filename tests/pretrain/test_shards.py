@@ -5,7 +5,7 @@ import pytest
 from toy_shards import make_shards, png, write_shard
 
 from moco_d2.errors import UserError
-from moco_d2.pretrain.shards import list_shards, read_shard
+from moco_d2.pretrain.shards import count_images, list_shards, read_shard
 
 
 def test_images_are_read_from_front_to_back(tmp_path):
@@ -38,9 +38,30 @@ def test_counts_and_classes_of_local_shards(tmp_path, compression):
                     (tmp_path / name).write_bytes(content)
                     packed.add(tmp_path / name, name)
     shards = list_shards(pattern)
-    assert shards.urls == [f"{tmp_path}/{i}.tar" for i in range(3)]
+    assert list(shards.urls) == [f"{tmp_path}/{i}.tar" for i in range(3)]
     assert (list(shards.counts), shards.num_classes) == ([5, 1, 7], 3)
     assert [len(list(read_shard(url))) for url in shards.urls] == [5, 1, 7]
+
+
+def test_workers_and_processes_share_the_counting(tmp_path, monkeypatch, caplog):
+    counts = [5, 1, 0, 7, 2]
+    pattern = make_shards(tmp_path, counts, labels=True)
+    assert list(list_shards(pattern, num_workers=2).counts) == counts
+
+    read = []
+    monkeypatch.setattr("moco_d2.pretrain.shards.comm.get_world_size", lambda: 2)
+    monkeypatch.setattr("moco_d2.pretrain.shards.comm.get_rank", lambda: 1)
+
+    def gather(mine):
+        read.extend(mine)
+        return [[count_images(f"{tmp_path}/{i}.tar") for i in (0, 2, 4)], mine]
+
+    monkeypatch.setattr("moco_d2.pretrain.shards.comm.all_gather", gather)
+    with caplog.at_level(logging.WARNING):
+        shards = list_shards(pattern)
+    assert [shard.images for shard in read] == [1, 7]
+    assert (list(shards.counts), shards.num_classes) == (counts, 3)
+    assert "2.tar holds no image" in caplog.text  # of the other process' part
 
 
 def test_one_image_without_a_label_and_there_are_no_classes(tmp_path):
@@ -51,7 +72,7 @@ def test_one_image_without_a_label_and_there_are_no_classes(tmp_path):
 
 def test_a_stated_number_of_images_is_dealt_out_evenly():
     shards = list_shards("pipe:cat {0..2}.tar", num_images=8)
-    assert shards.urls == [f"pipe:cat {i}.tar" for i in range(3)]
+    assert list(shards.urls) == [f"pipe:cat {i}.tar" for i in range(3)]
     assert list(shards.counts) == [3, 3, 2]
 
 

@@ -10,6 +10,7 @@ included; on a GPU what torch has allocated.
 
 import json
 import resource
+import statistics
 import subprocess
 import sys
 
@@ -24,9 +25,12 @@ def measure(kind: str, batch: int, precision: str, *, device: str, size: int, ar
     import torch.nn.functional as F
     import torchvision
 
+    from moco_d2.host_memory import keep_freed_memory
     from moco_d2.pretrain.dictionary import Queue
     from moco_d2.pretrain.moco import MoCo
 
+    if device == "cpu":
+        keep_freed_memory()  # as tools/pretrain.py does; it raises the peak
     baseline = _resident_peak()
     network = torchvision.models.get_model(arch, num_classes=DIM)
     if kind == "moco":
@@ -79,9 +83,9 @@ def in_a_process(*what: object, **on: object) -> float:
 
 def main() -> None:
     """Measure and print."""
-    options = parser(__doc__, repeats=1)
+    options = parser(__doc__, repeats=3)
     options.add_argument("--device", default="cpu")
-    options.add_argument("--batches", type=int, nargs="+", default=[8, 16, 32])
+    options.add_argument("--batches", type=int, nargs="+", default=[8, 16, 32, 64])
     options.add_argument("--one", help="of one process; for the program itself")
     args = options.parse_args()
     if args.one:
@@ -90,13 +94,14 @@ def main() -> None:
         return
     size, arch = (32, "resnet18") if args.small else (224, "resnet50")
     on = {"device": args.device, "size": size, "arch": arch}
+    largest = max(args.batches)
     peaks = {
-        (kind, batch, precision): in_a_process(kind, batch, precision, **on)
-        for kind in ("moco", "plain")
-        for batch in args.batches
+        (kind, batch, precision): statistics.median(
+            in_a_process(kind, batch, precision, **on) for _ in range(args.repeats)
+        )
+        for kind, batch in [*(("moco", batch) for batch in args.batches), ("plain", largest)]
         for precision in ("fp32", "bf16")
     }
-    largest = max(args.batches)
     finish(
         args,
         title=f"Memory of a step: {arch}, {size} pixels, queue of {QUEUE}",
@@ -117,7 +122,10 @@ def main() -> None:
                 ],
             }
         ],
-        notes=["bf16 is autocast: parameters, momentum and the queue stay fp32."],
+        notes=[
+            f"Medians of {args.repeats} processes. bf16 is autocast: parameters, momentum and the "
+            "queue stay fp32."
+        ],
         device=args.device,
     )
 

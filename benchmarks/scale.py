@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Time and memory as the work grows: queue, list of images, shards (run records: records.py).
+"""Time and memory as the work grows: queue, list of images, class folders, shards (run records:
+records.py), and what follows for a billion images.
 
 For each a table and the exponent of a power law through it (1: linear).
 
@@ -10,12 +11,12 @@ import io
 import resource
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import moco_d2  # noqa: F401  isort: skip  before Detectron2
 
@@ -24,14 +25,16 @@ import torch
 import torch.nn.functional as F
 from harness import check, finish, parser, take_turns
 from PIL import Image
+from webdataset import TarWriter
 
 from moco_d2.pretrain.augmentation import build_crop
 from moco_d2.pretrain.data import ListedData
 from moco_d2.pretrain.dictionary import Queue
+from moco_d2.pretrain.images import read_image
 from moco_d2.pretrain.sharded_data import ShardedData
-from moco_d2.pretrain.shards import list_shards
+from moco_d2.pretrain.shards import count_images, list_shards
 from moco_d2.pretrain.sources import list_source
-from moco_d2.pretrain.stream import ViewMaker
+from moco_d2.pretrain.stream import TrainingData, ViewMaker
 
 DIM, BATCH = 128, 64
 _PATH = "train/n01440764/n01440764_{:08d}.JPEG"  # as long as ImageNet's
@@ -60,73 +63,105 @@ def queue_step(size: int, repeats: int) -> float:
     return float(np.median(take_turns({"step": step}, repeats)["step"]))
 
 
-def stream() -> dict[str, Any]:
+def first_batch(build: Callable[..., TrainingData]) -> tuple[float, float, float]:
+    """Seconds until the first batch is there, MB that the process has grown by, and seconds of the
+    fingerprint that the processes of a run compare.
+    """
     views = ViewMaker(build_crop(size=32), names=("query", "key"), seed=0)
-    return {"make_views": views, "total_batch": 1}
-
-
-def first_batch(build: Callable[[], Any]) -> tuple[float, float]:
-    """Seconds until the first batch is there, and MB that the process has grown by."""
     before = _peak_mb()
     start = time.perf_counter()
-    batches = build().batches()
+    data = build(make_views=views, total_batch=1)
+    batches = data.batches()
     next(batches)
-    seconds = time.perf_counter() - start
+    seconds, grown = time.perf_counter() - start, _peak_mb() - before
     batches.close()
-    return seconds, _peak_mb() - before
+    start = time.perf_counter()
+    data.fingerprint()
+    return seconds, grown, time.perf_counter() - start
 
 
 def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def listed(count: int, folder: Path) -> tuple[float, float]:
+def listed(count: int, folder: Path) -> tuple[float, ...]:
     """First batch from a list file of so many lines; any image that is asked for is there."""
     file = folder / "list.txt"
+    with file.open("w") as lines:
+        lines.writelines(_PATH.format(number) + "\n" for number in range(count))
     # One real image stands for all: the list does not look for its files.
     one = folder / "one.jpg"
     Image.new("RGB", (64, 64)).save(one)
-    with file.open("w") as lines:
-        lines.writelines(_PATH.format(number) + "\n" for number in range(count))
-    from moco_d2.pretrain import data
-
-    read = data.read_image
-    data.read_image = lambda path: read(one)
-    try:
-        return first_batch(lambda: ListedData(list_source(f"list:{file}"), **stream()))
-    finally:
-        data.read_image = read
-        file.unlink()
+    with mock.patch("moco_d2.pretrain.data.read_image", lambda path: read_image(one)):
+        return first_batch(lambda **on: ListedData(list_source(f"list:{file}"), **on))
 
 
-def sharded(count: int, folder: Path) -> tuple[float, float]:
-    """First batch from so many shards of two images."""
+def in_folders(count: int, folder: Path) -> tuple[float, ...]:
+    """First batch from class folders of a thousand images, names of one file each."""
+    one = folder / "one.jpg"
+    Image.new("RGB", (64, 64)).save(one)
+    for number in range(count):
+        file = folder / "train" / f"n{number // 1000:08d}" / f"{number:08d}.JPEG"
+        if number % 1000 == 0:
+            file.parent.mkdir(parents=True)
+        file.symlink_to(one)
+    return first_batch(lambda **on: ListedData(list_source(f"{folder}/train"), **on))
+
+
+def shard(images: int) -> bytes:
+    """A tar file as webdataset's TarWriter writes it, of labelled images."""
     image = io.BytesIO()
     Image.new("RGB", (64, 64)).save(image, "JPEG")
-    content = image.getvalue()
-    with io.BytesIO() as packed:
-        with tarfile.open(fileobj=packed, mode="w") as tar:
-            for number in range(2):
-                info = tarfile.TarInfo(f"{number}.jpg")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
-        shard = packed.getvalue()
+    packed = io.BytesIO()
+    with TarWriter(packed, encoder=False) as tar:
+        for number in range(images):
+            tar.write({"__key__": f"{number:04d}", "jpg": image.getvalue(), "cls": b"1"})
+    return packed.getvalue()
+
+
+def counted(count: int, folder: Path) -> tuple[float, ...]:
+    """First batch from so many shards of two images, which are counted."""
+    content = shard(2)
     for number in range(count):
-        (folder / f"{number:06d}.tar").write_bytes(shard)
-    pattern = f"{folder}/{{000000..{count - 1:06d}}}.tar"
-    return first_batch(lambda: ShardedData(list_shards(pattern), shuffle=2, **stream()))
+        (folder / f"{number:07d}.tar").write_bytes(content)
+    pattern = f"{folder}/{{0000000..{count - 1:07d}}}.tar"
+    return first_batch(lambda **on: ShardedData(list_shards(pattern), shuffle=2, **on))
 
 
-def in_a_process(kind: str, count: int) -> tuple[float, float]:
-    """`listed` or `sharded` in a fresh process: a peak of memory does not come down."""
+def stated(count: int, folder: Path) -> tuple[float, ...]:
+    """First batch from so many shards, the number of their images given (names of one file)."""
+    one = folder / "one.tar"
+    one.write_bytes(shard(2))
+    for number in range(count):
+        (folder / f"{number:07d}.tar").symlink_to(one)
+    pattern = f"{folder}/{{0000000..{count - 1:07d}}}.tar"
+    return first_batch(
+        lambda **on: ShardedData(list_shards(pattern, num_images=2 * count), shuffle=2, **on)
+    )
+
+
+def counting_rate(images: int, repeats: int) -> float:
+    """Images a second whose headers one core reads."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "0.tar"
+        path.write_bytes(shard(images))
+        turns = take_turns({"count": lambda: count_images(str(path))}, repeats)
+    return images / float(np.median(turns["count"]))
+
+
+SOURCES = {"listed": listed, "in_folders": in_folders, "counted": counted, "stated": stated}
+
+
+def in_a_process(kind: str, count: int) -> tuple[float, float, float]:
+    """One of SOURCES in a fresh process: a peak of memory does not come down."""
     done = subprocess.run(
         [sys.executable, __file__, "--one", kind, str(count)],
         check=True,
         capture_output=True,
         text=True,
     )
-    seconds, grown = done.stdout.split()[-2:]
-    return float(seconds), float(grown)
+    seconds, grown, fingerprint = map(float, done.stdout.split()[-3:])
+    return seconds, grown, fingerprint
 
 
 def main() -> None:
@@ -137,36 +172,59 @@ def main() -> None:
     if args.one:
         kind, count = args.one
         with tempfile.TemporaryDirectory() as folder:
-            print(*{"listed": listed, "sharded": sharded}[kind](int(count), Path(folder)))
+            print(*SOURCES[kind](int(count), Path(folder)))
         return
     queues = [2**power for power in (range(12, 15) if args.small else range(12, 21, 2))]
-    lists = [1_000, 10_000] if args.small else [10_000, 100_000, 1_000_000, 10_000_000]
-    shards = [1, 10] if args.small else [1, 10, 100, 1_000, 10_000]
+    sizes = {
+        "listed": [1_000, 10_000] if args.small else [10_000, 100_000, 1_000_000, 10_000_000],
+        "in_folders": [1_000, 2_000] if args.small else [10_000, 100_000, 1_000_000],
+        "counted": [1, 10] if args.small else [1, 10, 100, 1_000, 10_000],
+        "stated": [1, 10] if args.small else [1_000, 10_000, 100_000, 1_000_000],
+    }
     steps = [queue_step(size, args.repeats) for size in queues]
-    images = [in_a_process("listed", count) for count in lists]
-    tars = [in_a_process("sharded", count) for count in shards]
-    million = lists[-1] / 1e6
+    first = {kind: [in_a_process(kind, n) for n in counts] for kind, counts in sizes.items()}
+    rate = counting_rate(10 if args.small else 1000, args.repeats)
+
+    def slope(kind: str) -> float:
+        """Of the two largest: small ones are all start."""
+        return exponent(sizes[kind][-2:], [seconds for seconds, _, _ in first[kind][-2:]])
+
+    def per_million(kind: str, number: int) -> float:
+        """Of the largest: 0 seconds, 1 MB, 2 seconds of the fingerprint."""
+        return first[kind][-1][number] / sizes[kind][-1] * 1e6
+
+    titles = {
+        "listed": ("List file: until the first batch", "images"),
+        "in_folders": ("Class folders of a thousand images: until the first batch", "images"),
+        "counted": ("Shards of two images, counted: until the first batch", "shards"),
+        "stated": ("Shards, MOCO.DATA.SHARD_IMAGES given: until the first batch", "shards"),
+    }
+    hours = 1e9 / rate / 3600
     finish(
         args,
-        title="Scale: queue, list of images, shards",
+        title="Scale: queue, list of images, class folders, shards",
         checks=[
             check("queue: time ~ K to the power", exponent(queues, steps), unit=""),
+            check("list: time to the first batch ~ images to the power", slope("listed"), unit=""),
+            check("list: a million images", per_million("listed", 1), unit="MB"),
+            check("list: first batch of a million images", per_million("listed", 0), unit="s"),
             check(
-                "list: time to the first batch ~ images to the power",
-                exponent(lists[-2:], [seconds for seconds, _ in images[-2:]]),
+                "folders: time to the first batch ~ images to the power",
+                slope("in_folders"),
                 unit="",
             ),
-            check("list: memory of a million images", images[-1][1] / million, unit="MB"),
+            check("folders: a million images", per_million("in_folders", 1), unit="MB"),
             check(
-                "list: time to the first batch of a million images",
-                images[-1][0] / million,
-                unit="s",
+                "folders: first batch of a million images", per_million("in_folders", 0), unit="s"
             ),
             check(
-                "shards: time to the first batch ~ shards to the power",
-                exponent(shards[-2:], [seconds for seconds, _ in tars[-2:]]),
+                "counted shards: time to the first batch ~ shards to the power",
+                slope("counted"),
                 unit="",
             ),
+            check("counting: images a second and core", rate, unit="img/s"),
+            check("a million shards, not counted", per_million("stated", 1), unit="MB"),
+            check("first batch of a million shards", per_million("stated", 0), unit="s"),
         ],
         tables=[
             table(
@@ -177,25 +235,31 @@ def main() -> None:
                     for size, s in zip(queues, steps, strict=True)
                 ],
             ),
-            table(
-                "List of images: until the first batch",
-                ["images", "s", "MB"],
-                [[n, f"{s:.2f}", f"{m:.0f}"] for n, (s, m) in zip(lists, images, strict=True)],
-            ),
-            table(
-                "Shards of two images: until the first batch",
-                ["shards", "s", "MB"],
-                [[n, f"{s:.2f}", f"{m:.0f}"] for n, (s, m) in zip(shards, tars, strict=True)],
+            *(
+                table(
+                    title,
+                    [what, "s", "MB", "s of comparing processes"],
+                    [
+                        [n, f"{s:.2f}", f"{m:.0f}", f"{f:.3f}"]
+                        for n, (s, m, f) in zip(sizes[kind], first[kind], strict=True)
+                    ],
+                )
+                for kind, (title, what) in titles.items()
             ),
         ],
         notes=[
-            "At a billion images, by these figures: a list would take "
-            f"{images[-1][1] / million:.0f} GB of memory and "
-            f"{images[-1][0] / million * 1000 / 60:.0f} minutes before the first batch in every "
-            "process, and an epoch's order 8 GB more; use shards, of which a million with a "
-            "thousand images each would need "
-            f"{tars[-1][0] / shards[-1] * 1e6 / 60:.0f} minutes to be counted, once "
-            "(MOCO.DATA.SHARD_IMAGES says the number and saves that)."
+            "At a billion images, by these figures: a list takes "
+            f"{per_million('listed', 1):.0f} GB in every process and "
+            f"{per_million('listed', 0) * 1000 / 60:.0f} minutes before the first batch, and the "
+            "order of an epoch, 8 bytes an image, is in those already. That breaks: use shards. A "
+            f"million shards of a thousand images take {per_million('stated', 1):.0f} MB and "
+            f"{per_million('stated', 0):.0f} s where MOCO.DATA.SHARD_IMAGES says how many images "
+            f"there are; counted by one process, they would take {hours:.0f} hours before the "
+            "first step.",
+            "Changed because of it: the workers of all processes share the counting (64 of them: "
+            f"{60 * hours / 64:.0f} minutes), where each process used to count everything; the "
+            "names of shards lie in one block of memory, which forked workers share; and what the "
+            "processes compare is a hash of that block, not of every name and label in turn.",
         ],
     )
 

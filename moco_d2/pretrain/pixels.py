@@ -96,15 +96,15 @@ class HorizontalFlip(v2.RandomHorizontalFlip):
 
 
 class ToTensor(nn.Module):
-    """Bytes (H, W, 3) -> tensor of bytes (3, H, W)."""
+    """Bytes (H, W, 3) -> tensor of bytes (3, H, W), the same memory."""
 
     def forward(self, pixels: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+        return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 class ToNormalizedTensor(nn.Module):
-    """Bytes (H, W, 3) -> float tensor (3, H, W), (value / 255 - mean) / std; from a table of the
-    256 values.
+    """Bytes (H, W, 3) -> float tensor (3, H, W) whose channels lie side by side in memory,
+    (value / 255 - mean) / std; from a table of the 256 values.
     """
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
@@ -117,7 +117,7 @@ class ToNormalizedTensor(nn.Module):
         self.table = ((values - torch.tensor(mean)) / torch.tensor(std)).numpy()[None]
 
     def forward(self, pixels: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(cv2.LUT(pixels, self.table)).permute(2, 0, 1).contiguous()
+        return torch.from_numpy(cv2.LUT(pixels, self.table)).permute(2, 0, 1)
 
 
 def _table(levels: np.ndarray) -> np.ndarray:

@@ -5,10 +5,11 @@ import contextlib
 import dataclasses
 import itertools
 import logging
+import os
 import re
+import stat
 import tarfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from detectron2.utils import comm
@@ -96,9 +97,14 @@ def _is_local(url: str) -> bool:
 
 
 def _size(path: str, pattern: str) -> int:
-    if not Path(path).is_file():
+    """Bytes of a file, in the one call to the file system that a million shards can afford."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - for a million shards
+    except OSError:
+        found = None
+    if found is None or not stat.S_ISREG(found.st_mode):
         raise UserError(f"shard {path} does not exist; DATASETS.TRAIN asks for {pattern}")
-    return Path(path).stat().st_size
+    return found.st_size
 
 
 class ShardCount(NamedTuple):

@@ -103,7 +103,7 @@ def main() -> None:
     args = options.parse_args()
     logging.disable(logging.WARNING)
     sizes: dict[str, Any] = {"side": 192, "images": 2, "depth": 50}
-    steps, test_images = 3, 200
+    steps, test_images = 2, 50
     if args.small:
         sizes, steps, test_images = {"side": 64, "images": 2, "depth": 18}, 1, 10
     with tempfile.TemporaryDirectory() as name:

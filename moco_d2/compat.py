@@ -32,6 +32,8 @@ import types
 from pathlib import Path
 from typing import Any
 
+from moco_d2.registration import after_import
+
 
 class _MissingOperators(types.ModuleType):
     """Stands where ``detectron2._C`` would be; complains when an operator is used, not when it is
@@ -117,12 +119,16 @@ def _supply_compiled_operator_placeholder() -> None:
         detectron2._C = placeholder
 
 
-def _supply_pillow_and_numpy_names() -> None:
-    import numpy as np
+def _supply_pillow_names() -> None:
     from PIL import Image
 
     if not hasattr(Image, "LINEAR"):
         Image.LINEAR = Image.BILINEAR
+
+
+def _supply_numpy_names() -> None:
+    import numpy as np
+
     for alias in (bool, int, float, complex, object, str):
         if alias.__name__ not in np.__dict__:
             setattr(np, alias.__name__, alias)
@@ -180,7 +186,8 @@ def apply() -> None:
     """Supply what the installed Detectron2 lacks on the installed torch, NumPy and Pillow.
     Idempotent.
     """
-    _supply_pillow_and_numpy_names()
+    after_import("PIL.Image", _supply_pillow_names)
+    _supply_numpy_names()
     _supply_compiled_operator_placeholder()
     _supply_cityscapes_scripts()
 

@@ -156,7 +156,7 @@ def add_moco_config(cfg: Any) -> None:  # noqa: PLR0915 - a list of keys
     cfg.MOCO.DATA.MAX_UNREADABLE = 0.01
     # Images in a set of tar shards ("shards:data/{0000..0099}.tar", or "shards:pipe:COMMAND", which
     # runs a shell command), of which every shard is taken to hold an equal part. 0: count them in
-    # the files, which must be local.
+    # the files, which must be local; the workers of all processes do.
     cfg.MOCO.DATA.SHARD_IMAGES = 0
     # Images of a shard set that a worker holds, undecoded, and shuffles together. The shards' order
     # is shuffled too; 0 leaves the order inside them alone.

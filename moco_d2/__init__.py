@@ -25,7 +25,7 @@ __version__ = "0.1.0"
 def _prepare_detectron2() -> None:
     from moco_d2 import compat
 
-    compat.apply()
+    compat.apply(after_import)
 
 
 def _add_config() -> None:

@@ -29,10 +29,9 @@ import importlib.util
 import re
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from moco_d2.registration import after_import
 
 
 class _MissingOperators(types.ModuleType):
@@ -182,11 +181,18 @@ def _supply_cityscapes_scripts() -> None:
         sys.meta_path.insert(0, _MetasCityscapes())
 
 
-def apply() -> None:
+def apply(after_import: Callable[[str, Callable[[], None]], None] | None = None) -> None:
     """Supply what the installed Detectron2 lacks on the installed torch, NumPy and Pillow.
     Idempotent.
+
+    Args:
+        after_import: runs a function once a module is imported (registration.after_import), so that
+            Pillow is not imported for its patch. None: it is.
     """
-    after_import("PIL.Image", _supply_pillow_names)
+    if after_import is None:
+        _supply_pillow_names()
+    else:
+        after_import("PIL.Image", _supply_pillow_names)
     _supply_numpy_names()
     _supply_compiled_operator_placeholder()
     _supply_cityscapes_scripts()

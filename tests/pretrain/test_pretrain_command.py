@@ -29,6 +29,14 @@ def loggers():
         logger.setLevel(state[3])
 
 
+@pytest.fixture(autouse=True)
+def settings_of_malloc(monkeypatch):
+    """The calls that would change them for all that this process does later."""
+    calls = []
+    monkeypatch.setattr("moco_d2.pretrain.main.keep_freed_memory", lambda: calls.append("kept"))
+    return calls
+
+
 @pytest.fixture
 def command(words):
     """Function: overrides -> runs the tool's main function in this process."""
@@ -59,7 +67,7 @@ def refused(command, capsys, tmp_path):
 
 
 def test_a_run_leaves_config_log_metrics_and_checkpoint_and_resumes(
-    command, tmp_path, small_network
+    command, tmp_path, small_network, settings_of_malloc
 ):
     """To the end and then one epoch further."""
     out = tmp_path / "out"
@@ -69,6 +77,7 @@ def test_a_run_leaves_config_log_metrics_and_checkpoint_and_resumes(
         assert ended.value.code == 0
         content = torch.load(out / "checkpoint_final.pth.tar", weights_only=True)
         assert (content["epoch"], content["moco_d2"]["iteration"]) == (epochs, 3 * epochs)
+    assert settings_of_malloc == ["kept", "kept"]
     assert {"config.yaml", "log.txt", "metrics.json", "last_checkpoint"} <= {
         path.name for path in out.iterdir()
     }

@@ -111,6 +111,7 @@ def seconds(folder: Path) -> tuple[float, float]:
         capture_output=True,
         text=True,
         check=False,
+        env=harness.COMPILED,
     )
     elapsed, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode or done.stderr:

@@ -86,22 +86,26 @@ def _peak_mb() -> float:
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
 
 
+def one_image(folder: Path) -> Path:
+    """A JPEG."""
+    path = folder / "one.jpg"
+    Image.new("RGB", (64, 64)).save(path)
+    return path
+
+
 def listed(count: int, folder: Path) -> tuple[float, ...]:
     """First batch from a list file of so many lines; any image that is asked for is there."""
     file = folder / "list.txt"
     with file.open("w") as lines:
         lines.writelines(_PATH.format(number) + "\n" for number in range(count))
-    # One real image stands for all: the list does not look for its files.
-    one = folder / "one.jpg"
-    Image.new("RGB", (64, 64)).save(one)
+    one = one_image(folder)  # stands for all: the list does not look for its files
     with mock.patch("moco_d2.pretrain.data.read_image", lambda path: read_image(one)):
         return first_batch(lambda **on: ListedData(list_source(f"list:{file}"), **on))
 
 
 def in_folders(count: int, folder: Path) -> tuple[float, ...]:
     """First batch from class folders of a thousand images, names of one file each."""
-    one = folder / "one.jpg"
-    Image.new("RGB", (64, 64)).save(one)
+    one = one_image(folder)
     for number in range(count):
         file = folder / "train" / f"n{number // 1000:08d}" / f"{number:08d}.JPEG"
         if number % 1000 == 0:
@@ -112,12 +116,12 @@ def in_folders(count: int, folder: Path) -> tuple[float, ...]:
 
 def shard(images: int) -> bytes:
     """A tar file as webdataset's TarWriter writes it, of labelled images."""
-    image = io.BytesIO()
-    Image.new("RGB", (64, 64)).save(image, "JPEG")
+    with tempfile.TemporaryDirectory() as folder:
+        image = one_image(Path(folder)).read_bytes()
     packed = io.BytesIO()
     with TarWriter(packed, encoder=False) as tar:
         for number in range(images):
-            tar.write({"__key__": f"{number:04d}", "jpg": image.getvalue(), "cls": b"1"})
+            tar.write({"__key__": f"{number:04d}", "jpg": image, "cls": b"1"})
     return packed.getvalue()
 
 

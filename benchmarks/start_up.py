@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from harness import check, finish, parser, ratio, take_turns
+from harness import COMPILED, check, finish, parser, ratio, take_turns
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 def process(*words: str) -> Callable[[], None]:
     """Run python with these words."""
     return lambda: subprocess.run(
-        [sys.executable, *words], check=True, capture_output=True, cwd=ROOT
+        [sys.executable, *words], check=True, capture_output=True, cwd=ROOT, env=COMPILED
     )
 
 

@@ -26,7 +26,7 @@ def test_every_figure_of_the_page_is_a_measured_one(tmp_path, monkeypatch):
 
 def test_ratios_are_medians_within_turns():
     harness = importlib.import_module("harness")
-    # The machine is three times slower in the second turn: the ratio of medians would be 2.
+    # The machine is three times slower in the second turn: the ratio of medians would be 1.6.
     assert harness.ratio([2, 6, 4], [1, 3, 2.5]) == 2
     assert harness.ratio([1, 3, 9], [1, 1, 1]) == 3
     for value, met in ((1.4, True), (1.41, False)):

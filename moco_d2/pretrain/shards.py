@@ -124,11 +124,12 @@ class ShardCount(NamedTuple):
 def _count_together(urls: list[str], num_workers: int) -> list[ShardCount]:
     """`count_images` of all, each process of the run and each worker of it a part."""
     rank, world_size = comm.get_rank(), comm.get_world_size()
-    mine = build_loader(
-        urls[rank::world_size], batch_size=None, collate_fn=count_images, num_workers=num_workers
+    mine = urls[rank::world_size]
+    counts = build_loader(
+        mine, batch_size=None, collate_fn=count_images, num_workers=min(num_workers, len(mine))
     )
     counted: list[Any] = [None] * len(urls)
-    for first, part in enumerate(comm.all_gather(list(mine))):
+    for first, part in enumerate(comm.all_gather(list(counts))):
         counted[first::world_size] = part
     return counted
 

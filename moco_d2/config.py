@@ -6,6 +6,7 @@ CHECKPOINT_PERIOD, AMP.ENABLED}, MODEL.DEVICE, SEED, OUTPUT_DIR. Numbers without
 the defaults of the official code's main_moco.py.
 """
 
+import argparse
 import functools
 import itertools
 import json
@@ -16,16 +17,18 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from moco_d2.errors import UserError, closest
 from moco_d2.files import sha256_of_json
-from moco_d2.plain_yaml import check_config_file
+from moco_d2.plain_yaml import UNREADABLE, decode, expand_home, is_regular_file, read_config
+from moco_d2.shard_patterns import SHARDS_PREFIX, first_command
 
 _PACKAGE_ROOT = Path(__file__).resolve().parent
+_LONGEST_REASON = 400  # characters of another library's error
 
 #: What may differ between two runs of one task without making them unmatched.
 FREE_KEYS = ("MODEL.WEIGHTS", "SEED", "OUTPUT_DIR")
+#: Keys that name data, which is opened, or with ``pipe:`` what writes it, which is run.
+DATA_KEYS = ("DATASETS.TRAIN", "DATASETS.TEST", "MOCO.KNN.TRAIN", "MOCO.KNN.TEST")
 
 
 def add_moco_config(cfg: Any) -> None:  # noqa: PLR0915 - a list of keys
@@ -202,14 +205,14 @@ def find_config(name: str) -> Path:
     Raises:
         UserError: there is none; names the closest packaged configs.
     """
-    path = Path(name).expanduser()
-    if path.is_file():
+    path = expand_home(name)
+    if is_regular_file(path):
         return path
     root = config_root()
     packaged = {p.name: p for p in sorted(root.rglob("*.yaml"))}
     wanted = path.name if path.suffix == ".yaml" else f"{path.name}.yaml"
     composed = task_configs()
-    if path.parent == Path() or not path.parent.exists() or path.parent.resolve() == root:
+    if path.parent == Path() or not _is_folder(path.parent) or path.parent.resolve() == root:
         own = {known.lower(): known for known in packaged | composed}.get(wanted.lower())
         if own in packaged:
             return packaged[own]
@@ -219,6 +222,13 @@ def find_config(name: str) -> Path:
         f"no config file {name!r} here or among the packaged ones; "
         + (closest(wanted, packaged | composed) or f"see {root}")
     )
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # a name that no folder can have
+        return False
 
 
 def task_configs() -> dict[str, tuple[Path, Path]]:
@@ -240,14 +250,23 @@ def _compose(name: str, parts: tuple[Path, Path]) -> Path:
     return file
 
 
-def load_config(config_file: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Any:
+def load_config(
+    config_file: str | Path, overrides: list[str] | tuple[str, ...] = (), *, typed: bool = True
+) -> Any:
     """Detectron2's config, merged with a file and ``KEY VALUE`` overrides, not frozen.
 
-    The yaml is read safely: a tag that would build an object is refused.
+    A file is anybody's. It is read once, by plain_yaml.read_config, with limits; a tag that would
+    build an object is refused, and so is data that is not on this machine, ``shards:pipe:COMMAND``
+    above all: only a user's own words name that.
+
+    Args:
+        config_file: see find_config.
+        overrides: count over the file.
+        typed: the user has typed the overrides. False: they are of a file, too.
 
     Raises:
         UserError: unknown key (names the closest), wrong type, odd number of overrides, unreadable
-            yaml, or a DensePose config without the project.
+            yaml, data that a file may not name, or a DensePose config without the project.
     """
     from detectron2.config import get_cfg
 
@@ -257,39 +276,96 @@ def load_config(config_file: str | Path, overrides: list[str] | tuple[str, ...] 
     add_moco_config(cfg)
     path = find_config(str(config_file))
     try:
-        check_config_file(path)
-        if uses_densepose(cfg.load_yaml_with_base(str(path), allow_unsafe=False)):
+        content = read_config(path)
+        if uses_densepose(content):
             add_densepose_config(cfg)
-        cfg.merge_from_file(str(path), allow_unsafe=False)
-    except (KeyError, ValueError, AssertionError, OSError, yaml.YAMLError) as error:
+        known = flatten(cfg)
+        _merge_content(content, path, cfg)
+    except UNREADABLE as error:
         raise UserError(f"config {path}: {_explain(error, cfg)}") from error
-    except (TypeError, AttributeError) as error:
-        raise UserError(
-            f"config {path}: the file, or its _BASE_, is empty or no mapping of keys to values"
-        ) from error
     if len(overrides) % 2:
         raise UserError(
             f"overrides come in pairs, KEY VALUE KEY VALUE ...; got {len(overrides)} words, the "
             f"last is {overrides[-1]!r}"
         )
     try:
+        for word in overrides[1::2]:
+            decode(word)
         cfg.merge_from_list(list(overrides))
-    except (KeyError, ValueError, AssertionError) as error:
+    except UNREADABLE as error:
         unknown = next((k for k in overrides[::2] if not has_key(cfg, k)), None)
         if unknown is not None:
             raise UserError(_unknown_key(unknown, cfg)) from error
         raise UserError(f"override on the command line: {_explain(error, cfg)}") from error
-    if "DATASETS.TRAIN" not in overrides[::2]:
-        _refuse_commands(path, cfg)
+    settings = flatten(cfg)
+    for key, value in settings.items():
+        if value is None and known.get(key) is not None:
+            raise UserError(f"config {path}: {key} has no value; give one, or leave it out")
+    own = overrides[::2] if typed else ()
+    for key in DATA_KEYS:
+        check_data(key, settings[key], f"config {path}", anywhere=key in own)
     return cfg
 
 
-def _refuse_commands(path: Path, cfg: Any) -> None:
-    for name in cfg.DATASETS.TRAIN:
-        if name.startswith("shards:") and "pipe:" in name:
+def load_config_of(args: argparse.Namespace, overrides: Sequence[str] = ()) -> Any:
+    """`load_config` of the words of launch.argument_parser.
+
+    Args:
+        args: the parsed words; those of a suite say so with ``--overrides-from-file``.
+        overrides: come before those in `args`.
+    """
+    typed = not getattr(args, "overrides_from_file", False)
+    return load_config(args.config_file, [*overrides, *args.opts], typed=typed)
+
+
+def _merge_content(content: dict[str, Any], path: Path, cfg: Any) -> None:
+    """Detectron2's merge_from_file, with what was read and checked in place of reading it again.
+
+    Raises:
+        KeyError, ValueError, AssertionError and others: as Detectron2 does.
+    """
+    version = content.get("VERSION", cfg.VERSION)
+    if type(version) is not int or not 1 <= version <= cfg.VERSION:
+        raise ValueError(f"VERSION must be a number from 1 to {cfg.VERSION}, got {version!r:.40}")
+    vars(cfg)["load_yaml_with_base"] = lambda *_, **__: content
+    try:
+        cfg.merge_from_file(str(path.absolute()), allow_unsafe=False)
+    finally:
+        del vars(cfg)["load_yaml_with_base"]
+
+
+def check_data(key: str, value: Any, where: str, *, anywhere: bool = False) -> None:
+    """Refuse names of data that are no text, and unless `anywhere`, data that is not on this
+    machine: shards that a command writes or an address leads to, and any other address.
+
+    What braces, variables and ``::`` in a pattern of shards stand for is what counts, by the
+    reader's own rule of what it opens as a file.
+
+    Args:
+        key: one of DATA_KEYS.
+        value: what it says, decoded.
+        where: the file, for the error.
+
+    Raises:
+        UserError: see above.
+    """
+    for name in value if isinstance(value, list | tuple) else [value]:
+        if not isinstance(name, str):
+            raise UserError(f"{where}: {key} must name data as text, got {name!r:.80}")
+        if anywhere:
+            continue
+        found = name if "://" in name else None
+        if name.startswith(SHARDS_PREFIX):
+            try:
+                found = first_command(name.removeprefix(SHARDS_PREFIX))
+            except ValueError as error:
+                raise UserError(
+                    f"{where}: {key} {name!r:.200} cannot be expanded: {error}"
+                ) from error
+        if found:
             raise UserError(
-                f"config {path}: DATASETS.TRAIN would run a shell command ({name}), which is taken "
-                "from no file: read it, and give DATASETS.TRAIN on the command line"
+                f"{where}: {key} would run or fetch {found!r:.200}, which is taken from no file: "
+                f"read it, and give {key} on the command line"
             )
 
 
@@ -350,7 +426,7 @@ def matched_sha256(resolved: Mapping[str, Any]) -> str:
 
 
 def _unknown_key(key: str, cfg: Any) -> str:
-    return f"unknown config key {key}; " + (
+    return f"unknown config key {' '.join(str(key).split()):.200}; " + (
         closest(key, flatten(cfg)) or "see moco_d2/config.py and Detectron2's defaults"
     )
 
@@ -358,10 +434,11 @@ def _unknown_key(key: str, cfg: Any) -> str:
 def _explain(error: Exception, cfg: Any) -> str:
     """yacs' and yaml's own errors, shortened to a sentence."""
     if isinstance(error, OSError):
-        return f"cannot read {error.filename}: {error.strerror}"
+        return f"cannot read {error.filename!s:.200}: {error.strerror}"
     # A KeyError puts its message in quotes.
     text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
     prefix = "Non-existent config key: "
     if text.startswith(prefix):
         return _unknown_key(text.removeprefix(prefix), cfg)
-    return " ".join(text.split())
+    text = " ".join(text.split()) or type(error).__name__
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."

@@ -61,6 +61,8 @@ def argument_parser(description: str, example: str) -> argparse.ArgumentParser:
         type=lambda words: words.split(","),
         help="send the job to SLURM: partition=...,nodes=2,gpus-per-node=8,time=24:00:00",
     )
+    # For what a suite runs: what KEY VALUE says is of a file, and may name less than a user may.
+    parser.add_argument("--overrides-from-file", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, in pairs"
     )

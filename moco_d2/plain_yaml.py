@@ -1,80 +1,290 @@
-"""YAML of strangers: plain values only, and no more of them than the file has room for.
+"""YAML of strangers: plain values only, no more of them than a config has room for, read once.
 
 A safe loader builds no objects, but a few hundred bytes of aliases can still stand for billions of
-values, and brackets without end for a stack without one.
+values, brackets without end for a stack without one, and a name under ``_BASE_`` for a pipe, a
+device or a file that names the next one twice. What is checked here is what is used: `read_config`
+returns the values, and nothing opens the files again.
 """
 
+import ast
+import os
+import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-# Detectron2's whole config, written out, has under 1000 values, 5 deep.
+# Detectron2's whole config, written out, has 10 kB and under 1000 values, 5 deep; a packaged one
+# has 6 files, 4 of them behind each other.
+_MOST_BYTES = 1 << 20  # of a file, and of a config with all its bases
 _MOST_VALUES = 100_000
 _DEEPEST = 50
+_LONGEST = 10_000  # characters of a value; Linux has paths of up to 4096
+_MOST_FILES = 100
+_DEEPEST_BASE = 20
+_MOST_BITS = 63  # of a whole number, as in torch and numpy
+
+_BASE = "_BASE_"
+#: What reading a YAML file here, or a value of one in Detectron2, may raise.
+UNREADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError, OverflowError),
+    *(RecursionError, MemoryError, yaml.YAMLError),
+)
+
+
+def is_regular_file(path: str | Path) -> bool:
+    """Whether there is such a file, and no folder, pipe or device. False for a name that none can
+    have.
+    """
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def expand_home(name: str | Path) -> Path:
+    """`name` with ``~`` replaced, where there is such a user."""
+    return Path(os.path.expanduser(name))  # noqa: PTH111 - pathlib's raises where there is none
+
+
+def read_text(path: str | Path, most_bytes: int = _MOST_BYTES) -> str:
+    """The text of a regular file. Nothing else is opened: a pipe would wait, a device never end.
+
+    Raises:
+        ValueError: it is a pipe, a device or a folder, too large, or not UTF-8.
+        OSError: it cannot be read.
+    """
+    if not stat.S_ISREG(Path(path).stat().st_mode):
+        raise ValueError(f"{path} is no regular file")
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(handle, "rb") as file:  # noqa: PTH123 - of the file that is checked next
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise ValueError(f"{path} is no regular file")
+        content = file.read(most_bytes + 1) or b""
+    if len(content) > most_bytes:
+        raise ValueError(f"{path} has more than {most_bytes} bytes")
+    return content.decode("utf-8")
 
 
 def load_yaml(path: str | Path) -> Any:
     """The content of a YAML file, of plain types.
 
     Raises:
-        ValueError: it unfolds to too many values, nests too deep, or is not text.
+        ValueError: it unfolds to too many values, nests too deep, names a key twice, has a value
+            that is too long, or is no text of a regular file.
+        OverflowError: it has a number or a date that Python has no room for.
         yaml.YAMLError: it is no YAML, or a tag in it would build an object.
         OSError: it cannot be read.
     """
-    text = Path(path).read_text(encoding="utf-8")
+    return _parse(read_text(path))
+
+
+def _parse(text: str) -> Any:
     check_size(text)
     return yaml.load(text, Loader=_LOADER)  # noqa: S506 - a safe one
 
 
-def check_size(text: str) -> None:
-    """Refuse what would not fit into memory or the stack, without building it.
+class _Node:
+    """A mapping or a sequence whose end has not been met."""
+
+    def __init__(self, event: Any):
+        self.anchor = event.anchor
+        self.values = 1
+        self.keys: set[str] | None = set() if isinstance(event, yaml.MappingStartEvent) else None
+        self.at_key = self.keys is not None
+
+    def add(self, values: int, scalar: str | None, line: int) -> None:
+        """Count a node inside; `scalar` is its text, if it is one.
+
+        Raises:
+            ValueError: it is a key that is there already.
+        """
+        self.values += values
+        if self.keys is None:
+            return
+        if self.at_key and scalar is not None:
+            if scalar in self.keys:
+                raise ValueError(f"line {line} names the key {scalar!r:.100} again; keep one")
+            self.keys.add(scalar)
+        self.at_key = not self.at_key
+
+
+def check_size(text: str) -> int:
+    """Refuse what would not fit into memory or the stack, and keys of which one would be lost,
+    without building anything.
+
+    Returns:
+        the number of values, aliases unfolded.
 
     Raises:
-        ValueError: it unfolds to too many values, or nests too deep.
+        ValueError: it unfolds to too many values, nests too deep, names a key twice, or has a value
+            that is too long.
         yaml.YAMLError: it is no YAML.
     """
-    sizes: dict[str, int] = {}  # of what an anchor stands for, its aliases unfolded
-    open_nodes: list[tuple[str | None, int]] = []  # anchor, and values so far
+    # What an anchor stands for: the number of values, its aliases unfolded, and its text.
+    anchors: dict[str, tuple[int, str | None]] = {}
+    open_nodes: list[_Node] = []
+    total = 0
     for event in yaml.parse(text, Loader=_LOADER):
         if isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
-            open_nodes.append((event.anchor, 1))
+            open_nodes.append(_Node(event))
             if event.anchor is not None:  # inside itself, it stands for no end of values
-                sizes[event.anchor] = _MOST_VALUES
+                anchors[event.anchor] = _MOST_VALUES, None
             if len(open_nodes) > _DEEPEST:
                 raise ValueError(f"it nests deeper than {_DEEPEST} levels")
             continue
+        line = event.start_mark.line + 1
         if isinstance(event, yaml.ScalarEvent):
-            anchor, size = event.anchor, 1
+            anchor, found = event.anchor, (1, _short(event.value, line))
         elif isinstance(event, yaml.AliasEvent):
-            anchor, size = None, sizes.get(event.anchor, 0)
+            anchor, found = None, anchors.get(event.anchor, (0, None))
         elif isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
-            anchor, size = open_nodes.pop()
+            anchor, found = open_nodes[-1].anchor, (open_nodes.pop().values, None)
         else:
             continue
         if anchor is not None:
-            sizes[anchor] = size
-        if size >= _MOST_VALUES:
+            anchors[anchor] = found
+        if found[0] >= _MOST_VALUES:
             raise ValueError(f"it unfolds to more than {_MOST_VALUES} values")
         if open_nodes:
-            outer, total = open_nodes[-1]
-            open_nodes[-1] = outer, total + size
+            open_nodes[-1].add(*found, line)
+        else:
+            total = found[0]
+    return total
 
 
-def check_config_file(path: str | Path, _including: tuple[Path, ...] = ()) -> None:
-    """Check a config file and those it names under ``_BASE_``, before a library reads them.
+def _short(scalar: str, line: int) -> str:
+    if len(scalar) > _LONGEST:
+        raise ValueError(f"line {line} has a value of more than {_LONGEST} characters")
+    return scalar
+
+
+# ---- values --------------------------------------------------------------------------------------
+
+
+def decode(value: Any) -> Any:
+    """A value as yacs takes it: text that is a Python literal is what it stands for.
 
     Raises:
-        ValueError: as check_size; a file is its own base, or one is not on this machine.
-        yaml.YAMLError, OSError: as load_yaml.
+        ValueError: the text is too long, nests too deep for Python, or stands for something that no
+            config key holds.
     """
-    path = Path(path).expanduser().resolve()
-    if path in _including:
-        raise ValueError(f"{path} is its own _BASE_")
-    content = load_yaml(path)
-    bases = content.get("_BASE_", []) if isinstance(content, dict) else []
-    for base in bases if isinstance(bases, list) else [bases]:
-        if "://" in str(base):
-            raise ValueError(f"its _BASE_ {base} is not on this machine; fetch and read it first")
-        check_config_file(path.parent / Path(str(base)).expanduser(), (*_including, path))
+    if not isinstance(value, str):
+        return value
+    if len(value) > _LONGEST:
+        raise ValueError(f"{value[:40]!r}... has more than {_LONGEST} characters")
+    try:
+        literal = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value
+    except (RecursionError, MemoryError, TypeError) as error:
+        raise ValueError(f"{value[:40]!r} cannot be evaluated; write a plain value") from error
+    check_value(literal)
+    return literal
+
+
+def check_value(value: Any, deep: int = 0) -> None:
+    """
+    Raises:
+        ValueError: it is not made of text, numbers, truth values and lists alone, or a whole number
+            in it has more than 64 bits.
+    """
+    if isinstance(value, list | tuple):
+        if deep > _DEEPEST:
+            raise ValueError(f"a value nests deeper than {_DEEPEST} levels")
+        for part in value:
+            check_value(part, deep + 1)
+    elif type(value) is int and value.bit_length() > _MOST_BITS:
+        raise ValueError(f"{hex(value)[:20]}... has more than 64 bits")
+    elif not (value is None or type(value) in (str, int, float, bool)):
+        raise ValueError(f"{str(value)[:40]!r} is no text, number, truth value or list of these")
+
+
+def _check_values(node: Mapping[Any, Any], path: Path) -> None:
+    for key, value in node.items():
+        if not isinstance(key, str):
+            raise ValueError(f"{path} has the key {str(key)[:40]!r}, which is no text; quote it")
+        if isinstance(value, dict):
+            _check_values(value, path)
+            continue
+        try:
+            check_value(value)
+            decode(value)
+        except ValueError as error:
+            raise ValueError(f"{key[:100]} in {path}: {error}") from error
+
+
+# ---- configs -------------------------------------------------------------------------------------
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """A config file merged into those it names under ``_BASE_``, as fvcore's load_yaml_with_base
+    does, each read once and nothing fetched.
+
+    Raises:
+        ValueError: as load_yaml; a file is no mapping of texts to plain values, is its own base or
+            has too many, or one is not on this machine.
+        OverflowError, yaml.YAMLError, OSError: as load_yaml.
+    """
+    return _Reader().read(Path(path), ())
+
+
+class _Reader:
+    """Reads one config, with what is left of the limits."""
+
+    def __init__(self) -> None:
+        self.files, self.bytes, self.values = 0, 0, 0
+
+    def read(self, path: Path, including: tuple[Path, ...]) -> dict[str, Any]:
+        resolved = path.resolve()
+        if resolved in including:
+            raise ValueError(f"{resolved} is its own {_BASE}")
+        if len(including) >= _DEEPEST_BASE:
+            raise ValueError(f"{path} is the {_BASE} of more than {_DEEPEST_BASE} files in a row")
+        content = self._content(path)
+        if _BASE not in content:
+            return content
+        bases = content.pop(_BASE)
+        merged: dict[str, Any] = {}
+        for base in bases if isinstance(bases, list) else [bases]:
+            if not isinstance(base, str):
+                raise ValueError(f"{_BASE} in {path} must be a file or a list of files")
+            if "://" in base:
+                raise ValueError(
+                    f"its {_BASE} {base} is not on this machine; fetch and read it first"
+                )
+            # Beside the name, not beside what a link of this name leads to: as fvcore looks.
+            _merge(self.read(path.parent / expand_home(base), (*including, resolved)), merged)
+        _merge(content, merged)
+        return merged
+
+    def _content(self, path: Path) -> dict[str, Any]:
+        self.files += 1
+        if self.files > _MOST_FILES:
+            raise ValueError(f"it reads more than {_MOST_FILES} files through {_BASE}")
+        text = read_text(path)
+        self.bytes += len(text)
+        self.values += check_size(text)
+        if self.bytes > _MOST_BYTES or self.values > _MOST_VALUES:
+            raise ValueError(
+                f"with its {_BASE}, it has more than {_MOST_VALUES} values or {_MOST_BYTES} bytes"
+            )
+        content = yaml.load(text, Loader=_LOADER)  # noqa: S506 - a safe one
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} is empty or no mapping of keys to values")
+        bases = content.pop(_BASE, None)
+        _check_values(content, path)
+        return content if bases is None else {**content, _BASE: bases}
+
+
+def _merge(new: dict[str, Any], into: dict[str, Any]) -> None:
+    """fvcore's merge_a_into_b: `new` counts."""
+    for key, value in new.items():
+        if isinstance(value, dict) and key in into:
+            if not isinstance(into[key], dict):
+                raise ValueError(f"Cannot inherit key '{key}' from base!")
+            _merge(value, into[key])
+        else:
+            into[key] = value

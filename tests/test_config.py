@@ -1,9 +1,15 @@
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import yaml
+from detectron2.config import CfgNode
 
 from moco_d2.config import (
+    DATA_KEYS,
     add_moco_config,
     config_root,
     find_config,
@@ -14,6 +20,9 @@ from moco_d2.config import (
     to_plain,
 )
 from moco_d2.errors import UserError
+from moco_d2.plain_yaml import read_config
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_the_supervised_baseline_differs_in_the_pretext_only():
@@ -67,7 +76,7 @@ def test_wrong_overrides_are_one_sentence(overrides, message):
 
 
 @pytest.mark.parametrize(
-    ("yaml", "message"),
+    ("text", "message"),
     [
         ("MOCO:\n  TEMPERATUR: 0.1\n", "unknown config key MOCO.TEMPERATUR; did you mean 'MOCO.T"),
         ("MOCO:\n  EPOCHS: many\n", "Type mismatch"),
@@ -80,9 +89,9 @@ def test_wrong_overrides_are_one_sentence(overrides, message):
     ],
     ids=["key", "type", "syntax", "empty", "list", "base", "bases", "encoding"],
 )
-def test_wrong_files_are_one_sentence_that_names_them(tmp_path, yaml, message):
+def test_wrong_files_are_one_sentence_that_names_them(tmp_path, text, message):
     file = tmp_path / "wrong.yaml"
-    file.write_bytes(yaml.encode("latin-1"))
+    file.write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError) as caught:
         load_config(file)
     assert message in str(caught.value) and "\n" not in str(caught.value)
@@ -138,7 +147,185 @@ def test_the_fingerprint_of_matched_runs_is_of_all_but_weights_seed_and_folder()
 def test_a_shell_command_in_a_file_is_refused_and_taken_from_the_command_line(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("VERSION: 2\nDATASETS:\n  TRAIN: ['shards:pipe:touch /tmp/x']\n")
-    with pytest.raises(UserError, match=r"would run a shell command \(shards:pipe:touch /tmp/x\)"):
+    with pytest.raises(UserError, match="TRAIN would run or fetch 'pipe:touch /tmp/x', which is t"):
         load_config(file)
     typed = ["DATASETS.TRAIN", "('shards:pipe:cat a.tar',)"]
     assert load_config(file, typed).DATASETS.TRAIN == ("shards:pipe:cat a.tar",)
+
+
+# What webdataset runs a program for, or what else leads away from this machine, in many clothes.
+ELSEWHERE = [
+    "shards:pipe:touch ran",
+    "shards:{pipe,pipe}:touch ran",
+    "shards:pip{e,}:touch ran",
+    "shards:{p,q}ipe:touch ran",
+    "shards:pipe{:,}touch ran",
+    "shards:a.tar::pipe:touch ran",
+    "shards:{a.tar,pipe:touch ran}",
+    "shards:\\pipe:touch ran",
+    "shards:p\\ipe\\:touch ran",
+    "shards:${HIDDEN}",
+    "shards:${HIDDEN_COLON}touch ran",
+    "shards:http://localhost:9/a.tar",
+    "shards:{http,ftp}://localhost:9/a.tar",
+    "shards:s3://bucket/a.tar",
+    "shards:gs://bucket/a.tar",
+    "shards:file:a.tar",
+    "http://localhost:9/images",
+    "coco:http://localhost:9/a.json:images",
+    "voc:s3://bucket/VOC:train",
+    "list:https://localhost:9/list.txt",
+]
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+@pytest.mark.parametrize("place", ["file", "base", "suite"])
+def test_a_file_names_data_of_this_machine_only(tmp_path, monkeypatch, name, place):
+    monkeypatch.setenv("WDS_HIDDEN", "pipe:touch ran")
+    monkeypatch.setenv("WDS_HIDDEN_COLON", "pipe:")
+    file, overrides = tmp_path / "a.yaml", []
+    content = f"VERSION: 2\nDATASETS:\n  TRAIN: [{json.dumps(name)}]\n"
+    if place == "base":
+        (tmp_path / "b.yaml").write_text(content)
+        content = "_BASE_: b.yaml\n"
+    elif place == "suite":
+        content, overrides = "VERSION: 2\n", ["DATASETS.TRAIN", repr((name,))]
+    file.write_text(content)
+    with pytest.raises(UserError, match="which is taken from no file: read it, and give DATASETS"):
+        load_config(file, overrides, typed=False)
+    typed = load_config(file, ["DATASETS.TRAIN", repr((name,))]).DATASETS.TRAIN
+    assert typed == (name,)
+
+
+@pytest.mark.parametrize("key", DATA_KEYS)
+def test_every_key_of_data_is_looked_at(tmp_path, key):
+    section, _, last = key.rpartition(".")
+    value = "shards:pipe:touch ran"
+    nested = {last: [value] if section == "DATASETS" else value}
+    for part in reversed(section.split(".")):
+        nested = {part: nested}
+    file = tmp_path / "a.yaml"
+    file.write_text(json.dumps({"VERSION": 2, **nested}))
+    with pytest.raises(UserError, match=f"{key} would run or fetch 'pipe:touch ran'"):
+        load_config(file)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("shards:data/{0000..0099}.tar", "shards:a:b/{0,1}.tar", "data/images", "voc_2007_train"),
+        *("shards:./pipe:x.tar", "voc:data/VOC2007:train", "coco:a.json:images", "list:images.txt"),
+    ],
+)
+def test_data_of_this_machine_is_taken_from_a_file(tmp_path, name):
+    if name == "shards:a:b/{0,1}.tar":  # a name that looks like a scheme is one
+        name = "shards:./a:b/{0,1}.tar"
+    file = tmp_path / "a.yaml"
+    file.write_text(json.dumps({"VERSION": 2, "DATASETS": {"TRAIN": [name]}}))
+    names = load_config(file).DATASETS.TRAIN
+    assert names == (name,)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("shards:x:{0..99999999999}.tar", "more than 4000000 shards"),
+        ("shards:x:{0..999}{0..999}{0..999}", "more than 4000000 shards"),
+        ("shards:x:{0..1" + "0" * 5000 + "}", "more than 18 digits"),
+        ("shards:x:" + "{a,b" * 30 + "}" * 30, "nest deeper than 20"),
+        ("shards:x:{a,b", "unbalanced braces"),
+        ("shards:x:${NO_SUCH}", "no environment variable WDS_NO_SUCH"),
+    ],
+    ids=["range", "product", "digits", "depth", "unbalanced", "variable"],
+)
+def test_patterns_without_end_are_one_sentence(tmp_path, pattern, said):
+    file = tmp_path / "a.yaml"
+    file.write_text(json.dumps({"VERSION": 2, "DATASETS": {"TRAIN": [pattern]}}))
+    with pytest.raises(UserError, match=f"DATASETS.TRAIN .* cannot be expanded: .*{said}"):
+        load_config(file)
+
+
+@pytest.mark.parametrize("name", ["pretrain.py", "train_net.py"])
+def test_a_command_that_is_a_suites_takes_no_command_from_its_words(tmp_path, name):
+    """The real tools, with the flag that the runner gives them."""
+    config = "moco_v2_R50_200ep.yaml" if name == "pretrain.py" else "voc_C4_random.yaml"
+    done = subprocess.run(
+        [
+            *(sys.executable, ROOT / "tools" / name, "--overrides-from-file"),
+            *("--config-file", config, "OUTPUT_DIR", str(tmp_path / "out")),
+            *("DATASETS.TRAIN", f"('shards:{{pipe,pipe}}:touch {tmp_path}/ran',)"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2 and "would run or fetch 'pipe:touch" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_tool_asks_whose_the_words_are():
+    """load_config of parsed words, without what they say about themselves, would trust them."""
+    files = [f for folder in ("moco_d2", "tools") for f in (ROOT / folder).rglob("*.py")]
+    direct = [str(f.relative_to(ROOT)) for f in files if ".opts" in f.read_text()]
+    assert sorted(direct) == ["moco_d2/benchmark/runs/checks.py", "moco_d2/config.py"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("-" * 9_000 + "1", "[" * 4_000, "[0]" * 3_000, "(" * 300, "a.b" * 3_000, "1+" * 4_000),
+        *("{[]: 1}", "b'x'", "(1j,)", "{'a': 1}", "{1, 2}", "0x" + "f" * 100, "...", "x" * 10_001),
+        "[b'x', {1}]",
+    ],
+    ids=lambda value: value[:9],
+)
+@pytest.mark.parametrize("place", ["file", "override"])
+def test_values_that_yacs_would_choke_on_are_one_sentence(tmp_path, place, value):
+    file, overrides = tmp_path / "a.yaml", []
+    if place == "file":
+        file.write_text(json.dumps({"VERSION": 2, "MODEL": {"WEIGHTS": value}}))
+    else:
+        file.write_text("VERSION: 2\n")
+        overrides = ["MODEL.WEIGHTS", value]
+    try:
+        weights = load_config(file, overrides).MODEL.WEIGHTS
+        assert weights == value  # text after all
+    except UserError as error:
+        assert "\n" not in str(error) and len(str(error)) < 700
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *({"DATASETS": {"TRAIN": [1]}}, {"DATASETS": {"TRAIN": None}}, {"DATASETS": {"TEST": 3}}),
+        *({"MODEL": 3}, {"SEED": {"A": 1}}, {"SOLVER": None}, {"MODEL": {"WEIGHTS": None}}),
+        *({"VERSION": "2"}, {"VERSION": 3}, {"VERSION": True}, {"VERSION": 1, "MODEL": 3}),
+        *({"MOCO": {"KNN": {"TRAIN": [1]}}}, {1: 2}, {"SEED": {1: 2}}, {"SEED": 1 << 70}),
+    ],
+    ids=str,
+)
+def test_values_of_the_wrong_kind_are_one_sentence(tmp_path, content):
+    file = tmp_path / "a.yaml"
+    file.write_text(yaml.safe_dump({"VERSION": 2, **content}))
+    with pytest.raises(UserError) as caught:
+        load_config(file)
+    assert "\n" not in str(caught.value) and str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["SEED.X", "MODEL.WEIGHTS.X", "MOCO", "a\nb"])
+def test_overrides_of_no_key_are_one_sentence(key):
+    with pytest.raises(UserError) as caught:
+        load_config("moco_v2_R50_200ep.yaml", [key, "1"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["~nobody_of_this_name/a.yaml", "a" * 5000, "a\0b", "\0/b.yaml"])
+def test_names_that_no_file_has_are_one_sentence(name):
+    with pytest.raises(UserError, match="no config file"):
+        find_config(name)
+
+
+@pytest.mark.parametrize("file", sorted(config_root().rglob("*.yaml")), ids=lambda file: file.stem)
+def test_packaged_configs_are_merged_as_detectron2_merges_them(file):
+    assert read_config(file) == CfgNode.load_yaml_with_base(str(file), allow_unsafe=False)

@@ -1,6 +1,9 @@
+import os
+
 import pytest
 import yaml
 
+from moco_d2.benchmark.runs.suites import file_settings, load_suite
 from moco_d2.config import config_root, load_config
 from moco_d2.errors import UserError
 from moco_d2.plain_yaml import check_size, load_yaml
@@ -64,7 +67,162 @@ def test_a_bomb_in_the_base_is_found_too(tmp_path):
         load_config(tmp_path / "a.yaml")
 
 
-def test_a_base_elsewhere_is_not_fetched(tmp_path):
-    (tmp_path / "a.yaml").write_text("_BASE_: http://localhost:9/b.yaml\n")
+@pytest.mark.parametrize(
+    "base", ["http://localhost:9/b.yaml", "https://x/b.yaml", "detectron2://b.yaml", "[s3://b]"]
+)
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_base_elsewhere_is_not_fetched(tmp_path, base, linked):
+    file = tmp_path / "a.yaml"
+    file.write_text(f"_BASE_: {base}\n")
+    if linked:
+        (tmp_path / "links").mkdir()
+        file = tmp_path / "links" / "b.yaml"
+        file.symlink_to("../a.yaml")
     with pytest.raises(UserError, match="is not on this machine; fetch and read it first"):
+        load_config(file)
+
+
+def test_a_base_is_looked_for_beside_the_name_by_check_and_reader_alike(tmp_path):
+    """A link's own folder has another base than that of the file it leads to."""
+    for folder, base in (("real", "VERSION: 2\n"), ("links", "_BASE_: http://localhost:9/b\n")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "base.yaml").write_text(base)
+    (tmp_path / "real" / "a.yaml").write_text("_BASE_: base.yaml\n")
+    (tmp_path / "links" / "a.yaml").symlink_to(tmp_path / "real" / "a.yaml")
+    assert load_config(tmp_path / "real" / "a.yaml").VERSION == 2
+    with pytest.raises(UserError, match="is not on this machine"):
+        load_config(tmp_path / "links" / "a.yaml")
+
+
+def test_a_file_is_read_once(tmp_path, monkeypatch):
+    """What changes after the check changes nothing."""
+    (tmp_path / "a.yaml").write_text("_BASE_: b.yaml\nSEED: 7\n")
+    (tmp_path / "b.yaml").write_text("VERSION: 2\n")
+    read = []
+
+    def once(path, *more):
+        read.append(path.name)
+        text = path.read_text()
+        path.write_text("_BASE_: http://localhost:9/b.yaml\n")
+        return text
+
+    monkeypatch.setattr("moco_d2.plain_yaml.read_text", once)
+    assert load_config(tmp_path / "a.yaml").SEED == 7
+    assert read == ["a.yaml", "b.yaml"]
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder", "linked fifo"])
+@pytest.mark.parametrize("place", ["base", "file"])
+def test_what_is_no_regular_file_is_not_opened(tmp_path, kind, place):
+    name = tmp_path / "b.yaml"
+    if kind == "device":
+        name = "/dev/zero"
+    elif kind == "folder":
+        name.mkdir()
+    else:
+        os.mkfifo(tmp_path / "fifo")
+        name.symlink_to("fifo") if kind.startswith("linked") else os.rename(tmp_path / "fifo", name)
+    with pytest.raises(ValueError, match="is no regular file"):
+        load_yaml(name)
+    if place == "base":
+        (tmp_path / "a.yaml").write_text(f"_BASE_: {name}\n")
+        with pytest.raises(UserError, match=r"^config .*a\.yaml: .* is no regular file$"):
+            load_config(tmp_path / "a.yaml")
+    else:
+        with pytest.raises(UserError, match="no config file"):
+            load_config(name)
+
+
+def chain(folder, number, times):
+    for i in range(number):
+        bases = ", ".join([f"{i + 1}.yaml"] * times)
+        (folder / f"{i}.yaml").write_text(f"_BASE_: [{bases}]\n")
+    (folder / f"{number}.yaml").write_text("VERSION: 2\n")
+    return folder / "0.yaml"
+
+
+@pytest.mark.parametrize(
+    ("number", "times", "said"),
+    [
+        (600, 1, "of more than 20 files in a row"),
+        (15, 2, "it reads more than 100 files through _BASE_"),
+        (1, 120, "it reads more than 100 files through _BASE_"),
+        (25, 2, "of more than 20 files in a row"),
+    ],
+)
+def test_bases_without_end_are_one_sentence(tmp_path, number, times, said):
+    file = chain(tmp_path, number, times)
+    with pytest.raises(UserError, match=said):
+        load_config(file)
+    with pytest.raises(UserError, match=said):
+        file_settings(file)
+
+
+def test_bases_of_people_are_read(tmp_path):
+    assert load_config(chain(tmp_path, 5, 2)).VERSION == 2
+
+
+def test_all_bases_together_have_the_limits_of_one(tmp_path):
+    (tmp_path / "a.yaml").write_text("_BASE_: [b.yaml, b.yaml, b.yaml]\n")
+    (tmp_path / "b.yaml").write_text("VERSION: 2\nX: [" + "1, " * 40_000 + "1]\n")
+    with pytest.raises(UserError, match="it has more than 100000 values"):
         load_config(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "SOLVER:\n  BASE_LR: 0.1\nSOLVER:\n  MAX_ITER: 2\n",
+            "line 3 names the key 'SOLVER' again",
+        ),
+        ("A: {x: 1, 'x': 2}", "line 1 names the key 'x' again"),
+        ("A: &a x\nB: {*a : 1, x: 2}", "line 2 names the key 'x' again"),
+        ("A: &a {x: 1}\nB: {<<: *a, <<: *a}", "line 2 names the key '<<' again"),
+    ],
+)
+def test_a_key_of_which_one_would_be_lost_is_named(tmp_path, text, said):
+    file = tmp_path / "a.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=said):
+        load_config(file)
+    with pytest.raises(UserError, match=said):
+        load_suite(file)
+
+
+def test_equal_keys_at_different_places_are_none_of_these(tmp_path):
+    text = "A: &a {x: 1, y: {x: 1}}\nB: [{x: 1}, {x: 2}]\nC: {<<: *a, x: 2}\n"
+    (tmp_path / "a.yaml").write_text(text)
+    assert load_yaml(tmp_path / "a.yaml")["C"] == {"x": 2, "y": {"x": 1}}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(
+            "2001-99-99",
+            "1:" * 3000 + "1.5",
+            "9" * 5000,
+            "0x" + "f" * 5000,
+            "2001-01-01",
+            "1.0e+9999",
+        ),
+        *("!!binary eA==", "!!set {a}", "!!omap [a: 1]", "!!timestamp x", "!!int x", "!!float x"),
+        *("!!bool x", "!!null x", "!foo x", "!<tag:yaml.org,2002:python/name:os.system> x"),
+    ],
+    ids=lambda value: value[:12],
+)
+def test_scalars_that_are_no_config_value_are_one_sentence(tmp_path, value):
+    file = tmp_path / "a.yaml"
+    file.write_text(f"VERSION: 2\nSEED: {value}\n")
+    with pytest.raises(UserError) as caught:
+        load_config(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_large_file_is_not_read_to_its_end(tmp_path):
+    file = tmp_path / "a.yaml"
+    with file.open("wb") as f:
+        f.truncate(1 << 40)  # sparse
+    with pytest.raises(UserError, match="has more than 1048576 bytes"):
+        load_config(file)

@@ -15,6 +15,7 @@ from moco_d2.benchmark.runs.suites import (
     FOLDER,
     Cell,
     arguments_of,
+    check_grid,
     check_keys,
     check_seeds,
     file_settings,
@@ -28,6 +29,7 @@ INITIALISATIONS = ("random", "supervised", "moco")
 PRETEXTS = ("moco", "supervised")
 IMAGES = "images"  # the cell that makes them, and its folder
 IMAGES_SEED = 0
+_MOST = 10**9  # images or steps
 _CHECKPOINTS = 4  # of each run: little is lost by a kill, and little time
 
 # One network, one image size and one budget for all: what a laptop can train in minutes.
@@ -84,25 +86,29 @@ def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict
     numbers = {key: content[key] for key in content if key not in ("finetune_steps", "seeds")}
     for key, value in {**numbers, **steps}.items():
         kinds = (int, float) if key == "momentum" else (int,)
-        if type(value) not in kinds or value <= 0:
-            raise UserError(f"{source}: {key} must be a number above 0; got {value!r}")
+        if type(value) not in kinds or not 0 < value < _MOST:
+            raise UserError(f"{source}: {key} must be a number above 0; got {value!r:.80}")
     seeds = check_seeds(content.get("seeds", list(Settings.seeds)), source)
     settings = Settings(**numbers, finetune_steps=tuple(steps.items()), seeds=tuple(seeds))
-    return demo_cells(settings), {}
+    return demo_cells(settings, source=source), {}
 
 
-def demo_cells(settings: Settings, *, amp: bool = False) -> list[Cell]:
+def demo_cells(
+    settings: Settings, *, amp: bool = False, source: Path = Path("the demo")
+) -> list[Cell]:
     """The whole line in an order in which it can run.
 
     Args:
         settings: sizes.
         amp: compute in bfloat16 where that keeps the numbers' worth.
+        source: of the settings, for errors.
     """
+    check_grid(len(settings.finetune_steps), len(settings.seeds), source=source)
     cells = [_images(settings), *(_pretrain(pretext, settings, amp) for pretext in PRETEXTS)]
     for (task, steps), seed, initialisation in itertools.product(
         settings.finetune_steps, settings.seeds, INITIALISATIONS
     ):
-        cells.append(_finetune(task, initialisation, seed, steps, amp))
+        cells.append(_finetune(task, initialisation, seed, steps, amp, source))
     return cells
 
 
@@ -170,7 +176,9 @@ def _pretrain(pretext: str, settings: Settings, amp: bool) -> Cell:
     )
 
 
-def _finetune(task: str, initialisation: str, seed: int, steps: int, amp: bool) -> Cell:
+def _finetune(  # noqa: PLR0917 - all of a run's place
+    task: str, initialisation: str, seed: int, steps: int, amp: bool, source: Path
+) -> Cell:
     overrides = {
         **_datasets(task),
         **_SMALL_DETECTOR,
@@ -194,6 +202,7 @@ def _finetune(task: str, initialisation: str, seed: int, steps: int, amp: bool) 
         config=config,
         overrides=overrides,
         settings=file_settings(*task_configs()[config]),
+        source=source,
         needs=needs,
     )
 

@@ -13,7 +13,7 @@ from moco_d2.pretrain.augmentation import build_augmentation, build_crop, find_r
 from moco_d2.pretrain.device_augmentation import DeviceAugmentation
 from moco_d2.pretrain.images import UnreadableImageError, read_image
 from moco_d2.pretrain.sharded_data import ShardedData
-from moco_d2.pretrain.shards import SHARDS_PREFIX, list_shards
+from moco_d2.pretrain.shards import list_shards
 from moco_d2.pretrain.sources import ImageList, list_source, take_share
 from moco_d2.pretrain.stream import (
     MAX_ATTEMPTS,
@@ -24,6 +24,7 @@ from moco_d2.pretrain.stream import (
     collate,
     derive_seed,
 )
+from moco_d2.shard_patterns import SHARDS_PREFIX
 
 
 def build_training_data(cfg: Any, *, rank: int = 0, world_size: int = 1) -> TrainingData:

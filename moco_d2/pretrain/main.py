@@ -2,7 +2,7 @@
 
 import argparse
 
-from moco_d2.config import load_config
+from moco_d2.config import load_config_of
 from moco_d2.errors import UserError
 from moco_d2.host_memory import keep_freed_memory
 from moco_d2.launch import choose_device, hold_log, seed, setup_run
@@ -12,7 +12,7 @@ from moco_d2.pretrain.engine import Pretrainer
 def pretrain(args: argparse.Namespace) -> None:
     """Load the config, check it, and train; see tools/pretrain.py --help for the flags."""
     held = hold_log()
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config_of(args)
     if cfg.MOCO.TASK:
         raise UserError(
             f"{args.config_file} fine-tunes a detector ({cfg.MOCO.TASK}); run it with "

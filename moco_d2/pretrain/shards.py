@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import logging
 import os
-import re
 import stat
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -18,10 +17,9 @@ from moco_d2.errors import UserError
 from moco_d2.pretrain.images import IMAGE_SUFFIXES
 from moco_d2.pretrain.sources import PathTable
 from moco_d2.pretrain.stream import build_loader
+from moco_d2.shard_patterns import expand, is_local
 
 logger = logging.getLogger(__name__)
-
-SHARDS_PREFIX = "shards:"
 
 _LABEL = "cls"  # WebDataset's name of the member that holds the class index as text
 _MEMBERS = {suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES} | {_LABEL}
@@ -64,18 +62,16 @@ def list_shards(pattern: str, *, num_images: int = 0, num_workers: int = 0) -> S
         UserError: the pattern is damaged, a file is missing, no shard has an image, or there are
             shards that are not local files and no `num_images`.
     """
-    from webdataset.shardlists import expand_urls
-
     try:
-        urls = expand_urls(pattern)
-    except (ValueError, AssertionError) as error:
+        urls = expand(pattern)
+    except ValueError as error:
         raise UserError(f"shard pattern {pattern!r} cannot be expanded: {error}") from error
-    sizes = array.array("q", (_size(url, pattern) if _is_local(url) else 0 for url in urls))
+    sizes = array.array("q", (_size(url, pattern) if is_local(url) else 0 for url in urls))
     if num_images:
         part, rest = divmod(num_images, len(urls))
         counts = array.array("q", (part + (i < rest) for i in range(len(urls))))
         return ShardList(PathTable(urls), counts, sizes)
-    if not all(map(_is_local, urls)):
+    if not all(map(is_local, urls)):
         raise UserError(
             "shards that are not local files cannot be counted before they are read: set "
             "MOCO.DATA.SHARD_IMAGES to the number of images in them all"
@@ -90,10 +86,6 @@ def list_shards(pattern: str, *, num_images: int = 0, num_workers: int = 0) -> S
     labelled = all(shard.num_classes for shard in counted if shard.images)
     num_classes = max(shard.num_classes for shard in counted) if labelled else 0
     return ShardList(PathTable(urls), counts, sizes, num_classes)
-
-
-def _is_local(url: str) -> bool:
-    return not re.match(r"\w+:", url)
 
 
 def _size(path: str, pattern: str) -> int:
@@ -227,7 +219,7 @@ def read_shard(url: str, first_index: int = 0) -> Iterator[EncodedImage]:
     Raises:
         Exception: whatever a missing or damaged shard, or a failing command, leads to.
     """
-    members = _contents(url) if _is_local(url) else _streamed(url)
+    members = _contents(url) if is_local(url) else _streamed(url)
     with contextlib.closing(members):
         for index, sample in enumerate(_group(members), start=first_index):
             member = _image_member(sample)

@@ -18,6 +18,7 @@ from moco_d2.files import atomic_write, write_text
 from moco_d2.pretrain.last_checkpoint import LAST_CHECKPOINT, name_last, newest_intact
 from moco_d2.pretrain.process_state import gather_process_states
 from moco_d2.transfer.divergence import DivergenceError
+from moco_d2.transfer.weights import check_weights_name
 
 FINAL_CHECKPOINT = "model_final"
 _CHECKPOINTS = "model_*.pth"
@@ -31,6 +32,11 @@ class WeightsCheckpointer(DetectionCheckpointer):
     the flag that makes Detectron2 look for res5 in a C4 head. Its own way to read a ``.pkl`` runs
     whatever code is in it, and that to read a ``.pth`` what the installed torch lets it.
     """
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Detectron2's, from no address; see weights.check_weights_name."""
+        check_weights_name(path)
+        return super().load(path, *args, **kwargs)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         suffix, content = Path(filename).suffix, load_checkpoint(filename)

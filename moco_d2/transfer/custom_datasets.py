@@ -17,6 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json, load_voc_instances
 
 from moco_d2.errors import UserError
+from moco_d2.plain_yaml import expand_home
 from moco_d2.transfer.voc_annotations import parse_xml
 
 FORMS = "voc:FOLDER:SPLIT or coco:ANNOTATIONS.json:IMAGES"
@@ -42,8 +43,10 @@ def register_by_path(name: str) -> bool:
     first, colon, second = rest.rpartition(":") if kind == "voc" else rest.partition(":")
     if not (first and colon and second):
         raise UserError(f"dataset {name!r}: write {FORMS}")
+    if "://" in rest:
+        raise UserError(f"dataset {name!r} is not on this machine: fetch it, and write {FORMS}")
     register = _register_voc if kind == "voc" else _register_coco
-    register(name, Path(first).expanduser(), second)
+    register(name, expand_home(first), second)
     return True
 
 
@@ -93,7 +96,7 @@ def _voc_classes(name: str, root: Path) -> list[str]:
 
 
 def _register_coco(name: str, file: Path, images: str) -> None:
-    folder = Path(images).expanduser()
+    folder = expand_home(images)
     if not file.is_file():
         raise UserError(f"dataset {name!r}: annotation file {file} does not exist")
     if not folder.is_dir():

@@ -8,7 +8,7 @@ from torch import nn
 
 from moco_d2.errors import UserError
 from moco_d2.transfer.checkpointing import WeightsCheckpointer
-from moco_d2.transfer.weights import RANDOM, loading
+from moco_d2.transfer.weights import RANDOM, check_weights_name, loading
 
 _NAMED_TENSORS = 3  # in an error
 
@@ -17,14 +17,15 @@ def load_detector(cfg: Any) -> nn.Module:
     """The model on MODEL.DEVICE, in evaluation mode.
 
     Raises:
-        UserError: MODEL.WEIGHTS is absent, unreadable, or lacks a tensor of this model, as a
-            backbone that has not been fine-tuned does.
+        UserError: MODEL.WEIGHTS is absent, an address, unreadable, or lacks a tensor of this model,
+            as a backbone that has not been fine-tuned does.
     """
     weights = cfg.MODEL.WEIGHTS
     if weights in ("", RANDOM):
         raise UserError(
             f"MODEL.WEIGHTS {weights!r} is no finished detector; give a run's model_final.pth"
         )
+    check_weights_name(weights)
     if "://" not in weights and not Path(weights).is_file():
         raise UserError(f"MODEL.WEIGHTS {weights} does not exist; give a run's model_final.pth")
     model = build_model(cfg)

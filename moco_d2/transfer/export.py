@@ -11,7 +11,7 @@ from detectron2.config import get_cfg
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from moco_d2.config import flatten, load_config, to_plain
+from moco_d2.config import flatten, load_config_of, to_plain
 from moco_d2.errors import UserError
 from moco_d2.files import atomic_write, write_text
 from moco_d2.launch import choose_device
@@ -42,7 +42,7 @@ def main(args: argparse.Namespace) -> None:
     if not comm.is_main_process():
         return
     setup_logger(name="moco_d2", abbrev_name="moco_d2")
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config_of(args)
     config_file, ours = export_detector(cfg, args.export)
     logger.info("exported: %s and %s", args.export, config_file)
     if ours:

@@ -7,7 +7,7 @@ from typing import Any
 from detectron2.utils import comm
 
 from moco_d2.agreement import check_agreement, of_run
-from moco_d2.config import find_config, load_config
+from moco_d2.config import find_config, load_config_of
 from moco_d2.errors import UserError
 from moco_d2.launch import choose_device, hold_log, seed, setup_run
 from moco_d2.transfer import preflight
@@ -37,7 +37,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         UserError: something the user can mend. If training has not begun, nothing is written.
     """
     held = hold_log()
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config_of(args)
     if not cfg.MOCO.TASK:
         raise UserError(
             f"{args.config_file} names no task: set MOCO.TASK, or run a pretraining config with "

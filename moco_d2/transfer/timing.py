@@ -30,7 +30,7 @@ def measure(args: argparse.Namespace) -> None:
     from detectron2.utils import comm
     from detectron2.utils.events import EventStorage
 
-    from moco_d2.config import load_config
+    from moco_d2.config import load_config_of
     from moco_d2.environment import hardware, peak_memory_gib
     from moco_d2.files import write_json
     from moco_d2.launch import choose_device
@@ -40,7 +40,7 @@ def measure(args: argparse.Namespace) -> None:
     from moco_d2.transfer.trainer import Trainer
     from moco_d2.transfer.weights import RANDOM
 
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config_of(args)
     choose_device(cfg)
     enforce(check_datasets(cfg), force=False, logger=logging.getLogger(__name__))
     cfg, schedule = scale_to_hardware(cfg, comm.get_world_size())

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import pickle
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,11 @@ from moco_d2.errors import UserError
 from moco_d2.files import sha256
 
 RANDOM = "random://"
+# Names whose files are held against the sha256 they were published with; see checkpoint/catalog.py.
+_PUBLISHED = ("moco://", "torchvision://")
+# What is left of Detectron2's own names, ``detectron2://ImageNetPretrained/MSRA/R-50.pkl``, as an
+# address.
+_MODEL_ZOO = "https://dl.fbaipublicfiles.com/detectron2/"
 
 _scratch = tempfile.TemporaryDirectory(prefix="moco_d2_")  # removed when the process ends
 
@@ -152,12 +158,36 @@ class measure_coverage:  # noqa: N801  a context manager reads as a verb
         self.result = Coverage(len(self._tensors), tuple(missing))
 
 
+def check_weights_name(weights: str) -> None:
+    """Refuse weights that would be fetched from an address, by Detectron2's PathManager: nobody
+    would notice other weights there tomorrow.
+
+    Accepted are random://, published weights by name, which are held against their sha256, and
+    files of this machine.
+
+    Raises:
+        UserError: `weights` is an address.
+    """
+    address = re.match(r"[A-Za-z][\w+.-]*:/", weights)
+    if not address or weights == RANDOM or weights.startswith(_PUBLISHED):
+        return
+    name = re.sub(r"[?#].*", "", weights).rstrip("/").rpartition("/")[2]
+    zoo = weights.startswith("detectron2://")
+    source = weights.replace("detectron2://", _MODEL_ZOO) if zoo else weights
+    raise UserError(
+        f"MODEL.WEIGHTS {weights:.300} is an address, where other weights may be tomorrow: fetch "
+        f"{source:.300} yourself, check its sha256, and set MODEL.WEIGHTS weights/{name:.100}; by "
+        "name there are moco://v2_800ep, torchvision://resnet50 and their like"
+    )
+
+
 def check_weights_file(weights: str) -> None:
     """Refuse a MODEL.WEIGHTS that cannot be loaded, before anything is written.
 
     Raises:
-        UserError: empty, or no such file.
+        UserError: empty, an address, or no such file.
     """
+    check_weights_name(weights)
     if not weights:
         raise UserError(
             f"MODEL.WEIGHTS is empty: write MODEL.WEIGHTS {RANDOM} for random initialisation, a "
@@ -187,13 +217,14 @@ def _local_file(weights: str) -> Path:
     from detectron2.utils import comm
     from detectron2.utils.file_io import PathManager
 
+    check_weights_name(weights)
     failure = None
     if comm.get_local_rank() == 0:
         try:
             PathManager.get_local_path(weights)
         except UserError as error:
             failure = str(error)
-        except OSError as error:  # another handler's, of https:// for instance
+        except OSError as error:
             failure = (
                 f"cannot fetch MODEL.WEIGHTS {weights}: {error}; fetch it elsewhere and set "
                 "MODEL.WEIGHTS to the file"

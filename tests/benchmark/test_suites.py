@@ -4,7 +4,11 @@ import pytest
 import yaml
 
 from moco_d2.benchmark.paper import paper_tables
-from moco_d2.benchmark.runs.suites import load_suite, packaged_suites
+from moco_d2.benchmark.runs import execution, measuring
+from moco_d2.benchmark.runs.execution import Place, run_next
+from moco_d2.benchmark.runs.planning import plan
+from moco_d2.benchmark.runs.runner import run
+from moco_d2.benchmark.runs.suites import Cell, Suite, load_suite, packaged_suites
 from moco_d2.config import load_config, task_configs
 from moco_d2.errors import UserError
 
@@ -144,3 +148,154 @@ def test_what_is_no_suite(tmp_path, text):
 def test_the_closest_suite_is_named():
     with pytest.raises(UserError, match="did you mean 'table_2b'"):
         load_suite("tabel_2b")
+
+
+# ---- suites of strangers -------------------------------------------------------------------------
+
+
+def pretext(**more):
+    return {"kind": "pretext", "config": "moco_v2_R50_200ep", "data": "x", **more}
+
+
+OUTSIDE = [
+    *("../out", "/out", "a/../../out", "a//b", "a/", "/", "", ".", "..", "a/..", ".hidden", "a/.b"),
+    *(
+        "-x",
+        "--submit=partition=x",
+        "a/--x",
+        "~/x",
+        "a b",
+        "a\nb",
+        "a\0b",
+        "a\x1b[2J",
+        "a;b",
+        "$(a)",
+    ),
+    *("a" * 101, "a/" * 120 + "a", "configs", "jobs/a", "timings", "{folder}", "a\\..\\b"),
+]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_point_stays_in_the_suites_folder(tmp_path, name):
+    file = write(tmp_path, **pretext(points={name: {"MOCO.EPOCHS": 1}}))
+    for use in (load_suite, plan, lambda suite: run(suite, folder=tmp_path / "deep" / "out")):
+        with pytest.raises(UserError, match="rename") as raised:
+            use(file)
+        assert "\n" not in str(raised.value)
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine.yaml"]
+
+
+@pytest.mark.parametrize("what", ["tasks", "initialisations"])
+@pytest.mark.parametrize(
+    "name", ["--config-file.yaml", "-x.yaml", "...yaml", "a b.yaml", "a\n.yaml"]
+)
+def test_a_file_of_ones_own_gives_a_run_a_plain_name(tmp_path, what, name):
+    (tmp_path / name).write_text("VERSION: 2\n")
+    with pytest.raises(UserError, match="rename it|unknown"):
+        load_suite(write(tmp_path, **small(**{what: [name]})))
+
+
+def test_a_run_is_in_no_other_runs_folder(tmp_path):
+    points = {"a": {"MOCO.EPOCHS": 1}, "a/seed1/pretrain": {"MOCO.EPOCHS": 1}}
+    for order in (points, dict(reversed(points.items()))):
+        with pytest.raises(UserError, match="is inside another run's folder"):
+            load_suite(write(tmp_path, **pretext(points=order)))
+
+
+HIDDEN = "shards:{pipe,pipe}:touch ran"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pretext(points={"a": {"DATASETS.TRAIN": f"('{HIDDEN}',)"}}),
+        pretext(points={"a": {"DATASETS.TRAIN": [HIDDEN]}}),
+        pretext(points={"a": {}}, overrides={"MOCO.KNN.TRAIN": HIDDEN}),
+        pretext(points={"a": {"config": "own.yaml"}}),
+        pretext(points={"a": {}}, data="http://localhost:9/x"),
+        small(overrides={"DATASETS.TEST": f"('{HIDDEN}',)"}),
+        small(tasks={"voc_C4": {"DATASETS.TRAIN": [HIDDEN]}}),
+        small(initialisations={"moco": {"DATASETS.TRAIN": ["coco:s3://a.json:x"]}}),
+        small(initialisations=["own.yaml"]),
+    ],
+)
+def test_a_suite_names_data_of_this_machine_only(tmp_path, content):
+    (tmp_path / "own.yaml").write_text(f"DATASETS:\n  TRAIN: ['{HIDDEN}']\n")
+    file = write(tmp_path, **content)
+    for use in (load_suite, plan, lambda suite: run(suite, folder=tmp_path / "out")):
+        with pytest.raises(UserError, match="which is taken from no file"):
+            use(file)
+    assert {path.name for path in tmp_path.rglob("*")} == {"mine.yaml", "own.yaml"}
+
+
+def running(tmp_path, tool):
+    """A suite with a command in its words that no check of suites has seen."""
+    config = {"pretrain.py": "moco_v2_R50_200ep.yaml", "train_net.py": "voc_C4_random.yaml"}[tool]
+    words = ("--config-file", config, "--resume", "DATASETS.TRAIN")
+    words += (f"('shards:{{pipe,pipe}}:touch {tmp_path}/ran',)", "OUTPUT_DIR", "{cell}")
+    cell = Cell("a", "voc_C4", "random", 1, commands=((tool, words),))
+    return Suite("s", "t", (cell,))
+
+
+@pytest.mark.parametrize("tool", ["pretrain.py", "train_net.py"])
+def test_no_way_to_run_a_suite_takes_its_words_for_the_users(tmp_path, tool, monkeypatch, capfd):
+    suite, folder = running(tmp_path, tool), tmp_path / "out"
+    with pytest.raises(UserError, match="would run or fetch"):
+        run(suite, folder=folder, gpus_per_run=0)
+    with pytest.raises(UserError, match="would run or fetch"):
+        run(suite, folder=folder, gpus_per_run=0, submit=["cluster=local"])
+    assert not folder.exists() or not [p for p in folder.rglob("*") if p.is_file()]
+    if tool == "train_net.py":
+        problems = measuring.measure_tasks(suite, folder, 0)
+        assert "would run or fetch" in problems["voc_C4"]
+    # Whatever the runner checks: what a process of its own, or of a cluster, runs.
+    monkeypatch.setattr(execution, "_print_to", lambda path: None)
+    assert run_next(suite.cells[0], folder, Place()) == 2
+    assert "would run or fetch" in capfd.readouterr().err
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (pretext(points={"a": {"--submit": "x"}}), "overrides are a mapping"),
+        (pretext(points={"a": {"SEED": "--submit=partition=x"}}), "begins as a flag"),
+        (pretext(points={"a": {"SEED": "'--submit'"}}), "begins as a flag"),
+        (pretext(points={"a": {}}, evaluation=["--output", "/x"]), "unknown word of evaluation"),
+        (pretext(points={"a": {}}, evaluation=["--outp=/x"]), "unknown word of evaluation"),
+        (pretext(points={"a": {}}, evaluation=["--num-machines", "2"]), "unknown word"),
+        (pretext(points={"a": {}}, evaluation=["x.pth"]), "unknown word of evaluation"),
+        (pretext(points={"a": {}}, evaluation=["--size", "--output"]), "--size needs a value"),
+        (pretext(points={"a": {}}, evaluation=["--size"]), "--size needs a value"),
+        (pretext(points={"a": {}}, data="--output=/x"), "data must be a folder"),
+        (pretext(points={"a": {}}, data=["x"]), "data must be a folder"),
+        (
+            pretext(points={"a": {"MOCO.ENCODER.ARCH": "--output"}}, random=True),
+            "begins as a flag|is no network",
+        ),
+        (pretext(points={"a": {"config": "--x"}}), "begins as a flag"),
+        (pretext(points={"a": {}}, config="--x"), "unknown config"),
+        (pretext(points={"a": {}}, images="many"), "images must be a whole number"),
+        (pretext(points={"a": {"MOCO.EPOCHS": "x"}}), "MOCO.EPOCHS must be a whole number"),
+        (pretext(points={"a": {"MOCO.DATA.SHARE": "x"}}, images=9), r"in \(0, 1\]"),
+        (pretext(points={"a": {"SEED": "-" * 9000 + "1"}}), "cannot be evaluated"),
+        (pretext(points={"a": {"SEED": "{[]: 1}"}}), "cannot be evaluated"),
+        (small(kind=["demo"]), "unknown kind"),
+        (small(overrides={"SOLVER.MAX_ITER": "many"}), "SOLVER.MAX_ITER must be a whole number"),
+        (small(seeds=list(range(9000))), "more than 10000 runs"),
+        (small(seeds=[1 << 31]), "seeds must be a list"),
+        (small(initialisations=["~nobody_of_this_name/a.yaml"]), "no file"),
+        (small(initialisations=["a" * 5000 + ".yaml"]), "no file"),
+        ({"kind": "demo", "momentum": float("nan")}, "must be a number above 0"),
+    ],
+)
+def test_what_a_suite_may_not_say_is_one_sentence(tmp_path, content, message):
+    with pytest.raises(UserError, match=message) as raised:
+        load_suite(write(tmp_path, **content))
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 1000
+
+
+def test_a_title_is_text_on_a_terminal(tmp_path):
+    suite = load_suite(write(tmp_path, **small(title="x\x1b]0;owned\x07")))
+    assert suite.title == "x?]0;owned?"

@@ -9,10 +9,15 @@ from detectron2.utils.file_io import PathManager
 
 import moco_d2
 from moco_d2.checkpoint.convert import convert
+from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.checkpoint.mapping import Architecture, build_torchvision
 from moco_d2.config import load_config
 from moco_d2.errors import UserError
 from moco_d2.files import sha256
+from moco_d2.transfer.checkpointing import WeightsCheckpointer
+from moco_d2.transfer.detector import load_detector
+from moco_d2.transfer.export import export_detector
+from moco_d2.transfer.predict import Predictor
 from moco_d2.transfer.weights import (
     RANDOM,
     check_weights_file,
@@ -119,8 +124,50 @@ def test_a_name_is_described_as_its_file(converted, tmp_path, monkeypatch):
 def test_a_name_that_leads_nowhere_is_a_user_error():
     with pytest.raises(UserError, match="vision://resnet05; did you mean 'torchvision://resnet50'"):
         describe_weights("torchvision://resnet05")
-    with pytest.raises(UserError, match="MODEL.WEIGHTS torchvison://resnet50 leads to no file"):
+    with pytest.raises(UserError, match="name there are moco://v2_800ep, torchvision://resnet50"):
         describe_weights("torchvison://resnet50")
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        *("http://localhost:9/w.pth", "https://localhost:9/w.pth?x=1", "HTTP://localhost:9/w.pth"),
+        *("http:/localhost:9/w.pth", "ftp://localhost/w.pth", "s3://bucket/w.pth"),
+        *("detectron2://w.pth", "catalog://w.pth", "file:///w.pth", "random://w.pth"),
+    ],
+)
+def test_weights_are_fetched_from_no_address(weights, monkeypatch, tmp_path):
+    """By none of the ways to use them; and what would be fetched is named."""
+
+    def connect(*_):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr("socket.socket.connect", connect)
+    monkeypatch.setattr("socket.getaddrinfo", connect)
+    cfg = load_config("voc_C4_random.yaml", ["MODEL.WEIGHTS", weights, "MODEL.DEVICE", "cpu"])
+    for door in (
+        lambda: check_weights_file(weights),
+        lambda: describe_weights(weights),
+        lambda: load_detector(cfg),
+        lambda: export_detector(cfg, tmp_path / "out.pth"),
+        lambda: Predictor(cfg),
+        lambda: WeightsCheckpointer(torch.nn.Linear(1, 1)).load(weights),
+    ):
+        with pytest.raises(
+            UserError, match=r"yourself, check its sha256, and set .* weights/w\.pth"
+        ):
+            door()
+    with pytest.raises(UserError):  # pretraining continues files only
+        load_checkpoint(weights)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_papers_supervised_baseline_says_where_its_file_is():
+    with pytest.raises(UserError) as caught:
+        check_weights_file(load_config("voc_C4_supervised_msra.yaml").MODEL.WEIGHTS)
+    address = "https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/MSRA/R-50.pkl"
+    said = f"fetch {address} yourself, check its sha256, and set MODEL.WEIGHTS weights/R-50.pkl"
+    assert said in str(caught.value)
 
 
 def test_random_survives_what_todays_main_does_to_a_path():

@@ -11,14 +11,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from moco_d2.benchmark.records.files import check, check_values, validator
 from moco_d2.benchmark.records.results import RECORD_NAME
 from moco_d2.benchmark.records.schema import SCHEMA, SCHEMA_VERSION, object_of
 from moco_d2.config import config_root, matched_sha256, to_plain
 from moco_d2.errors import UserError, closest
 from moco_d2.files import sha256_of_json, write_json
+from moco_d2.plain_yaml import UNREADABLE, load_yaml
 from moco_d2.training_log import EVALUATIONS, finite, history, read_log, seconds_per_iteration
 
 CONFIG_NAME, METRICS_NAME = "config.yaml", "metrics.json"
@@ -173,11 +172,11 @@ def _read_config(path: Path) -> dict[str, Any]:
         if path.stat().st_size > _MOST_CONFIG_BYTES:
             raise UserError(f"{path} is larger than any config; {advice}")
         # Only plain values: a tag that would build an object is refused.
-        read = yaml.safe_load(path.read_text(encoding="utf-8"))
+        read = load_yaml(path)
         check_values(read)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path} is damaged ({_one_line(error)}); {advice}") from error
     if not isinstance(read, dict):
         raise UserError(f"{path} is no config of Detectron2; {advice}")

@@ -1,13 +1,14 @@
 """What would stop the runs of a suite, found before the first starts."""
 
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from moco_d2.benchmark.runs import cell_state
-from moco_d2.benchmark.runs.suites import Cell
+from moco_d2.benchmark.runs.suites import CONFIGURED, Cell, untrusted_words
 from moco_d2.errors import UserError
+from moco_d2.files import write_text
 
-_CONFIGURED = ("train_net.py", "pretrain.py")  # tools that take a config file and KEY VALUE words
 _OWN = ("SEED", "OUTPUT_DIR")  # keys in which every cell differs
 
 
@@ -22,24 +23,47 @@ def check_conflicts(cells: Iterable[Cell], folder: Path, processes: int) -> None
             raise UserError(state.problem)
 
 
-def check_configs(cells: Iterable[Cell], folder: Path) -> None:
+def check_configs(
+    cells: Iterable[Cell], folder: Path, files: Mapping[str, str] | None = None
+) -> None:
     """Resolve the configs of `cells`, so that a mistake in a suite stops it, not each of its runs.
 
+    Args:
+        cells: of the suite.
+        folder: the suite's.
+        files: of the suite, that are not in `folder` yet: nothing is written there.
+
     Raises:
-        UserError: an unknown key, with the closest, or a value of the wrong type.
+        UserError: an unknown key, with the closest, a value of the wrong type, or data that a file
+            may not name.
     """
-    from moco_d2.config import load_config
+    with tempfile.TemporaryDirectory(prefix="moco_d2_") as name:
+        for path, content in (files or {}).items():
+            write_text(Path(name) / path, content)
+        try:
+            _check_configs(cells, folder, Path(name) if files else folder)
+        except UserError as error:
+            raise UserError(str(error).replace(name, str(folder))) from error
+
+
+def _check_configs(cells: Iterable[Cell], folder: Path, configs: Path) -> None:
+    """`configs`: where those of the suite are, in place of `folder`."""
+    from moco_d2.config import load_config_of
     from moco_d2.launch import argument_parser
 
     parser = argument_parser("", "")
     seen = set()
     for cell in cells:
         for tool, words in cell.commands:
-            if tool not in _CONFIGURED:
+            if tool not in CONFIGURED:
                 continue
-            args = parser.parse_args([cell_state.placed(word, cell, folder) for word in words])
+            placed = [cell_state.placed(word, cell, folder) for word in words]
+            args = parser.parse_args(untrusted_words(tool, placed))
             pairs = dict(zip(args.opts[::2], args.opts[1::2], strict=True))
             config = (args.config_file, *((k, v) for k, v in pairs.items() if k not in _OWN))
             if config not in seen:
-                load_config(args.config_file, args.opts)
+                own = Path(args.config_file)
+                if own.is_relative_to(folder):
+                    args.config_file = str(configs / own.relative_to(folder))
+                load_config_of(args)
                 seen.add(config)

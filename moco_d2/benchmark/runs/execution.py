@@ -13,7 +13,7 @@ from pathlib import Path
 import filelock
 
 from moco_d2.benchmark.runs import cell_state, run_log
-from moco_d2.benchmark.runs.suites import Cell
+from moco_d2.benchmark.runs.suites import Cell, untrusted_words
 from moco_d2.errors import USER_ERROR_EXIT_CODE
 
 #: Exit code of a process that found another one at work on its cell (sysexits.h: EX_TEMPFAIL).
@@ -99,7 +99,7 @@ def _run_locked(cell: Cell, folder: Path, place: Place) -> int:
 
 def _run_tool(cell: Cell, index: int, folder: Path, place: Place) -> int:
     tool, arguments = cell.commands[index]
-    words = [cell_state.placed(word, cell, folder) for word in arguments]
+    words = untrusted_words(tool, (cell_state.placed(word, cell, folder) for word in arguments))
     if place.processes > 1 and tool in _DISTRIBUTED:
         words = ["--num-gpus", str(place.processes), *words]
     if place.devices is not None:

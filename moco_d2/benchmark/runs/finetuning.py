@@ -20,15 +20,19 @@ from moco_d2.benchmark.runs.suites import (
     FOLDER,
     Cell,
     arguments_of,
+    check_grid,
     check_keys,
+    check_name,
     check_overrides,
     check_seeds,
     file_settings,
     unknown,
+    whole_number,
     with_overrides,
 )
 from moco_d2.config import config_root
 from moco_d2.errors import UserError
+from moco_d2.plain_yaml import expand_home, is_regular_file
 
 _KEYS = ("tasks", "initialisations", "seeds", "overrides")
 
@@ -40,6 +44,7 @@ def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict
     tasks = with_overrides(content.get("tasks"), "tasks", source)
     initialisations = with_overrides(content.get("initialisations"), "initialisations", source)
     seeds = check_seeds(content.get("seeds", [1]), source)
+    check_grid(len(tasks), len(initialisations), len(seeds), source=source)
     task_files = {given: _part("task", given, source) for given in tasks}
     init_files = {given: _part("init", given, source) for given in initialisations}
     from_files = {
@@ -66,6 +71,7 @@ def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict
                 config=config,
                 overrides=overrides,
                 settings=from_files[task, init],
+                source=source,
             )
         )
     return cells, files
@@ -80,6 +86,7 @@ def transfer_cell(
     config: str,
     overrides: Mapping[str, Any],
     settings: Mapping[str, Any],
+    source: Path,
     needs: tuple[str, ...] = (),
 ) -> Cell:
     """A run of tools/train_net.py.
@@ -89,6 +96,10 @@ def transfer_cell(
         config: for --config-file.
         overrides: of config keys.
         settings: what the config file says.
+        source: the suite, for errors.
+
+    Raises:
+        UserError: SOLVER.MAX_ITER is no number.
     """
     settings = {**settings, **overrides, "SEED": seed}
     words = arguments_of({**overrides, "SEED": seed, "OUTPUT_DIR": CELL_FOLDER})
@@ -100,17 +111,21 @@ def transfer_cell(
         commands=(("train_net.py", ("--config-file", config, "--resume", *words)),),
         needs=needs,
         settings=settings,
-        iterations=int(settings["SOLVER.MAX_ITER"]) if "SOLVER.MAX_ITER" in settings else None,
+        iterations=whole_number(settings, "SOLVER.MAX_ITER", source)
+        if "SOLVER.MAX_ITER" in settings
+        else None,
     )
 
 
 def _part(folder: str, name: str, source: Path) -> Path:
     """The file of a task or an initialisation."""
     if Path(name).suffix in (".yaml", ".yml"):
-        path = source.parent / Path(name).expanduser()
-        if not path.is_file():
-            raise UserError(f"{source}: no file {path}")
-        return path.resolve()
+        path = source.parent / expand_home(name)
+        if not is_regular_file(path):
+            raise UserError(f"{source}: no file {str(path)!r:.300}")
+        path = path.resolve()
+        check_name(path.stem, "file name", source)  # the runs are called so
+        return path
     known = {path.stem: path for path in sorted((config_root() / folder).glob("*.yaml"))}
     if name not in known:
         what = "task" if folder == "task" else "initialisation"

@@ -10,7 +10,7 @@ from typing import Any
 from moco_d2.benchmark.runs.cell_state import placed
 from moco_d2.benchmark.runs.execution import TOOLS, Place
 from moco_d2.benchmark.runs.places import make_places
-from moco_d2.benchmark.runs.suites import Cell, Suite
+from moco_d2.benchmark.runs.suites import Cell, Suite, untrusted_words
 from moco_d2.files import write_text
 
 _TIMINGS = "timings"  # folder of what was found, in the suite's
@@ -37,6 +37,7 @@ def measure_tasks(suite: Suite, folder: Path, gpus_per_run: int) -> dict[str, st
         if tool != "train_net.py":
             continue
         words = [placed(word, cell, folder) for word in words if word != "--resume"]
+        words = untrusted_words(tool, words)
         problem = _time(words, place, timing_file(folder, task, gpus_per_run))
         if problem:
             problems[task] = problem

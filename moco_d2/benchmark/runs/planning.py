@@ -13,8 +13,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from moco_d2.benchmark.runs import cell_state, run_log
 from moco_d2.benchmark.runs.display import duration
 from moco_d2.benchmark.runs.execution import TOOLS
@@ -23,6 +21,7 @@ from moco_d2.benchmark.runs.places import make_places
 from moco_d2.benchmark.runs.suites import Cell, Suite, file_settings, load_suite
 from moco_d2.config import task_configs
 from moco_d2.errors import UserError
+from moco_d2.plain_yaml import load_yaml
 
 _PUBLISHED = Path(__file__).with_name("published_costs.yaml")
 # What a suite may set otherwise than the packaged configs and a published step still be its step.
@@ -210,7 +209,7 @@ def _estimates(
 @functools.cache
 def published_costs() -> dict[str, Any]:
     """published_costs.yaml."""
-    return yaml.safe_load(_PUBLISHED.read_text(encoding="utf-8"))
+    return load_yaml(_PUBLISHED)
 
 
 def _is_published_step(cell: Cell) -> bool:

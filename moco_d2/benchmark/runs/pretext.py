@@ -12,13 +12,15 @@ Keys of the YAML file, besides title and kind:
   on is DATASETS.TRAIN, as in every config.
 * ``generate``: in its place, numbers of training and validation images that are drawn, and
   pretrained on and classified.
-* ``evaluation``: words for tools/linear_eval.py; none: the paper's linear protocol.
+* ``evaluation``: words for tools/linear_eval.py, of those in _FLAGS; none: the paper's linear
+  protocol.
 * ``random``: true: an untrained network is evaluated too, for every seed.
 * ``images``: in the dataset that is pretrained on; only the plan's number of iterations needs it.
 
 The record of a run is the result.json of its evaluation, which pretext_records.py reads.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,15 +30,19 @@ from moco_d2.benchmark.runs.suites import (
     FOLDER,
     Cell,
     arguments_of,
+    check_grid,
     check_keys,
+    check_name,
     check_overrides,
     check_seeds,
     file_settings,
     unknown,
+    whole_number,
     with_overrides,
 )
-from moco_d2.config import config_root
+from moco_d2.config import check_data, config_root
 from moco_d2.errors import UserError
+from moco_d2.plain_yaml import decode, expand_home, is_regular_file
 
 _KEYS = (
     *("config", "points", "seeds", "overrides", "data", "generate", "evaluation", "random"),
@@ -49,6 +55,13 @@ _PRETRAINED = f"{CELL_FOLDER}/pretrain"
 _EVALUATED = "evaluation"
 _RECORD = f"{_EVALUATED}/result.json"
 _ONE_PROCESS = ("knn", "--fast")  # evaluations that several GPUs do not share
+# What a suite may say to tools/linear_eval.py: not where it reads and writes, nor on what machines.
+_FLAGS = (
+    *("--protocol", "--crops", "--task", "--branch", "--epochs", "--batch-size", "--lr", "--size"),
+    *("--workers", "--device"),
+)
+_SWITCHES = ("--fast",)
+_WORD = re.compile(r"\w[\w.:+-]*")
 
 
 def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict[str, str]]:
@@ -57,6 +70,10 @@ def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict
     shared = check_overrides(content.get("overrides"), source)
     points = with_overrides(content.get("points"), "points", source)
     seeds = check_seeds(content.get("seeds", [1]), source)
+    check_grid(len(points), len(seeds), source=source)
+    for name in points:
+        check_name(name, "point", source)
+    images = whole_number(content, "images", source) if content.get("images") is not None else None
     words = _words(content, source)
     first, evaluated_on = _data(content, source)
     shared |= {"DATASETS.TRAIN": f"('{FOLDER}/{GENERATED}/pretrain',)"} if first else {}
@@ -85,20 +102,20 @@ def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict
                     kind=TASK,
                     needs=needs,
                     settings={**settings, "SEED": seed, "evaluation": " ".join(words)},
-                    iterations=_iterations(settings, content.get("images")),
+                    iterations=_iterations(settings, images, source),
                 )
             )
         if content.get("random"):
-            arch = trained[0].settings["MOCO.ENCODER.ARCH"]
+            arch = str(trained[0].settings.get("MOCO.ENCODER.ARCH", "resnet50"))
+            if not _WORD.fullmatch(arch):
+                raise UserError(f"{source}: MOCO.ENCODER.ARCH {arch!r:.80} is no network")
             cells.append(
                 Cell(
                     name=f"{RANDOM}/seed{seed}",
                     task=TASK,
                     initialisation=RANDOM,
                     seed=seed,
-                    commands=(
-                        _evaluation((RANDOM, "--arch", str(arch)), evaluated_on, words, seed),
-                    ),
+                    commands=(_evaluation((RANDOM, "--arch", arch), evaluated_on, words, seed),),
                     record=_RECORD,
                     kind=TASK,
                     needs=needs,
@@ -131,7 +148,10 @@ def _data(content: Mapping[str, Any], source: Path) -> tuple[tuple[Cell, ...], t
     if (numbers is None) == (data is None):
         raise UserError(f"{source}: give either data or generate: what the features classify")
     if numbers is None:
-        return (), ("--data", str(data))
+        if not isinstance(data, str) or data.startswith("-") or not data:
+            raise UserError(f"{source}: data must be a folder, got {data!r:.100}")
+        check_data("data", data, str(source))
+        return (), ("--data", data)
     whole = isinstance(numbers, list) and all(type(n) is int and n > 0 for n in numbers)
     if not whole or len(numbers) != 2:
         raise UserError(f"{source}: generate must be two numbers of images, as in [900, 450]")
@@ -150,26 +170,45 @@ def _data(content: Mapping[str, Any], source: Path) -> tuple[tuple[Cell, ...], t
 
 
 def _words(content: Mapping[str, Any], source: Path) -> tuple[str, ...]:
-    words = content.get("evaluation") or []
-    if not isinstance(words, list):
+    """
+    Raises:
+        UserError: they are not flags of _FLAGS and _SWITCHES, each with its value.
+    """
+    given = content.get("evaluation") or []
+    if not isinstance(given, list):
         raise UserError(f"{source}: evaluation must be a list of words, as in [--protocol, knn]")
-    return tuple(map(str, words))
+    words = tuple(map(str, given))
+    rest = iter(words)
+    for flag in rest:
+        if flag in _SWITCHES:
+            continue
+        if flag not in _FLAGS:
+            raise unknown("word of evaluation", flag, (*_FLAGS, *_SWITCHES), source)
+        value = next(rest, "")
+        if not _WORD.fullmatch(value):
+            raise UserError(f"{source}: evaluation: {flag} needs a value, got {value!r:.80}")
+    return words
 
 
 def _config(name: str, source: Path) -> Path:
-    if Path(name).suffix in (".yaml", ".yml") and (source.parent / name).is_file():
-        return (source.parent / name).resolve()
+    path = source.parent / expand_home(name)
+    if path.suffix in (".yaml", ".yml") and is_regular_file(path):
+        return path.resolve()
     known = {path.stem: path for path in sorted((config_root() / "pretrain").glob("*.yaml"))}
     if name.removesuffix(".yaml") not in known:
         raise unknown("config", name, known, source)
     return known[name.removesuffix(".yaml")]
 
 
-def _iterations(settings: Mapping[str, Any], images: int | None) -> int | None:
-    epochs = int(settings.get("MOCO.EPOCHS", 0))
+def _iterations(settings: Mapping[str, Any], images: int | None, source: Path) -> int | None:
+    epochs = whole_number(settings, "MOCO.EPOCHS", source)
     if epochs <= 0:
-        return int(settings["SOLVER.MAX_ITER"]) if "SOLVER.MAX_ITER" in settings else None
+        there = "SOLVER.MAX_ITER" in settings
+        return whole_number(settings, "SOLVER.MAX_ITER", source) if there else None
     if not images:
         return None
-    used = int(images * float(settings.get("MOCO.DATA.SHARE", 1)))
-    return epochs * (used // int(settings["SOLVER.IMS_PER_BATCH"]))
+    share = decode(settings.get("MOCO.DATA.SHARE", 1))
+    if type(share) not in (int, float) or not 0 < share <= 1:
+        raise UserError(f"{source}: MOCO.DATA.SHARE must be in (0, 1], got {share!r:.80}")
+    batch = whole_number(settings, "SOLVER.IMS_PER_BATCH", source)
+    return epochs * (int(images * share) // batch) if batch else None

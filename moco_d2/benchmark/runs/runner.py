@@ -74,10 +74,10 @@ def run(
         raise UserError("--gpus-per-run must be at least 0, and --jobs at least 1")
     processes = max(1, gpus_per_run)
     check_conflicts(suite.cells, folder, processes)
+    tasks = _Tasks(suite, folder, processes)
+    check_configs([task.cell for task in tasks.of("waiting")], folder, suite.files)
     for path, content in suite.files.items():
         write_text(folder / path, content)
-    tasks = _Tasks(suite, folder, processes)
-    check_configs([task.cell for task in tasks.of("waiting")], folder)
     if submit is not None:
         place = Place(processes, None if gpus_per_run else (), tools=tools)
         return _submit(tasks, place, gpus_per_run, submit)

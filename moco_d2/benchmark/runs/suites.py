@@ -6,20 +6,32 @@ says what its cells are:
 * ``transfer`` (the default): fine-tuning, every task x initialisation x seed. See finetuning.py.
 * ``pretext``: pretraining and what its features are worth. See pretext.py.
 * ``demo``: the demo's whole line on generated images. See moco_d2/demo/cells.py.
+
+A suite is anybody's, as a config is. What it says names settings of our own tools, folders inside
+its output folder and data on this machine: no other flag, no other place, no command. The tools are
+told that its overrides are of a file (`untrusted_words`), whoever runs them.
 """
 
 import dataclasses
+import itertools
+import math
 import pkgutil
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from moco_d2.config import flatten
+from moco_d2.config import DATA_KEYS, check_data, flatten
 from moco_d2.errors import UserError, closest
-from moco_d2.plain_yaml import load_yaml
+from moco_d2.plain_yaml import (
+    UNREADABLE,
+    check_value,
+    decode,
+    expand_home,
+    is_regular_file,
+    load_yaml,
+    read_config,
+)
 
 #: In a cell's arguments: the suite's folder, and the cell's own inside it.
 FOLDER, CELL_FOLDER = "{folder}", "{cell}"
@@ -30,6 +42,16 @@ _KINDS = {
     "demo": "moco_d2.demo.cells:build_cells",
 }
 _PACKAGED = Path(__file__).parents[1] / "suites"
+#: Tools that take a config file and KEY VALUE words.
+CONFIGURED = ("train_net.py", "pretrain.py")
+# A part of a run's name, which is a folder, too; and the longest that file systems and tables bear.
+_NAME = re.compile(r"\w[\w.+=,-]*")
+_LONGEST_NAME, _LONGEST_PATH = 100, 200
+_MOST_RUNS = 10_000
+_LONGEST_REASON = 400
+_MOST_SEED = 2**31  # Detectron2 adds the process's number, and numpy takes 32 bits
+# Beside the runs' folders in the suite's: of finetuning.py, cluster.py, measuring.py, run_log.py.
+_RESERVED = ("configs", "jobs", "timings", "runs.jsonl")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,20 +127,23 @@ def load_suite(name: str | Path) -> Suite:
             known, with the closest.
     """
     source = _find(name)
+    check_name(source.stem, "file name", source)
     content = read_mapping(source)
-    kind = content.pop("kind", "transfer")
+    kind = str(content.pop("kind", "transfer"))
     if kind not in _KINDS:
         raise unknown("kind", kind, _KINDS, source)
     title = str(content.pop("title", source.stem))
+    title = "".join(c if c.isprintable() else "?" for c in title)  # a terminal obeys what is in it
     shared = content.get("overrides") or {}
     cells, files = pkgutil.resolve_name(_KINDS[kind])(content, source)
     _check_cells(cells, source)
+    _check_settings(cells, source)
     return Suite(source.stem, title, tuple(cells), shared, files)
 
 
 def _find(name: str | Path) -> Path:
-    path, packaged = Path(name).expanduser(), packaged_suites()
-    if path.is_file():
+    path, packaged = expand_home(name), packaged_suites()
+    if is_regular_file(path):
         return path
     if str(name) in packaged:
         return packaged[str(name)]
@@ -131,9 +156,16 @@ def _find(name: str | Path) -> Path:
 
 
 def _check_cells(cells: Iterable[Cell], source: Path) -> None:
-    """Names are unique, and what a cell needs comes before it."""
+    """Names are unique and lead to folders of their own, and what a cell needs comes before it."""
     seen: set[str] = set()
+    within: set[str] = set()  # folders that have a run's inside
     for cell in cells:
+        check_name(cell.name, "run", source)
+        outer = list(itertools.accumulate(cell.name.split("/"), "{}/{}".format))[:-1]
+        inside = next((name for name in outer if name in seen), None)
+        if inside is not None or cell.name in within:
+            raise UserError(f"{source}: {cell.name} is inside another run's folder; rename one")
+        within.update(outer)
         if cell.name in seen:
             raise UserError(f"{source}: two runs are called {cell.name}; rename one")
         if missing := set(cell.needs) - seen:
@@ -143,7 +175,70 @@ def _check_cells(cells: Iterable[Cell], source: Path) -> None:
         seen.add(cell.name)
 
 
+def _check_settings(cells: Iterable[Cell], source: Path) -> None:
+    """What names data names some of this machine, whether a suite or a config of it says so."""
+    checked = set()
+    for cell in cells:
+        for key in DATA_KEYS:
+            value = cell.settings.get(key)
+            if value is not None and (key, str(value)) not in checked:
+                check_data(key, decode(value), str(source))
+                checked.add((key, str(value)))
+
+
+def untrusted_words(tool: str, words: Iterable[str]) -> list[str]:
+    """The words of a cell's command as they are run: where there are overrides among them, the tool
+    is told first that a file says so, and not its user.
+    """
+    return [*(["--overrides-from-file"] if tool in CONFIGURED else []), *words]
+
+
 # ---- pieces for builders -------------------------------------------------------------------------
+
+
+def check_name(name: str, what: str, source: Path) -> None:
+    """
+    Args:
+        name: becomes a folder, ``end_to_end/K32``, or the name of a file.
+        what: it is called in the error.
+
+    Raises:
+        UserError: `name` is not made of letters, digits, ``_.+=,-`` and single slashes, or begins
+            anywhere with another of them than ``_``; so that it stays in its folder and is no flag.
+    """
+    parts = name.split("/")
+    plain = all(_NAME.fullmatch(part) and len(part) <= _LONGEST_NAME for part in parts)
+    if not plain or len(name) > _LONGEST_PATH:
+        raise UserError(
+            f"{source}: the {what} {name!r:.100} must be of letters, digits and _ . + = , -, begin "
+            f"with a letter, a digit or _, and have at most {_LONGEST_NAME} of them; rename it"
+        )
+    if parts[0] in _RESERVED and what != "file name":
+        raise UserError(f"{source}: {parts[0]} is a folder of the runner's own; rename {name!r}")
+
+
+def whole_number(settings: Mapping[str, Any], key: str, source: Path, default: int = 0) -> int:
+    """A setting that counts something.
+
+    Raises:
+        UserError: it is no whole number >= 0.
+    """
+    value = decode(settings.get(key, default))
+    if type(value) is not int or value < 0:
+        raise UserError(f"{source}: {key} must be a whole number >= 0, got {value!r:.80}")
+    return value
+
+
+def check_grid(*sizes: int, source: Path) -> None:
+    """
+    Args:
+        sizes: of the axes.
+
+    Raises:
+        UserError: so many runs are no suite.
+    """
+    if math.prod(sizes) > _MOST_RUNS:
+        raise UserError(f"{source}: it has more than {_MOST_RUNS} runs; split it")
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -154,9 +249,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """
     try:
         content = load_yaml(path)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise UserError(f"cannot read the suite {path}: {reason}") from error
+    except UNREADABLE as error:
+        raise UserError(f"cannot read the suite {path}: {_reason(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"the suite {path} is no mapping of keys to values")
     return content
@@ -173,11 +267,16 @@ def check_keys(content: Mapping[str, Any], known: Iterable[str], source: Path) -
             raise unknown("key", str(key), known, source)
 
 
+def _reason(error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return (reason or type(error).__name__)[:_LONGEST_REASON]
+
+
 def unknown(what: str, name: str, known: Iterable[str], source: Path) -> UserError:
     """The error for a `name` that is none of `known`."""
     known = list(known)
     return UserError(
-        f"{source}: unknown {what} {name!r}; "
+        f"{source}: unknown {what} {name!r:.200}; "
         + (closest(name, known) or f"there are {', '.join(known)}")
     )
 
@@ -216,8 +315,15 @@ def check_overrides(value: Any, source: Path) -> dict[str, Any]:
     if nested is not None:
         raise UserError(
             f"{source}: write overrides with their whole name, {nested}."
-            f"{next(iter(value[nested]), 'KEY')}: VALUE"
+            f"{next(iter(value[nested]), 'KEY')!s:.100}: VALUE"
         )
+    for key, plain in value.items():
+        try:
+            check_value(plain)
+            if str(decode(str(plain))).startswith("--"):  # never a flag, however it is parsed
+                raise ValueError(f"{str(plain)[:40]!r} begins as a flag does")
+        except ValueError as error:
+            raise UserError(f"{source}: {key!s:.100}: {error}") from error
     return {str(key): plain for key, plain in value.items()}
 
 
@@ -227,9 +333,14 @@ def check_seeds(value: Any, source: Path) -> list[int]:
         UserError: not a list of different whole numbers, or negative ones, with which Detectron2
             seeds from the clock, or not at all.
     """
-    whole = isinstance(value, list) and all(type(seed) is int and seed >= 0 for seed in value)
+    whole = isinstance(value, list) and all(
+        type(seed) is int and 0 <= seed < _MOST_SEED for seed in value
+    )
     if not whole or not value or len(set(value)) != len(value):
-        raise UserError(f"{source}: seeds must be a list of different numbers >= 0, as in [1, 2]")
+        raise UserError(
+            f"{source}: seeds must be a list of different numbers >= 0 and below {_MOST_SEED}, as "
+            "in [1, 2]"
+        )
     return value
 
 
@@ -246,12 +357,10 @@ def file_settings(*files: Path) -> dict[str, Any]:
     Raises:
         UserError: a file cannot be read.
     """
-    from fvcore.common.config import CfgNode
-
     settings: dict[str, Any] = {}
     for file in files:
         try:
-            settings |= flatten(CfgNode.load_yaml_with_base(str(file)))
-        except (OSError, LookupError, TypeError, AttributeError, ValueError, yaml.YAMLError) as e:
-            raise UserError(f"cannot read the config {file}: {' '.join(str(e).split())}") from e
+            settings |= flatten(read_config(file))
+        except UNREADABLE as error:
+            raise UserError(f"cannot read the config {file}: {_reason(error)}") from error
     return settings

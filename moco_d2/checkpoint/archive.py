@@ -8,10 +8,15 @@ from pathlib import Path
 
 from moco_d2.errors import UserError
 
-# Of what an archive declares against what it weighs: beyond it, unpacking is an attack. Weights
-# compress by less than 2, and an empty queue beside them to almost nothing.
-_MOST_EXPANSION = 10
-_SMALL = 1 << 24  # bytes that may always be unpacked
+# Of what a file declares against what it weighs: beyond it, reading is an attack. Weights compress
+# by less than 2, and an empty queue beside them to almost nothing.
+MOST_EXPANSION = 10
+_SMALL = 1 << 24  # bytes that any file may stand for
+
+
+def most_bytes(path: Path) -> int:
+    """Bytes that the content of a file may take in memory."""
+    return max(_SMALL, MOST_EXPANSION * path.stat().st_size)
 
 
 def check_archive(path: Path) -> list[zipfile.ZipInfo]:
@@ -32,7 +37,7 @@ def check_archive(path: Path) -> list[zipfile.ZipInfo]:
         if len(set(names)) < len(names):
             raise UserError(f"{path} has two entries of one name; give the original checkpoint")
         declared = sum(member.file_size for member in members)
-        if declared > max(_SMALL, _MOST_EXPANSION * size):
+        if declared > most_bytes(path):
             raise UserError(
                 f"{path} of {size} bytes would unpack to {declared}; give the original checkpoint"
             )

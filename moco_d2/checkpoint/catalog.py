@@ -259,7 +259,7 @@ def _convert(entry: Published, source: Path) -> Path:
 
     stem = _stem(entry)
     whole = source.with_name(f"{stem}.pth")
-    convert(source, whole)
+    convert(source, whole, published=_published(entry, source))
     file = source.with_name(f"{stem}-{sha256(whole)[:_CONTENT_DIGITS]}.pth")
     for damaged in source.parent.glob(f"{stem}-*.pth"):
         damaged.unlink()
@@ -268,13 +268,35 @@ def _convert(entry: Published, source: Path) -> Path:
     return file
 
 
+def _published(entry: Published, source: Path) -> dict[str, str]:
+    """What provenance says of the published file that weights were made from."""
+    hash_ = digest(source, entry.algorithm)
+    return {"name": entry.name, "algorithm": entry.algorithm, "hash": hash_}
+
+
 def _converted(entry: Published) -> Path | None:
-    """The converted file, if it is there and has the content that its name says."""
+    """The converted file, if it is there, has the content that its name says, and was made from the
+    published one.
+    """
+    from moco_d2.checkpoint.io import read_provenance
+
     for file in sorted(cache_folder().glob(f"{_stem(entry)}-*.pth")):
-        with contextlib.suppress(OSError):  # another process may be replacing it
-            if sha256(file).startswith(file.stem.rpartition("-")[2]):
+        with contextlib.suppress(OSError, UserError):  # another process may be replacing it
+            whole = sha256(file).startswith(file.stem.rpartition("-")[2])
+            if whole and _is_of(entry, read_provenance(file) or {}):
                 return file
     return None
+
+
+def _is_of(entry: Published, provenance: dict[str, Any]) -> bool:
+    """Whether weights were made from the published file: a name in a folder is anybody's."""
+    source = provenance.get("published")
+    return (
+        isinstance(source, dict)
+        and (source.get("name"), source.get("algorithm")) == (entry.name, entry.algorithm)
+        and str(source.get("hash")).startswith(entry.hash)
+        and (entry.algorithm != "sha256" or source["hash"] == provenance.get("source_sha256"))
+    )
 
 
 def _stem(entry: Published) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from moco_d2.checkpoint.sources import Extracted, extract
 from moco_d2.checkpoint.targets import TARGETS, Detectron2, Target, find_target
 from moco_d2.errors import UserError
 from moco_d2.files import atomic_write, sha256
+from moco_d2.locks import write_to
 
 
 def convert(
@@ -32,6 +34,7 @@ def convert(
     branch: str = "query",
     drop: tuple[str, ...] = (),
     expect_depth: int | None = None,
+    published: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Turn a checkpoint into weights for a framework: all of the backbone, proven, or nothing.
 
@@ -45,38 +48,42 @@ def convert(
         branch: which of two networks, ``query`` or its moving average, ``key``.
         drop: patterns of tensors to leave behind besides the known companions.
         expect_depth: refuse a network of another depth.
+        published: which published file `src` is, for provenance.
 
     Returns:
         What was converted, how completely, and the proof; the same is in `dst` under "provenance".
 
     Raises:
         UserError: the checkpoint is unreadable, unknown, incomplete, damaged or of another depth,
-            the converted network does not compute the same features, or a destination cannot be
-            written.
+            the converted network does not compute the same features, a destination cannot be
+            written, or another process is writing `dst`.
     """
     src, dst = source_file(src), Path(dst)
     target = find_target(to, dst)
     _check_paths(src, dst, report, emit_config)
-    with ThreadPoolExecutor(1) as pool:
-        fingerprint = pool.submit(sha256, src)  # while the rest goes on
-        provenance, tensors = _read(
-            src, branch=branch, drop=drop, expect_depth=expect_depth, target=target
-        )
-        provenance["source_sha256"] = fingerprint.result()
-    with contextlib.ExitStack() as stack:
-        # Opened before the weights are written: a report that cannot be written leaves no weights
-        # behind either.
-        beside = [
-            (stack.enter_context(atomic_write(path)), text)
-            for path, text in (
-                (report, json.dumps(provenance, indent=2, sort_keys=True) + "\n"),
-                (emit_config, _overlay(provenance, dst)),
+    with write_to(dst):
+        with ThreadPoolExecutor(1) as pool:
+            fingerprint = pool.submit(sha256, src)  # while the rest goes on
+            provenance, tensors = _read(
+                src, branch=branch, drop=drop, expect_depth=expect_depth, target=target
             )
-            if path is not None
-        ]
-        save_checkpoint(dst, target.content(tensors, provenance))
-        for file, text in beside:
-            file.write_text(text)
+            provenance["source_sha256"] = fingerprint.result()
+        if published is not None:
+            provenance["published"] = dict(published)
+        with contextlib.ExitStack() as stack:
+            # Opened before the weights are written: a report that cannot be written leaves no
+            # weights behind either.
+            beside = [
+                (stack.enter_context(atomic_write(path)), text)
+                for path, text in (
+                    (report, json.dumps(provenance, indent=2, sort_keys=True) + "\n"),
+                    (emit_config, _overlay(provenance, dst)),
+                )
+                if path is not None
+            ]
+            save_checkpoint(dst, target.content(tensors, provenance))
+            for file, text in beside:
+                file.write_text(text)
     return json.loads(json.dumps(provenance))
 
 

@@ -1,12 +1,9 @@
 """Reading a checkpoint without running its code; writing weights whole or not at all."""
 
 import errno
-import io
 import json
 import pickle
 import re
-import warnings
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,21 +14,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from moco_d2.checkpoint.archive import check_archive
-from moco_d2.checkpoint.unpickling import SAFE_GLOBALS, as_tensors, check_pickle, load_arrays
+from moco_d2.checkpoint.archive import check_archive, most_bytes
+from moco_d2.checkpoint.torch_files import LEGACY_MAGIC, read_archive, read_legacy
+from moco_d2.checkpoint.unpickling import (
+    Budget,
+    OversizedError,
+    as_tensor,
+    check_pickle,
+    load_pickle,
+)
 from moco_d2.errors import UserError, closest
 from moco_d2.files import atomic_write
 
-# What torch's restricted unpickler says of a class or function it will not import ("GLOBAL
-# posix.system was not an allowed global by default", "unsupported GLOBAL os.system whose module os
-# is blocked").
+# What the unpickler says of a class or function that is not in its table.
 _FORBIDDEN_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 _ZIP_MAGIC = b"PK"  # torch.save since 1.6, and NumPy
 _PICKLE_MAGICS = (_ZIP_MAGIC, b"\x80")
-# torch.save before 1.6, the format of the official MoCo files: a magic number, a version, a
-# description of the machine, the content and the order of the storages, which follow.
-_LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-_LEGACY_PICKLES = 5
 _LENGTH = 8  # bytes of a safetensors header's length
 _HEAD = 512  # bytes that tell what a file is
 
@@ -41,7 +39,8 @@ def load_checkpoint(path: str | Path) -> dict[Any, Any]:
 
     Reads what ``torch.save`` wrote, safetensors, npz, and pickles of NumPy arrays, whatever their
     names. What torch and NumPy pack into an archive is compared with its checksums; the other
-    containers have none, and a flipped bit among the numbers cannot be told.
+    containers have none, and a flipped bit among the numbers cannot be told. All tensors of a file
+    together take at most archive.MOST_EXPANSION times its bytes.
 
     Tensors of an archive are mapped: they stay in the file until they are used. It may be replaced
     or removed meanwhile, as our own writers do, but not overwritten in place.
@@ -89,40 +88,33 @@ def _read(path: Path) -> Any:
     head = _head(path)
     if head.startswith(_ZIP_MAGIC):
         return _read_zip(path)
-    if head.startswith(_LEGACY_MAGIC):
-        with path.open("rb") as f:
-            for _ in range(_LEGACY_PICKLES):
-                check_pickle(f)
-        return _load_torch(path)
+    if head.startswith(LEGACY_MAGIC):
+        return read_legacy(path, Budget(most_bytes(path)))
     length = int.from_bytes(head[:_LENGTH], "little")  # of a safetensors header
     if path.suffix == ".safetensors" or (
         head[_LENGTH : _LENGTH + 1] == b"{" and length < path.stat().st_size
     ):
         return _read_safetensors(path)
-    return load_arrays(path)
+    return _read_pickle(path)
 
 
 def _read_zip(path: Path) -> Any:
     members = check_archive(path)
-    if any(member.filename.endswith(".npy") for member in members):
-        with np.load(path, allow_pickle=False) as content:
-            arrays = dict(content)
-        # NumPy gives a member that is no array as bytes.
-        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-            raise ValueError("a member is no array")
-        return as_tensors(arrays)
-    with zipfile.ZipFile(path) as archive:
-        for member in members:
-            if member.filename.lower().endswith("/data.pkl"):  # torch ignores the case
-                check_pickle(io.BytesIO(archive.read(member)))
-    # Mapped, what is not needed is never read; but a packed member would be taken as it lies there.
-    return _load_torch(path, mmap=all(m.compress_type == zipfile.ZIP_STORED for m in members))
+    if not any(member.filename.endswith(".npy") for member in members):
+        return read_archive(path, members, Budget(most_bytes(path)))
+    with np.load(path, allow_pickle=False) as content:
+        arrays = dict(content)
+    # NumPy gives a member that is no array as bytes.
+    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+        raise ValueError("a member is no array")
+    return {name: as_tensor(array) for name, array in arrays.items()}
 
 
-def _load_torch(path: Path, mmap: bool = False) -> Any:
-    with torch.serialization.safe_globals(SAFE_GLOBALS), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of other protocols; what cannot be read is an error
-        return as_tensors(torch.load(path, map_location="cpu", weights_only=True, mmap=mmap))
+def _read_pickle(path: Path) -> Any:
+    """A pickle of plain values and NumPy arrays (Detectron2, Caffe2)."""
+    with path.open("rb") as f:
+        check_pickle(f)
+    return load_pickle(path.read_bytes(), Budget(most_bytes(path)))
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -150,14 +142,17 @@ def _provenance_in(metadata: Mapping[str, str]) -> Any:
 def _why_unreadable(path: Path, error: Exception) -> str:
     if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # a wrong offset
         return f"cannot read {path}: {error.strerror or error}; check the path and its permissions"
+    if isinstance(error, OversizedError):
+        return (
+            f"{path} of {path.stat().st_size} bytes stands for tensors of {error}; give the "
+            "original checkpoint"
+        )
     if forbidden := _FORBIDDEN_GLOBAL.search(str(error)):
         return (
             f"{path} can only be loaded by importing {forbidden[1]}, which could run code, so it "
             "is refused; save it again with tensors and plain values only: "
             "torch.save({'state_dict': model.state_dict()}, file)"
         )
-    if "TorchScript" in str(error):
-        return f"{path} is a TorchScript program; save the state_dict() of the network instead"
     if isinstance(error, pickle.UnpicklingError) and _head(path).startswith(_PICKLE_MAGICS):
         return (
             f"{path} is damaged, or made of more than tensors and plain values; copy or download "

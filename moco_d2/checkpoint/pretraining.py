@@ -12,6 +12,10 @@ from moco_d2.files import sha256_of_json
 # config that do; the rest is for resuming.
 _OUR_METADATA = ("version", "pretext", "iteration", "config")
 _CONFIG_SECTIONS = ("MOCO", "SOLVER", "DATASETS", "SEED")
+# Those that a record of a run is made from.
+_OF_THE_RUN = (*_OUR_METADATA, "made_with", "scaling")
+# A whole config has under 1000 values, 5 deep. A few hundred bytes may stand for billions.
+_MOST_VALUES, _MOST_CHARACTERS, _DEEPEST = 10_000, 1_000_000, 30
 
 
 def describe_pretraining(checkpoint: dict[Any, Any]) -> dict[str, Any]:
@@ -19,12 +23,13 @@ def describe_pretraining(checkpoint: dict[Any, Any]) -> dict[str, Any]:
     about = {
         key: checkpoint[key]
         for key in ("epoch", "arch")
-        if isinstance(checkpoint.get(key), int | float | str)
+        if isinstance(checkpoint.get(key), int | float | str) and _is_small(checkpoint[key])
     }
-    about.update({key: v for key, v in _ours(checkpoint).items() if key in _OUR_METADATA})
+    ours = _ours(checkpoint)
+    about = {**_as_json(about), **{key: v for key, v in ours.items() if key in _OUR_METADATA}}
     if isinstance(about.get("config"), dict):
         about["config"] = {k: v for k, v in about["config"].items() if k in _CONFIG_SECTIONS}
-    return _portable(json.loads(json.dumps(to_plain(about), default=str)))
+    return _portable(about)
 
 
 def pretraining_run(checkpoint: dict[Any, Any]) -> dict[str, Any] | None:
@@ -39,32 +44,68 @@ def pretraining_run(checkpoint: dict[Any, Any]) -> dict[str, Any] | None:
     """
     try:
         return _run(checkpoint)
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
         return None  # an entry of this name that is not ours
 
 
 def _run(checkpoint: dict[Any, Any]) -> dict[str, Any]:
     ours, config = _ours(checkpoint), describe_pretraining(checkpoint)["config"]
-    made_with = ours.get("made_with") or {}
-    histories = (ours.get("metrics") or {}).get("histories") or {}
-    seconds = [value for value, _ in histories.get("time", ())]
+    made_with = _section(ours, "made_with")
+    entry = checkpoint["moco_d2"]
+    histories = _section(_section(entry, "metrics"), "histories")
+    processes = entry.get("processes")
+    seconds = [float(value) for value, _ in histories.get("time", ())]
     return {
         "config": config,
         "config_sha256": sha256_of_json(config),
         "iterations": int(ours["iteration"]),
-        "images": (ours.get("scaling") or {}).get("num_images"),
-        "processes": len(ours.get("processes") or ()) or None,
+        "images": _section(ours, "scaling").get("num_images"),
+        "processes": (len(processes) or None) if isinstance(processes, list) else None,
         "version": str(ours.get("version")),
-        "environment": made_with.get("environment") or {},
-        "hardware": made_with.get("hardware") or {},
+        "environment": _section(made_with, "environment"),
+        "hardware": _section(made_with, "hardware"),
         "seconds_per_iteration": round(statistics.median(seconds), 4) if seconds else None,
         "peak_memory_gib": made_with.get("peak_memory_gib"),
     }
 
 
+def _section(content: dict[str, Any], name: str) -> dict[str, Any]:
+    section = content.get(name)
+    return section if isinstance(section, dict) else {}
+
+
 def _ours(checkpoint: dict[Any, Any]) -> dict[str, Any]:
-    ours = checkpoint.get("moco_d2")
-    return ours if isinstance(ours, dict) else {}
+    """Our entry's parts about the run, in JSON types; what is too large to be one is left out."""
+    ours = _section(checkpoint, "moco_d2")
+    return _as_json({key: ours[key] for key in _OF_THE_RUN if key in ours and _is_small(ours[key])})
+
+
+def _as_json(content: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(to_plain(content), default=lambda value: type(value).__name__))
+
+
+def _is_small(value: Any) -> bool:
+    """Whether it unfolds to no more than a config could."""
+    values, characters = 0, 0
+    pending = [(value, 0)]
+    while pending:
+        node, depth = pending.pop()
+        values += 1
+        parts: list[Any] = []
+        if isinstance(node, dict):
+            parts = [*node.keys(), *node.values()]
+        elif isinstance(node, list | tuple):
+            parts = list(node)
+        elif isinstance(node, str | bytes):
+            characters += len(node)
+        if (
+            values + len(pending) + len(parts) > _MOST_VALUES
+            or characters > _MOST_CHARACTERS
+            or depth > _DEEPEST
+        ):
+            return False
+        pending += ((part, depth + 1) for part in parts)
+    return True
 
 
 def _portable(value: Any) -> Any:

@@ -1,149 +1,246 @@
-"""Pickles without their code: NumPy arrays, and inert stand-ins for harmless classes."""
+"""Pickles without their code: an unpickler that can call nothing but what is in pickle_names."""
 
-import _codecs
 import pickle
 import pickletools
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from io import BytesIO
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from numpy._core import multiarray
 
+from moco_d2.checkpoint.pickle_names import TABLE, ArrayStub, Inert, Stub, TensorStub, refused
 
-class Inert:
-    """Holds the state of a class that is not imported; none of that class's code runs."""
-
-    def __init__(self, *args: object) -> None:
-        self.args = args
-
-
-class _AsDict:
-    # torch's restricted unpickler fills a dict, but no subclass of it.
-    def __new__(cls, *args: object) -> dict[Any, Any]:
-        return {}
-
-
-def _stand_in(name: str, base: type) -> tuple[type, str]:
-    # torch's restricted unpickler calls a class only if it is listed; listed under the foreign
-    # name, ours is what it calls.
-    return type(name.rpartition(".")[2], (base,), {"__module__": __name__}), name
-
-
-_INERT = (
-    # Options and paths of the training command.
-    "argparse.Namespace",
-    "pathlib.Path",
-    "pathlib.PosixPath",
-    "pathlib.WindowsPath",
-    "pathlib.PurePosixPath",
-    "pathlib.PureWindowsPath",
-    "pathlib._local.PosixPath",
-    "pathlib._local.WindowsPath",
-    # Hyper-parameters that Lightning keeps, and the types that they name.
-    "omegaconf.base.ContainerMetadata",
-    "omegaconf.base.Metadata",
-    "omegaconf.dictconfig.DictConfig",
-    "omegaconf.listconfig.ListConfig",
-    "omegaconf.nodes.AnyNode",
-    "omegaconf.nodes.BooleanNode",
-    "omegaconf.nodes.FloatNode",
-    "omegaconf.nodes.IntegerNode",
-    "omegaconf.nodes.StringNode",
-    "typing.Any",
-    "builtins.bool",
-    "builtins.dict",
-    "builtins.float",
-    "builtins.int",
-    "builtins.list",
-    "builtins.str",
-    "builtins.tuple",
+# A state_dict with its optimizer takes some 100,000 opcodes; lists of a million numbers are read.
+MOST_OPCODES = 2_000_000
+# CPython computes the hash of a tuple in a tuple in C, without a limit.
+_DEEPEST_TUPLE = 100
+# Keys other than text and whole numbers may be chosen so that all collide in a dict.
+_MOST_ODD_KEYS = 10_000
+_MOST_BITS = 512  # of a whole number; generators' states have 128
+_UNIQUE_BITS = 60  # no two shorter numbers have one hash
+# What no writer of checkpoints uses: a registry of extensions, and calls in other words.
+_REFUSED_OPCODES = frozenset(
+    ("EXT1", "EXT2", "EXT4", "INST", "OBJ", "NEWOBJ_EX", "PERSID", "NEXT_BUFFER", "READONLY_BUFFER")
 )
-_DICTS = (
-    "collections.defaultdict",
-    "lightning.fabric.utilities.data.AttributeDict",
-    "lightning_fabric.utilities.data.AttributeDict",
-    "pytorch_lightning.utilities.parsing.AttributeDict",
-)
+_LATIN1 = "latin1"  # gives every byte of Python 2's strings back
+_PYTHON_2 = {"long": "int", "unicode": "str"}
+_AS_TORCH = "?bhilqBHILQefd"  # codes of NumPy's types that become tensors
 
-# All that a pickle of NumPy arrays calls; NumPy 2 renamed `numpy.core`.
-_NUMPY_GLOBALS = {
-    (f"numpy.{core}.multiarray", name): getattr(multiarray, name)
-    for core in ("core", "_core")
-    for name in ("_reconstruct", "scalar")
-} | {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
 
-# What torch's restricted unpickler may call besides its own.
-SAFE_GLOBALS: list[Any] = [
-    *(_stand_in(name, Inert) for name in _INERT),
-    *(_stand_in(name, _AsDict) for name in _DICTS),
-    *((value, ".".join(name)) for name, value in _NUMPY_GLOBALS.items()),
-    # It sets the state of a dtype only if the dtype's own class is listed.
-    *{type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?OSU"},
-]
+class OversizedError(Exception):
+    """What a file stands for takes far more memory than it has bytes. The message says how much."""
 
-_TORCH_TYPES = "?bhilqBHILQefd"
 
-# CPython computes the hash of a tuple in a tuple in C, without a limit: some hundred thousand of
-# them overflow the stack and end the process.
-_DEEPEST_TUPLE = 1000
+class Budget:
+    """Bytes that the arrays and tensors of one file may take together.
+
+    The same bytes may be used under many names, and a stride of 0 repeats a value without end.
+    """
+
+    def __init__(self, limit: int):
+        self._limit = limit
+        self._taken = 0
+
+    def take(self, count: int) -> None:
+        """
+        Raises:
+            OversizedError: they are used up.
+        """
+        self._taken += count
+        if self._taken > self._limit:
+            raise OversizedError(f"{self._taken} bytes and more")
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: BinaryIO, persistent: Callable[[object], object] | None):
+        super().__init__(file, encoding=_LATIN1)
+        self._persistent = persistent
+
+    def find_class(self, module: str, name: str) -> Any:
+        full = f"{module}.{name}"
+        if module == "__builtin__":  # protocol 2 has Python 2's names
+            full = f"builtins.{_PYTHON_2.get(name, name)}"
+        try:
+            return TABLE[full]
+        except KeyError:
+            raise pickle.UnpicklingError(f"GLOBAL {module}.{name} is not allowed") from None
+
+    def persistent_load(self, pid: object) -> object:
+        if self._persistent is None:
+            raise refused("a persistent id")
+        return self._persistent(pid)
+
+
+def load_pickle(
+    data: bytes, budget: Budget, persistent: Callable[[object], object] | None = None
+) -> Any:
+    """The content of a checked pickle: plain types, tensors, `Inert`.
+
+    Args:
+        data: that check_pickle has passed.
+        budget: for arrays and tensors.
+        persistent: persistent id -> Storage; None: there are none.
+
+    Raises:
+        pickle.UnpicklingError: it needs any class or function that is not in the table, or gives
+            one of these other arguments than their writers do.
+        OversizedError: its arrays and tensors are more than the budget.
+    """
+    return _Finished(budget).value(_Unpickler(BytesIO(data), persistent).load())
+
+
+class _Finished:
+    """Replaces stubs by what they stand for, in new containers; what is there twice stays one."""
+
+    def __init__(self, budget: Budget):
+        self._budget = budget
+        self._made: dict[int, Any] = {}
+        self._open: list[tuple[Any, Any]] = []
+
+    def value(self, root: Any) -> Any:
+        result = self._of(root)
+        while self._open:  # no recursion: nesting is anybody's
+            old, new = self._open.pop()
+            if isinstance(old, dict):
+                new.update((key, self._of(value)) for key, value in old.items())
+            elif isinstance(old, list):
+                new.extend(map(self._of, old))
+            else:
+                state = {key: self._of(value) for key, value in vars(old).items()}
+                vars(old).update(state)
+        return result
+
+    def _of(self, value: Any) -> Any:
+        if value is None or isinstance(value, str | int | float):
+            return value
+        if id(value) not in self._made:
+            self._made[id(value)] = self._make(value)
+        return self._made[id(value)]
+
+    def _make(self, value: Any) -> Any:
+        if isinstance(value, TensorStub):
+            self._budget.take(value.nbytes)
+            return value.make()
+        if isinstance(value, ArrayStub):
+            if value.value is None:
+                raise refused("an array that is never filled")
+            self._budget.take(value.value.nbytes)
+            return as_tensor(value.value)
+        if isinstance(value, Stub):
+            raise refused(f"a {type(value).__name__} as a value")
+        if isinstance(value, tuple):  # not deep: check_pickle
+            return tuple(map(self._of, value))
+        if isinstance(value, dict | list):
+            new: Any = {} if isinstance(value, dict) else []
+            self._open.append((value, new))
+            return new
+        if isinstance(value, Inert):
+            self._open.append((value, value))
+        return value
+
+
+def as_tensor(array: np.ndarray) -> torch.Tensor | np.ndarray:
+    """A numeric array as a tensor, without a copy where there can be one memory; others as they
+    are.
+    """
+    if array.dtype.char not in _AS_TORCH:
+        return array
+    native = array.astype(array.dtype.newbyteorder("="), copy=not array.flags.writeable)
+    return torch.from_numpy(np.ascontiguousarray(native)).reshape(array.shape)
+
+
+# ---- checking before reading ---------------------------------------------------------------------
+
+
+class _TupleOf:
+    __slots__ = ("depth",)
+
+    def __init__(self, items: Iterable[Any]):
+        depths = (item.depth for item in items if isinstance(item, _TupleOf))
+        self.depth = 1 + max(depths, default=0)
+
+
+_NUMBER = object()
 # Of what an object is filled with, nothing or None leaves even a tuple as it is.
-_IN_PLACE = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")
-_ENCODE = ("_codecs", "encode")
-_ENCODING = "latin1"
-
-
-class _Tuple:
-    def __init__(self, items: list[Any]) -> None:
-        self.items = items
-        self.depth = 1 + max((item.depth for item in items if isinstance(item, _Tuple)), default=0)
+_IN_PLACE = frozenset(("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"))
+_TUPLES = frozenset(("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"))
+_PUT = frozenset(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"))
+_GET = frozenset(("GET", "BINGET", "LONG_BINGET"))
+# Of what these opcodes take, the keys of a dict or a set.
+_KEYS = {
+    "DICT": slice(0, None, 2),
+    "SETITEM": slice(1, None, 2),
+    "SETITEMS": slice(1, None, 2),
+    "ADDITEMS": slice(1, None),
+    "FROZENSET": slice(0, None),
+}
 
 
 def check_pickle(file: BinaryIO) -> None:
-    """Go through one pickle without building anything, and refuse what the unpickler would not.
+    """Go through one pickle without building anything, and refuse what the unpickler would not
+    survive. `file` is behind it afterwards.
 
     Raises:
-        pickle.UnpicklingError: tuples are nested without end, or bytes are encoded by another codec
-            than the one that pickle uses (some of them take hours).
+        pickle.UnpicklingError: it has too many opcodes, or one that no checkpoint needs; tuples are
+            nested too deep; keys could all collide; a number or a place in the memo is absurd.
         ValueError: it is no pickle.
     """
     stack: list[Any] = []
     memo: dict[Any, Any] = {}
-    for opcode, arg, _ in pickletools.genops(file):
+    odd_keys = 0
+    for count, (opcode, arg, _) in enumerate(pickletools.genops(file)):
         name = opcode.name
-        if name in ("PUT", "BINPUT", "LONG_BINPUT"):
-            memo[arg] = stack[-1]
-            continue
-        if name == "MEMOIZE":
-            memo[len(memo)] = stack[-1]
-            continue
-        if name in ("GET", "BINGET", "LONG_BINGET"):
+        if count > MOST_OPCODES:
+            raise refused("so long a pickle")
+        if name in _REFUSED_OPCODES:
+            raise refused(f"the opcode {name}")
+        if name in _PUT:
+            place = len(memo) if name == "MEMOIZE" else arg
+            if not 0 <= place <= count:  # the unpickler makes room for all places up to it
+                raise refused("such a place in the memo")
+            memo[place] = stack[-1]
+        elif name in _GET:
             stack.append(memo[arg])
-            continue
-        popped = _pop(stack, opcode)
-        if name == "GLOBAL":
-            stack.append(_ENCODE if tuple(arg.split(" ")) == _ENCODE else None)
-        elif name == "MARK":
-            stack.append(pickletools.markobject)
-        elif name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"):
-            stack.append(_Tuple(popped))
-            if stack[-1].depth > _DEEPEST_TUPLE:
-                raise pickle.UnpicklingError("tuples nested too deep")
-        elif name in _IN_PLACE:
-            stack.append(popped[0])
-        elif name == "DUP":
-            stack += popped * 2
-        elif opcode.stack_after:
-            stack.append(arg if isinstance(arg, str) else None)
-        encodes = name == "REDUCE" and popped[0] is _ENCODE
-        if (_ENCODE in popped) and not (encodes and _is_latin1(popped[1])):
-            raise pickle.UnpicklingError("bytes in another encoding than pickle's")
+        else:
+            odd_keys += _step(stack, opcode, arg)
+        if odd_keys > _MOST_ODD_KEYS:
+            raise refused("so many keys that are no text")
+
+
+def _step(stack: list[Any], opcode: pickletools.OpcodeInfo, arg: Any) -> int:
+    """Do to the stack what the opcode does, and count the keys that are no text or number."""
+    name, popped = opcode.name, _pop(stack, opcode)
+    if name == "MARK":
+        stack.append(pickletools.markobject)
+    elif name in _TUPLES:
+        stack.append(_TupleOf(popped))
+        if stack[-1].depth > _DEEPEST_TUPLE:
+            raise refused("a tuple so deep")
+    elif name in _IN_PLACE:
+        stack.append(popped[0])
+    elif name == "DUP":
+        stack += popped * 2
+    elif opcode.stack_after:
+        stack.append(_literal(arg))
+    keys = popped[_KEYS[name]] if name in _KEYS else ()
+    return sum(1 for key in keys if key is not _NUMBER and not isinstance(key, str))
+
+
+def _literal(arg: Any) -> Any:
+    """What an opcode's own value can be as a key."""
+    if isinstance(arg, int):
+        if arg.bit_length() > _MOST_BITS:
+            raise refused("so large a number")
+        return _NUMBER if arg.bit_length() <= _UNIQUE_BITS else None
+    return "" if isinstance(arg, str) else None
 
 
 def _pop(stack: list[Any], opcode: pickletools.OpcodeInfo) -> list[Any]:
     """Remove what `opcode` takes, without the mark."""
     before = opcode.stack_before
+    if not before:
+        return []
     items: list[Any] = []
     if pickletools.markobject in before:
         while (item := stack.pop()) is not pickletools.markobject:
@@ -151,73 +248,3 @@ def _pop(stack: list[Any], opcode: pickletools.OpcodeInfo) -> list[Any]:
         before = before[: before.index(pickletools.markobject)]
     items += [stack.pop() for _ in before]
     return items[::-1]
-
-
-def _is_latin1(args: Any) -> bool:
-    return isinstance(args, _Tuple) and args.items[1:] == [_ENCODING]
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == _ENCODE:
-            return _encoder()
-        try:
-            return _NUMPY_GLOBALS[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"GLOBAL {module}.{name} is not allowed") from None
-
-
-def _encoder() -> Any:
-    # Made anew each time: a pickle may set attributes of what it has found.
-    def encode(text: str, encoding: str) -> bytes:
-        # Protocol 2 has no bytes: Python 3 writes them as text to be encoded.
-        if encoding != _ENCODING:
-            raise pickle.UnpicklingError(f"bytes in the encoding {encoding!r}")
-        return _codecs.encode(text, _ENCODING)
-
-    return encode
-
-
-def load_arrays(path: Path) -> Any:
-    """Read a pickle of plain values and NumPy arrays (Detectron2, Caffe2), arrays as tensors.
-
-    Raises:
-        pickle.UnpicklingError: it needs any other class or function, of which none is imported, or
-            its arrays declare more numbers than it holds.
-    """
-    with path.open("rb") as f:
-        check_pickle(f)
-        f.seek(0)
-        content = _ArrayUnpickler(f, encoding=_ENCODING).load()
-    arrays = {id(array): array.nbytes for _, _, array in _arrays(content)}
-    if sum(arrays.values()) > path.stat().st_size:
-        raise pickle.UnpicklingError("arrays larger than the file")
-    return as_tensors(content)
-
-
-def as_tensors(content: Any) -> Any:
-    """Replace the numeric NumPy arrays in nested dicts by tensors, in place and without a copy
-    where there can be one memory; the rest stays as it is.
-    """
-    tensors: dict[int, torch.Tensor] = {}
-    for owner, key, array in list(_arrays(content)):
-        if id(array) not in tensors:
-            native = array.astype(array.dtype.newbyteorder("="), copy=not array.flags.writeable)
-            tensors[id(array)] = torch.from_numpy(np.ascontiguousarray(native))
-        owner[key] = tensors[id(array)].reshape(array.shape)
-    return content
-
-
-def _arrays(content: Any) -> Iterator[tuple[dict[Any, Any], Any, np.ndarray]]:
-    """(dict, key, array) of every numeric array; a dict that is there twice, once."""
-    pending, seen = [content], set()
-    while pending:
-        node = pending.pop()
-        if not isinstance(node, dict) or id(node) in seen:
-            continue
-        seen.add(id(node))
-        for key, value in node.items():
-            if isinstance(value, dict):
-                pending.append(value)
-            elif isinstance(value, np.ndarray) and value.dtype.char in _TORCH_TYPES:
-                yield node, key, value

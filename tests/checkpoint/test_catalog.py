@@ -26,6 +26,7 @@ from moco_d2.checkpoint.catalog import (
     source_file,
 )
 from moco_d2.checkpoint.download import Patience, download
+from moco_d2.checkpoint.io import load_checkpoint, save_checkpoint
 from moco_d2.config import load_config
 from moco_d2.errors import UserError
 
@@ -446,6 +447,35 @@ def test_a_damaged_cached_file_is_made_again(publish, cache, checkpoint):
     again = catalog.weights_file("toy://one")
     assert again.stat().st_size == size
     assert visible(cache) == sorted([again.name, "toy.pth.tar"])
+
+
+@pytest.mark.parametrize("algorithm", ["md5", "sha256"])
+def test_a_file_is_not_the_published_one_because_it_is_in_the_cache(
+    publish, cache, checkpoint, algorithm, tmp_path
+):
+    """Named by its own hash, as ours are: made from another file, or by hand."""
+    catalog = publish(checkpoint, algorithm)
+    true = catalog.weights_file("toy://one")
+    sound = load_checkpoint(true)
+    forged = {
+        "another source": {"published": {**sound["provenance"]["published"], "hash": "0" * 32}},
+        "another name": {"published": {**sound["provenance"]["published"], "name": "toy://two"}},
+        "an older version": {"published": None},
+        "another sha256": {"source_sha256": "0" * 64},
+    }
+    if algorithm == "md5":
+        del forged["another sha256"]
+    true.unlink()
+    for changes in forged.values():
+        save_checkpoint(
+            tmp_path / "w.pth", {**sound, "provenance": {**sound["provenance"], **changes}}
+        )
+        digest = hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()[:16]
+        planted = true.with_name(f"{true.stem.rpartition('-')[0]}-{digest}.pth")
+        (tmp_path / "w.pth").rename(planted)
+        assert catalog.weights_file("toy://one") == true
+        assert visible(cache) == sorted([true.name, "toy.pth.tar"])
+        true.unlink()
 
 
 def test_what_cannot_be_converted_leaves_no_weights(publish, cache):

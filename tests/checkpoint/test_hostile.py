@@ -173,7 +173,9 @@ def test_a_storage_larger_than_its_record(tmp_path):
         load_checkpoint(path)
 
 
-def test_a_pickle_of_another_protocol_says_how_to_save(tmp_path):
-    torch.save({"a": torch.ones(1)}, tmp_path / "c.pth", pickle_protocol=4)
-    with pytest.raises(UserError, match=r"save the network with torch\.save"):
-        load_checkpoint(tmp_path / "c.pth")
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_pickles_of_every_protocol_are_read(tmp_path, protocol):
+    torch.save({"a": torch.ones(1)}, tmp_path / "c.pth", pickle_protocol=protocol)
+    (tmp_path / "c.pkl").write_bytes(pickle.dumps({"a": np.ones(1)}, protocol=protocol))
+    for name in ("c.pth", "c.pkl"):
+        assert load_checkpoint(tmp_path / name)["a"].tolist() == [1]

@@ -15,7 +15,7 @@ from checkpoint.containers import foreign, foreign_importable
 
 from moco_d2.checkpoint import io
 from moco_d2.checkpoint.io import load_checkpoint, read_provenance, save_checkpoint
-from moco_d2.checkpoint.unpickling import Inert
+from moco_d2.checkpoint.pickle_names import Inert
 from moco_d2.errors import UserError
 
 

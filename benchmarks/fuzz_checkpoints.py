@@ -2,26 +2,31 @@
 """Damaged and hostile checkpoints through the converter: refused in a sentence, or converted as is.
 
 Every case is made from a seed: a sound checkpoint in one of five containers, and something done to
-it. A case fails if the converter raises anything but its one-sentence refusal, takes more than ten
-seconds, leaves a file behind after a refusal, runs code from the file, or converts altered weights
-without noticing, where the container has a checksum or the alteration is not of this kind.
+it, or a hostile one (hostile_files.py). It is converted in a child of its own, whose crash, hang or
+hunger counts. A case fails if the converter raises anything but its one-sentence refusal, takes
+more than ten seconds, ends the interpreter, takes more memory than is stated, leaves a file behind
+after a refusal, runs code from the file, or converts altered weights without noticing, where the
+container has a checksum or the alteration is not of this kind.
 
-    python benchmarks/fuzz_checkpoints.py [--cases 1500] [--seed 0] [--json FILE]
+    python benchmarks/fuzz_checkpoints.py [--cases 3000] [--seed 0] [--json FILE]
 """
 
 import argparse
 import collections
 import concurrent.futures
 import contextlib
+import faulthandler
 import functools
 import io
 import json
 import logging
+import math
 import multiprocessing
 import os
 import pickle
 import random
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -29,13 +34,16 @@ import tempfile
 import time
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 import moco_d2  # noqa: F401  isort: skip  before Detectron2
 
+import hostile_files as hostile
 import numpy as np
 import safetensors.torch
 import torch
@@ -46,8 +54,13 @@ from moco_d2.checkpoint.mapping import Architecture, build_torchvision, to_detec
 from moco_d2.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-LIMIT_S = 10
-MEMORY = 8 << 30  # bytes a worker may use
+LIMIT_S = 10  # of the processor's time
+BLOCKED_S = 60  # in all, for a case that waits for something
+ADDRESSES = 16 << 30  # bytes that a case may ask the system for
+MEMORY = 1 << 30  # bytes that a case may use, and MEMORY_A_BYTE more for each byte of its file
+MEMORY_A_BYTE = 12
+_CRASHED = 70  # exit code of a child that was ended by an exception of the campaign's own
+LONGEST_SENTENCE = 2000  # characters
 COMMANDS = 20  # cases that also run as commands
 ARCHITECTURE = Architecture(50, width_factor=1 / 16)  # 0.1 million weights
 
@@ -56,10 +69,6 @@ CONTAINERS = (".pth", ".legacy.pth", ".pkl", ".safetensors", ".npz")
 WITH_CHECKSUMS = (".pth", ".npz")
 # What may come of a case.
 REFUSED, SAME, ALTERED = "refused", "converted unaltered", "converted altered"
-
-
-class Hang(BaseException):
-    """Not an Exception: nothing on the way shall catch it."""
 
 
 @functools.cache
@@ -346,6 +355,7 @@ class Result:
         outcome: REFUSED, SAME or ALTERED.
         failure: what is wrong with that; None if nothing is.
         seconds: it took.
+        mebibytes: more that it used than before.
     """
 
     kind: str
@@ -353,6 +363,7 @@ class Result:
     outcome: str
     failure: str | None
     seconds: float
+    mebibytes: float = 0.0
 
 
 def make(seed: int, folder: Path) -> tuple[Path, str, str, bool]:
@@ -366,6 +377,8 @@ def make(seed: int, folder: Path) -> tuple[Path, str, str, bool]:
     if rng.random() < 0.02:
         path.mkdir()
         return path, "directory", container, False
+    if rng.random() < HOSTILE:
+        return _make_hostile(rng, folder)
     if rng.random() < 0.5:
         alter = rng.choice(CONTENT)
         if alter in TORCH_ONLY and container not in (".pth", ".legacy.pth"):
@@ -378,47 +391,118 @@ def make(seed: int, folder: Path) -> tuple[Path, str, str, bool]:
     return path, change.__name__, container, container not in WITH_CHECKSUMS
 
 
+HOSTILE = 0.5  # share of the cases
+_PROGRAMS = (hostile.program_beside, hostile.program_beside, hostile.program_within,
+             hostile.program_alone)  # fmt: skip
+_ARCHIVES = (hostile.lying_directory, hostile.lying_header, hostile.lying_end,
+             hostile.members_of_other_names, hostile.two_archives)  # fmt: skip
+
+
+def _make_hostile(rng: random.Random, folder: Path) -> tuple[Path, str, str, bool]:
+    """As `make`."""
+    how = rng.choice(("program", "program", "program", "archive", "header", "exhausting"))
+    if how == "program":
+        maker, container = rng.choice(_PROGRAMS), rng.choice((".pth", ".legacy.pth", ".pkl"))
+        path = folder / f"case{container}"
+        maker(rng, sound(), container, path, write)
+        return path, maker.__name__, container, False
+    if how == "exhausting":
+        container = rng.choice((".pth", ".legacy.pth"))
+        path = folder / f"case{container}"
+        if rng.random() < 0.5:
+            write(hostile.exhausting_tensors(rng, sound()), container, path)
+            return path, "exhausting_tensors", container, False
+        path = folder / "case.pkl"
+        path.write_bytes(hostile.exhausting_program(rng))
+        return path, "exhausting_program", ".pkl", False
+    container = ".pth" if how == "archive" else rng.choice((".safetensors", ".npz"))
+    path = folder / f"case{container}"
+    write(sound(), container, path)
+    change = (
+        rng.choice(_ARCHIVES)
+        if how == "archive"
+        else {".safetensors": hostile.lying_safetensors, ".npz": hostile.lying_npy}[container]
+    )
+    path.write_bytes(change(rng, path.read_bytes()))
+    # Which of two whole archives is meant, and another type in a header, nobody can tell.
+    return path, change.__name__, container, change in (hostile.two_archives, hostile.lying_npy)
+
+
 def run_case(seed: int) -> Result:
-    """Make the case, convert it, and judge."""
-    with tempfile.TemporaryDirectory(prefix="moco_d2_fuzz_") as name, _alarm():
+    """Make the case, convert it in a child, and judge."""
+    with tempfile.TemporaryDirectory(prefix="moco_d2_fuzz_") as name:
         folder = Path(name)
         path, kind, container, undetectable = make(seed, folder)
-        out = folder / "out"
-        out.mkdir()
-        failure, outcome = None, REFUSED
+        receive, send = os.pipe()
         started = time.perf_counter()
-        try:
-            with contextlib.redirect_stderr(io.StringIO()):
-                convert(path, out / "w.pth", report=out / "r.json")
-            outcome = SAME if _unaltered(out / "w.pth") else ALTERED
-            if outcome is ALTERED and not undetectable:
-                failure = "altered weights were converted"
-        except UserError as error:
-            if "\n" in str(error) or len(str(error)) < 10:
-                failure = f"not a sentence: {str(error)[:200]!r}"
-            elif list(out.iterdir()):
-                failure = "a file was left behind"
-        except Hang:
-            failure = f"more than {LIMIT_S} s"
-        except Exception as error:
-            failure = f"{type(error).__name__}: {error}"[:300]
+        pid = os.fork()
+        if pid == 0:
+            os.close(receive)
+            _in_child(path, undetectable, send)
+        os.close(send)
+        with os.fdopen(receive, "rb") as pipe:
+            hangs = not select.select([pipe], [], [], BLOCKED_S)[0]
+            if hangs:
+                os.kill(pid, signal.SIGKILL)
+            said = pipe.read()
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        seconds = time.perf_counter() - started
+        if hangs:
+            outcome, failure, mebibytes = REFUSED, f"waits for more than {BLOCKED_S} s", 0.0
+        elif code == -signal.SIGXCPU:
+            outcome, failure, mebibytes = REFUSED, f"more than {LIMIT_S} s", 0.0
+        elif code or not said:
+            outcome, failure, mebibytes = REFUSED, f"the interpreter ended with {code}", 0.0
+        else:
+            outcome, failure, mebibytes = json.loads(said)
         if (folder / "executed").exists():
             failure = "code from the file was run"
-        return Result(kind, container, outcome, failure, time.perf_counter() - started)
+        return Result(kind, container, outcome, failure, seconds, mebibytes)
 
 
-@contextlib.contextmanager
-def _alarm() -> Iterator[None]:
-    def expired(*_: object) -> None:
-        raise Hang
-
-    previous = signal.signal(signal.SIGALRM, expired)
-    signal.alarm(LIMIT_S)
+def _in_child(path: Path, undetectable: bool, send: int) -> NoReturn:
+    """Convert, tell the parent what came of it, and end."""
+    code = _CRASHED
+    faulthandler.disable()  # of pytest
     try:
-        yield
+        before = _most_used()
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + ADDRESSES,) * 2)
+        spent = resource.getrusage(resource.RUSAGE_SELF)
+        limit = math.ceil(spent.ru_utime + spent.ru_stime) + LIMIT_S
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        outcome, failure = _convert(path, undetectable)
+        grown = _most_used() - before
+        allowed = MEMORY + MEMORY_A_BYTE * (path.stat().st_size if path.is_file() else 0)
+        if grown > allowed and failure is None:
+            failure = f"{grown >> 20} MiB of memory, where {allowed >> 20} are stated"
+        os.write(send, json.dumps([outcome, failure, grown / (1 << 20)]).encode())
+        code = 0
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, previous)
+        os._exit(code)
+
+
+def _most_used() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _convert(path: Path, undetectable: bool) -> tuple[str, str | None]:
+    """What came of it, and what is wrong with that."""
+    out = path.parent / "out"
+    out.mkdir()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            convert(path, out / "w.pth", report=out / "r.json")
+    except UserError as error:
+        if "\n" in str(error) or not 10 <= len(str(error)) <= LONGEST_SENTENCE:
+            return REFUSED, f"not a sentence: {str(error)[:200]!r}"
+        return REFUSED, "a file was left behind" if list(out.iterdir()) else None
+    except Exception as error:
+        return REFUSED, f"{type(error).__name__}: {error}"[:300]
+    if _unaltered(out / "w.pth"):
+        return SAME, None
+    return ALTERED, None if undetectable else "altered weights were converted"
 
 
 def _unaltered(weights: Path) -> bool:
@@ -453,12 +537,11 @@ def _prepare() -> None:
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")  # of zipfile, about the names that we write twice
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", type=int, default=1500)
+    parser.add_argument("--cases", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--commands", type=int, default=COMMANDS, help="run as commands besides")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
@@ -489,6 +572,7 @@ def main() -> None:
         "commands": args.commands,
         **{outcome: total[outcome] for outcome in (REFUSED, SAME, ALTERED)},
         "slowest_s": round(max(result.seconds for result in results), 2),
+        "most_mebibytes": round(max(result.mebibytes for result in results)),
     }
     print(figures)
     if args.json:

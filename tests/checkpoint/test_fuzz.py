@@ -1,6 +1,8 @@
 """A sample of the campaign in benchmarks/fuzz_checkpoints.py, and that it can fail."""
 
 import importlib.util
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -25,6 +27,7 @@ def test_every_damaged_file_is_refused_in_a_sentence_or_converted_as_it_is(campa
     results = {seed: campaign.run_case(seed) for seed in CASES}
     assert {seed: r.failure for seed, r in results.items() if r.failure} == {}
     assert {r.container for r in results.values()} == set(campaign.CONTAINERS)
+    assert len({r.kind for r in results.values()}) > 20
     assert sum(r.outcome == campaign.REFUSED for r in results.values()) > len(CASES) / 2
 
 
@@ -68,3 +71,26 @@ def test_the_campaign_notices(campaign, monkeypatch):
 
     monkeypatch.setattr(campaign, "convert", run)
     assert "code from the file was run" in campaign.run_case(0).failure
+
+    monkeypatch.setattr(campaign, "convert", lambda *_, **__: os.kill(os.getpid(), signal.SIGSEGV))
+    assert "the interpreter ended with -11" in campaign.run_case(0).failure
+
+    def hungry(path, *_, **__):
+        bytearray(2 << 30)
+        raise campaign.UserError("refused; too late")
+
+    monkeypatch.setattr(campaign, "convert", hungry)
+    assert "MiB of memory, where" in campaign.run_case(0).failure
+
+    monkeypatch.setattr(campaign, "BLOCKED_S", 0.5)
+    monkeypatch.setattr(campaign, "convert", lambda *_, **__: signal.pause())
+    assert "waits for more than 0.5 s" in campaign.run_case(0).failure
+
+    def busy(*_, **__):
+        while True:
+            pass
+
+    monkeypatch.setattr(campaign, "BLOCKED_S", 100)
+    monkeypatch.setattr(campaign, "LIMIT_S", 0)
+    monkeypatch.setattr(campaign, "convert", busy)
+    assert "more than 0 s" in campaign.run_case(0).failure

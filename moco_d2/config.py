@@ -19,7 +19,14 @@ from typing import Any
 
 from moco_d2.errors import UserError, closest
 from moco_d2.files import sha256_of_json
-from moco_d2.plain_yaml import UNREADABLE, decode, expand_home, is_regular_file, read_config
+from moco_d2.plain_yaml import (
+    UNREADABLE,
+    decode,
+    expand_home,
+    is_folder,
+    is_regular_file,
+    read_config,
+)
 from moco_d2.shard_patterns import SHARDS_PREFIX, first_command
 
 _PACKAGE_ROOT = Path(__file__).resolve().parent
@@ -212,7 +219,7 @@ def find_config(name: str) -> Path:
     packaged = {p.name: p for p in sorted(root.rglob("*.yaml"))}
     wanted = path.name if path.suffix == ".yaml" else f"{path.name}.yaml"
     composed = task_configs()
-    if path.parent == Path() or not _is_folder(path.parent) or path.parent.resolve() == root:
+    if path.parent == Path() or not is_folder(path.parent) or path.parent.resolve() == root:
         own = {known.lower(): known for known in packaged | composed}.get(wanted.lower())
         if own in packaged:
             return packaged[own]
@@ -222,13 +229,6 @@ def find_config(name: str) -> Path:
         f"no config file {name!r} here or among the packaged ones; "
         + (closest(wanted, packaged | composed) or f"see {root}")
     )
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):  # a name that no folder can have
-        return False
 
 
 def task_configs() -> dict[str, tuple[Path, Path]]:

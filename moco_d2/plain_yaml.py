@@ -44,6 +44,14 @@ def is_regular_file(path: str | Path) -> bool:
         return False
 
 
+def is_folder(path: str | Path) -> bool:
+    """Whether there is such a folder. False for a name that none can have."""
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def expand_home(name: str | Path) -> Path:
     """`name` with ``~`` replaced, where there is such a user."""
     return Path(os.path.expanduser(name))  # noqa: PTH111 - pathlib's raises where there is none

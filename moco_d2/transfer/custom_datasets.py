@@ -17,7 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json, load_voc_instances
 
 from moco_d2.errors import UserError
-from moco_d2.plain_yaml import expand_home
+from moco_d2.plain_yaml import expand_home, is_folder, is_regular_file
 from moco_d2.transfer.voc_annotations import parse_xml
 
 FORMS = "voc:FOLDER:SPLIT or coco:ANNOTATIONS.json:IMAGES"
@@ -52,7 +52,7 @@ def register_by_path(name: str) -> bool:
 
 def _register_voc(name: str, root: Path, split: str) -> None:
     split_file = root / "ImageSets" / "Main" / f"{split}.txt"
-    if not split_file.is_file():
+    if not is_regular_file(split_file):
         raise UserError(
             f"dataset {name!r}: {split_file} does not exist; {root} must be a VOC year with "
             f"JPEGImages, Annotations and ImageSets/Main/{split}.txt"
@@ -97,9 +97,9 @@ def _voc_classes(name: str, root: Path) -> list[str]:
 
 def _register_coco(name: str, file: Path, images: str) -> None:
     folder = expand_home(images)
-    if not file.is_file():
+    if not is_regular_file(file):
         raise UserError(f"dataset {name!r}: annotation file {file} does not exist")
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise UserError(f"dataset {name!r}: image folder {folder} does not exist")
     categories = _coco_categories(name, file)
     metadata: dict[str, Any] = {"thing_classes": [c["name"] for c in categories]}

@@ -212,12 +212,17 @@ def published_costs() -> dict[str, Any]:
     return load_yaml(_PUBLISHED)
 
 
+@functools.cache
+def _packaged_settings(name: str) -> dict[str, Any] | None:
+    files = task_configs().get(name)
+    return file_settings(*files) if files else None
+
+
 def _is_published_step(cell: Cell) -> bool:
     """Whether a step of the cell is that of the packaged config."""
-    files = task_configs().get(f"{cell.task}_{cell.initialisation}.yaml")
-    if cell.kind != "transfer" or files is None:
+    packaged = _packaged_settings(f"{cell.task}_{cell.initialisation}.yaml")
+    if cell.kind != "transfer" or packaged is None:
         return False
-    packaged = file_settings(*files)
     keys = (packaged.keys() | cell.settings.keys()) - _LENGTH
     return all(str(packaged.get(key)) == str(cell.settings.get(key)) for key in keys)
 

@@ -1,0 +1,120 @@
+"""A sample of the campaign in benchmarks/fuzz_yaml.py, and that it can fail."""
+
+import faulthandler
+import importlib.util
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from moco_d2.errors import UserError
+
+CASES = range(100_000, 100_050)
+
+
+@pytest.fixture(scope="module")
+def campaign():
+    file = Path(__file__).parents[1] / "benchmarks" / "fuzz_yaml.py"
+    spec = importlib.util.spec_from_file_location("fuzz_yaml", file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclasses look themselves up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+def test_every_hostile_file_is_refused_in_a_sentence_or_read_as_plain_settings(
+    campaign, monkeypatch
+):
+    monkeypatch.setattr(campaign, "LIMIT_S", 60)  # other tests may run beside this one
+    results = {seed: campaign.run_case(seed) for seed in CASES}
+    assert {seed: r.failure for seed, r in results.items() if r.failure} == {}
+    assert {r.kind for r in results.values()} == {kind.__name__ for kind in campaign.KINDS}
+    assert sum(r.outcome == campaign.REFUSED for r in results.values()) > len(CASES) / 2
+    assert all(r.outcome == campaign.READ for r in results.values() if r.kind == "sound")
+
+
+def crash(case, out):
+    faulthandler.disable()  # pytest's; here it is no news
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def hang(case, out):
+    time.sleep(60)
+
+
+def swallow(case, out):
+    bytearray(3 << 30)
+
+
+def stumble(case, out):
+    raise KeyError("x")
+
+
+def run(case, out):
+    Path("ran").touch()
+
+
+def run_and_refuse(case, out):
+    Path("ran").touch()
+    raise UserError("refused; too late")
+
+
+def ask(case, out):
+    try:
+        socket.create_connection(("localhost", 9))
+    except OSError as error:
+        raise UserError("no network here; try another") from error
+
+
+def resolve(case, out):
+    socket.getaddrinfo("localhost", 9)
+
+
+def escape(case, out):
+    (out.parent / "x").mkdir(parents=True)
+    (out.parent / "x" / "y").touch()
+
+
+def leave(case, out):
+    out.mkdir(parents=True)
+    (out / "x").touch()
+    raise UserError("refused; too late")
+
+
+def ramble(case, out):
+    raise UserError("two\nlines")
+
+
+def refuse(case, out):
+    raise UserError("all is refused")
+
+
+@pytest.mark.parametrize(
+    ("door", "said"),
+    [
+        (crash, "ended by SIGSEGV"),
+        (hang, "more than 1 s"),
+        (swallow, "MemoryError"),
+        (stumble, "KeyError: 'x'"),
+        (run, "a command was run"),
+        (run_and_refuse, "a command was run"),
+        (ask, "the network was asked"),
+        (resolve, "the network was asked"),
+        (escape, "written outside"),
+        (leave, "left behind"),
+        (ramble, "not a sentence"),
+        (refuse, "what is sound was refused"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_the_campaign_notices(campaign, monkeypatch, door, said):
+    if door is hang:
+        monkeypatch.setattr(campaign, "LIMIT_S", 1)
+    monkeypatch.setattr(campaign, "DOORS", dict.fromkeys(campaign.DOORS, door))
+    seed = next(s for s in CASES if campaign.KINDS[s % len(campaign.KINDS)] is campaign.sound)
+    assert said in campaign.run_case(seed).failure

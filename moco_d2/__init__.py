@@ -9,6 +9,7 @@ imported, before or after us:
 * ``detectron2.config.defaults``      our keys, ``cfg.MOCO`` (config.py)
 * ``detectron2.modeling``             our heads and architectures (transfer/)
 * ``detectron2.data.datasets``        the sets of VOC segmentation (transfer/voc_segmentation.py)
+* ``detectron2.data.datasets.cityscapes``  a loader that cannot hang (cityscapes_pool.py)
 * ``detectron2.engine.defaults``      several CPU processes (compat.py)
 * ``detectron2.checkpoint``           ``random://``, random initialisation (transfer/weights.py);
                                     published weights by name (checkpoint/catalog.py)
@@ -53,6 +54,12 @@ def _register_datasets() -> None:
     register_voc_segmentation()
 
 
+def _mend_cityscapes() -> None:
+    from moco_d2.cityscapes_pool import leave_no_pool_behind
+
+    leave_no_pool_behind()
+
+
 def _register_weights() -> None:
     from moco_d2.checkpoint.catalog import register_path_handler
     from moco_d2.transfer.weights import register_path_handlers
@@ -66,6 +73,7 @@ after_import("detectron2.config.defaults", _add_config)
 after_import("detectron2.engine.defaults", _prepare_engine)
 after_import("detectron2.modeling", _register_modeling)
 after_import("detectron2.data.datasets", _register_datasets)
+after_import("detectron2.data.datasets.cityscapes", _mend_cityscapes)
 after_import("detectron2.checkpoint", _register_weights)
 
 

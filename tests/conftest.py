@@ -4,6 +4,14 @@ way of each other.
 
 import os
 
+import suite_processes
+import suite_timeouts
+
 import moco_d2  # noqa: F401  a test file may import Detectron2 first, which needs our patches
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_configure(config):
+    for plugin in (suite_timeouts, suite_processes):
+        config.pluginmanager.register(plugin)

@@ -1,0 +1,182 @@
+"""The suite reports a test that exceeds its time, and ends processes that tests leave."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run pytest on one generated file, with the suite's plugins; return its exit code and text."""
+
+    def run(code: str, *words: str) -> tuple[int, str]:
+        (tmp_path / "test_generated.py").write_text(code)
+        (tmp_path / "conftest.py").write_text(
+            "import suite_processes, suite_timeouts\n"
+            "def pytest_configure(config):\n"
+            "    for plugin in (suite_timeouts, suite_processes):\n"
+            "        config.pluginmanager.register(plugin)\n"
+        )
+        (tmp_path / "pytest.ini").write_text("[pytest]\n")
+        outside = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "MOCO_D2_"))}
+        result = subprocess.run(
+            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words, str(tmp_path)],
+            env={**outside, "PYTHONPATH": str(TESTS)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+        return result.returncode, result.stdout
+
+    return run
+
+
+XDIST = pytest.mark.parametrize("words", [(), ("-n", "1")], ids=["alone", "xdist"])
+
+SWALLOWED = """
+import contextlib, gc, threading, time, weakref
+import pytest
+
+class Slow:
+    def __del__(self):
+        time.sleep(3)  # too long
+
+def test_finalizer():
+    Slow()
+
+def test_collected():
+    one = Slow()
+    one.itself = one
+    del one
+    gc.collect()
+
+def test_weak_reference():
+    class Plain: pass
+    one = Plain()
+    weakref.finalize(one, time.sleep, 3)
+    del one
+
+def test_except():
+    try:
+        time.sleep(3)
+    except BaseException:
+        pass
+
+def test_hangs_again():
+    for _ in range(3):
+        with contextlib.suppress(BaseException):
+            time.sleep(60)
+
+@pytest.mark.xfail
+def test_expected_to_fail():
+    try:
+        time.sleep(3)
+    except BaseException:
+        pass
+
+def test_thread():
+    thread = threading.Thread(target=time.sleep, args=(3,))
+    thread.start()
+    thread.join()
+
+@pytest.fixture
+def slow_fixture():
+    yield
+    Slow()
+
+def test_teardown(slow_fixture):
+    pass
+
+def test_in_time():
+    pass
+"""
+
+
+@XDIST
+def test_a_time_out_fails_whatever_swallows_it(run, words):
+    code, text = run(SWALLOWED, "--timeout=1", *words)
+    assert code == 1, text
+    failed = set(re.findall(r"^(?:FAILED|ERROR) .*::test_(\w+)", text, re.MULTILINE))
+    assert failed == {
+        *("finalizer", "collected", "weak_reference", "except", "hangs_again"),
+        *("expected_to_fail", "thread", "teardown"),
+    }, text
+    assert "The test exceeded its time of 1 s here" in text
+    assert "time.sleep(3)  # too long" in text
+
+
+def test_code_that_takes_no_signal_is_ended_with_its_stack(run):
+    code, text = run(
+        "import itertools\ndef test_deaf():\n    sum(itertools.repeat(0))\n", "--timeout=1"
+    )
+    assert code != 0
+    assert "in test_deaf" in text
+
+
+LEAVES = """
+import subprocess, sys, multiprocessing, os, time
+
+def test_child():
+    subprocess.Popen(["sleep", "2345"], start_new_session=True)
+
+def test_orphan():
+    subprocess.run(["sh", "-c", "sleep 3456 >/dev/null 2>&1 &"], check=True)
+
+def test_forked_orphan():
+    middle = os.fork()
+    if not middle:
+        if os.fork() == 0:
+            time.sleep(600)
+        os._exit(0)
+    os.waitpid(middle, 0)
+
+def test_last():
+    pass
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@XDIST
+def test_processes_that_are_left_are_ended_and_fail_the_run(run, words, monkeypatch):
+    code, text = run(LEAVES, *words)
+    assert code == 1, text
+    assert re.search(r"ERROR .*::test_last", text), text
+    left = re.findall(r"^(?:E +)?(\d+): (.*)$", text, re.MULTILINE)
+    assert len({pid for pid, _ in left}) == 3, text
+    assert {"sleep 2345", "sleep 3456"} < {command for _, command in left}
+    assert not any(Path("/proc", pid).exists() and not _is_zombie(pid) for pid, _ in left)
+
+
+def _is_zombie(pid: str) -> bool:
+    return Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+TIDY = """
+import multiprocessing, subprocess, sys
+
+def test_finished():
+    subprocess.run([sys.executable, "-c", ""], check=True)
+    subprocess.Popen(["true"])  # ends by itself
+
+def test_helpers_stay():
+    context = multiprocessing.get_context("forkserver")
+    lock = context.Lock()
+    process = context.Process(target=print)
+    process.start()
+    process.join()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@XDIST
+def test_what_ends_by_itself_and_helpers_are_not_left(run, words):
+    code, text = run(TIDY, *words)
+    assert code == 0, text

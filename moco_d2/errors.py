@@ -1,6 +1,8 @@
 """User mistakes: one clear sentence that names the fix, exit code 2, never a traceback."""
 
+import contextlib
 import difflib
+import os
 import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
@@ -35,10 +37,15 @@ def closest(name: str, candidates: Iterable[str]) -> str:
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run a command line's main function; a UserError, and what a machine does to a command, become
-    one line and exit code 2.
+    one line and exit code 2; a signal that ends it, one line and 128 + its number.
     """
     from moco_d2.machine_errors import explained
+    from moco_d2.signals import end_on_signals, end_silently
 
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        # One of several may be waiting for another outside of Python, where a handler is not
+        # called: those the system ends, and their launcher says so.
+        end_on_signals()
     try:
         with explained():
             code = main() or 0
@@ -49,6 +56,11 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt as interrupt:
         print("interrupted; run the same command with --resume to continue", file=sys.stderr)
         sys.exit(getattr(interrupt, "exit_code", INTERRUPTED_EXIT_CODE))
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        end_silently()
 
 
 def _as_text(message: str) -> str:

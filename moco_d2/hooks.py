@@ -5,11 +5,12 @@ import logging
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
 from tqdm import tqdm
@@ -17,6 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from moco_d2.errors import Stopped
 from moco_d2.launch import LOGGERS
+from moco_d2.signals import SAME_SIGNAL_S, is_default
 
 logger = logging.getLogger(__name__)
 
@@ -69,16 +71,19 @@ class DeferredWriters(EventWriter):
 
 
 class StopOnSignal(HookBase):
-    """Finishes the step at hand, saves and stops when the process is interrupted or terminated.
+    """Finishes the step at hand, saves and stops when the process is interrupted or terminated, or
+    its terminal is closed.
 
-    Between two steps the state is whole, so that --resume continues exactly. A second Ctrl-C stops
-    at once.
+    Between two steps the state is whole, so that --resume continues exactly. A second Ctrl-C, two
+    seconds later or more, stops at once. After the last step there is nothing left to save, and
+    signals have the effect that they had before training.
 
-    SIGTERM that somebody else handles is left to them, and where somebody handles SIGUSR2 (submitit
-    does, to put a preempted job back into SLURM's queue), the checkpoint comes first.
+    SIGTERM and SIGHUP that somebody else handles are left to them, and so is SIGHUP that is ignored
+    (nohup). Where somebody handles SIGUSR2 (submitit does, to put a preempted job back into SLURM's
+    queue), the checkpoint comes first.
 
     Attributes:
-        received: the signal this process was sent, or 0.
+        received: the first signal this process was sent, or 0.
         agreed: in several processes, the signal that any of them was sent, as the trainer has told
             all at the same step; they stop together. In one process, None: `received` counts.
     """
@@ -92,31 +97,39 @@ class StopOnSignal(HookBase):
         self.received = 0
         self.agreed: int | None = None
         self._previous: dict[int, Any] = {}
+        self._interrupted: float | None = None  # when the last SIGINT came
 
     def before_train(self) -> None:
         if threading.current_thread() is not threading.main_thread():
             return
-        self.received = 0
+        self.received, self._interrupted = 0, None
         numbers = [signal.SIGINT]
-        if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-            numbers.append(signal.SIGTERM)
+        numbers += [n for n in (signal.SIGTERM, signal.SIGHUP) if is_default(n)]
         if callable(signal.getsignal(signal.SIGUSR2)):
             numbers.append(signal.SIGUSR2)
         for number in numbers:
             self._previous[number] = signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: object) -> None:
+        self.received = self.received or number
         if number == signal.SIGINT:
-            signal.signal(number, self._previous[number])
-        self.received = number
+            before, self._interrupted = self._interrupted, time.monotonic()
+            if before is not None and self._interrupted - before > SAME_SIGNAL_S:
+                signal.signal(number, self._previous[number])
+                signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def after_step(self) -> None:
+        is_last = self.trainer.iter + 1 >= self.trainer.max_iter
+        if is_last:
+            self._restore()
         number = self.received if self.agreed is None else self.agreed
         if not number:
+            if is_last and self.received:  # after the processes have agreed
+                signal.raise_signal(self.received)
             return
         self._save()
         comm.synchronize()  # a launcher ends all processes once one has ended
@@ -131,6 +144,14 @@ class StopOnSignal(HookBase):
 
     def after_train(self) -> None:
         self._restore()
+
+
+class EvalHook(hooks.EvalHook):
+    """Detectron2's, which does not evaluate any more where a signal has ended the run."""
+
+    def after_train(self) -> None:
+        if not isinstance(sys.exc_info()[1], Stopped):
+            super().after_train()
 
 
 class DataTime(HookBase):

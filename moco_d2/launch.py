@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from moco_d2.config import find_config
-from moco_d2.errors import Stopped, UserError
+from moco_d2.errors import INTERRUPTED_EXIT_CODE, Stopped, UserError
 from moco_d2.files import remove_leftovers
+from moco_d2.locks import run_in
 from moco_d2.machine_errors import describe, explained
+from moco_d2.signals import STOP_SIGNALS, is_default
 
 LOGGERS = ("detectron2", "fvcore", "moco_d2")  # what a run logs through
 _HELD_LINES = 100_000
@@ -130,25 +132,30 @@ def _run_child(main: str, args: argparse.Namespace) -> None:
     try:
         with explained():
             pkgutil.resolve_name(main)(args)
-    except Stopped as stopped:
-        sys.exit(stopped.exit_code)
+    except KeyboardInterrupt as interrupt:
+        sys.exit(getattr(interrupt, "exit_code", INTERRUPTED_EXIT_CODE))
 
 
 @contextlib.contextmanager
 def _children_as_one() -> Iterator[None]:
-    """Pass SIGTERM on to the processes started within; their end becomes this process's.
+    """Pass signals on to the processes started within; their end becomes this process's.
+
+    A signal to the whole process group reaches them twice, which hooks.StopOnSignal takes for one.
 
     Raises:
-        UserError: as a child raised it.
+        UserError: as a child raised it; or one was killed.
+        Stopped: a signal has ended a child before it had handlers.
         SystemExit: with a child's exit code.
     """
     import torch.multiprocessing as mp
 
     def pass_on(number: int, frame: object) -> None:
         for child in mp.active_children():
-            child.terminate()
+            if child.pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child.pid, number)
 
-    before = signal.signal(signal.SIGTERM, pass_on)
+    before = {n: signal.signal(n, pass_on) for n in STOP_SIGNALS if is_default(n)}
     try:
         yield
     except mp.ProcessRaisedException as error:
@@ -159,9 +166,17 @@ def _children_as_one() -> Iterator[None]:
             raise UserError(message.strip()) from error
         raise
     except mp.ProcessExitedException as error:
-        sys.exit(error.exit_code)
+        if error.exit_code >= 0:
+            sys.exit(error.exit_code)
+        if -error.exit_code in STOP_SIGNALS:
+            raise Stopped(-error.exit_code) from error
+        raise UserError(
+            f"process {error.error_index} of this run was killed by {error.signal_name}, as "
+            "happens where memory is short; continue with --resume"
+        ) from error
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def timeout() -> datetime.timedelta:
@@ -220,6 +235,28 @@ def hold_log() -> logging.handlers.MemoryHandler:
         logger.setLevel(logging.INFO)
         logger.addHandler(held)
     return held
+
+
+@contextlib.contextmanager
+def claimed(folder: str | Path, *, setting: str = "OUTPUT_DIR") -> Iterator[None]:
+    """Hold a run's folder, for all its processes; see locks.run_in.
+
+    Raises:
+        UserError: in all processes: another run is at work there, or it cannot be written.
+    """
+    from detectron2.utils import comm
+
+    with contextlib.ExitStack() as stack:
+        problem = None
+        if comm.is_main_process():
+            try:
+                stack.enter_context(run_in(folder, setting=setting))
+            except UserError as error:
+                problem = str(error)
+        problem = comm.all_gather(problem)[0]
+        if problem:
+            raise UserError(problem)
+        yield
 
 
 def setup_run(cfg: Any, args: argparse.Namespace, held: logging.handlers.MemoryHandler) -> None:

@@ -24,6 +24,7 @@ from fault_kinds.case import BrokenPromiseError, check
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 LIMIT_S = 120  # of one run, which takes seconds where it does not hang
+LEFT_S = 10.0  # for the kernel to end what has lost its parent, on a machine that is busy
 _POLL_S = 0.005
 _FORK = multiprocessing.get_context("fork")
 # Python's audit events of what changes a folder; "open" counts where it is for writing.
@@ -140,6 +141,29 @@ class Job:
         if self.process.is_alive():
             os.kill(self.pid, number)
 
+    def kill_group(self, number: int) -> None:
+        """Send a signal to it and to all that it has started, if it has not ended."""
+        if self.process.is_alive():
+            os.killpg(self.pid, number)
+
+    def members(self) -> list[int]:
+        """The processes of its session that live, itself too."""
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+                if int(session) == self.pid and state != "Z":
+                    found.append(int(stat.parent.name))
+        return found
+
+    def left_behind(self, seconds: float = LEFT_S) -> list[int]:
+        """What it has started and still lives `seconds` after its end."""
+        self.process.join(LIMIT_S)
+        deadline = time.monotonic() + seconds
+        while (left := self.members()) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        return left
+
     def wait(self, seconds: float = LIMIT_S) -> int:
         """Its exit code, negative for a signal; whatever it started is ended with it.
 
@@ -177,6 +201,10 @@ def _execute(
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
     sys.stderr.reconfigure(line_buffering=True)
     os.environ.update(environment)
+    # As from a terminal, whatever nohup has done to the campaign.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # As a new process, which has no state of its parent's.
     torch.default_generator.manual_seed(0)
     random.seed(0)

@@ -3,6 +3,7 @@
 import functools
 import math
 import random
+import re
 import shutil
 import signal
 import time
@@ -13,12 +14,13 @@ import torch
 from toy_shards import make_shards
 
 from fault_kinds.case import BrokenPromiseError, Kind, Outcome, check
-from fault_kinds.jobs import Job, Operations, run, wait_until
+from fault_kinds.jobs import Job, Operations, last_line, no_traceback, run, wait_until
 from fault_kinds.workloads import (
     POINTER,
     BenchmarkRun,
     Converting,
     FineTuning,
+    LinearEvaluation,
     Pretraining,
     Tables,
     Training,
@@ -26,13 +28,19 @@ from fault_kinds.workloads import (
     class_folders,
     ground,
 )
+from moco_d2.locks import SUITE_LOCK
 
 _ATTEMPTS = 20  # to hit a run before it is over
 _TWICE = 0.3  # share of the runs that are killed once more after the restart
 _AT_AN_OPERATION = 0.6  # share of the kills that are aimed at a write, rename, fsync ...
 _DAMAGED = 0.25  # share of the runs whose newest checkpoint is damaged besides
+GROUP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 GRACE_S = 30  # SLURM's KillWait and Kubernetes' terminationGracePeriodSeconds
 TERMINATED = 128 + signal.SIGTERM
+REFUSED = 2
+_BUSY = re.compile(r"another run is at work|another process is writing|another suite is at work")
+# Of training and of the reading of features.
+_BEGUN = re.compile(r"Starting training from|protocol linear-fast")
 
 
 @functools.cache
@@ -63,6 +71,29 @@ def fine_tunings() -> tuple[FineTuning, ...]:
     return (
         FineTuning("voc_C4"),
         FineTuning("voc_C4, one checkpoint", **{"SOLVER.CHECKPOINT_PERIOD": 6}),
+    )
+
+
+_WORKERS = {"DATALOADER.NUM_WORKERS": 2}
+
+
+@functools.cache
+def pretrainings_with_workers() -> tuple[Pretraining, ...]:
+    longer = {"SOLVER.MAX_ITER": 63, **_WORKERS}
+    return (Pretraining("queue, two workers", **longer),)
+
+
+@functools.cache
+def fine_tunings_with_workers() -> tuple[FineTuning, ...]:
+    return (FineTuning("voc_C4, two workers", **_WORKERS),)
+
+
+@functools.cache
+def linear_evaluations() -> tuple[LinearEvaluation, ...]:
+    return (
+        LinearEvaluation("linear", "--epochs", "8"),
+        LinearEvaluation("fine-tuning", "--protocol", "finetune", "--epochs", "4"),
+        LinearEvaluation("on features", "--fast", "--crops", "3", "--epochs", "60"),
     )
 
 
@@ -244,7 +275,99 @@ def preempt(workloads: tuple[Training, ...], rng: random.Random, folder: Path, i
     raise BrokenPromiseError(f"the run was over before each of {_ATTEMPTS} signals")
 
 
+def signal_group(
+    workloads: tuple[Workload, ...], rng: random.Random, folder: Path, i: int
+) -> Outcome:
+    """SIGTERM, SIGINT or SIGHUP to the process group of a run with data workers, at any moment
+    after it has begun: saved, 128 + n, no process left, no traceback, continued.
+    """
+    number = GROUP_SIGNALS[i % len(GROUP_SIGNALS)]
+    workload = workloads[i // len(GROUP_SIGNALS) % len(workloads)]
+    name, out = number.name, folder / "out"
+    log = out / "log.txt"
+    for _ in range(_ATTEMPTS):
+        job = Job(**workload.start_words(out), before=workload.before)
+        wait_until(lambda: log.exists() and _BEGUN.search(log.read_text()) is not None, job)
+        begun = time.monotonic() - job.started
+        job.process.join(rng.random() * max(0.0, workload.reference.seconds - begun))
+        alive = job.process.is_alive()
+        job.kill_group(number)
+        sent = time.monotonic()
+        job.process.join(GRACE_S)
+        took = time.monotonic() - sent
+        left = job.left_behind()
+        code = job.wait()
+        output = job.output()
+        no_traceback(output)
+        check(took < GRACE_S, f"{name}: it has not ended within {GRACE_S} s")
+        check(not left, f"{name}: left behind: {left}")
+        if alive and code != 0:
+            break
+        check(code == 0, f"exit code {code} of a run that was over: {output[-300:]}")
+        shutil.rmtree(out)  # it was over, or had only to end
+        job.log.unlink()
+    else:
+        raise BrokenPromiseError(f"the run was over before each of {_ATTEMPTS} signals")
+    said = [line for line in log.read_text().splitlines() if "stopped and saved" in line]
+    if code == -number:  # which a shell, too, tells as 128 + n: while Python ended, all was done
+        same_result(workload, out)
+    else:
+        check(code == 128 + number, f"{name}: exit code {code}: {output[-300:]}")
+        check("--resume" in last_line(output), f"{name}: it ends with {output[-200:]!r}")
+    _nothing_half_written(workload, out)
+    run(**workload.start_words(out), before=workload.before)
+    same_result(workload, out)
+    where = f"in iteration {said[-1].rpartition(' ')[2]}: saved" if said else "outside of training"
+    what = f"{workload.name}, {name} {where}, ended in {took:.1f} s, same"
+    outcome = "saved in training" if said else "ended outside of training"
+    return Outcome(what, 1, {f"group {name}s": 1, f"group signals, {outcome}": 1})
+
+
+def two_at_once(rng: random.Random, folder: Path, i: int) -> Outcome:
+    """The same command, or a suite and another, started twice: one goes on, the other says so."""
+    of = (*_twice_in_a_folder(), conversions()[0], suites()[0])
+    workload, out = of[i % len(of)], folder / "out"
+    gap = rng.random() * workload.reference.seconds * 0.3
+    jobs = []
+    for k in range(2):
+        words = workload.start_words(out) | {"log": folder / f"{k}.log"}
+        if k and isinstance(workload, BenchmarkRun):
+            words["words"] = [str(w) for w in workload.words(out)]
+            words["words"][1] = str(workload.other_suite)
+        jobs.append(Job(**words, before=workload.before))
+        if not k:
+            jobs[0].process.join(gap)
+            if isinstance(workload, BenchmarkRun):  # of the two, this is to go on
+                wait_until((out / SUITE_LOCK).exists, jobs[0])
+    codes = [job.wait() for job in jobs]
+    outputs = [job.output() for job in jobs]
+    for output in outputs:
+        no_traceback(output)
+    if 0 not in codes[:1]:  # the second was faster
+        codes, outputs = codes[::-1], outputs[::-1]
+    check(codes[0] == 0, f"exit codes {codes}: {outputs[0][-300:]}")
+    refused = codes[1] == REFUSED
+    if not refused:  # the first had ended, or gave way
+        check(codes[1] == 0, f"exit code {codes[1]}: {outputs[1][-300:]}")
+        raise BrokenPromiseError(f"both went on, {gap:.2f} s apart")
+    said = [line for line in outputs[1].splitlines() if line.startswith("error: ")]
+    check(len(said) == 1 and _BUSY.search(said[0]), f"it says {outputs[1][-300:]!r}")
+    same_result(workload, out)
+    return Outcome(
+        f"{workload.name}, {gap:.2f} s apart: {said[0][7:110]}", 1, {"second runs refused": 1}
+    )
+
+
+@functools.cache
+def _twice_in_a_folder() -> tuple[Workload, ...]:
+    return (pretrainings_with_workers()[0], fine_tunings_with_workers()[0], linear_evaluations()[0])
+
+
 _SAME = "the same command continues it and ends with the result of a run that nothing disturbed"
+_SAVED = (
+    "saved and ended within 30 s with 128 + the signal's number, no process left behind; "
+    f"{_SAME}, bit for bit."
+)
 KINDS = (
     Kind(
         "kill pretraining",
@@ -291,5 +414,31 @@ KINDS = (
         f"{_SAME}.",
         10,
         lambda *a: preempt(fine_tunings(), *a),
+    ),
+    Kind(
+        "group signal pretraining",
+        f"SIGTERM, SIGINT or SIGHUP to the whole process group, data workers included: {_SAVED}",
+        60,
+        lambda *a: signal_group(pretrainings_with_workers(), *a),
+    ),
+    Kind(
+        "group signal fine-tuning",
+        f"SIGTERM, SIGINT or SIGHUP to the whole process group, data workers included: {_SAVED}",
+        60,
+        lambda *a: signal_group(fine_tunings_with_workers(), *a),
+    ),
+    Kind(
+        "group signal linear evaluation",
+        f"SIGTERM, SIGINT or SIGHUP to the whole process group, data workers included: {_SAVED}",
+        60,
+        lambda *a: signal_group(linear_evaluations(), *a),
+    ),
+    Kind(
+        "two at once",
+        "Of two runs in one folder, two suites in one folder, or two conversions to one file, one "
+        "goes on and ends with the right result; the other says so in one sentence, with exit "
+        "code 2.",
+        20,
+        two_at_once,
     ),
 )  # fmt: skip

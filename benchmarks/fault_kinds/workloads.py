@@ -267,6 +267,49 @@ class FineTuning(Training):
         }
 
 
+class LinearEvaluation(Workload):
+    """A linear classifier, or all of a network, trained on images; or a classifier on features."""
+
+    tool = "linear_eval.py"
+
+    def __init__(self, name: str, *flags: str):
+        """
+        Args:
+            flags: of the protocol.
+        """
+        self.name = name
+        self._flags = flags
+
+    @functools.cached_property
+    def images(self) -> Path:
+        """train/ and val/, with two classes each."""
+        folder = ground() / "labelled"
+        if not folder.exists():
+            make_class_folders(folder / "train", 11)
+            make_class_folders(folder / "val", 5, seed=1)
+        return folder
+
+    def words(self, out: Path) -> list[str]:
+        data = ["random", "--arch", "resnet18", "--data", str(self.images), "--output", str(out)]
+        sizes = ["--size", "32", "--batch-size", "8", "--workers", "2", "--device", "cpu"]
+        return [*data, *sizes, "--resume", *self._flags]
+
+    def result(self, out: Path) -> Any:
+        result = json.loads((out / "result.json").read_text())
+        kept = ("accuracy", "settings", "backbone_sha256", "backbone_images", "effective_lr")
+        found: dict[str, Any] = {"result": {key: result[key] for key in kept}}
+        for file in sorted(out.glob("*.pth*")):
+            found[file.name] = torch.load(file, weights_only=True)
+        return found
+
+    def broken(self, out: Path) -> Iterator[str]:
+        for path in sorted(out.glob("*.pth*")):
+            try:
+                load_checkpoint(path)
+            except UserError as error:
+                yield str(error)
+
+
 class Converting(Workload):
     name = "convert"
     tool = "convert.py"
@@ -361,6 +404,14 @@ class BenchmarkRun(Workload):
         }
         file = ground() / "two.yaml"
         file.write_text(yaml.safe_dump(content))
+        return file
+
+    @functools.cached_property
+    def other_suite(self) -> Path:
+        """The file of a suite of other runs."""
+        content = yaml.safe_load(self.suite.read_text())
+        file = ground() / "three.yaml"
+        file.write_text(yaml.safe_dump(content | {"title": "one run", "seeds": [3]}))
         return file
 
     def words(self, out: Path) -> list[str]:

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.errors import UserError
 from moco_d2.files import atomic_write
-from moco_d2.hooks import DeferredWriters, ProgressBar, StopOnSignal
+from moco_d2.hooks import DeferredWriters, EvalHook, ProgressBar, StopOnSignal
 from moco_d2.pretrain.labelled import Epochs, LabelledImages
 from moco_d2.pretrain.stream import as_raised, build_loader
 
@@ -235,21 +235,20 @@ class ClassifierTrainer(TrainerBase):
         self.register_hooks(self._build_hooks())
 
     def _build_hooks(self) -> list[HookBase]:
+        self.stop = StopOnSignal(self._save_now)
         built = [
             hooks.IterationTimer(),
             hooks.LRScheduler(self.optimizer, self.scheduler),
-            hooks.EvalHook(self.order.iterations_per_epoch, self._evaluate),
+            EvalHook(self.order.iterations_per_epoch, self._evaluate),
         ]
         if comm.is_main_process():
             built.append(hooks.CallbackHook(after_step=_save_at_end_of_epoch))
-            if comm.get_world_size() == 1:
-                built.append(StopOnSignal(self._save_now))
             writers = DeferredWriters(
                 lambda: default_writers(str(self.output), self.max_iter), self.output
             )
             built.append(hooks.PeriodicWriter([writers], period=_LOG_PERIOD))
             built.append(ProgressBar("fine-tuning" if self.recipe.train_backbone else "linear"))
-        return built
+        return [*built, self.stop]
 
     def train(self) -> None:
         """Run from the start, or from where `resume` found the last run, to the end.
@@ -284,6 +283,8 @@ class ClassifierTrainer(TrainerBase):
         loss.backward()
         self.optimizer.step()
         value = loss.item()
+        if comm.get_world_size() > 1:  # all stop after the same step
+            self.stop.agreed = max(comm.all_gather(self.stop.received))
         if not math.isfinite(value):
             raise UserError(
                 f"the loss is {value} at iteration {self.iter}: give a smaller --lr than "
@@ -301,8 +302,14 @@ class ClassifierTrainer(TrainerBase):
         logger.info("top-1 %.2f %%, top-5 %.2f %%", *self.accuracy.values())
         return {f"val_{name}": value for name, value in self.accuracy.items()}
 
+    def after_train(self) -> None:
+        """TrainerBase's, with the iteration right where there was nothing left to train."""
+        self.iter = min(self.iter, self.max_iter)
+        super().after_train()
+
     def _save_now(self) -> None:
-        self.save(self.iter + 1)
+        if comm.is_main_process():
+            self.save(self.iter + 1)
 
     def save(self, iteration: int) -> None:
         """Write the checkpoint of `iteration` finished iterations, atomically."""

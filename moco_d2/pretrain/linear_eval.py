@@ -23,7 +23,7 @@ from moco_d2.checkpoint.backbone import RANDOM, Origin, load_backbone, random_ba
 from moco_d2.environment import hardware, versions
 from moco_d2.errors import UserError
 from moco_d2.files import sha256_of_json, write_json
-from moco_d2.launch import without_user_errors
+from moco_d2.launch import claimed, without_user_errors
 from moco_d2.pretrain.augmentation import build_evaluation_transform
 from moco_d2.pretrain.classification import (
     LINEAR,
@@ -66,6 +66,12 @@ def evaluate_checkpoint(args: argparse.Namespace) -> None:
     """
     started = datetime.datetime.now(datetime.timezone.utc)
     _check_flags(args)
+    with claimed(args.output, setting="--output"):
+        _evaluate(args, started)
+
+
+def _evaluate(args: argparse.Namespace, started: datetime.datetime) -> None:
+    """`evaluate_checkpoint` in an --output in which no other run is at work."""
     train, val = list_labelled(args.data, args.val)
     seed_all_rng(args.seed)
     if args.checkpoint == RANDOM:

@@ -5,7 +5,7 @@ import argparse
 from moco_d2.config import load_config_of
 from moco_d2.errors import UserError
 from moco_d2.host_memory import keep_freed_memory
-from moco_d2.launch import choose_device, hold_log, seed, setup_run
+from moco_d2.launch import choose_device, claimed, hold_log, seed, setup_run
 from moco_d2.pretrain.engine import Pretrainer
 
 
@@ -23,7 +23,8 @@ def pretrain(args: argparse.Namespace) -> None:
         keep_freed_memory()
     cfg.freeze()
     seed(cfg)
-    trainer = Pretrainer(cfg)  # checks data and settings before anything is written
-    setup_run(trainer.cfg, args, held)
-    trainer.resume_or_start(resume=args.resume)
-    trainer.train()
+    with claimed(cfg.OUTPUT_DIR):
+        trainer = Pretrainer(cfg)  # checks data and settings before anything is written
+        setup_run(trainer.cfg, args, held)
+        trainer.resume_or_start(resume=args.resume)
+        trainer.train()

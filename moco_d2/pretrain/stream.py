@@ -19,6 +19,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, default_collate
 
 from moco_d2.errors import UserError
+from moco_d2.loader import SteadyLoader
 
 # A batch of a process; what is in it: TrainingData.batches.
 Batch = dict[str, Any]
@@ -162,7 +163,7 @@ class TrainingData(abc.ABC):
 
 def build_loader(dataset: Any, *, num_workers: int, **kwargs: Any) -> DataLoader:
     """A DataLoader that leaves the process's random numbers and threads alone."""
-    return DataLoader(
+    return SteadyLoader(
         dataset,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import logging.handlers
 from typing import Any
 
 from detectron2.utils import comm
@@ -9,7 +10,7 @@ from detectron2.utils import comm
 from moco_d2.agreement import check_agreement, of_run
 from moco_d2.config import find_config, load_config_of
 from moco_d2.errors import UserError
-from moco_d2.launch import choose_device, hold_log, seed, setup_run
+from moco_d2.launch import choose_device, claimed, hold_log, seed, setup_run
 from moco_d2.transfer import preflight
 from moco_d2.transfer.datasets import check_datasets, leave_out_missing
 from moco_d2.transfer.detector import load_detector
@@ -47,6 +48,17 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     check_weights_file(cfg.MODEL.WEIGHTS)
     weights = describe_weights(cfg.MODEL.WEIGHTS)
     check_agreement({**of_run(cfg), "the content of MODEL.WEIGHTS": (weights or {}).get("sha256")})
+    with claimed(cfg.OUTPUT_DIR):
+        return _train(args, cfg, weights, held)
+
+
+def _train(
+    args: argparse.Namespace,
+    cfg: Any,
+    weights: dict[str, Any] | None,
+    held: logging.handlers.MemoryHandler,
+) -> dict[str, Any]:
+    """`train` in an OUTPUT_DIR in which no other run is at work."""
     findings = check_datasets(cfg, eval_only=args.eval_only)
     world_size = comm.get_world_size()
     cfg, schedule = scale_to_hardware(cfg, world_size)

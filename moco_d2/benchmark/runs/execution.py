@@ -15,10 +15,10 @@ import filelock
 from moco_d2.benchmark.runs import cell_state, run_log
 from moco_d2.benchmark.runs.suites import Cell, untrusted_words
 from moco_d2.errors import USER_ERROR_EXIT_CODE
+from moco_d2.signals import STOP_SIGNALS
 
 #: Exit code of a process that found another one at work on its cell (sysexits.h: EX_TEMPFAIL).
 BUSY_EXIT_CODE = 75
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TOOLS = Path(__file__).resolve().parents[3] / "tools"
 # Those that distribute over several GPUs by themselves.
 _DISTRIBUTED = ("train_net.py", "pretrain.py", "linear_eval.py")
@@ -144,5 +144,7 @@ def main(cell: Cell, folder: Path, place: Place) -> None:
         os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     sys.exit(run_next(cell, folder, place))

@@ -21,7 +21,6 @@ from moco_d2.benchmark.runs.display import Display, display
 from moco_d2.benchmark.runs.execution import (
     BUSY_EXIT_CODE,
     MODULES,
-    STOP_SIGNALS,
     TOOLS,
     Place,
     main,
@@ -29,11 +28,12 @@ from moco_d2.benchmark.runs.execution import (
 from moco_d2.benchmark.runs.places import make_places
 from moco_d2.benchmark.runs.suites import Cell, Suite, load_suite
 from moco_d2.errors import USER_ERROR_EXIT_CODE, UserError
-from moco_d2.files import write_text
+from moco_d2.files import sha256_of_json, write_text
+from moco_d2.locks import suite_in
+from moco_d2.signals import SAME_SIGNAL_S, STOP_SIGNALS, held_back
 
 _POLL_SECONDS = 0.5
 _FAILED_EXIT_CODE = 1
-_SAME_SIGNAL_SECONDS = 2.0  # timeout(1), for one, sends two: to the process and to its group
 
 
 def run(
@@ -48,7 +48,7 @@ def run(
     """Run, or submit, every cell that is not done.
 
     Killed at any point, and started again, it continues what was begun, and repeats nothing that
-    was finished. Of several runners on one folder, each run is had by one.
+    was finished. Of several runners of a suite on one folder, each run is had by one.
 
     Args:
         suite: see suites.load_suite; or a suite itself.
@@ -62,9 +62,10 @@ def run(
         an exit code: 0; 2 if what failed are user errors alone; 1 if something else failed.
 
     Raises:
-        UserError: nothing was started: no such suite, the folder holds other runs, or there are
-            fewer GPUs.
-        SystemExit: on SIGINT and SIGTERM, when the runs have saved and stopped; 128 + its number.
+        UserError: nothing was started: no such suite, the folder holds other runs, another suite is
+            being run in it, or there are fewer GPUs.
+        SystemExit: on SIGINT, SIGTERM and SIGHUP, when the runs have saved and stopped; 128 + its
+            number.
     """
     suite = suite if isinstance(suite, Suite) else load_suite(suite)
     folder = (Path("output") / suite.name if folder is None else folder).absolute()
@@ -72,6 +73,21 @@ def run(
         raise UserError(f"no folder {tools}: run suites from a checkout, which has tools/")
     if gpus_per_run < 0 or (jobs is not None and jobs < 1):
         raise UserError("--gpus-per-run must be at least 0, and --jobs at least 1")
+    fingerprint = sha256_of_json([dataclasses.asdict(cell) for cell in suite.cells])
+    with suite_in(folder, suite.name, fingerprint):
+        return _run(suite, folder, gpus_per_run=gpus_per_run, jobs=jobs, submit=submit, tools=tools)
+
+
+def _run(
+    suite: Suite,
+    folder: Path,
+    *,
+    gpus_per_run: int,
+    jobs: int | None,
+    submit: list[str] | None,
+    tools: Path,
+) -> int:
+    """`run` in a folder in which no other suite is being run."""
     processes = max(1, gpus_per_run)
     check_conflicts(suite.cells, folder, processes)
     tasks = _Tasks(suite, folder, processes)
@@ -187,9 +203,8 @@ class _Runner:
             place = self.free.pop(0)
             process = self.context.Process(target=main, args=(task.cell, self.tasks.folder, place))
             # A signal to the new process must find its own handlers, not those of this one.
-            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-            process.start()
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            with held_back():
+                process.start()
             self.running[process] = task, place
             task.status = "running"
             self.shown.event(task, "continues" if state.status == "partial" else "started")
@@ -206,7 +221,8 @@ class _Runner:
             self._judge(task, process.exitcode, process.pid)
 
     def _judge(self, task: _Task, exit_code: int, pid: int) -> None:
-        if exit_code < 0:  # killed: it could not say so itself
+        # Killed, or ended by a signal before it trained: it could not say so itself.
+        if exit_code < 0 or not self._has_said(task, pid):
             run_log.log_event(
                 self.tasks.folder, "killed", task.cell.name, pid=pid, exit_code=exit_code
             )
@@ -227,6 +243,15 @@ class _Runner:
             code = USER_ERROR_EXIT_CODE if exit_code == USER_ERROR_EXIT_CODE else _FAILED_EXIT_CODE
             self.tasks.fail(task, code, said)
             self.shown.event(task, f"failed: {said}")
+
+    def _has_said(self, task: _Task, pid: int) -> bool:
+        """Whether the log has the end of a process as often as its start."""
+        of = [
+            line["event"]
+            for line in run_log.read_log(self.tasks.folder)
+            if line["cell"] == task.cell.name and line.get("pid") == pid
+        ]
+        return of.count("started") <= of.count("ended")
 
     def _done(self, task: _Task) -> None:
         task.status = "done"
@@ -278,11 +303,12 @@ def _stop_signals() -> Iterator[_StopRequest]:
     def receive(number: int, frame: object) -> None:
         request.number = number
         now = time.monotonic()
-        if now - request.time > _SAME_SIGNAL_SECONDS:
+        if now - request.time > SAME_SIGNAL_S:
             request.count += 1
         request.time = now
 
-    before = {n: signal.signal(n, receive) for n in STOP_SIGNALS}
+    numbers = [n for n in STOP_SIGNALS if signal.getsignal(n) != signal.SIG_IGN]
+    before = {n: signal.signal(n, receive) for n in numbers}
     try:
         yield request
     finally:

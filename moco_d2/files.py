@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,6 +121,26 @@ def write_text(path: str | Path, text: str) -> None:
             temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise _cannot_write(Path(path), error) from error
+
+
+def read_regular_file(path: str | Path, most_bytes: int) -> bytes:
+    """The content of a regular file. Nothing else is read: a pipe would wait, a device never end.
+
+    Raises:
+        ValueError: it is a pipe, a device or a folder, or larger than `most_bytes`.
+        OSError: it cannot be read.
+    """
+    with open(path, "rb", opener=_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError(f"{path} is no regular file")
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise ValueError(f"{path} has more than {most_bytes} bytes")
+    return content
+
+
+def _without_waiting(name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_NONBLOCK)
 
 
 def digest(path: str | Path, algorithm: str) -> str:

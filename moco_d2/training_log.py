@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+_LONGEST_LINE = 1 << 20  # characters; an evaluation of LVIS, class by class, has 50,000
+
 _logger = logging.getLogger(__name__)
 
 #: What Detectron2's evaluators, and DensePose's, call their results: ``bbox/AP``. Other scalars
@@ -45,7 +47,9 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
     log: dict[int, dict[str, Any]] = {}
     trained = -1
     with path.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, start=1):
+        # In parts, none longer than a line can be: a file may be one line.
+        parts = iter(lambda: lines.readline(_LONGEST_LINE), "")
+        for number, line in enumerate(parts, start=1):
             entry = _entry(line)
             if entry is None:
                 _logger.warning("passed over %s, line %d: damaged", path, number)

@@ -11,6 +11,7 @@ import pytest
 from moco_d2.errors import UserError
 from moco_d2.files import (
     atomic_write,
+    read_regular_file,
     remove_leftovers,
     sha256,
     sha256_of_json,
@@ -139,3 +140,17 @@ def test_only_leftovers_of_the_same_file_are_removed(tmp_path):
     write_text(tmp_path / "x.pth", "whole")
     left = names(tmp_path)
     assert len(left) == 2 and left[0].startswith(".y.") and left[1] == "x.pth"
+
+
+def test_only_regular_files_of_a_size_are_read(tmp_path):
+    (tmp_path / "file").write_bytes(b"12345678")
+    assert read_regular_file(tmp_path / "file", 8) == b"12345678"
+    with pytest.raises(ValueError, match="more than 7 bytes"):
+        read_regular_file(tmp_path / "file", 7)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    for name in ("pipe", "link"):
+        with pytest.raises(ValueError, match="no regular file"):
+            read_regular_file(tmp_path / name, 8)
+    with pytest.raises(OSError):
+        read_regular_file(tmp_path, 8)

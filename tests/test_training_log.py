@@ -89,3 +89,10 @@ def test_a_damaged_line_is_named_and_passed_over(write, caplog, torn):
 def test_numbers_beyond_a_float_are_none(write):
     (line,) = history(read_log(write({"iteration": 1, "bbox/AP": 10**400})), ["bbox"])
     assert line["bbox/AP"] is None
+
+
+def test_a_line_without_end_is_read_in_parts(write, caplog):
+    path = write("[" * (3 << 20), "\n", LOG[0])
+    with caplog.at_level(logging.WARNING):
+        assert read_log(path) == [LOG[0]]
+    assert "line 1: damaged" in caplog.text

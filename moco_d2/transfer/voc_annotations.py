@@ -11,7 +11,10 @@ import numpy as np
 from detectron2.utils.file_io import PathManager
 
 from moco_d2.errors import UserError
+from moco_d2.files import read_regular_file
 
+# Of a split's names, and of an annotation; those of VOC have some 200 kB and 3 kB.
+_MOST_BYTES, _MOST_BYTES_OF_ONE = 256 << 20, 16 << 20
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -46,16 +49,15 @@ def read_split(root: str, split: str) -> Counter[str]:
     """Image names of ROOT/ImageSets/Main/SPLIT.txt, in order, and how often each is listed.
 
     Raises:
-        UserError: there is no such file.
+        UserError: there is no such file, or it is no text.
     """
     path = split_file(root, split)
     try:
-        with PathManager.open(path) as f:
-            return Counter(line.strip() for line in f if line.strip())
-    except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror}; give a VOC year's folder"
-        ) from error
+        text = read_regular_file(PathManager.get_local_path(path), _MOST_BYTES).decode()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read {path}: {reason}; give a VOC year's folder") from error
+    return Counter(line.strip() for line in text.split("\n") if line.strip())
 
 
 def split_file(root: str, split: str) -> str:
@@ -138,8 +140,9 @@ def parse_xml(path: Path) -> Element:
 
     Raises:
         xml.parsers.expat.ExpatError: not well-formed.
-        ValueError: an entity is declared.
+        ValueError: an entity is declared, or it is no regular file of a sound size.
     """
+    content = read_regular_file(path, _MOST_BYTES_OF_ONE)
 
     def refuse(name: str, *declaration: object) -> None:
         raise ValueError(f"it declares the XML entity {name!r}, which an annotation never needs")
@@ -151,5 +154,5 @@ def parse_xml(path: Path) -> Element:
     parser.EndElementHandler = builder.end
     parser.CharacterDataHandler = builder.data
     parser.EntityDeclHandler = refuse
-    parser.Parse(path.read_bytes(), True)
+    parser.Parse(content, True)
     return builder.close()

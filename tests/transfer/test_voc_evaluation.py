@@ -195,6 +195,24 @@ def test_entities_are_refused_in_every_encoding(tmp_path):
         parse_xml(file)
 
 
+def test_annotations_and_splits_are_regular_files_of_a_sound_size(tmp_path):
+    """A pipe, which an archive may hold, would let the run wait for its writer for ever."""
+    case = make_case(tmp_path, 1, year=2007)
+    annotation = next((tmp_path / "Annotations").glob("*.xml"))
+    annotation.write_text("<annotation>" + " " * (17 << 20) + "</annotation>")
+    with pytest.raises(UserError, match=r"is damaged .*more than 16777216 bytes"):
+        read_objects(annotation)
+    annotation.unlink()
+    os.mkfifo(annotation)
+    with pytest.raises(UserError, match=r"is damaged .*no regular file"):
+        read_objects(annotation)
+    split = tmp_path / "ImageSets" / "Main" / "test.txt"
+    split.unlink()
+    os.mkfifo(split)
+    with pytest.raises(UserError, match=r"cannot read .*test\.txt: .*no regular file"):
+        evaluate(VOCEvaluator(case.dataset), case)
+
+
 def test_what_cannot_be_evaluated_is_refused(tmp_path):
     case = make_case(tmp_path, 1, year=2007)
     with pytest.raises(UserError, match="'precise' is none of compatible, exact"):

@@ -9,6 +9,7 @@ imported, before or after us:
 * ``detectron2.config.defaults``      our keys, ``cfg.MOCO`` (config.py)
 * ``detectron2.modeling``             our heads and architectures (transfer/)
 * ``detectron2.data.datasets``        the sets of VOC segmentation (transfer/voc_segmentation.py)
+* ``detectron2.data.detection_utils``  which image files it opens (untrusted_images.py)
 * ``detectron2.data.datasets.cityscapes``  a loader that cannot hang (cityscapes_pool.py)
 * ``detectron2.engine.defaults``      several CPU processes (compat.py)
 * ``detectron2.checkpoint``           ``random://``, random initialisation (transfer/weights.py);
@@ -60,6 +61,12 @@ def _mend_cityscapes() -> None:
     leave_no_pool_behind()
 
 
+def _guard_images() -> None:
+    from moco_d2.untrusted_images import guard_detectron2
+
+    guard_detectron2()
+
+
 def _register_weights() -> None:
     from moco_d2.checkpoint.catalog import register_path_handler
     from moco_d2.transfer.weights import register_path_handlers
@@ -74,6 +81,7 @@ after_import("detectron2.engine.defaults", _prepare_engine)
 after_import("detectron2.modeling", _register_modeling)
 after_import("detectron2.data.datasets", _register_datasets)
 after_import("detectron2.data.datasets.cityscapes", _mend_cityscapes)
+after_import("detectron2.data.detection_utils", _guard_images)
 after_import("detectron2.checkpoint", _register_weights)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from moco_d2.errors import UserError
+from moco_d2.untrusted_images import open_image
 
 logger = logging.getLogger(__name__)
 
@@ -50,14 +51,15 @@ def decode_image(content: bytes, name: str) -> Image.Image:
     bits are taken, which is what it does itself with 16-bit colour.
 
     Raises:
-        UnreadableImageError: it does not decode; names the file.
+        UnreadableImageError: it does not decode, or is larger than untrusted_images allows; names
+            the file.
     """
     return _decode(io.BytesIO(content), name)
 
 
 def _decode(file: BinaryIO, name: str) -> Image.Image:
     try:
-        with Image.open(file) as image:
+        with open_image(file) as image:
             if image.mode == "I" or image.mode.startswith("I;16"):
                 upper_bits = np.asarray(image).clip(0, 65535) >> 8
                 return Image.fromarray(upper_bits.astype(np.uint8)).convert("RGB")

@@ -15,14 +15,22 @@ from detectron2.utils import comm
 
 from moco_d2.errors import UserError
 from moco_d2.pretrain.images import IMAGE_SUFFIXES
-from moco_d2.pretrain.sources import PathTable
+from moco_d2.pretrain.sources import MAX_CLASSES, PathTable
 from moco_d2.pretrain.stream import build_loader
 from moco_d2.shard_patterns import expand, is_local
+from moco_d2.untrusted_images import MAX_FILE_BYTES
 
 logger = logging.getLogger(__name__)
 
 _LABEL = "cls"  # WebDataset's name of the member that holds the class index as text
 _MEMBERS = {suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES} | {_LABEL}
+#: The most bytes of a label, and of what tar says about a member beside its header (a long name).
+#: An image may have untrusted_images.MAX_FILE_BYTES.
+MAX_LABEL_BYTES, MAX_EXTRA_BYTES = 1024, 1 << 20
+_EXTRA = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
 # Reading stops before a command has written all it has. Its exit status, seen by a shell or not.
 _BROKEN_PIPE = [128 + 13, -13]
 
@@ -133,13 +141,17 @@ def count_images(path: str) -> ShardCount:
     """
     images = labelled = num_classes = 0
     try:
-        with tarfile.open(path) as shard:
+        with tarfile.open(path, tarinfo=_Member) as shard:
             for sample in _group(_headers(shard, path)):
                 images += 1
                 if _LABEL in sample:
                     labelled += 1
-                    num_classes = max(num_classes, int(sample[_LABEL]) + 1)
-    except (tarfile.TarError, ValueError, EOFError, OSError) as error:
+                    num_classes = max(num_classes, _class_index(sample[_LABEL]) + 1)
+    # Sizes beyond any file overflow, and names upon names recurse.
+    except (
+        *(tarfile.TarError, ValueError, EOFError, OSError),
+        *(OverflowError, RecursionError),
+    ) as error:
         problem = f"shard {path} is damaged after {images} images ({error}): using those"
     else:
         problem = "" if images else f"shard {path} holds no image"
@@ -151,8 +163,7 @@ def _headers(shard: tarfile.TarFile, path: str) -> Iterator[dict[str, Any]]:
     # Coming to the next header shows that the member before it is complete.
     for member, _ in itertools.pairwise(itertools.chain(_walk(shard), [None])):
         if member.isreg() and _is_wanted(member.name):
-            is_label = member.name.endswith(f".{_LABEL}")
-            content = shard.extractfile(member).read() if is_label else b""
+            content = shard.extractfile(member).read() if _is_label(member.name) else b""
             yield {"fname": member.name, "data": content, "__url__": path}
 
 
@@ -161,18 +172,59 @@ def _contents(path: str) -> Iterator[dict[str, Any]]:
 
     That one takes every shard for a stream, and copies it in blocks of 10 kB.
     """
-    with tarfile.open(path) as shard:
-        for member in _walk(shard):
-            if member.isreg() and _is_wanted(member.name):
-                content = shard.extractfile(member).read()
-                yield {"fname": member.name, "data": content, "__url__": path}
+    with tarfile.open(path, tarinfo=_Member) as shard:
+        yield from _read_members(shard, path)
+
+
+def _read_members(shard: tarfile.TarFile, url: str) -> Iterator[dict[str, Any]]:
+    for member in _walk(shard):
+        if member.isreg() and _is_wanted(member.name):
+            content = shard.extractfile(member).read()
+            yield {"fname": member.name, "data": content, "__url__": url}
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose long name is not read into memory if it takes gigabytes."""
+
+    def _proc_member(self, shard: tarfile.TarFile) -> tarfile.TarInfo:
+        # The entry point that tarfile has for subclasses.
+        if self.type in _EXTRA and self.size > MAX_EXTRA_BYTES:
+            raise tarfile.HeaderError(
+                f"a name in it takes {self.size:,} bytes, and at most {MAX_EXTRA_BYTES:,} are read"
+            )
+        return super()._proc_member(shard)
 
 
 def _walk(shard: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Members one by one; an iteration over the shard itself keeps all it has met."""
+    """Members one by one; an iteration over the shard itself keeps all it has met.
+
+    Raises:
+        tarfile.TarError: damage, or an image or label of more bytes than are read.
+    """
     while (member := shard.next()) is not None:
         shard.members.clear()
+        limit = MAX_LABEL_BYTES if _is_label(member.name) else MAX_FILE_BYTES
+        if member.size > limit and member.isreg() and _is_wanted(member.name):
+            raise tarfile.HeaderError(
+                f"member {member.name[:80]} has {member.size:,} bytes, and at most {limit:,} are "
+                "read"
+            )
         yield member
+
+
+def _is_label(name: str) -> bool:
+    return name.lower().endswith(f".{_LABEL}")
+
+
+def _class_index(text: bytes) -> int:
+    """
+    Raises:
+        ValueError: it is no number, or one of more classes than can be.
+    """
+    index = int(text)
+    if index >= MAX_CLASSES:
+        raise ValueError(f"a label is {text[:20]!r}, and there may be {MAX_CLASSES:,} classes")
+    return index
 
 
 def _group(members: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -227,15 +279,16 @@ def read_shard(url: str, first_index: int = 0) -> Iterator[EncodedImage]:
                 content=sample[member],
                 name=f"{url}/{sample['__key__']}.{member}",
                 index=index,
-                label=int(sample[_LABEL]) if _LABEL in sample else None,
+                label=_class_index(sample[_LABEL]) if _LABEL in sample else None,
             )
 
 
 def _streamed(url: str) -> Iterator[dict[str, Any]]:
     """Members of a shard that is not a local file."""
     from webdataset.gopen import gopen, set_options
-    from webdataset.tariterators import tar_file_expander
 
     with contextlib.closing(gopen(url)) as stream:
         set_options(stream, ignore_status=[0, *_BROKEN_PIPE])
-        yield from tar_file_expander([{"url": url, "stream": stream}], select_files=_is_wanted)
+        # Webdataset's own iterator reads members of any size.
+        with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as shard:
+            yield from _read_members(shard, url)

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
@@ -13,6 +14,10 @@ from moco_d2.errors import UserError, closest
 from moco_d2.pretrain.images import IMAGE_SUFFIXES
 
 LIST_PREFIX = "list:"
+#: The most classes of labels that are numbers, so that a stray one does not ask for a billion.
+MAX_CLASSES = 1_000_000
+#: The most characters of a line of a list: a path and a label.
+MAX_LINE = 10_000
 
 
 class PathTable(Sequence[str]):
@@ -172,8 +177,8 @@ def read_list(file: str | Path) -> ImageList:
     comes.
 
     Raises:
-        UserError: no such file, no image in it, a line that names no image, or labels on some lines
-            only.
+        UserError: no such file, no image in it, a line that names no image or has more than
+            MAX_LINE characters, labels on some lines only, or one of MAX_CLASSES and more.
     """
     file = Path(file).expanduser()
     if not file.is_file():
@@ -182,7 +187,7 @@ def read_list(file: str | Path) -> ImageList:
     words: list[str] = []
     interned: dict[str, str] = {}  # one object a class, not one a line
     with file.open(encoding="utf-8", errors="surrogateescape") as lines:
-        for number, line in enumerate(map(str.strip, lines), start=1):
+        for number, line in enumerate(map(str.strip, _bounded_lines(lines)), start=1):
             if not line:
                 continue
             path, word = _split_list_line(line)
@@ -204,11 +209,34 @@ def read_list(file: str | Path) -> ImageList:
             f"{file} has labels on {len(words)} of its {len(paths)} lines: give all or none"
         )
     if all(word.isdecimal() for word in interned):
+        largest = max(interned, key=lambda word: (len(word.lstrip("0")), word.lstrip("0")))
+        if len(largest.lstrip("0")) > len(str(MAX_CLASSES)) or int(largest) >= MAX_CLASSES:
+            raise UserError(
+                f"{file} has the label {largest[:20]}, and labels that are numbers count the "
+                f"classes from 0: at most {MAX_CLASSES:,}"
+            )
         labels = array.array("i", map(int, words))
         return ImageList(paths, labels, [str(i) for i in range(max(labels) + 1)])
     classes = sorted(interned)
     index = {name: i for i, name in enumerate(classes)}
     return ImageList(paths, array.array("i", (index[word] for word in words)), classes)
+
+
+def _bounded_lines(file: TextIO) -> Iterator[str]:
+    """Lines, of which none is read into memory whole if it takes gigabytes.
+
+    Raises:
+        UserError: one has more than MAX_LINE characters.
+    """
+    number = 0
+    while line := file.readline(MAX_LINE + 1):
+        number += 1
+        if len(line) > MAX_LINE:
+            raise UserError(
+                f"{file.name} line {number} has more than {MAX_LINE:,} characters: write one path "
+                "a line"
+            )
+        yield line
 
 
 def _split_list_line(line: str) -> tuple[str | None, str | None]:

@@ -17,6 +17,7 @@ from moco_d2.transfer.densepose import refuse_densepose
 from moco_d2.transfer.evaluation import evaluator_types
 from moco_d2.transfer.findings import Finding, Refusal
 from moco_d2.transfer.known_classes import dataset_classes, head_classes
+from moco_d2.transfer.mask_checks import guarded_reading
 from moco_d2.transfer.voc_annotations import read_objects, read_split, split_file
 
 
@@ -51,7 +52,8 @@ def load_dicts(name: str) -> list[dict[str, Any]]:
 
 def _load(name: str) -> list[dict[str, Any]]:
     try:
-        return DatasetCatalog.get(name)
+        with guarded_reading():
+            return DatasetCatalog.get(name)
     except FileNotFoundError as error:
         raise UserError(
             f"dataset {name!r}: {error.filename} does not exist; set DETECTRON2_DATASETS to the "
@@ -62,7 +64,10 @@ def _load(name: str) -> list[dict[str, Any]]:
         raise UserError(f"dataset {name!r} cannot be read, because of: {reason}") from error
     except ModuleNotFoundError as error:
         raise UserError(f"dataset {name!r} needs {error.name}: pip install {error.name}") from error
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (
+        *(KeyError, TypeError, ValueError, IndexError, AttributeError),
+        *(OverflowError, RecursionError),
+    ) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(
             f"dataset {name!r}: its annotations are damaged, and Detectron2's reader finds {what}; "

@@ -5,12 +5,12 @@ script.
 import importlib
 import importlib.util
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
     COCOEvaluator,
@@ -19,17 +19,42 @@ from detectron2.evaluation import (
     LVISEvaluator,
     SemSegEvaluator,
 )
-from PIL import Image
 
 from moco_d2.errors import UserError, closest
 from moco_d2.transfer.error_analysis import Detections, Objects, decompose
 from moco_d2.transfer.known_classes import only_known_classes
+from moco_d2.transfer.semantic_mapper import raise_if_labels_unreadable
+from moco_d2.transfer.training_data import raise_if_unusable
 from moco_d2.transfer.voc_evaluation import VOCEvaluator
+from moco_d2.untrusted_images import is_unreadable, open_image
 
 logger = logging.getLogger(__name__)
 
 INFERENCE_FOLDER = "inference"
 _CITYSCAPES_EVALUATION = "cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling"
+
+
+class TestMapper:
+    """Detectron2's DatasetMapper of test images, with one sentence where an image cannot be read.
+
+    Where it runs in a worker process, DataLoader wraps the sentence: see stream.as_raised.
+    """
+
+    __test__ = False  # no test, whatever pytest makes of the name
+
+    def __init__(self, cfg: Any):
+        self._mapper = DatasetMapper(cfg, is_train=False)
+
+    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """
+        Raises:
+            UserError: the image cannot be read, or has another size than was annotated.
+        """
+        try:
+            return self._mapper(sample)
+        except Exception as error:
+            raise_if_unusable(error, f"test image {sample.get('file_name')}")
+            raise
 
 
 class COCOBoxEvaluator(COCOEvaluator):
@@ -86,6 +111,19 @@ class MeanIoUEvaluator(SemSegEvaluator):
         if hasattr(self, "sem_seg_loading_fn"):  # main's own fails with NumPy 2
             self.sem_seg_loading_fn = _read_labels
 
+    def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[Any]) -> None:
+        """Count the pixels of each class in images and their labels.
+
+        Raises:
+            UserError: a label file cannot be read.
+        """
+        for sample, output in zip(inputs, outputs, strict=True):
+            try:
+                super().process([sample], [output])
+            except Exception as error:
+                raise_if_labels_unreadable(error, self.input_file_to_gt_file[sample["file_name"]])
+                raise
+
     def evaluate(self) -> dict[str, dict[str, float]]:
         """``{"sem_seg": {"mIoU", "fwIoU", "mACC", "pACC", "IoU-<class>"...}}`` in percent, in the
         main process; empty in others.
@@ -101,7 +139,7 @@ class MeanIoUEvaluator(SemSegEvaluator):
 
 def _read_labels(file: str, dtype: Any) -> np.ndarray:
     """(H, W) of `dtype`, a copy."""
-    with Image.open(file) as image:
+    with open_image(file) as image:
         return np.array(image, dtype=dtype)
 
 
@@ -113,12 +151,25 @@ class QuietCityscapesInstanceEvaluator(CityscapesInstanceEvaluator):
     """
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        """``{"segm": {"AP", "AP50"}}`` in percent, in the main process; empty in others."""
+        """``{"segm": {"AP", "AP50"}}`` in percent, in the main process; empty in others.
+
+        Raises:
+            UserError: a label file cannot be read.
+        """
         scripts = importlib.import_module(_CITYSCAPES_EVALUATION)
         write = scripts.writeDict2JSON
         scripts.writeDict2JSON = lambda content, file: None
         try:
             results = super().evaluate()
+        except Exception as error:
+            # An error with a number is the machine's: the scripts write files, too.
+            if getattr(error, "errno", None) is not None or not is_unreadable(error):
+                raise
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"labels of dataset {self._metadata.name!r} cannot be read ({reason}); replace the "
+                "file"
+            ) from error
         finally:
             scripts.writeDict2JSON = write
         return {

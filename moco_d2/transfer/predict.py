@@ -23,6 +23,7 @@ from moco_d2.files import atomic_write
 from moco_d2.launch import choose_device
 from moco_d2.transfer.datasets import register_datasets
 from moco_d2.transfer.detector import load_detector
+from moco_d2.untrusted_images import is_unreadable
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def draw_predictions(cfg: Any, images: Sequence[str | Path]) -> list[Path]:
 
     Args:
         cfg: the config of the finished run, MODEL.WEIGHTS its model_final.pth.
-        images: files in any format that Pillow reads.
+        images: files of untrusted_images.FORMATS.
 
     Returns:
         the files written, in the order of `images`.
@@ -153,7 +154,9 @@ def draw(
 def _read(image: str | Path, image_format: str) -> np.ndarray:
     try:
         return read_image(str(image), format=image_format)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:
+        if not is_unreadable(error):
+            raise
         raise UserError(f"--predict: {image} is no image that can be read ({error})") from error
 
 

@@ -9,10 +9,10 @@ from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import SizeMismatchError, check_image_size, read_image
 from detectron2.utils.file_io import PathManager
-from PIL import Image
 
 from moco_d2.errors import UserError
 from moco_d2.transfer.scale_augmentation import build_scale_augmentations
+from moco_d2.untrusted_images import check_regular, is_unreadable, open_image
 
 
 class SemanticMapper:
@@ -88,16 +88,27 @@ def read_labels(file: str) -> np.ndarray:
     matter.
 
     Raises:
-        UserError: the file has colours, and no labels.
-        OSError: it cannot be read.
+        UserError: the file has colours, and no labels; or it cannot be read.
     """
-    with PathManager.open(file, "rb") as f, Image.open(f) as image:
-        if image.mode not in ("L", "P"):
-            raise UserError(
-                f"{file} is an image of mode {image.mode}, and labels are one byte a pixel, grey "
-                "or with a palette: convert its colours to class numbers"
-            )
-        return np.array(image)
+    try:
+        check_regular(file)
+        with PathManager.open(file, "rb") as f, open_image(f) as image:
+            if image.mode not in ("L", "P"):
+                raise UserError(
+                    f"{file} is an image of mode {image.mode}, and labels are one byte a pixel, "
+                    "grey or with a palette: convert its colours to class numbers"
+                )
+            return np.array(image)
+    except Exception as error:
+        raise_if_labels_unreadable(error, file)
+        raise
+
+
+def raise_if_labels_unreadable(error: Exception, file: str) -> None:
+    """Raise a UserError that names a label file if `error` came of reading it."""
+    if is_unreadable(error):
+        reason = " ".join(str(error).split())
+        raise UserError(f"labels {file} cannot be read ({reason}); replace the file") from error
 
 
 def build_mapper(cfg: Any) -> DatasetMapper | SemanticMapper:

@@ -20,6 +20,7 @@ from moco_d2.launch import choose_device
 from moco_d2.transfer.datasets import load_dicts, register_datasets
 from moco_d2.transfer.error_analysis import Detections, Objects, is_right
 from moco_d2.transfer.predict import Predictor
+from moco_d2.untrusted_images import is_unreadable
 
 CONFIG_FILE, WEIGHTS_FILE = "config.yaml", "model_final.pth"
 _MOST_OBJECTS = 8  # in an image that is drawn: labels of more cover each other
@@ -147,7 +148,9 @@ def _objects(sample: dict[str, Any]) -> Objects:
 def _read(file_name: str, image_format: str) -> np.ndarray:
     try:
         return read_image(file_name, format=image_format)
-    except OSError as error:
+    except Exception as error:
+        if not is_unreadable(error):
+            raise
         raise UserError(
             f"cannot read the test image {file_name} ({error}); set DETECTRON2_DATASETS to where "
             "the datasets are"

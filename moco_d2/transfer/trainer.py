@@ -8,6 +8,7 @@ import time
 import weakref
 from typing import Any, ClassVar
 
+from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
@@ -17,13 +18,15 @@ from torch.utils.data import DataLoader
 from moco_d2 import compat
 from moco_d2.agreement import check_agreement, fingerprint, of_images
 from moco_d2.errors import UserError
-from moco_d2.hooks import DataTime, DeferredWriters, ProgressBar, StopOnSignal
+from moco_d2.hooks import DataTime, DeferredWriters, EvalHook, ProgressBar, StopOnSignal
+from moco_d2.loader import SteadyLoader
 from moco_d2.pretrain.metrics import MetricsState
 from moco_d2.pretrain.process_state import set_process_state
+from moco_d2.pretrain.stream import as_raised
 from moco_d2.transfer.accumulation import AccumulatingTrainer, amp_dtype
 from moco_d2.transfer.checkpointing import SaveCheckpoint, TransferCheckpointer
 from moco_d2.transfer.divergence import DivergenceError, explain
-from moco_d2.transfer.evaluation import box_errors, build_evaluator
+from moco_d2.transfer.evaluation import TestMapper, box_errors, build_evaluator
 from moco_d2.transfer.precise_bn import PreciseBN
 from moco_d2.transfer.training_data import TrainingBatches, build_training_batches, seeded
 from moco_d2.transfer.weights import Coverage, loading, measure_coverage, unwrapped
@@ -89,10 +92,28 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: Any, dataset_name: str) -> DataLoader:
-        """Detectron2's."""
-        loader = super().build_test_loader(cfg, dataset_name)
+        """Detectron2's, with evaluation.TestMapper."""
+        theirs = build_detection_test_loader(cfg, dataset_name, mapper=TestMapper(cfg))
+        loader = SteadyLoader(  # its workers leave signals to this process
+            theirs.dataset,
+            batch_sampler=theirs.batch_sampler,
+            num_workers=theirs.num_workers,
+            collate_fn=theirs.collate_fn,
+        )
         cls.test_images[dataset_name] = len(loader.dataset)
         return loader
+
+    @classmethod
+    def test(cls, cfg: Any, model: Any, evaluators: Any = None) -> dict[str, Any]:
+        """Detectron2's.
+
+        Raises:
+            UserError: a test image or its labels cannot be read.
+        """
+        try:
+            return super().test(cfg, model, evaluators)
+        except UserError as error:
+            raise as_raised(error) from error
 
     @classmethod
     def build_evaluator(
@@ -114,7 +135,7 @@ class Trainer(DefaultTrainer):
         if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
             precise = cfg.TEST.PRECISE_BN
             built.append(PreciseBN(cfg.TEST.EVAL_PERIOD, self.data_loader, precise.NUM_ITER))
-        built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
+        built.append(EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
         if comm.is_main_process():
             built.append(_WriteEvaluation(cfg.TEST.EVAL_PERIOD, writers))
             built.append(hooks.PeriodicWriter([writers], period=_LOG_PERIOD))

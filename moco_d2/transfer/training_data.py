@@ -11,8 +11,6 @@ workers.
 import contextlib
 import itertools
 import random
-import re
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -23,19 +21,15 @@ from detectron2.data.common import DatasetFromList
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.utils import comm
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from moco_d2.errors import UserError, closest
+from moco_d2.loader import SteadyLoader
 from moco_d2.pretrain.stream import Purpose, as_raised, derive_seed
 from moco_d2.transfer.semantic_mapper import build_mapper
+from moco_d2.untrusted_images import is_unreadable, open_image
 
 Sample = dict[str, Any]  # what a mapper makes of a dataset dict
-
-
-# What damaged files raise, beside what Pillow's readers do; and Detectron2, for another size than
-# was annotated.
-_UNREADABLE = (OSError, SizeMismatchError, Image.DecompressionBombError)
 
 
 class TrainingBatches:
@@ -103,7 +97,7 @@ class TrainingBatches:
         yield from self._batches(self._build_sampler(seed), self._images.reseeded(seed), 0)
 
     def _batches(self, sampler: Sampler, images: "_MappedImages", start: int) -> Iterator:
-        loader = DataLoader(
+        loader = SteadyLoader(
             images,
             batch_sampler=itertools.islice(self._plan(sampler), start, None),
             num_workers=self._num_workers,
@@ -157,22 +151,22 @@ class _MappedImages(Dataset):
             with seeded(derive_seed(Purpose.VIEWS, self._seed, position)):
                 return self._mapper(sample)
         except Exception as error:
-            if not isinstance(error, _UNREADABLE) and not _in_a_reader(error):
-                raise
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"training image {name} cannot be used ({reason}); mend it or remove its "
-                "annotations"
-            ) from error
+            raise_if_unusable(error, f"training image {name}")
+            raise
 
 
-def _in_a_reader(error: Exception) -> bool:
-    """Whether it comes from Pillow's reading of a file, which raises whatever damaged bytes happen
-    to mean: SyntaxError, ValueError, struct.error ...
+def raise_if_unusable(error: Exception, what: str) -> None:
+    """Raise a UserError if `error`, of a mapper, says that an image cannot be read, or has another
+    size than was annotated.
+
+    Args:
+        what: the image, as the sentence begins.
     """
-    frames = traceback.walk_tb(error.__traceback__)
-    modules = (frame.f_globals.get("__name__", "") for frame, _ in frames)
-    return any(re.fullmatch(r"PIL\.(ImageFile|\w+ImagePlugin)", name) for name in modules)
+    if isinstance(error, SizeMismatchError) or is_unreadable(error):
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{what} cannot be used ({reason}); mend it or remove its annotations"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -251,6 +245,10 @@ def _sampler_builder(cfg: Any, dicts: list[Sample]) -> Callable[[int], Sampler]:
 def _is_landscape(sample: Sample) -> bool:
     width, height = sample.get("width"), sample.get("height")
     if width is None or height is None:  # semantic segmentation does not say
-        with Image.open(sample["file_name"]) as image:
-            width, height = image.size
+        try:
+            with open_image(sample["file_name"]) as image:
+                width, height = image.size
+        except Exception as error:
+            raise_if_unusable(error, f"training image {sample['file_name']}")
+            raise
     return width > height

@@ -11,6 +11,7 @@ from moco_d2.errors import UserError
 # Of what a file declares against what it weighs: beyond it, reading is an attack. Weights compress
 # by less than 2, and an empty queue beside them to almost nothing.
 MOST_EXPANSION = 10
+MOST_MEMBERS = 20_000  # a tensor each; a ResNet-152 with its optimizer has under 2,000
 _SMALL = 1 << 24  # bytes that any file may stand for
 
 
@@ -26,13 +27,18 @@ def check_archive(path: Path) -> list[zipfile.ZipInfo]:
         The members.
 
     Raises:
-        UserError: a name is there twice, a member is encrypted or damaged, or the archive would
+        UserError: it has too many members, a name is there twice, a member is encrypted or damaged, or the archive would
             unpack to far more than it weighs.
         zipfile.BadZipFile: it is no archive.
     """
     size = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
+        if len(members) > MOST_MEMBERS:
+            raise UserError(
+                f"{path} has {len(members)} entries, and no checkpoint more than {MOST_MEMBERS}; "
+                "give the original checkpoint"
+            )
         names = [member.filename for member in members]
         if len(set(names)) < len(names):
             raise UserError(f"{path} has two entries of one name; give the original checkpoint")

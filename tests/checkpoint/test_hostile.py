@@ -162,6 +162,15 @@ def test_an_archive_that_unpacks_to_far_more_than_it_weighs(tmp_path, name):
         load_checkpoint(tmp_path / name)
 
 
+def test_an_archive_of_more_members_than_any(tmp_path):
+    with zipfile.ZipFile(tmp_path / "c.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}.")
+        for i in range(20_000):
+            archive.writestr(f"archive/data/{i}", b"")
+    with pytest.raises(UserError, match="20001 entries"):
+        load_checkpoint(tmp_path / "c.pth")
+
+
 def test_a_storage_larger_than_its_record(tmp_path):
     path = tmp_path / "c.pth"
     torch.save({"a": torch.arange(4.0), "b": torch.arange(4.0)}, path)

@@ -27,8 +27,8 @@ def check_archive(path: Path) -> list[zipfile.ZipInfo]:
         The members.
 
     Raises:
-        UserError: it has too many members, a name is there twice, a member is encrypted or damaged, or the archive would
-            unpack to far more than it weighs.
+        UserError: it has too many members, a name is there twice, a member is encrypted or damaged,
+            or the archive would unpack to far more than it weighs.
         zipfile.BadZipFile: it is no archive.
     """
     size = path.stat().st_size

@@ -22,18 +22,19 @@ def campaign():
     spec = importlib.util.spec_from_file_location("fuzz_yaml", file)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # its dataclasses look themselves up
-    spec.loader.exec_module(module)
+    before = list(sys.path)
+    spec.loader.exec_module(module)  # which adds to sys.path what it needs
+    sys.path[:] = before
     yield module
     del sys.modules[spec.name]
 
 
-def test_every_hostile_file_is_refused_in_a_sentence_or_read_as_plain_settings(
-    campaign, monkeypatch
-):
-    monkeypatch.setattr(campaign, "LIMIT_S", 60)  # other tests may run beside this one
+def test_every_hostile_file_is_refused_in_a_sentence_or_read_as_plain_settings(campaign):
     results = {seed: campaign.run_case(seed) for seed in CASES}
     assert {seed: r.failure for seed, r in results.items() if r.failure} == {}
-    assert {r.kind for r in results.values()} == {kind.__name__ for kind in campaign.KINDS}
+    assert {r.kind for r in results.values()} == {
+        kind.__name__ for kind in campaign.hostile_yaml.KINDS
+    }
     assert sum(r.outcome == campaign.REFUSED for r in results.values()) > len(CASES) / 2
     assert all(r.outcome == campaign.READ for r in results.values() if r.kind == "sound")
 
@@ -45,6 +46,11 @@ def crash(case, out):
 
 def hang(case, out):
     time.sleep(60)
+
+
+def loop(case, out):
+    while True:
+        pass
 
 
 def swallow(case, out):
@@ -99,6 +105,7 @@ def refuse(case, out):
     [
         (crash, "ended by SIGSEGV"),
         (hang, "more than 1 s"),
+        (loop, "ended by SIGKILL"),
         (swallow, "MemoryError"),
         (stumble, "KeyError: 'x'"),
         (run, "a command was run"),
@@ -115,6 +122,13 @@ def refuse(case, out):
 def test_the_campaign_notices(campaign, monkeypatch, door, said):
     if door is hang:
         monkeypatch.setattr(campaign, "LIMIT_S", 1)
+    if door is loop:
+        monkeypatch.setattr(campaign, "CPU_S", 1)
     monkeypatch.setattr(campaign, "DOORS", dict.fromkeys(campaign.DOORS, door))
-    seed = next(s for s in CASES if campaign.KINDS[s % len(campaign.KINDS)] is campaign.sound)
+    seed = next(
+        s
+        for s in CASES
+        if campaign.hostile_yaml.KINDS[s % len(campaign.hostile_yaml.KINDS)]
+        is campaign.hostile_yaml.sound
+    )
     assert said in campaign.run_case(seed).failure

@@ -17,7 +17,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json, load_voc_instances
 
 from moco_d2.errors import UserError
-from moco_d2.plain_yaml import expand_home
 from moco_d2.plain_yaml import expand_home, is_folder, is_regular_file
 from moco_d2.transfer.voc_annotations import parse_xml
 

@@ -20,8 +20,8 @@ from PIL import Image
 #: Pillow's names of the formats that are read. All are rasters that Pillow or a library in its
 #: process decodes. JPEG is that of MPO files, too.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF")
-#: The most pixels of an image, by its header. Decoding takes 4 bytes a pixel, and 12 at the most
-#: where it is converted (32-bit grey; alpha; Detectron2's turned copy): 1.2 GB for a moment.
+#: The most pixels of an image, by its header. A decoded pixel takes 4 bytes, and for a moment 16 at
+#: the most where it is converted (32-bit grey; alpha; Detectron2's turned copy): 1.6 GB.
 MAX_PIXELS = 100_000_000
 #: The most bytes of an image file: 4 a pixel. Pillow reads whole chunks and tags into memory.
 MAX_FILE_BYTES = 4 * MAX_PIXELS

@@ -59,6 +59,14 @@ def _no_annotations(content: Content) -> None:
     content["annotations"] = []
 
 
+def _rle(size: list[int], counts: Any) -> Callable[[Content], None]:
+    return _set(segmentation={"size": size, "counts": counts})
+
+
+def _polygon(*corners: float) -> Callable[[Content], None]:
+    return _set(segmentation=[list(corners)])
+
+
 #: What is done to a COCO file, and what has to come of it: GOES_ON where the field's tools go on.
 COCO: dict[str, tuple[Callable[[Content], None], str]] = {
     "box beside the image": (_set(bbox=[200, 200, 20, 20]), EITHER),
@@ -93,6 +101,15 @@ COCO: dict[str, tuple[Callable[[Content], None], str]] = {
     ),
     "category without a name": (lambda c: c["categories"][0].pop("name"), REFUSES),
     "ids of a million": (_set(id=10**6), GOES_ON),
+    "a mask of 3.6 GB": (_rle([60_000, 60_000], "2"), REFUSES),
+    "a mask whose runs break off": (_rle([SIDE, SIDE], "P"), REFUSES),
+    "a mask whose runs go past its end": (_rle([SIDE, SIDE], [SIDE * SIDE, 5]), REFUSES),
+    "a mask whose runs overflow": (_rle([SIDE, SIDE], [0, 2**32 - 1] * 100_000), REFUSES),
+    "a polygon to 1e30": (_polygon(1, 1, 1e30, 1, 9, 9), REFUSES),
+    "a short polygon to 1e30": (_polygon(1e30, 1, 1), REFUSES),
+    "NaN in a polygon": (_polygon(1, 1, math.nan, 1, 9, 9), REFUSES),
+    "a polygon of 4 gigapixels": (_polygon(*[0, 0, 500, 500] * 10_000), REFUSES),
+    "an image of a billion pixels a side": (_image(width=10**9, height=10**9), REFUSES),
 }  # fmt: skip
 
 _JSON_TEXTS: dict[str, str] = {
@@ -101,6 +118,7 @@ _JSON_TEXTS: dict[str, str] = {
     "cut short": '{"images": [{"id": 0, "file_na',
     "not UTF-8": "\udcff\udcfe{}",
     "nested 100,000 deep": "[" * 100_000,
+    "a number of a million digits": '{"images": ' + "9" * 1_000_000 + "}",
 }
 
 

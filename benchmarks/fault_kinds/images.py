@@ -173,6 +173,12 @@ def _bomb(rng: random.Random) -> tuple[bytes, str, str]:
     return b"\x89PNG\r\n\x1a\n" + data, ".png", _REFUSED
 
 
+def _large(rng: random.Random) -> tuple[bytes, str, str]:
+    """More pixels than are read, below Pillow's own limit."""
+    image = Image.new("1", (12_000, 12_000))
+    return _encode(image, "PNG"), ".png", _REFUSED
+
+
 def _text_bomb(rng: random.Random) -> tuple[bytes, str, str]:
     """A PNG whose comment unpacks to 100 MB."""
     plain = _encode(_pixels(rng), "PNG")
@@ -205,7 +211,7 @@ def _trailing(rng: random.Random) -> tuple[bytes, str, str]:
 
 
 def _script(rng: random.Random) -> tuple[bytes, str, str]:
-    """PostScript, which Pillow would hand to Ghostscript."""
+    """PostScript, which Pillow by itself hands to Ghostscript."""
     content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) print showpage\n%%EOF\n"
     return content, ".jpg", _REFUSED
 
@@ -238,6 +244,7 @@ MAKERS: dict[str, Maker] = {
     "one pixel thin": _thin,
     "20,000 pixels wide": _wide,
     "decompression bomb": _bomb,
+    "144 million pixels": _large,
     "comment of 100 MB": _text_bomb,
     "animated": _animated,
     "GIF": _gif,

@@ -26,7 +26,7 @@ from moco_d2.transfer.known_classes import only_known_classes
 from moco_d2.transfer.semantic_mapper import raise_if_labels_unreadable
 from moco_d2.transfer.training_data import raise_if_unusable
 from moco_d2.transfer.voc_evaluation import VOCEvaluator
-from moco_d2.untrusted_images import is_unreadable, open_image
+from moco_d2.untrusted_images import check_regular, is_unreadable, open_image
 
 logger = logging.getLogger(__name__)
 
@@ -118,10 +118,12 @@ class MeanIoUEvaluator(SemSegEvaluator):
             UserError: a label file cannot be read.
         """
         for sample, output in zip(inputs, outputs, strict=True):
+            labels = self.input_file_to_gt_file[sample["file_name"]]
             try:
+                check_regular(labels)  # Detectron2 would wait for what comes out of a pipe
                 super().process([sample], [output])
             except Exception as error:
-                raise_if_labels_unreadable(error, self.input_file_to_gt_file[sample["file_name"]])
+                raise_if_labels_unreadable(error, labels)
                 raise
 
     def evaluate(self) -> dict[str, dict[str, float]]:

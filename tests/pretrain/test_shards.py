@@ -1,4 +1,5 @@
 import logging
+import re
 import tarfile
 
 import pytest
@@ -131,3 +132,54 @@ def test_patterns_that_cannot_work_are_one_sentence(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             list_shards(pattern)
+
+
+def _sparse_shard(path, name, size, *, kind=tarfile.REGTYPE):
+    """Three sound images, and a member of `size` bytes, which are a hole in the file."""
+    member = tarfile.TarInfo(name)
+    member.size, member.type = size, kind
+    with tarfile.open(path, "w") as shard:
+        for i in range(3):
+            (path.parent / f"{i}.png").write_bytes(png(i))
+            shard.add(path.parent / f"{i}.png", f"{i}.png")
+    with path.open("r+b") as file:
+        file.seek(3 * 1024)
+        file.write(member.tobuf(tarfile.GNU_FORMAT))
+        file.truncate(3 * 1024 + 512 + size + 10240)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("member", "kind", "message"),
+    [
+        ("3.png", tarfile.REGTYPE, r"member 3\.png has 100,000,000,000 bytes"),
+        ("2.cls", tarfile.REGTYPE, r"member 2\.cls has 100,000,000,000 bytes, and at most 1,024"),
+        ("long", tarfile.GNUTYPE_LONGNAME, "a name in it takes 100,000,000,000 bytes"),
+        ("pax", tarfile.XHDTYPE, "a name in it takes 100,000,000,000 bytes"),
+        ("pax", tarfile.XGLTYPE, "a name in it takes 100,000,000,000 bytes"),
+    ],
+)
+def test_a_member_of_a_hundred_gigabytes_is_not_read(tmp_path, member, kind, message):
+    path = _sparse_shard(tmp_path / "0.tar", member, 100_000_000_000, kind=kind)
+    count = count_images(path)
+    assert re.search(message, count.problem) and "\n" not in count.problem
+    for url in (path, f"pipe:cat {path}"):
+        found = []
+        with pytest.raises(tarfile.TarError, match=message):
+            for image in read_shard(url):
+                found.append(image.content)
+        assert count.images <= len(found) <= count.images + 1
+        assert found == [png(0), png(1), png(2)][: len(found)] and found
+
+
+def test_members_that_are_not_read_may_be_large(tmp_path):
+    path = write_shard(tmp_path / "0.tar", {"a.json": bytes(3 << 20), "a.png": png(0)})
+    assert [image.content for image in read_shard(str(path))] == [png(0)]
+
+
+@pytest.mark.parametrize("label", [b"1000000", b"9" * 1000])
+def test_a_label_of_a_billion_classes_is_damage(tmp_path, label):
+    write_shard(tmp_path / "0.tar", {"a.png": png(0), "b.png": png(1), "b.cls": label})
+    assert "there may be 1,000,000 classes" in count_images(str(tmp_path / "0.tar")).problem
+    with pytest.raises(ValueError, match="there may be 1,000,000 classes"):
+        list(read_shard(str(tmp_path / "0.tar")))

@@ -151,3 +151,23 @@ def test_smaller_shares_lie_within_larger_ones():
     for wrong in (0, -0.1, 1.5):
         with pytest.raises(UserError, match="MOCO.DATA.SHARE"):
             take_share(images, wrong)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a.jpg\n" + "x" * 20_000 + ".jpg\n", "line 2 has more than 10,000 characters"),
+        ("a.jpg 0\nb.jpg 2000000000\n", "has the label 2000000000"),
+        ("a.jpg 0\nb.jpg 1000000\n", "has the label 1000000"),
+        ("a.jpg 0\nb.jpg " + "9" * 5000 + "\n", "has the label 99999999999999999999,"),
+    ],
+)
+def test_a_list_that_asks_for_gigabytes_is_refused(tmp_path, content, message):
+    (tmp_path / "list.txt").write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_list(tmp_path / "list.txt")
+
+
+def test_numbers_of_classes_may_have_zeros_in_front(tmp_path):
+    (tmp_path / "list.txt").write_text("a.jpg 0\nb.jpg 0000000002\n")
+    assert read_list(tmp_path / "list.txt").classes == ["0", "1", "2"]

@@ -13,7 +13,8 @@ SOUND = {"bbox": [1, 2, 3, 4], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
 
 def dicts(*annotations):
     sound = {"file_name": "sound.jpg", "annotations": [SOUND]}
-    return [sound, {"file_name": "odd.jpg", "annotations": list(annotations)}]
+    odd = {"file_name": "odd.jpg", "height": 60, "width": 80, "annotations": list(annotations)}
+    return [sound, odd]
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,18 @@ def dicts(*annotations):
         ({"bbox": ["1", "2", "3", "4"]}, "odd.jpg has the bbox .*, which is no list of numbers"),
         ({"bbox": "1234"}, "odd.jpg has the bbox '1234', which is no list of numbers"),
         ({"bbox": None}, "odd.jpg has no bbox"),
+        ({"bbox": [1, 2, 10**30, 4]}, "odd.jpg has a box that is not finite"),
+        ({"bbox": [1, 2, 1e30, 4]}, "odd.jpg has a box that is not finite"),
+        ({"segmentation": {"size": [9, 9], "counts": [81]}}, "odd.jpg has a mask of 9 x 9 pixels"),
+        ({"segmentation": {"size": [60, 80], "counts": "P"}}, "odd.jpg has a mask whose counts"),
+        (
+            {"segmentation": [[1, 1, 1e30, 1, 9, 9]]},
+            r"a polygon that reaches to 1e\+30",
+        ),
+        ({"segmentation": [[1, 1, math.nan, 1, 9, 9]]}, "odd.jpg has a polygon that is not finite"),
+        ({"keypoints": [1, 2]}, "odd.jpg has keypoints that are no finite"),
+        ({"keypoints": [1, math.nan, 2]}, "odd.jpg has keypoints that are no finite"),
+        ({"keypoints": "abc"}, "odd.jpg has keypoints that are no finite"),
     ],
 )
 def test_a_box_that_is_none_is_refused_with_its_image(change, message):
@@ -46,3 +59,18 @@ def test_nothing_to_train_on_is_refused():
     with pytest.raises(UserError, match="no annotated object but crowds"):
         check_annotations("mine", crowds)
     check_annotations("segmentation", [{"file_name": "a.jpg", "sem_seg_file_name": "a.png"}])
+
+
+@pytest.mark.parametrize("side", [10**9, 0, None, math.nan, "640"])
+def test_an_image_of_no_size_or_of_gigabytes_is_refused(side):
+    """Detectron2 draws a polygon into as many pixels as the file declares."""
+    odd = dicts(SOUND)
+    odd[1]["width"] = side
+    with pytest.raises(UserError, match=r"^dataset 'mine': odd\.jpg has height 60 and width "):
+        check_annotations("mine", odd)
+
+
+def test_sound_masks_go_on():
+    polygon, runs = [[-3, 0, 90, 0, 40, 70]], {"size": [60, 80], "counts": [4700, 100]}
+    check_annotations("mine", dicts(*(SOUND | {"segmentation": mask} for mask in (polygon, runs))))
+    check_annotations("mine", dicts(SOUND | {"keypoints": [1.5, 2.5, 2] * 17}))

@@ -138,10 +138,7 @@ def _sparse_shard(path, name, size, *, kind=tarfile.REGTYPE):
     """Three sound images, and a member of `size` bytes, which are a hole in the file."""
     member = tarfile.TarInfo(name)
     member.size, member.type = size, kind
-    with tarfile.open(path, "w") as shard:
-        for i in range(3):
-            (path.parent / f"{i}.png").write_bytes(png(i))
-            shard.add(path.parent / f"{i}.png", f"{i}.png")
+    write_shard(path, {f"{i}.png": png(i) for i in range(3)})
     with path.open("r+b") as file:
         file.seek(3 * 1024)
         file.write(member.tobuf(tarfile.GNU_FORMAT))

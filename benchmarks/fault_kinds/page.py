@@ -39,8 +39,12 @@ _RULES = """
 |---|---|
 | 0 | done |
 | 2 | one sentence says what to mend: a mistake, or what the machine did (no space, no memory, a process that is gone) |
-| 130, 143 | SIGINT, SIGTERM: the step at hand was finished and saved (128 + the signal's number, as shells and schedulers expect) |
-| -15 in a scheduler's account, 143 in a shell's | SIGTERM before the first step or after the last: nothing was lost |
+| 129, 130, 143 | SIGHUP (a closed terminal, unless `nohup` ignores it), SIGINT (Ctrl-C), SIGTERM: while the run trains, the step at hand is finished and saved; before the first step and after the last, it ends at once. 128 + the signal's number, as shells and schedulers expect |
+| -1, -2, -15 in a scheduler's account | The signal came when all was done and Python was ending, or to one of several processes before the first step: nothing was lost |
+
+A signal may go to the whole process group, as `timeout`, systemd, `scancel` and containers send it:
+processes that load images leave it to the run, and end with it, also after `kill -9`. The same
+signal within 2 seconds counts once; a second Ctrl-C after that stops at once, without saving.
 
 The same command with `--resume` continues in every case; it also starts a run that has no
 checkpoint yet, so that a job script need not tell the two apart. Under SLURM (`--submit`), a
@@ -57,7 +61,11 @@ set). Each then says which rank gave no word.
 - What was trained since the last checkpoint is trained again: SIGKILL leaves no time to save.
 - On three processes and more, a restarted run equals the undisturbed one to rounding, not to the
   bit: DistributedDataParallel adds gradients in another order in the first step after a start.
-- A second run in the same OUTPUT_DIR at the same time is not noticed.
+- A second run in the same OUTPUT_DIR (or `--output`, or a second suite in a suite's folder, or a
+  second conversion to the same file) is refused for as long as the first is at work, on this and on
+  other machines; but not on a file system without locks, which a warning says, nor once the folder
+  has been removed meanwhile.
+- A signal during an evaluation between two steps waits for the end of the evaluation.
 - Full disks are tried on tmpfs, a disk that turns read-only with a bind mount, where the user may
   mount; power cuts are not tried (files are flushed before they are renamed, and so are folders).
 """

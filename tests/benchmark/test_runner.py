@@ -28,6 +28,10 @@ def steps_of(folder, name):
     return [int(line) for line in (folder / name / "trained").read_text().splitlines()]
 
 
+def _as_from_a_terminal():
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup may have ignored it
+
+
 def start_runner(folder, *words):
     """A runner of words NAME:BEHAVIOUR, in a process group of its own."""
     return subprocess.Popen(
@@ -36,6 +40,7 @@ def start_runner(folder, *words):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=_as_from_a_terminal,  # noqa: PLW1509 - tests have no threads
     )
 
 
@@ -149,7 +154,7 @@ def test_two_runners_share_the_runs(tmp_path):
     assert all("6 of 6 runs done" in runner.stdout.read() for runner in runners)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_lets_runs_save_and_stop(tmp_path, number):
     runner = start_runner(tmp_path, "a:count=200", "b:count=200")
     wait_for(lambda: (tmp_path / "a" / "saved").exists() and (tmp_path / "b" / "saved").exists())
@@ -159,6 +164,25 @@ def test_a_signal_lets_runs_save_and_stop(tmp_path, number):
     for name in "ab":
         assert not is_running(cell(name, ""), tmp_path)
         assert int((tmp_path / name / "saved").read_text()) == len(steps_of(tmp_path, name)) < 200
+
+
+def test_two_suites_do_not_share_a_folder(tmp_path):
+    runner = start_runner(tmp_path, "a:count=200")
+    wait_for((tmp_path / "a" / "saved").exists)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(UserError, match=rf"another suite is at work in {tmp_path} \(suite fake, "):
+        run_cells(tmp_path, cell("b", "count=1"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    os.killpg(runner.pid, signal.SIGTERM)
+    assert runner.wait(60) == 143
+    assert run_cells(tmp_path, cell("b", "count=1")) == 0
+
+
+def test_a_run_that_a_signal_ends_before_it_trains_is_logged(tmp_path):
+    """It ends at once, with an exit code, and says nothing in the log."""
+    run_cells(tmp_path, cell("a", "leave=143"))
+    (line,) = events(tmp_path, "killed")
+    assert line["exit_code"] == 143 and line["cell"] == "a"
 
 
 def test_another_config_in_the_place_of_a_run_is_refused(tmp_path):

@@ -115,10 +115,18 @@ def test_a_name_is_described_as_its_file(converted, tmp_path, monkeypatch):
     """From a filled cache: no network is asked."""
     monkeypatch.setenv("MOCO_D2_CACHE", str(tmp_path))
     stem = f"torchvision_resnet18-f37072fd-{moco_d2.__version__}"
-    cached = tmp_path / f"{stem}-{sha256(converted)[:16]}.pth"
-    shutil.copy(converted, cached)
+    content = torch.load(converted, weights_only=True)
+    # As if it had been made from the published file, whose hash begins so.
+    published = "f37072fd" + "0" * 56
+    content["provenance"] |= {
+        "source_sha256": published,
+        "published": {"name": "torchvision://resnet18", "algorithm": "sha256", "hash": published},
+    }
+    torch.save(content, tmp_path / "whole.pth")
+    cached = tmp_path / f"{stem}-{sha256(tmp_path / 'whole.pth')[:16]}.pth"
+    shutil.copy(tmp_path / "whole.pth", cached)
     by_name = describe_weights("torchvision://resnet18")
-    assert by_name == describe_weights(str(converted)) | {"file": cached.name}
+    assert by_name == describe_weights(str(tmp_path / "whole.pth")) | {"file": cached.name}
 
 
 def test_a_name_that_leads_nowhere_is_a_user_error():

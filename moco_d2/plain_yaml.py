@@ -18,12 +18,12 @@ import yaml
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # Detectron2's whole config, written out, has 10 kB and under 1000 values, 5 deep; a packaged one
 # has 6 files, 4 of them behind each other.
-_MOST_BYTES = 1 << 20  # of a file, and of a config with all its bases
-_MOST_VALUES = 100_000
-_DEEPEST = 50
-_LONGEST = 10_000  # characters of a value; Linux has paths of up to 4096
-_MOST_FILES = 100
-_DEEPEST_BASE = 20
+MOST_BYTES = 1 << 20  # of a file, and of a config with all its bases
+MOST_VALUES = 100_000
+DEEPEST = 50
+LONGEST = 10_000  # characters of a value; Linux has paths of up to 4096
+MOST_FILES = 100
+DEEPEST_BASE = 20
 _MOST_BITS = 63  # of a whole number, as in torch and numpy
 
 _BASE = "_BASE_"
@@ -57,7 +57,7 @@ def expand_home(name: str | Path) -> Path:
     return Path(os.path.expanduser(name))  # noqa: PTH111 - pathlib's raises where there is none
 
 
-def read_text(path: str | Path, most_bytes: int = _MOST_BYTES) -> str:
+def read_text(path: str | Path, most_bytes: int = MOST_BYTES) -> str:
     """The text of a regular file. Nothing else is opened: a pipe would wait, a device never end.
 
     Raises:
@@ -139,9 +139,9 @@ def check_size(text: str) -> int:
         if isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
             open_nodes.append(_Node(event))
             if event.anchor is not None:  # inside itself, it stands for no end of values
-                anchors[event.anchor] = _MOST_VALUES, None
-            if len(open_nodes) > _DEEPEST:
-                raise ValueError(f"it nests deeper than {_DEEPEST} levels")
+                anchors[event.anchor] = MOST_VALUES, None
+            if len(open_nodes) > DEEPEST:
+                raise ValueError(f"it nests deeper than {DEEPEST} levels")
             continue
         line = event.start_mark.line + 1
         if isinstance(event, yaml.ScalarEvent):
@@ -154,8 +154,8 @@ def check_size(text: str) -> int:
             continue
         if anchor is not None:
             anchors[anchor] = found
-        if found[0] >= _MOST_VALUES:
-            raise ValueError(f"it unfolds to more than {_MOST_VALUES} values")
+        if found[0] >= MOST_VALUES:
+            raise ValueError(f"it unfolds to more than {MOST_VALUES} values")
         if open_nodes:
             open_nodes[-1].add(*found, line)
         else:
@@ -164,8 +164,8 @@ def check_size(text: str) -> int:
 
 
 def _short(scalar: str, line: int) -> str:
-    if len(scalar) > _LONGEST:
-        raise ValueError(f"line {line} has a value of more than {_LONGEST} characters")
+    if len(scalar) > LONGEST:
+        raise ValueError(f"line {line} has a value of more than {LONGEST} characters")
     return scalar
 
 
@@ -181,8 +181,8 @@ def decode(value: Any) -> Any:
     """
     if not isinstance(value, str):
         return value
-    if len(value) > _LONGEST:
-        raise ValueError(f"{value[:40]!r}... has more than {_LONGEST} characters")
+    if len(value) > LONGEST:
+        raise ValueError(f"{value[:40]!r}... has more than {LONGEST} characters")
     try:
         literal = ast.literal_eval(value)
     except (ValueError, SyntaxError):
@@ -200,8 +200,8 @@ def check_value(value: Any, deep: int = 0) -> None:
             in it has more than 64 bits.
     """
     if isinstance(value, list | tuple):
-        if deep > _DEEPEST:
-            raise ValueError(f"a value nests deeper than {_DEEPEST} levels")
+        if deep > DEEPEST:
+            raise ValueError(f"a value nests deeper than {DEEPEST} levels")
         for part in value:
             check_value(part, deep + 1)
     elif type(value) is int and value.bit_length() > _MOST_BITS:
@@ -249,8 +249,8 @@ class _Reader:
         resolved = path.resolve()
         if resolved in including:
             raise ValueError(f"{resolved} is its own {_BASE}")
-        if len(including) >= _DEEPEST_BASE:
-            raise ValueError(f"{path} is the {_BASE} of more than {_DEEPEST_BASE} files in a row")
+        if len(including) >= DEEPEST_BASE:
+            raise ValueError(f"{path} is the {_BASE} of more than {DEEPEST_BASE} files in a row")
         content = self._content(path)
         if _BASE not in content:
             return content
@@ -270,14 +270,14 @@ class _Reader:
 
     def _content(self, path: Path) -> dict[str, Any]:
         self.files += 1
-        if self.files > _MOST_FILES:
-            raise ValueError(f"it reads more than {_MOST_FILES} files through {_BASE}")
+        if self.files > MOST_FILES:
+            raise ValueError(f"it reads more than {MOST_FILES} files through {_BASE}")
         text = read_text(path)
         self.bytes += len(text)
         self.values += check_size(text)
-        if self.bytes > _MOST_BYTES or self.values > _MOST_VALUES:
+        if self.bytes > MOST_BYTES or self.values > MOST_VALUES:
             raise ValueError(
-                f"with its {_BASE}, it has more than {_MOST_VALUES} values or {_MOST_BYTES} bytes"
+                f"with its {_BASE}, it has more than {MOST_VALUES} values or {MOST_BYTES} bytes"
             )
         content = yaml.load(text, Loader=_LOADER)  # noqa: S506 - a safe one
         if not isinstance(content, dict):

@@ -10,7 +10,7 @@ import re
 #: Pretraining's prefix of such a pattern in DATASETS.TRAIN.
 SHARDS_PREFIX = "shards:"
 
-_MOST_SHARDS = 4_000_000  # a set of a million is in use
+MOST_SHARDS = 4_000_000  # a set of a million is in use
 _MOST_CHARACTERS = 400_000_000
 _LONGEST = 10_000  # characters of a pattern
 _DEEPEST = 20  # braces within braces
@@ -112,8 +112,8 @@ def _product(heads: list[str], tails: list[str]) -> list[str]:
 
 
 def _check_number(number: int, length: int) -> None:
-    if number > _MOST_SHARDS or number * length > _MOST_CHARACTERS:
-        raise ValueError(f"it names more than {_MOST_SHARDS} shards, or too long ones")
+    if number > MOST_SHARDS or number * length > _MOST_CHARACTERS:
+        raise ValueError(f"it names more than {MOST_SHARDS} shards, or too long ones")
 
 
 def _choices(inside: str, deep: int) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-_LONGEST_LINE = 1 << 20  # characters; an evaluation of LVIS, class by class, has 50,000
+LONGEST_LINE = 1 << 20  # characters; an evaluation of LVIS, class by class, has 50,000
 
 _logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
     trained = -1
     with path.open(encoding="utf-8", errors="replace") as lines:
         # In parts, none longer than a line can be: a file may be one line.
-        parts = iter(lambda: lines.readline(_LONGEST_LINE), "")
+        parts = iter(lambda: lines.readline(LONGEST_LINE), "")
         for number, line in enumerate(parts, start=1):
             entry = _entry(line)
             if entry is None:

@@ -10,6 +10,7 @@ from fault_kinds.case import Kind
 # Beside the page; an absent one is a section that says so.
 CAMPAIGNS, SOAK = "reliability.json", "reliability_soak.json"
 MUTATIONS, UNTRUSTED = "reliability_mutations.json", "reliability_untrusted.md"
+FUZZING = {"checkpoints": "fuzz_checkpoints", "configs and suites": "fuzz_yaml"}
 
 # ruff: noqa: E501 - Markdown
 _INTRODUCTION = """# Reliability
@@ -86,6 +87,7 @@ def render(folder: Path, kinds: Iterable[Kind]) -> str:
             _soak(_read(folder / SOAK)),
             _mutations(_read(folder / MUTATIONS)),
             _untrusted(folder / UNTRUSTED),
+            _fuzzing(folder),
         ]
     )
 
@@ -204,3 +206,24 @@ def _escape(text: str) -> str:
 def _untrusted(file: Path) -> str:
     text = file.read_text() if file.exists() else "Not written yet.\n"
     return f"## Untrusted input\n\n{text.strip()}\n"
+
+
+def _fuzzing(folder: Path) -> str:
+    """The last runs of the campaigns that make hostile files."""
+    lines = [
+        "",
+        "| hostile files | command | cases | kinds | refused | read as they are | failures | "
+        "slowest, s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for what, name in FUZZING.items():
+        found = _read(folder / f"{name}.json")
+        if found is None:
+            lines.append(f"| {what} | `python benchmarks/{name}.py` | not run yet | | | | | |")
+            continue
+        read = found["cases"] - found["refused"]
+        lines.append(
+            f"| {what} | `python benchmarks/{name}.py` | {found['cases']} | {len(found['kinds'])} | "
+            f"{found['refused']} | {read} | {found['failures']} | {found['slowest_s']} |"
+        )
+    return "\n".join([*lines, ""])

@@ -12,12 +12,12 @@ from moco_d2.errors import UserError
 # by less than 2, and an empty queue beside them to almost nothing.
 MOST_EXPANSION = 10
 MOST_MEMBERS = 20_000  # a tensor each; a ResNet-152 with its optimizer has under 2,000
-_SMALL = 1 << 24  # bytes that any file may stand for
+SMALL = 1 << 24  # bytes that any file may stand for
 
 
 def most_bytes(path: Path) -> int:
     """Bytes that the content of a file may take in memory."""
-    return max(_SMALL, MOST_EXPANSION * path.stat().st_size)
+    return max(SMALL, MOST_EXPANSION * path.stat().st_size)
 
 
 def check_archive(path: Path) -> list[zipfile.ZipInfo]:

@@ -25,9 +25,9 @@ BRANCHES = ("query", "key")
 # Dicts inside dicts: deeper than any checkpoint.
 _NESTING = 8
 # Beyond every real file; what follows takes time in proportion to the product of some of them.
-_MOST_TENSORS = 20_000
-_MOST_NETWORKS = 32
-_LONGEST_NAME = 500
+MOST_TENSORS = 20_000
+MOST_NETWORKS = 32
+LONGEST_NAME = 500
 # FSDP and activation checkpointing wrap modules inside the backbone.
 _INNER_WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 _TRACKER = ".num_batches_tracked"
@@ -101,7 +101,7 @@ def extract(
     candidates = [c for name, state in states.items() for c in _candidates(name, state)]
     if not candidates:
         raise UserError(unrecognised(states))
-    if len(candidates) > _MOST_NETWORKS:
+    if len(candidates) > MOST_NETWORKS:
         raise UserError(
             f"it holds {len(candidates)} networks, or parts of them; save the wanted one alone: "
             "torch.save({'state_dict': model.state_dict()}, file)"
@@ -146,7 +146,7 @@ def _states(checkpoint: Mapping[Any, Any]) -> dict[str, dict[str, Tensor]]:
             return
         visited.add(id(node))
         for key, value in node.items():
-            if isinstance(key, str) and isinstance(value, dict) and len(key) > _LONGEST_NAME:
+            if isinstance(key, str) and isinstance(value, dict) and len(key) > LONGEST_NAME:
                 continue  # no container of a network
             # An optimizer's keys are numbers, of which none names a tensor of a network.
             if not isinstance(key, str):
@@ -166,10 +166,10 @@ def _states(checkpoint: Mapping[Any, Any]) -> dict[str, dict[str, Tensor]]:
 
     walk(checkpoint, "", "", 0)
     names = [name for state in states.values() for name in state]
-    if len(names) > _MOST_TENSORS or any(len(name) > _LONGEST_NAME for name in names):
+    if len(names) > MOST_TENSORS or any(len(name) > LONGEST_NAME for name in names):
         raise UserError(
             f"it holds {len(names)} tensors, with names of up to {max(map(len, names))} "
-            f"characters; a network has at most {_MOST_TENSORS}, with {_LONGEST_NAME}: save it "
+            f"characters; a network has at most {MOST_TENSORS}, with {LONGEST_NAME}: save it "
             "alone, with torch.save({'state_dict': model.state_dict()}, file)"
         )
     for state in states.values():

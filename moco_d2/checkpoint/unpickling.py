@@ -14,9 +14,9 @@ from moco_d2.checkpoint.pickle_names import TABLE, ArrayStub, Inert, Stub, Tenso
 # A state_dict with its optimizer takes some 100,000 opcodes; lists of a million numbers are read.
 MOST_OPCODES = 2_000_000
 # CPython computes the hash of a tuple in a tuple in C, without a limit.
-_DEEPEST_TUPLE = 100
+DEEPEST_TUPLE = 100
 # Keys other than text and whole numbers may be chosen so that all collide in a dict.
-_MOST_ODD_KEYS = 10_000
+MOST_ODD_KEYS = 10_000
 _MOST_BITS = 512  # of a whole number; generators' states have 128
 _UNIQUE_BITS = 60  # no two shorter numbers have one hash
 # What no writer of checkpoints uses: a registry of extensions, and calls in other words.
@@ -204,7 +204,7 @@ def check_pickle(file: BinaryIO) -> None:
             stack.append(memo[arg])
         else:
             odd_keys += _step(stack, opcode, arg)
-        if odd_keys > _MOST_ODD_KEYS:
+        if odd_keys > MOST_ODD_KEYS:
             raise refused("so many keys that are no text")
 
 
@@ -215,7 +215,7 @@ def _step(stack: list[Any], opcode: pickletools.OpcodeInfo, arg: Any) -> int:
         stack.append(pickletools.markobject)
     elif name in _TUPLES:
         stack.append(_TupleOf(popped))
-        if stack[-1].depth > _DEEPEST_TUPLE:
+        if stack[-1].depth > DEEPEST_TUPLE:
             raise refused("a tuple so deep")
     elif name in _IN_PLACE:
         stack.append(popped[0])

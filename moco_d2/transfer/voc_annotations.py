@@ -14,7 +14,7 @@ from moco_d2.errors import UserError
 from moco_d2.files import read_regular_file
 
 # Of a split's names, and of an annotation; those of VOC have some 200 kB and 3 kB.
-_MOST_BYTES, _MOST_BYTES_OF_ONE = 256 << 20, 16 << 20
+MOST_BYTES, MOST_BYTES_OF_ONE = 256 << 20, 16 << 20
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -53,7 +53,7 @@ def read_split(root: str, split: str) -> Counter[str]:
     """
     path = split_file(root, split)
     try:
-        text = read_regular_file(PathManager.get_local_path(path), _MOST_BYTES).decode()
+        text = read_regular_file(PathManager.get_local_path(path), MOST_BYTES).decode()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot read {path}: {reason}; give a VOC year's folder") from error
@@ -142,7 +142,7 @@ def parse_xml(path: Path) -> Element:
         xml.parsers.expat.ExpatError: not well-formed.
         ValueError: an entity is declared, or it is no regular file of a sound size.
     """
-    content = read_regular_file(path, _MOST_BYTES_OF_ONE)
+    content = read_regular_file(path, MOST_BYTES_OF_ONE)
 
     def refuse(name: str, *declaration: object) -> None:
         raise ValueError(f"it declares the XML entity {name!r}, which an annotation never needs")

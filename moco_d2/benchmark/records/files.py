@@ -17,9 +17,9 @@ import jsonschema_rs
 
 from moco_d2.errors import UserError
 
-_MOST_BYTES = 64 << 20  # 20 evaluations of LVIS, class by class, take 4 MB
-_MOST_VALUES = 2_000_000  # those 20 evaluations have 50,000; yaml's aliases can stand for billions
-_MOST_LEVELS = 32  # a record has some 8; what walks through a config does so recursively
+MOST_BYTES = 64 << 20  # 20 evaluations of LVIS, class by class, take 4 MB
+MOST_VALUES = 2_000_000  # those 20 evaluations have 50,000; yaml's aliases can stand for billions
+MOST_LEVELS = 32  # a record has some 8; what walks through a config does so recursively
 _LONGEST_TEXT, _LONGEST_KEY = 100_000, 300  # characters
 _LONGEST_MESSAGE = 300  # characters; a record's own text may be in it
 
@@ -65,8 +65,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise ValueError("not a regular file")
-    if path.stat().st_size > _MOST_BYTES:
-        raise ValueError(f"larger than {_MOST_BYTES >> 20} MiB, which no record is")
+    if path.stat().st_size > MOST_BYTES:
+        raise ValueError(f"larger than {MOST_BYTES >> 20} MiB, which no record is")
     try:
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -84,7 +84,7 @@ def check_values(content: Any) -> None:
     keys: list[str] = []
     texts: list[str] = []
     level, seen = [content], 0
-    for _ in range(_MOST_LEVELS):
+    for _ in range(MOST_LEVELS):
         below: list[Any] = []
         for node in level:
             kind = type(node)
@@ -95,14 +95,14 @@ def check_values(content: Any) -> None:
                 below.extend(node)
             elif kind is str:
                 texts.append(node)
-            if len(below) > _MOST_VALUES - seen:
-                raise ValueError(f"damaged, more than {_MOST_VALUES} values")
+            if len(below) > MOST_VALUES - seen:
+                raise ValueError(f"damaged, more than {MOST_VALUES} values")
         if not below:
             break
         seen += len(below)
         level = below
     else:
-        raise ValueError(f"damaged, nested deeper than {_MOST_LEVELS} levels")
+        raise ValueError(f"damaged, nested deeper than {MOST_LEVELS} levels")
     for found, longest in ((keys, _LONGEST_KEY), (texts, _LONGEST_TEXT)):
         if max(map(len, found), default=0) > longest:
             raise ValueError(f"damaged, {_clipped(max(found, key=len))[:40]}... is too long")

@@ -47,7 +47,7 @@ CONFIGURED = ("train_net.py", "pretrain.py")
 # A part of a run's name, which is a folder, too; and the longest that file systems and tables bear.
 _NAME = re.compile(r"\w[\w.+=,-]*")
 _LONGEST_NAME, _LONGEST_PATH = 100, 200
-_MOST_RUNS = 2_000  # all tasks and initialisations here, with 5 seeds, are 1080
+MOST_RUNS = 2_000  # all tasks and initialisations here, with 5 seeds, are 1080
 _LONGEST_REASON = 400
 _MOST_SEED = 2**31  # Detectron2 adds the process's number, and numpy takes 32 bits
 # Beside the runs' folders in the suite's: of finetuning.py, cluster.py, measuring.py, run_log.py.
@@ -237,8 +237,8 @@ def check_grid(*sizes: int, source: Path) -> None:
     Raises:
         UserError: so many runs are no suite.
     """
-    if math.prod(sizes) > _MOST_RUNS:
-        raise UserError(f"{source}: it has more than {_MOST_RUNS} runs; split it")
+    if math.prod(sizes) > MOST_RUNS:
+        raise UserError(f"{source}: it has more than {MOST_RUNS} runs; split it")
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class FineTuning(Pretraining):
 
 class LinearEvaluation:
     script, final = ROOT / "tools" / "linear_eval.py", "checkpoint.pth.tar"
-    protocol = ("--epochs", 40)
+    protocol = ("--epochs", 15)
 
     def __init__(self, root):
         make_class_folders(root / "train", 11)
@@ -196,7 +196,7 @@ def test_a_hangup_that_nohup_ignores_stays_ignored(tmp_path):
 def test_a_second_run_in_the_folder_is_refused_and_touches_nothing(tmp_path):
     kind = LinearEvaluation(tmp_path)
     out = tmp_path / "out"
-    run = Command(kind.script, kind.words(out))
+    run = Command(kind.script, [*kind.words(out), "--epochs", 10000])
     run.wait_until(lambda: kind.has_begun(out))
     other = Pretraining(tmp_path / "more")
     for command, words, setting in (

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
@@ -35,6 +36,15 @@ def closest(name: str, candidates: Iterable[str]) -> str:
     return "did you mean " + " or ".join(repr(m) for m in matches) + "?"
 
 
+def as_raised(error: UserError) -> UserError:
+    """The error without the traceback that a DataLoader puts around what a worker has raised."""
+    text = str(error)
+    if not text.startswith("Caught "):
+        return error
+    lines = list(re.finditer(r"^[\w.]*Error: ", text, re.MULTILINE))
+    return type(error)(text[lines[-1].end() :].strip()) if lines else error
+
+
 def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run a command line's main function; a UserError, and what a machine does to a command, become
     one line and exit code 2; a signal that ends it, one line and 128 + its number.
@@ -51,7 +61,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
             code = main() or 0
         sys.exit(code)
     except UserError as error:
-        print(f"error: {_as_text(str(error))}", file=sys.stderr)
+        print(f"error: {_as_text(str(as_raised(error)))}", file=sys.stderr)
         sys.exit(USER_ERROR_EXIT_CODE)
     except KeyboardInterrupt as interrupt:
         print("interrupted; run the same command with --resume to continue", file=sys.stderr)

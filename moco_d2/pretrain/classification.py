@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from moco_d2.checkpoint.io import load_checkpoint
-from moco_d2.errors import UserError
+from moco_d2.errors import UserError, as_raised
 from moco_d2.files import atomic_write
 from moco_d2.hooks import DeferredWriters, EvalHook, ProgressBar, StopOnSignal
 from moco_d2.pretrain.labelled import Epochs, LabelledImages
-from moco_d2.pretrain.stream import as_raised, build_loader
+from moco_d2.pretrain.stream import build_loader
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,6 @@ when. So a resumed run sees what an uninterrupted one would.
 import abc
 import dataclasses
 import enum
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, default_collate
 
-from moco_d2.errors import UserError
+from moco_d2.errors import UserError, as_raised
 from moco_d2.loader import SteadyLoader
 
 # A batch of a process; what is in it: TrainingData.batches.
@@ -192,9 +191,3 @@ def collate(samples: list[dict[str, Any]]) -> Batch:
 
 def _one_thread_per_worker(worker_id: int) -> None:
     torch.set_num_threads(1)
-
-
-def as_raised(error: UserError) -> UserError:
-    """The UserError without the worker's traceback that DataLoader wraps it in."""
-    found = re.findall(r"UserError: (.*)", str(error))
-    return UserError(found[-1]) if found else error

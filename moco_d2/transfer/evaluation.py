@@ -37,7 +37,7 @@ _CITYSCAPES_EVALUATION = "cityscapesscripts.evaluation.evalInstanceLevelSemantic
 class TestMapper:
     """Detectron2's DatasetMapper of test images, with one sentence where an image cannot be read.
 
-    Where it runs in a worker process, DataLoader wraps the sentence: see stream.as_raised.
+    Where it runs in a worker process, DataLoader wraps the sentence: see errors.as_raised.
     """
 
     __test__ = False  # no test, whatever pytest makes of the name

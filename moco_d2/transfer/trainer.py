@@ -17,12 +17,11 @@ from torch.utils.data import DataLoader
 
 from moco_d2 import compat
 from moco_d2.agreement import check_agreement, fingerprint, of_images
-from moco_d2.errors import UserError
+from moco_d2.errors import UserError, as_raised
 from moco_d2.hooks import DataTime, DeferredWriters, EvalHook, ProgressBar, StopOnSignal
 from moco_d2.loader import SteadyLoader
 from moco_d2.pretrain.metrics import MetricsState
 from moco_d2.pretrain.process_state import set_process_state
-from moco_d2.pretrain.stream import as_raised
 from moco_d2.transfer.accumulation import AccumulatingTrainer, amp_dtype
 from moco_d2.transfer.checkpointing import SaveCheckpoint, TransferCheckpointer
 from moco_d2.transfer.divergence import DivergenceError, explain

@@ -23,9 +23,9 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSample
 from detectron2.utils import comm
 from torch.utils.data import Dataset, Sampler
 
-from moco_d2.errors import UserError, closest
+from moco_d2.errors import UserError, as_raised, closest
 from moco_d2.loader import SteadyLoader
-from moco_d2.pretrain.stream import Purpose, as_raised, derive_seed
+from moco_d2.pretrain.stream import Purpose, derive_seed
 from moco_d2.transfer.semantic_mapper import build_mapper
 from moco_d2.untrusted_images import is_unreadable, open_image
 

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import logging
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -456,3 +457,27 @@ def test_two_processes_train_as_one(run, data, checkpoint, tmp_path):
     ]
     for name in ("fc.weight", "fc.bias"):
         torch.testing.assert_close(weights[0][name], weights[1][name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("--fast",), ("--protocol", "knn"), ("--protocol", "finetune")]
+)
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_damaged_image_in_a_worker_is_one_sentence(data, checkpoint, tmp_path, words, split):
+    shutil.copytree(data, tmp_path / "data")
+    damaged = next((tmp_path / "data" / split).rglob("*.png"))
+    damaged.write_bytes(b"no image")
+    small = ("--size", SIZE, "--batch-size", BATCH, "--workers", 1, "--device", "cpu")
+    more = ("--epochs", 1) if words != ("--protocol", "knn") else ()
+    if "finetune" in words:
+        more += ("--task", "inaturalist")
+    command = [TOOL, checkpoint, "--data", tmp_path / "data", "--output", tmp_path / "out"]
+    done = subprocess.run(
+        [sys.executable, *map(str, (*command, *small, *words, *more))],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert f"error: image {damaged} does not decode" in done.stderr
+    assert "Traceback" not in done.stderr

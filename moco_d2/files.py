@@ -143,6 +143,62 @@ def _without_waiting(name: str, flags: int) -> int:
     return os.open(name, flags | os.O_NONBLOCK)
 
 
+# What open() says of a link, a folder, and a pipe or socket that nobody reads.
+_NO_PLAIN_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO)
+
+
+def open_own(path: str | Path, flags: int) -> int:
+    """Open a file that this package writes again and again, such as a lock or a log.
+
+    A link in its place, in a folder of a stranger, would lead the writing to another file.
+
+    Args:
+        path: the file; only its last part may not be a link.
+        flags: of os.open.
+
+    Returns:
+        the descriptor, which the caller closes. No other process inherits it.
+
+    Raises:
+        UserError: `path` is a symbolic link, a file with a second name (a hard link), a folder, a
+            pipe or a device.
+        OSError: it cannot be opened.
+    """
+    flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        handle = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno in _NO_PLAIN_FILE:
+            raise _not_own(path) from error
+        raise
+    found = os.fstat(handle)
+    # It has no name at all if its holder has removed it since it was opened.
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        os.close(handle)
+        raise _not_own(path)
+    return handle
+
+
+def check_own(path: str | Path) -> None:
+    """Check that a file can be opened with `open_own`, or is not there.
+
+    Raises:
+        UserError: as open_own; or the file cannot be opened for reading and writing.
+    """
+    try:
+        os.close(open_own(path, os.O_RDWR))
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise _cannot_write(Path(path), error) from error
+
+
+def _not_own(path: str | Path) -> UserError:
+    return UserError(
+        f"{path} must be a plain file, and is a link, a folder, a pipe or a device; remove it"
+    )
+
+
 def digest(path: str | Path, algorithm: str) -> str:
     """Hexadecimal digest of a file's content, read in one streaming pass.
 

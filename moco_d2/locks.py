@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from moco_d2.errors import UserError
+from moco_d2.files import open_own
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,8 @@ def run_in(folder: str | Path, *, setting: str = "OUTPUT_DIR") -> Iterator[None]
         setting: what names the folder to the user.
 
     Raises:
-        UserError: another run is at work there, or the folder cannot be written.
+        UserError: another run is at work there, or the folder cannot be written,
+            or its lock file is a link.
     """
     advice = f"wait for its end, or choose another {setting}"
     with _exclusive(
@@ -57,7 +59,8 @@ def write_to(path: str | Path) -> Iterator[None]:
     """Hold a file for who is about to make it; its folder is made.
 
     Raises:
-        UserError: another process is at work on it, or the folder cannot be written.
+        UserError: another process is at work on it, or the folder cannot be written,
+            or its lock file is a link.
     """
     path = Path(path)
     with _exclusive(
@@ -77,14 +80,18 @@ def suite_in(folder: Path, name: str, fingerprint: str) -> Iterator[None]:
         fingerprint: of its runs; runners with the same one share the folder.
 
     Raises:
-        UserError: a runner of another suite is at work there, or the folder cannot be written.
+        UserError: a runner of another suite is at work there, or the folder cannot be written,
+            or its lock file is a link.
     """
     file = folder / SUITE_LOCK
-    made = _make(folder, f"cannot write --folder {folder}: {{}}; choose another")
+    unwritable = f"cannot write --folder {folder}: {{}}; choose another"
+    made = _make(folder, unwritable)
     handle = None
     try:
         try:
             handle = _open_shared(file, fingerprint, f"suite {name}, {_this_process()}")
+        except OSError as error:
+            raise UserError(unwritable.format(error.strerror)) from error
         except _BusyError as holder:
             raise UserError(
                 f"a runner of another suite is at work in {folder}{_named(str(holder))}: wait for "
@@ -181,16 +188,16 @@ def _open_shared(file: Path, fingerprint: str, holder: str) -> int | None:
 def _open(file: Path) -> int:
     for _ in range(_ATTEMPTS):
         try:
-            return os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            return open_own(file, os.O_RDWR | os.O_CREAT)
         except FileNotFoundError:  # the folder has just been removed by who had made it
             file.parent.mkdir(parents=True, exist_ok=True)
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file))
 
 
 def _is(handle: int, file: Path) -> bool:
-    """Whether `file` is what is open."""
+    """Whether `file` is what is open, and no link to it."""
     try:
-        return os.path.samestat(os.fstat(handle), file.stat())
+        return os.path.samestat(os.fstat(handle), file.lstat())
     except FileNotFoundError:
         return False
 
@@ -210,8 +217,8 @@ def _remove(handle: int, file: Path) -> None:
 
 def _make(folder: Path, unwritable: str) -> list[Path]:
     """Make a folder; the folders that were not there before, the outermost first."""
-    missing = [f for f in (folder, *folder.parents) if not f.exists()]
     try:
+        missing = [f for f in (folder, *folder.parents) if not f.exists()]
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(unwritable.format(error.strerror)) from error

@@ -11,6 +11,8 @@ import pytest
 from moco_d2.errors import UserError
 from moco_d2.files import (
     atomic_write,
+    check_own,
+    open_own,
     read_regular_file,
     remove_leftovers,
     sha256,
@@ -154,3 +156,28 @@ def test_only_regular_files_of_a_size_are_read(tmp_path):
             read_regular_file(tmp_path / name, 8)
     with pytest.raises(OSError):
         read_regular_file(tmp_path, 8)
+
+
+@pytest.mark.parametrize("flags", [os.O_RDWR | os.O_CREAT, os.O_WRONLY | os.O_APPEND, os.O_RDONLY])
+def test_a_file_of_our_own_is_no_link(tmp_path, flags):
+    """Nor a pipe, which would wait, nor a device, nor a folder."""
+    file, victim = tmp_path / "own", tmp_path / "victim"
+    victim.write_text("precious")
+    makers = (
+        lambda: file.symlink_to(victim),
+        lambda: file.symlink_to("/dev/null"),
+        lambda: file.symlink_to(file),
+        lambda: os.link(victim, file),
+        lambda: os.mkfifo(file),
+    )
+    for make in makers:
+        make()
+        with pytest.raises(UserError, match=r"own must be a plain file, .*; remove it$"):
+            os.close(open_own(file, flags))
+        with pytest.raises(UserError, match=r"own must be a plain file"):
+            check_own(file)
+        file.unlink()
+    assert victim.read_text() == "precious"
+    check_own(file)  # nothing is there
+    os.close(open_own(file, flags | os.O_CREAT))
+    check_own(file)

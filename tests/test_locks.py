@@ -204,3 +204,44 @@ def test_a_place_that_cannot_be_written_is_one_sentence(what, tmp_path):
     with pytest.raises(UserError, match=r"cannot write .*; choose"), hold():
         pass
     assert [path.name for path in Path(tmp_path).iterdir()] == ["file"]
+
+
+def put_in_the_way(what: str, file: Path, victim: Path) -> None:
+    """Put a link to `victim`, or what is no plain file, in the place of `file`."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    victim.write_text("precious\n")
+    {
+        "symbolic link": lambda: file.symlink_to(victim),
+        "hard link": lambda: os.link(victim, file),
+        "link to itself": lambda: file.symlink_to(file),
+        "link to nothing": lambda: file.symlink_to(victim.with_name("new")),
+        "pipe": lambda: os.mkfifo(file),
+        "folder": file.mkdir,
+    }[what]()
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["symbolic link", "hard link", "link to itself", "link to nothing", "pipe", "folder"],
+)
+def test_a_link_in_the_place_of_a_lock_is_refused_and_leads_nowhere(kind, what, tmp_path):
+    hold, _, file = kind
+    victim = tmp_path / "victim"
+    put_in_the_way(what, file, victim)
+    with pytest.raises(UserError, match=rf"^{re.escape(str(file))} must be .*; remove it$"), hold():
+        pass
+    assert victim.read_text() == "precious\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "victim"]
+    assert os.path.lexists(file)
+
+
+def test_a_lock_that_was_replaced_by_a_link_to_it_is_not_held(tmp_path):
+    file = tmp_path / "lock"
+    handle = locks._open(file)
+    try:
+        assert locks._is(handle, file)
+        file.rename(tmp_path / "moved")
+        file.symlink_to(tmp_path / "moved")
+        assert not locks._is(handle, file)
+    finally:
+        os.close(handle)

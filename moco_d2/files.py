@@ -139,6 +139,35 @@ def read_regular_file(path: str | Path, most_bytes: int) -> bytes:
     return content
 
 
+def read_plain_json(path: str | Path, most_bytes: int) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        ValueError: as read_regular_file; it is no JSON, or nests too deep.
+        OSError: it cannot be read.
+    """
+    text = read_regular_file(path, most_bytes).decode("utf-8")
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it nests too deep") from error
+
+
+def read_tail(path: str | Path, most_bytes: int) -> bytes:
+    """The last `most_bytes` bytes of a regular file.
+
+    Raises:
+        ValueError: it is a pipe, a device or a folder.
+        OSError: it cannot be read.
+    """
+    with open(path, "rb", opener=_without_waiting) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError(f"{path} is no regular file")
+        file.seek(max(0, found.st_size - most_bytes))
+        return file.read(most_bytes)
+
+
 def _without_waiting(name: str, flags: int) -> int:
     return os.open(name, flags | os.O_NONBLOCK)
 
@@ -180,17 +209,17 @@ def open_own(path: str | Path, flags: int) -> int:
 
 
 def check_own(path: str | Path) -> None:
-    """Check that a file can be opened with `open_own`, or is not there.
+    """Check, without opening it, that a file is one for `open_own`, or is not there.
 
     Raises:
-        UserError: as open_own; or the file cannot be opened for reading and writing.
+        UserError: as open_own.
     """
     try:
-        os.close(open_own(path, os.O_RDWR))
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise _cannot_write(Path(path), error) from error
+        found = os.lstat(path)
+    except OSError:
+        return
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        raise _not_own(path)
 
 
 def _not_own(path: str | Path) -> UserError:

@@ -1,13 +1,23 @@
 """What counts as done is told by the files in a cell's folder alone."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
-from moco_d2.benchmark.runs.cell_state import CELL_FILE, examine, is_running, lock_of, note_started
+from moco_d2.benchmark.runs.cell_state import (
+    CELL_FILE,
+    OUTPUT_LOG,
+    examine,
+    is_running,
+    lock_of,
+    note_started,
+)
 from moco_d2.benchmark.runs.finetuning import transfer_cell
 from moco_d2.benchmark.runs.suites import file_settings
 from moco_d2.config import task_configs
+from moco_d2.errors import UserError
 
 
 @pytest.fixture
@@ -20,6 +30,7 @@ def cell():
         config="voc_C4_moco.yaml",
         overrides={"MODEL.WEIGHTS": "{folder}/moco.pth"},
         settings=file_settings(*task_configs()["voc_C4_moco.yaml"]),
+        source=Path("suite.yaml"),
     )
 
 
@@ -108,3 +119,85 @@ def test_the_lock_says_who_runs(cell, tmp_path):
     with lock:
         assert is_running(cell, tmp_path)
     assert not is_running(cell, tmp_path)
+
+
+# What a cell.json of a stranger may be: its changed keys or its whole text, and what is said.
+HOSTILE = {
+    "list": ("[1]", "must be a JSON object"),
+    "empty": ("{}", "commands must be a list"),
+    "nested": ("[" * 100_000, "nests too deep"),
+    "no text": ("\udcff", "cannot be read"),
+    "large": (" " * (9 << 20), "bytes"),
+    "commands": ({"commands": 5}, "commands must be a list"),
+    "processes": ({"processes": "8"}, "processes must be a whole number"),
+    "completed text": ({"completed": "x"}, "completed must be a whole number"),
+    "completed true": ({"completed": True}, "completed must be a whole number"),
+    "completed none": ({"completed": None}, "completed must be a whole number"),
+    "completed negative": ({"completed": -5}, "completed must be a whole number"),
+    "completed too many": ({"completed": 2}, "at most the number of commands"),
+    "settings list": ({"settings": [1]}, "settings must be a mapping"),
+    "settings number": ({"settings": {"SEED": 1}}, "values of settings must be text"),
+    "literal deep": ({"settings": {"SEED": "(" * 5000}}, "was run otherwise"),
+    "literal minus": ({"settings": {"SEED": "-" * 100_000 + "1"}}, "was run otherwise"),
+    "terminal": ({"settings": {"\x1b]0;x\x07": "\x1b[31m\nerror: y"}}, "was run otherwise"),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_note_of_a_stranger_is_one_sentence(cell, tmp_path, what):
+    note_started(cell, tmp_path, processes=8, completed=0)
+    file = tmp_path / cell.name / CELL_FILE
+    changed, said = HOSTILE[what]
+    if isinstance(changed, dict):
+        changed = json.dumps({**json.loads(file.read_text()), **changed})
+    file.write_text(changed, encoding="utf-8", errors="surrogateescape")
+    state = examine(cell, tmp_path, processes=8)
+    assert state.status == "conflict" and said in state.problem
+    assert state.problem.endswith(f"choose another --folder, or remove {file.parent}")
+    assert state.problem.isprintable() and len(state.problem) < 2000
+
+
+def test_a_pipe_in_the_place_of_a_note_or_a_record_is_not_read(cell, tmp_path):
+    home = tmp_path / cell.name
+    home.mkdir(parents=True)
+    os.mkfifo(home / CELL_FILE)
+    assert "no regular file" in examine(cell, tmp_path, processes=8).problem
+    (home / CELL_FILE).unlink()
+    (home / CELL_FILE).symlink_to(CELL_FILE)
+    assert status(cell, tmp_path) == "conflict"
+    (home / CELL_FILE).unlink()
+    note_started(cell, tmp_path, processes=8, completed=0)
+    os.mkfifo(home / cell.record)
+    assert status(cell, tmp_path) == "partial"
+
+
+@pytest.mark.parametrize("name", [OUTPUT_LOG, ".lock"])
+@pytest.mark.parametrize("link", ["symbolic", "hard", "pipe"])
+def test_a_link_in_the_place_of_a_log_or_a_lock_is_a_conflict(cell, tmp_path, name, link):
+    victim, file = tmp_path / "victim", tmp_path / cell.name / name
+    victim.write_text("precious")
+    file.parent.mkdir(parents=True)
+    if link == "symbolic":
+        file.symlink_to(victim)
+    elif link == "hard":
+        os.link(victim, file)
+    else:
+        os.mkfifo(file)
+    state = examine(cell, tmp_path, processes=8)
+    assert state.status == "conflict"
+    assert state.problem.startswith(f"{file} must be a plain file, ")
+    if name == ".lock":
+        for ask in (is_running, lock_of):
+            with pytest.raises(UserError, match=r"\.lock must be a plain file, .*; remove it$"):
+                ask(cell, tmp_path)
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize("place", ["voc_C4/moco/seed1", "voc_C4/moco", "voc_C4"])
+def test_a_file_in_the_place_of_a_folder_is_a_conflict(cell, tmp_path, place):
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / place).write_text("")
+    assert f"{tmp_path / place} must be a folder" in examine(cell, tmp_path, processes=8).problem
+    assert not is_running(cell, tmp_path)
+    with pytest.raises(UserError, match="cannot write .*; choose another --folder"):
+        lock_of(cell, tmp_path)

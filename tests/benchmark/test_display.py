@@ -45,7 +45,7 @@ def test_the_live_table(tmp_path):
     tasks = [
         Task(cells[0], "running"),
         Task(cells[1], "done"),
-        Task(cells[2], "failed", "this is why"),
+        Task(cells[2], "failed", "this is why: [/no] tag"),
         Task(cells[3], "waiting"),
     ]
     screen = io.StringIO()
@@ -57,4 +57,4 @@ def test_the_live_table(tmp_path):
     assert "mine: 1 done, 1 running, 1 waiting, 1 failed" in text
     row = next(line for line in text.splitlines() if "a/1" in line)
     assert "40" in row and "61 s" in row and "0 s" in row
-    assert "this is why" in text and "a/2" not in text and "b/2" not in text
+    assert "this is why: [/no] tag" in text and "a/2" not in text and "b/2" not in text

@@ -4,10 +4,10 @@ In a cell's folder, beside what its tools write: ``cell.json`` (what was started
 (what the tools printed) and ``.lock`` (held by the process that runs it, as long as it lives).
 """
 
-import ast
 import dataclasses
 import json
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,15 @@ import filelock
 from moco_d2.benchmark.runs.suites import CELL_FOLDER, FOLDER, Cell
 from moco_d2.config import flatten
 from moco_d2.errors import UserError
-from moco_d2.files import write_json
+from moco_d2.files import check_own, read_plain_json, write_json
+from moco_d2.plain_yaml import decode
 
 CELL_FILE = "cell.json"
 OUTPUT_LOG = "output.log"
 _LOCK = ".lock"
 _MOST_NAMED = 3  # settings in a message
+_LONGEST_SHOWN = 200  # characters of one
+_MOST_BYTES = 8 << 20  # of a cell.json or a record: a suite of 1 MiB sets all that is in them
 
 # What a record's resolved config has otherwise than the config file: schedule.scale_to_hardware
 # carries it over to the number of processes, which keeps the number of images.
@@ -43,12 +46,16 @@ class State:
             holds another run.
         completed: commands that have succeeded and need not be run again.
         problem: of a conflict: a sentence with the fix; of a partial one: what is wrong with its
-            record.
+            record. It has no control characters, which a terminal would obey.
     """
 
     status: str
     completed: int = 0
     problem: str = ""
+
+    def __post_init__(self) -> None:
+        shown = "".join(c if c.isprintable() else "?" for c in self.problem)
+        object.__setattr__(self, "problem", shown)
 
 
 def examine(cell: Cell, folder: Path, *, processes: int) -> State:
@@ -61,10 +68,14 @@ def examine(cell: Cell, folder: Path, *, processes: int) -> State:
     """
     home = folder / cell.name
     record = home / cell.record
-    if not (home / CELL_FILE).exists():
+    try:
+        _check_place(home, folder)
+    except UserError as error:
+        return State("conflict", problem=str(error))
+    if not os.path.lexists(home / CELL_FILE):
         return _examine_foreign(cell, record, folder)
     try:
-        started = json.loads((home / CELL_FILE).read_text(encoding="utf-8"))
+        started = _read_note(home / CELL_FILE)
     except (OSError, ValueError) as error:
         return _conflict(home, f"{home / CELL_FILE} cannot be read ({error})")
     differing = _differences(started, _description(cell, processes))
@@ -78,6 +89,45 @@ def examine(cell: Cell, folder: Path, *, processes: int) -> State:
         state = State("partial", problem=f"{record} is not there")
     last = len(cell.commands) - 1  # which writes the record: run again if that is not valid
     return dataclasses.replace(state, completed=min(started["completed"], last))
+
+
+def _check_place(home: Path, folder: Path) -> None:
+    """
+    Raises:
+        UserError: a file is where the folder of a cell should be, or a link where its log or its
+            lock should be.
+    """
+    for place in (home, *home.parents):
+        if place == folder:
+            break
+        if os.path.lexists(place) and not place.is_dir():
+            raise UserError(f"{place} must be a folder; choose another --folder, or remove it")
+    for name in (OUTPUT_LOG, _LOCK):
+        check_own(home / name)
+
+
+def _read_note(path: Path) -> dict[str, Any]:
+    """The content of a cell.json; anybody may have written it.
+
+    Raises:
+        ValueError: it is not what note_started writes.
+        OSError: it cannot be read.
+    """
+    content = read_plain_json(path, _MOST_BYTES)
+    if not isinstance(content, dict):
+        raise ValueError("it must be a JSON object")
+    for key, kind in _NOTE.items():
+        if type(content.get(key)) is not kind or (kind is int and content[key] < 0):
+            raise ValueError(f"{key} must be {_KINDS[kind]}")
+    if not all(isinstance(value, str) for value in content["settings"].values()):
+        raise ValueError("the values of settings must be text")
+    if content["completed"] > len(content["commands"]):
+        raise ValueError("completed must be at most the number of commands")
+    return content
+
+
+_NOTE = {"commands": list, "settings": dict, "processes": int, "completed": int}
+_KINDS = {list: "a list", dict: "a mapping", int: "a whole number >= 0"}
 
 
 def _examine_foreign(cell: Cell, record: Path, folder: Path) -> State:
@@ -111,7 +161,7 @@ def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
         return f"on {there['processes']} process(es), now {here['processes']} are asked for"
     pairs = _differing(there["settings"], here["settings"])
     if pairs:
-        named = [f"{key} {a} there, {b} here" for key, (a, b) in pairs[:_MOST_NAMED]]
+        named = [_named(*pair) for pair in pairs[:_MOST_NAMED]]
         more = f", and {len(pairs) - _MOST_NAMED} more" if len(pairs) > _MOST_NAMED else ""
         return f"{'; '.join(named)}{more}"
     if there["commands"] != here["commands"]:
@@ -127,12 +177,17 @@ def _differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[tuple[
     ]
 
 
+def _named(key: str, values: tuple) -> str:
+    there, here = (f"{value!s:.{_LONGEST_SHOWN}}" for value in values)
+    return f"{key:.{_LONGEST_SHOWN}} {there} there, {here} here"
+
+
 def _literal(value: Any) -> Any:
     """A value as yacs would read it: "(1, 2)" and [1, 2] are the same."""
     if isinstance(value, str):
         try:
-            value = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+            value = decode(value)
+        except ValueError:
             return value
     return [_literal(v) for v in value] if isinstance(value, list | tuple) else value
 
@@ -176,8 +231,7 @@ def _examine_record(cell: Cell, path: Path, folder: Path, *, by_hand: bool) -> S
         if not pairs and images and abs(record.images / images - 1) > _IMAGES_TOLERANCE:
             pairs = [("the number of training images", (record.images, images))]
         if pairs:
-            key, (a, b) = pairs[0]
-            return _conflict(path.parent, f"{path} is of another run: {key} {a} there, {b} here")
+            return _conflict(path.parent, f"{path} is of another run: {_named(*pairs[0])}")
     return State("done", len(cell.commands))
 
 
@@ -190,7 +244,7 @@ def _images(settings: Mapping[str, Any]) -> int | None:
 
 def _examine_other_record(cell: Cell, path: Path) -> State:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_plain_json(path, _MOST_BYTES)
     except (OSError, ValueError) as error:
         return State("partial", problem=f"{path} cannot be read ({error})")
     if not isinstance(content, dict) or content.get("kind") != cell.kind:
@@ -213,20 +267,39 @@ def placed(word: str, cell: Cell, folder: Path) -> str:
 def lock_of(cell: Cell, folder: Path) -> filelock.BaseFileLock:
     """The lock that a process holds while it runs `cell`; the system frees it when that ends,
     however it ends.
+
+    Raises:
+        UserError: the cell's folder cannot be made, or a link is in the place of the lock.
     """
     home = folder / cell.name
-    home.mkdir(parents=True, exist_ok=True)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_lock(cell, folder, error) from error
+    check_own(home / _LOCK)  # which filelock would empty
     return filelock.FileLock(home / _LOCK)
 
 
 def is_running(cell: Cell, folder: Path) -> bool:
-    """Whether some process runs `cell` now."""
-    if not (folder / cell.name / _LOCK).exists():
+    """Whether some process runs `cell` now.
+
+    Raises:
+        UserError: as lock_of; or the lock cannot be opened.
+    """
+    if not os.path.lexists(folder / cell.name / _LOCK):
         return False
     lock = lock_of(cell, folder)
     try:
         lock.acquire(blocking=False)
     except filelock.Timeout:
         return True
+    except OSError as error:
+        raise cannot_lock(cell, folder, error) from error
     lock.release()
     return False
+
+
+def cannot_lock(cell: Cell, folder: Path, error: OSError) -> UserError:
+    """The sentence for a lock that cannot be made or opened."""
+    home = folder / cell.name
+    return UserError(f"cannot write {home}: {error.strerror}; choose another --folder")

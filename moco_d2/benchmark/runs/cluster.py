@@ -1,6 +1,7 @@
 """The runs of a suite as jobs of a cluster, through submitit."""
 
 import multiprocessing
+import re
 import signal
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +14,7 @@ from moco_d2.errors import UserError
 from moco_d2.slurm import parse_words, queue
 
 _JOBS = "jobs"  # of submitit's files, in the suite's folder
+_JOB = {"slurm": re.compile(r"\d+(_\d+)?"), "local": re.compile(r"\d+")}  # numbers of jobs
 
 
 class ClusterJob:
@@ -107,4 +109,9 @@ def _is_over(line: dict[str, Any]) -> bool:
     import submitit
 
     jobs = {"slurm": submitit.SlurmJob, "local": submitit.LocalJob}
-    return line["cluster"] not in jobs or jobs[line["cluster"]](line["jobs"], line["job"]).done()
+    cluster, job, place = (line.get(key) for key in ("cluster", "job", "jobs"))
+    if not all(isinstance(word, str) for word in (cluster, job, place)):
+        return True  # the log is anybody's
+    if cluster not in jobs or not _JOB[cluster].fullmatch(job):
+        return True
+    return jobs[cluster](place, job).done()

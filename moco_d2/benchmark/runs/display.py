@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import json
-import os
 import sys
 import time
 from collections import Counter
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from moco_d2.benchmark.runs.suites import Suite
+from moco_d2.files import read_tail
+from moco_d2.training_log import finite
 
 _TAIL = 4096  # bytes at the end of metrics.json that hold its last line
 _MOST_FAILED = 5  # shown while others run; all are named at the end
@@ -80,7 +81,9 @@ class _Table:
 
     def _progress(self, task: Any) -> tuple[str, str, str]:
         if task.status == "failed":
-            return task.problem, "", ""
+            from rich.markup import escape
+
+            return escape(task.problem), "", ""
         line = last_metrics(self.folder / task.cell.name / "metrics.json")
         seconds = time.monotonic() - self.started.get(task.cell.name, time.monotonic())
         return (
@@ -94,12 +97,11 @@ _ORDER = ("done", "running", "elsewhere", "waiting", "failed")
 
 
 def last_metrics(path: Path) -> dict[str, Any]:
-    """The last line of a metrics.json; {} if there is none, or it is half written."""
-    with contextlib.suppress(OSError, ValueError, IndexError), path.open("rb") as f:
-        f.seek(0, os.SEEK_END)
-        f.seek(max(0, f.tell() - _TAIL))
-        line = json.loads(f.read().splitlines()[-1])
-        return line if isinstance(line, dict) else {}
+    """The numbers in the last line of a metrics.json; {} if it has none, or is half written."""
+    with contextlib.suppress(OSError, ValueError, IndexError, RecursionError):
+        line = json.loads(read_tail(path, _TAIL).splitlines()[-1])
+        if isinstance(line, dict):
+            return {key: value for key, value in line.items() if finite(value) is not None}
     return {}
 
 

@@ -14,7 +14,8 @@ import filelock
 
 from moco_d2.benchmark.runs import cell_state, run_log
 from moco_d2.benchmark.runs.suites import Cell, untrusted_words
-from moco_d2.errors import USER_ERROR_EXIT_CODE
+from moco_d2.errors import USER_ERROR_EXIT_CODE, UserError
+from moco_d2.files import open_own
 from moco_d2.signals import STOP_SIGNALS
 
 #: Exit code of a process that found another one at work on its cell (sysexits.h: EX_TEMPFAIL).
@@ -58,6 +59,9 @@ def run_next(cell: Cell, folder: Path, place: Place) -> int:
     Returns:
         the command's exit code; 0 without having run anything if the cell is done; BUSY_EXIT_CODE
         if another process runs it.
+
+    Raises:
+        UserError: the cell's folder, its lock or its output.log cannot be written.
     """
     folder = folder.absolute()
     lock = cell_state.lock_of(cell, folder)
@@ -65,6 +69,8 @@ def run_next(cell: Cell, folder: Path, place: Place) -> int:
         lock.acquire(blocking=False)
     except filelock.Timeout:
         return BUSY_EXIT_CODE
+    except OSError as error:
+        raise cell_state.cannot_lock(cell, folder, error) from error
     try:
         return _run_locked(cell, folder, place)
     finally:
@@ -128,7 +134,8 @@ def _print_to(path: Path) -> None:
     """Send what this process, and what it starts, prints to the end of a file."""
     sys.stdout.flush()
     sys.stderr.flush()
-    log = path.open("a", encoding="utf-8", buffering=1)  # a line at a time: a kill loses little
+    handle = open_own(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    log = os.fdopen(handle, "a", encoding="utf-8", buffering=1)  # by lines: a kill loses little
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
     sys.stdout = sys.stderr = log
@@ -147,4 +154,9 @@ def main(cell: Cell, folder: Path, place: Place) -> None:
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    sys.exit(run_next(cell, folder, place))
+    try:
+        code = run_next(cell, folder, place)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        code = USER_ERROR_EXIT_CODE
+    sys.exit(code)

@@ -1,6 +1,5 @@
 """Times a few steps of the tasks of a suite on this machine, for its plan."""
 
-import json
 import os
 import subprocess
 import sys
@@ -11,9 +10,12 @@ from moco_d2.benchmark.runs.cell_state import placed
 from moco_d2.benchmark.runs.execution import TOOLS, Place
 from moco_d2.benchmark.runs.places import make_places
 from moco_d2.benchmark.runs.suites import Cell, Suite, untrusted_words
-from moco_d2.files import write_text
+from moco_d2.files import read_plain_json, write_text
+from moco_d2.training_log import finite
 
 _TIMINGS = "timings"  # folder of what was found, in the suite's
+_MOST_BYTES = 1 << 20  # of one
+_NUMBERS = ("seconds_per_iteration", "steps", "iterations", "images_per_batch")
 
 
 def measure_tasks(suite: Suite, folder: Path, gpus_per_run: int) -> dict[str, str]:
@@ -67,11 +69,19 @@ def timing_file(folder: Path, task: str, gpus_per_run: int) -> Path:
 
 
 def read_timing(folder: Path, task: str, gpus_per_run: int) -> dict[str, Any] | None:
-    """What timing.measure wrote; None if the task has not been timed."""
+    """What timing.measure wrote; None if the task has not been timed, or the file is damaged."""
     try:
-        return json.loads(timing_file(folder, task, gpus_per_run).read_text())
+        timing = read_plain_json(timing_file(folder, task, gpus_per_run), _MOST_BYTES)
     except (OSError, ValueError):
         return None
+    valid = (
+        isinstance(timing, dict)
+        and all((finite(timing.get(key)) or 0) > 0 for key in _NUMBERS)
+        and isinstance(timing.get("on_gpu"), bool)
+        and isinstance(timing.get("hardware"), str)
+        and timing["hardware"].isprintable()
+    )
+    return timing if valid else None
 
 
 def hardware_of(timing: dict[str, Any], gpus: int) -> str:

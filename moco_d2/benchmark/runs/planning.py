@@ -22,6 +22,7 @@ from moco_d2.benchmark.runs.suites import Cell, Suite, file_settings, load_suite
 from moco_d2.config import task_configs
 from moco_d2.errors import UserError
 from moco_d2.plain_yaml import load_yaml
+from moco_d2.training_log import finite
 
 _PUBLISHED = Path(__file__).with_name("published_costs.yaml")
 # What a suite may set otherwise than the packaged configs and a published step still be its step.
@@ -74,8 +75,9 @@ def _grid(suite: Suite, folder: Path, states: dict[str, cell_state.State]) -> It
     seeds = list(dict.fromkeys(cell.seed for cell in suite.cells))
     places: dict[tuple[str, str], dict[int, str]] = {}
     for cell in suite.cells:
-        running = cell_state.is_running(cell, folder)
-        mark = "running" if running else _MARKS[states[cell.name].status]
+        status = states[cell.name].status
+        running = status != "conflict" and cell_state.is_running(cell, folder)
+        mark = "running" if running else _MARKS[status]
         places.setdefault((cell.task, cell.initialisation), {})[cell.seed] = mark
     rows = [("task", "initialisation", *(f"seed {seed}" for seed in seeds))]
     for (task, initialisation), marks in places.items():
@@ -235,9 +237,11 @@ def _finished_seconds(cells: Iterable[Cell], folder: Path) -> Iterator[float]:
         if line["cell"] in names and line["event"] in ("started", "ended"):
             spent.setdefault(line["cell"], []).append(line)
     for name, lines in spent.items():
-        ended = [line for line in lines if line["event"] == "ended" and line["exit_code"] == 0]
-        if len(ended) == names[name] and len(lines) == 2 * len(ended):
-            yield sum(line["seconds"] for line in ended)
+        ended = [line for line in lines if line["event"] == "ended" and line.get("exit_code") == 0]
+        seconds = [finite(line.get("seconds")) for line in ended]
+        known = [second for second in seconds if second is not None]  # the log is anybody's
+        if len(known) == names[name] and len(lines) == 2 * len(known):
+            yield sum(known)
 
 
 def _at_a_time(suite: Suite, gpus_per_run: int) -> int:

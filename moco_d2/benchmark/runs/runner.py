@@ -89,6 +89,7 @@ def _run(
 ) -> int:
     """`run` in a folder in which no other suite is being run."""
     processes = max(1, gpus_per_run)
+    run_log.check_log(folder)
     check_conflicts(suite.cells, folder, processes)
     tasks = _Tasks(suite, folder, processes)
     check_configs([task.cell for task in tasks.of("waiting")], folder, suite.files)

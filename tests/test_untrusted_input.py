@@ -30,7 +30,7 @@ from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.checkpoint.pickle_names import allowed_names
 from moco_d2.config import load_config
 from moco_d2.errors import UserError, run_command
-from moco_d2.pretrain import shards
+from moco_d2.pretrain import decompression, sharded_data, tar_members
 from moco_d2.pretrain import sources as pretrain_sources
 from moco_d2.pretrain.shards import count_images, read_shard
 from moco_d2.transfer import mask_checks, voc_annotations
@@ -252,7 +252,14 @@ def bounds() -> list[tuple[str, str, str]]:
         ("VOC annotations", "bytes of an annotation", voc_annotations.MOST_BYTES_OF_ONE),
         ("VOC annotations", "bytes of a split", voc_annotations.MOST_BYTES),
         ("tar shards", "bytes of an image", untrusted_images.MAX_FILE_BYTES),
-        ("tar shards", "bytes of a label", shards.MAX_LABEL_BYTES),
+        ("tar shards", "bytes of a label", tar_members.MAX_LABEL_BYTES),
+        ("tar shards", "bytes of what is said of all members together",
+         tar_members.MAX_EXTRA_BYTES),
+        ("tar shards", "bytes that a compressed shard unpacks to, for each of its own (or, of a "
+         "small one, in all)",
+         f"{decompression.MAX_EXPANSION} ({decompression.SMALL >> 20} MiB)"),
+        ("tar shards", "bytes of images that a worker shuffles together",
+         sharded_data.MAX_BLOCK_BYTES),
         ("tar shards", "shards that a pattern names", shard_patterns.MOST_SHARDS),
         ("lists of images", "characters of a line", pretrain_sources.MAX_LINE),
         ("configs and suites", "bytes, with all bases", plain_yaml.MOST_BYTES),

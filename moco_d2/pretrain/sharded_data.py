@@ -5,7 +5,8 @@ neighbours for every worker of every process, so each image comes once an epoch 
 and sizes of the shards, and a worker opens only the shards its run touches. Within its run a worker
 reads blocks of MOCO.DATA.SHARD_SHUFFLE images, still encoded, and shuffles each: any place in the
 stream is reached by reading one shard up to it, and nothing is decoded on the way. So the order
-depends on the number of workers and processes, besides the seed.
+depends on the number of workers and processes, besides the seed. A block of more than
+MAX_BLOCK_BYTES is an error: one that was cut short would have another order.
 
 Only neighbours are shuffled: write shards in a random order, not class by class.
 """
@@ -34,6 +35,11 @@ from moco_d2.pretrain.stream import (
     collate,
     derive_seed,
 )
+from moco_d2.untrusted_images import MAX_FILE_BYTES
+
+#: The most bytes of a block, which a worker holds: 8 MB an image, where MOCO.DATA.SHARD_SHUFFLE is
+#: 1000.
+MAX_BLOCK_BYTES = 8 << 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +112,9 @@ class ShardedData(TrainingData):
         first += skip_blocks * self.block
         in_order = self._in_order(order, first)
         for block_first in range(first, last, self.block):
-            places = list(itertools.islice(in_order, min(self.block, last - block_first)))
+            places = self._read_block(
+                itertools.islice(in_order, min(self.block, last - block_first))
+            )
             images = [image for image in places if isinstance(image, EncodedImage)]
             images = images or self._instead(order, block_first, len(places))
             if self.shuffled:
@@ -115,6 +123,28 @@ class ShardedData(TrainingData):
             for place in places[skip:]:
                 yield functools.partial(self._sample, place, images)
             skip = 0
+
+    def _read_block(
+        self, in_order: Iterator[EncodedImage | _Missing]
+    ) -> list[EncodedImage | _Missing]:
+        """
+        Raises:
+            UserError: it has more than MAX_BLOCK_BYTES; says which settings make it smaller.
+        """
+        places: list[EncodedImage | _Missing] = []
+        held = 0
+        for place in in_order:
+            places.append(place)
+            held += len(place.content) if isinstance(place, EncodedImage) else 0
+            if held > MAX_BLOCK_BYTES:
+                least = max(self.share, MAX_ATTEMPTS)
+                fix = "lower MOCO.DATA.SHARD_SHUFFLE" if self.block > least else "shrink the images"
+                raise UserError(
+                    f"MOCO.DATA.SHARD_SHUFFLE {self.block} is too many for these images: "
+                    f"{len(places)} of them, {place.name} the last, take {held:,} bytes, and a "
+                    f"worker holds at most {MAX_BLOCK_BYTES:,}; {fix}"
+                )
+        return places
 
     def _in_order(self, order: np.ndarray, start: int) -> Iterator[EncodedImage | _Missing]:
         """Places of an epoch from one on; `order` holds the shards."""
@@ -149,10 +179,13 @@ class ShardedData(TrainingData):
         )
         for shard in np.roll(order, -first):
             images: list[EncodedImage] = []
+            held = 0
             with contextlib.suppress(Exception):
                 for image in read_shard(self.shards.urls[shard], self._first_index(shard)):
                     images.append(image)
-                    if len(images) == min(size, self.shards.counts[shard]):
+                    held += len(image.content)
+                    enough = len(images) == min(size, self.shards.counts[shard])
+                    if enough or held > MAX_BLOCK_BYTES - MAX_FILE_BYTES:
                         break
             if images:
                 return images

@@ -3,7 +3,6 @@
 import array
 import contextlib
 import dataclasses
-import itertools
 import logging
 import os
 import stat
@@ -14,23 +13,22 @@ from typing import Any, NamedTuple
 from detectron2.utils import comm
 
 from moco_d2.errors import UserError
-from moco_d2.pretrain.images import IMAGE_SUFFIXES
+from moco_d2.pretrain.decompression import BoundedReader
 from moco_d2.pretrain.sources import MAX_CLASSES, PathTable
 from moco_d2.pretrain.stream import build_loader
+from moco_d2.pretrain.tar_members import (
+    LABEL,
+    MEMBERS,
+    is_label,
+    is_read,
+    open_shard,
+    open_stream,
+    walk,
+)
 from moco_d2.shard_patterns import expand, is_local
-from moco_d2.untrusted_images import MAX_FILE_BYTES
 
 logger = logging.getLogger(__name__)
 
-_LABEL = "cls"  # WebDataset's name of the member that holds the class index as text
-_MEMBERS = {suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES} | {_LABEL}
-#: The most bytes of a label, and of what tar says about a member beside its header (a long name).
-#: An image may have untrusted_images.MAX_FILE_BYTES.
-MAX_LABEL_BYTES, MAX_EXTRA_BYTES = 1024, 1 << 20
-_EXTRA = (
-    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
-    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
-)
 # Reading stops before a command has written all it has. Its exit status, seen by a shell or not.
 _BROKEN_PIPE = [128 + 13, -13]
 
@@ -141,12 +139,12 @@ def count_images(path: str) -> ShardCount:
     """
     images = labelled = num_classes = 0
     try:
-        with tarfile.open(path, tarinfo=_Member) as shard:
+        with open_shard(path) as shard:
             for sample in _group(_headers(shard, path)):
                 images += 1
-                if _LABEL in sample:
+                if LABEL in sample:
                     labelled += 1
-                    num_classes = max(num_classes, _class_index(sample[_LABEL]) + 1)
+                    num_classes = max(num_classes, _class_index(sample[LABEL]) + 1)
     # Sizes beyond any file overflow, and names upon names recurse.
     except (
         *(tarfile.TarError, ValueError, EOFError, OSError),
@@ -160,11 +158,17 @@ def count_images(path: str) -> ShardCount:
 
 def _headers(shard: tarfile.TarFile, path: str) -> Iterator[dict[str, Any]]:
     """Members as webdataset's tar_file_expander gives them, the images without their content."""
-    # Coming to the next header shows that the member before it is complete.
-    for member, _ in itertools.pairwise(itertools.chain(_walk(shard), [None])):
-        if member.isreg() and _is_wanted(member.name):
-            content = shard.extractfile(member).read() if _is_label(member.name) else b""
-            yield {"fname": member.name, "data": content, "__url__": path}
+    before: dict[str, Any] | None = None
+    for member in walk(shard):
+        # Coming to the next header shows that the member before it is complete.
+        if before:
+            yield before
+        before = None
+        if is_read(member):
+            content = shard.extractfile(member).read() if is_label(member.name) else b""
+            before = {"fname": member.name, "data": content, "__url__": path}
+    if before:
+        yield before
 
 
 def _contents(path: str) -> Iterator[dict[str, Any]]:
@@ -172,56 +176,25 @@ def _contents(path: str) -> Iterator[dict[str, Any]]:
 
     That one takes every shard for a stream, and copies it in blocks of 10 kB.
     """
-    with tarfile.open(path, tarinfo=_Member) as shard:
+    with open_shard(path) as shard:
         yield from _read_members(shard, path)
 
 
 def _read_members(shard: tarfile.TarFile, url: str) -> Iterator[dict[str, Any]]:
-    for member in _walk(shard):
-        if member.isreg() and _is_wanted(member.name):
+    for member in walk(shard):
+        if is_read(member):
             content = shard.extractfile(member).read()
             yield {"fname": member.name, "data": content, "__url__": url}
-
-
-class _Member(tarfile.TarInfo):
-    """A member whose long name is not read into memory if it takes gigabytes."""
-
-    def _proc_member(self, shard: tarfile.TarFile) -> tarfile.TarInfo:
-        # The entry point that tarfile has for subclasses.
-        if self.type in _EXTRA and self.size > MAX_EXTRA_BYTES:
-            raise tarfile.HeaderError(
-                f"a name in it takes {self.size:,} bytes, and at most {MAX_EXTRA_BYTES:,} are read"
-            )
-        return super()._proc_member(shard)
-
-
-def _walk(shard: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Members one by one; an iteration over the shard itself keeps all it has met.
-
-    Raises:
-        tarfile.TarError: damage, or an image or label of more bytes than are read.
-    """
-    while (member := shard.next()) is not None:
-        shard.members.clear()
-        limit = MAX_LABEL_BYTES if _is_label(member.name) else MAX_FILE_BYTES
-        if member.size > limit and member.isreg() and _is_wanted(member.name):
-            raise tarfile.HeaderError(
-                f"member {member.name[:80]} has {member.size:,} bytes, and at most {limit:,} are "
-                "read"
-            )
-        yield member
-
-
-def _is_label(name: str) -> bool:
-    return name.lower().endswith(f".{_LABEL}")
 
 
 def _class_index(text: bytes) -> int:
     """
     Raises:
-        ValueError: it is no number, or one of more classes than can be.
+        ValueError: it is no number from 0, or one of more classes than can be.
     """
     index = int(text)
+    if index < 0:
+        raise ValueError(f"a label is {text[:20]!r}, and classes count from 0")
     if index >= MAX_CLASSES:
         raise ValueError(f"a label is {text[:20]!r}, and there may be {MAX_CLASSES:,} classes")
     return index
@@ -234,15 +207,8 @@ def _group(members: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     return (sample for sample in group_by_keys(members) if _image_member(sample))
 
 
-def _is_wanted(name: str) -> bool:
-    from webdataset.tariterators import base_plus_ext
-
-    _, extension = base_plus_ext(name)
-    return extension is not None and extension.lower() in _MEMBERS
-
-
 def _image_member(sample: dict[str, Any]) -> str | None:
-    return next((key for key in sample if key in _MEMBERS and key != _LABEL), None)
+    return next((key for key in sample if key in MEMBERS and key != LABEL), None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,7 +245,7 @@ def read_shard(url: str, first_index: int = 0) -> Iterator[EncodedImage]:
                 content=sample[member],
                 name=f"{url}/{sample['__key__']}.{member}",
                 index=index,
-                label=_class_index(sample[_LABEL]) if _LABEL in sample else None,
+                label=_class_index(sample[LABEL]) if LABEL in sample else None,
             )
 
 
@@ -290,5 +256,5 @@ def _streamed(url: str) -> Iterator[dict[str, Any]]:
     with contextlib.closing(gopen(url)) as stream:
         set_options(stream, ignore_status=[0, *_BROKEN_PIPE])
         # Webdataset's own iterator reads members of any size.
-        with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as shard:
+        with open_stream(BoundedReader(stream)) as shard:
             yield from _read_members(shard, url)

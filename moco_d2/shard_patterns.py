@@ -6,12 +6,13 @@ variable WDS_X, braces as in bash), but counted before they are made.
 
 import os
 import re
+from collections.abc import Iterator
 
 #: Pretraining's prefix of such a pattern in DATASETS.TRAIN.
 SHARDS_PREFIX = "shards:"
 
 MOST_SHARDS = 4_000_000  # a set of a million is in use
-_MOST_CHARACTERS = 400_000_000
+_MOST_CHARACTERS = 400_000_000  # of all of them together
 _LONGEST = 10_000  # characters of a pattern
 _DEEPEST = 20  # braces within braces
 _MOST_DIGITS = 18
@@ -35,11 +36,7 @@ def expand(pattern: str) -> list[str]:
         ValueError: unbalanced braces, an environment variable that is not there, or more than 4
             million shards.
     """
-    return [
-        url
-        for part in pattern.split("::")
-        for url in _remove_escapes(_expand(_substitute(part), 0))
-    ]
+    return [url for text in _parts(pattern) for url in _remove_escapes(_expand(text))]
 
 
 def first_command(pattern: str) -> str | None:
@@ -49,13 +46,27 @@ def first_command(pattern: str) -> str | None:
         ValueError: as in expand.
     """
     # Expanding invents letters and digits, but no colon: a million files need not be named twice.
-    for part in pattern.split("::"):
-        text = _substitute(part)
+    for text in _parts(pattern):
         if ":" in text:
-            for url in _remove_escapes(_expand(text, 0)):
+            for url in _remove_escapes(_expand(text)):
                 if not is_local(url):
                     return url
     return None
+
+
+def _parts(pattern: str) -> list[str]:
+    """The patterns between ``::``, variables put in.
+
+    Raises:
+        ValueError: they name too many shards together, or as in expand.
+    """
+    parts = [_substitute(part) for part in pattern.split("::")]
+    number = characters = 0
+    for part in parts:
+        more_shards, more_characters = _measure(part)
+        number, characters = number + more_shards, characters + more_characters
+        _check_size(number, characters)
+    return parts
 
 
 def _substitute(text: str) -> str:
@@ -80,57 +91,100 @@ def _remove_escapes(urls: list[str]) -> list[str]:
     return [re.sub(r"\\(.)", r"\1", url) for url in urls]
 
 
-def _expand(text: str, deep: int) -> list[str]:
-    """All that `text` stands for, escapes left in."""
-    if deep > _DEEPEST:
-        raise ValueError(f"its braces nest deeper than {_DEEPEST} levels")
-    urls, start, depth, place = [""], 0, 0, 0
+def _pieces(text: str) -> Iterator[tuple[str, bool]]:
+    """Cut `text` at its outer braces; of each piece, whether it was between them.
+
+    Raises:
+        ValueError: the braces are not balanced.
+    """
+    start, depth, place = 0, 0, 0
     while place < len(text):
         if text[place] == "\\":
             place += 2
             continue
         if text[place] == "{":
             if depth == 0:
-                urls = _product(urls, [text[start:place]])
+                yield text[start:place], False
                 start = place
             depth += 1
         elif text[place] == "}":
             depth -= 1
             if depth == 0:
-                urls = _product(urls, _choices(text[start + 1 : place], deep))
+                yield text[start + 1 : place], True
                 start = place + 1
         place += 1
     if depth != 0:
         raise ValueError(f"unbalanced braces in {text[:100]!r}")
-    return _product(urls, [text[start:]])
+    yield text[start:], False
 
 
-def _product(heads: list[str], tails: list[str]) -> list[str]:
-    number = len(heads) * len(tails)
-    _check_number(number, len(heads[0]) + len(tails[0]))
-    return [head + tail for head in heads for tail in tails]
+# ---- counting ------------------------------------------------------------------------------------
 
 
-def _check_number(number: int, length: int) -> None:
-    if number > MOST_SHARDS or number * length > _MOST_CHARACTERS:
+def _measure(text: str, deep: int = 0) -> tuple[int, int]:
+    """How many shards `text` stands for, and their characters together at most.
+
+    Whatever is built on the way to them is no larger: each brace stands for one text or more.
+
+    Raises:
+        ValueError: too many, or the braces nest too deep or are not balanced.
+    """
+    if deep > _DEEPEST:
+        raise ValueError(f"its braces nest deeper than {_DEEPEST} levels")
+    number, characters = 1, 0
+    for piece, braced in _pieces(text):
+        times, length = _measure_choices(piece, deep) if braced else (1, len(piece))
+        number, characters = number * times, characters * times + length * number
+        _check_size(number, characters)
+    return number, characters
+
+
+def _measure_choices(inside: str, deep: int) -> tuple[int, int]:
+    integers, letters = _INTEGERS.fullmatch(inside), _CHARACTERS.fullmatch(inside)
+    if integers:
+        first, last, step = integers.groups()
+        number = len(_range(first, last, step))
+        return number, number * max(len(first), len(last))
+    if letters:
+        number = len(_letters(*letters.groups()))
+        return number, number
+    parts = _split(inside)
+    if len(parts) == 1:
+        number, characters = _measure(inside, deep + 1)
+        return number, characters + 2 * number
+    sizes = [_measure(part, deep + 1) for part in parts]
+    return sum(number for number, _ in sizes), sum(characters for _, characters in sizes)
+
+
+def _check_size(number: int, characters: int) -> None:
+    if number > MOST_SHARDS or characters > _MOST_CHARACTERS:
         raise ValueError(f"it names more than {MOST_SHARDS} shards, or too long ones")
 
 
-def _choices(inside: str, deep: int) -> list[str]:
+# ---- making --------------------------------------------------------------------------------------
+
+
+def _expand(text: str) -> list[str]:
+    """All that `text` stands for, escapes left in. It has been measured."""
+    urls = [""]
+    for piece, braced in _pieces(text):
+        tails = _choices(piece) if braced else [piece]
+        urls = [head + tail for head in urls for tail in tails]
+    return urls
+
+
+def _choices(inside: str) -> list[str]:
     """What braces with `inside` between them stand for."""
-    integers, characters = _INTEGERS.fullmatch(inside), _CHARACTERS.fullmatch(inside)
+    integers, letters = _INTEGERS.fullmatch(inside), _CHARACTERS.fullmatch(inside)
     if integers:
         return _integers(*integers.groups())
-    if characters:
-        return _characters(*characters.groups())
+    if letters:
+        return _letters(*letters.groups())
     parts = _split(inside)
-    if len(parts) == 1:  # neither: the braces are meant as they stand
-        return [f"{{{url}}}" for url in _remove_escapes(_expand(inside, deep + 1))]
-    urls: list[str] = []
-    for part in parts:
-        urls += _remove_escapes(_expand(part, deep + 1))  # at each level, as braceexpand does
-        _check_number(len(urls), len(urls[-1]))
-    return urls
+    # At each level, as braceexpand does.
+    urls = [url for part in parts for url in _remove_escapes(_expand(part))]
+    # Neither a list nor a range: the braces are meant as they stand.
+    return [f"{{{url}}}" for url in urls] if len(parts) == 1 else urls
 
 
 def _split(inside: str) -> list[str]:
@@ -152,18 +206,20 @@ def _split(inside: str) -> list[str]:
 
 
 def _integers(first: str, last: str, step: str | None) -> list[str]:
-    if max(map(len, (first, last, step or ""))) > _MOST_DIGITS:
-        raise ValueError(f"a number in it has more than {_MOST_DIGITS} digits")
     padded = any(n.lstrip("-").startswith("0") and n not in ("0", "-0") for n in (first, last))
     width = max(len(first), len(last)) if padded else 0
+    return [f"{number:0{width}d}" for number in _range(first, last, step)]
+
+
+def _range(first: str, last: str, step: str | None) -> range:
+    if max(map(len, (first, last, step or ""))) > _MOST_DIGITS:
+        raise ValueError(f"a number in it has more than {_MOST_DIGITS} digits")
     stride = int(step or 1) or 1
     low, high = int(first), int(last)
-    numbers = range(low, high + 1, stride) if low < high else range(low, high - 1, -stride)
-    _check_number(len(numbers), max(len(first), len(last)))
-    return [f"{number:0{width}d}" for number in numbers]
+    return range(low, high + 1, stride) if low < high else range(low, high - 1, -stride)
 
 
-def _characters(first: str, last: str, step: str | None) -> list[str]:
+def _letters(first: str, last: str, step: str | None) -> list[str]:
     if len(step or "") > _MOST_DIGITS:
         raise ValueError(f"a number in it has more than {_MOST_DIGITS} digits")
     stride = int(step or 1) or 1

@@ -8,7 +8,7 @@ from webdataset.shardlists import expand_urls
 
 from moco_d2.errors import UserError
 from moco_d2.pretrain.shards import list_shards
-from moco_d2.shard_patterns import expand, first_command, is_local
+from moco_d2.shard_patterns import MOST_SHARDS, expand, first_command, is_local
 
 PIECES = ["{", "}", ",", "..", "a", "b", "Z", "1", "03", "-2", "\\", "x", "/", "pipe", ":", "::"]
 
@@ -56,6 +56,14 @@ def test_a_command_is_found_exactly_where_one_is():
     assert commands > 1_000
 
 
+def test_all_that_a_pattern_may_name_is_expanded():
+    assert len(expand("::".join(["{1..2000000}"] * 2))) == MOST_SHARDS
+    with pytest.raises(ValueError, match="names more than 4000000 shards"):
+        expand("::".join(["{1..2000000}"] * 2) + "::a")
+    with pytest.raises(ValueError, match="names more than 4000000 shards"):
+        first_command("::".join(["a:{1..2000000}"] * 3))
+
+
 def test_a_million_shards_are_expanded():
     urls = expand("data/train-{0000000..0999999}.tar")
     assert (len(urls), urls[0], urls[-1]) == (
@@ -72,6 +80,10 @@ def test_a_million_shards_are_expanded():
             "{{0..999999},{0..999999},{0..999999},{0..999999},{0..999999}}",
             "{0..999999}" + "x" * 900,
         ),
+        *("::".join(["{1..3000000}"] * 12), "::".join(["a:{1..3000000}"] * 2)),
+        *("{," + "x" * 9000 + "}{1..300000}", "{1..300000}{," + "x" * 9000 + "}"),
+        *("x{y{1..300000},{," + "x" * 9000 + "}{1..300000}}", "::".join(["{1..9}" * 6] * 8)),
+        "{1..3000000}{" * 15 + "}" * 15,
         *("{a,b" * 3000 + "}" * 3000, "{0..1" + "0" * 5000 + "}", "x{" + "{a,b}" * 60 + "}"),
     ],
     ids=lambda pattern: pattern[:12],

@@ -25,7 +25,15 @@ class Stopped(KeyboardInterrupt):
 
 
 class UserError(Exception):
-    """Something the user can mend. The message says what is wrong and what to do."""
+    """Something the user can mend. The message says what is wrong and what to do.
+
+    Attributes:
+        lines: of the message; each becomes one on the terminal, whatever a name in it holds.
+    """
+
+    def __init__(self, *lines: str):
+        super().__init__("\n".join(lines))
+        self.lines = lines
 
 
 def closest(name: str, candidates: Iterable[str]) -> str:
@@ -61,7 +69,8 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
             code = main() or 0
         sys.exit(code)
     except UserError as error:
-        print(f"error: {_as_text(str(as_raised(error)))}", file=sys.stderr)
+        text = "\n".join(map(printable, as_raised(error).lines))
+        print(f"error: {text}", file=sys.stderr)
         sys.exit(USER_ERROR_EXIT_CODE)
     except KeyboardInterrupt as interrupt:
         print("interrupted; run the same command with --resume to continue", file=sys.stderr)
@@ -73,8 +82,8 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         end_silently()
 
 
-def _as_text(message: str) -> str:
-    """The names of files and tensors in a message are anybody's, and a terminal obeys what is in
-    them.
+def printable(text: str) -> str:
+    """Text in which "?" stands for what a terminal would obey: the names of files and tensors in it
+    are anybody's.
     """
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in message)
+    return "".join(c if c.isprintable() else "?" for c in text)

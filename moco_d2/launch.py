@@ -163,7 +163,7 @@ def _children_as_one() -> Iterator[None]:
         # line or of several.
         _, found, message = str(error).rpartition("\nmoco_d2.errors.UserError: ")
         if found:
-            raise UserError(message.strip()) from error
+            raise UserError(*message.strip().splitlines()) from error
         raise
     except mp.ProcessExitedException as error:
         if error.exit_code >= 0:

@@ -11,6 +11,7 @@ from moco_d2.errors import UserError
 # Of what a file declares against what it weighs: beyond it, reading is an attack. Weights compress
 # by less than 2, and an empty queue beside them to almost nothing.
 MOST_EXPANSION = 10
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 MOST_MEMBERS = 20_000  # a tensor each; a ResNet-152 with its optimizer has under 2,000
 SMALL = 1 << 24  # bytes that any file may stand for
 
@@ -27,8 +28,9 @@ def check_archive(path: Path) -> list[zipfile.ZipInfo]:
         The members.
 
     Raises:
-        UserError: it has too many members, a name is there twice, a member is encrypted or damaged,
-            or the archive would unpack to far more than it weighs.
+        UserError: it has too many members; a name is there twice; a member is encrypted, damaged,
+            or packed by a method that no writer of checkpoints uses; or the archive would unpack to
+            far more than it weighs.
         zipfile.BadZipFile: it is no archive.
     """
     size = path.stat().st_size
@@ -46,6 +48,12 @@ def check_archive(path: Path) -> list[zipfile.ZipInfo]:
         if declared > most_bytes(path):
             raise UserError(
                 f"{path} of {size} bytes would unpack to {declared}; give the original checkpoint"
+            )
+        # zipfile lets other methods unpack as much as they like before it looks at the size.
+        if other := next((m for m in members if m.compress_type not in _METHODS), None):
+            raise UserError(
+                f"{path} has an entry packed by method {other.compress_type}, which neither torch "
+                "nor NumPy writes; give the original checkpoint"
             )
         damaged = archive.testzip()
     if damaged is not None:

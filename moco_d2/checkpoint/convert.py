@@ -19,7 +19,7 @@ from moco_d2.checkpoint.parity import TOLERANCE, prove
 from moco_d2.checkpoint.pretraining import describe_pretraining
 from moco_d2.checkpoint.sources import Extracted, extract
 from moco_d2.checkpoint.targets import TARGETS, Detectron2, Target, find_target
-from moco_d2.errors import UserError
+from moco_d2.errors import UserError, printable
 from moco_d2.files import atomic_write, sha256
 from moco_d2.locks import write_to
 
@@ -192,7 +192,8 @@ def summary(report: dict[str, Any], dst: str | Path, to: str = "detectron2") -> 
     usage = TARGETS[to].usage.format(file=dst, depth=architecture.depth)
     place = f" in {report['container']!r}" if report["container"] else ""
     return "\n".join(
-        [
+        printable(line)
+        for line in [
             f"{report['source']}: {architecture}, family {report['family']!r}, "
             f"prefix {report['prefix']!r}{place}, names of {report['dialect']}",
             f"tensors: {report['tensors_found']} of {report['tensors_expected']}",

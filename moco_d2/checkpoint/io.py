@@ -15,15 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from moco_d2.checkpoint.archive import check_archive, most_bytes
+from moco_d2.checkpoint.pickle_names import Budget, OversizedError
+from moco_d2.checkpoint.plain_values import as_report
 from moco_d2.checkpoint.torch_files import LEGACY_MAGIC, read_archive, read_legacy
-from moco_d2.checkpoint.unpickling import (
-    Budget,
-    OversizedError,
-    as_tensor,
-    check_pickle,
-    load_pickle,
-)
-from moco_d2.errors import UserError, closest
+from moco_d2.checkpoint.unpickling import as_tensor, check_pickle, load_pickle
+from moco_d2.errors import UserError, closest, printable
 from moco_d2.files import atomic_write
 
 # What the unpickler says of a class or function that is not in its table.
@@ -31,6 +27,7 @@ _FORBIDDEN_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 _ZIP_MAGIC = b"PK"  # torch.save since 1.6, and NumPy
 _PICKLE_MAGICS = (_ZIP_MAGIC, b"\x80")
 _LENGTH = 8  # bytes of a safetensors header's length
+_REASON = 100  # characters
 _HEAD = 512  # bytes that tell what a file is
 
 
@@ -132,9 +129,9 @@ def _safetensors_metadata(path: Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
-def _provenance_in(metadata: Mapping[str, str]) -> Any:
+def _provenance_in(metadata: Mapping[str, str]) -> dict[str, Any] | None:
     try:
-        return json.loads(metadata.get("provenance", "null"))
+        return as_report(json.loads(metadata.get("provenance", "null")))
     except (ValueError, RecursionError):  # someone else's, in words
         return None
 
@@ -151,13 +148,14 @@ def _why_unreadable(path: Path, error: Exception) -> str:
         return (
             f"{path} can only be loaded by importing {forbidden[1]}, which could run code, so it "
             "is refused; save it again with tensors and plain values only: "
-            "torch.save({'state_dict': model.state_dict()}, file)"
+            "torch.save({'state_dict': model.state_dict()}, file), or, if you trust who made it, "
+            "torch.save(torch.load(old, weights_only=False)['state_dict'], new)"
         )
     if isinstance(error, pickle.UnpicklingError) and _head(path).startswith(_PICKLE_MAGICS):
         return (
-            f"{path} is damaged, or made of more than tensors and plain values; copy or download "
-            "it again, or save the network with torch.save({'state_dict': model.state_dict()}, "
-            "file)"
+            f"{path} is damaged, or made of more than tensors and plain values "
+            f"({printable(str(error))[:_REASON]}); copy or download it again, or save the network "
+            "with torch.save({'state_dict': model.state_dict()}, file)"
         )
     return _what_it_looks_like(path)
 
@@ -289,7 +287,5 @@ def read_provenance(path: str | Path) -> dict[str, Any] | None:
     """
     path = Path(path)
     if path.suffix == ".safetensors":
-        provenance = _provenance_in(_guarded(path, _safetensors_metadata))
-    else:
-        provenance = load_checkpoint(path).get("provenance")
-    return provenance if isinstance(provenance, dict) else None
+        return _provenance_in(_guarded(path, _safetensors_metadata))
+    return as_report(load_checkpoint(path).get("provenance"))

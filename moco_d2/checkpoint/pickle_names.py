@@ -10,6 +10,7 @@ import math
 import pickle
 import re
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,38 @@ import torch
 
 _MOST_DIMENSIONS = 64
 _LARGEST = 1 << 48  # of a size, a stride or an offset
+_MOST_ARGUMENTS = 16
+_UNIQUE_BITS = 60  # no two shorter numbers have one hash
+_BYTES_AN_ITEM = 100  # of a dict
 _LATIN1 = "latin1"
+
+
+class OversizedError(Exception):
+    """What a file stands for takes far more memory than it has bytes. The message says how much."""
+
+
+class Budget:
+    """Bytes that one file may take in memory: arrays and tensors, and what its program makes.
+
+    The same bytes may be used under many names, and a stride of 0 repeats a value without end.
+    """
+
+    def __init__(self, limit: int):
+        self._limit = limit
+        self._taken = 0
+
+    def take(self, count: int) -> None:
+        """
+        Raises:
+            OversizedError: they are used up.
+        """
+        self._taken += count
+        if self._taken > self._limit:
+            raise OversizedError(f"{self._taken} bytes and more")
+
+
+#: The budget of the file that is read at this moment.
+BUDGET: ContextVar[Budget] = ContextVar("BUDGET")
 
 
 def refused(what: str) -> pickle.UnpicklingError:
@@ -39,9 +71,18 @@ class Inert(metaclass=_SealedType):
     """Holds the state of a class that is not imported; none of that class's code runs."""
 
     def __init__(self, *args: object) -> None:
+        _few(args)
         self.args = args
 
+    def append(self, item: object) -> None:
+        """Items of something like a list are left out."""
+
+    def extend(self, items: object) -> None:
+        """As `append`."""
+
     def __setstate__(self, state: object) -> None:
+        if isinstance(state, dict):
+            BUDGET.get().take(len(state) * _BYTES_AN_ITEM)
         if isinstance(state, dict) and all(isinstance(key, str) for key in state):
             self.__dict__.update(state)
         else:
@@ -55,11 +96,14 @@ class _Dict(dict, metaclass=_SealedType):
 
     def __init__(self, *args: object) -> None:
         # An OrderedDict of Python 2 is given its items, a Counter a dict, a defaultdict a type.
+        _few(args)
         items = args[-1] if args and isinstance(args[-1], list | dict) else ()
+        BUDGET.get().take(len(items) * _BYTES_AN_ITEM)
         pairs = items.items() if isinstance(items, dict) else items
         for key, value in pairs:
-            if not isinstance(key, str | int):
-                raise refused("a key that is neither text nor a number")
+            number = isinstance(key, int) and key.bit_length() <= _UNIQUE_BITS
+            if not (number or isinstance(key, str)):
+                raise refused("a key that is neither text nor a short number")
             self[key] = value
 
     def __setstate__(self, state: object) -> None:
@@ -86,21 +130,39 @@ class _Function(Stub):
         self._call = call
 
     def __call__(self, *args: object) -> Any:
+        _few(args)
         return self._call(*args)
+
+
+def _few(args: tuple[object, ...]) -> None:
+    """Each call copies its arguments, and one tuple may be used for many calls."""
+    if len(args) > _MOST_ARGUMENTS:
+        raise refused(f"a call with {len(args)} arguments")
 
 
 def _encode(text: object, encoding: object) -> bytes:
     # Protocol 2 has no bytes: Python 3 writes them as text to be encoded. Other codecs take hours.
     if not isinstance(text, str) or encoding != _LATIN1:
         raise refused(f"bytes in the encoding {encoding!r:.40}")
+    BUDGET.get().take(len(text))
     return text.encode(_LATIN1)
+
+
+def _no_bytes(*args: object) -> bytes:
+    if args:
+        raise refused("bytes of something")
+    return b""
 
 
 def _as_bytes(value: object) -> bytes:
     if isinstance(value, str):  # of Python 2, which has one type for both
+        BUDGET.get().take(len(value))
         return value.encode(_LATIN1)
-    if isinstance(value, bytes | bytearray):
+    if isinstance(value, bytearray):
+        BUDGET.get().take(len(value))
         return bytes(value)
+    if isinstance(value, bytes):
+        return value
     raise refused("an array without bytes")
 
 
@@ -186,6 +248,7 @@ def _scalar(dtype: object, data: object) -> Any:
     plain, content = _plain_dtype(dtype), _as_bytes(data)
     if not content or len(content) != plain.itemsize:
         raise refused("a number of another size than its type")
+    BUDGET.get().take(len(content))
     return np.frombuffer(content, plain)[0].item()
 
 
@@ -239,7 +302,7 @@ def storage_of(pid: object) -> tuple[StorageType, str, int, Any]:
     Raises:
         pickle.UnpicklingError: it is none.
     """
-    if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage":
+    if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
         raise refused("such a persistent id")
     _, kind, key, _, count, *more = pid
     if not isinstance(kind, StorageType) or not isinstance(key, str):
@@ -380,6 +443,12 @@ _NDARRAY = _Function(_empty_array)
 # Options and paths of the training command; hyper-parameters that Lightning keeps, and the types
 # that they name; tensors without numbers of their own.
 _INERT = (
+    "collections.deque",
+    *(f"datetime.{name}" for name in ("date", "datetime", "time", "timedelta", "timezone")),
+    *(f"numpy.{name}" for name in ("float16", "float32", "float64", "int32", "int64", "uint8")),
+    "torchvision.transforms.functional.InterpolationMode",
+    "types.SimpleNamespace",
+    "uuid.UUID",
     "argparse.Namespace",
     "pathlib.Path",
     "pathlib.PosixPath",
@@ -406,7 +475,10 @@ _INERT = (
     "builtins.frozenset",
     "builtins.int",
     "builtins.list",
+    "builtins.object",
+    "builtins.range",
     "builtins.set",
+    "builtins.slice",
     "builtins.str",
     "builtins.tuple",
     "torch.Tensor",
@@ -415,12 +487,19 @@ _INERT = (
     "torch._utils._rebuild_sparse_tensor",
 )
 _DICTS = (
+    "addict.addict.Dict",
     "collections.Counter",
     "collections.OrderedDict",
     "collections.defaultdict",
+    "detectron2.config.config.CfgNode",
+    "easydict.EasyDict",
+    "fvcore.common.config.CfgNode",
     "lightning.fabric.utilities.data.AttributeDict",
     "lightning_fabric.utilities.data.AttributeDict",
+    "mmcv.utils.config.ConfigDict",
+    "mmengine.config.config.ConfigDict",
     "pytorch_lightning.utilities.parsing.AttributeDict",
+    "yacs.config.CfgNode",
 )
 _QSCHEMES = (
     *("per_tensor_affine", "per_tensor_symmetric", "per_channel_affine", "per_channel_symmetric"),
@@ -430,6 +509,7 @@ _QSCHEMES = (
 #: Everything that a pickle may name.
 TABLE: dict[str, Any] = {
     "_codecs.encode": _Function(_encode),
+    "builtins.bytes": _Function(_no_bytes),
     "numpy.dtype": _Function(_DType),
     "numpy.ndarray": _NDARRAY,
     # NumPy 2 renamed numpy.core.

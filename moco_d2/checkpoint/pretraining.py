@@ -5,6 +5,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from moco_d2.checkpoint.plain_values import is_small
 from moco_d2.config import to_plain
 from moco_d2.files import sha256_of_json
 
@@ -14,8 +15,6 @@ _OUR_METADATA = ("version", "pretext", "iteration", "config")
 _CONFIG_SECTIONS = ("MOCO", "SOLVER", "DATASETS", "SEED")
 # Those that a record of a run is made from.
 _OF_THE_RUN = (*_OUR_METADATA, "made_with", "scaling")
-# A whole config has under 1000 values, 5 deep. A few hundred bytes may stand for billions.
-_MOST_VALUES, _MOST_CHARACTERS, _DEEPEST = 10_000, 1_000_000, 30
 
 
 def describe_pretraining(checkpoint: dict[Any, Any]) -> dict[str, Any]:
@@ -23,7 +22,7 @@ def describe_pretraining(checkpoint: dict[Any, Any]) -> dict[str, Any]:
     about = {
         key: checkpoint[key]
         for key in ("epoch", "arch")
-        if isinstance(checkpoint.get(key), int | float | str) and _is_small(checkpoint[key])
+        if isinstance(checkpoint.get(key), int | float | str) and is_small(checkpoint[key])
     }
     ours = _ours(checkpoint)
     about = {**_as_json(about), **{key: v for key, v in ours.items() if key in _OUR_METADATA}}
@@ -77,35 +76,11 @@ def _section(content: dict[str, Any], name: str) -> dict[str, Any]:
 def _ours(checkpoint: dict[Any, Any]) -> dict[str, Any]:
     """Our entry's parts about the run, in JSON types; what is too large to be one is left out."""
     ours = _section(checkpoint, "moco_d2")
-    return _as_json({key: ours[key] for key in _OF_THE_RUN if key in ours and _is_small(ours[key])})
+    return _as_json({key: ours[key] for key in _OF_THE_RUN if key in ours and is_small(ours[key])})
 
 
 def _as_json(content: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(to_plain(content), default=lambda value: type(value).__name__))
-
-
-def _is_small(value: Any) -> bool:
-    """Whether it unfolds to no more than a config could."""
-    values, characters = 0, 0
-    pending = [(value, 0)]
-    while pending:
-        node, depth = pending.pop()
-        values += 1
-        parts: list[Any] = []
-        if isinstance(node, dict):
-            parts = [*node.keys(), *node.values()]
-        elif isinstance(node, list | tuple):
-            parts = list(node)
-        elif isinstance(node, str | bytes):
-            characters += len(node)
-        if (
-            values + len(pending) + len(parts) > _MOST_VALUES
-            or characters > _MOST_CHARACTERS
-            or depth > _DEEPEST
-        ):
-            return False
-        pending += ((part, depth + 1) for part in parts)
-    return True
 
 
 def _portable(value: Any) -> Any:

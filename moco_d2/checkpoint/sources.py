@@ -6,6 +6,7 @@ file it is decides the rest (`families`). Nothing is ever ignored quietly: a ten
 backbone, a declared companion, or the reason for a refusal.
 """
 
+import glob
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -146,6 +147,11 @@ def _states(checkpoint: Mapping[Any, Any]) -> dict[str, dict[str, Tensor]]:
             return
         visited.add(id(node))
         for key, value in node.items():
+            if isinstance(key, str) and isinstance(value, dict | Tensor) and not key.isprintable():
+                raise UserError(
+                    f"it holds the name {key!r:.60}, which is no text; save the network again, "
+                    "with torch.save({'state_dict': model.state_dict()}, file)"
+                )
             if isinstance(key, str) and isinstance(value, dict) and len(key) > LONGEST_NAME:
                 continue  # no container of a network
             # An optimizer's keys are numbers, of which none names a tensor of a network.
@@ -279,7 +285,7 @@ def _account(
     groups |= dict.fromkeys(chosen.names.values())
     heads = (other.prefix for other in candidates if other.container == chosen.container)
     patterns = (
-        *(without_wrappers(p) + head for p in (prefix, *heads) for head in family.heads),
+        *(glob.escape(without_wrappers(p)) + h for p in (prefix, *heads) for h in family.heads),
         *family.companions,
         *drop,
     )

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from moco_d2.checkpoint.pickle_names import Storage, storage_of
-from moco_d2.checkpoint.unpickling import Budget, check_pickle, load_pickle
+from moco_d2.checkpoint.pickle_names import Budget, Storage, storage_of
+from moco_d2.checkpoint.unpickling import check_pickle, load_pickle
 from moco_d2.errors import UserError
 
 # torch.save before 1.6, the format of the official MoCo files: a magic number, a version, a

@@ -9,7 +9,16 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from moco_d2.checkpoint.pickle_names import TABLE, ArrayStub, Inert, Stub, TensorStub, refused
+from moco_d2.checkpoint.pickle_names import (
+    BUDGET,
+    TABLE,
+    ArrayStub,
+    Budget,
+    Inert,
+    Stub,
+    TensorStub,
+    refused,
+)
 
 # A state_dict with its optimizer takes some 100,000 opcodes; lists of a million numbers are read.
 MOST_OPCODES = 2_000_000
@@ -24,32 +33,8 @@ _REFUSED_OPCODES = frozenset(
     ("EXT1", "EXT2", "EXT4", "INST", "OBJ", "NEWOBJ_EX", "PERSID", "NEXT_BUFFER", "READONLY_BUFFER")
 )
 _LATIN1 = "latin1"  # gives every byte of Python 2's strings back
-_PYTHON_2 = {"long": "int", "unicode": "str"}
+_PYTHON_2 = {"long": "int", "unicode": "str", "xrange": "range"}
 _AS_TORCH = "?bhilqBHILQefd"  # codes of NumPy's types that become tensors
-
-
-class OversizedError(Exception):
-    """What a file stands for takes far more memory than it has bytes. The message says how much."""
-
-
-class Budget:
-    """Bytes that the arrays and tensors of one file may take together.
-
-    The same bytes may be used under many names, and a stride of 0 repeats a value without end.
-    """
-
-    def __init__(self, limit: int):
-        self._limit = limit
-        self._taken = 0
-
-    def take(self, count: int) -> None:
-        """
-        Raises:
-            OversizedError: they are used up.
-        """
-        self._taken += count
-        if self._taken > self._limit:
-            raise OversizedError(f"{self._taken} bytes and more")
 
 
 class _Unpickler(pickle.Unpickler):
@@ -87,7 +72,11 @@ def load_pickle(
             one of these other arguments than their writers do.
         OversizedError: its arrays and tensors are more than the budget.
     """
-    return _Finished(budget).value(_Unpickler(BytesIO(data), persistent).load())
+    before = BUDGET.set(budget)
+    try:
+        return _Finished(budget).value(_Unpickler(BytesIO(data), persistent).load())
+    finally:
+        BUDGET.reset(before)
 
 
 class _Finished:

@@ -42,21 +42,21 @@ def enforce(findings: Sequence[Finding], *, force: bool, logger: Any) -> None:
     """
     stopping = [f for f in findings if not force or isinstance(f, Refusal)]
     if stopping:
-        raise UserError(_listed(stopping))
+        raise UserError(*_listed(stopping))
     for finding in findings:
         logger.warning("preflight, overruled by --force: %s", finding)
 
 
-def _listed(findings: Sequence[Finding]) -> str:
+def _listed(findings: Sequence[Finding]) -> list[str]:
     """One finding as a sentence; several on a line each."""
     if len(findings) == 1:
-        return f"{findings[0]}; {_force(findings)}"
+        return [f"{findings[0]}; {_force(findings)}"]
     lines = [f"the run has {len(findings)} findings; {_force(findings)}"]
     some = has_refusal(findings) and not all(isinstance(f, Refusal) for f in findings)
     for finding in findings:
         beyond = " (beyond --force)" if some and isinstance(finding, Refusal) else ""
         lines.append(f"  {finding}{beyond}")
-    return "\n".join(lines)
+    return lines
 
 
 def _force(findings: Sequence[Finding]) -> str:

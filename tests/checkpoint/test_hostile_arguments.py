@@ -1,6 +1,9 @@
 """Files that name only what the reader allows, and give it what no writer gives."""
 
+import argparse
+import collections
 import dataclasses
+import datetime
 import io
 import json
 import pickle
@@ -8,17 +11,20 @@ import pickletools
 import struct
 import subprocess
 import sys
+import types
 import zipfile
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
+from checkpoint.containers import foreign, foreign_importable
 from numpy._core import multiarray
 
 from moco_d2.checkpoint import pickle_names
 from moco_d2.checkpoint.backbone import load_backbone
 from moco_d2.checkpoint.convert import convert
-from moco_d2.checkpoint.io import load_checkpoint
+from moco_d2.checkpoint.io import load_checkpoint, read_provenance
 from moco_d2.checkpoint.pickle_names import allowed_names
 from moco_d2.errors import UserError
 
@@ -466,6 +472,147 @@ NAMES = {
 @pytest.mark.parametrize("kind", NAMES)
 def test_names_that_would_take_hours_are_refused_at_once(tmp_path, kind):
     torch.save(NAMES[kind], tmp_path / "c.pth")
-    with pytest.raises(UserError, match="it holds [0-9]+") as caught:
+    with pytest.raises(UserError, match=r"it holds [0-9]+|[0-9]+ entries") as caught:
         convert(tmp_path / "c.pth", tmp_path / "w.pth")
     assert len(str(caught.value)) < 1000
+
+
+def named(name):
+    module, _, attribute = name.rpartition(".")
+    return b"c" + f"{module}\n{attribute}\n".encode()
+
+
+def multiplying():
+    """Calls that each copy what one object holds."""
+    long_text = pickle.BINUNICODE + struct.pack("<I", 1 << 20) + b"x" * (1 << 20) + b"q\x01"
+    many = b"](" + b"".join(b"K" + bytes([i % 256]) for i in range(200_000)) + b"eq\x01"
+    pairs = b"](" + b"".join(text(str(i)) + b"K\x01\x86" for i in range(50_000)) + b"eq\x01"
+    state = b"}(" + b"".join(text(str(i)) + b"N" for i in range(50_000)) + b"uq\x01"
+    tuple_ = b"(" + b"N" * 200_000 + b"tq\x01"
+    colliding = [(k * ((1 << 61) - 1), None) for k in range(60_000)]
+    ordered = named("collections.OrderedDict")
+    times = 2000
+    return {
+        "encoded": b"\x80\x02" + long_text + b"0](" + (named("_codecs.encode") + b"h\x01"
+        + text("latin1") + b"\x86R") * times + b"e.",
+        "scalars": b"\x80\x02" + long_text + b"0](" + (named("numpy.core.multiarray.scalar")
+        + named("numpy.dtype") + text("S1048576") + b"\x85Rh\x01\x86R") * times + b"e.",
+        "dicts": b"\x80\x02" + pairs + b"0](" + (ordered + b"h\x01\x85R") * times + b"e.",
+        "states": b"\x80\x02" + state + b"0](" + (named("argparse.Namespace") + b")\x81h\x01b")
+        * times + b"e.",
+        "arguments": b"\x80\x02" + tuple_ + b"0](" + (named("argparse.Namespace") + b"h\x01R")
+        * times + b"e.",
+        "collisions": pickle.dumps(Calls(collections.OrderedDict, colliding), protocol=2),
+        "lists": b"\x80\x02" + many + b"0](" + (ordered + b"h\x01\x85R") * times + b"e.",
+    }  # fmt: skip
+
+
+def test_calls_that_multiply_what_they_are_given(tmp_path):
+    """A short program may copy one long text, dict or tuple thousands of times."""
+    for name, content in multiplying().items():
+        (tmp_path / f"{name}.pkl").write_bytes(content)
+    found = outcomes(tmp_path)
+    assert {name: code for name, code in found.items() if code != REFUSED} == {}
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_entry_that_unpacks_to_more_than_it_declares(tmp_path, method):
+    """zipfile unpacks all of it before it compares the size."""
+    path = tmp_path / "c.pth"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("archive/data/0", bytes(64 << 20))
+        archive.writestr("archive/data.pkl", b"\x80\x02}.")
+    data = bytearray(path.read_bytes())
+    for signature, offset in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
+        struct.pack_into("<I", data, data.index(signature) + offset, 1000)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="packed by method"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_what_training_code_keeps_beside_its_tensors(tmp_path, protocol):
+    node = foreign("yacs.config.CfgNode", dict)(MODEL=foreign("yacs.config.CfgNode", dict)(D=3))
+    content = {
+        "w": torch.ones(2),
+        "nothing": b"",
+        "history": np.zeros((0, 3)),
+        "config": node,
+        "started": datetime.datetime(2020, 1, 2, tzinfo=datetime.timezone.utc),
+        "took": datetime.timedelta(seconds=3),
+        "last": collections.deque([1, 2], maxlen=5),
+        "epochs": range(3),
+        "options": types.SimpleNamespace(lr=1),
+        "type": np.float32,
+    }
+    with foreign_importable():
+        torch.save(content, tmp_path / "c.pth", pickle_protocol=protocol)
+    loaded = load_checkpoint(tmp_path / "c.pth")
+    assert torch.equal(loaded["w"], torch.ones(2)) and loaded["nothing"] == b""
+    assert loaded["history"].shape == (0, 3)
+    assert loaded["config"] == {"MODEL": {"D": 3}} and type(loaded["config"]) is dict
+    assert loaded["options"].lr == 1
+
+
+def test_the_sentence_says_what_is_not_plain(tmp_path):
+    torch.save({"a": np.array([None, 1], dtype=object)}, tmp_path / "c.pth")
+    with pytest.raises(UserError, match=r"arrays of the type 'O8' is not allowed"):
+        load_checkpoint(tmp_path / "c.pth")
+
+
+# ---- what is written out again -------------------------------------------------------------------
+
+ESCAPE = "\x1b]0;x\x07\nerror: forged"
+
+
+@pytest.mark.parametrize("place", ["tensor", "prefix", "container"])
+def test_names_that_are_no_text_reach_no_terminal(tmp_path, small, place):
+    state = {
+        "tensor": {**small, ESCAPE: torch.ones(1)},
+        "prefix": {f"{ESCAPE}.{k}": v for k, v in small.items()},
+        "container": {ESCAPE: small},
+    }[place]
+    torch.save(state, tmp_path / "c.pth")
+    with pytest.raises(UserError, match="which is no text") as caught:
+        convert(tmp_path / "c.pth", tmp_path / "w.pth")
+    assert str(caught.value).isprintable()
+
+
+def test_a_pattern_for_a_prefix_is_no_pattern(tmp_path, small):
+    """Else "*." would make every tensor a known companion."""
+    state = {f"*.{k}": v for k, v in small.items()} | {"other.fc.weight": torch.ones(1)}
+    torch.save({"state_dict": state}, tmp_path / "c.pth")
+    with pytest.raises(UserError, match=r"unknown \(other\.fc\.weight"):
+        convert(tmp_path / "c.pth", tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    "provenance",
+    [
+        {"a": float("nan")},
+        {"a": "\x1b[31m"},
+        {"a": "\ud800"},
+        {"k" * 400: 1},
+        {"a": "x" * 200_000},
+        {"a": argparse.Namespace(x=1)},
+        {"a": torch.ones(1)},
+        {"a": b"x"},
+        {"a": unfolding(5)},
+        {"a": deep(100)},
+        itself(),
+    ],
+    ids=lambda value: str(type(next(iter(value.values()))).__name__) + next(iter(value))[:3],
+)
+def test_a_report_in_a_file_of_weights_is_json_or_none(tmp_path, provenance, suffix):
+    """It goes into checkpoints and the record of a run, which it would spoil at its end."""
+    path = tmp_path / f"w{suffix}"
+    if suffix == ".pth":
+        torch.save({"model": {}, "provenance": provenance}, path)
+    else:
+        try:
+            metadata = {"provenance": json.dumps(provenance)}
+            safetensors.torch.save_file({"a": torch.ones(1)}, path, metadata=metadata)
+        except (TypeError, ValueError, UnicodeError, MemoryError):
+            pytest.skip("JSON has no such value")
+    assert read_provenance(path) is None

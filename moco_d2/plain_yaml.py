@@ -8,6 +8,7 @@ returns the values, and nothing opens the files again.
 
 import ast
 import os
+import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,8 @@ DEEPEST = 50
 LONGEST = 10_000  # characters of a value; Linux has paths of up to 4096
 MOST_FILES = 100
 DEEPEST_BASE = 20
+# Keys that are no text, of a file: numbers can be chosen so that a dict of them takes minutes.
+MOST_ODD_KEYS = 1000
 _MOST_BITS = 63  # of a whole number, as in torch and numpy
 
 _BASE = "_BASE_"
@@ -81,17 +84,54 @@ def load_yaml(path: str | Path) -> Any:
 
     Raises:
         ValueError: it unfolds to too many values, nests too deep, names a key twice, has a value
-            that is too long, or is no text of a regular file.
+            that is too long or too many keys that are no text, or is no text of a regular file.
         OverflowError: it has a number or a date that Python has no room for.
         yaml.YAMLError: it is no YAML, or a tag in it would build an object.
         OSError: it cannot be read.
     """
-    return _parse(read_text(path))
+    return _parse(read_text(path))[0]
 
 
-def _parse(text: str) -> Any:
-    check_size(text)
-    return yaml.load(text, Loader=_LOADER)  # noqa: S506 - a safe one
+def _parse(text: str, where: str = "") -> tuple[Any, int]:
+    """The content, and its number of values; see load_yaml.
+
+    Args:
+        where: for errors: ``in its _BASE_ b.yaml, ``.
+    """
+    try:
+        values = check_size(text)
+        return yaml.load(text, Loader=_LOADER), values  # noqa: S506 - a safe one
+    except yaml.YAMLError as error:
+        raise yaml.YAMLError(where + _explain(error, text)) from error
+
+
+_TUPLE = re.compile(r"!!python/tuple\s*[\[(]([^\[\]()\n]{1,80})[\])]")
+_TAG = re.compile(r"constructor for the tag '(?:tag:yaml\.org,2002:)?(.{0,80})")
+
+
+def _explain(error: yaml.YAMLError, text: str) -> str:
+    """A YAML error as a clause with its line and what to do."""
+    if isinstance(error, yaml.reader.ReaderError):
+        return f"its character {error.position} is none of a text; remove it"
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    problem = getattr(error, "problem", None) or "it cannot be read"
+    if mark is None:
+        return f"{problem}; check its syntax"
+    lines = text.splitlines()
+    line = lines[mark.line] if mark.line < len(lines) else ""
+    where = f"line {mark.line + 1}"
+    if tag := _TAG.search(problem):
+        name = tag[1].partition("'")[0]
+        advice = "remove the tag, and write a plain value"
+        if name == "python/tuple":
+            inside = values[1].strip() if (values := _TUPLE.search(line)) else "32, 64"
+            advice = f"write ({inside}) or [{inside}]"
+        return f"{where} has the tag {name}, which could build any object; {advice}"
+    if "\t" in line[: len(line) - len(line.lstrip())] or "\t" in line[mark.column :][:1]:
+        return f"{where} has a tab where YAML has none; indent with spaces"
+    context = getattr(error, "context", None)
+    problem = f"{context}, {problem}" if context else problem
+    return f"{where}: {problem}; check its colons and indentation"
 
 
 class _Node:
@@ -103,20 +143,26 @@ class _Node:
         self.keys: set[str] | None = set() if isinstance(event, yaml.MappingStartEvent) else None
         self.at_key = self.keys is not None
 
-    def add(self, values: int, scalar: str | None, line: int) -> None:
-        """Count a node inside; `scalar` is its text, if it is one.
+    def add(self, values: int, scalar: str | None, odd: bool, line: int) -> bool:
+        """Count a node inside; `scalar` is its text, if it is one, and `odd`, that it stands for
+        something else.
+
+        Returns:
+            whether it is a key that is no text.
 
         Raises:
             ValueError: it is a key that is there already.
         """
         self.values += values
         if self.keys is None:
-            return
+            return False
+        odd_key = self.at_key and odd
         if self.at_key and scalar is not None:
             if scalar in self.keys:
                 raise ValueError(f"line {line} names the key {scalar!r:.100} again; keep one")
             self.keys.add(scalar)
         self.at_key = not self.at_key
+        return odd_key
 
 
 def check_size(text: str) -> int:
@@ -127,29 +173,30 @@ def check_size(text: str) -> int:
         the number of values, aliases unfolded.
 
     Raises:
-        ValueError: it unfolds to too many values, nests too deep, names a key twice, or has a value
-            that is too long.
+        ValueError: it unfolds to too many values, nests too deep, names a key twice, has a value
+            that is too long, or too many keys that are no text.
         yaml.YAMLError: it is no YAML.
     """
-    # What an anchor stands for: the number of values, its aliases unfolded, and its text.
-    anchors: dict[str, tuple[int, str | None]] = {}
+    # What an anchor stands for: the number of values, its aliases unfolded, its text, and whether
+    # that stands for something else.
+    anchors: dict[str, tuple[int, str | None, bool]] = {}
     open_nodes: list[_Node] = []
-    total = 0
+    total = odd_keys = 0
     for event in yaml.parse(text, Loader=_LOADER):
         if isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
             open_nodes.append(_Node(event))
             if event.anchor is not None:  # inside itself, it stands for no end of values
-                anchors[event.anchor] = MOST_VALUES, None
+                anchors[event.anchor] = MOST_VALUES, None, False
             if len(open_nodes) > DEEPEST:
                 raise ValueError(f"it nests deeper than {DEEPEST} levels")
             continue
         line = event.start_mark.line + 1
         if isinstance(event, yaml.ScalarEvent):
-            anchor, found = event.anchor, (1, _short(event.value, line))
+            anchor, found = event.anchor, (1, _short(event.value, line), not _is_text(event))
         elif isinstance(event, yaml.AliasEvent):
-            anchor, found = None, anchors.get(event.anchor, (0, None))
+            anchor, found = None, anchors.get(event.anchor, (0, None, False))
         elif isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
-            anchor, found = open_nodes[-1].anchor, (open_nodes.pop().values, None)
+            anchor, found = open_nodes[-1].anchor, (open_nodes.pop().values, None, False)
         else:
             continue
         if anchor is not None:
@@ -157,10 +204,27 @@ def check_size(text: str) -> int:
         if found[0] >= MOST_VALUES:
             raise ValueError(f"it unfolds to more than {MOST_VALUES} values")
         if open_nodes:
-            open_nodes[-1].add(*found, line)
+            odd_keys += open_nodes[-1].add(*found, line)
+            _check_odd_keys(odd_keys, line)
         else:
             total = found[0]
     return total
+
+
+def _check_odd_keys(number: int, line: int) -> None:
+    if number > MOST_ODD_KEYS:
+        raise ValueError(f"line {line}: more than {MOST_ODD_KEYS} keys are no text; quote them")
+
+
+def _is_text(event: Any) -> bool:
+    """Whether a scalar is text, and no number, date, truth value or nothing."""
+    if event.tag not in (None, "!"):
+        return event.tag == "tag:yaml.org,2002:str"
+    if not event.implicit[0]:  # quoted
+        return True
+    resolvers = _LOADER.yaml_implicit_resolvers
+    rules = [*resolvers.get(event.value[:1], ()), *resolvers.get(None, ())]
+    return not any(rule.match(event.value) for _, rule in rules)
 
 
 def _short(scalar: str, line: int) -> str:
@@ -246,12 +310,12 @@ class _Reader:
         self.files, self.bytes, self.values = 0, 0, 0
 
     def read(self, path: Path, including: tuple[Path, ...]) -> dict[str, Any]:
-        resolved = path.resolve()
+        resolved = Path(os.path.realpath(path))  # resolve() raises for links in a circle
         if resolved in including:
             raise ValueError(f"{resolved} is its own {_BASE}")
         if len(including) >= DEEPEST_BASE:
             raise ValueError(f"{path} is the {_BASE} of more than {DEEPEST_BASE} files in a row")
-        content = self._content(path)
+        content = self._content(path, f"in its {_BASE} {path}, " if including else "")
         if _BASE not in content:
             return content
         bases = content.pop(_BASE)
@@ -268,18 +332,18 @@ class _Reader:
         _merge(content, merged)
         return merged
 
-    def _content(self, path: Path) -> dict[str, Any]:
+    def _content(self, path: Path, where: str) -> dict[str, Any]:
         self.files += 1
         if self.files > MOST_FILES:
             raise ValueError(f"it reads more than {MOST_FILES} files through {_BASE}")
         text = read_text(path)
         self.bytes += len(text)
-        self.values += check_size(text)
+        content, values = _parse(text, where)
+        self.values += values
         if self.bytes > MOST_BYTES or self.values > MOST_VALUES:
             raise ValueError(
                 f"with its {_BASE}, it has more than {MOST_VALUES} values or {MOST_BYTES} bytes"
             )
-        content = yaml.load(text, Loader=_LOADER)  # noqa: S506 - a safe one
         if not isinstance(content, dict):
             raise ValueError(f"{path} is empty or no mapping of keys to values")
         bases = content.pop(_BASE, None)

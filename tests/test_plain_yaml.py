@@ -226,3 +226,82 @@ def test_a_large_file_is_not_read_to_its_end(tmp_path):
         f.truncate(1 << 40)  # sparse
     with pytest.raises(UserError, match="has more than 1048576 bytes"):
         load_config(file)
+
+
+MERSENNE = 2**61 - 1  # hash(k * MERSENNE) == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "".join(f"{k * MERSENNE}: 1\n" for k in range(1001)),
+        "".join(f"{k / 7}: 1\n" for k in range(1001)),
+        "".join(f"? !!int '{k}'\n: 1\n" for k in range(1001)),
+        "".join(f"a{n}: &a{n} {{{', '.join(f'{k}: 1' for k in range(n, n + 10))}}}\n"
+                for n in range(0, 1010, 10)),
+        f"a: [{', '.join(f'&a{k} {k * MERSENNE}' for k in range(1001))}]\nb:\n"
+        + "".join(f"  *a{k} : 1\n" for k in range(1001)),
+    ],
+    ids=["integers that collide", "floats", "tags", "in many mappings", "aliases"],
+)  # fmt: skip
+def test_many_keys_that_are_no_text_are_refused(tmp_path, text):
+    file = tmp_path / "a.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"^line \d+: more than 1000 keys are no text"):
+        load_yaml(file)
+    file.write_text("_BASE_: a.yaml\n")
+    file.rename(tmp_path / "b.yaml")
+    file.write_text(text)
+    with pytest.raises(UserError, match="more than 1000 keys are no text"):
+        load_config(tmp_path / "b.yaml")
+
+
+def test_few_keys_that_are_no_text_and_many_that_are_text_are_read(tmp_path):
+    file = tmp_path / "a.yaml"
+    lines = [*(f"{k * MERSENNE}: 1" for k in range(1000)), *(f"'{k}.0': 1" for k in range(5000))]
+    lines += [*(f"a{k}: {k}" for k in range(5000)), *(f"? !!str {k}x\n: 1" for k in range(2000))]
+    file.write_text("\n".join(lines) + "\n")
+    assert len(load_yaml(file)) == 13_000
+
+
+def test_links_in_a_circle_are_one_sentence(tmp_path):
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    (tmp_path / "a.yaml").write_text("_BASE_: loop.yaml\n")
+    with pytest.raises(UserError, match=r"^config .*a\.yaml: cannot read .*loop\.yaml: Too many"):
+        load_config(tmp_path / "a.yaml")
+    with pytest.raises(UserError, match=r"^cannot read the config .*a\.yaml: Too many"):
+        file_settings(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("X:\n  Y: !!python/tuple [32, 64]\n", "line 2 has the tag python/tuple, which could build "
+         "any object; write (32, 64) or [32, 64]"),
+        ("X: !!python/tuple\n- 32\n", "line 1 has the tag python/tuple, which could build any "
+         "object; write (32, 64) or [32, 64]"),
+        ("X: !!python/name:os.system x\n", "line 1 has the tag python/name:os.system, which could "
+         "build any object; remove the tag, and write a plain value"),
+        ("X: !foo x\n", "line 1 has the tag !foo, which could build any object; remove the tag, "
+         "and write a plain value"),
+        ("X:\n\tY: 1\n", "line 2 has a tab where YAML has none; indent with spaces"),
+        ("X:\n  Y: 1\n\tZ: 1\n", "line 3 has a tab where YAML has none; indent with spaces"),
+        ("X:\n  Y:\t@\n", "check its colons and indentation"),
+        ("X: [1, 2\nY: 3\n", "check its colons and indentation"),
+        ("X: 1\n Y: 2\n", "check its colons and indentation"),
+        ("X: a\x07\n", "its character 4 is none of a text; remove it"),
+    ],
+)  # fmt: skip
+def test_what_is_no_yaml_is_said_with_its_line_and_what_to_do(tmp_path, text, said):
+    file = tmp_path / "a.yaml"
+    file.write_text(text)
+    for read in (load_config, load_suite):
+        with pytest.raises(UserError) as caught:
+            read(file)
+        message = str(caught.value)
+        assert said in message and message.isprintable()
+        assert str(file) in message and "unicode string" not in message
+    (tmp_path / "b.yaml").write_text("_BASE_: a.yaml\n")
+    with pytest.raises(UserError) as caught:
+        load_config(tmp_path / "b.yaml")
+    assert f"b.yaml: in its _BASE_ {file}, " in str(caught.value) and said in str(caught.value)

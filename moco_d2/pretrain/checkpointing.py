@@ -34,7 +34,21 @@ from moco_d2.pretrain.official import (
     load_official_state_dict,
     official_state_dict,
 )
-from moco_d2.pretrain.process_state import gather_process_states, set_process_state
+from moco_d2.pretrain.process_state import (
+    check_process_states,
+    gather_process_states,
+    set_process_state,
+    set_rng_state,
+)
+from moco_d2.pretrain.resume_checks import (
+    check_count,
+    check_grad_scaler,
+    check_metrics,
+    continuing,
+    entry,
+    require,
+    shown,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +94,7 @@ class PretrainCheckpointer:
         self.optimizer = optimizer
         self.scaler = scaler
         self.scaling = scaling or {}
+        self._rng: dict[str, Any] | None = None
         self.reinitialise = check_parts(cfg.MOCO.CHECKPOINT.REINITIALISE)
         if min(cfg.MOCO.CHECKPOINT.KEEP_LAST, cfg.MOCO.CHECKPOINT.KEEP_EVERY) < 0:
             raise UserError("MOCO.CHECKPOINT.KEEP_LAST and KEEP_EVERY are numbers from 0 on")
@@ -177,7 +192,8 @@ class PretrainCheckpointer:
             number of finished iterations, 0 if there is no checkpoint, and the metrics saved.
 
         Raises:
-            UserError: none is intact, or it was made with other settings.
+            UserError: none is intact, or it was made with other settings, or holds what cannot be
+                used. Nothing has been written then.
         """
         found = self._newest_intact()
         if found is None:
@@ -185,9 +201,20 @@ class PretrainCheckpointer:
         path, checkpoint = found
         if "state_dict" not in checkpoint or "optimizer" not in checkpoint:
             raise UserError(f"{path} is not a training checkpoint: it has no optimizer to resume")
+        with continuing(path):
+            place = self._load(path, checkpoint, iterations_per_epoch)
+        comm.synchronize()  # before it is named, all have found the same
+        if comm.is_main_process() and (self.folder / LAST_CHECKPOINT).is_file():
+            name_last(self.folder, path)
+        return place
+
+    def _load(
+        self, path: Path, checkpoint: dict[str, Any], iterations_per_epoch: int
+    ) -> tuple[int, dict[str, Any]]:
+        """`resume` from the content of a checkpoint."""
         ours = checkpoint.get("moco_d2")
         if ours is not None:
-            self._compare(path, ours["config"])
+            self._check_ours(path, ours)
         tensors = checkpoint["state_dict"]
         load_official_state_dict(self.model, tensors, reinitialise=self.reinitialise)
         load_official_optimizer(
@@ -200,7 +227,8 @@ class PretrainCheckpointer:
         for part in self.reinitialise:
             logger.warning("the %s begins anew (MOCO.CHECKPOINT.REINITIALISE)", part)
         if ours is None:
-            iteration = int(checkpoint.get("epoch", 0)) * iterations_per_epoch
+            epoch = check_count(checkpoint.get("epoch", 0), "epoch")
+            iteration = check_count(epoch * iterations_per_epoch, "epoch in iterations")
             logger.warning(
                 "%s is an official file: it continues at the beginning of its epoch, iteration %d, "
                 "with generators seeded anew",
@@ -210,7 +238,9 @@ class PretrainCheckpointer:
             return iteration, {}
         if ours["grad_scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(ours["grad_scaler"])
-        if not set_process_state(self.model, ours["processes"]):
+        if set_process_state(self.model, ours["processes"]):
+            self._rng = ours["processes"][comm.get_rank()]["rng"]
+        else:
             logger.warning(
                 "%s was saved by %d process(es) and is continued by %d: the same images, but "
                 "another division into BatchNorm groups and other random numbers, so not bit for "
@@ -222,13 +252,28 @@ class PretrainCheckpointer:
         logger.info("continuing %s, from iteration %d", path, ours["iteration"])
         return ours["iteration"], ours["metrics"]
 
+    def restore_generators(self) -> None:
+        """Set the generators as `resume` did: they may have been seeded in between."""
+        if self._rng is not None:
+            set_rng_state(self._rng)
+
+    def _check_ours(self, path: Path, ours: Any) -> None:
+        """Check the entry that no official file has.
+
+        Raises:
+            UserError: it is of a run with another batch.
+            UnusableError: it has something that cannot be used.
+        """
+        iteration = check_count(entry(ours, "iteration", int, "moco_d2"), "iteration")
+        self._compare(path, entry(ours, "config", dict, "moco_d2"))
+        check_grad_scaler(entry(ours, "grad_scaler", dict, "moco_d2"))
+        check_process_states(self.model, entry(ours, "processes", list, "moco_d2"))
+        require(bool(ours["processes"]), "its moco_d2.processes is empty")
+        check_metrics(entry(ours, "metrics", dict, "moco_d2"), iteration)
+
     def _newest_intact(self) -> tuple[Path, dict[str, Any]] | None:
         if (self.folder / LAST_CHECKPOINT).is_file():
-            path, content = newest_intact(self.folder, _ANY)
-            comm.synchronize()  # before it is named, all have found the same
-            if comm.is_main_process():
-                name_last(self.folder, path)
-            return path, content
+            return newest_intact(self.folder, _ANY)
         given = self.cfg.MODEL.WEIGHTS
         return (Path(given), load_checkpoint(given)) if given else None
 
@@ -243,7 +288,8 @@ class PretrainCheckpointer:
             )
         for key in changed:
             if not key.startswith(_FREE_TO_CHANGE):
-                logger.warning("resuming with %s %s, which was %s", key, now[key], before[key])
+                was = before[key] if str(before[key]).isprintable() else shown(before[key])
+                logger.warning("resuming with %s %s, which was %s", key, now[key], was)
 
 
 class SaveCheckpoint(HookBase):

@@ -26,6 +26,7 @@ from moco_d2.errors import UserError, as_raised
 from moco_d2.files import atomic_write
 from moco_d2.hooks import DeferredWriters, EvalHook, ProgressBar, StopOnSignal
 from moco_d2.pretrain.labelled import Epochs, LabelledImages
+from moco_d2.pretrain.resume_checks import check_count, check_sgd, check_tensors, continuing
 from moco_d2.pretrain.stream import build_loader
 
 logger = logging.getLogger(__name__)
@@ -328,24 +329,33 @@ class ClassifierTrainer(TrainerBase):
         Order and augmentation follow from seed and position, so there is nothing else to restore.
 
         Raises:
-            UserError: it belongs to a run with other settings; names the first.
+            UserError: it belongs to a run with other settings, of which the first is named; or
+                holds what cannot be used.
         """
         path = self.output / CHECKPOINT
         if not path.is_file():
             return
         checkpoint = load_checkpoint(path)
-        ours = checkpoint.get("moco_d2", {})
-        found = ours.get("identity")
+        with continuing(path, "give another --output, or start again without --resume"):
+            self._load(path, checkpoint)
+
+    def _load(self, path: Path, checkpoint: dict[str, Any]) -> None:
+        """`resume` from the content of a checkpoint."""
+        ours = checkpoint.get("moco_d2")
+        found = ours.get("identity") if isinstance(ours, dict) else None
         if not isinstance(found, dict) or "iteration" not in ours:
             raise UserError(f"{path} is not a checkpoint of this command; give another --output")
         for key, wanted in self.identity.items():
             if found.get(key) != wanted:
                 raise UserError(
-                    f"{path} is of a run with {key} {found.get(key)}, and this one has {wanted}: "
-                    "give the same, or another --output"
+                    f"{path} is of a run with {key} {found.get(key)!s:.200}, and this one has "
+                    f"{wanted}: give the same, or another --output"
                 )
+        iteration = check_count(ours["iteration"], "iteration")
+        check_tensors(checkpoint.get("state_dict"), self.network.state_dict(), "state_dict")
+        check_sgd(checkpoint.get("optimizer"), self.optimizer)
         self.network.load_state_dict(checkpoint["state_dict"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
-        self.start_iter = self.scheduler.last_epoch = ours["iteration"]
+        self.start_iter = self.scheduler.last_epoch = iteration
         for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
             group["lr"] = lr

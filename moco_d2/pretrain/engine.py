@@ -161,6 +161,7 @@ class Pretrainer(TrainerBase):
             Stopped: by a signal; the state is saved.
         """
         self.parallel_model.train()
+        self.checkpointer.restore_generators()
         with contextlib.closing(self.data.batches(self.start_iter)) as self._batches:
             super().train(self.start_iter, self.max_iter)
 

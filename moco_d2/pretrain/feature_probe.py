@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from moco_d2.checkpoint.io import load_checkpoint
-from moco_d2.files import atomic_write
+from moco_d2.files import atomic_write, sha256_of_json
 from moco_d2.pretrain.augmentation import build_evaluation_transform
 from moco_d2.pretrain.classification import Recipe, new_classifier, topk_correct
 from moco_d2.pretrain.labelled import ImageList, build_training_transform, evaluation_loader
@@ -74,8 +74,8 @@ def cached_features(
     splits: dict[str, dict[str, Any]],
     **options: Any,
 ) -> dict[str, Features]:
-    """Features of each split, from `file` if it was made with the same `key`; else they are made
-    and written there.
+    """Features of each split, from `file` if it was made with the same `key` and holds features of
+    these images; else they are made and written there.
 
     Args:
         key: what the features depend on; JSON types.
@@ -85,13 +85,39 @@ def cached_features(
     """
     if reuse and file.is_file():
         content = load_checkpoint(file)
-        if content.get("key") == key:
+        if _is_of(content, key, splits):
             logger.info("features from %s", file)
             return {name: tuple(content[name]) for name in splits}
     made = {name: extract_crops(**arguments, **options) for name, arguments in splits.items()}
     with atomic_write(file) as temporary:
         torch.save({"key": key, **{name: list(pair) for name, pair in made.items()}}, temporary)
     return made
+
+
+def _is_of(content: dict[Any, Any], key: dict[str, Any], splits: dict[str, Any]) -> bool:
+    """Whether `content` was written by cached_features with this key, and holds what it wrote."""
+    try:
+        if sha256_of_json(content.get("key")) != sha256_of_json(key):
+            return False
+        return all(_are_features(content[name], **splits[name]) for name in splits)
+    except (LookupError, TypeError, ValueError, RecursionError):
+        return False
+
+
+def _are_features(pair: Any, *, images: ImageList, crops: int) -> bool:
+    """Whether `pair` is what extract_crops may give of these images and as many crops."""
+    features, labels = pair
+    return (
+        isinstance(features, Tensor)
+        and isinstance(labels, Tensor)
+        and features.is_floating_point()
+        and features.dim() == 3
+        and features.shape[:2] == (len(images), crops)
+        and bool(torch.isfinite(features).all())
+        and labels.dtype == torch.long
+        and images.labels is not None
+        and labels.tolist() == list(images.labels)
+    )
 
 
 def train_on_features(

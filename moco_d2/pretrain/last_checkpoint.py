@@ -8,13 +8,26 @@ from typing import Any
 
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.errors import UserError
-from moco_d2.files import write_text
+from moco_d2.files import read_regular_file, write_text
+from moco_d2.pretrain.resume_checks import MOST
 
 logger = logging.getLogger(__name__)
 
 LAST_CHECKPOINT = "last_checkpoint"
+_MOST_BYTES = 4096  # of last_checkpoint; Linux allows no longer path
 # An official file tells no iteration; nor does what is no checkpoint of a run.
 _UNKNOWN = float("inf")
+
+
+def named_checkpoint(folder: Path) -> Path:
+    """The file that last_checkpoint names; the folder itself where it names none: it is empty, or
+    not readable, or not the name of a file.
+    """
+    try:
+        name = read_regular_file(folder / LAST_CHECKPOINT, _MOST_BYTES).decode().strip()
+    except (OSError, ValueError):  # UnicodeDecodeError is a ValueError
+        return folder
+    return folder / name if name.isprintable() else folder
 
 
 def newest_intact(folder: Path, pattern: str) -> tuple[Path, dict[str, Any]]:
@@ -34,7 +47,7 @@ def newest_intact(folder: Path, pattern: str) -> tuple[Path, dict[str, Any]]:
     Raises:
         UserError: none can be read.
     """
-    named = folder / (folder / LAST_CHECKPOINT).read_text().strip()
+    named = named_checkpoint(folder)
     # Not beside `named`: an empty last_checkpoint names the folder itself.
     others = set(folder.glob(pattern)) - {named}
     try:
@@ -88,4 +101,5 @@ def _by_iteration(paths: set[Path]) -> dict[float, Path]:
 def _iteration(content: dict[str, Any]) -> float:
     """Of a checkpoint of pretraining or fine-tuning."""
     ours = content.get("moco_d2", content)
-    return ours.get("iteration", _UNKNOWN) if isinstance(ours, dict) else _UNKNOWN
+    iteration = ours.get("iteration") if isinstance(ours, dict) else None
+    return iteration if type(iteration) is int and 0 <= iteration <= MOST else _UNKNOWN

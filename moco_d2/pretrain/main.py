@@ -24,7 +24,8 @@ def pretrain(args: argparse.Namespace) -> None:
     cfg.freeze()
     seed(cfg)
     with claimed(cfg.OUTPUT_DIR):
-        trainer = Pretrainer(cfg)  # checks data and settings before anything is written
-        setup_run(trainer.cfg, args, held)
+        # Data, settings and the checkpoint are checked before anything is written.
+        trainer = Pretrainer(cfg)
         trainer.resume_or_start(resume=args.resume)
+        setup_run(trainer.cfg, args, held)
         trainer.train()

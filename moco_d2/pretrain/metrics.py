@@ -76,8 +76,11 @@ class MetricsState(HookBase):
 
 
 def _iteration(line: str) -> float:
-    """Of a line of metrics.json; beyond every iteration for one that a kill cut short."""
+    """Of a line of metrics.json; beyond every iteration for one that a kill cut short, or that
+    is none of ours.
+    """
     try:
-        return json.loads(line)["iteration"]
-    except (ValueError, KeyError, TypeError):
+        iteration = json.loads(line)["iteration"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return float("inf")
+    return iteration if type(iteration) in (int, float) else float("inf")

@@ -12,6 +12,13 @@ import torch
 from torch import nn
 
 from moco_d2.errors import UserError
+from moco_d2.pretrain.resume_checks import (
+    check_momentum,
+    check_tensor,
+    entry,
+    require,
+    shown,
+)
 
 # Where our module names differ from the official ones.
 _OFFICIAL_PREFIX = {"dictionary.": "", "encoder.": ""}
@@ -46,7 +53,9 @@ def load_official_state_dict(
     Raises:
         UserError: names or shapes differ; names the first, the config key behind it and, where
             there is one, the way to begin anew with that part only.
+        UnusableError: an entry is not a tensor, or has values that cannot be.
     """
+    _check_named_tensors(state_dict)
     ours = {_official_name(name): name for name in model.state_dict()}
     theirs = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
     current = model.state_dict()
@@ -72,6 +81,13 @@ def load_official_state_dict(
                 f"the checkpoint has {name}, which this config's network has not; it was made with "
                 f"other settings: check MOCO.ENCODER against the config.yaml beside it{_way(name)}"
             )
+    for official, name in ours.items():
+        check_tensor(theirs[official], current[name], official)
+    if "queue_ptr" in theirs and "queue" in theirs:
+        pointer, size = int(theirs["queue_ptr"]), theirs["queue"].shape[1]
+        require(
+            0 <= pointer < size, f"its queue_ptr is {pointer}, not a column of a queue of {size}"
+        )
     model.load_state_dict({name: theirs[official] for official, name in ours.items()})
 
 
@@ -91,21 +107,33 @@ def load_official_optimizer(
 
     Raises:
         UserError: `saved` is not the state of an optimizer of these parameters.
+        UnusableError: it is none of SGD's.
     """
+    states = entry({"optimizer": saved}, "optimizer", dict).get("state", {})
+    require(type(states) is dict, f"its optimizer.state is {shown(states)}, no dict")
     theirs = [name.removeprefix("module.") for name in state_dict if not name.endswith(_BUFFERS)]
     number = {name: i for i, name in enumerate(theirs)}
-    trained = [_official_name(name) for name, p in model.named_parameters() if p.requires_grad]
+    trained = [(_official_name(name), p) for name, p in model.named_parameters() if p.requires_grad]
     state = {}
-    for i, name in enumerate(trained):
+    for i, (name, parameter) in enumerate(trained):
         if _is_part_of(name, reinitialise):
             continue
-        if number.get(name) in saved.get("state", {}):
-            state[i] = saved["state"][number[name]]
-    if saved.get("state") and not state:
+        if number.get(name) in states:
+            state[i] = states[number[name]]
+            check_momentum(state[i], parameter, name)
+    if states and not state:
         raise UserError("the checkpoint's optimizer is not of this network; check MOCO.ENCODER")
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )
+
+
+def _check_named_tensors(state_dict: Any) -> None:
+    good = type(state_dict) is dict and all(type(name) is str for name in state_dict)
+    require(good, "its state_dict is not a dict of tensors by name")
+    for name, tensor in state_dict.items():
+        good = isinstance(tensor, torch.Tensor)
+        require(good, f"its {shown(name)} is {shown(tensor)}, not a tensor")
 
 
 def check_parts(parts: Iterable[str]) -> tuple[str, ...]:

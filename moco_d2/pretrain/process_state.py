@@ -10,6 +10,9 @@ import torch
 from detectron2.utils import comm
 from torch import nn
 
+from moco_d2.pretrain.generator_checks import check_rng_state
+from moco_d2.pretrain.resume_checks import check_tensors, entry, require, shown
+
 
 def gather_process_states(model: nn.Module) -> list[dict[str, Any]]:
     """One entry a process, in rank order; empty but in the main process. All must call.
@@ -25,8 +28,26 @@ def gather_process_states(model: nn.Module) -> list[dict[str, Any]]:
     )
 
 
+def check_process_states(model: nn.Module, states: Any) -> None:
+    """Check what gather_process_states gave, the entries of all processes, so that all decide
+    alike.
+
+    Raises:
+        UnusableError: an entry cannot be taken up.
+    """
+    require(type(states) is list, f"its processes is {shown(states)}, not a list")
+    if len(states) != comm.get_world_size():
+        return  # and set_process_state leaves them alone
+    wanted = own_buffers(model)
+    for rank, state in enumerate(states):
+        check_rng_state(entry(state, "rng", dict, "processes"))
+        buffers = entry(state, "buffers", dict, "processes")
+        if rank > 0 or buffers:
+            check_tensors(buffers, wanted, f"processes[{rank}].buffers")
+
+
 def set_process_state(model: nn.Module, states: list[dict[str, Any]]) -> bool:
-    """Take this process's entry up.
+    """Take this process's entry up, which check_process_states has accepted.
 
     Returns:
         whether there was one: False where the run had another number of processes.
@@ -64,7 +85,12 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Restore what rng_state gave."""
+    """Restore what rng_state gave.
+
+    Raises:
+        UnusableError: it is no state of the generators.
+    """
+    check_rng_state(state)
     torch.set_rng_state(state["torch"])
     version, internal, cached = state["python"]
     random.setstate((version, tuple(internal), cached))

@@ -26,8 +26,10 @@ from moco_d2.checkpoint.backbone import load_backbone
 from moco_d2.config import to_plain
 from moco_d2.errors import UserError, run_command
 from moco_d2.launch import LOGGERS
+from moco_d2.pretrain import feature_probe
 from moco_d2.pretrain.augmentation import build_evaluation_transform
 from moco_d2.pretrain.classification import (
+    CHECKPOINT,
     LINEAR,
     ClassifierTrainer,
     Recipe,
@@ -479,5 +481,102 @@ def test_a_damaged_image_in_a_worker_is_one_sentence(data, checkpoint, tmp_path,
         check=False,
     )
     assert done.returncode == 2
-    assert f"error: image {damaged} does not decode" in done.stderr
+    assert f"error: image {damaged} cannot be read" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content.pop("train"),
+        lambda content: content.update(train=5),
+        lambda content: content.update(train=[1, 2]),
+        lambda content: content.update(train=content["val"]),
+        lambda content: content.update(key=torch.zeros(3)),
+        lambda content: content["key"].update(crops=torch.zeros(3)),
+        lambda content: content["train"][0].fill_(float("nan")),
+        lambda content: content["train"].__setitem__(1, content["train"][1] + 1),
+        lambda content: content["train"].__setitem__(1, content["train"][1].float()),
+        lambda content: content["train"].__setitem__(0, content["train"][0][:, 0]),
+    ],
+)
+def test_features_that_are_not_ours_are_made_anew(data, tmp_path, monkeypatch, damage):
+    train, val = list_labelled(data)
+    made = []
+
+    def extract(*, images, crops):
+        made.append(images)
+        return torch.rand(len(images), crops, 4), torch.tensor(list(images.labels))
+
+    monkeypatch.setattr(feature_probe, "extract_crops", extract)
+    file, key = tmp_path / "features.pth", {"seed": 1, "crops": 2}
+    splits = {"train": {"images": train, "crops": 2}, "val": {"images": val, "crops": 1}}
+
+    def features():
+        return feature_probe.cached_features(file, key, reuse=True, splits=splits)
+
+    first = features()
+    assert torch.equal(features()["train"][0], first["train"][0]) and len(made) == 2
+    content = torch.load(file, weights_only=True)
+    damage(content)
+    torch.save(content, file)
+    assert torch.isfinite(features()["train"][0]).all() and len(made) == 4
+    features()
+    assert len(made) == 4
+
+
+def _change(*path, value):
+    def change(content):
+        for key in path[:-1]:
+            content = content[key]
+        content[path[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_change("moco_d2", value=[1]), "is not a checkpoint of this command"),
+        (_change("moco_d2", "identity", value=[1]), "is not a checkpoint of this command"),
+        (_change("moco_d2", "identity", "seed", value=torch.ones(2)), "cannot be continued"),
+        (_change("moco_d2", "iteration", value="x"), "iteration is 'x', not a whole number"),
+        (_change("moco_d2", "iteration", value=-1), "iteration is -1, not a whole number"),
+        (_change("moco_d2", "iteration", value=2**60), "iteration is 1152921504606846976, not"),
+        (_change("state_dict", value=None), "state_dict is None, not a dict of tensors"),
+        (_change("state_dict", "fc.bias", value="x"), "'fc.bias' is 'x', not a tensor"),
+        (_change("state_dict", "fc.bias", value=torch.ones(3)), r"has the shape \(3,\)"),
+        (_change("state_dict", "fc.bias", value=torch.full((2,), torch.nan)), "not finite"),
+        (_change("state_dict", "other", value=torch.ones(2)), "has 'other', which this network"),
+        (lambda c: c["state_dict"].pop("fc.bias"), "has no 'fc.bias', which this network has"),
+        (_change("optimizer", value=[]), "optimizer is a list, no dict"),
+        (_change("optimizer", "state", value=[]), "optimizer.state is a list"),
+        (_change("optimizer", "state", "x", value={}), "a state of 'x', which is no parameter"),
+        (_change("optimizer", "state", 0, value=5), "state of 'parameter 0' is 5, no dict"),
+        (
+            _change("optimizer", "state", 0, "momentum_buffer", value=torch.ones(3)),
+            r"momentum of parameter 0' has the shape \(3,\)",
+        ),
+        (_change("optimizer", "param_groups", value=[]), "0 parameter groups instead of 1"),
+        (_change("optimizer", "param_groups", 0, "params", value=[0]), "other parameters than"),
+        (_change("optimizer", "param_groups", 0, "weight_decay", value="x"), "weight_decay is 'x'"),
+        (
+            _change("optimizer", "param_groups", 0, "momentum", value=float("nan")),
+            "momentum is nan",
+        ),
+        (_change("optimizer", "param_groups", 0, "maximize", value=True), "maximize is True and"),
+    ],
+)
+def test_a_checkpoint_that_holds_what_it_must_not(data, tmp_path, damage, message):
+    trainer = make_trainer(data, tmp_path, SHORT_LINEAR)
+    trainer.network.fc(torch.ones(1, 512)).sum().backward()
+    trainer.optimizer.step()
+    trainer.save(3)
+    trainer.resume()
+    content = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    damage(content)
+    torch.save(content, tmp_path / CHECKPOINT)
+    with pytest.raises(UserError, match=message) as caught:
+        trainer.resume()
+    assert str(caught.value).startswith(str(tmp_path / CHECKPOINT))
+    assert "another --output" in str(caught.value)

@@ -266,6 +266,7 @@ def bounds() -> list[tuple[str, str, str]]:
         ("configs and suites", "values, aliases unfolded", plain_yaml.MOST_VALUES),
         ("configs and suites", "levels", plain_yaml.DEEPEST),
         ("configs and suites", "characters of a value", plain_yaml.LONGEST),
+        ("configs and suites", "keys that are no text", plain_yaml.MOST_ODD_KEYS),
         ("configs", "files", plain_yaml.MOST_FILES),
         ("configs", "bases behind each other", plain_yaml.DEEPEST_BASE),
         ("suites", "runs", suites.MOST_RUNS),

@@ -29,7 +29,7 @@ class _End:
     def __call__(self, number: int, frame: object) -> NoReturn:
         try:
             name = signal.Signals(number).name
-            line = f"stopped by {name}; run the same command with --resume to continue\n"
+            line = f"stopped by {name}; --resume continues a run that has saved something\n"
             with contextlib.suppress(OSError):
                 os.write(2, line.encode())
             for child in multiprocessing.active_children():

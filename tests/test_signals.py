@@ -133,7 +133,7 @@ def test_outside_of_training_a_command_ends_in_one_line(number, work):
     _, said = process.communicate()
     name = signal.Signals(number).name
     assert process.returncode == 128 + number
-    assert said == f"stopped by {name}; run the same command with --resume to continue\n"
+    assert said == f"stopped by {name}; --resume continues a run that has saved something\n"
 
 
 def test_when_a_command_has_ended_a_ctrl_c_prints_nothing():

@@ -45,7 +45,8 @@ _RULES = """
 
 A signal may go to the whole process group, as `timeout`, systemd, `scancel` and containers send it:
 processes that load images leave it to the run, and end with it, also after `kill -9`. The same
-signal within 2 seconds counts once; a second Ctrl-C after that stops at once, without saving.
+signal within 2 seconds counts once (`timeout` itself then reports 124, unless `--preserve-status` is
+given); a second Ctrl-C after that stops at once, without saving.
 
 The same command with `--resume` continues in every case; it also starts a run that has no
 checkpoint yet, so that a job script need not tell the two apart. Under SLURM (`--submit`), a
@@ -121,7 +122,7 @@ def _faults(content: dict[str, Any] | None, kinds: list[Kind]) -> str:
         for one in of:
             for name, number in one["figures"].items():
                 figures[name] = figures.get(name, 0) + number
-        lines.append(f"| {kind.name} | {kind.promise} | {faults or 'none yet'} | {failures} |")
+        lines.append(f"| {kind.name} | {kind.promise} | {faults or 'not run yet'} | {failures if faults else ''} |")
     lines.append(f"| all | | {sums['faults']} | {sums['failures']} |")
     told = ", ".join(f"{name} {number:g}" for name, number in sorted(figures.items()) if number)
     lines += ["", f"Among them: {told}.", ""]

@@ -303,7 +303,7 @@ def load_config(
             raise UserError(f"config {path}: {key} has no value; give one, or leave it out")
     own = overrides[::2] if typed else ()
     for key in DATA_KEYS:
-        check_data(key, settings[key], f"config {path}", anywhere=key in own)
+        check_data(key, settings[key], f"config {path}", anywhere=key in own, suite=not typed)
     return cfg
 
 
@@ -334,7 +334,9 @@ def _merge_content(content: dict[str, Any], path: Path, cfg: Any) -> None:
         del vars(cfg)["load_yaml_with_base"]
 
 
-def check_data(key: str, value: Any, where: str, *, anywhere: bool = False) -> None:
+def check_data(
+    key: str, value: Any, where: str, *, anywhere: bool = False, suite: bool = False
+) -> None:
     """Refuse names of data that are no text, and unless `anywhere`, data that is not on this
     machine: shards that a command writes or an address leads to, and any other address.
 
@@ -342,9 +344,10 @@ def check_data(key: str, value: Any, where: str, *, anywhere: bool = False) -> N
     reader's own rule of what it opens as a file.
 
     Args:
-        key: one of DATA_KEYS.
+        key: one of DATA_KEYS, or a suite's own.
         value: what it says, decoded.
         where: the file, for the error.
+        suite: it is a suite, or of one, which has no command line for such words.
 
     Raises:
         UserError: see above.
@@ -363,9 +366,19 @@ def check_data(key: str, value: Any, where: str, *, anywhere: bool = False) -> N
                     f"{where}: {key} {name!r:.200} cannot be expanded: {error}"
                 ) from error
         if found:
+            advice = f"read it, and give {key} on the command line"
+            if suite:
+                advice = "copy the data to files or shards of this machine and name these"
+                if key in DATA_KEYS:
+                    pretext = name.startswith(SHARDS_PREFIX) or key.startswith("MOCO.")
+                    tool = "pretrain" if pretext else "train_net"
+                    advice += (
+                        f", or run tools/{tool}.py without a suite and give {key} on its command "
+                        "line"
+                    )
             raise UserError(
                 f"{where}: {key} would run or fetch {found!r:.200}, which is taken from no file: "
-                f"read it, and give {key} on the command line"
+                f"{advice}"
             )
 
 
@@ -425,6 +438,15 @@ def matched_sha256(resolved: Mapping[str, Any]) -> str:
     return sha256_of_json(rest)
 
 
+def packaged_hint(error: OSError) -> str:
+    """For a file that is not there, as the end of a sentence: the packaged config of that name."""
+    name = Path(str(error.filename)).name
+    if not isinstance(error, FileNotFoundError) or not name:
+        return ""
+    packaged = next((p for p in sorted(config_root().rglob("*.yaml")) if p.name == name), None)
+    return f"; the packaged one is {packaged.absolute()}" if packaged else ""
+
+
 def _unknown_key(key: str, cfg: Any) -> str:
     return f"unknown config key {' '.join(str(key).split()):.200}; " + (
         closest(key, flatten(cfg)) or "see moco_d2/config.py and Detectron2's defaults"
@@ -434,7 +456,8 @@ def _unknown_key(key: str, cfg: Any) -> str:
 def _explain(error: Exception, cfg: Any) -> str:
     """yacs' and yaml's own errors, shortened to a sentence."""
     if isinstance(error, OSError):
-        return f"cannot read {error.filename!s:.200}: {error.strerror}"
+        hint = packaged_hint(error)
+        return f"cannot read {error.filename!s:.200}: {error.strerror}{hint}"
     # A KeyError puts its message in quotes.
     text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
     prefix = "Non-existent config key: "

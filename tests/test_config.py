@@ -8,6 +8,7 @@ import pytest
 import yaml
 from detectron2.config import CfgNode
 
+from moco_d2.benchmark.runs.suites import file_settings
 from moco_d2.config import (
     DATA_KEYS,
     add_moco_config,
@@ -191,7 +192,12 @@ def test_a_file_names_data_of_this_machine_only(tmp_path, monkeypatch, name, pla
     elif place == "suite":
         content, overrides = "VERSION: 2\n", ["DATASETS.TRAIN", repr((name,))]
     file.write_text(content)
-    with pytest.raises(UserError, match="which is taken from no file: read it, and give DATASETS"):
+    if place != "suite":
+        said = "which is taken from no file: read it, and give DATASETS.TRAIN on the command line"
+        with pytest.raises(UserError, match=said):
+            load_config(file)
+    said = "copy the data to files .*, or run tools/.*.py without a suite and give DATASETS"
+    with pytest.raises(UserError, match=f"which is taken from no file: {said}"):
         load_config(file, overrides, typed=False)
     typed = load_config(file, ["DATASETS.TRAIN", repr((name,))]).DATASETS.TRAIN
     assert typed == (name,)
@@ -329,3 +335,20 @@ def test_names_that_no_file_has_are_one_sentence(name):
 @pytest.mark.parametrize("file", sorted(config_root().rglob("*.yaml")), ids=lambda file: file.stem)
 def test_packaged_configs_are_merged_as_detectron2_merges_them(file):
     assert read_config(file) == CfgNode.load_yaml_with_base(str(file), allow_unsafe=False)
+
+
+def test_a_packaged_base_by_its_bare_name_is_answered_with_its_path(tmp_path):
+    """A base is a file, looked for beside the one that names it."""
+    file = tmp_path / "a.yaml"
+    file.write_text("_BASE_: moco_small_data_R18_200ep.yaml\n")
+    packaged = next(config_root().rglob("moco_small_data_R18_200ep.yaml")).absolute()
+    said = rf"moco_small_data_R18_200ep.yaml: No such file.*; the packaged one is {packaged}$"
+    with pytest.raises(UserError, match=rf"^config {file}: cannot read {tmp_path}/{said}"):
+        load_config(file)
+    with pytest.raises(UserError, match=rf"No such file.*; the packaged one is {packaged}$"):
+        file_settings(file)
+    file.write_text(f"_BASE_: {packaged}\n")
+    assert load_config(file).MOCO.ENCODER.ARCH == "resnet18"
+    file.write_text("_BASE_: mine.yaml\n")
+    with pytest.raises(UserError, match=r"mine\.yaml: No such file or directory$"):
+        load_config(file)

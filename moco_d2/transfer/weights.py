@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from moco_d2.checkpoint.catalog import PUBLISHED
 from moco_d2.checkpoint.io import read_provenance
-from moco_d2.errors import UserError
+from moco_d2.errors import UserError, closest
 from moco_d2.files import sha256
 
 RANDOM = "random://"
@@ -22,6 +23,8 @@ _PUBLISHED = ("moco://", "torchvision://")
 # What is left of Detectron2's own names, ``detectron2://ImageNetPretrained/MSRA/R-50.pkl``, as an
 # address.
 _MODEL_ZOO = "https://dl.fbaipublicfiles.com/detectron2/"
+
+_LONGEST = 150  # characters of an address in an error
 
 _scratch = tempfile.TemporaryDirectory(prefix="moco_d2_")  # removed when the process ends
 
@@ -98,7 +101,9 @@ def pretrained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 # What Detectron2, fvcore and torch raise for a file that is not theirs.
 _UNREADABLE = (
     ValueError,
-    KeyError,
+    LookupError,
+    TypeError,
+    ArithmeticError,  # OverflowError
     AttributeError,
     AssertionError,
     RuntimeError,
@@ -171,14 +176,38 @@ def check_weights_name(weights: str) -> None:
     address = re.match(r"[A-Za-z][\w+.-]*:/", weights)
     if not address or weights == RANDOM or weights.startswith(_PUBLISHED):
         return
-    name = re.sub(r"[?#].*", "", weights).rstrip("/").rpartition("/")[2]
-    zoo = weights.startswith("detectron2://")
-    source = weights.replace("detectron2://", _MODEL_ZOO) if zoo else weights
+    plain = re.sub(r"[?#].*", "", weights)
+    if published := _published_at(plain):
+        raise UserError(
+            f"MODEL.WEIGHTS {weights:.{_LONGEST}} is an address: write MODEL.WEIGHTS {published}, "
+            "which fetches this file, checks and converts it"
+        )
+    names = [entry.name for entry in PUBLISHED]
+    scheme = address[0].partition(":")[0]
+    if closest(scheme, {name.partition(":")[0] for name in names}):
+        raise UserError(
+            f"MODEL.WEIGHTS {weights:.{_LONGEST}} is no name of published weights; "
+            + (closest(plain, names) or f"there are {', '.join(names)}")
+        )
+    source = "it"
+    if weights.startswith("detectron2://"):
+        source = plain.replace("detectron2://", _MODEL_ZOO)[:_LONGEST]
+    name = plain.rstrip("/").rpartition("/")[2]
     raise UserError(
-        f"MODEL.WEIGHTS {weights:.300} is an address, where other weights may be tomorrow: fetch "
-        f"{source:.300} yourself, check its sha256, and set MODEL.WEIGHTS weights/{name:.100}; by "
-        "name there are moco://v2_800ep, torchvision://resnet50 and their like"
+        f"MODEL.WEIGHTS {weights:.{_LONGEST}} is an address: fetch {source} yourself, check its "
+        f"sha256, and set MODEL.WEIGHTS weights/{name:.60}; a checkpoint that is not in "
+        "Detectron2's form goes through tools/convert.py first"
     )
+
+
+def _published_at(address: str) -> str | None:
+    """The name of the published weights that their authors serve at an address, if it is one."""
+    found = _without_scheme(address)
+    return next((entry.name for entry in PUBLISHED if _without_scheme(entry.url) == found), None)
+
+
+def _without_scheme(address: str) -> str:
+    return re.sub(r"^https?:/+", "", address)
 
 
 def check_weights_file(weights: str) -> None:

@@ -8,6 +8,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 
 import moco_d2
+from moco_d2.checkpoint.catalog import PUBLISHED
 from moco_d2.checkpoint.convert import convert
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.checkpoint.mapping import Architecture, build_torchvision
@@ -132,8 +133,10 @@ def test_a_name_is_described_as_its_file(converted, tmp_path, monkeypatch):
 def test_a_name_that_leads_nowhere_is_a_user_error():
     with pytest.raises(UserError, match="vision://resnet05; did you mean 'torchvision://resnet50'"):
         describe_weights("torchvision://resnet05")
-    with pytest.raises(UserError, match="name there are moco://v2_800ep, torchvision://resnet50"):
+    with pytest.raises(UserError, match="published weights; did you mean 'torchvision://resnet50'"):
         describe_weights("torchvison://resnet50")
+    with pytest.raises(UserError, match="published weights; did you mean 'moco://v2_800ep'"):
+        check_weights_file("moko://v2_800ep")
 
 
 @pytest.mark.parametrize(
@@ -168,6 +171,26 @@ def test_weights_are_fetched_from_no_address(weights, monkeypatch, tmp_path):
     with pytest.raises(UserError):  # pretraining continues files only
         load_checkpoint(weights)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("entry", PUBLISHED, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("changed", ["{}", "{}?download=1"])
+def test_the_address_of_published_weights_is_answered_with_their_name(entry, changed):
+    for address in (entry.url, entry.url.replace("https://", "http://")):
+        weights = changed.format(address)
+        with pytest.raises(UserError) as caught:
+            check_weights_file(weights)
+        assert f"write MODEL.WEIGHTS {entry.name}, which" in str(caught.value)
+
+
+def test_any_other_address_is_named_once_in_a_short_sentence():
+    address = "https://example.org/moco/r-50-1000ep.pth.tar"
+    with pytest.raises(UserError, match=r"goes through tools/convert\.py first$") as caught:
+        check_weights_file(address)
+    assert str(caught.value).count("example.org") == 1 and len(str(caught.value)) <= 260
+    with pytest.raises(UserError) as caught:
+        check_weights_file("https://example.org/" + "x" * 5000)
+    assert len(str(caught.value)) < 450
 
 
 def test_the_papers_supervised_baseline_says_where_its_file_is():

@@ -16,7 +16,7 @@ import filelock
 
 from moco_d2.benchmark.runs.suites import CELL_FOLDER, FOLDER, Cell
 from moco_d2.config import flatten
-from moco_d2.errors import UserError
+from moco_d2.errors import UserError, printable
 from moco_d2.files import check_own, read_plain_json, write_json
 from moco_d2.plain_yaml import decode
 
@@ -54,8 +54,7 @@ class State:
     problem: str = ""
 
     def __post_init__(self) -> None:
-        shown = "".join(c if c.isprintable() else "?" for c in self.problem)
-        object.__setattr__(self, "problem", shown)
+        object.__setattr__(self, "problem", printable(self.problem))
 
 
 def examine(cell: Cell, folder: Path, *, processes: int) -> State:

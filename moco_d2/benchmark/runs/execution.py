@@ -14,7 +14,7 @@ import filelock
 
 from moco_d2.benchmark.runs import cell_state, run_log
 from moco_d2.benchmark.runs.suites import Cell, untrusted_words
-from moco_d2.errors import USER_ERROR_EXIT_CODE, UserError
+from moco_d2.errors import USER_ERROR_EXIT_CODE, UserError, printable
 from moco_d2.files import open_own
 from moco_d2.signals import STOP_SIGNALS
 
@@ -157,6 +157,6 @@ def main(cell: Cell, folder: Path, place: Place) -> None:
     try:
         code = run_next(cell, folder, place)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
         code = USER_ERROR_EXIT_CODE
     sys.exit(code)

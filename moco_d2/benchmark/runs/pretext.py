@@ -150,7 +150,7 @@ def _data(content: Mapping[str, Any], source: Path) -> tuple[tuple[Cell, ...], t
     if numbers is None:
         if not isinstance(data, str) or data.startswith("-") or not data:
             raise UserError(f"{source}: data must be a folder, got {data!r:.100}")
-        check_data("data", data, str(source))
+        check_data("data", data, str(source), suite=True)
         return (), ("--data", data)
     whole = isinstance(numbers, list) and all(type(n) is int and n > 0 for n in numbers)
     if not whole or len(numbers) != 2:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from moco_d2.errors import UserError
+from moco_d2.errors import UserError, printable
 from moco_d2.files import check_own, open_own, read_regular_file, read_tail
 
 #: JSON lines: one when a command of a cell starts ("started"), and one when it ends ("ended", with
@@ -73,4 +73,4 @@ def last_line(path: Path) -> str:
     except (OSError, ValueError):
         return "no output"
     last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
-    return "".join(c if c.isprintable() else "?" for c in last[:_LONGEST_LINE])
+    return printable(last[:_LONGEST_LINE])

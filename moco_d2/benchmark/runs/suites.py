@@ -21,8 +21,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from moco_d2.config import DATA_KEYS, check_data, flatten
-from moco_d2.errors import UserError, closest
+from moco_d2.config import DATA_KEYS, check_data, flatten, packaged_hint
+from moco_d2.errors import UserError, closest, printable
 from moco_d2.plain_yaml import (
     UNREADABLE,
     check_value,
@@ -133,7 +133,7 @@ def load_suite(name: str | Path) -> Suite:
     if kind not in _KINDS:
         raise unknown("kind", kind, _KINDS, source)
     title = str(content.pop("title", source.stem))
-    title = "".join(c if c.isprintable() else "?" for c in title)  # a terminal obeys what is in it
+    title = printable(title)
     shared = content.get("overrides") or {}
     cells, files = pkgutil.resolve_name(_KINDS[kind])(content, source)
     _check_cells(cells, source)
@@ -182,7 +182,7 @@ def _check_settings(cells: Iterable[Cell], source: Path) -> None:
         for key in DATA_KEYS:
             value = cell.settings.get(key)
             if value is not None and (key, str(value)) not in checked:
-                check_data(key, decode(value), str(source))
+                check_data(key, decode(value), str(source), suite=True)
                 checked.add((key, str(value)))
 
 
@@ -268,7 +268,9 @@ def check_keys(content: Mapping[str, Any], known: Iterable[str], source: Path) -
 
 
 def _reason(error: Exception) -> str:
-    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}{packaged_hint(error)}"
+    reason = " ".join(str(error).split())
     return (reason or type(error).__name__)[:_LONGEST_REASON]
 
 

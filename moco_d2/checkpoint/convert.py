@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -214,6 +215,7 @@ def _check_paths(src: Path, dst: Path, *others: str | Path | None) -> None:
     for path in beside:
         if path.is_dir():
             raise UserError(f"{path} is a folder; name the file, e.g. {path / 'report.json'}")
-    paths = [path.resolve() for path in (src, dst, *beside)]
+    # Not resolve(), which raises for links in a circle.
+    paths = [os.path.realpath(path) for path in (src, dst, *beside)]
     if len(set(paths)) < len(paths):
         raise UserError("source, destination and report are not different files; rename one")

@@ -163,6 +163,8 @@ def test_refusals_write_nothing(small, official, save, tmp_path):
     assert "not one of detectron2, torchvision" in refusal(good, dst, to="keras")
     assert "not different files" in refusal(good, good.with_suffix(".pth"))
     assert "not different files" in refusal(good, dst, report=dst)
+    (tmp_path / "circle.pth").symlink_to("circle.pth")
+    assert "there is no file" in refusal(tmp_path / "circle.pth", dst)
     assert "is a folder" in refusal(good, dst, report=tmp_path)
     assert "cannot write" in refusal(good, dst, report=good / "report.json")
     assert "cannot write" in refusal(good, good / "w.pth")

@@ -15,9 +15,15 @@ from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.checkpoint.targets import AUTHOR
 from moco_d2.errors import UserError
 from moco_d2.files import atomic_write, write_text
-from moco_d2.pretrain.last_checkpoint import LAST_CHECKPOINT, name_last, newest_intact
+from moco_d2.pretrain.last_checkpoint import (
+    LAST_CHECKPOINT,
+    name_last,
+    named_checkpoint,
+    newest_intact,
+)
 from moco_d2.pretrain.process_state import gather_process_states
 from moco_d2.transfer.divergence import DivergenceError
+from moco_d2.transfer.resume_checks import check_content
 from moco_d2.transfer.weights import check_weights_name
 
 FINAL_CHECKPOINT = "model_final"
@@ -69,6 +75,33 @@ class TransferCheckpointer(WeightsCheckpointer):
     every process.
     """
 
+    _resuming = False
+
+    def resume(self, path: str) -> dict[str, Any]:
+        """`load` all of a checkpoint of this network, as `newest_intact` found it.
+
+        Returns:
+            the entries that nothing has taken up.
+
+        Raises:
+            UnusableError: an entry cannot be used.
+        """
+        self._resuming = True
+        try:
+            return self.load(path)
+        finally:
+            self._resuming = False
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        content = super()._load_file(filename)
+        if self._resuming:
+            check_content(content, self.model)
+        return content
+
+    def get_checkpoint_file(self) -> str:
+        """What last_checkpoint names; see last_checkpoint.named_checkpoint."""
+        return str(named_checkpoint(Path(self.save_dir)))
+
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name.pth`` and point last_checkpoint at it. All processes must call.
 
@@ -109,15 +142,21 @@ class TransferCheckpointer(WeightsCheckpointer):
         newest, problem = None, None
         if comm.is_main_process():
             try:
-                folder = Path(self.save_dir)
-                newest, _ = newest_intact(folder, _CHECKPOINTS)
-                name_last(folder, newest)
+                newest, _ = newest_intact(Path(self.save_dir), _CHECKPOINTS)
             except UserError as error:
                 problem = str(error)
         newest, problem = comm.all_gather((newest, problem))[0]
         if problem:
             raise UserError(problem)
         return str(newest)
+
+    def name(self, path: str) -> None:
+        """Let last_checkpoint name what newest_intact found. All processes must call, after all
+        have found that it can be continued.
+        """
+        comm.synchronize()
+        if comm.is_main_process():
+            name_last(Path(self.save_dir), Path(path))
 
 
 class SaveCheckpoint(HookBase):

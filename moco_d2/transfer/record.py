@@ -16,6 +16,7 @@ from moco_d2.environment import hardware, versions
 from moco_d2.files import sha256_of_json, write_json
 from moco_d2.training_log import finite, history, read_log, seconds_per_iteration
 from moco_d2.transfer.preflight import Finding
+from moco_d2.transfer.resume_checks import check_record
 from moco_d2.transfer.weights import Coverage
 
 SCHEMA_VERSION = 2
@@ -72,7 +73,12 @@ class RunRecorder:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what state_dict gave; findings of today are added."""
+        """Take up what state_dict gave; findings of today are added.
+
+        Raises:
+            UnusableError: an entry cannot be used.
+        """
+        check_record(state)
         before = [Finding(**finding) for finding in state["findings"]]
         self.findings = before + [f for f in self.findings if f not in before]
         self.weights = state["weights"]

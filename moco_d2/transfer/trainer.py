@@ -22,11 +22,13 @@ from moco_d2.hooks import DataTime, DeferredWriters, EvalHook, ProgressBar, Stop
 from moco_d2.loader import SteadyLoader
 from moco_d2.pretrain.metrics import MetricsState
 from moco_d2.pretrain.process_state import set_process_state
+from moco_d2.pretrain.resume_checks import continuing
 from moco_d2.transfer.accumulation import AccumulatingTrainer, amp_dtype
 from moco_d2.transfer.checkpointing import SaveCheckpoint, TransferCheckpointer
 from moco_d2.transfer.divergence import DivergenceError, explain
 from moco_d2.transfer.evaluation import TestMapper, box_errors, build_evaluator
 from moco_d2.transfer.precise_bn import PreciseBN
+from moco_d2.transfer.resume_checks import check_ours, check_trainer
 from moco_d2.transfer.training_data import TrainingBatches, build_training_batches, seeded
 from moco_d2.transfer.weights import Coverage, loading, measure_coverage, unwrapped
 
@@ -170,8 +172,9 @@ class Trainer(DefaultTrainer):
 
         Raises:
             UserError: Detectron2 cannot read the file, as happens with one that is not converted;
-                or the checkpoint is of a run with another batch; or without `resume`, OUTPUT_DIR
-                holds a run; or the processes have other weights or data.
+                or the checkpoint is of a run with another batch, or holds what cannot be used; or
+                without `resume`, OUTPUT_DIR holds a run;
+                or the processes have other weights or data.
         """
         found = self.checkpointer.has_checkpoint()
         if found and not resume:
@@ -180,17 +183,21 @@ class Trainer(DefaultTrainer):
                 "choose another folder"
             )
         if found:
-            file, parts = self.checkpointer.newest_intact(), None
-            source, advice = f"the checkpoint {file}", "start again without --resume"
-        else:
-            file, parts = self.cfg.MODEL.WEIGHTS, []
-            source, advice = f"MODEL.WEIGHTS {file}", "convert it: tools/convert.py"
-        with loading(source, advice), measure_coverage(unwrapped(self.model)) as measured:
-            rest = self.checkpointer.load(file, checkpointables=parts)
-        if found:
+            file = self.checkpointer.newest_intact()
+            with continuing(file), measure_coverage(unwrapped(self.model)) as measured:
+                rest = self.checkpointer.resume(file)
+            self.checkpointer.name(file)
             self.start_iter = self.iter + 1
             self.data_loader.start = self.start_iter * self.cfg.MOCO.ACCUMULATION  # passes
             self._processes = rest.get("processes", [])
+        else:
+            file = self.cfg.MODEL.WEIGHTS
+            convert = "convert it: tools/convert.py"
+            with (
+                loading(f"MODEL.WEIGHTS {file}", convert),
+                measure_coverage(unwrapped(self.model)) as measured,
+            ):
+                self.checkpointer.load(file, checkpointables=[])
         if comm.get_world_size() > 1:
             check_agreement(
                 {
@@ -231,14 +238,17 @@ class Trainer(DefaultTrainer):
         Raises:
             UserError: the checkpoint has no optimizer: it was written by stock Detectron2 v0.6; or
                 it was made with another batch, by which its place in the data is counted.
+            UnusableError: an entry cannot be used.
         """
         if "_trainer" not in state_dict:
             raise UserError(
                 "the checkpoint has no optimizer state (stock Detectron2 v0.6 leaves it out), so "
                 "it cannot be resumed; start again without --resume"
             )
+        check_trainer(state_dict, self.optimizer)
         ours = state_dict.get("moco_d2")  # absent from a checkpoint of today's Detectron2
         if ours is not None:
+            check_ours(ours, state_dict["iteration"])
             batch = self.cfg.SOLVER.IMS_PER_BATCH
             if ours["ims_per_batch"] != batch:
                 raise UserError(

@@ -262,3 +262,18 @@ def test_a_preempted_job_is_saved_queued_again_and_continued(tmp_path):
     wait_for(lambda: len(events(tmp_path, "ended")) == 2)
     assert steps_of(tmp_path, "a") == list(range(60))  # none lost, none twice
     assert [line["exit_code"] for line in events(tmp_path, "ended")] == [143, 0]
+
+
+@pytest.mark.parametrize("name", [".suite.lock", "runs.jsonl", "a/output.log", "a/.lock"])
+@pytest.mark.parametrize("kind", ["symbolic", "hard"])
+def test_a_link_in_a_strangers_folder_stops_the_suite_and_leads_nowhere(tmp_path, name, kind):
+    victim, link = tmp_path / "victim", tmp_path / "out" / name
+    victim.write_text("precious\n")
+    link.parent.mkdir(parents=True)
+    link.symlink_to(victim) if kind == "symbolic" else os.link(victim, link)
+    with pytest.raises(UserError, match=rf"{name} must be a plain file, .*; remove it$"):
+        run_cells(tmp_path / "out", cell("a", "count=1"))
+    assert victim.read_text() == "precious\n"
+    assert not (tmp_path / "out" / "a" / CELL_FILE).exists()
+    link.unlink()
+    assert run_cells(tmp_path / "out", cell("a", "count=1")) == 0

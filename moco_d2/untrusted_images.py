@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 #: Pillow's names of the formats that are read. All are rasters that Pillow or a library in its
 #: process decodes. JPEG is that of MPO files, too.
@@ -25,9 +25,23 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF")
 MAX_PIXELS = 100_000_000
 #: The most bytes of an image file: 4 a pixel. Pillow reads whole chunks and tags into memory.
 MAX_FILE_BYTES = 4 * MAX_PIXELS
+#: The most scans of a JPEG, of which each goes over all pixels: a progressive one has some 10, and
+#: one of 140 bytes can cost 0.1 s.
+MAX_SCANS = 100
+#: The most EXIF segments of a JPEG, which has one. Pillow copies all it has for each further one.
+MAX_EXIF = 100
 
 # Whose calls of Pillow are held to the same: Detectron2 and what it evaluates with.
 _READERS = frozenset({"detectron2", "densepose", "cityscapesscripts", "panopticapi", "lvis"})
+_JPEG_START, _EXIF = b"\xff\xd8", b"Exif\0\0"
+# A JPEG's marker; what is none within a scan's data are stuffed bytes and restarts.
+_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
+_END_CODE, _SCAN_CODE, _EXIF_CODE = 0xD9, 0xDA, 0xE1
+# Frames: of them, C0 and C1 are baseline.
+_FRAME_CODES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_BASELINE_CODES = frozenset({0xC0, 0xC1})
+# As Pillow and libjpeg have it.
+_WITHOUT_LENGTH = frozenset({0x01, 0xC8, 0xD8, 0xD9, *range(0xF0, 0xFE)})
 _TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 322, 323
 
 
@@ -39,7 +53,8 @@ def open_image(file: str | Path | BinaryIO) -> Image.Image:
 
     Raises:
         PIL.UnidentifiedImageError: the content has none of FORMATS.
-        PIL.Image.DecompressionBombError: the image has more than MAX_PIXELS.
+        PIL.Image.DecompressionBombError: the image has more than MAX_PIXELS, or a JPEG more than
+            MAX_SCANS or MAX_EXIF.
         OSError: the file has more than MAX_FILE_BYTES, or is no regular file.
         Exception: whatever Pillow's readers raise over damaged bytes, see `is_unreadable`.
     """
@@ -52,7 +67,21 @@ def open_image(file: str | Path | BinaryIO) -> Image.Image:
         size = _bytes_in(file)
     if size > MAX_FILE_BYTES:
         raise OSError(f"{name} has {size:,} bytes, and at most {MAX_FILE_BYTES:,} are read")
-    image = Image.open(file, formats=FORMATS)
+    _check_jpeg(file, name)
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise UnidentifiedImageError(
+            f"{name} has none of the formats that are read, {', '.join(FORMATS)}"
+        ) from error
+    except Image.DecompressionBombError as error:
+        # Pillow's own limit is another, and comes first.
+        pixels = re.search(r"\((\d+) pixels\)", str(error))
+        if pixels is None or int(pixels[1]) <= MAX_PIXELS:
+            raise
+        raise Image.DecompressionBombError(
+            f"{name} has {int(pixels[1]):,} pixels, and at most {MAX_PIXELS:,} are read"
+        ) from error
     try:
         _check_pixels(image, name)
     except BaseException:
@@ -84,6 +113,70 @@ def _bytes_in(file: BinaryIO) -> int:
         size = file.seek(0, io.SEEK_END)
         file.seek(0)
         return size
+
+
+def _check_jpeg(file: str | Path | BinaryIO, name: str) -> None:
+    """Refuse a JPEG whose bytes cost far more time than bytes do.
+
+    Raises:
+        PIL.Image.DecompressionBombError: it has more than MAX_SCANS or MAX_EXIF.
+    """
+    if isinstance(file, str | os.PathLike):
+        with Path(file).open("rb") as opened:
+            _check_jpeg(opened, name)
+        return
+    file.seek(0)
+    if file.read(len(_JPEG_START)) == _JPEG_START:
+        file.seek(0)
+        content = file.getvalue() if isinstance(file, io.BytesIO) else file.read()
+        if not _is_one_scan(content, name) and _scans(content) > MAX_SCANS:
+            raise Image.DecompressionBombError(
+                f"{name} has more than {MAX_SCANS} scans, and no more are read"
+            )
+    file.seek(0)
+
+
+def _is_one_scan(content: bytes, name: str) -> bool:
+    """Whether the first scan of a JPEG is its only one, which takes microseconds to say of most.
+
+    Raises:
+        PIL.Image.DecompressionBombError: it has more than MAX_EXIF.
+    """
+    exifs, place, components = 0, 0, b""
+    while marker := _MARKER.search(content, place):
+        code, place = marker[1][0], marker.end()
+        if code == _SCAN_CODE:  # behind its length, how many components are in it
+            return bool(components) and components == content[place + 2 : place + 3]
+        if code in _WITHOUT_LENGTH:
+            continue
+        if code == _EXIF_CODE and content.startswith(_EXIF, place + 2):
+            exifs += 1
+            if exifs > MAX_EXIF:
+                raise Image.DecompressionBombError(
+                    f"{name} has more than {MAX_EXIF} EXIF segments, and no more are read"
+                )
+        if code in _FRAME_CODES:  # behind length, precision, height and width
+            components = content[place + 7 : place + 8] if code in _BASELINE_CODES else b""
+        place += _length(content, place)
+    return False
+
+
+def _scans(content: bytes) -> int:
+    """The scans of a JPEG, or more than MAX_SCANS of them."""
+    scans, place = 0, 0
+    while scans <= MAX_SCANS and (marker := _MARKER.search(content, place)):
+        code, place = marker[1][0], marker.end()
+        if code == _END_CODE and scans:
+            break
+        scans += code == _SCAN_CODE
+        if code not in _WITHOUT_LENGTH:
+            place += _length(content, place)
+    return scans
+
+
+def _length(content: bytes, place: int) -> int:
+    """The bytes of a segment, of which the two that say so are part."""
+    return max(int.from_bytes(content[place : place + 2], "big"), 2)
 
 
 def _check_pixels(image: Image.Image, name: str) -> None:

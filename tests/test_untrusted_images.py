@@ -28,7 +28,7 @@ from toy_shards import write_shard
 from moco_d2.config import load_config
 from moco_d2.errors import UserError
 from moco_d2.pretrain.data import ListedSamples
-from moco_d2.pretrain.images import UnreadableImageError, decode_image, read_image
+from moco_d2.pretrain.images import UnreadableImageError, UnreadableImages, decode_image, read_image
 from moco_d2.pretrain.knn import extract_features
 from moco_d2.pretrain.labelled import LabelledImages
 from moco_d2.pretrain.neighbours import neighbour_sheet
@@ -89,9 +89,36 @@ def pipe(file: Path) -> None:
     os.mkfifo(file)
 
 
+def giant(file: Path) -> None:
+    """More pixels than Pillow's own limit."""
+    file.write_bytes(_png_of(100_000, 100_000))
+
+
+def _jpeg(**options: object) -> bytes:
+    content = io.BytesIO()
+    Image.new("L", (SIDE, SIDE), 128).save(content, "JPEG", **options)
+    return content.getvalue()
+
+
+def scans(file: Path, count: int = 1000) -> None:
+    """A progressive JPEG whose last scan comes again and again."""
+    content = _jpeg(progressive=True)
+    scan = content[content.rfind(b"\xff\xda") : -2]
+    file.write_bytes(content[:-2] + scan * count + b"\xff\xd9")
+
+
+def exifs(file: Path, count: int = 101) -> None:
+    """Segments of EXIF, of which each costs what all before it weigh."""
+    content = _jpeg()
+    file.write_bytes(content[:2] + b"\xff\xe1\0\x09Exif\0\0x" * count + content[2:])
+
+
 SENTENCES = {
-    postscript: "cannot identify image file",
+    postscript: "has none of the formats that are read, JPEG, PNG",
     large: r"12000 x 12000 pixels, and at most 100,000,000 are read",
+    giant: r"10,000,000,000 pixels, and at most 100,000,000 are read",
+    scans: "has more than 100 scans, and no more are read",
+    exifs: "has more than 100 EXIF segments, and no more are read",
     long: r"1,099,511,627,776 bytes, and at most 400,000,000 are read",
     pipe: "is no (regular )?file",
 }
@@ -374,6 +401,39 @@ def test_who_opens_images_elsewhere_is_left_alone(tmp_path, format):
     assert Image.open(str(tmp_path / "x"), "r", [format]).format == format
     with pytest.raises(ValueError, match="bad mode"):
         Image.open(tmp_path / "x", "w")
+
+
+def test_scans_are_counted_where_they_are(tmp_path):
+    """Not in what else a file holds: a film behind the picture, a preview in a segment."""
+    file = tmp_path / "x.jpg"
+    scans(file, 90)
+    few = file.read_bytes()
+    preview = b"\xff\xe5\x10\x02" + b"\xff\xda" * 0x800
+    for content in (few, few + b"\xff\xda" * 1000, few[:2] + preview + few[2:]):
+        file.write_bytes(content)
+        for source in (file, str(file), io.BytesIO(content)):
+            assert open_image(source).convert("RGB").size == (SIDE, SIDE)
+    # Fill bytes before a marker; and a file that is not progressive, with a component a scan.
+    last = few[few.rfind(b"\xff\xda") : -2]
+    frame = b"\xff\xd8\xff\xc0\0\x11\x08\0\x60\0\x60\x03" + bytes(9)
+    one = b"\xff\xda\0\x08\x01\x01\0\0\x3f\0"
+    for content in (few[:-2] + (b"\xff\xff" + last) * 100, frame + one * 101):
+        with pytest.raises(Image.DecompressionBombError, match="more than 100 scans"):
+            open_image(io.BytesIO(content))
+    exifs(file, 100)
+    assert read_image(file).size == (SIDE, SIDE)
+
+
+def test_the_reason_is_said_where_an_image_is_skipped(tmp_path, caplog):
+    names = ("a.jpg", "b.jpg")
+    Image.new("L", (SIDE, SIDE)).save(tmp_path / names[0])
+    large(tmp_path / names[1])
+    paths = PathTable([str(tmp_path / name) for name in names])
+    views = ViewMaker(pil_to_tensor, names=("query",), seed=0)
+    sample = ListedSamples(ImageList(paths, [0, 0], ["a"]), views)[0, 1]
+    with pytest.raises(UserError, match=r"^1 of 2 images cannot be read .*MAX_UNREADABLE$"):
+        UnreadableImages(0, num_images=2).add(sample["unreadable"], seen=2)
+    assert re.search(r"b\.jpg \(.* 12000 x 12000 pixels, and at most", caplog.text)
 
 
 # Memory.

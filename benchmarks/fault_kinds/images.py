@@ -355,7 +355,7 @@ def pretraining(rng: random.Random, folder: Path, i: int) -> Outcome:
         check(len(missed) <= 2, f"not counted: {missed}")
         what = f"{odd.images} images of which {len(skipped)} are skipped and named: goes on"
         return Outcome(what, 1, {"images in runs": odd.images, "skipped": len(skipped)})
-    said = one_sentence(job, "do not decode", "MOCO.DATA.MAX_UNREADABLE")
+    said = one_sentence(job, "cannot be read", "MOCO.DATA.MAX_UNREADABLE")
     return Outcome(f"{odd.images} images: {said[:110]}", 1, {"images in runs": odd.images})
 
 

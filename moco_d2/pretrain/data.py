@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from moco_d2.errors import UserError
 from moco_d2.pretrain.augmentation import build_augmentation, build_crop, find_recipe
 from moco_d2.pretrain.device_augmentation import DeviceAugmentation
-from moco_d2.pretrain.images import UnreadableImageError, read_image
+from moco_d2.pretrain.images import Skipped, UnreadableImageError, read_image
 from moco_d2.pretrain.sharded_data import ShardedData
 from moco_d2.pretrain.shards import list_shards
 from moco_d2.pretrain.sources import ImageList, list_source, take_share
@@ -142,17 +142,17 @@ class ListedSamples(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         """
         Raises:
-            UserError: neither this image nor 99 others in its place decode.
+            UserError: neither this image nor 99 others in its place can be read.
         """
         position, index = key
-        unreadable: list[str] = []
+        unreadable: list[Skipped] = []
         for attempt in range(MAX_ATTEMPTS):
             path = self.images.paths[index]
             try:
                 image = read_image(path)
             except UnreadableImageError as error:
                 last_error = error
-                unreadable.append(path)
+                unreadable.append(Skipped(path, error.why))
                 seed = derive_seed(Purpose.SUBSTITUTE, self.views.seed, position, attempt)
                 index = seed % len(self.images)
                 continue
@@ -160,7 +160,7 @@ class ListedSamples(Dataset):
             if self.images.labels is not None:
                 sample["label"] = self.images.labels[index]
             return sample
-        raise UserError(f"{MAX_ATTEMPTS} images in a row do not decode; the last: {last_error}")
+        raise UserError(f"{MAX_ATTEMPTS} images in a row cannot be read; the last: {last_error}")
 
 
 class EndlessOrder(Sampler[list[tuple[int, int]]]):

@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -23,8 +23,24 @@ _NAMES_IN_ERROR = 5
 _SHARE_OF_AT_LEAST = 1000
 
 
+class Skipped(NamedTuple):
+    """An image that was skipped.
+
+    Attributes:
+        name: of the file, or of what is missing.
+        why: as a clause, or nothing where the name says it.
+    """
+
+    name: str
+    why: str = ""
+
+
 class UnreadableImageError(UserError):
-    """A file does not decode as an image."""
+    """A file does not decode as an image, or is refused: `why`, as a clause."""
+
+    def __init__(self, message: str, why: str = ""):
+        super().__init__(message)
+        self.why = why
 
 
 def read_image(path: str | Path) -> Image.Image:
@@ -74,7 +90,8 @@ def _decode(file: BinaryIO, name: str) -> Image.Image:
 
 
 def _unreadable(name: str, error: Exception) -> UnreadableImageError:
-    return UnreadableImageError(f"image {name} does not decode ({error}); remove or replace it")
+    why = " ".join(str(error).split())
+    return UnreadableImageError(f"image {name} cannot be read ({why}); remove or replace it", why)
 
 
 class UnreadableImages:
@@ -94,8 +111,8 @@ class UnreadableImages:
     def __len__(self) -> int:
         return len(self._names)
 
-    def add(self, names: Iterable[str], seen: int) -> None:
-        """Count the different files among `names`, skipped while `seen` images were read.
+    def add(self, skipped: Iterable[Skipped], seen: int) -> None:
+        """Count the different files among those skipped while `seen` images were read.
 
         The share is of the images read so far, or of the whole dataset once it was read. It begins
         with 1000 images (or the dataset, where it is smaller): one damaged file in the first batch
@@ -105,15 +122,16 @@ class UnreadableImages:
             UserError: their share exceeds the limit; gives count, share and the first names.
         """
         self.seen += seen
-        for name in names:
+        for name, why in skipped:
             if name not in self._names:
                 self._names[name] = None
-                logger.warning("skipped, because it cannot be read: %s", name)
+                reason = f" ({why})" if why else ""
+                logger.warning("skipped, because it cannot be read: %s%s", name, reason)
         of = min(max(self.seen, _SHARE_OF_AT_LEAST), self.num_images)
         if len(self) > self.limit * of:
             first = ", ".join(list(self._names)[:_NAMES_IN_ERROR])
             raise UserError(
-                f"{len(self)} of {of} images do not decode ({len(self) / of:.1%}, allowed are "
+                f"{len(self)} of {of} images cannot be read ({len(self) / of:.1%}, allowed are "
                 f"{self.limit:.1%}), among them {first}: replace or remove them, or raise "
                 "MOCO.DATA.MAX_UNREADABLE"
             )

@@ -24,7 +24,7 @@ import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from moco_d2.errors import UserError
-from moco_d2.pretrain.images import UnreadableImageError, decode_image
+from moco_d2.pretrain.images import Skipped, UnreadableImageError, decode_image
 from moco_d2.pretrain.shards import EncodedImage, ShardList, read_shard
 from moco_d2.pretrain.stream import (
     MAX_ATTEMPTS,
@@ -196,7 +196,7 @@ class ShardedData(TrainingData):
     def _sample(
         self, place: EncodedImage | _Missing, others: list[EncodedImage], position: int
     ) -> dict[str, Any]:
-        unreadable: list[str] = []
+        unreadable: list[Skipped] = []
         for attempt in range(MAX_ATTEMPTS):
             if isinstance(place, EncodedImage):
                 try:
@@ -204,13 +204,15 @@ class ShardedData(TrainingData):
                     break
                 except UnreadableImageError as error:
                     last_error = error
-                    unreadable.append(place.name)
+                    unreadable.append(Skipped(place.name, error.why))
             elif place.why:
-                unreadable.append(place.why)
+                unreadable.append(Skipped(place.why))
             seed = derive_seed(Purpose.SUBSTITUTE, self.make_views.seed, position, attempt)
             place = others[seed % len(others)]
         else:
-            raise UserError(f"{MAX_ATTEMPTS} images in a row do not decode; the last: {last_error}")
+            raise UserError(
+                f"{MAX_ATTEMPTS} images in a row cannot be read; the last: {last_error}"
+            )
         sample = {
             **self.make_views(image, position),
             "index": place.index,

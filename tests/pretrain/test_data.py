@@ -149,7 +149,7 @@ def test_another_image_takes_the_place_of_an_unreadable_one(damaged):
     check_same(take(data, 4, 2), straight[2:])
     assert all(len(batch["index"]) == 4 for batch in straight)
     for epoch in (straight[:3], straight[3:]):
-        named = {name for batch in epoch for name in batch["unreadable"]}
+        named = {skipped.name for batch in epoch for skipped in batch["unreadable"]}
         assert named == {f"{damaged}/02.png", f"{damaged}/05.png"}
         indices = [index for batch in epoch for index in batch["index"].tolist()]
         assert set(range(12)) - set(indices) == {2, 5}
@@ -159,7 +159,7 @@ def test_another_image_takes_the_place_of_an_unreadable_one(damaged):
 def test_a_set_without_any_readable_image_is_one_sentence(tmp_path, workers):
     for i in range(4):
         (tmp_path / f"{i}.jpg").write_text("not a picture")
-    with pytest.raises(UserError, match=r"^100 images in a row do not decode; the last: .*\.jpg"):
+    with pytest.raises(UserError, match=r"^100 images in a row cannot be read; the last: .*\.jpg"):
         take(listed(tmp_path, 2, num_workers=workers), 1)
 
 

@@ -7,7 +7,13 @@ from PIL import Image
 
 from moco_d2.errors import UserError
 from moco_d2.pretrain.augmentation import build_augmentation
-from moco_d2.pretrain.images import UnreadableImageError, UnreadableImages, decode_image, read_image
+from moco_d2.pretrain.images import (
+    Skipped,
+    UnreadableImageError,
+    UnreadableImages,
+    decode_image,
+    read_image,
+)
 
 RAMP = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)  # 0, 1.004, ... 255 in 8 bits
 
@@ -66,22 +72,22 @@ def test_exif_orientation_is_left_alone_as_in_the_official_code(tmp_path):
 def test_a_file_that_does_not_decode_is_named(tmp_path):
     damaged = tmp_path / "damaged.jpg"
     damaged.write_bytes(b"<html>404</html>")
-    with pytest.raises(UnreadableImageError, match=f"image {damaged} does not decode"):
+    with pytest.raises(UnreadableImageError, match=f"image {damaged} cannot be read"):
         read_image(damaged)
     Image.effect_noise((64, 64), 50).save(damaged)
     damaged.write_bytes(damaged.read_bytes()[:-500])
-    with pytest.raises(UnreadableImageError, match=f"image {damaged} does not decode"):
+    with pytest.raises(UnreadableImageError, match=f"image {damaged} cannot be read"):
         read_image(damaged)
-    with pytest.raises(UnreadableImageError, match=r"image gone\.jpg does not decode"):
+    with pytest.raises(UnreadableImageError, match=r"image gone\.jpg cannot be read"):
         read_image("gone.jpg")
-    with pytest.raises(UnreadableImageError, match=r"image a\.tar/b\.jpg does not decode"):
+    with pytest.raises(UnreadableImageError, match=r"image a\.tar/b\.jpg cannot be read"):
         decode_image(damaged.read_bytes(), "a.tar/b.jpg")
 
 
 def test_a_picture_too_large_to_be_one_is_named(tmp_path, monkeypatch):
     Image.new("RGB", (30, 30)).save(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(UnreadableImageError, match=r"bomb\.png does not decode"):
+    with pytest.raises(UnreadableImageError, match=r"bomb\.png cannot be read"):
         read_image(tmp_path / "bomb.png")
 
 
@@ -97,10 +103,10 @@ def test_each_unreadable_image_is_logged_and_counted_once(caplog):
     unreadable = UnreadableImages(0.01, num_images=100_000)
     with caplog.at_level(logging.WARNING):
         for _ in range(50):
-            unreadable.add(["a.jpg", "b.jpg"], seen=8)
+            unreadable.add([Skipped("a.jpg", "no image"), Skipped("b.jpg")], seen=8)
     assert len(unreadable) == 2 and unreadable.seen == 400
-    assert [record.getMessage().rpartition(" ")[2] for record in caplog.records] == [
-        "a.jpg",
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
+        "a.jpg (no image)",
         "b.jpg",
     ]
 
@@ -117,10 +123,10 @@ def test_each_unreadable_image_is_logged_and_counted_once(caplog):
 )
 def test_more_than_the_allowed_share_stops_the_run(limit, num_images, seen, allowed):
     unreadable = UnreadableImages(limit, num_images=num_images)
-    unreadable.add([f"{i}.jpg" for i in range(allowed)], seen=seen)
+    unreadable.add([Skipped(f"{i}.jpg") for i in range(allowed)], seen=seen)
     with pytest.raises(UserError, match=rf"^{allowed + 1} of \d+ .*\.jpg.*MOCO\.DATA\.MAX_UNREAD"):
-        unreadable.add(["last.jpg"], seen=0)
+        unreadable.add([Skipped("last.jpg")], seen=0)
 
 
 def test_a_run_may_skip_every_unreadable_image_it_is_told_to():
-    UnreadableImages(1.0, num_images=3).add(["a", "b", "c"], seen=3)
+    UnreadableImages(1.0, num_images=3).add(map(Skipped, "abc"), seen=3)

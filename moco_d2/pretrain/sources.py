@@ -18,6 +18,11 @@ LIST_PREFIX = "list:"
 MAX_CLASSES = 1_000_000
 #: The most characters of a line of a list: a path and a label.
 MAX_LINE = 10_000
+# What Detectron2's readers raise over damaged annotations.
+_DAMAGED = (
+    *(KeyError, TypeError, ValueError, IndexError, AttributeError, AssertionError),
+    *(OverflowError, RecursionError, SyntaxError),
+)
 
 
 class PathTable(Sequence[str]):
@@ -252,16 +257,25 @@ def list_registered(name: str) -> ImageList:
     """The images of a dataset registered with Detectron2's DatasetCatalog, without labels.
 
     Raises:
-        UserError: its files are not there.
+        UserError: its files are not there, are damaged, or are none.
     """
     from detectron2.data import DatasetCatalog
 
+    from moco_d2.annotation_files import check_annotation_files
+
+    check_annotation_files(name)
     try:
         records = DatasetCatalog.get(name)
     except OSError as error:
         raise UserError(
             f"dataset {name} is registered, but {error.filename} cannot be read "
             f"({error.strerror}); DETECTRON2_DATASETS names the folder that holds the datasets"
+        ) from error
+    except _DAMAGED as error:
+        what = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise UserError(
+            f"dataset {name!r}: its annotations are damaged, and Detectron2's reader finds {what}; "
+            "mend the file"
         ) from error
     # A dataset for detection may list an image once for each group of its annotations.
     paths = PathTable(dict.fromkeys(record["file_name"] for record in records))

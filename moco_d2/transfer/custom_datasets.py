@@ -18,6 +18,7 @@ from detectron2.data.datasets import load_coco_json, load_voc_instances
 
 from moco_d2.errors import UserError
 from moco_d2.plain_yaml import expand_home, is_folder, is_regular_file
+from moco_d2.transfer.coco_checks import coco_problem
 from moco_d2.transfer.voc_annotations import parse_xml
 
 FORMS = "voc:FOLDER:SPLIT or coco:ANNOTATIONS.json:IMAGES"
@@ -123,14 +124,14 @@ def _coco_categories(name: str, file: Path) -> list[dict[str, Any]]:
     missing = [k for k in _COCO_KEYS if not isinstance(content, dict) or k not in content]
     if missing:
         raise UserError(f"{wrong}: it has no {missing[0]!r}")
-    try:
-        categories = sorted(content["categories"], key=lambda category: category["id"])
-        names = [category["name"] for category in categories]
-        used = {annotation["category_id"] for annotation in content["annotations"]}
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{wrong}: an entry of it has no {error}") from error
+    problem = coco_problem(content)
+    if problem:
+        raise UserError(f"{wrong}: {problem}")
+    categories = sorted(content["categories"], key=lambda category: category["id"])
+    names = [category["name"] for category in categories]
     if not names or len(set(names)) < len(names):
         raise UserError(f"{wrong}: its categories must be some, each of another name")
+    used = {annotation["category_id"] for annotation in content["annotations"]}
     unknown = used - {category["id"] for category in categories}
     if unknown:
         raise UserError(

@@ -10,6 +10,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
+from moco_d2.annotation_files import check_annotation_files
 from moco_d2.errors import UserError, closest
 from moco_d2.transfer.annotation_checks import check_annotations
 from moco_d2.transfer.custom_datasets import FORMS, register_by_path
@@ -44,6 +45,7 @@ def load_dicts(name: str) -> list[dict[str, Any]]:
         UserError: its annotations are missing, cannot be read or cannot be trained on; names the
             file.
     """
+    check_annotation_files(name)
     _check_xml(name)
     dicts = _load(name)
     check_annotations(name, dicts)

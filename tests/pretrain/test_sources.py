@@ -3,6 +3,7 @@ import pickle
 
 import pytest
 from detectron2.data import DatasetCatalog
+from detectron2.data.datasets import register_coco_instances
 from PIL import Image
 
 from moco_d2.errors import UserError
@@ -171,3 +172,18 @@ def test_a_list_that_asks_for_gigabytes_is_refused(tmp_path, content, message):
 def test_numbers_of_classes_may_have_zeros_in_front(tmp_path):
     (tmp_path / "list.txt").write_text("a.jpg 0\nb.jpg 0000000002\n")
     assert read_list(tmp_path / "list.txt").classes == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("content", [None, "[", "{}", '{"images": [5], "annotations": []}'])
+def test_annotations_of_a_registered_dataset_that_are_none(tmp_path, content):
+    file = tmp_path / "a.json"
+    if content is None:
+        os.mkfifo(file)  # whoever opens it waits for ever
+    else:
+        file.write_text(content)
+    name = f"registered {tmp_path}"
+    register_coco_instances(name, {}, str(file), str(tmp_path))
+    wanted = r"a\.json is no regular file" if content is None else "its annotations are damaged"
+    with pytest.raises(UserError, match=wanted) as raised:
+        list_registered(name)
+    assert "\n" not in str(raised.value)

@@ -1,12 +1,13 @@
 import functools
 import itertools
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_pascal_voc
+from detectron2.data.datasets import register_coco_instances, register_pascal_voc
 from detectron2.data.datasets.cityscapes import load_cityscapes_semantic
 from detectron2.data.detection_utils import create_keypoint_hflip_indices
 from PIL import Image
@@ -158,6 +159,82 @@ def test_coco_keypoints_come_with_their_names_and_mirror_pairs(tmp_path):
 def test_inconsistent_coco_files_are_refused(tmp_path, changes, sentence):
     with pytest.raises(UserError, match=sentence):
         register_datasets((coco_file(tmp_path, **changes),))
+
+
+def _one(part, **changes):
+    """The parts of a sound COCO file, of which one's only entry is changed."""
+    entries = {
+        "images": {"id": 1, "file_name": "1.jpg", "width": 64, "height": 48},
+        "annotations": {"id": 1, "image_id": 1, "category_id": 40, "bbox": [4, 4, 9, 9]},
+        "categories": {"id": 40, "name": "plane"},
+    }
+    return {key: [e | changes if key == part else e] for key, e in entries.items()}
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "values"),
+    [
+        ("categories", "name", (["x"], None, 7, {}, "a\0b")),
+        ("categories", "keypoints", (5, [1, 2], "left", {"left": 1}, [["left"]])),
+        ("categories", "id", ("x", None, [1], 1.5, True)),
+        ("annotations", "category_id", ("x", None, [1], {}, 1.5)),
+        ("annotations", "image_id", ([1], None, {})),
+        ("annotations", "id", ([1], {}, None)),
+        ("annotations", "iscrowd", ([1], "0", None, 2)),
+        ("annotations", "area", ("x", [], None)),
+        ("annotations", "segmentation", (5, "abc", [1, 2, 3], [{"a": 1}])),
+        ("annotations", "keypoints", (5, "abc", {"a": 1})),
+        ("images", "file_name", (5, None, ["1.jpg"], "a\0b")),
+        ("images", "id", ([1], {}, None)),
+    ],
+)
+def test_fields_of_another_type_are_one_sentence(tmp_path, part, field, values):
+    for value in values:
+        name = coco_file(tmp_path, **_one(part, **{field: value}))
+        with pytest.raises(UserError) as raised:
+            register_datasets((name,))
+        assert f"a.json is not a COCO instances file: entry 0 of {part!r} has the {field}" in str(
+            raised.value
+        )
+        assert "\n" not in str(raised.value)
+    for entry in (5, None, [], "x"):
+        with pytest.raises(UserError, match=f"entry 0 of {part!r} is .*, which has no keys"):
+            register_datasets((coco_file(tmp_path, **_one(part) | {part: [entry]}),))
+    for entries in (5, None, {}, "x"):
+        with pytest.raises(UserError, match=f"{part!r} is .*, which is no list"):
+            register_datasets((coco_file(tmp_path, **_one(part) | {part: entries}),))
+
+
+def test_ids_may_be_text_or_whole_floats_and_masks_absent(tmp_path):
+    content = _one("images", id="one")
+    content["annotations"] = [
+        *_one("annotations", image_id="one", category_id=40.0, segmentation=None)["annotations"],
+        *_one("annotations", id=2.0, image_id="one", segmentation=[])["annotations"],
+    ]
+    name = coco_file(tmp_path, **content)
+    register_datasets((name,))
+    (image,) = load_dicts(name)
+    assert [a["category_id"] for a in image["annotations"]] == [0, 0]
+
+
+def test_annotations_that_are_a_pipe_keep_nobody_waiting(tmp_path):
+    root = make_voc(tmp_path / "VOC2007")
+    name = f"registered at {root}"
+    register_pascal_voc(name, str(root), "test", 2007, CLASSES)
+    MetadataCatalog.get(name).evaluator_type = "pascal_voc"
+    register_coco_instances(f"coco at {root}", {}, str(tmp_path / "a.json"), str(tmp_path))
+    os.mkfifo(tmp_path / "a.json")
+    with pytest.raises(UserError, match=r"a\.json is no regular file"):
+        load_dicts(f"coco at {root}")
+    with pytest.raises(UserError, match=r"annotation file .*a\.json does not exist"):
+        register_datasets((f"coco:{tmp_path}/a.json:{tmp_path}",))
+    for file in (root / "Annotations/test001.xml", root / "ImageSets/Main/test.txt"):
+        file.unlink()
+        os.mkfifo(file)
+        with pytest.raises(UserError, match=f"{file.name} is no regular file"):
+            load_dicts(name)
+        file.unlink()
+        file.write_text("")
 
 
 def test_coco_results_file_is_not_taken_for_annotations(tmp_path):

@@ -190,13 +190,13 @@ def check_weights_name(weights: str) -> None:
             + (closest(plain, names) or f"there are {', '.join(names)}")
         )
     source = "it"
+    convert = "; a checkpoint that is not in Detectron2's form goes through tools/convert.py first"
     if weights.startswith("detectron2://"):
-        source = plain.replace("detectron2://", _MODEL_ZOO)[:_LONGEST]
+        source, convert = plain.replace("detectron2://", _MODEL_ZOO)[:_LONGEST], ""
     name = plain.rstrip("/").rpartition("/")[2]
     raise UserError(
         f"MODEL.WEIGHTS {weights:.{_LONGEST}} is an address: fetch {source} yourself, check its "
-        f"sha256, and set MODEL.WEIGHTS weights/{name:.60}; a checkpoint that is not in "
-        "Detectron2's form goes through tools/convert.py first"
+        f"sha256, and set MODEL.WEIGHTS weights/{name:.60}{convert}"
     )
 
 

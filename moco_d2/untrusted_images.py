@@ -30,6 +30,8 @@ MAX_FILE_BYTES = 4 * MAX_PIXELS
 MAX_SCANS = 100
 #: The most EXIF segments of a JPEG, which has one. Pillow copies all it has for each further one.
 MAX_EXIF = 100
+#: The most strips or tiles of a TIFF that Pillow goes over one by one, 10 microseconds each.
+MAX_STRIPS = 500_000
 
 # Whose calls of Pillow are held to the same: Detectron2 and what it evaluates with.
 _READERS = frozenset({"detectron2", "densepose", "cityscapesscripts", "panopticapi", "lvis"})
@@ -185,6 +187,10 @@ def _check_pixels(image: Image.Image, name: str) -> None:
             f"{name} has {image.width} x {image.height} pixels, and at most {MAX_PIXELS:,} are read"
         )
     if image.format == "TIFF":
+        if len(image.tile) > MAX_STRIPS:
+            raise Image.DecompressionBombError(
+                f"{name} has {len(image.tile):,} strips, and at most {MAX_STRIPS:,} are read"
+            )
         # A tile is decoded whole, however little of it is in the image.
         width, height = (image.tag_v2.get(tag) for tag in (_TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH))
         if isinstance(width, int) and isinstance(height, int) and width * height > MAX_PIXELS:

@@ -476,6 +476,14 @@ def test_a_tile_counts_as_what_it_decodes_to(tmp_path):
         read_image(tmp_path / "x.tif")
 
 
+def test_strips_are_bounded(tmp_path, monkeypatch):
+    Image.new("L", (16, 9)).save(tmp_path / "x.tif", strip_size=1)
+    assert read_image(tmp_path / "x.tif").size == (16, 9)
+    monkeypatch.setattr("moco_d2.untrusted_images.MAX_STRIPS", 0)
+    with pytest.raises(UnreadableImageError, match=r"x\.tif has \d+ strips, and at most 0"):
+        read_image(tmp_path / "x.tif")
+
+
 def test_an_image_takes_no_more_memory_than_is_stated(tmp_path):
     """16 bytes a pixel, in a process of its own."""
     side = 3000

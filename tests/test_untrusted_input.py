@@ -247,6 +247,7 @@ def bounds() -> list[tuple[str, str, str]]:
         ("images", "bytes of the file", untrusted_images.MAX_FILE_BYTES),
         ("images", "scans of a JPEG", untrusted_images.MAX_SCANS),
         ("images", "EXIF segments of a JPEG", untrusted_images.MAX_EXIF),
+        ("images", "strips or tiles of a TIFF", untrusted_images.MAX_STRIPS),
         ("COCO annotations", "pixels of a mask or an image", untrusted_images.MAX_PIXELS),
         ("COCO annotations", "reach of a polygon, in longer sides of its image",
          mask_checks.MAX_REACH),

@@ -11,6 +11,7 @@ import functools
 import itertools
 import json
 import math
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -219,7 +220,11 @@ def find_config(name: str) -> Path:
     packaged = {p.name: p for p in sorted(root.rglob("*.yaml"))}
     wanted = path.name if path.suffix == ".yaml" else f"{path.name}.yaml"
     composed = task_configs()
-    if path.parent == Path() or not is_folder(path.parent) or path.parent.resolve() == root:
+    if (
+        path.parent == Path()
+        or not is_folder(path.parent)
+        or Path(os.path.realpath(path.parent)) == root
+    ):
         own = {known.lower(): known for known in packaged | composed}.get(wanted.lower())
         if own in packaged:
             return packaged[own]

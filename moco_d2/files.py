@@ -130,6 +130,8 @@ def read_regular_file(path: str | Path, most_bytes: int) -> bytes:
         ValueError: it is a pipe, a device or a folder, or larger than `most_bytes`.
         OSError: it cannot be read.
     """
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is no regular file")
     with open(path, "rb", opener=_without_waiting) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise ValueError(f"{path} is no regular file")

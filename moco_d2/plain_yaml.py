@@ -9,12 +9,13 @@ returns the values, and nothing opens the files again.
 import ast
 import os
 import re
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from moco_d2.files import read_regular_file
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # Detectron2's whole config, written out, has 10 kB and under 1000 values, 5 deep; a packaged one
@@ -67,16 +68,7 @@ def read_text(path: str | Path, most_bytes: int = MOST_BYTES) -> str:
         ValueError: it is a pipe, a device or a folder, too large, or not UTF-8.
         OSError: it cannot be read.
     """
-    if not stat.S_ISREG(Path(path).stat().st_mode):
-        raise ValueError(f"{path} is no regular file")
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(handle, "rb") as file:  # noqa: PTH123 - of the file that is checked next
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise ValueError(f"{path} is no regular file")
-        content = file.read(most_bytes + 1) or b""
-    if len(content) > most_bytes:
-        raise ValueError(f"{path} has more than {most_bytes} bytes")
-    return content.decode("utf-8")
+    return read_regular_file(path, most_bytes).decode("utf-8")
 
 
 def load_yaml(path: str | Path) -> Any:

@@ -151,11 +151,11 @@ def test_only_regular_files_of_a_size_are_read(tmp_path):
         read_regular_file(tmp_path / "file", 7)
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("/dev/zero")
-    for name in ("pipe", "link"):
+    for name in ("pipe", "link", ""):
         with pytest.raises(ValueError, match="no regular file"):
             read_regular_file(tmp_path / name, 8)
     with pytest.raises(OSError):
-        read_regular_file(tmp_path, 8)
+        read_regular_file(tmp_path / "absent", 8)
 
 
 @pytest.mark.parametrize("flags", [os.O_RDWR | os.O_CREAT, os.O_WRONLY | os.O_APPEND, os.O_RDONLY])

@@ -122,7 +122,9 @@ def _faults(content: dict[str, Any] | None, kinds: list[Kind]) -> str:
         for one in of:
             for name, number in one["figures"].items():
                 figures[name] = figures.get(name, 0) + number
-        lines.append(f"| {kind.name} | {kind.promise} | {faults or 'not run yet'} | {failures if faults else ''} |")
+        lines.append(
+            f"| {kind.name} | {kind.promise} | {faults or 'not run yet'} | {failures if faults else ''} |"
+        )
     lines.append(f"| all | | {sums['faults']} | {sums['failures']} |")
     told = ", ".join(f"{name} {number:g}" for name, number in sorted(figures.items()) if number)
     lines += ["", f"Among them: {told}.", ""]

@@ -24,6 +24,7 @@ from moco_d2.environment import hardware, versions
 from moco_d2.errors import UserError
 from moco_d2.files import sha256_of_json, write_json
 from moco_d2.launch import claimed, without_user_errors
+from moco_d2.plain_yaml import expand_home
 from moco_d2.pretrain.augmentation import build_evaluation_transform
 from moco_d2.pretrain.classification import (
     LINEAR,
@@ -337,7 +338,7 @@ def _prepare_folder(output: str) -> None:
 
 def _name_of_data(data: str, val: str | None) -> str:
     """Of the folder that holds both sets."""
-    folders = [str(Path(folder).expanduser().resolve()) for folder in (data, val) if folder]
+    folders = [os.path.realpath(expand_home(folder)) for folder in (data, val) if folder]
     return Path(os.path.commonpath(folders)).name
 
 

@@ -11,6 +11,7 @@ from typing import TextIO
 import numpy as np
 
 from moco_d2.errors import UserError, closest
+from moco_d2.plain_yaml import expand_home
 from moco_d2.pretrain.images import IMAGE_SUFFIXES
 
 LIST_PREFIX = "list:"
@@ -161,7 +162,7 @@ def list_images(folder: str | Path) -> ImageList:
 
 def share_images(first: str | Path, second: str | Path) -> bool:
     """Whether two folders are one, or one is in the other, links followed."""
-    one, other = (Path(folder).expanduser().resolve() for folder in (first, second))
+    one, other = (Path(os.path.realpath(expand_home(folder))) for folder in (first, second))
     return one.is_relative_to(other) or other.is_relative_to(one)
 
 

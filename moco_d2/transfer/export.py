@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def export_detector(cfg: Any, file: str | Path) -> tuple[Path, dict[str, str]]:
     file = Path(file)
     if file.suffix != ".pth":
         raise UserError(f"--export {file}: give a file that ends in .pth; Detectron2 goes by it")
-    if file.resolve() == Path(cfg.MODEL.WEIGHTS).resolve():
+    if os.path.realpath(file) == os.path.realpath(cfg.MODEL.WEIGHTS):
         raise UserError(f"--export {file} is MODEL.WEIGHTS itself; choose another file")
     here = cfg.clone()
     here.defrost()
@@ -87,7 +88,7 @@ def export_detector(cfg: Any, file: str | Path) -> tuple[Path, dict[str, str]]:
     config_file = file.with_suffix(".yaml")
     exported = cfg.clone()
     exported.defrost()
-    exported.MODEL.WEIGHTS = str(file.resolve())
+    exported.MODEL.WEIGHTS = os.path.realpath(file)
     defaults = get_cfg()
     exported.MODEL.DEVICE = defaults.MODEL.DEVICE  # this machine's
     sections = (*_SECTIONS, "MOCO") if ours else _SECTIONS

@@ -6,6 +6,7 @@ tell, the record does not: which tensors arrived, where the weights come from, o
 """
 
 import json
+import os
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -98,7 +99,7 @@ def import_run(
     record = {
         "schema_version": SCHEMA_VERSION,
         "kind": "transfer",
-        "origin": {"how": "imported", "source": str(folder.resolve())},
+        "origin": {"how": "imported", "source": os.path.realpath(folder)},
         "run": {
             "config_name": f"{task}_{initialisation}",
             "task": task,

@@ -11,6 +11,7 @@ Keys of the YAML file, besides title and kind:
 
 import itertools
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ def _part(folder: str, name: str, source: Path) -> Path:
         path = source.parent / expand_home(name)
         if not is_regular_file(path):
             raise UserError(f"{source}: no file {str(path)!r:.300}")
-        path = path.resolve()
+        path = Path(os.path.realpath(path))
         check_name(path.stem, "file name", source)  # the runs are called so
         return path
     known = {path.stem: path for path in sorted((config_root() / folder).glob("*.yaml"))}

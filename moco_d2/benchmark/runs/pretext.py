@@ -20,6 +20,7 @@ Keys of the YAML file, besides title and kind:
 The record of a run is the result.json of its evaluation, which pretext_records.py reads.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -193,7 +194,7 @@ def _words(content: Mapping[str, Any], source: Path) -> tuple[str, ...]:
 def _config(name: str, source: Path) -> Path:
     path = source.parent / expand_home(name)
     if path.suffix in (".yaml", ".yml") and is_regular_file(path):
-        return path.resolve()
+        return Path(os.path.realpath(path))
     known = {path.stem: path for path in sorted((config_root() / "pretrain").glob("*.yaml"))}
     if name.removesuffix(".yaml") not in known:
         raise unknown("config", name, known, source)

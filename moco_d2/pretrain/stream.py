@@ -129,9 +129,9 @@ class TrainingData(abc.ABC):
         """Endless batches of this process. Closing the iterator ends its workers at once.
 
         A batch is ``{"query": (N, 3, H, W), "key": the same, "index": (N,) which image of the
-        dataset each is, "label": (N,) where there are labels, "unreadable": (name, reason) of images that
-        were skipped while this batch was made}``; where MOCO.AUGMENTATION.WHERE is "device", the
-        views are crops of bytes which `views` finishes.
+        dataset each is, "label": (N,) where there are labels, "unreadable": name and reason of
+        the images that were skipped while this batch was made}``; where MOCO.AUGMENTATION.WHERE is
+        "device", the views are crops of bytes which `views` finishes.
 
         Raises:
             UserError: no image decodes.

@@ -30,17 +30,21 @@ def foreign(path: str, *bases: type) -> type:
 @contextlib.contextmanager
 def foreign_importable() -> Iterator[None]:
     """Pickle names a class only if it can be imported: while writing, it can."""
-    added = []
+    added, before = [], []
     for path, cls in _FOREIGN.items():
         parts = path.split(".")[:-1]
         for name in itertools.accumulate(parts, "{}.{}".format):
             if name not in sys.modules:
                 sys.modules[name] = types.ModuleType(name)
                 added.append(name)
-        setattr(sys.modules[cls.__module__], cls.__name__, cls)
+        module = sys.modules[cls.__module__]
+        before.append((module, cls.__name__, getattr(module, cls.__name__, None)))
+        setattr(module, cls.__name__, cls)
     try:
         yield
     finally:
+        for module, name, value in reversed(before):  # of a package that is installed
+            setattr(module, name, value)
         for name in added:
             del sys.modules[name]
 

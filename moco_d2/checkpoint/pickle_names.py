@@ -19,9 +19,9 @@ import torch
 _MOST_DIMENSIONS = 64
 _LARGEST = 1 << 48  # of a size, a stride or an offset
 _MOST_ARGUMENTS = 16
-_UNIQUE_BITS = 60  # no two shorter numbers have one hash
+UNIQUE_BITS = 60  # no two shorter numbers have one hash
 _BYTES_AN_ITEM = 100  # of a dict
-_LATIN1 = "latin1"
+LATIN1 = "latin1"  # gives every byte of Python 2's strings back
 
 
 class OversizedError(Exception):
@@ -101,7 +101,7 @@ class _Dict(dict, metaclass=_SealedType):
         BUDGET.get().take(len(items) * _BYTES_AN_ITEM)
         pairs = items.items() if isinstance(items, dict) else items
         for key, value in pairs:
-            number = isinstance(key, int) and key.bit_length() <= _UNIQUE_BITS
+            number = isinstance(key, int) and key.bit_length() <= UNIQUE_BITS
             if not (number or isinstance(key, str)):
                 raise refused("a key that is neither text nor a short number")
             self[key] = value
@@ -142,10 +142,10 @@ def _few(args: tuple[object, ...]) -> None:
 
 def _encode(text: object, encoding: object) -> bytes:
     # Protocol 2 has no bytes: Python 3 writes them as text to be encoded. Other codecs take hours.
-    if not isinstance(text, str) or encoding != _LATIN1:
+    if not isinstance(text, str) or encoding != LATIN1:
         raise refused(f"bytes in the encoding {encoding!r:.40}")
     BUDGET.get().take(len(text))
-    return text.encode(_LATIN1)
+    return text.encode(LATIN1)
 
 
 def _no_bytes(*args: object) -> bytes:
@@ -157,7 +157,7 @@ def _no_bytes(*args: object) -> bytes:
 def _as_bytes(value: object) -> bytes:
     if isinstance(value, str):  # of Python 2, which has one type for both
         BUDGET.get().take(len(value))
-        return value.encode(_LATIN1)
+        return value.encode(LATIN1)
     if isinstance(value, bytearray):
         BUDGET.get().take(len(value))
         return bytes(value)

@@ -73,7 +73,9 @@ def read_archive(path: Path, members: list[zipfile.ZipInfo], budget: Budget) -> 
             found = storages.setdefault(key, Storage(kind.dtype, count, read(f"{root}data/{key}")))
             return _of_kind(found, kind.dtype, count)
 
-        return _load(archive.read(content), budget, persistent)
+        data = archive.read(content)
+        check_pickle(io.BytesIO(data))
+        return load_pickle(data, budget, persistent)
 
 
 def _start(mapped: mmap.mmap, member: zipfile.ZipInfo) -> int:
@@ -91,12 +93,12 @@ def read_legacy(path: Path, budget: Budget) -> Any:
     """
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        _, _, machine = (_load(_next_pickle(file), budget) for _ in range(_BEFORE_CONTENT))
+        _, _, machine = (load_pickle(_next_pickle(file), budget) for _ in range(_BEFORE_CONTENT))
         if isinstance(machine, dict) and machine.get("little_endian") is False:
             raise UserError(
                 f"{path} was saved on a big-endian machine; load and save it with torch once more"
             )
-        content, order = _next_pickle(file), _load(_next_pickle(file), budget)
+        content, order = _next_pickle(file), load_pickle(_next_pickle(file), budget)
         behind = file.tell()
     # Sizes are declared in the content, so the places are known only once it has been read.
     storages: dict[str, Storage] = {}
@@ -115,7 +117,7 @@ def read_legacy(path: Path, budget: Budget) -> Any:
             places.update(_places(mapped, behind, order, storages))
         return _view(mapped, places[key], count)
 
-    return _load(content, budget, persistent)
+    return load_pickle(content, budget, persistent)
 
 
 def _places(
@@ -154,16 +156,12 @@ def _of_kind(storage: Storage, dtype: torch.dtype | None, count: int) -> Storage
 
 
 def _next_pickle(file: io.BufferedReader) -> bytes:
+    """The bytes of one pickle, checked."""
     start = file.tell()
     check_pickle(file)
     end = file.tell()
     file.seek(start)
     return file.read(end - start)
-
-
-def _load(data: bytes, budget: Budget, persistent: Callable[[object], object] | None = None) -> Any:
-    check_pickle(io.BytesIO(data))
-    return load_pickle(data, budget, persistent)
 
 
 def _view(buffer: mmap.mmap | bytearray, start: int, count: int) -> torch.Tensor:

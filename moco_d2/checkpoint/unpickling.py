@@ -11,7 +11,9 @@ import torch
 
 from moco_d2.checkpoint.pickle_names import (
     BUDGET,
+    LATIN1,
     TABLE,
+    UNIQUE_BITS,
     ArrayStub,
     Budget,
     Inert,
@@ -27,19 +29,17 @@ DEEPEST_TUPLE = 100
 # Keys other than text and whole numbers may be chosen so that all collide in a dict.
 MOST_ODD_KEYS = 10_000
 _MOST_BITS = 512  # of a whole number; generators' states have 128
-_UNIQUE_BITS = 60  # no two shorter numbers have one hash
 # What no writer of checkpoints uses: a registry of extensions, and calls in other words.
 _REFUSED_OPCODES = frozenset(
     ("EXT1", "EXT2", "EXT4", "INST", "OBJ", "NEWOBJ_EX", "PERSID", "NEXT_BUFFER", "READONLY_BUFFER")
 )
-_LATIN1 = "latin1"  # gives every byte of Python 2's strings back
 _PYTHON_2 = {"long": "int", "unicode": "str", "xrange": "range"}
 _AS_TORCH = "?bhilqBHILQefd"  # codes of NumPy's types that become tensors
 
 
 class _Unpickler(pickle.Unpickler):
     def __init__(self, file: BinaryIO, persistent: Callable[[object], object] | None):
-        super().__init__(file, encoding=_LATIN1)
+        super().__init__(file, encoding=LATIN1)
         self._persistent = persistent
 
     def find_class(self, module: str, name: str) -> Any:
@@ -221,7 +221,7 @@ def _literal(arg: Any) -> Any:
     if isinstance(arg, int):
         if arg.bit_length() > _MOST_BITS:
             raise refused("so large a number")
-        return _NUMBER if arg.bit_length() <= _UNIQUE_BITS else None
+        return _NUMBER if arg.bit_length() <= UNIQUE_BITS else None
     return "" if isinstance(arg, str) else None
 
 

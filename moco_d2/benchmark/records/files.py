@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import jsonschema_rs
 
-from moco_d2.errors import UserError
+from moco_d2.errors import UserError, printable
 
 MOST_BYTES = 64 << 20  # 20 evaluations of LVIS, class by class, take 4 MB
 MOST_VALUES = 2_000_000  # those 20 evaluations have 50,000; yaml's aliases can stand for billions
@@ -152,7 +152,7 @@ def _under(folder: Path, name: str) -> Iterator[Path]:
 
 
 def _clipped(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text[:_LONGEST_MESSAGE])
+    return printable(text[:_LONGEST_MESSAGE])
 
 
 def _refuse_constant(name: str) -> float:

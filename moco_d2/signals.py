@@ -68,14 +68,28 @@ def end_silently() -> None:
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """Signals that arrive within are delivered at the end. A process that is started within begins
-    without them, until `ignore_stop_signals` or its own handlers.
+    """Deliver signals that arrive within at the end. A process that is started within begins
+    with them blocked, until it calls `ignore_stop_signals` or installs its own handlers.
+
+    Blocking alone is not enough: the mask is this thread's, the kernel gives a signal to any other
+    thread of the process (OpenMP's, TensorBoard's), and Python then runs the handler in this one.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    received: list[int] = []
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in STOP_SIGNALS:
+            # None: a handler that is not Python's, which signal.signal could not give back.
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                handlers[number] = signal.signal(number, lambda it, _: received.append(it))
     try:
         yield
     finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number in dict.fromkeys(received):
+            signal.raise_signal(number)
 
 
 def ignore_stop_signals() -> None:

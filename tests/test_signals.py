@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,7 @@ def test_signals_in_the_last_evaluation_have_their_usual_effect():
 
 COMMAND = f"""
 import sys
+import threading
 sys.path.insert(0, {str(ROOT)!r})
 from moco_d2.errors import run_command
 def main():
@@ -199,10 +201,51 @@ def test_an_interrupted_child_is_no_success(monkeypatch):
     assert ended.value.code == 130
 
 
-def test_signals_that_are_held_back_arrive_afterwards():
+@pytest.mark.parametrize("other_thread", [False, True])
+def test_signals_that_are_held_back_arrive_afterwards(other_thread):
+    """Also where the process has a thread that does not block them: the kernel chooses it."""
     received = []
     signal.signal(signal.SIGTERM, lambda *_: received.append(1))
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait)
+    if other_thread:
+        thread.start()
+    try:
+        with signals.held_back():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)  # the other thread wakes up, and this one runs the handler
+            assert received == []
+        assert received == [1]
+    finally:
+        end.set()
+        if other_thread:
+            thread.join()
+
+
+def test_a_signal_that_is_held_back_ends_a_process_that_handles_none():
+    reading, writing = os.pipe()
+
+    def child() -> None:
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+        with signals.held_back():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+            os.write(writing, b"held")
+        os._exit(0)
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    os.close(writing)
+    process.join(300)
+    assert os.read(reading, 10) == b"held" and process.exitcode == -signal.SIGTERM
+    os.close(reading)
+
+
+def test_signals_that_are_ignored_stay_ignored_while_held_back():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with signals.held_back():
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert received == []
-    assert received == [1]
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN

@@ -28,8 +28,8 @@ import torchvision
 from harness import check, finish, parser
 from torch import nn
 
-from moco_d2.pretrain.dictionary import Queue
-from moco_d2.pretrain.moco import MoCo
+from moco_d2.pretrain.model.dictionary import Queue
+from moco_d2.pretrain.model.moco import MoCo
 from moco_d2.pretrain.parallel import distribute
 
 DIM, QUEUE = 128, 65536

@@ -29,7 +29,7 @@ from harness import check, finish, parser
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from moco_d2.transfer.voc_evaluation import VOCEvaluator
+from moco_d2.transfer.evaluation.voc_evaluation import VOCEvaluator
 
 WIDTH, HEIGHT = 500, 375
 DETECTIONS_PER_IMAGE = 100  # Detectron2's limit

@@ -103,7 +103,7 @@ def summary(results: list[dict[str, Any]], seed: int) -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    from moco_d2.environment import cpu_name
+    from moco_d2.records.environment import cpu_name
 
     return cpu_name()
 

@@ -28,18 +28,18 @@ import torchvision.transforms as T
 from harness import check, finish, parser, ratio, take_turns
 from PIL import Image, ImageFilter
 
-from moco_d2.pretrain.augmentation import (
+from moco_d2.pretrain.augmentation.views import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     build_augmentation,
     build_crop,
 )
-from moco_d2.pretrain.data import ListedData
-from moco_d2.pretrain.images import read_image
-from moco_d2.pretrain.sharded_data import ShardedData
-from moco_d2.pretrain.shards import list_shards, read_shard
-from moco_d2.pretrain.sources import list_images
-from moco_d2.pretrain.stream import ViewMaker
+from moco_d2.pretrain.data.images import read_image
+from moco_d2.pretrain.data.listed import ListedData
+from moco_d2.pretrain.data.sharded import ShardedData
+from moco_d2.pretrain.data.shards import list_shards, read_shard
+from moco_d2.pretrain.data.sources import list_images
+from moco_d2.pretrain.data.stream import ViewMaker
 
 WIDTH, HEIGHT, QUALITY = 500, 375, 90
 ROOT = Path(__file__).parents[1]

@@ -25,9 +25,9 @@ from detectron2.engine import DefaultTrainer
 from detectron2.utils.events import EventStorage
 from harness import check, finish, parser, ratio, take_turns
 
-from moco_d2.config import load_config
+from moco_d2.config.load import load_config
 from moco_d2.demo import scenes
-from moco_d2.transfer.datasets import check_datasets
+from moco_d2.transfer.preflight.dataset_checks import check_datasets
 from moco_d2.transfer.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]

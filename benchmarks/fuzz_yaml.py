@@ -43,13 +43,13 @@ from moco_d2.benchmark.runs.suites import (
     load_suite,
     untrusted_words,
 )
-from moco_d2.config import load_config, load_config_of
+from moco_d2.config.load import load_config, load_config_of
+from moco_d2.config.shard_patterns import SHARDS_PREFIX
+from moco_d2.engine.launch import argument_parser
 from moco_d2.errors import UserError
 from moco_d2.files import write_text
-from moco_d2.launch import argument_parser
-from moco_d2.pretrain.shards import list_shards, read_shard
-from moco_d2.shard_patterns import SHARDS_PREFIX
-from moco_d2.transfer.custom_datasets import register_by_path
+from moco_d2.pretrain.data.shards import list_shards, read_shard
+from moco_d2.transfer.data.custom_datasets import register_by_path
 from moco_d2.transfer.weights import RANDOM, check_weights_file
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -25,9 +25,9 @@ def measure(kind: str, batch: int, precision: str, *, device: str, size: int, ar
     import torch.nn.functional as F
     import torchvision
 
-    from moco_d2.host_memory import keep_freed_memory
-    from moco_d2.pretrain.dictionary import Queue
-    from moco_d2.pretrain.moco import MoCo
+    from moco_d2.engine.malloc import keep_freed_memory
+    from moco_d2.pretrain.model.dictionary import Queue
+    from moco_d2.pretrain.model.moco import MoCo
 
     if device == "cpu":
         keep_freed_memory()  # as tools/pretrain.py does; it raises the peak

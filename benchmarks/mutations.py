@@ -230,10 +230,10 @@ def failing_tests(tests: tuple[str, ...], files: tuple[str, ...]) -> dict[str, l
 
 def refusal(config: str, settings: tuple[str, ...]) -> str:
     """What the preflight says of a run on eight GPUs; empty if nothing."""
-    from moco_d2.config import load_config
+    from moco_d2.config.load import load_config
     from moco_d2.errors import UserError
-    from moco_d2.transfer import preflight
-    from moco_d2.transfer.findings import enforce
+    from moco_d2.transfer.preflight import config_checks
+    from moco_d2.transfer.preflight.findings import enforce
     from moco_d2.transfer.schedule import scale_to_hardware
     from moco_d2.transfer.weights import check_weights_file
 
@@ -241,8 +241,8 @@ def refusal(config: str, settings: tuple[str, ...]) -> str:
         cfg = load_config(config, settings)
         check_weights_file(cfg.MODEL.WEIGHTS)
         cfg, _ = scale_to_hardware(cfg, _PROCESSES)
-        found = preflight.check_config(cfg, _PROVENANCE, world_size=_PROCESSES)
-        found += preflight.check_schedule(cfg) + preflight.check_settings(cfg)
+        found = config_checks.check_config(cfg, _PROVENANCE, world_size=_PROCESSES)
+        found += config_checks.check_schedule(cfg) + config_checks.check_settings(cfg)
         enforce(found, force=False, logger=None)
     except UserError as error:
         return str(error)

@@ -30,8 +30,8 @@ from harness import check, finish, parser, ratio, take_turns
 from PIL import Image
 from torch import nn
 
-from moco_d2.config import load_config
-from moco_d2.host_memory import keep_freed_memory
+from moco_d2.config.load import load_config
+from moco_d2.engine.malloc import keep_freed_memory
 from moco_d2.pretrain.engine import Pretrainer
 
 ARITHMETIC_LIMIT = 32.48 / 24.30  # GFLOP an image, R50 at 224 pixels: MoCo / supervised

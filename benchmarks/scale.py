@@ -27,14 +27,14 @@ from harness import check, finish, parser, take_turns
 from PIL import Image
 from webdataset import TarWriter
 
-from moco_d2.pretrain.augmentation import build_crop
-from moco_d2.pretrain.data import ListedData
-from moco_d2.pretrain.dictionary import Queue
-from moco_d2.pretrain.images import read_image
-from moco_d2.pretrain.sharded_data import ShardedData
-from moco_d2.pretrain.shards import count_images, list_shards
-from moco_d2.pretrain.sources import list_source
-from moco_d2.pretrain.stream import TrainingData, ViewMaker
+from moco_d2.pretrain.augmentation.views import build_crop
+from moco_d2.pretrain.data.images import read_image
+from moco_d2.pretrain.data.listed import ListedData
+from moco_d2.pretrain.data.sharded import ShardedData
+from moco_d2.pretrain.data.shards import count_images, list_shards
+from moco_d2.pretrain.data.sources import list_source
+from moco_d2.pretrain.data.stream import TrainingData, ViewMaker
+from moco_d2.pretrain.model.dictionary import Queue
 
 DIM, BATCH = 128, 64
 _PATH = "train/n01440764/n01440764_{:08d}.JPEG"  # as long as ImageNet's
@@ -99,7 +99,7 @@ def listed(count: int, folder: Path) -> tuple[float, ...]:
     with file.open("w") as lines:
         lines.writelines(_PATH.format(number) + "\n" for number in range(count))
     one = one_image(folder)  # stands for all: the list does not look for its files
-    with mock.patch("moco_d2.pretrain.data.read_image", lambda path: read_image(one)):
+    with mock.patch("moco_d2.pretrain.data.listed.read_image", lambda path: read_image(one)):
         return first_batch(lambda **on: ListedData(list_source(f"list:{file}"), **on))
 
 

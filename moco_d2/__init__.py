@@ -5,27 +5,29 @@
 `import moco_d2` itself loads nothing heavy. It leaves notes that are acted on when Detectron2 is
 imported, before or after us:
 
-* ``detectron2``                      what v0.6 lacks on current torch, NumPy, Pillow (compat.py)
-* ``detectron2.config.defaults``      our keys, ``cfg.MOCO`` (config.py)
-* ``detectron2.modeling``             our heads and architectures (transfer/)
-* ``detectron2.data.datasets``        the sets of VOC segmentation (transfer/voc_segmentation.py)
+* ``detectron2``                      what v0.6 lacks on current torch, NumPy, Pillow
+  (plugin/compat.py)
+* ``detectron2.config.defaults``      our keys, ``cfg.MOCO`` (config/)
+* ``detectron2.modeling``             our heads and architectures (transfer/modeling/)
+* ``detectron2.data.datasets``        the sets of VOC segmentation
+  (transfer/data/voc_segmentation.py)
 * ``detectron2.data.detection_utils``  which image files it opens (untrusted_images.py)
-* ``detectron2.data.datasets.cityscapes``  a loader that cannot hang (cityscapes_pool.py)
-* ``detectron2.engine.defaults``      several CPU processes (compat.py)
-* ``detectron2.checkpoint``           ``random://``, random initialisation (transfer/weights.py);
-                                    published weights by name (checkpoint/catalog.py)
+* ``detectron2.data.datasets.cityscapes``  a loader that cannot hang (plugin/cityscapes_pool.py)
+* ``detectron2.engine.defaults``      several CPU processes (plugin/compat.py)
+* ``detectron2.checkpoint``           ``random://``, random initialization (transfer/weights.py),
+  and published weights by name (checkpoint/catalog.py)
 
 The same happens with ``DETECTRON2_ENV_MODULE=moco_d2``, so Detectron2's own tools/train_net.py and
 DefaultPredictor run our configs without any code of ours.
 """
 
-from moco_d2.registration import after_import
+from moco_d2.plugin.after_import import after_import
 
 __version__ = "0.1.0"
 
 
 def _prepare_detectron2() -> None:
-    from moco_d2 import compat
+    from moco_d2.plugin import compat
 
     compat.apply(after_import)
 
@@ -33,30 +35,30 @@ def _prepare_detectron2() -> None:
 def _add_config() -> None:
     from detectron2.config import defaults
 
-    from moco_d2.config import add_moco_config
+    from moco_d2.config.load import add_moco_config
 
     add_moco_config(defaults._C)
 
 
 def _prepare_engine() -> None:
-    from moco_d2 import compat
+    from moco_d2.plugin import compat
 
     compat.let_cpu_processes_share_a_model()
 
 
 def _register_modeling() -> None:
     # Imported for their registration.
-    from moco_d2.transfer import backbones, roi_heads, semantic_head  # noqa: F401
+    from moco_d2.transfer.modeling import backbones, fcn_head, roi_heads  # noqa: F401
 
 
 def _register_datasets() -> None:
-    from moco_d2.transfer.voc_segmentation import register_voc_segmentation
+    from moco_d2.transfer.data.voc_segmentation import register_voc_segmentation
 
     register_voc_segmentation()
 
 
 def _mend_cityscapes() -> None:
-    from moco_d2.cityscapes_pool import leave_no_pool_behind
+    from moco_d2.plugin.cityscapes_pool import leave_no_pool_behind
 
     leave_no_pool_behind()
 

@@ -57,8 +57,8 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run a command line's main function; a UserError, and what a machine does to a command, become
     one line and exit code 2; a signal that ends it, one line and 128 + its number.
     """
-    from moco_d2.machine_errors import explained
-    from moco_d2.signals import end_on_signals, end_silently
+    from moco_d2.engine.failures import explained
+    from moco_d2.engine.signals import end_on_signals, end_silently
 
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         # One of several may be waiting for another outside of Python, where a handler is not

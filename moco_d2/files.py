@@ -15,6 +15,8 @@ from typing import Any
 
 from moco_d2.errors import UserError
 
+#: The folder of this package.
+PACKAGE = Path(__file__).resolve().parent
 # A temporary file of atomic_write: .NAME.RANDOM.tmpSUFFIX.
 _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp(\..*)?")
 

@@ -4,8 +4,7 @@ way of each other.
 
 import os
 
-import suite_processes
-import suite_timeouts
+from support import suite_processes, suite_timeouts
 
 import moco_d2  # noqa: F401  a test file may import Detectron2 first, which needs our patches
 

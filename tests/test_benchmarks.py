@@ -4,16 +4,14 @@ a GPU runs. The others take a fresh process each: `python benchmarks/NAME.py --s
 
 import importlib
 import json
-from pathlib import Path
 
 import pytest
-
-FOLDER = Path(__file__).parents[1] / "benchmarks"
+from support.paths import BENCHMARKS
 
 
 @pytest.fixture(autouse=True)
 def in_benchmarks(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
 def test_every_figure_of_the_page_is_a_measured_one(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.paths import BENCHMARKS
 
 from moco_d2.errors import UserError
 
@@ -18,7 +19,7 @@ CASES = range(100_000, 100_050)
 
 @pytest.fixture(scope="module")
 def campaign():
-    file = Path(__file__).parents[1] / "benchmarks" / "fuzz_yaml.py"
+    file = BENCHMARKS / "fuzz_yaml.py"
     spec = importlib.util.spec_from_file_location("fuzz_yaml", file)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # its dataclasses look themselves up

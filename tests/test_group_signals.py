@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from group_signals import ROOT, Command
-from toy_data import SMALL_DETECTOR, make_class_folders, make_voc
+from support.group_signals import ROOT, Command
+from support.paths import SUPPORT
+from support.toy_data import SMALL_DETECTOR, make_class_folders, make_voc
 
-from moco_d2.signals import STOP_SIGNALS
+from moco_d2.engine.signals import STOP_SIGNALS
 
 CLOCK = ("time", "data_time", "eta_seconds", "started", "seconds", "smoothed", "OUTPUT_DIR")
 # Of a record and of a linear evaluation's result.
 MEASURED = ("metrics", "history", "coverage", "schedule", "accuracy", "backbone_sha256", "settings")
-SMALL_RUN = Path(__file__).parent / "pretrain" / "small_run.py"
+SMALL_RUN = SUPPORT / "pretrain" / "small_run.py"
 
 
 def words_of(settings: dict) -> list[str]:

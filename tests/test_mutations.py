@@ -8,11 +8,11 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from support.paths import BENCHMARKS
 
-PROGRAM = Path(__file__).parents[1] / "benchmarks" / "mutations.py"
+PROGRAM = BENCHMARKS / "mutations.py"
 
 
 @pytest.fixture(scope="module")

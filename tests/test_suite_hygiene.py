@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-TESTS = Path(__file__).parent
+from support.paths import TESTS
 
 
 @pytest.fixture
@@ -18,7 +17,7 @@ def run(tmp_path):
     def run(code: str, *words: str) -> tuple[int, str]:
         (tmp_path / "test_generated.py").write_text(code)
         (tmp_path / "conftest.py").write_text(
-            "import suite_processes, suite_timeouts\n"
+            "from support import suite_processes, suite_timeouts\n"
             "def pytest_configure(config):\n"
             "    for plugin in (suite_timeouts, suite_processes):\n"
             "        config.pluginmanager.register(plugin)\n"

@@ -20,28 +20,33 @@ from detectron2.data.detection_utils import read_image as detectron2_read_image
 from detectron2.modeling import build_model
 from detectron2.utils.visualizer import Visualizer
 from PIL import EpsImagePlugin, Image, ImageFile
-from small_network import SmallNetwork
+from support.small_network import SmallNetwork
+from support.toy_data import SMALL_DETECTOR, make_voc
+from support.toy_shards import write_shard
 from torchvision.transforms.v2.functional import pil_to_tensor
-from toy_data import SMALL_DETECTOR, make_voc
-from toy_shards import write_shard
 
-from moco_d2.config import load_config
+from moco_d2.config.load import load_config
 from moco_d2.errors import UserError
-from moco_d2.pretrain.data import ListedSamples
-from moco_d2.pretrain.images import UnreadableImageError, UnreadableImages, decode_image, read_image
-from moco_d2.pretrain.knn import extract_features
-from moco_d2.pretrain.labelled import LabelledImages
-from moco_d2.pretrain.neighbours import neighbour_sheet
-from moco_d2.pretrain.shards import read_shard
-from moco_d2.pretrain.sources import ImageList, PathTable
-from moco_d2.pretrain.stream import ViewMaker
-from moco_d2.transfer.datasets import register_datasets
-from moco_d2.transfer.evaluation import MeanIoUEvaluator, TestMapper
-from moco_d2.transfer.predict import draw_predictions
-from moco_d2.transfer.semantic_mapper import SemanticMapper, read_labels
-from moco_d2.transfer.side_by_side import draw_side_by_side
+from moco_d2.pretrain.data.images import (
+    UnreadableImageError,
+    UnreadableImages,
+    decode_image,
+    read_image,
+)
+from moco_d2.pretrain.data.listed import ListedSamples
+from moco_d2.pretrain.data.shards import read_shard
+from moco_d2.pretrain.data.sources import ImageList, PathTable
+from moco_d2.pretrain.data.stream import ViewMaker
+from moco_d2.pretrain.probe.knn import extract_features
+from moco_d2.pretrain.probe.labelled import LabelledImages
+from moco_d2.pretrain.probe.neighbour_sheet import neighbour_sheet
+from moco_d2.transfer.data.semantic_mapper import SemanticMapper, read_labels
+from moco_d2.transfer.data.training_data import TrainingBatches, build_training_batches
+from moco_d2.transfer.evaluation.build import MeanIoUEvaluator, TestMapper
+from moco_d2.transfer.inference.predict import draw_predictions
+from moco_d2.transfer.inference.side_by_side import draw_side_by_side
+from moco_d2.transfer.preflight.dataset_checks import register_datasets
 from moco_d2.transfer.trainer import Trainer
-from moco_d2.transfer.training_data import TrainingBatches, build_training_batches
 from moco_d2.untrusted_images import FORMATS, MAX_PIXELS, open_image
 
 POSTSCRIPT = (
@@ -495,7 +500,7 @@ def test_an_image_takes_no_more_memory_than_is_stated(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "small.jpg")
     code = (
         "import sys, moco_d2\n"
-        "from moco_d2.pretrain.images import read_image as ours\n"
+        "from moco_d2.pretrain.data.images import read_image as ours\n"
         "from detectron2.data.detection_utils import read_image as theirs\n"
         "def memory(name):\n"
         "    lines = open('/proc/self/status').read().splitlines()\n"

@@ -21,26 +21,28 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.paths import ROOT
 
-from moco_d2 import plain_yaml, shard_patterns, training_log, untrusted_images
+from moco_d2 import untrusted_images
 from moco_d2.benchmark.records import files as records
 from moco_d2.benchmark.runs import suites
 from moco_d2.checkpoint import archive, pickle_names, sources, unpickling
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.checkpoint.pickle_names import allowed_names
-from moco_d2.config import load_config
+from moco_d2.config import safe_yaml, shard_patterns
+from moco_d2.config.load import load_config
 from moco_d2.errors import UserError, run_command
-from moco_d2.pretrain import decompression, sharded_data, tar_members
-from moco_d2.pretrain import sources as pretrain_sources
-from moco_d2.pretrain.shards import count_images, read_shard
-from moco_d2.transfer import mask_checks, voc_annotations
+from moco_d2.pretrain.data import decompression, sharded, tar_members
+from moco_d2.pretrain.data import sources as pretrain_sources
+from moco_d2.pretrain.data.shards import count_images, read_shard
+from moco_d2.records import metrics_json
 from moco_d2.transfer.checkpointing import WeightsCheckpointer
-from moco_d2.transfer.detector import load_detector
-from moco_d2.transfer.export import export_detector
-from moco_d2.transfer.predict import Predictor
+from moco_d2.transfer.data import voc_annotations
+from moco_d2.transfer.inference.detector import load_detector
+from moco_d2.transfer.inference.export import export_detector
+from moco_d2.transfer.inference.predict import Predictor
+from moco_d2.transfer.preflight import mask_checks
 from moco_d2.transfer.weights import describe_weights
-
-ROOT = Path(__file__).parents[1]
 
 
 class Runs:
@@ -78,7 +80,7 @@ def test_weights_of_a_stranger_run_nothing(tmp_path, suffix, monkeypatch):
     for name, door in DOORS.items():
         if name != "weights":  # what is asked here is not how a ResNet-50 is built
             monkeypatch.setattr(
-                "moco_d2.transfer.detector.build_model", lambda cfg: torch.nn.Linear(1, 1)
+                "moco_d2.transfer.inference.detector.build_model", lambda cfg: torch.nn.Linear(1, 1)
             )
         with pytest.raises(UserError, match=f"weights{suffix}"):
             door(cfg, tmp_path)
@@ -154,7 +156,7 @@ FORBIDDEN = {
     "yaml.unsafe_load",
     "yaml.full_load",
     "yaml.load_all",
-    "yaml.safe_load",  # has no limits; plain_yaml.load_yaml
+    "yaml.safe_load",  # has no limits; safe_yaml.load_yaml
     "expand_urls",  # webdataset's: neither; shard_patterns.expand
     "ElementTree.parse",
     "ElementTree.fromstring",
@@ -162,8 +164,8 @@ FORBIDDEN = {
 ALLOWED = {
     ("moco_d2/checkpoint/unpickling.py", "pickle.Unpickler"),  # the one that imports nothing
     # Between a process and the interpreter that it has started itself.
-    ("moco_d2/cityscapes_pool.py", "pickle.load"),
-    ("moco_d2/cityscapes_pool.py", "pickle.loads"),
+    ("moco_d2/plugin/cityscapes_pool.py", "pickle.load"),
+    ("moco_d2/plugin/cityscapes_pool.py", "pickle.loads"),
 }
 
 
@@ -262,21 +264,21 @@ def bounds() -> list[tuple[str, str, str]]:
          "small one, in all)",
          f"{decompression.MAX_EXPANSION} ({decompression.SMALL >> 20} MiB)"),
         ("tar shards", "bytes of images that a worker shuffles together",
-         sharded_data.MAX_BLOCK_BYTES),
+         sharded.MAX_BLOCK_BYTES),
         ("tar shards", "shards that a pattern names", shard_patterns.MOST_SHARDS),
         ("lists of images", "characters of a line", pretrain_sources.MAX_LINE),
-        ("configs and suites", "bytes, with all bases", plain_yaml.MOST_BYTES),
-        ("configs and suites", "values, aliases unfolded", plain_yaml.MOST_VALUES),
-        ("configs and suites", "levels", plain_yaml.DEEPEST),
-        ("configs and suites", "characters of a value", plain_yaml.LONGEST),
-        ("configs and suites", "keys that are no text", plain_yaml.MOST_ODD_KEYS),
-        ("configs", "files", plain_yaml.MOST_FILES),
-        ("configs", "bases behind each other", plain_yaml.DEEPEST_BASE),
+        ("configs and suites", "bytes, with all bases", safe_yaml.MOST_BYTES),
+        ("configs and suites", "values, aliases unfolded", safe_yaml.MOST_VALUES),
+        ("configs and suites", "levels", safe_yaml.DEEPEST),
+        ("configs and suites", "characters of a value", safe_yaml.LONGEST),
+        ("configs and suites", "keys that are no text", safe_yaml.MOST_ODD_KEYS),
+        ("configs", "files", safe_yaml.MOST_FILES),
+        ("configs", "bases behind each other", safe_yaml.DEEPEST_BASE),
         ("suites", "runs", suites.MOST_RUNS),
         ("records", "bytes", records.MOST_BYTES),
         ("records", "values", records.MOST_VALUES),
         ("records", "levels", records.MOST_LEVELS),
-        ("logs", "characters of a line", training_log.LONGEST_LINE),
+        ("logs", "characters of a line", metrics_json.LONGEST_LINE),
     ]  # fmt: skip
     return [(a, b, f"{v:,}" if isinstance(v, int) else str(v)) for a, b, v in rows]
 

@@ -3,8 +3,8 @@
 
 import argparse
 
+from moco_d2.engine.launch import launch
 from moco_d2.errors import run_command
-from moco_d2.launch import launch
 
 _EXAMPLES = """examples:
   tools/linear_eval.py checkpoint.pth.tar --data datasets/imagenet --num-gpus 8
@@ -60,4 +60,6 @@ def parse_args() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    run_command(lambda: launch("moco_d2.pretrain.linear_eval:evaluate_checkpoint", parse_args()))
+    run_command(
+        lambda: launch("moco_d2.pretrain.probe.linear_eval:evaluate_checkpoint", parse_args())
+    )

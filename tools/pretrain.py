@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Pretrain a ResNet with MoCo, or its supervised baseline."""
 
+from moco_d2.engine.launch import argument_parser, launch
 from moco_d2.errors import run_command
-from moco_d2.launch import argument_parser, launch
 
 
 def main() -> None:

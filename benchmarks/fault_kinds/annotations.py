@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from toy_data import CLASSES, SIDE, make_coco, make_voc
+from support.toy_data import CLASSES, SIDE, make_coco, make_voc
 
 from fault_kinds.case import Kind, Outcome, check
 from fault_kinds.jobs import Job, no_traceback

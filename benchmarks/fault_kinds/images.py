@@ -15,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from toy_data import make_class_folders, make_voc
+from support.toy_data import make_class_folders, make_voc
 
 from fault_kinds.case import BrokenPromiseError, Kind, Outcome, check
 from fault_kinds.jobs import Job
 from fault_kinds.machine import one_sentence
 from fault_kinds.workloads import FineTuning, Pretraining
-from moco_d2.pretrain.images import UnreadableImageError, read_image
-from moco_d2.pretrain.sources import list_images
+from moco_d2.pretrain.data.images import UnreadableImageError, read_image
+from moco_d2.pretrain.data.sources import list_images
 
 LIMIT_S = 20  # of one image
 _DECODES, _REFUSED, _EITHER = "decodes", "refused", "either"

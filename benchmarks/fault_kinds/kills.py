@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from toy_shards import make_shards
+from support.toy_shards import make_shards
 
 from fault_kinds.case import BrokenPromiseError, Kind, Outcome, check
 from fault_kinds.jobs import Job, Operations, last_line, no_traceback, run, wait_until

@@ -355,7 +355,7 @@ def _other_weights() -> tuple:
     def prepare(folder: Path, out: Path, odd: int, size: int) -> None:
         from detectron2.modeling import build_model
 
-        from moco_d2.config import load_config
+        from moco_d2.config.load import load_config
 
         cfg = load_config(workload.config, workload.words(out)[3:])
         for name, seed in (("same", 0), ("odd", 1)):
@@ -419,13 +419,13 @@ def _other_code() -> tuple:
 
     def before(folder: Path, rank: int, odd: bool) -> None:
         if odd:
-            from moco_d2 import agreement
+            from moco_d2.engine import consistency
 
             copy = folder / "moco_d2"
-            shutil.copytree(agreement._PACKAGE, copy)
-            file = copy / "pretrain" / "moco.py"
+            shutil.copytree(consistency._PACKAGE, copy)
+            file = copy / "pretrain" / "model" / "moco.py"
             file.write_text(file.read_text().replace("T temperature", "t temperature"))
-            agreement._PACKAGE = copy
+            consistency._PACKAGE = copy
 
     def words(folder: Path, out: Path, odd: bool) -> list[str]:
         return workload.words(out)

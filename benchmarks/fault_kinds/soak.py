@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from scipy.stats import linregress
-from toy_data import make_class_folders
+from support.toy_data import make_class_folders
 
 from fault_kinds.jobs import TOOLS
 from fault_kinds.workloads import words_of

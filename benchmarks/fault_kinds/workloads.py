@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 import yaml
-from small_network import SmallNetwork
-from toy_data import SMALL_DETECTOR, make_class_folders, make_voc
+from support.small_network import SmallNetwork
+from support.toy_data import SMALL_DETECTOR, make_class_folders, make_voc
 
 from fault_kinds.jobs import Operations, import_as_well, note_imports, run
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.checkpoint.mapping import Architecture, build_torchvision
 from moco_d2.errors import UserError
-from moco_d2.pretrain import moco
+from moco_d2.pretrain.model import moco
 
 # What a clock decides.
 TIMES = frozenset({"time", "data_time", "eta_seconds"})

@@ -21,7 +21,7 @@ from moco_d2.benchmark.runs.suites import (
     file_settings,
     unknown,
 )
-from moco_d2.config import task_configs
+from moco_d2.config.load import task_configs
 from moco_d2.demo.settings import Settings
 from moco_d2.errors import UserError
 

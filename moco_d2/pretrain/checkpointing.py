@@ -23,24 +23,15 @@ from torch import nn
 
 import moco_d2
 from moco_d2.checkpoint.io import load_checkpoint
-from moco_d2.config import flatten, to_plain
-from moco_d2.environment import hardware, peak_memory_gib, versions
-from moco_d2.errors import UserError
-from moco_d2.files import atomic_write, write_text
-from moco_d2.pretrain.last_checkpoint import LAST_CHECKPOINT, name_last, newest_intact
-from moco_d2.pretrain.official import (
-    check_parts,
-    load_official_optimizer,
-    load_official_state_dict,
-    official_state_dict,
-)
-from moco_d2.pretrain.process_state import (
+from moco_d2.config.load import flatten, to_plain
+from moco_d2.engine.last_checkpoint import LAST_CHECKPOINT, name_last, newest_intact
+from moco_d2.engine.process_state import (
     check_process_states,
     gather_process_states,
     set_process_state,
     set_rng_state,
 )
-from moco_d2.pretrain.resume_checks import (
+from moco_d2.engine.resume_checks import (
     check_count,
     check_grad_scaler,
     check_metrics,
@@ -49,6 +40,15 @@ from moco_d2.pretrain.resume_checks import (
     require,
     shown,
 )
+from moco_d2.errors import UserError
+from moco_d2.files import atomic_write, write_text
+from moco_d2.pretrain.official_layout import (
+    check_parts,
+    load_official_optimizer,
+    load_official_state_dict,
+    official_state_dict,
+)
+from moco_d2.records.environment import hardware, peak_memory_gib, versions
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class PretrainCheckpointer:
         Args:
             iteration: number of finished iterations.
             epoch: number of finished epochs, the official entry.
-            metrics: see metrics.MetricsState.
+            metrics: see metrics_state.MetricsState.
 
         Raises:
             UserError: it cannot be written; the checkpoint before stays as it was.

@@ -16,18 +16,18 @@ from detectron2.solver.lr_scheduler import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 
-from moco_d2.agreement import check_agreement, fingerprint, of_run
+from moco_d2.engine.consistency import check_agreement, fingerprint, of_run
+from moco_d2.engine.hooks import DataTime, DeferredWriters, ProgressBar, StopOnSignal
+from moco_d2.engine.metrics_state import MetricsState
 from moco_d2.errors import UserError
-from moco_d2.hooks import DataTime, DeferredWriters, ProgressBar, StopOnSignal
 from moco_d2.pretrain.checkpointing import PretrainCheckpointer, SaveCheckpoint
-from moco_d2.pretrain.data import build_training_data
-from moco_d2.pretrain.images import UnreadableImages
-from moco_d2.pretrain.metrics import MetricsState
+from moco_d2.pretrain.data.images import UnreadableImages
+from moco_d2.pretrain.data.listed import build_training_data
+from moco_d2.pretrain.data.stream import Batch
+from moco_d2.pretrain.model.build import build_pretext_model
 from moco_d2.pretrain.monitor import build_monitors
 from moco_d2.pretrain.parallel import distribute, micro_batches, of_all_processes
-from moco_d2.pretrain.pretext import build_pretext_model
 from moco_d2.pretrain.schedule import build_schedule, scale_recipe, training_length
-from moco_d2.pretrain.stream import Batch
 
 logger = logging.getLogger(__name__)
 

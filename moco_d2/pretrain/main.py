@@ -2,10 +2,10 @@
 
 import argparse
 
-from moco_d2.config import load_config_of
+from moco_d2.config.load import load_config_of
+from moco_d2.engine.launch import choose_device, claimed, hold_log, seed, setup_run
+from moco_d2.engine.malloc import keep_freed_memory
 from moco_d2.errors import UserError
-from moco_d2.host_memory import keep_freed_memory
-from moco_d2.launch import choose_device, claimed, hold_log, seed, setup_run
 from moco_d2.pretrain.engine import Pretrainer
 
 

@@ -13,8 +13,8 @@ from detectron2.engine import HookBase, hooks
 
 from moco_d2.files import atomic_write
 from moco_d2.pretrain.alarms import CollapseAlarm, DataTimeAdvice, ExpectedLoss, LeakAlarm
-from moco_d2.pretrain.knn import KNNMonitor
-from moco_d2.pretrain.neighbours import as_array, neighbour_sheet
+from moco_d2.pretrain.probe.knn import KNNMonitor
+from moco_d2.pretrain.probe.neighbour_sheet import as_array, neighbour_sheet
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ import torch
 from detectron2.utils import comm
 from torch import nn
 
-from moco_d2.pretrain.shuffle_bn import all_gather
-from moco_d2.pretrain.stream import Batch
+from moco_d2.pretrain.data.stream import Batch
+from moco_d2.pretrain.model.shuffle_bn import all_gather
 
 
 def distribute(model: nn.Module) -> nn.Module:

@@ -13,15 +13,15 @@ from torch import nn
 
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.checkpoint.targets import AUTHOR
-from moco_d2.errors import UserError
-from moco_d2.files import atomic_write, write_text
-from moco_d2.pretrain.last_checkpoint import (
+from moco_d2.engine.last_checkpoint import (
     LAST_CHECKPOINT,
     name_last,
     named_checkpoint,
     newest_intact,
 )
-from moco_d2.pretrain.process_state import gather_process_states
+from moco_d2.engine.process_state import gather_process_states
+from moco_d2.errors import UserError
+from moco_d2.files import atomic_write, write_text
 from moco_d2.transfer.divergence import DivergenceError
 from moco_d2.transfer.resume_checks import check_content
 from moco_d2.transfer.weights import check_weights_name

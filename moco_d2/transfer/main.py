@@ -7,15 +7,15 @@ from typing import Any
 
 from detectron2.utils import comm
 
-from moco_d2.agreement import check_agreement, of_run
-from moco_d2.config import find_config, load_config_of
+from moco_d2.config.load import find_config, load_config_of
+from moco_d2.engine.consistency import check_agreement, of_run
+from moco_d2.engine.launch import choose_device, claimed, hold_log, seed, setup_run
 from moco_d2.errors import UserError
-from moco_d2.launch import choose_device, claimed, hold_log, seed, setup_run
-from moco_d2.transfer import preflight
-from moco_d2.transfer.datasets import check_datasets, leave_out_missing
-from moco_d2.transfer.detector import load_detector
-from moco_d2.transfer.findings import enforce, has_refusal
-from moco_d2.transfer.memory import available_bytes
+from moco_d2.transfer.inference.detector import load_detector
+from moco_d2.transfer.preflight import config_checks
+from moco_d2.transfer.preflight.dataset_checks import check_datasets, leave_out_missing
+from moco_d2.transfer.preflight.findings import enforce, has_refusal
+from moco_d2.transfer.preflight.memory import available_bytes
 from moco_d2.transfer.record import RunRecorder
 from moco_d2.transfer.schedule import describe, scale_to_hardware
 from moco_d2.transfer.trainer import Trainer
@@ -65,15 +65,15 @@ def _train(
     cfg.freeze()
     seed(cfg)
     provenance = (weights or {}).get("provenance")
-    findings += preflight.check_config(cfg, provenance, world_size=world_size)
+    findings += config_checks.check_config(cfg, provenance, world_size=world_size)
     if args.eval_only:
         enforce(findings, force=args.force, logger=logger)
         model = load_detector(cfg)
         setup_run(cfg, args, held)
         return Trainer.test(cfg, model)
-    findings += preflight.check_schedule(cfg) + preflight.check_settings(cfg)
+    findings += config_checks.check_schedule(cfg) + config_checks.check_settings(cfg)
     available = smallest_of_processes(available_bytes(cfg.MODEL.DEVICE, comm.get_local_size()))
-    findings += preflight.check_memory(cfg, available=available, world_size=world_size)
+    findings += config_checks.check_memory(cfg, available=available, world_size=world_size)
     if has_refusal(findings):
         enforce(findings, force=args.force, logger=logger)
     if args.force:
@@ -87,7 +87,7 @@ def _train(
     resumed = trainer.start_iter > 0
     if not resumed:
         recorder.coverage = coverage
-        incomplete = preflight.check_coverage(cfg, coverage)
+        incomplete = config_checks.check_coverage(cfg, coverage)
         findings += incomplete
         recorder.findings += incomplete
     enforce(findings, force=args.force, logger=logger)

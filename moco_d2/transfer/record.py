@@ -1,7 +1,7 @@
 """The record that every fine-tuning run leaves: all that a table needs, and all that a reader may
 doubt.
 
-Schema: moco_d2/benchmark/records/schema.py, with which it is read.
+Schema: moco_d2/records/run_schema.py, with which it is read.
 """
 
 import dataclasses
@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from moco_d2.config import matched_sha256, to_plain
-from moco_d2.environment import hardware, versions
+from moco_d2.config.load import matched_sha256, to_plain
 from moco_d2.files import sha256_of_json, write_json
-from moco_d2.training_log import finite, history, read_log, seconds_per_iteration
-from moco_d2.transfer.preflight import Finding
+from moco_d2.records.environment import hardware, versions
+from moco_d2.records.metrics_json import finite, history, read_log, seconds_per_iteration
+from moco_d2.transfer.preflight.config_checks import Finding
 from moco_d2.transfer.resume_checks import check_record
 from moco_d2.transfer.weights import Coverage
 
@@ -185,7 +185,7 @@ def _environment() -> dict[str, str]:
     found = versions("fvcore", "pycocotools", "faster-coco-eval")
     import detectron2
 
-    from moco_d2 import compat
+    from moco_d2.plugin import compat
 
     operators = "with" if compat.has_compiled_operators() else "without"
     found["detectron2"] = f"{detectron2.__version__} {operators} compiled operators"

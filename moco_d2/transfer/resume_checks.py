@@ -1,5 +1,5 @@
 """Checks of what a resumed fine-tuning run takes from its checkpoint, before it is used; see
-pretrain/resume_checks.py, which turns them into one sentence.
+engine/resume_checks.py, which turns them into one sentence.
 """
 
 import datetime
@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from moco_d2.pretrain.process_state import check_process_states
-from moco_d2.pretrain.resume_checks import (
+from moco_d2.engine.process_state import check_process_states
+from moco_d2.engine.resume_checks import (
     UnusableError,
     check_count,
     check_grad_scaler,

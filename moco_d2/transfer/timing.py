@@ -10,8 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from moco_d2.engine.launch import argument_parser, launch
 from moco_d2.errors import run_command
-from moco_d2.launch import argument_parser, launch
 
 WARM_UP, STEPS = 3, 10
 _ENOUGH_SECONDS = 60.0  # of slow steps, fewer will do
@@ -30,12 +30,12 @@ def measure(args: argparse.Namespace) -> None:
     from detectron2.utils import comm
     from detectron2.utils.events import EventStorage
 
-    from moco_d2.config import load_config_of
-    from moco_d2.environment import hardware, peak_memory_gib
+    from moco_d2.config.load import load_config_of
+    from moco_d2.engine.launch import choose_device
     from moco_d2.files import write_json
-    from moco_d2.launch import choose_device
-    from moco_d2.transfer.datasets import check_datasets
-    from moco_d2.transfer.findings import enforce
+    from moco_d2.records.environment import hardware, peak_memory_gib
+    from moco_d2.transfer.preflight.dataset_checks import check_datasets
+    from moco_d2.transfer.preflight.findings import enforce
     from moco_d2.transfer.schedule import scale_to_hardware
     from moco_d2.transfer.trainer import Trainer
     from moco_d2.transfer.weights import RANDOM

@@ -15,21 +15,21 @@ from detectron2.utils import comm
 from fvcore.nn.precise_bn import get_bn_modules
 from torch.utils.data import DataLoader
 
-from moco_d2 import compat
-from moco_d2.agreement import check_agreement, fingerprint, of_images
+from moco_d2.engine.consistency import check_agreement, fingerprint, of_images
+from moco_d2.engine.hooks import DataTime, DeferredWriters, EvalHook, ProgressBar, StopOnSignal
+from moco_d2.engine.loader import SteadyLoader
+from moco_d2.engine.metrics_state import MetricsState
+from moco_d2.engine.process_state import set_process_state
+from moco_d2.engine.resume_checks import continuing
 from moco_d2.errors import UserError, as_raised
-from moco_d2.hooks import DataTime, DeferredWriters, EvalHook, ProgressBar, StopOnSignal
-from moco_d2.loader import SteadyLoader
-from moco_d2.pretrain.metrics import MetricsState
-from moco_d2.pretrain.process_state import set_process_state
-from moco_d2.pretrain.resume_checks import continuing
-from moco_d2.transfer.accumulation import AccumulatingTrainer, amp_dtype
+from moco_d2.plugin import compat
 from moco_d2.transfer.checkpointing import SaveCheckpoint, TransferCheckpointer
+from moco_d2.transfer.data.training_data import TrainingBatches, build_training_batches, seeded
 from moco_d2.transfer.divergence import DivergenceError, explain
-from moco_d2.transfer.evaluation import TestMapper, box_errors, build_evaluator
-from moco_d2.transfer.precise_bn import PreciseBN
+from moco_d2.transfer.evaluation.build import TestMapper, box_errors, build_evaluator
+from moco_d2.transfer.evaluation.precise_bn import PreciseBN
 from moco_d2.transfer.resume_checks import check_ours, check_trainer
-from moco_d2.transfer.training_data import TrainingBatches, build_training_batches, seeded
+from moco_d2.transfer.train_step import AccumulatingTrainer, amp_dtype
 from moco_d2.transfer.weights import Coverage, loading, measure_coverage, unwrapped
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Trainer(DefaultTrainer):
     where the device computes so.
 
     Attributes:
-        box_errors: of the last evaluation, see evaluation.box_errors; None before it.
+        box_errors: of the last evaluation, see build.box_errors; None before it.
         evaluation_seconds: that the last evaluation took; None before it.
         test_images: in each test set that was evaluated, by any trainer of this process.
 
@@ -93,7 +93,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: Any, dataset_name: str) -> DataLoader:
-        """Detectron2's, with evaluation.TestMapper."""
+        """Detectron2's, with build.TestMapper."""
         theirs = build_detection_test_loader(cfg, dataset_name, mapper=TestMapper(cfg))
         loader = SteadyLoader(  # its workers leave signals to this process
             theirs.dataset,
@@ -120,7 +120,7 @@ class Trainer(DefaultTrainer):
     def build_evaluator(
         cls, cfg: Any, dataset_name: str, output_folder: str | None = None
     ) -> DatasetEvaluator:
-        """See evaluation.build_evaluator."""
+        """See build.build_evaluator."""
         return build_evaluator(cfg, dataset_name)
 
     def build_hooks(self) -> list[HookBase]:

@@ -1,11 +1,11 @@
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from support.paths import TOOLS
 
-TOOL = Path(__file__).parents[2] / "tools" / "benchmark.py"
+TOOL = TOOLS / "benchmark.py"
 
 
 def run(*arguments):

@@ -16,7 +16,7 @@ from moco_d2.benchmark.runs.cell_state import (
 )
 from moco_d2.benchmark.runs.finetuning import transfer_cell
 from moco_d2.benchmark.runs.suites import file_settings
-from moco_d2.config import task_configs
+from moco_d2.config.load import task_configs
 from moco_d2.errors import UserError
 
 

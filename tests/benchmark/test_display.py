@@ -4,9 +4,9 @@ import io
 from dataclasses import dataclass
 
 import pytest
-from fake_suite import cell
 from rich.console import Console
 from rich.live import Live
+from support.fake_suite import cell
 
 from moco_d2.benchmark.runs.display import _Table, duration, last_metrics
 from moco_d2.benchmark.runs.suites import Suite

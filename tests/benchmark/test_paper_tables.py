@@ -6,8 +6,8 @@ import io
 import re
 from decimal import Decimal
 
-import published_values as typed
 import pytest
+from support import published_values as typed
 
 from moco_d2.benchmark.paper import paper_tables
 from moco_d2.benchmark.tables.published import published_tables

@@ -3,14 +3,14 @@
 import json
 
 import yaml
-from toy_data import SMALL_DETECTOR, make_voc
+from support.toy_data import SMALL_DETECTOR, make_voc
 
 from moco_d2.benchmark.runs import run_log
 from moco_d2.benchmark.runs.cell_state import note_started
 from moco_d2.benchmark.runs.measuring import timing_file
 from moco_d2.benchmark.runs.planning import plan, published_costs
 from moco_d2.benchmark.runs.suites import load_suite
-from moco_d2.config import task_configs
+from moco_d2.config.load import task_configs
 from moco_d2.transfer.timing import measure, parser
 
 

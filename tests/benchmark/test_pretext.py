@@ -5,14 +5,14 @@ import runpy
 import sys
 
 import pytest
-from pretext_content import IMAGENET, result, write_results
+from support.pretext_content import IMAGENET, result, write_results
 
 from moco_d2.benchmark.records.pretext_records import PretextRecord, read_pretext_records
 from moco_d2.benchmark.runs.execution import TOOLS
 from moco_d2.benchmark.runs.suites import load_suite
 from moco_d2.benchmark.sweeps.definitions import sweeps
 from moco_d2.benchmark.sweeps.points import studies
-from moco_d2.config import flatten, load_config, to_plain
+from moco_d2.config.load import flatten, load_config, to_plain
 from moco_d2.errors import UserError
 from moco_d2.pretrain.schedule import scale_recipe
 

@@ -1,15 +1,15 @@
 import json
 import logging
-from pathlib import Path
 
 import pytest
+from support.paths import ROOT, SUPPORT
 
 import moco_d2
 from moco_d2.benchmark.records.results import read_content, read_records
-from moco_d2.benchmark.records.schema import SCHEMA, SCHEMA_VERSION
 from moco_d2.errors import UserError
+from moco_d2.records.run_schema import SCHEMA, SCHEMA_VERSION
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "benchmark.md"
+DOCUMENT = ROOT / "docs" / "benchmark.md"
 
 
 def test_fields(make_content, write):
@@ -36,7 +36,7 @@ def version_2(content: dict) -> dict:
 
 def test_a_version_1_record_as_it_was_written_still_reads():
     """Of a run of two iterations with moco_d2 0.1.0 as it was before version 2."""
-    file = Path(__file__).with_name("record_v1.json")
+    file = SUPPORT / "record_v1.json"
     (record,) = read_records([file])
     assert json.loads(file.read_text())["schema_version"] == 1
     assert (record.task, record.initialisation, record.seed) == ("voc_C4", "random", 1)

@@ -6,7 +6,7 @@ import json
 import os
 
 import pytest
-from fake_suite import cell
+from support.fake_suite import cell
 
 from moco_d2.benchmark.runs import execution, run_log
 from moco_d2.benchmark.runs.cluster import _is_over

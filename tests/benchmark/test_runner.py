@@ -6,15 +6,16 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-from fake_suite import TOOLS, cell, run_cells
 from submitit.local.local import LocalJobEnvironment
+from support.fake_suite import TOOLS, cell, run_cells
+from support.paths import SUPPORT
 
 from moco_d2.benchmark.runs import run_log
 from moco_d2.benchmark.runs.cell_state import CELL_FILE, is_running
 from moco_d2.benchmark.runs.places import make_places
+from moco_d2.engine.signals import STOP_SIGNALS
 from moco_d2.errors import UserError
 
 
@@ -29,13 +30,14 @@ def steps_of(folder, name):
 
 
 def _as_from_a_terminal():
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup may have ignored it
+    for number in STOP_SIGNALS:  # nohup, or the & of a script, may have ignored them
+        signal.signal(number, signal.SIG_DFL)
 
 
 def start_runner(folder, *words):
     """A runner of words NAME:BEHAVIOUR, in a process group of its own."""
     return subprocess.Popen(
-        [sys.executable, str(Path(__file__).parents[1] / "fake_suite.py"), str(folder), *words],
+        [sys.executable, str(SUPPORT / "fake_suite.py"), str(folder), *words],
         start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -9,7 +9,7 @@ from moco_d2.benchmark.runs.execution import Place, run_next
 from moco_d2.benchmark.runs.planning import plan
 from moco_d2.benchmark.runs.runner import run
 from moco_d2.benchmark.runs.suites import Cell, Suite, load_suite, packaged_suites
-from moco_d2.config import load_config, task_configs
+from moco_d2.config.load import load_config, task_configs
 from moco_d2.errors import UserError
 
 

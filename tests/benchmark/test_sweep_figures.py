@@ -6,7 +6,7 @@ import math
 import re
 
 import pytest
-from pretext_content import IMAGENET, MECHANISMS, dictionary_point, result, write_results
+from support.pretext_content import IMAGENET, MECHANISMS, dictionary_point, result, write_results
 
 from moco_d2.benchmark.records.pretext_records import read_pretext_records
 from moco_d2.benchmark.report.page import write_page

@@ -27,7 +27,7 @@ from moco_d2.checkpoint.catalog import (
 )
 from moco_d2.checkpoint.download import Patience, download
 from moco_d2.checkpoint.io import load_checkpoint, save_checkpoint
-from moco_d2.config import load_config
+from moco_d2.config.load import load_config
 from moco_d2.errors import UserError
 
 IMPATIENT = Patience(stall=0.3, tries=3, pause=0.01)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.paths import ROOT
 
 import moco_d2  # noqa: F401  before detectron2
 from moco_d2.checkpoint.convert import convert, settings_for, summary
@@ -22,9 +23,7 @@ from moco_d2.checkpoint.mapping import (
 from moco_d2.checkpoint.targets import TARGETS
 from moco_d2.errors import UserError
 from moco_d2.files import sha256
-from moco_d2.pretrain.encoder import build_encoder
-
-REPOSITORY = Path(__file__).parents[2]
+from moco_d2.pretrain.model.encoder import build_encoder
 
 
 def listing(folder: Path) -> list[str]:
@@ -290,8 +289,8 @@ def test_command_line(small, official, save, tmp_path):
     src, dst, report = save(official(small)), tmp_path / "w.pth", tmp_path / "r.json"
 
     def run(*arguments):
-        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-        command = [sys.executable, str(REPOSITORY / "tools" / "convert.py"), *map(str, arguments)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, str(ROOT / "tools" / "convert.py"), *map(str, arguments)]
         return subprocess.run(
             command, env=environment, capture_output=True, text=True, check=False, timeout=200
         )

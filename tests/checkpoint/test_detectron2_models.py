@@ -3,9 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from checkpoint.families import FILES, File
-from checkpoint.outcomes import outcome
-from checkpoint.reference import NARROW, R18, R50, Network, as_detectron2, config
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
@@ -13,7 +10,10 @@ from detectron2.engine import DefaultTrainer
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import build_resnet_backbone
 from PIL import Image
-from toy_data import CLASSES, SIDE, make_coco
+from support.checkpoint.families import FILES, File
+from support.checkpoint.outcomes import outcome
+from support.checkpoint.reference import NARROW, R18, R50, Network, as_detectron2, config
+from support.toy_data import CLASSES, SIDE, make_coco
 
 import moco_d2  # noqa: F401  registers heads
 

@@ -1,19 +1,17 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
-from checkpoint.outcomes import COMMITTED_TABLE
+from support.checkpoint.outcomes import COMMITTED_TABLE
+from support.paths import ROOT
 
 from moco_d2.checkpoint import documentation
 from moco_d2.checkpoint.families import FAMILIES
 from moco_d2.checkpoint.targets import TARGETS
 
-REPOSITORY = Path(__file__).parents[2]
-
 
 def test_the_committed_page_is_made_from_the_families():
-    page = (REPOSITORY / "docs" / "checkpoints.md").read_text()
+    page = (ROOT / "docs" / "checkpoints.md").read_text()
     assert page == documentation.document()
     assert all(f"`{family.name}`" in page and family.example in page for family in FAMILIES)
 
@@ -26,7 +24,7 @@ def test_a_file_of_every_family_is_in_the_table():
 
 def test_list_and_the_choices_of_the_command():
     def run(*arguments):
-        command = [sys.executable, str(REPOSITORY / "tools" / "convert.py"), *arguments]
+        command = [sys.executable, str(ROOT / "tools" / "convert.py"), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
 
     listed = run("--list")

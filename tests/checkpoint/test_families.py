@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint import outcomes
-from checkpoint.families import FILES, File
-from checkpoint.outcomes import ROWS, TOLERANCE, outcome
-from checkpoint.pieces import without_trackers
-from checkpoint.reference import KEY, QUERY, R50, as_detectron2, parity
+from support.checkpoint import outcomes
+from support.checkpoint.families import FILES, File
+from support.checkpoint.outcomes import ROWS, TOLERANCE, outcome
+from support.checkpoint.pieces import without_trackers
+from support.checkpoint.reference import KEY, QUERY, R50, as_detectron2, parity
 
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.checkpoint.sources import extract

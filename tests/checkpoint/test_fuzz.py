@@ -4,16 +4,16 @@ import importlib.util
 import os
 import signal
 import sys
-from pathlib import Path
 
 import pytest
+from support.paths import BENCHMARKS
 
 CASES = range(100_000, 100_080)
 
 
 @pytest.fixture(scope="module")
 def campaign():
-    file = Path(__file__).parents[2] / "benchmarks" / "fuzz_checkpoints.py"
+    file = BENCHMARKS / "fuzz_checkpoints.py"
     spec = importlib.util.spec_from_file_location("fuzz_checkpoints", file)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # its dataclass looks itself up

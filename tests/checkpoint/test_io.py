@@ -11,7 +11,7 @@ import omegaconf
 import pytest
 import safetensors.torch
 import torch
-from checkpoint.containers import foreign, foreign_importable
+from support.checkpoint.containers import foreign, foreign_importable
 
 from moco_d2.checkpoint import io
 from moco_d2.checkpoint.io import load_checkpoint, read_provenance, save_checkpoint

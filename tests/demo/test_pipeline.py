@@ -2,7 +2,7 @@
 
 import pytest
 
-from moco_d2.config import load_config
+from moco_d2.config.load import load_config
 from moco_d2.demo.cells import INITIALISATIONS, demo_cells
 from moco_d2.demo.pipeline import knn_summary, loss_summary
 from moco_d2.demo.settings import LONG, SHORT

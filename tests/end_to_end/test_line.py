@@ -4,12 +4,10 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from toy_data import SMALL_DETECTOR, make_class_folders, make_voc
-
-TOOLS = Path(__file__).parents[2] / "tools"
+from support.paths import TOOLS
+from support.toy_data import SMALL_DETECTOR, make_class_folders, make_voc
 
 SMALL_PRETRAINING = [
     *("MOCO.ENCODER.ARCH", "resnet18", "MOCO.AUGMENTATION.SIZE", "32"),

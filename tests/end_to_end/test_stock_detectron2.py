@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from toy_data import SMALL_DETECTOR, make_voc
+from support.toy_data import SMALL_DETECTOR, make_voc
 
 # What Detectron2's tools/train_net.py does, without a line of ours.
 STOCK = """
@@ -44,7 +44,7 @@ print("heads:", type(trainer._trainer.model.roi_heads).__name__)
 
 
 def test_stock_trainer_and_predictor_run_our_config(tmp_path):
-    from moco_d2.config import find_config
+    from moco_d2.config.load import find_config
 
     root = make_voc(tmp_path / "VOC2007")
     done = subprocess.run(

@@ -1,11 +1,11 @@
 """A class folder of 24 images, configs of runs of six steps, and a network of kilobytes."""
 
 import pytest
-from small_network import SmallNetwork
-from toy_data import make_class_folders
+from support.small_network import SmallNetwork
+from support.toy_data import make_class_folders
 
-from moco_d2.config import load_config
-from moco_d2.pretrain import moco, supervised
+from moco_d2.config.load import load_config
+from moco_d2.pretrain.model import moco, supervised
 
 TINY = {
     "MODEL.DEVICE": "cpu",

@@ -1,7 +1,7 @@
 """Each alarm made to ring and kept silent, on Detectron2's own loop and storage."""
 
 import pytest
-from scripted_trainer import HEALTHY, run_scripted
+from support.scripted_trainer import HEALTHY, run_scripted
 
 from moco_d2.errors import UserError
 from moco_d2.pretrain.alarms import (

@@ -10,9 +10,9 @@ from torchvision import models
 
 from moco_d2.errors import UserError
 from moco_d2.pretrain.checkpointing import PretrainCheckpointer
-from moco_d2.pretrain.data import build_training_data
-from moco_d2.pretrain.official import load_official_state_dict, official_state_dict
-from moco_d2.pretrain.pretext import build_pretext_model
+from moco_d2.pretrain.data.listed import build_training_data
+from moco_d2.pretrain.model.build import build_pretext_model
+from moco_d2.pretrain.official_layout import load_official_state_dict, official_state_dict
 
 
 @pytest.fixture
@@ -258,7 +258,7 @@ import resource, sys, torch
 from moco_d2.errors import run_command
 from moco_d2.files import atomic_write
 from moco_d2.pretrain.checkpointing import PretrainCheckpointer
-from moco_d2.config import load_config
+from moco_d2.config.load import load_config
 cfg = load_config("moco_v2_R50_200ep.yaml", ["OUTPUT_DIR", sys.argv[1]])
 model = torch.nn.Linear(300, 300)
 optimizer = torch.optim.SGD(model.parameters(), lr=1)

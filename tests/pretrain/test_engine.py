@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from detectron2.engine import HookBase
 from torch import nn
 
+from moco_d2.engine.launch import seed
 from moco_d2.errors import UserError
-from moco_d2.launch import seed
-from moco_d2.pretrain import moco
 from moco_d2.pretrain.checkpointing import FINAL_CHECKPOINT
 from moco_d2.pretrain.engine import Pretrainer
+from moco_d2.pretrain.model import moco
 
 TIMES = {"time", "data_time", "eta_seconds", "rank_data_time"}
 

@@ -9,14 +9,14 @@ import torch
 from detectron2.engine import hooks
 from detectron2.utils.events import JSONWriter
 from PIL import Image
-from scripted_trainer import Scripted, run_scripted
-from toy_data import make_class_folders
+from support.scripted_trainer import Scripted, run_scripted
+from support.toy_data import make_class_folders
 
-from moco_d2.pretrain.encoder import build_encoder
+from moco_d2.pretrain.data.sources import list_images
+from moco_d2.pretrain.model.encoder import build_encoder
 from moco_d2.pretrain.monitor import PretextChance, build_monitors
-from moco_d2.pretrain.neighbours import neighbour_sheet
+from moco_d2.pretrain.probe.neighbour_sheet import neighbour_sheet
 from moco_d2.pretrain.schedule import scale_recipe
-from moco_d2.pretrain.sources import list_images
 
 
 def test_chance_stands_beside_the_accuracy(caplog, tmp_path):

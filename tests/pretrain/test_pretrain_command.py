@@ -5,17 +5,17 @@ import json
 import logging
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from toy_data import make_class_folders
+from support.paths import TOOLS
+from support.toy_data import make_class_folders
 
+from moco_d2.engine.launch import LOGGERS
 from moco_d2.errors import run_command
-from moco_d2.launch import LOGGERS
 from moco_d2.pretrain.main import pretrain
 
-TOOL = Path(__file__).parents[2] / "tools" / "pretrain.py"
+TOOL = TOOLS / "pretrain.py"
 
 
 @pytest.fixture(autouse=True)

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from moco_d2.config import config_root, load_config
-from moco_d2.pretrain.moco import MoCo
+from moco_d2.config.load import config_root, load_config
+from moco_d2.pretrain.model.moco import MoCo
+from moco_d2.pretrain.model.supervised import SupervisedClassifier
 from moco_d2.pretrain.schedule import build_schedule, scale_recipe, training_length
-from moco_d2.pretrain.supervised import SupervisedClassifier
 
 IMAGENET = 1_281_167
 # As resolved on `gpus` processes and `images`. arXiv:1911.05722 section 4.1 and main_moco.py.

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_shards import make_shards
+from support.paths import SUPPORT, TESTS
+from support.toy_shards import make_shards
 
-SMALL_RUN = str(Path(__file__).with_name("small_run.py"))
+SMALL_RUN = str(SUPPORT / "pretrain" / "small_run.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 STEPS = 120  # long enough to be hit in the middle
 PERIOD = 4
@@ -28,7 +29,7 @@ def start(words: list[str], *, processes: int, resume: bool = False) -> subproce
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(TESTS)},
         start_new_session=True,  # so that all of its processes can be killed
     )
 

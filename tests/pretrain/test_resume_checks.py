@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from moco_d2.engine.generator_checks import check_rng_state
+from moco_d2.engine.launch import argument_parser
+from moco_d2.engine.process_state import rng_state, set_rng_state
+from moco_d2.engine.resume_checks import UnusableError, continuing, shown
 from moco_d2.errors import UserError
-from moco_d2.launch import argument_parser
 from moco_d2.pretrain.engine import Pretrainer
-from moco_d2.pretrain.generator_checks import check_rng_state
 from moco_d2.pretrain.main import pretrain
-from moco_d2.pretrain.process_state import rng_state, set_rng_state
-from moco_d2.pretrain.resume_checks import UnusableError, continuing, shown
 
 NAME = "checkpoint_0000003.pth.tar"
 NAN = float("nan")

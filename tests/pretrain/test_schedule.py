@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from moco_d2.config import load_config
+from moco_d2.config.load import load_config
 from moco_d2.errors import UserError
 from moco_d2.pretrain.schedule import build_schedule, scale_recipe, training_length
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from pretrain.two_processes import SHARE, train
+from support.paths import SUPPORT
+from support.pretrain.two_processes import SHARE, train
 
 RUN = {
     "MOCO.EPOCHS": 1,
@@ -50,7 +51,7 @@ def ranks(folder, words, images):
         }
         (folder / "runs.json").write_text(json.dumps(runs))
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc-per-node", "2", str(Path(__file__).with_name("two_processes.py"))]
+        command += ["--nproc-per-node", "2", str(SUPPORT / "pretrain" / "two_processes.py")]
         with subprocess.Popen(
             [*command, str(folder), str(folder / "runs.json")], stderr=subprocess.PIPE, text=True
         ) as process:

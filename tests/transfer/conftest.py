@@ -1,5 +1,5 @@
 import pytest
-from toy_data import SMALL_DETECTOR, make_coco, make_voc
+from support.toy_data import SMALL_DETECTOR, make_coco, make_voc
 
 
 @pytest.fixture(scope="session")

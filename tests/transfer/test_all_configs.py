@@ -9,8 +9,8 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import builtin
 from detectron2.modeling import build_model
-from transfer.dataset_files import make_datasets
-from transfer.paper_settings import (
+from support.transfer.dataset_files import make_datasets
+from support.transfer.paper_settings import (
     DENSEPOSE_TASKS,
     EVERY_TASK,
     MATCHED_INITIALISATIONS,
@@ -19,9 +19,9 @@ from transfer.paper_settings import (
 )
 
 from moco_d2.benchmark.paper import paper_tables
-from moco_d2.config import config_root, flatten, load_config, task_configs
+from moco_d2.config.load import config_root, flatten, load_config, task_configs
+from moco_d2.transfer.data.voc_segmentation import register_voc_segmentation
 from moco_d2.transfer.main import train
-from moco_d2.transfer.voc_segmentation import register_voc_segmentation
 
 PACKAGED = sorted(path.stem for path in (config_root() / "task").glob("*.yaml"))
 OURS = [task for task in PACKAGED if task not in DENSEPOSE_TASKS]  # those: test_densepose.py

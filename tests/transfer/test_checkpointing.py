@@ -10,7 +10,7 @@ from torch import nn
 
 from moco_d2.checkpoint.convert import convert
 from moco_d2.checkpoint.mapping import Architecture, build_torchvision
-from moco_d2.config import load_config
+from moco_d2.config.load import load_config
 from moco_d2.errors import UserError
 from moco_d2.transfer.checkpointing import TransferCheckpointer, WeightsCheckpointer
 from moco_d2.transfer.divergence import DivergenceError

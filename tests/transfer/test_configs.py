@@ -3,7 +3,7 @@
 import pytest
 
 from moco_d2.checkpoint.catalog import PUBLISHED
-from moco_d2.config import config_root, find_config, load_config, task_configs
+from moco_d2.config.load import config_root, find_config, load_config, task_configs
 from moco_d2.errors import UserError
 
 HEADLINE_RUNS = sorted(path.name for path in config_root().glob("*.yaml"))

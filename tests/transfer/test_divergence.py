@@ -2,7 +2,7 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
-from moco_d2.config import load_config
+from moco_d2.config.load import load_config
 from moco_d2.transfer.divergence import DivergenceError, annotations_in_error, explain, likely_cause
 
 NAN = float("nan")

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moco_d2.benchmark.records import schema as record_schema
 from moco_d2.benchmark.records.results import read_content, read_records
-from moco_d2.config import load_config
-from moco_d2.transfer import error_analysis
-from moco_d2.transfer.preflight import Finding
+from moco_d2.config.load import load_config
+from moco_d2.records import run_schema as record_schema
+from moco_d2.transfer.evaluation import tide
+from moco_d2.transfer.preflight.config_checks import Finding
 from moco_d2.transfer.record import SCHEMA_VERSION, RunRecorder
 from moco_d2.transfer.schedule import scale_to_hardware
 from moco_d2.transfer.weights import Coverage
@@ -44,7 +44,7 @@ def test_what_is_written_is_what_the_tables_read(tmp_path):
         errors={"voc_2007_test": {"AP50": 50.0, **lost}},
     )
     assert SCHEMA_VERSION == record_schema.SCHEMA_VERSION
-    assert record_schema.ERROR_TYPES == error_analysis.KINDS
+    assert record_schema.ERROR_TYPES == tide.KINDS
     assert read_content(path) == content  # nothing to upgrade, nothing refused
     (record,) = read_records([path])
     assert record.origin == {"how": "trained", "source": None}

@@ -10,10 +10,10 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from support.paths import SUPPORT
 
 from moco_d2.errors import UserError
 from moco_d2.transfer.main import train
@@ -250,7 +250,7 @@ def test_two_processes_stop_together_and_resume(run, tiny, voc, tmp_path):
     settings = voc | LENGTH | SLIM | more
     words = [*tiny, *(str(word) for pair in settings.items() for word in pair)]
     (tmp_path / "overrides.json").write_text(json.dumps(words))
-    script = str(Path(__file__).with_name("resume_two_processes.py"))
+    script = str(SUPPORT / "transfer" / "resume_two_processes.py")
     processes = [
         subprocess.Popen(
             [sys.executable, script, str(tmp_path), str(rank), str(tmp_path / "overrides.json")],

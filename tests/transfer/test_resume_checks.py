@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from moco_d2.config import load_config
+from moco_d2.config.load import load_config
 from moco_d2.errors import UserError
 from moco_d2.transfer.main import train
 from moco_d2.transfer.record import RunRecorder

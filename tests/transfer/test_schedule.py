@@ -1,6 +1,6 @@
 import pytest
 
-from moco_d2.config import load_config
+from moco_d2.config.load import load_config
 from moco_d2.errors import UserError
 from moco_d2.transfer.schedule import describe, scale_to_hardware
 

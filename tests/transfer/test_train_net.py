@@ -9,14 +9,14 @@ import signal
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
-from toy_data import make_voc
+from support.toy_data import make_voc
 
 from moco_d2.benchmark.records.compare import compare
 from moco_d2.benchmark.records.importing import import_run
 from moco_d2.benchmark.records.results import read_records
 from moco_d2.errors import UserError
-from moco_d2.transfer import precise_bn
-from moco_d2.transfer.error_analysis import KINDS
+from moco_d2.transfer.evaluation import precise_bn
+from moco_d2.transfer.evaluation.tide import KINDS
 from moco_d2.transfer.main import train
 from moco_d2.transfer.trainer import Trainer
 

@@ -12,13 +12,13 @@ from moco_d2.checkpoint.catalog import PUBLISHED
 from moco_d2.checkpoint.convert import convert
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.checkpoint.mapping import Architecture, build_torchvision
-from moco_d2.config import load_config
+from moco_d2.config.load import load_config
 from moco_d2.errors import UserError
 from moco_d2.files import sha256
 from moco_d2.transfer.checkpointing import WeightsCheckpointer
-from moco_d2.transfer.detector import load_detector
-from moco_d2.transfer.export import export_detector
-from moco_d2.transfer.predict import Predictor
+from moco_d2.transfer.inference.detector import load_detector
+from moco_d2.transfer.inference.export import export_detector
+from moco_d2.transfer.inference.predict import Predictor
 from moco_d2.transfer.weights import (
     RANDOM,
     check_weights_file,

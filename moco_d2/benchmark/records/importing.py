@@ -14,12 +14,18 @@ from typing import Any
 
 from moco_d2.benchmark.records.files import check, check_values, validator
 from moco_d2.benchmark.records.results import RECORD_NAME
-from moco_d2.benchmark.records.schema import SCHEMA, SCHEMA_VERSION, object_of
-from moco_d2.config import config_root, matched_sha256, to_plain
+from moco_d2.config.load import config_root, matched_sha256, to_plain
+from moco_d2.config.safe_yaml import UNREADABLE, load_yaml
 from moco_d2.errors import UserError, closest
 from moco_d2.files import sha256_of_json, write_json
-from moco_d2.plain_yaml import UNREADABLE, load_yaml
-from moco_d2.training_log import EVALUATIONS, finite, history, read_log, seconds_per_iteration
+from moco_d2.records.metrics_json import (
+    EVALUATIONS,
+    finite,
+    history,
+    read_log,
+    seconds_per_iteration,
+)
+from moco_d2.records.run_schema import SCHEMA, SCHEMA_VERSION, object_of
 
 CONFIG_NAME, METRICS_NAME = "config.yaml", "metrics.json"
 RANDOM = ("", "random://")  # MODEL.WEIGHTS of random initialisation: Detectron2's, and ours

@@ -1,7 +1,7 @@
 """Reading the ``result.json`` that every run of tools/linear_eval.py leaves: what a pretraining is
 worth in classification.
 
-Its form is moco_d2.pretrain.linear_result.SCHEMA.
+Its form is moco_d2.records.pretext_schema.SCHEMA.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from moco_d2.benchmark.records.files import check, collect, read_json, validator
-from moco_d2.config import flatten
-from moco_d2.pretrain.linear_result import KIND, RESULT_FILE, SCHEMA, SCHEMA_VERSION
+from moco_d2.config.load import flatten
+from moco_d2.records.pretext_schema import KIND, RESULT_FILE, SCHEMA, SCHEMA_VERSION
 
 RANDOM = "random"  # the source of a network without pretraining
 _VALIDATOR = validator(SCHEMA)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from moco_d2.benchmark.records.files import check, collect, read_json, validator
-from moco_d2.benchmark.records.schema import SCHEMA, upgrade
 from moco_d2.errors import UserError
+from moco_d2.records.run_schema import SCHEMA, upgrade
 
 RECORD_NAME = "record.json"
 

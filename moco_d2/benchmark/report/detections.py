@@ -92,7 +92,7 @@ def _draw(
             f"tools/train_net.py leaves them (looked in {folder} and its like)"
         )
     try:
-        from moco_d2.transfer.side_by_side import draw_side_by_side
+        from moco_d2.transfer.inference.side_by_side import draw_side_by_side
     except ImportError as error:
         raise UserError(f"drawing needs Detectron2 ({error})") from error
     with warnings.catch_warnings():  # Detectron2's calls of what torch deprecates

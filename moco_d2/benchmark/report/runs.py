@@ -8,7 +8,7 @@ from typing import Any
 
 from moco_d2.benchmark.records.results import Record
 from moco_d2.benchmark.report.html import Section, html_code, html_table
-from moco_d2.config import FREE_KEYS, flatten
+from moco_d2.config.load import FREE_KEYS, flatten
 
 _ABSENT = "–"
 _LONGEST_VALUE = 160  # characters in a cell

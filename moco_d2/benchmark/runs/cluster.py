@@ -10,8 +10,8 @@ from typing import Any
 from moco_d2.benchmark.runs import cell_state, run_log
 from moco_d2.benchmark.runs.execution import BUSY_EXIT_CODE, Place, main
 from moco_d2.benchmark.runs.suites import Cell
+from moco_d2.engine.slurm import parse_words, queue
 from moco_d2.errors import UserError
-from moco_d2.slurm import parse_words, queue
 
 _JOBS = "jobs"  # of submitit's files, in the suite's folder
 _JOB = {"slurm": re.compile(r"\d+(_\d+)?"), "local": re.compile(r"\d+")}  # numbers of jobs

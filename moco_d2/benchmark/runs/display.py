@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from moco_d2.benchmark.runs.suites import Suite
 from moco_d2.files import read_tail
-from moco_d2.training_log import finite
+from moco_d2.records.metrics_json import finite
 
 _TAIL = 4096  # bytes at the end of metrics.json that hold its last line
 _MOST_FAILED = 5  # shown while others run; all are named at the end

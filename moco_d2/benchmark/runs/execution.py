@@ -14,13 +14,13 @@ import filelock
 
 from moco_d2.benchmark.runs import cell_state, run_log
 from moco_d2.benchmark.runs.suites import Cell, untrusted_words
+from moco_d2.engine.signals import STOP_SIGNALS
 from moco_d2.errors import USER_ERROR_EXIT_CODE, UserError, printable
-from moco_d2.files import open_own
-from moco_d2.signals import STOP_SIGNALS
+from moco_d2.files import PACKAGE, open_own
 
 #: Exit code of a process that found another one at work on its cell (sysexits.h: EX_TEMPFAIL).
 BUSY_EXIT_CODE = 75
-TOOLS = Path(__file__).resolve().parents[3] / "tools"
+TOOLS = PACKAGE.parent / "tools"
 # Those that distribute over several GPUs by themselves.
 _DISTRIBUTED = ("train_net.py", "pretrain.py", "linear_eval.py")
 # What each tool imports when it starts: a runner that forks has it ready.
@@ -29,7 +29,7 @@ MODULES = {
     "train_net.py": "moco_d2.transfer.main",
     "pretrain.py": "moco_d2.pretrain.main",
     "convert.py": "moco_d2.checkpoint.convert",
-    "linear_eval.py": "moco_d2.pretrain.linear_eval",
+    "linear_eval.py": "moco_d2.pretrain.probe.linear_eval",
 }
 
 

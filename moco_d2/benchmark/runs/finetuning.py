@@ -31,9 +31,9 @@ from moco_d2.benchmark.runs.suites import (
     whole_number,
     with_overrides,
 )
-from moco_d2.config import config_root
+from moco_d2.config.load import config_root
+from moco_d2.config.safe_yaml import expand_home, is_regular_file
 from moco_d2.errors import UserError
-from moco_d2.plain_yaml import expand_home, is_regular_file
 
 _KEYS = ("tasks", "initialisations", "seeds", "overrides")
 

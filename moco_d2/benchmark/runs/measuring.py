@@ -11,7 +11,7 @@ from moco_d2.benchmark.runs.execution import TOOLS, Place
 from moco_d2.benchmark.runs.places import make_places
 from moco_d2.benchmark.runs.suites import Cell, Suite, untrusted_words
 from moco_d2.files import read_plain_json, write_text
-from moco_d2.training_log import finite
+from moco_d2.records.metrics_json import finite
 
 _TIMINGS = "timings"  # folder of what was found, in the suite's
 _MOST_BYTES = 1 << 20  # of one

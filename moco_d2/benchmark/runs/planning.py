@@ -19,10 +19,10 @@ from moco_d2.benchmark.runs.execution import TOOLS
 from moco_d2.benchmark.runs.measuring import hardware_of, measure_tasks, read_timing
 from moco_d2.benchmark.runs.places import make_places
 from moco_d2.benchmark.runs.suites import Cell, Suite, file_settings, load_suite
-from moco_d2.config import task_configs
+from moco_d2.config.load import task_configs
+from moco_d2.config.safe_yaml import load_yaml
 from moco_d2.errors import UserError
-from moco_d2.plain_yaml import load_yaml
-from moco_d2.training_log import finite
+from moco_d2.records.metrics_json import finite
 
 _PUBLISHED = Path(__file__).with_name("published_costs.yaml")
 # What a suite may set otherwise than the packaged configs and a published step still be its step.

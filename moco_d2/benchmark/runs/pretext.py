@@ -41,9 +41,9 @@ from moco_d2.benchmark.runs.suites import (
     whole_number,
     with_overrides,
 )
-from moco_d2.config import check_data, config_root
+from moco_d2.config.load import check_data, config_root
+from moco_d2.config.safe_yaml import decode, expand_home, is_regular_file
 from moco_d2.errors import UserError
-from moco_d2.plain_yaml import decode, expand_home, is_regular_file
 
 _KEYS = (
     *("config", "points", "seeds", "overrides", "data", "generate", "evaluation", "random"),

@@ -27,10 +27,10 @@ from moco_d2.benchmark.runs.execution import (
 )
 from moco_d2.benchmark.runs.places import make_places
 from moco_d2.benchmark.runs.suites import Cell, Suite, load_suite
+from moco_d2.engine.signals import SAME_SIGNAL_S, STOP_SIGNALS, held_back
 from moco_d2.errors import USER_ERROR_EXIT_CODE, UserError
 from moco_d2.files import sha256_of_json, write_text
 from moco_d2.locks import suite_in
-from moco_d2.signals import SAME_SIGNAL_S, STOP_SIGNALS, held_back
 
 _POLL_SECONDS = 0.5
 _FAILED_EXIT_CODE = 1

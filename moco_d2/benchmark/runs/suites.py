@@ -21,9 +21,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from moco_d2.config import DATA_KEYS, check_data, flatten, packaged_hint
-from moco_d2.errors import UserError, closest, printable
-from moco_d2.plain_yaml import (
+from moco_d2.config.load import DATA_KEYS, check_data, flatten, packaged_hint
+from moco_d2.config.safe_yaml import (
     UNREADABLE,
     check_value,
     decode,
@@ -32,6 +31,7 @@ from moco_d2.plain_yaml import (
     load_yaml,
     read_config,
 )
+from moco_d2.errors import UserError, closest, printable
 
 #: In a cell's arguments: the suite's folder, and the cell's own inside it.
 FOLDER, CELL_FOLDER = "{folder}", "{cell}"

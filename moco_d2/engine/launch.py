@@ -1,0 +1,300 @@
+"""Start a job: command-line flags, processes, device, logging.
+
+Shared by pretraining and fine-tuning. Several processes come from torchrun, from Detectron2's
+launch() (``--num-gpus``) or from SLURM (``--submit``, slurm.py); nothing is home-made.
+"""
+
+import argparse
+import contextlib
+import datetime
+import logging
+import logging.handlers
+import os
+import pkgutil
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from moco_d2.config.load import find_config
+from moco_d2.engine.failures import describe, explained
+from moco_d2.engine.signals import STOP_SIGNALS, is_default
+from moco_d2.errors import INTERRUPTED_EXIT_CODE, Stopped, UserError
+from moco_d2.files import remove_leftovers
+from moco_d2.locks import run_in
+
+LOGGERS = ("detectron2", "fvcore", "moco_d2")  # what a run logs through
+_HELD_LINES = 100_000
+_TIMEOUT_S = 1800
+
+
+def argument_parser(description: str, example: str) -> argparse.ArgumentParser:
+    """Detectron2's training flags, without the seconds that importing Detectron2 for them would
+    cost.
+    """
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--config-file",
+        "--config",
+        metavar="FILE",
+        required=True,
+        help="a yaml file, or the bare name of a packaged one",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR"
+    )
+    parser.add_argument("--num-gpus", type=int, default=1, help="GPUs on this machine")
+    parser.add_argument("--num-machines", type=int, default=1)
+    parser.add_argument("--machine-rank", type=int, default=0, help="this machine's index")
+    parser.add_argument(
+        "--dist-url",
+        default="auto",
+        help="address of machine 0, tcp://HOST:PORT, for several machines",
+    )
+    parser.add_argument(
+        "--submit",
+        metavar="KEY=VALUE,...",
+        type=lambda words: words.split(","),
+        help="send the job to SLURM: partition=...,nodes=2,gpus-per-node=8,time=24:00:00",
+    )
+    # For what a suite runs: what KEY VALUE says is of a file, and may name less than a user may.
+    parser.add_argument("--overrides-from-file", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, in pairs"
+    )
+    # For the record, also of a job that SLURM starts with another command line.
+    tool = f"tools/{Path(sys.argv[0]).name}"
+    typed = shlex.join([tool, *sys.argv[1:]])
+    parser.set_defaults(command=typed.encode("utf-8", "replace").decode())
+    return parser
+
+
+def launch(main: str, args: argparse.Namespace) -> None:
+    """Run a function on the parsed flags in every process of the job.
+
+    Args:
+        main: ``package.module:function``, by name so that nothing heavy is imported before the
+            flags are parsed.
+        args: what the function is called with.
+
+    Raises:
+        UserError: more GPUs asked for than there are, or raised in a process.
+    """
+    if getattr(args, "submit", None):
+        from moco_d2.engine.slurm import submit
+
+        submit(main, args)
+        return
+    import torch
+
+    job = pkgutil.resolve_name(main)
+
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
+        args.resume = True  # torchrun has started all processes again after one has failed
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun or SLURM has started us
+        with explained():
+            _join_torchrun_group()
+            job(args)
+        return
+    if args.num_gpus * args.num_machines > 1 and torch.cuda.device_count() < args.num_gpus:
+        raise UserError(
+            f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()}; "
+            "for several CPU processes use torchrun --nproc-per-node N"
+        )
+    if args.num_gpus * args.num_machines == 1:
+        with explained():
+            job(args)
+        return
+    from detectron2.engine import launch as detectron2_launch
+
+    with _children_as_one():
+        detectron2_launch(
+            _run_child,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(main, args),
+            timeout=timeout(),
+        )
+
+
+def _run_child(main: str, args: argparse.Namespace) -> None:
+    """In a process of --num-gpus: an interrupt ends it with an exit code of its own, which
+    torch.multiprocessing would not do.
+    """
+    try:
+        with explained():
+            pkgutil.resolve_name(main)(args)
+    except KeyboardInterrupt as interrupt:
+        sys.exit(getattr(interrupt, "exit_code", INTERRUPTED_EXIT_CODE))
+
+
+@contextlib.contextmanager
+def _children_as_one() -> Iterator[None]:
+    """Pass signals on to the processes started within; their end becomes this process's.
+
+    A signal to the whole process group reaches them twice, which hooks.StopOnSignal takes for one.
+
+    Raises:
+        UserError: as a child raised it; or one was killed.
+        Stopped: a signal has ended a child before it had handlers.
+        SystemExit: with a child's exit code.
+    """
+    import torch.multiprocessing as mp
+
+    def pass_on(number: int, frame: object) -> None:
+        for child in mp.active_children():
+            if child.pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child.pid, number)
+
+    before = {n: signal.signal(n, pass_on) for n in STOP_SIGNALS if is_default(n)}
+    try:
+        yield
+    except mp.ProcessRaisedException as error:
+        # Its text is the child's traceback, which ends with the error's class and message, of one
+        # line or of several.
+        _, found, message = str(error).rpartition("\nmoco_d2.errors.UserError: ")
+        if found:
+            raise UserError(*message.strip().splitlines()) from error
+        raise
+    except mp.ProcessExitedException as error:
+        if error.exit_code >= 0:
+            sys.exit(error.exit_code)
+        if -error.exit_code in STOP_SIGNALS:
+            raise Stopped(-error.exit_code) from error
+        raise UserError(
+            f"process {error.error_index} of this run was killed by {error.signal_name}, as "
+            "happens where memory is short; continue with --resume"
+        ) from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def timeout() -> datetime.timedelta:
+    """How long a process waits for another one before the run is given up: MOCO_D2_TIMEOUT seconds,
+    or Detectron2's half an hour, in which the main process may evaluate while the others wait.
+
+    Raises:
+        UserError: MOCO_D2_TIMEOUT is no number of seconds.
+    """
+    seconds = os.environ.get("MOCO_D2_TIMEOUT", str(_TIMEOUT_S))
+    try:
+        return datetime.timedelta(seconds=float(seconds))
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"MOCO_D2_TIMEOUT is {seconds!r}: give a number of seconds") from error
+
+
+def _join_torchrun_group() -> None:
+    import torch
+    import torch.distributed as dist
+
+    from moco_d2.plugin import compat
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timeout())
+    compat.set_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+
+
+def choose_device(cfg: Any) -> None:
+    """Set MODEL.DEVICE to cpu where it says cuda and there is none. In place."""
+    import torch
+
+    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+
+
+def seed(cfg: Any) -> None:
+    """Seed all generators from SEED, as default_setup will do again.
+
+    A model is built, and its random weights drawn, before default_setup runs.
+    """
+    from detectron2.utils import comm
+    from detectron2.utils.env import seed_all_rng
+
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
+
+
+def hold_log() -> logging.handlers.MemoryHandler:
+    """Keep log lines in memory until setup_run knows where they go.
+
+    A run is checked before its folder is made, and what the checks log belongs in that folder.
+    """
+    held = logging.handlers.MemoryHandler(_HELD_LINES, flushLevel=logging.CRITICAL + 1)
+    for name in LOGGERS:
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        logger.addHandler(held)
+    return held
+
+
+@contextlib.contextmanager
+def claimed(folder: str | Path, *, setting: str = "OUTPUT_DIR") -> Iterator[None]:
+    """Hold a run's folder, for all its processes; see locks.run_in.
+
+    Raises:
+        UserError: in all processes: another run is at work there, or it cannot be written.
+    """
+    from detectron2.utils import comm
+
+    with contextlib.ExitStack() as stack:
+        problem = None
+        if comm.is_main_process():
+            try:
+                stack.enter_context(run_in(folder, setting=setting))
+            except UserError as error:
+                problem = str(error)
+        problem = comm.all_gather(problem)[0]
+        if problem:
+            raise UserError(problem)
+        yield
+
+
+def setup_run(cfg: Any, args: argparse.Namespace, held: logging.handlers.MemoryHandler) -> None:
+    """Detectron2's default_setup (folder, loggers, config.yaml, seed), our logger, the held lines.
+
+    Raises:
+        UserError: OUTPUT_DIR cannot be made.
+    """
+    from detectron2.engine import default_setup
+    from detectron2.utils import comm
+    from detectron2.utils.logger import setup_logger
+
+    try:
+        Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write OUTPUT_DIR {cfg.OUTPUT_DIR}: {error.strerror}; choose another"
+        ) from error
+    if comm.is_main_process():
+        remove_leftovers(cfg.OUTPUT_DIR)
+    # A log that cannot be written, on a disk that is full, is not to add a traceback a line.
+    logging.raiseExceptions = False
+    for name in LOGGERS:
+        logging.getLogger(name).removeHandler(held)
+    args.config_file = str(find_config(args.config_file))  # default_setup logs its content
+    default_setup(cfg, args)
+    setup_logger(
+        cfg.OUTPUT_DIR,
+        distributed_rank=comm.get_rank(),
+        name="moco_d2",
+        abbrev_name="moco_d2",
+    )
+    logging.getLogger("detectron2.engine.train_loop").addFilter(without_user_errors)
+    for record in held.buffer:
+        logging.getLogger(record.name).handle(record)
+
+
+def without_user_errors(record: logging.LogRecord) -> bool:
+    """Keep the training loop from logging a traceback for what we report in one sentence."""
+    error = record.exc_info[1] if record.exc_info else sys.exc_info()[1]
+    return not (isinstance(error, UserError) or (error is not None and describe(error)))

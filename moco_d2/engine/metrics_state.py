@@ -1,0 +1,86 @@
+"""metrics.json of a run that was stopped and resumed is that of a run that was not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+
+from moco_d2.engine.hooks import DeferredWriters
+from moco_d2.files import write_text
+
+WINDOW = 20  # values that Detectron2's writers take the median of
+
+
+class MetricsState(HookBase):
+    """Keeps the windows that medians are taken over, and what is not yet written, for checkpoints.
+
+    On a resume it cuts metrics.json back to the checkpoint: what came after is trained, and
+    written, again.
+    """
+
+    def __init__(self, folder: str | Path, writers: DeferredWriters):
+        """
+        Args:
+            folder: OUTPUT_DIR.
+            writers: those that write metrics.json.
+        """
+        self.file = Path(folder) / "metrics.json"
+        self.writers = writers
+        self.restored: dict[str, Any] = {}
+
+    def state(self) -> dict[str, Any]:
+        """``{"written": last iteration in metrics.json, "histories": {name: [[value, iteration],
+        ...]}, "smoothed": names}`` of plain types.
+        """
+        storage = self.trainer.storage
+        return {
+            "written": self.writers.last_write,
+            "histories": {
+                name: [[float(value), int(i)] for value, i in history.values()[-WINDOW:]]
+                for name, history in storage.histories().items()
+            },
+            "smoothed": [name for name, smoothed in storage.smoothing_hints().items() if smoothed],
+        }
+
+    def before_train(self) -> None:
+        storage, start = self.trainer.storage, self.trainer.start_iter
+        if self.restored:
+            written = self.restored["written"]
+            self._restore(written)
+            storage.iter = start
+        else:  # killed before its first checkpoint, or continuing an official file
+            written = start - 1
+        if comm.is_main_process() and self.file.is_file():
+            lines = self.file.read_text(errors="replace").splitlines()
+            kept = [line for line in lines if _iteration(line) <= written]
+            if kept != lines:
+                write_text(self.file, "".join(f"{line}\n" for line in kept))
+
+    def _restore(self, written: int) -> None:
+        storage = self.trainer.storage
+        self.writers.last_write = written
+        # The timer warms up again, and until then the time of a step would seem to be news.
+        self.restored["histories"].pop("time", None)
+        for name, values in self.restored["histories"].items():
+            for value, iteration in values[:-1]:
+                storage.histories()[name].update(value, iteration)
+            for value, iteration in values[-1:]:
+                if iteration <= written:
+                    storage.histories()[name].update(value, iteration)
+                else:  # the next write is to write it
+                    storage.iter = iteration
+                    smoothed = name in self.restored["smoothed"]
+                    storage.put_scalar(name, value, smoothing_hint=smoothed)
+
+
+def _iteration(line: str) -> float:
+    """Of a line of metrics.json; beyond every iteration for one that a kill cut short, or that
+    is none of ours.
+    """
+    try:
+        iteration = json.loads(line)["iteration"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return float("inf")
+    return iteration if type(iteration) in (int, float) else float("inf")

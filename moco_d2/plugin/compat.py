@@ -1,0 +1,247 @@
+"""The only file that knows about versions.
+
+Detectron2 v0.6 (2021) and today's main both call themselves "0.6", so features are detected,
+versions never compared. Nothing installed is modified, and a patch is applied only where the thing
+it supplies is missing: a Detectron2 with compiled operators, or main, is left as it is.
+
+What stock v0.6 lacks, and what happens without it:
+
+* ``detectron2._C``: v0.6 imports its compiled operators unguarded (deform_conv, rotated_boxes,
+  roi_align_rotated), so `import detectron2.layers` fails.
+* ``COCOeval_opt``: compiled too; faster-coco-eval takes its place.
+* ``PIL.Image.LINEAR``: removed in Pillow 10; detectron2.data.transforms fails to import.
+* ``numpy.str, int, float, ...``: removed in NumPy 1.24; VOC annotations, SemSegEvaluator and the
+  LVIS package fail. ``numpy.in1d``: removed in NumPy 2.4; the Cityscapes package fails.
+* several CPU processes: DefaultTrainer gives each a GPU's index, and torch refuses.
+* the optimizer in checkpoints: v0.6 leaves it out, so a resumed run loses its momentum (#4110).
+
+And what main lacks outside Meta:
+
+* Cityscapes' scripts: it imports them as ``deeplearning.projects.cityscapesApi.cityscapesscripts``,
+  a package of Meta's own (#5436).
+"""
+
+import functools
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import re
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class _MissingOperators(types.ModuleType):
+    """Stands where ``detectron2._C`` would be; complains when an operator is used, not when it is
+    imported.
+    """
+
+    # What Detectron2's environment report asks an extension about itself.
+    get_compiler_version = staticmethod(lambda: "none: compiled operators are absent")
+    get_cuda_version = staticmethod(lambda: "none")
+    has_cuda = staticmethod(lambda: False)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise NotImplementedError(
+            f"detectron2._C.{name} is a compiled operator, and this Detectron2 was installed "
+            "without its C++ sources. "
+            "Deformable convolution, rotated boxes and rotated RoIAlign need a Detectron2 built "
+            "from source: "
+            "install one (README, 'Your own Detectron2'); moco_d2 uses it as it is."
+        )
+
+
+class _FastEval(types.ModuleType):
+    """Stands where detectron2.evaluation.fast_eval_api would be; looks for an evaluator when asked
+    for one.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "COCOeval_opt":
+            raise AttributeError(name)
+        return _coco_eval_class()
+
+
+@functools.cache
+def _coco_eval_class() -> type:
+    """faster-coco-eval's COCOeval with the constructor Detectron2 expects, or pycocotools' own."""
+    try:
+        from faster_coco_eval.core.faster_eval_api import COCOeval_faster
+    except ImportError:
+        from pycocotools.cocoeval import COCOeval
+
+        return COCOeval
+
+    class COCOevalOfPycocotools(COCOeval_faster):
+        """Takes annotations that pycocotools has read, as Detectron2's are.
+
+        For keypoints faster-coco-eval asks them for a table that pycocotools has under another
+        name, and leaves out categories without annotations, which Detectron2 counts on.
+        """
+
+        def __init__(self, truth: Any, found: Any, task: str):
+            if not hasattr(truth, "cat_img_map"):
+                truth.cat_img_map = truth.catToImgs
+            super().__init__(truth, found, task)
+            self.params.catIds = sorted(truth.getCatIds())
+
+    return COCOevalOfPycocotools
+
+
+def _imports_compiled_operators_unguarded(detectron2_dir: Path) -> bool:
+    source = detectron2_dir / "layers" / "rotated_boxes.py"
+    # At the margin: an import inside try or if is guarded.
+    return source.is_file() and bool(
+        re.search(r"^from detectron2 import _C\b", source.read_text(), re.MULTILINE)
+    )
+
+
+def _supply_compiled_operator_placeholder() -> None:
+    import detectron2
+
+    package_dir = Path(detectron2.__path__[0])
+    found = importlib.machinery.PathFinder.find_spec("detectron2._C", detectron2.__path__)
+    if found is not None or "detectron2._C" in sys.modules:
+        return
+    # main imports it if it can, and else evaluates with pycocotools.
+    sys.modules.setdefault(
+        "detectron2.evaluation.fast_eval_api", _FastEval("detectron2.evaluation.fast_eval_api")
+    )
+    if _imports_compiled_operators_unguarded(package_dir):
+        placeholder = _MissingOperators("detectron2._C")
+        sys.modules["detectron2._C"] = placeholder
+        detectron2._C = placeholder
+
+
+def _supply_pillow_names() -> None:
+    from PIL import Image
+
+    if not hasattr(Image, "LINEAR"):
+        Image.LINEAR = Image.BILINEAR
+
+
+def _supply_numpy_names() -> None:
+    import numpy as np
+
+    for alias in (bool, int, float, complex, object, str):
+        if alias.__name__ not in np.__dict__:
+            setattr(np, alias.__name__, alias)
+    if not hasattr(np, "in1d"):
+        np.in1d = lambda *args, **kwargs: np.isin(*args, **kwargs).ravel()
+
+
+_METAS_PACKAGE = "deeplearning.projects.cityscapesApi"
+
+
+class _MetasCityscapes(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds ``deeplearning.projects.cityscapesApi.cityscapesscripts``: its parents as empty
+    packages, and from there on the modules of the public package.
+    """
+
+    def __init__(self) -> None:
+        self._specs: dict[str, Any] = {}
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
+        public = fullname.removeprefix(f"{_METAS_PACKAGE}.")
+        if public == fullname:
+            if not f"{_METAS_PACKAGE}.".startswith(f"{fullname}."):
+                return None
+            return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
+        if importlib.util.find_spec(public) is None:
+            return None
+        return importlib.machinery.ModuleSpec(fullname, self)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType | None:
+        public = spec.name.removeprefix(f"{_METAS_PACKAGE}.")
+        if public == spec.name:
+            return None  # an empty one
+        # One module under two names: what is patched in one is patched in the other.
+        module = importlib.import_module(public)
+        self._specs[spec.name] = module.__spec__
+        return module
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        # The import system has told a public module that it is Meta's.
+        module.__spec__ = self._specs.pop(module.__spec__.name, module.__spec__)
+
+
+def _supply_cityscapes_scripts() -> None:
+    import detectron2
+
+    source = Path(detectron2.__path__[0]) / "data" / "datasets" / "cityscapes.py"
+    if not source.is_file() or _METAS_PACKAGE not in source.read_text():
+        return
+    if importlib.util.find_spec(_METAS_PACKAGE.partition(".")[0]) is None:
+        # First: once a parent is found, its own path would find the children a second time.
+        sys.meta_path.insert(0, _MetasCityscapes())
+
+
+def apply(after_import: Callable[[str, Callable[[], None]], None] | None = None) -> None:
+    """Supply what the installed Detectron2 lacks on the installed torch, NumPy and Pillow.
+    Idempotent.
+
+    Args:
+        after_import: runs a function once a module is imported (after_import.after_import), so that
+            Pillow is not imported for its patch. None: it is.
+    """
+    if after_import is None:
+        _supply_pillow_names()
+    else:
+        after_import("PIL.Image", _supply_pillow_names)
+    _supply_numpy_names()
+    _supply_compiled_operator_placeholder()
+    _supply_cityscapes_scripts()
+
+
+def let_cpu_processes_share_a_model() -> None:
+    """Make DefaultTrainer work in several CPU processes: it names a GPU to every process."""
+    from detectron2.engine import defaults
+
+    original = defaults.create_ddp_model
+
+    @functools.wraps(original)
+    def create_ddp_model(model: Any, **kwargs: Any) -> Any:
+        if next(model.parameters()).device.type == "cpu":
+            kwargs.setdefault("device_ids", None)
+        return original(model, **kwargs)
+
+    defaults.create_ddp_model = create_ddp_model
+
+
+def has_compiled_operators() -> bool:
+    """Whether Detectron2's own C++ operators are there; the paper's models need none."""
+    try:
+        module = importlib.import_module("detectron2._C")
+    except ImportError:
+        return False
+    return not isinstance(module, _MissingOperators)
+
+
+def checkpoints_hold_the_optimizer(trainer_class: type) -> bool:
+    """Whether this Detectron2's DefaultTrainer saves optimizer state (main does; v0.6 does not,
+    #4110).
+    """
+    return "state_dict" in trainer_class.__dict__
+
+
+def set_local_process_group(ranks_per_machine: int) -> None:
+    """Tell Detectron2's comm which ranks share this machine, when torchrun made the process group.
+
+    main has a function for it; in v0.6 only its launch() could set the private global.
+    """
+    import torch.distributed as dist
+    from detectron2.utils import comm
+
+    if hasattr(comm, "create_local_process_group"):
+        comm.create_local_process_group(ranks_per_machine)
+        return
+    machine = dist.get_rank() // ranks_per_machine
+    for i in range(dist.get_world_size() // ranks_per_machine):
+        group = dist.new_group(range(i * ranks_per_machine, (i + 1) * ranks_per_machine))
+        if i == machine:
+            comm._LOCAL_PROCESS_GROUP = group

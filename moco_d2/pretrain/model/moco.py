@@ -1,0 +1,166 @@
+"""Momentum Contrast (He et al., arXiv:1911.05722, Algorithm 1).
+
+Legend: N batch of one process, C embedding, K dictionary size, T temperature, m momentum, W world
+size.
+"""
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from moco_d2.pretrain.model.dictionary import Dictionary, build_dictionary
+from moco_d2.pretrain.model.encoder import build_encoder, encoder_options
+from moco_d2.pretrain.model.shuffle_bn import encode_shuffled, norm_layer, world_size
+
+
+class MoCo(nn.Module):
+    """Query encoder, key encoder and dictionary; forward gives the contrastive loss.
+
+    One training step is: ``losses = model(batch)``, backward, optimizer step,
+    ``model.finish_step()``. With accumulated gradients, several forward and backward passes come
+    before the optimizer's step; the dictionary and the key encoder change in ``finish_step`` only.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        dictionary: Dictionary,
+        *,
+        momentum: float,
+        temperature: float,
+        symmetric: bool = False,
+    ):
+        """
+        Args:
+            encoder: the query encoder, images (N, 3, H, W) -> (N, C). A momentum encoder starts as
+                its copy.
+            dictionary: see dictionary.py.
+            momentum: m of eq. 2.
+            temperature: T of eq. 1.
+            symmetric: add the loss with the views' roles exchanged.
+        """
+        super().__init__()
+        self.encoder_q = encoder
+        if dictionary.key_encoder == "momentum":
+            self.encoder_k = copy.deepcopy(encoder).requires_grad_(False)
+        elif dictionary.key_encoder == "query":
+            self.encoder_k = encoder
+        self.dictionary = dictionary
+        self.momentum = momentum
+        self.temperature = temperature
+        self.symmetric = symmetric
+        # What the dictionary is told at the end of the step: queries, keys, image numbers.
+        self._seen: list[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]] = []
+
+    @classmethod
+    def from_config(cls, cfg: Any, *, num_images: int) -> "MoCo":
+        """Build from ``cfg.MOCO`` for a data set of `num_images`."""
+        moco = cfg.MOCO
+        encoder = build_encoder(
+            moco.ENCODER.ARCH,
+            dim=moco.ENCODER.DIM,
+            mlp=moco.ENCODER.MLP,
+            norm_layer=norm_layer(moco.BN_SPLITS),
+            **encoder_options(cfg),
+        )
+        dictionary = build_dictionary(
+            moco.DICTIONARY.NAME,
+            dim=moco.ENCODER.DIM,
+            size=moco.DICTIONARY.SIZE,
+            num_images=num_images,
+            bank_momentum=moco.DICTIONARY.BANK_MOMENTUM,
+        )
+        return cls(
+            encoder,
+            dictionary,
+            momentum=moco.MOMENTUM,
+            temperature=moco.TEMPERATURE,
+            symmetric=moco.SYMMETRIC,
+        )
+
+    @property
+    def needs_shuffle(self) -> bool:
+        """Whether a key can meet another BatchNorm group than its query's; alone in one group it
+        cannot.
+        """
+        splits = {getattr(m, "num_splits", 1) for m in self.encoder_q.modules()}
+        return self.dictionary.key_encoder is not None and (world_size() > 1 or splits != {1})
+
+    @property
+    def may_leak(self) -> bool:
+        """Whether BatchNorm can give the positive key away (paper section 3.3): query and key are
+        of one batch, and normalised in the same group.
+        """
+        return self.dictionary.key_encoder is not None and not self.needs_shuffle
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """InfoNCE loss of a batch, eq. 1.
+
+        Args:
+            batch: ``query`` and, where a key encoder wants it, ``key``: two views (N, 3, H, W) of
+                the same images; ``index`` (N,), which images of the data set, for a memory bank.
+
+        Returns:
+            ``loss_contrastive`` (a scalar with gradient; the sum of both directions if symmetric),
+            ``pretext_accuracy`` (share of queries whose own key is the nearest) and ``feature_std``
+            (standard deviation of the queries over the batch, times sqrt(C): 1 where they are
+            spread over the sphere, 0 where all are the same).
+        """
+        views = [(batch["query"], batch.get("key"))]
+        if self.symmetric:
+            views.append((batch["key"], batch["query"]))
+        outputs = [self._contrast(query, key, batch.get("index")) for query, key in views]
+        losses, accuracies, spreads = zip(*outputs, strict=True)
+        return {
+            "loss_contrastive": sum(losses),
+            "pretext_accuracy": torch.stack(accuracies).mean(),
+            "feature_std": torch.stack(spreads).mean(),
+        }
+
+    def _contrast(
+        self, query: torch.Tensor, key: torch.Tensor | None, index: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Loss, accuracy and spread of one direction; notes what the dictionary is to be told."""
+        queries = F.normalize(self.encoder_q(query).float(), dim=1)
+        keys = None if self.dictionary.key_encoder is None else self.encode_keys(key)
+        # The similarities stay in fp32: at T = 0.07, bf16's 8 bits would blur neighbouring logits.
+        with torch.autocast(queries.device.type, enabled=False):
+            logits, labels = self.dictionary.contrast(queries, keys, index)
+            logits = logits / self.temperature
+            loss = F.cross_entropy(logits, labels)
+        seen = queries.detach(), None if keys is None else keys.detach(), index
+        self._seen.append(seen)
+        accuracy = (logits.detach().argmax(dim=1) == labels).float().mean()
+        return loss, accuracy, seen[0].std(dim=0).mean() * seen[0].shape[1] ** 0.5
+
+    def encode_keys(self, images: torch.Tensor) -> torch.Tensor:
+        """Unit-length keys (W N, C) of all processes, encoded in shuffled order where that has an
+        effect. They have a gradient if the query encoder makes them.
+        """
+
+        def encode(x: torch.Tensor) -> torch.Tensor:
+            return F.normalize(self.encoder_k(x).float(), dim=1)
+
+        with torch.set_grad_enabled(self.dictionary.key_encoder == "query"):
+            return encode_shuffled(encode, images) if self.needs_shuffle else encode(images)
+
+    @torch.no_grad()
+    def finish_step(self) -> None:
+        """After the optimizer's step: momentum update of the key encoder (eq. 2), then the
+        dictionary's.
+
+        Parameters only: as in the official code, the key encoder's BatchNorm statistics are its
+        own.
+        """
+        if self.dictionary.key_encoder == "momentum":
+            torch._foreach_lerp_(
+                list(self.encoder_k.parameters()),
+                list(self.encoder_q.parameters()),
+                1.0 - self.momentum,
+            )
+        for seen in self._seen:
+            self.dictionary.update(*seen)
+        self._seen.clear()

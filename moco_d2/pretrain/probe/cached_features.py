@@ -1,0 +1,195 @@
+"""Evaluation on cached features: every image goes through the backbone once, or once a crop.
+
+Legend: M images, V crops of each, D feature width, C classes.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from moco_d2.checkpoint.io import load_checkpoint
+from moco_d2.files import atomic_write, sha256_of_json
+from moco_d2.pretrain.augmentation.views import build_evaluation_transform
+from moco_d2.pretrain.probe.classifier import Recipe, new_classifier, topk_correct
+from moco_d2.pretrain.probe.labelled import ImageList, build_training_transform, evaluation_loader
+
+logger = logging.getLogger(__name__)
+
+# Candidates of the fast mode, for batches of 256: from the paper's rate of MoCo features down to
+# what features of larger norm need.
+FAST_LRS = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1)
+_HELD_OUT = 0.1  # share of each class' training images that the learning rate is chosen on
+
+Features = tuple[Tensor, Tensor]
+
+
+@torch.no_grad()
+def extract_crops(
+    network: nn.Module,
+    images: ImageList,
+    *,
+    size: int,
+    crops: int,
+    batch_size: int,
+    num_workers: int,
+    seed: int,
+    device: torch.device,
+) -> Features:
+    """Pooled features (M, V, D) on the CPU and labels (M,).
+
+    The first crop is the centre, further ones are random with flips, as in training.
+
+    Args:
+        network: images -> pooled features; put into evaluation mode.
+        size: side of a crop, pixels.
+        crops: V.
+    """
+    network.to(device).eval()
+    views = []
+    for crop in range(crops):
+        transform = build_training_transform(size) if crop else build_evaluation_transform(size)
+        loader = evaluation_loader(
+            images, transform, batch_size=batch_size, num_workers=num_workers, seed=seed + crop
+        )
+        features, labels = [], []
+        for batch, label in tqdm(
+            loader, desc=f"features, crop {crop + 1} of {crops}", disable=None
+        ):
+            features.append(network(batch.to(device, non_blocking=True)).cpu())
+            labels.append(label)
+        views.append(torch.cat(features))
+    return torch.stack(views, dim=1), torch.cat(labels)
+
+
+def cached_features(
+    file: Path,
+    key: dict[str, Any],
+    *,
+    reuse: bool,
+    splits: dict[str, dict[str, Any]],
+    **options: Any,
+) -> dict[str, Features]:
+    """Features of each split, from `file` if it was made with the same `key` and holds features of
+    these images; else they are made and written there.
+
+    Args:
+        key: what the features depend on; JSON types.
+        reuse: look for `file`.
+        splits: name -> arguments of `extract_crops` of the split.
+        options: arguments of `extract_crops` for all.
+    """
+    if reuse and file.is_file():
+        content = load_checkpoint(file)
+        if _is_of(content, key, splits):
+            logger.info("features from %s", file)
+            return {name: tuple(content[name]) for name in splits}
+    made = {name: extract_crops(**arguments, **options) for name, arguments in splits.items()}
+    with atomic_write(file) as temporary:
+        torch.save({"key": key, **{name: list(pair) for name, pair in made.items()}}, temporary)
+    return made
+
+
+def _is_of(content: dict[Any, Any], key: dict[str, Any], splits: dict[str, Any]) -> bool:
+    """Whether `content` was written by cached_features with this key, and holds what it wrote."""
+    try:
+        if sha256_of_json(content.get("key")) != sha256_of_json(key):
+            return False
+        return all(_are_features(content[name], **splits[name]) for name in splits)
+    except (LookupError, TypeError, ValueError, RecursionError):
+        return False
+
+
+def _are_features(pair: Any, *, images: ImageList, crops: int) -> bool:
+    """Whether `pair` is what extract_crops may give of these images and as many crops."""
+    features, labels = pair
+    return (
+        isinstance(features, Tensor)
+        and isinstance(labels, Tensor)
+        and features.is_floating_point()
+        and features.dim() == 3
+        and features.shape[:2] == (len(images), crops)
+        and bool(torch.isfinite(features).all())
+        and labels.dtype == torch.long
+        and images.labels is not None
+        and labels.tolist() == list(images.labels)
+    )
+
+
+def train_on_features(
+    train: Features, *, num_classes: int, recipe: Recipe, seed: int, device: torch.device
+) -> nn.Linear:
+    """A linear classifier on cached features; each epoch sees one random crop of each image."""
+    features, labels = train
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        layer = new_classifier(features.shape[-1], num_classes).to(device)
+    optimizer = recipe.optimizer(list(layer.parameters()))
+    factor = recipe.schedule(1)
+    for epoch in range(recipe.epochs):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr * factor(epoch / recipe.epochs)
+        order = torch.randperm(len(labels), generator=generator)
+        crop = torch.randint(features.shape[1], (len(labels),), generator=generator)
+        for index in order.split(recipe.batch_size):
+            logits = layer(features[index, crop[index]].to(device))
+            loss = F.cross_entropy(logits, labels[index].to(device))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+    return layer
+
+
+@torch.no_grad()
+def score_on_features(
+    layer: nn.Linear, test: Features, device: torch.device
+) -> tuple[dict[str, float], float]:
+    """Top-1 and top-5 in percent on the centre crops, and the mean loss."""
+    features, labels = test[0][:, 0], test[1].to(device)
+    logits = torch.cat([layer(part.to(device)) for part in features.split(4096)])
+    top1, top5 = (100 * hits / len(labels) for hits in topk_correct(logits, labels))
+    return {"top1": top1, "top5": top5}, F.cross_entropy(logits, labels).item()
+
+
+def choose_recipe(
+    train: Features, recipes: list[Recipe], *, num_classes: int, seed: int, device: torch.device
+) -> tuple[Recipe, list[dict[str, float]]]:
+    """The recipe with the best top-1 (then the lowest loss) on training images held out from it.
+
+    Returns:
+        the recipe, and ``{"base_lr", "held_out_top1"}`` of each.
+    """
+    features, labels = train
+    kept, held_out = hold_out(labels, seed=seed)
+    tried, best, best_score = [], recipes[0], (-1.0, 0.0)
+    for recipe in tqdm(recipes, desc="learning rates", disable=None):
+        layer = train_on_features(
+            (features[kept], labels[kept]),
+            num_classes=num_classes,
+            recipe=recipe,
+            seed=seed,
+            device=device,
+        )
+        accuracy, loss = score_on_features(layer, (features[held_out], labels[held_out]), device)
+        tried.append({"base_lr": recipe.base_lr, "held_out_top1": accuracy["top1"]})
+        if (accuracy["top1"], -loss) > best_score:
+            best, best_score = recipe, (accuracy["top1"], -loss)
+    return best, tried
+
+
+def hold_out(labels: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices to train on and indices to choose on: a tenth of each class, at least one image, and
+    none of a class that has only one.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        members = (labels == label).nonzero()[:, 0]
+        count = max(round(_HELD_OUT * len(members)), 1) if len(members) > 1 else 0
+        chosen[members[torch.randperm(len(members), generator=generator)[:count]]] = True
+    return (~chosen).nonzero()[:, 0], chosen.nonzero()[:, 0]

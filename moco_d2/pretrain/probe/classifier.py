@@ -1,0 +1,361 @@
+"""Image classification with one ResNet: a linear layer on frozen features, or all of the network.
+
+Legend: N batch, C classes.
+"""
+
+import hashlib
+import logging
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.engine import HookBase, TrainerBase, default_writers, hooks
+from detectron2.solver.lr_scheduler import LRMultiplier
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from fvcore.common.param_scheduler import MultiStepParamScheduler
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from moco_d2.checkpoint.io import load_checkpoint
+from moco_d2.engine.hooks import DeferredWriters, EvalHook, ProgressBar, StopOnSignal
+from moco_d2.engine.resume_checks import check_count, check_sgd, check_tensors, continuing
+from moco_d2.errors import UserError, as_raised
+from moco_d2.files import atomic_write
+from moco_d2.pretrain.data.stream import build_loader
+from moco_d2.pretrain.probe.labelled import Epochs, LabelledImages
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT = "checkpoint.pth.tar"
+REFERENCE_BATCH = 256  # images a step that the recipes' learning rates are for
+_LOG_PERIOD = 20  # iterations between two lines of metrics.json, as Detectron2's default
+_INITIAL_STD = 0.01  # of the classifier's weights, main_lincls.py
+TOPK = (1, 5)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a classifier is trained, by SGD.
+
+    Attributes:
+        base_lr: learning rate for batches of 256 images; scaled linearly with the batch.
+        weight_decay: on all trained parameters.
+        milestones: shares of training after which the rate is divided by ten.
+        train_backbone: end to end, BatchNorm included; False: ``fc`` alone, with the backbone in
+            evaluation mode.
+        epochs: passes over the training images.
+        batch_size: images a step over all processes.
+        momentum: of SGD.
+    """
+
+    base_lr: float
+    weight_decay: float
+    milestones: tuple[float, ...]
+    train_backbone: bool
+    epochs: int = 100
+    batch_size: int = REFERENCE_BATCH
+    momentum: float = 0.9
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of this batch size."""
+        return self.base_lr * self.batch_size / REFERENCE_BATCH
+
+    def schedule(self, iterations_per_epoch: int) -> MultiStepParamScheduler:
+        """Factor on the learning rate over the progress of training in [0, 1]."""
+        steps = {round(share * self.epochs) for share in self.milestones}
+        kept = sorted(step for step in steps if 0 < step < self.epochs)
+        return MultiStepParamScheduler(
+            [0.1**i for i in range(len(kept) + 1)],
+            num_updates=self.epochs * iterations_per_epoch,
+            milestones=[step * iterations_per_epoch for step in kept],
+        )
+
+    def optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.SGD:
+        """SGD on the parameters at the rate of this batch size."""
+        return torch.optim.SGD(
+            parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
+        )
+
+
+# The official main_lincls.py: lr 30, no weight decay, x0.1 after epochs 60 and 80 of 100.
+LINEAR = Recipe(base_lr=30.0, weight_decay=0.0, milestones=(0.6, 0.8), train_backbone=False)
+
+# End-to-end fine-tuning, paper appendix: learning rate from pretrained and from random weights.
+FINETUNE_LR = {"imagenet": (0.03, 0.1), "inaturalist": (0.025, 0.1)}
+# The appendix states 100 epochs and /10 at 70 and 90 % for iNaturalist. Weight decay and batch are
+# those of the paper's ImageNet training.
+_FINETUNE_DECAY = 1e-4
+_FINETUNE_MILESTONES = (0.7, 0.9)
+
+
+def finetune_recipe(task: str, *, scratch: bool) -> Recipe:
+    """The paper's end-to-end recipe.
+
+    Args:
+        task: a key of `FINETUNE_LR`.
+        scratch: from random weights.
+    """
+    return Recipe(
+        base_lr=FINETUNE_LR[task][scratch],
+        weight_decay=_FINETUNE_DECAY,
+        milestones=_FINETUNE_MILESTONES,
+        train_backbone=True,
+    )
+
+
+def new_classifier(num_features: int, num_classes: int) -> nn.Linear:
+    """A linear layer with weights N(0, 0.01) and biases 0."""
+    layer = nn.Linear(num_features, num_classes)
+    nn.init.normal_(layer.weight, std=_INITIAL_STD)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def topk_correct(logits: Tensor, labels: Tensor, topk: tuple[int, ...] = TOPK) -> list[int]:
+    """How many of N images have their label among the k highest of their C scores, for each k.
+
+    With fewer than k classes, all are among the highest.
+
+    Args:
+        logits: (N, C).
+        labels: (N,).
+    """
+    highest = logits.topk(min(max(topk), logits.shape[1]), dim=1).indices
+    hits = highest == labels[:, None]
+    return [int(hits[:, :k].sum()) for k in topk]
+
+
+@torch.no_grad()
+def evaluate(network: nn.Module, loader: DataLoader, device: torch.device) -> dict[str, float]:
+    """Top-1 and top-5 accuracy in percent over what the loaders of all processes hold.
+
+    Args:
+        network: images (N, 3, H, W) -> logits (N, C); left in the mode it was in.
+    """
+    was_training = network.training
+    network.eval()
+    counts = torch.zeros(len(TOPK) + 1, dtype=torch.long, device=device)
+    for images, labels in loader:
+        logits = network(images.to(device, non_blocking=True))
+        correct = topk_correct(logits, labels.to(device))
+        counts += torch.tensor([*correct, len(labels)], device=device)
+    network.train(was_training)
+    if comm.get_world_size() > 1:
+        torch.distributed.all_reduce(counts)
+    *correct, total = counts.tolist()
+    return {f"top{k}": 100 * hits / total for k, hits in zip(TOPK, correct, strict=True)}
+
+
+def backbone_sha256(network: nn.Module) -> str:
+    """Fingerprint of every parameter and buffer except the classifier's, bit by bit."""
+    content = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        if not name.startswith("fc."):
+            content.update(name.encode())
+            content.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return content.hexdigest()
+
+
+def _save_at_end_of_epoch(trainer: "ClassifierTrainer") -> None:
+    finished = trainer.iter + 1
+    if finished % trainer.order.iterations_per_epoch == 0:
+        trainer.save(finished)
+
+
+class ClassifierTrainer(TrainerBase):
+    """Trains ``network.fc``, or the whole network, as a Detectron2 job.
+
+    The output folder gets metrics.json, TensorBoard events and a checkpoint every epoch, in the
+    layout of torchvision: ``{"state_dict", "optimizer", "epoch", "moco_d2"}``.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        train_images: LabelledImages,
+        val_loader: DataLoader,
+        *,
+        recipe: Recipe,
+        output: Path,
+        identity: dict[str, Any],
+        num_workers: int,
+        seed: int,
+        device: torch.device,
+    ):
+        """
+        Args:
+            network: a torchvision ResNet with its classifier; images (N, 3, H, W) -> (N, C).
+            train_images: read in a new order every epoch.
+            val_loader: this process' part of the validation images.
+            identity: what a resumed run must have in common with the one that it continues; JSON
+                types.
+            num_workers: processes that read and decode.
+            seed: of the order and the augmentation.
+
+        Raises:
+            UserError: the batch does not divide among the processes.
+        """
+        super().__init__()
+        world_size = comm.get_world_size()
+        if recipe.batch_size % world_size:
+            raise UserError(
+                f"--batch-size {recipe.batch_size} does not divide among {world_size} processes; "
+                "give a multiple"
+            )
+        self.recipe, self.output, self.identity, self.device = recipe, output, identity, device
+        self.val_loader, self.num_workers = val_loader, num_workers
+        self.train_images = train_images
+        self.order = Epochs(
+            len(train_images.images),
+            recipe.batch_size,
+            recipe.epochs,
+            seed=seed,
+            rank=comm.get_rank(),
+            world_size=world_size,
+        )
+        self.network = network.to(device)
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(recipe.train_backbone or name.startswith("fc."))
+        self.optimizer = recipe.optimizer([p for p in network.parameters() if p.requires_grad])
+        self.max_iter = recipe.epochs * self.order.iterations_per_epoch
+        self.scheduler = LRMultiplier(
+            self.optimizer, recipe.schedule(self.order.iterations_per_epoch), self.max_iter
+        )
+        self.parallel_network = network
+        if world_size > 1:
+            self.parallel_network = nn.parallel.DistributedDataParallel(
+                network, device_ids=[device] if device.type == "cuda" else None
+            )
+        self.accuracy: dict[str, float] = {}
+        self.register_hooks(self._build_hooks())
+
+    def _build_hooks(self) -> list[HookBase]:
+        self.stop = StopOnSignal(self._save_now)
+        built = [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(self.optimizer, self.scheduler),
+            EvalHook(self.order.iterations_per_epoch, self._evaluate),
+        ]
+        if comm.is_main_process():
+            built.append(hooks.CallbackHook(after_step=_save_at_end_of_epoch))
+            writers = DeferredWriters(
+                lambda: default_writers(str(self.output), self.max_iter), self.output
+            )
+            built.append(hooks.PeriodicWriter([writers], period=_LOG_PERIOD))
+            built.append(ProgressBar("fine-tuning" if self.recipe.train_backbone else "linear"))
+        return [*built, self.stop]
+
+    def train(self) -> None:
+        """Run from the start, or from where `resume` found the last run, to the end.
+
+        Raises:
+            UserError: an image does not decode, or the loss is no longer finite.
+        """
+        self.order.start_iteration = self.start_iter
+        loader = build_loader(
+            self.train_images, batch_sampler=self.order, num_workers=self.num_workers
+        )
+        self._batches = iter(loader)
+        # BatchNorm of a frozen backbone is not to be updated, so it stays in evaluation mode.
+        self.parallel_network.train(self.recipe.train_backbone)
+        try:
+            super().train(self.start_iter, self.max_iter)
+        except UserError as error:
+            raise as_raised(error) from error
+        finally:
+            # Now: workers left to the garbage collector take 5 seconds each to end.
+            self._batches = None
+
+    def run_step(self) -> None:
+        """One iteration: data, loss, gradients, optimizer."""
+        start = time.perf_counter()
+        images, labels = next(self._batches)
+        data_time = time.perf_counter() - start
+        images, labels = images.to(self.device, non_blocking=True), labels.to(self.device)
+        logits = self.parallel_network(images)
+        loss = F.cross_entropy(logits, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        value = loss.item()
+        if comm.get_world_size() > 1:  # all stop after the same step
+            self.stop.agreed = max(comm.all_gather(self.stop.received))
+        if not math.isfinite(value):
+            raise UserError(
+                f"the loss is {value} at iteration {self.iter}: give a smaller --lr than "
+                f"{self.recipe.base_lr:g}"
+            )
+        top1 = 100 * topk_correct(logits, labels, (1,))[0] / len(labels)
+        get_event_storage().put_scalars(total_loss=value, train_top1=top1, data_time=data_time)
+
+    def _evaluate(self) -> dict[str, float]:
+        if comm.get_world_size() > 1:
+            # Between two steps every process has BatchNorm statistics of its own.
+            for buffer in self.network.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+        self.accuracy = evaluate(self.network, self.val_loader, self.device)
+        logger.info("top-1 %.2f %%, top-5 %.2f %%", *self.accuracy.values())
+        return {f"val_{name}": value for name, value in self.accuracy.items()}
+
+    def after_train(self) -> None:
+        """TrainerBase's, with the iteration right where there was nothing left to train."""
+        self.iter = min(self.iter, self.max_iter)
+        super().after_train()
+
+    def _save_now(self) -> None:
+        if comm.is_main_process():
+            self.save(self.iter + 1)
+
+    def save(self, iteration: int) -> None:
+        """Write the checkpoint of `iteration` finished iterations, atomically."""
+        content = {
+            "epoch": iteration // self.order.iterations_per_epoch,
+            "state_dict": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "moco_d2": {"iteration": iteration, "identity": self.identity},
+        }
+        with atomic_write(self.output / CHECKPOINT) as temporary:
+            torch.save(content, temporary)
+
+    def resume(self) -> None:
+        """Continue exactly from the checkpoint in the output folder, if there is one.
+
+        Order and augmentation follow from seed and position, so there is nothing else to restore.
+
+        Raises:
+            UserError: it belongs to a run with other settings, of which the first is named; or
+                holds what cannot be used.
+        """
+        path = self.output / CHECKPOINT
+        if not path.is_file():
+            return
+        checkpoint = load_checkpoint(path)
+        with continuing(path, "give another --output, or start again without --resume"):
+            self._load(path, checkpoint)
+
+    def _load(self, path: Path, checkpoint: dict[str, Any]) -> None:
+        """`resume` from the content of a checkpoint."""
+        ours = checkpoint.get("moco_d2")
+        found = ours.get("identity") if isinstance(ours, dict) else None
+        if not isinstance(found, dict) or "iteration" not in ours:
+            raise UserError(f"{path} is not a checkpoint of this command; give another --output")
+        for key, wanted in self.identity.items():
+            if found.get(key) != wanted:
+                raise UserError(
+                    f"{path} is of a run with {key} {found.get(key)!s:.200}, and this one has "
+                    f"{wanted}: give the same, or another --output"
+                )
+        iteration = check_count(ours["iteration"], "iteration")
+        check_tensors(checkpoint.get("state_dict"), self.network.state_dict(), "state_dict")
+        check_sgd(checkpoint.get("optimizer"), self.optimizer)
+        self.network.load_state_dict(checkpoint["state_dict"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.start_iter = self.scheduler.last_epoch = iteration
+        for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
+            group["lr"] = lr

@@ -1,0 +1,346 @@
+"""What a checkpoint's features are worth in classification; what tools/linear_eval.py runs in every
+process.
+
+A run leaves ``result.json`` in its folder, of the form pretext_schema.SCHEMA.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+from torch import nn
+
+from moco_d2.checkpoint.backbone import RANDOM, Origin, load_backbone, random_backbone
+from moco_d2.config.safe_yaml import expand_home
+from moco_d2.engine.launch import claimed, without_user_errors
+from moco_d2.errors import UserError
+from moco_d2.files import sha256_of_json, write_json
+from moco_d2.pretrain.augmentation.views import build_evaluation_transform
+from moco_d2.pretrain.probe.cached_features import (
+    FAST_LRS,
+    Features,
+    cached_features,
+    choose_recipe,
+    score_on_features,
+    train_on_features,
+)
+from moco_d2.pretrain.probe.classifier import (
+    LINEAR,
+    ClassifierTrainer,
+    Recipe,
+    backbone_sha256,
+    finetune_recipe,
+    new_classifier,
+)
+from moco_d2.pretrain.probe.knn import knn_accuracy
+from moco_d2.pretrain.probe.labelled import (
+    LabelledImages,
+    build_training_transform,
+    evaluation_loader,
+    list_labelled,
+)
+from moco_d2.records.environment import hardware, versions
+from moco_d2.records.pretext_schema import KIND, RESULT_FILE, SCHEMA_VERSION
+
+logger = logging.getLogger(__name__)
+
+FEATURES_FILE = "features.pth"
+# InstDisc's, which the authors' CIFAR demo uses too.
+KNN_NEIGHBOURS, KNN_TEMPERATURE = 200, 0.1
+
+
+def evaluate_checkpoint(args: argparse.Namespace) -> None:
+    """Check, load, evaluate by the protocol and write the result; see tools/linear_eval.py --help
+    for the flags.
+
+    Raises:
+        UserError: flags, data or checkpoint that cannot work; nothing has been written then.
+    """
+    started = datetime.datetime.now(datetime.timezone.utc)
+    _check_flags(args)
+    with claimed(args.output, setting="--output"):
+        _evaluate(args, started)
+
+
+def _evaluate(args: argparse.Namespace, started: datetime.datetime) -> None:
+    """`evaluate_checkpoint` in an --output in which no other run is at work."""
+    train, val = list_labelled(args.data, args.val)
+    seed_all_rng(args.seed)
+    if args.checkpoint == RANDOM:
+        network, architecture, origin = random_backbone(args.arch)
+    else:
+        network, architecture, origin = load_backbone(args.checkpoint, branch=args.branch)
+    job = Job(args, network, origin, train, val)
+    _prepare_folder(args.output)
+    logger.info(
+        "%s (%s), protocol %s; %d training and %d validation images of %d classes",
+        origin.source,
+        architecture,
+        job.protocol,
+        len(train),
+        len(val),
+        len(train.classes),
+    )
+    found = job.run()
+    if not comm.is_main_process():
+        return
+    checkpoint = {**dataclasses.asdict(origin), "architecture": str(architecture)}
+    pretraining = checkpoint.pop("pretraining")
+    result = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": KIND,
+        "checkpoint": checkpoint,
+        "pretraining": pretraining,
+        "protocol": job.protocol,
+        "data": {
+            "name": _name_of_data(args.data, args.val),
+            "train_images": len(train),
+            "val_images": len(val),
+            "classes": len(train.classes),
+        },
+        **found,
+        "seed": args.seed,
+        "processes": comm.get_world_size(),
+        "hardware": hardware(str(job.device)),
+        "versions": versions(),
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(
+            (datetime.datetime.now(datetime.timezone.utc) - started).total_seconds(), 1
+        ),
+    }
+    path = Path(args.output) / RESULT_FILE
+    write_json(path, result)
+    accuracy = ", ".join(f"{name} {value:.2f} %" for name, value in result["accuracy"].items())
+    print(f"{job.protocol}: {accuracy}; {path}")
+
+
+class Job:
+    """One evaluation: the protocol, its recipe, and what it works on."""
+
+    def __init__(
+        self, args: argparse.Namespace, network: nn.Module, origin: Origin, train: Any, val: Any
+    ):
+        """
+        Raises:
+            UserError: --batch-size does not fit the processes, or there is no such device.
+        """
+        self.args, self.network, self.train, self.val = args, network, train, val
+        self.device = _find_device(args.device)
+        self.protocol = "linear-fast" if args.fast else args.protocol
+        self.folder = Path(args.output)
+        scratch = origin.source == RANDOM
+        recipe = (
+            finetune_recipe(args.task, scratch=scratch) if self.protocol == "finetune" else LINEAR
+        )
+        given = {"base_lr": args.lr, "epochs": args.epochs, "batch_size": args.batch_size}
+        self.recipe = dataclasses.replace(
+            recipe, **{name: value for name, value in given.items() if value is not None}
+        )
+        # What an interrupted run and its continuation must share.
+        self.identity = {
+            "checkpoint": origin.sha256 or f"{RANDOM} {args.arch}",
+            "branch": origin.branch,
+            "protocol": self.protocol,
+            "size": args.size,
+            "seed": args.seed,
+            "processes": comm.get_world_size(),
+            "data": sha256_of_json([Path(p).parts[-2:] for s in (train, val) for p in s.paths]),
+        }
+        if self.recipe.batch_size % comm.get_world_size():
+            raise UserError(
+                f"--batch-size {self.recipe.batch_size} does not divide among "
+                f"{comm.get_world_size()} processes; give a multiple"
+            )
+
+    def run(self) -> dict[str, Any]:
+        """Evaluate; the parts of the result that depend on the protocol."""
+        if self.protocol == "knn":
+            return self._knn()
+        if self.protocol == "linear-fast":
+            return self._fast()
+        return self._train()
+
+    def _train(self) -> dict[str, Any]:
+        args, recipe = self.args, self.recipe
+        self._say_lr(recipe)
+        self.network.fc = new_classifier(self.network.num_features, len(self.train.classes))
+        before = backbone_sha256(self.network)
+        trainer = ClassifierTrainer(
+            self.network,
+            LabelledImages(self.train, build_training_transform(args.size), seed=args.seed),
+            evaluation_loader(
+                self.val,
+                build_evaluation_transform(args.size),
+                batch_size=max(recipe.batch_size // comm.get_world_size(), 1),
+                num_workers=args.workers,
+            ),
+            recipe=recipe,
+            output=self.folder,
+            # Through _plain, since the checkpoint is read back as plain types.
+            identity={**self.identity, "recipe": _plain(recipe)},
+            num_workers=args.workers,
+            seed=args.seed,
+            device=self.device,
+        )
+        if args.resume:
+            trainer.resume()
+        trainer.train()
+        after = backbone_sha256(self.network)
+        if not recipe.train_backbone and after != before:
+            raise RuntimeError("the frozen backbone changed while the classifier was trained")
+        return {
+            "settings": {**_plain(recipe), "size": args.size},
+            "effective_lr": recipe.lr,
+            "accuracy": trainer.accuracy,
+            "backbone_images": recipe.epochs * (len(self.train) + len(self.val)),
+            "backbone_sha256": after,
+        }
+
+    def _fast(self) -> dict[str, Any]:
+        args = self.args
+        features = self._features()
+        options = {"num_classes": len(self.train.classes), "seed": args.seed, "device": self.device}
+        rates = FAST_LRS if args.lr is None else (args.lr,)
+        recipes = [dataclasses.replace(self.recipe, base_lr=rate) for rate in rates]
+        recipe, tried = choose_recipe(features["train"], recipes, **options)
+        self._say_lr(recipe)
+        layer = train_on_features(features["train"], recipe=recipe, **options)
+        accuracy, _ = score_on_features(layer, features["val"], self.device)
+        return {
+            "settings": {**_plain(recipe), "size": args.size, "crops": args.crops},
+            "effective_lr": recipe.lr,
+            "learning_rates": tried,
+            "accuracy": accuracy,
+            **self._unchanged_backbone(),
+        }
+
+    def _knn(self) -> dict[str, Any]:
+        features = self._features()
+        normalised = {
+            name: (F.normalize(values[:, 0], dim=1), labels)
+            for name, (values, labels) in features.items()
+        }
+        share = knn_accuracy(
+            normalised["train"],
+            normalised["val"],
+            neighbours=KNN_NEIGHBOURS,
+            temperature=KNN_TEMPERATURE,
+        )
+        neighbours = min(KNN_NEIGHBOURS, len(self.train))
+        return {
+            "settings": {
+                "neighbours": neighbours,
+                "temperature": KNN_TEMPERATURE,
+                "size": self.args.size,
+            },
+            "effective_lr": None,
+            "accuracy": {"top1": 100 * share},
+            **self._unchanged_backbone(),
+        }
+
+    def _features(self) -> dict[str, Features]:
+        args = self.args
+        self._before = backbone_sha256(self.network)
+        crops = args.crops if self.protocol == "linear-fast" else 1
+        key = {name: value for name, value in self.identity.items() if name != "protocol"}
+        return cached_features(
+            self.folder / FEATURES_FILE,
+            {**key, "crops": crops, "backbone": self._before},
+            reuse=args.resume,
+            splits={
+                "train": {"images": self.train, "crops": crops},
+                "val": {"images": self.val, "crops": 1},
+            },
+            network=self.network,
+            size=args.size,
+            batch_size=self.recipe.batch_size,
+            num_workers=args.workers,
+            seed=args.seed,
+            device=self.device,
+        )
+
+    def _unchanged_backbone(self) -> dict[str, Any]:
+        after = backbone_sha256(self.network)
+        if after != self._before:
+            raise RuntimeError("the backbone changed while its features were read")
+        crops = self.args.crops if self.protocol == "linear-fast" else 1
+        return {
+            "backbone_images": crops * len(self.train) + len(self.val),
+            "backbone_sha256": after,
+        }
+
+    def _say_lr(self, recipe: Recipe) -> None:
+        logger.info(
+            "learning rate %g: %g for batches of 256, scaled to batches of %d; %d epochs",
+            recipe.lr,
+            recipe.base_lr,
+            recipe.batch_size,
+            recipe.epochs,
+        )
+
+
+def _check_flags(args: argparse.Namespace) -> None:
+    for flag in ("epochs", "batch_size", "lr", "size", "crops"):
+        value = getattr(args, flag)
+        if value is not None and not value > 0:
+            raise UserError(f"--{flag.replace('_', '-')} {value} must be greater than 0")
+    if args.workers < 0:
+        raise UserError(f"--workers {args.workers} must not be negative")
+    if args.fast and args.protocol != "linear":
+        raise UserError(f"--fast is of --protocol linear, not of {args.protocol}; leave it out")
+    if args.crops > 1 and not args.fast:
+        raise UserError("--crops is for --fast; the other protocols do not cache random crops")
+    if args.checkpoint == RANDOM and not args.arch:
+        raise UserError("a random network needs --arch, e.g. --arch resnet50")
+    if args.checkpoint != RANDOM and args.arch:
+        raise UserError(
+            f"--arch is for {RANDOM!r} in the checkpoint's place; a file says it itself"
+        )
+    if (args.fast or args.protocol == "knn") and comm.get_world_size() > 1:
+        raise UserError("--fast and --protocol knn run in one process: leave out --num-gpus")
+    output = Path(args.output)
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {output} is not a folder; name another")
+
+
+def _find_device(name: str | None) -> torch.device:
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name!r} is unknown; give cpu or cuda") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(f"--device {name}, but no GPU is usable here; give --device cpu")
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def _prepare_folder(output: str) -> None:
+    try:
+        Path(output).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {error.strerror}; choose another") from error
+    for name in ("moco_d2", "detectron2"):
+        setup_logger(output, distributed_rank=comm.get_rank(), name=name, abbrev_name=name)
+    logging.getLogger("detectron2.engine.train_loop").addFilter(without_user_errors)
+
+
+def _name_of_data(data: str, val: str | None) -> str:
+    """Of the folder that holds both sets."""
+    folders = [os.path.realpath(expand_home(folder)) for folder in (data, val) if folder]
+    return Path(os.path.commonpath(folders)).name
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    return {**dataclasses.asdict(recipe), "milestones": list(recipe.milestones)}

@@ -1,0 +1,95 @@
+"""A picture of the feature space: test images, each in a row with its nearest training images.
+
+Blue frame: the class of the row's first image. Orange frame with a cross: another class. The two
+colours are told apart with every kind of colour blindness (Okabe and Ito's palette), the cross
+without any colour.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from moco_d2.pretrain.data.images import read_image
+from moco_d2.pretrain.data.sources import ImageList
+from moco_d2.pretrain.probe.knn import Features, nearest_neighbours
+
+_RIGHT, _WRONG, _QUERY = (0, 114, 178), (213, 94, 0), (0, 0, 0)
+_COLUMNS = 8  # neighbours of a query
+_SIDE, _FRAME, _CAPTION, _GAP = 96, 5, 16, 6  # pixels
+_LETTERS = 16  # that fit below an image
+_FONT_SIZE = 11
+
+
+def neighbour_sheet(
+    train_images: ImageList,
+    test_images: ImageList,
+    train: Features,
+    test: Features,
+    *,
+    queries: int,
+    title: str,
+) -> Image.Image:
+    """The sheet as an image.
+
+    Args:
+        train_images, test_images: labelled, with the same classes.
+        train, test: their features and labels.
+        queries: rows; test images at even distances in their list, so of many classes.
+        title: line at the top.
+    """
+    count = min(queries, len(test_images))
+    rows = [i * len(test_images) // count for i in range(count)]
+    similarity, index = nearest_neighbours(train[0], test[0][rows], neighbours=_COLUMNS)
+    cell = _SIDE + 2 * _FRAME + _GAP
+    line = cell + _CAPTION
+    head = 2 * _CAPTION + _GAP
+    sheet = Image.new("RGB", (_GAP + (index.shape[1] + 1) * cell, head + count * line), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(_FONT_SIZE)
+    draw.text((_GAP, 2), title, "black", font)
+    draw.text(
+        (_GAP, 2 + _CAPTION),
+        "first: the test image; blue frame: same class; orange frame and cross: another class",
+        "black",
+        font,
+    )
+    for y, (row, near, at) in enumerate(zip(rows, similarity, index.tolist(), strict=True)):
+        top = head + y * line
+        label = test_images.labels[row]
+        cells = [(test_images.paths[row], _QUERY, test_images.classes[label])]
+        for value, i in zip(near.tolist(), at, strict=True):
+            name = train_images.classes[train_images.labels[i]]
+            colour = _RIGHT if train_images.labels[i] == label else _WRONG
+            cells.append((train_images.paths[i], colour, f"{value:.2f} {name}"))
+        for x, (path, colour, caption) in enumerate(cells):
+            left = _GAP + x * cell
+            sheet.paste(_framed(path, colour), (left, top))
+            draw.text((left, top + _SIDE + 2 * _FRAME), caption[:_LETTERS], "black", font)
+    return sheet
+
+
+def _framed(path: str, colour: Sequence[int]) -> Image.Image:
+    """The image's centre in a frame; crossed if it is of the wrong class."""
+    image = read_image(path)
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    image = image.crop((left, top, left + side, top + side)).resize((_SIDE, _SIDE))
+    framed = Image.new("RGB", (_SIDE + 2 * _FRAME,) * 2, tuple(colour))
+    framed.paste(image, (_FRAME, _FRAME))
+    if tuple(colour) == _WRONG:
+        draw = ImageDraw.Draw(framed)
+        # In the upper right corner, a quarter of the side wide, on white to be seen on any image.
+        left, right = _FRAME + _SIDE * 3 // 4, _FRAME + _SIDE - 1
+        top, bottom = _FRAME, _FRAME + _SIDE // 4
+        draw.rectangle((left, top, right, bottom), "white")
+        draw.line((left, top, right, bottom), _WRONG, _FRAME)
+        draw.line((left, bottom, right, top), _WRONG, _FRAME)
+    return framed
+
+
+def as_array(sheet: Image.Image) -> torch.Tensor:
+    """The sheet as bytes (3, H, W), as Detectron2's EventStorage.put_image takes it."""
+    from torchvision.transforms.functional import pil_to_tensor
+
+    return pil_to_tensor(sheet)

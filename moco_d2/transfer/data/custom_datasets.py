@@ -1,0 +1,146 @@
+"""Detection datasets by path, without code.
+
+* ``voc:FOLDER:SPLIT``              a folder as a VOC year: JPEGImages, Annotations, ImageSets/Main
+* ``coco:ANNOTATIONS.json:IMAGES``  a COCO file of boxes, masks or keypoints, and its image folder
+
+The classes are those that the files name: of COCO in the order of their ids, which need not be
+contiguous; of VOC sorted by name, over all annotations of the folder, so that its splits agree, or
+as FOLDER/classes.txt lists them, one a line.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.parsers import expat
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json, load_voc_instances
+
+from moco_d2.config.safe_yaml import expand_home, is_folder, is_regular_file
+from moco_d2.errors import UserError
+from moco_d2.transfer.data.coco_checks import coco_problem
+from moco_d2.transfer.data.voc_annotations import parse_xml
+
+FORMS = "voc:FOLDER:SPLIT or coco:ANNOTATIONS.json:IMAGES"
+VOC_CLASSES_FILE = "classes.txt"
+VOC_07_METRIC_YEAR = 2007  # 11-point AP, as the paper's VOC numbers
+
+_COCO_KEYS = ("images", "annotations", "categories")
+
+
+def register_by_path(name: str) -> bool:
+    """Register `name` with Detectron2 if it is a path in one of the two forms.
+
+    Returns:
+        whether it is one.
+
+    Raises:
+        UserError: the path is not such a dataset.
+    """
+    kind, _, rest = name.partition(":")
+    if kind not in ("voc", "coco"):
+        return False
+    # The folder of a VOC year and the image folder of COCO may have colons in their names.
+    first, colon, second = rest.rpartition(":") if kind == "voc" else rest.partition(":")
+    if not (first and colon and second):
+        raise UserError(f"dataset {name!r}: write {FORMS}")
+    if "://" in rest:
+        raise UserError(f"dataset {name!r} is not on this machine: fetch it, and write {FORMS}")
+    register = _register_voc if kind == "voc" else _register_coco
+    register(name, expand_home(first), second)
+    return True
+
+
+def _register_voc(name: str, root: Path, split: str) -> None:
+    split_file = root / "ImageSets" / "Main" / f"{split}.txt"
+    if not is_regular_file(split_file):
+        raise UserError(
+            f"dataset {name!r}: {split_file} does not exist; {root} must be a VOC year with "
+            f"JPEGImages, Annotations and ImageSets/Main/{split}.txt"
+        )
+    classes = _voc_classes(name, root)
+    DatasetCatalog.register(name, lambda: load_voc_instances(str(root), split, classes))
+    MetadataCatalog.get(name).set(
+        thing_classes=classes,
+        dirname=str(root),
+        split=split,
+        year=VOC_07_METRIC_YEAR,
+        evaluator_type="pascal_voc",
+    )
+
+
+def _voc_classes(name: str, root: Path) -> list[str]:
+    annotated: dict[str, Path] = {}
+    for file in sorted((root / "Annotations").glob("*.xml")):
+        try:
+            objects = parse_xml(file).iter("object")
+        except expat.ExpatError as error:
+            raise UserError(f"dataset {name!r}: {file} is no XML file ({error})") from error
+        except ValueError as error:
+            raise UserError(f"dataset {name!r}: {file} is refused: {error}") from error
+        for obj in objects:
+            annotated.setdefault(obj.findtext("name", default=""), file)
+    if not annotated:
+        raise UserError(f"dataset {name!r}: no annotated object in {root / 'Annotations'}/*.xml")
+    listed = root / VOC_CLASSES_FILE
+    if not listed.is_file():
+        return sorted(annotated)
+    classes = listed.read_text(encoding="utf-8").split("\n")
+    classes = [line.strip() for line in classes if line.strip()]
+    for label, file in annotated.items():
+        if label not in classes:
+            raise UserError(
+                f"dataset {name!r}: {file} has an object {label!r}, which {listed} does not list; "
+                "add it there"
+            )
+    return classes
+
+
+def _register_coco(name: str, file: Path, images: str) -> None:
+    folder = expand_home(images)
+    if not is_regular_file(file):
+        raise UserError(f"dataset {name!r}: annotation file {file} does not exist")
+    if not is_folder(folder):
+        raise UserError(f"dataset {name!r}: image folder {folder} does not exist")
+    categories = _coco_categories(name, file)
+    metadata: dict[str, Any] = {"thing_classes": [c["name"] for c in categories]}
+    keypoints = [c["keypoints"] for c in categories if c.get("keypoints")]
+    if keypoints:
+        metadata["keypoint_names"] = keypoints[0]
+        metadata["keypoint_flip_map"] = _flip_map(keypoints[0])
+    DatasetCatalog.register(name, lambda: load_coco_json(str(file), str(folder), name))
+    MetadataCatalog.get(name).set(
+        json_file=str(file), image_root=str(folder), evaluator_type="coco", **metadata
+    )
+
+
+def _coco_categories(name: str, file: Path) -> list[dict[str, Any]]:
+    """Categories in the order of their ids, which is the order Detectron2 numbers them in."""
+    wrong = f"dataset {name!r}: {file} is not a COCO instances file"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # damaged, no UTF-8, a number of 5000 digits
+        raise UserError(f"{wrong} ({error})") from error
+    missing = [k for k in _COCO_KEYS if not isinstance(content, dict) or k not in content]
+    if missing:
+        raise UserError(f"{wrong}: it has no {missing[0]!r}")
+    problem = coco_problem(content)
+    if problem:
+        raise UserError(f"{wrong}: {problem}")
+    categories = sorted(content["categories"], key=lambda category: category["id"])
+    names = [category["name"] for category in categories]
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"{wrong}: its categories must be some, each of another name")
+    used = {annotation["category_id"] for annotation in content["annotations"]}
+    unknown = used - {category["id"] for category in categories}
+    if unknown:
+        raise UserError(
+            f"{wrong}: annotations have category_id {min(unknown)}, which 'categories' lacks"
+        )
+    return categories
+
+
+def _flip_map(keypoints: list[str]) -> list[tuple[str, str]]:
+    """The pairs that change places in a mirrored image: ``left_x`` and ``right_x``."""
+    mirrored = ((left, left.replace("left", "right", 1)) for left in keypoints if "left" in left)
+    return [(left, right) for left, right in mirrored if right in keypoints]

@@ -1,0 +1,195 @@
+"""Draw what a finished detector finds in images; tools/train_net.py --predict."""
+
+import argparse
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import Metadata, MetadataCatalog
+from detectron2.data import transforms as T
+from detectron2.data.detection_utils import convert_image_to_rgb, read_image
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from detectron2.utils.visualizer import ColorMode, Visualizer
+from PIL import Image
+
+from moco_d2.config.load import load_config_of
+from moco_d2.engine.launch import choose_device
+from moco_d2.errors import UserError
+from moco_d2.files import atomic_write
+from moco_d2.transfer.inference.detector import load_detector
+from moco_d2.transfer.preflight.dataset_checks import register_datasets
+from moco_d2.untrusted_images import is_unreadable
+
+logger = logging.getLogger(__name__)
+
+PREDICTIONS_FOLDER = "predictions"
+
+
+def main(args: argparse.Namespace) -> None:
+    """Draw the detections of MODEL.WEIGHTS in ``args.predict``; see tools/train_net.py --help."""
+    if not comm.is_main_process():
+        return
+    images, overrides = split_words(args.predict)
+    cfg = load_config_of(args, overrides)
+    choose_device(cfg)
+    setup_logger(name="moco_d2", abbrev_name="moco_d2")
+    for path in draw_predictions(cfg, images):
+        logger.info("drawn: %s", path)
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Image files and the ``KEY VALUE`` overrides behind them, of the words after --predict.
+
+    A word is the first override if it begins with a section of the config, as MODEL.WEIGHTS does,
+    and there is no such file.
+    """
+    sections = set(get_cfg())
+    for i, word in enumerate(words):
+        if word.split(".")[0] in sections and not Path(word).exists():
+            return list(words[:i]), list(words[i:])
+    return list(words), []
+
+
+def draw_predictions(cfg: Any, images: Sequence[str | Path]) -> list[Path]:
+    """Write each image with its detections to OUTPUT_DIR/predictions/<name>.png.
+
+    Detections of MOCO.DRAW_SCORE and more are drawn, with class names as far as DATASETS.TEST is
+    there; semantic segmentation is drawn as coloured regions.
+
+    Args:
+        cfg: the config of the finished run, MODEL.WEIGHTS its model_final.pth.
+        images: files of untrusted_images.FORMATS.
+
+    Returns:
+        the files written, in the order of `images`.
+
+    Raises:
+        UserError: no image is named, one cannot be read, or as in load_detector.
+    """
+    if not images:
+        raise UserError("--predict names no image; write --predict IMAGE [IMAGE ...] KEY VALUE ...")
+    absent = next((image for image in images if not Path(image).is_file()), None)
+    if absent is not None:
+        raise UserError(f"--predict: image {absent} does not exist")
+    predictor = Predictor(cfg)
+    metadata = _metadata(cfg)
+    name_of = _distinct_names(Path(cfg.OUTPUT_DIR) / PREDICTIONS_FOLDER)
+    written = []
+    for image in images:
+        pixels = _read(image, cfg.INPUT.FORMAT)
+        drawn = draw(
+            convert_image_to_rgb(pixels, cfg.INPUT.FORMAT),
+            predictor(pixels),
+            metadata,
+            cfg.MOCO.DRAW_SCORE,
+        )
+        path = name_of(Path(image))
+        with atomic_write(path) as temporary:
+            Image.fromarray(drawn).save(temporary)
+        written.append(path)
+    return written
+
+
+class Predictor:
+    """A finished detector for one image at a time.
+
+    Unlike Detectron2's DefaultPredictor it refuses weights that do not fill the model, and takes
+    images in the model's own INPUT.FORMAT.
+
+    Examples:
+    ::
+        predictor = Predictor(cfg)
+        predictor(read_image("street.jpg", cfg.INPUT.FORMAT))["instances"].pred_boxes
+    """
+
+    def __init__(self, cfg: Any):
+        self._model = load_detector(cfg)
+        # As for evaluation; a MIN_SIZE_TEST of 0 leaves the image as it is.
+        self._resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+
+    @torch.no_grad()
+    def __call__(self, pixels: np.ndarray) -> dict[str, Any]:
+        """
+        Args:
+            pixels: (H, W, 3) uint8.
+
+        Returns:
+            the model's output, "instances" or "sem_seg", at the image's own size.
+        """
+        height, width = pixels.shape[:2]
+        resized = self._resize.get_transform(pixels).apply_image(pixels)
+        tensor = torch.as_tensor(resized.astype(np.float32).transpose(2, 0, 1))
+        return self._model([{"image": tensor, "height": height, "width": width}])[0]
+
+
+def draw(
+    pixels: np.ndarray, output: dict[str, Any], metadata: Metadata, min_score: float
+) -> np.ndarray:
+    """The image with what was found in it.
+
+    Args:
+        pixels: (H, W, 3) uint8, RGB.
+        output: of a Detectron2 model, for this image.
+        metadata: class names.
+        min_score: of a detection that is drawn, in [0, 1].
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+    """
+    canvas = Visualizer(pixels, metadata, instance_mode=ColorMode.IMAGE)
+    drawn = canvas.get_output()
+    if "sem_seg" in output:
+        drawn = canvas.draw_sem_seg(output["sem_seg"].argmax(dim=0).cpu())
+    if "instances" in output:
+        instances = output["instances"].to("cpu")
+        drawn = canvas.draw_instance_predictions(instances[instances.scores >= min_score])
+    return drawn.get_image()
+
+
+def _read(image: str | Path, image_format: str) -> np.ndarray:
+    try:
+        return read_image(str(image), format=image_format)
+    except Exception as error:
+        if not is_unreadable(error):
+            raise
+        raise UserError(f"--predict: {image} is no image that can be read ({error})") from error
+
+
+def _metadata(cfg: Any) -> Metadata:
+    """Class names of DATASETS.TEST; numbers where the dataset is not on this machine."""
+    names = tuple(cfg.DATASETS.TEST[:1])
+    try:
+        register_datasets(names)
+    except UserError as error:
+        logger.warning("classes are drawn as numbers: %s", error)
+        return _numbered(cfg)
+    return MetadataCatalog.get(*names) if names else _numbered(cfg)
+
+
+def _numbered(cfg: Any) -> Metadata:
+    """Numbers for classes of regions, which need a name; detections do without."""
+    metadata = Metadata()
+    metadata.set(stuff_classes=[str(i) for i in range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)])
+    return metadata
+
+
+def _distinct_names(folder: Path) -> Callable[[Path], Path]:
+    """A function that gives each image a file in `folder`: its name with .png; a number is added
+    where images of several folders have one name.
+    """
+    taken: set[str] = set()
+
+    def name_of(image: Path) -> Path:
+        name, n = image.stem, 1
+        while name in taken:
+            n += 1
+            name = f"{image.stem}_{n}"
+        taken.add(name)
+        return folder / f"{name}.png"
+
+    return name_of

@@ -1,0 +1,135 @@
+"""Whether a detector can be trained on the boxes and masks of a dataset, and on those that were
+meant.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.structures import BoxMode
+
+from moco_d2.errors import UserError
+from moco_d2.transfer.preflight.mask_checks import (
+    Polygon,
+    Size,
+    polygon_problems,
+    rle_problem,
+    size_of,
+)
+
+_SIDES = 4
+_FURTHEST = 1e9  # pixels: beyond, a box is no number that Detectron2 can compute with
+
+
+def check_annotations(name: str, dicts: Sequence[dict[str, Any]]) -> None:
+    """Refuse a dataset with nothing in it, with images larger than are read, or with a box, a mask
+    or keypoints that are none. Boxes of no area, or beside their image, are left to Detectron2,
+    which passes them over.
+
+    Args:
+        name: of the dataset.
+        dicts: Detectron2's; those without "annotations" (semantic segmentation) are let be.
+
+    Raises:
+        UserError: names the image.
+    """
+    if not dicts:
+        raise UserError(f"dataset {name!r} has no images: see its annotations or its split")
+    sizes = _sizes(name, dicts)
+    annotated = [(d, size) for d, size in zip(dicts, sizes, strict=True) if "annotations" in d]
+    if not annotated:
+        return
+    objects = [(d, a) for d, _ in annotated for a in d["annotations"]]
+    if not any(a.get("iscrowd", 0) == 0 for _, a in objects):
+        raise UserError(f"dataset {name!r} has no annotated object but crowds: see its annotations")
+    masks = ((d, a, size) for d, size in annotated for a in d["annotations"])
+    problems = itertools.chain(
+        _problems(objects), _mask_problems(masks), _keypoint_problems(objects)
+    )
+    for sample, problem in problems:
+        raise UserError(
+            f"dataset {name!r}: an annotation of {sample['file_name']} {problem}; mend it or "
+            "remove it"
+        )
+
+
+def _sizes(name: str, dicts: Sequence[dict[str, Any]]) -> list[Size | None]:
+    sizes = []
+    for sample in dicts:
+        try:
+            sizes.append(size_of(sample))
+        except ValueError as error:
+            raise UserError(
+                f"dataset {name!r}: {sample.get('file_name')} {error}; mend its annotations or "
+                "remove it"
+            ) from error
+    return sizes
+
+
+def _mask_problems(
+    objects: Iterator[tuple[dict, dict, Size | None]],
+) -> Iterator[tuple[dict, str]]:
+    """Samples and what is wrong with a mask of theirs."""
+    encoded: list[tuple[dict, str]] = []
+
+    def polygons() -> Iterator[Polygon]:
+        for sample, annotation, size in objects:
+            mask = annotation.get("segmentation")
+            if isinstance(mask, list):
+                yield from (Polygon(sample, corners, size) for corners in mask)
+            elif isinstance(mask, dict):
+                problem = rle_problem(mask, size)
+                if problem:
+                    encoded.append((sample, problem))
+
+    yield from polygon_problems(polygons())
+    yield from encoded
+
+
+def _keypoint_problems(objects: list[tuple[dict, dict]]) -> Iterator[tuple[dict, str]]:
+    for sample, annotation in objects:
+        points = annotation.get("keypoints")
+        if points is None:
+            continue
+        try:
+            numbers = np.array(points, dtype=np.float64)
+            sound = numbers.size % 3 == 0 and bool((np.abs(numbers) < _FURTHEST).all())
+        except (TypeError, ValueError, OverflowError):
+            sound = False
+        if not sound:
+            yield sample, "has keypoints that are no finite x, y and visibility each"
+
+
+def _problems(objects: list[tuple[dict, dict]]) -> Iterator[tuple[dict, str]]:
+    """Samples and what is wrong with an annotation of theirs; of damaged ones, each."""
+    try:
+        boxes = np.array([a["bbox"] for _, a in objects])  # millions: all at once
+        sound = boxes.dtype.kind in "iuf" and boxes.shape[1:] == (_SIDES,)
+    except (KeyError, ValueError):
+        sound = False
+    if not sound:
+        for sample, annotation in objects:
+            problem = _malformed(annotation.get("bbox"))
+            if problem:
+                yield sample, problem
+        return
+    absolute = np.array([a["bbox_mode"] == BoxMode.XYXY_ABS for _, a in objects])
+    sizes = np.where(absolute[:, None], boxes[:, 2:] - boxes[:, :2], boxes[:, 2:])
+    finite = (np.abs(boxes) < _FURTHEST).all(1)  # NaN is not
+    for i in np.flatnonzero(~finite):
+        yield objects[i][0], f"has a box that is not finite, {list(map(float, boxes[i]))}"
+    for i in np.flatnonzero(finite & (sizes < 0).any(1)):
+        yield objects[i][0], f"has a box that is turned around, {list(map(float, boxes[i]))}"
+
+
+def _malformed(box: Any) -> str:
+    if box is None:
+        return "has no bbox"
+    numbers = isinstance(box, Sequence | np.ndarray) and not isinstance(box, str)
+    if not numbers or not all(isinstance(v, int | float | np.number) for v in box):
+        return f"has the bbox {box!r:.60}, which is no list of numbers"
+    if len(box) != _SIDES:
+        return f"has a bbox of {len(box)} numbers, not {_SIDES}"
+    # Whole numbers of JSON have any length, and are then none of NumPy's.
+    return "" if all(abs(v) < _FURTHEST for v in box) else "has a box that is not finite"

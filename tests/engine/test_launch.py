@@ -1,0 +1,153 @@
+"""Launching: SLURM through submitit's local executor, restarts, and errors of several processes."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from support.paths import TOOLS
+from support.toy_data import make_class_folders
+
+from moco_d2.engine import launch as launch_module
+from moco_d2.engine.launch import argument_parser, launch
+from moco_d2.engine.slurm import submit
+from moco_d2.errors import Stopped, UserError, run_command
+
+TOOL = TOOLS / "pretrain.py"
+CALLED: list[argparse.Namespace] = []
+
+
+def job(args: argparse.Namespace) -> None:
+    CALLED.append(args)
+
+
+def flags(*words: str) -> argparse.Namespace:
+    return argument_parser("", "").parse_args(["--config-file", "x.yaml", *words])
+
+
+def raise_user_error(rank: int) -> None:
+    raise UserError("two findings\n  the third image is no image; remove it\n  SEED is -1: set it")
+
+
+def exit_as_terminated(rank: int) -> None:
+    sys.exit(143)
+
+
+def test_an_elastic_restart_resumes(monkeypatch):
+    CALLED.clear()
+    monkeypatch.setattr(launch_module.pkgutil, "resolve_name", lambda name: job)
+    launch("tests:job", flags())
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    launch("tests:job", flags())
+    assert [args.resume for args in CALLED] == [False, True]
+
+
+def test_what_a_child_process_raises_is_whole_here():
+    with (
+        pytest.raises(UserError, match=r"^two findings\n  the third.* it\n  SEED is -1: set it$"),
+        launch_module._children_as_one(),
+    ):
+        mp.spawn(raise_user_error, nprocs=1)
+
+
+def test_a_childs_exit_code_is_ours():
+    with pytest.raises(SystemExit) as ended, launch_module._children_as_one():
+        mp.spawn(exit_as_terminated, nprocs=1)
+    assert ended.value.code == 143
+
+
+@pytest.mark.parametrize(("number", "code"), [(2, 130), (15, 143)])
+def test_exit_codes_name_the_signal(number, code, capsys):
+    def stop():
+        raise Stopped(number)
+
+    with pytest.raises(SystemExit) as ended:
+        run_command(stop)
+    assert ended.value.code == code
+    assert "--resume" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.device_count() > 1, reason="has the GPUs")
+def test_several_processes_on_a_cpu_are_torchruns():
+    with pytest.raises(UserError, match="torchrun --nproc-per-node"):
+        launch("moco_d2.pretrain.main:pretrain", flags("--num-gpus", "2"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("cluster=local,nodes", "KEY=VALUE words"),
+        ("cluster=local,time=tomorrow", "give minutes, HH:MM:SS or D-HH:MM:SS"),
+        ("cluster=local,partitoin=gpu", "does not know partitoin; did you mean 'partition'"),
+    ],
+)
+def test_a_submission_that_cannot_be_is_refused(words, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        submit("tests:job", flags("--submit", f"{words},folder={tmp_path}"))
+
+
+def test_a_preempted_job_is_saved_queued_again_and_continued(tmp_path):
+    """Two tasks of submitit's local executor, sent the signal that SLURM sends."""
+    images = make_class_folders(tmp_path / "images", per_class=12)
+    out = tmp_path / "out"
+    overrides = {
+        "DATASETS.TRAIN": (str(images),),
+        "OUTPUT_DIR": out,
+        "MODEL.DEVICE": "cpu",
+        "DATALOADER.NUM_WORKERS": 0,
+        "SEED": 1,
+        "SOLVER.IMS_PER_BATCH": 8,
+        "SOLVER.MAX_ITER": 60,
+        "SOLVER.CHECKPOINT_PERIOD": 0,
+        "MOCO.REFERENCE_BATCH": 0,
+        "MOCO.EPOCHS": 0,
+        "MOCO.ENCODER.ARCH": "resnet18",
+        "MOCO.DICTIONARY.SIZE": 20,
+        "MOCO.AUGMENTATION.SIZE": 32,
+    }
+    args = argument_parser("", "").parse_args(
+        [
+            "--config-file",
+            "moco_v2_R50_200ep.yaml",
+            "--submit",
+            f"cluster=local,tasks-per-node=2,time=5,folder={tmp_path / 'slurm'}",
+            *(str(word) for pair in overrides.items() for word in pair),
+        ]
+    )
+    submitted = submit("moco_d2.pretrain.main:pretrain", args)
+    log = out / "log.txt"
+    wait_for(lambda: log.exists() and "Starting training" in log.read_text(), submitted)
+    for pid in tasks_of(submitted):
+        os.kill(pid, submitted_signal())
+    wait_for((out / "checkpoint_final.pth.tar").exists, submitted)
+    lines = log.read_text()
+    assert "SIGUSR2: stopped and saved after iteration" in lines
+    assert "continuing" in lines
+    metrics = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
+    assert [line["iteration"] for line in metrics if "total_loss" in line] == [19, 39, 59]
+    submitted.wait()
+
+
+def submitted_signal() -> int:
+    from submitit.local.local import LocalJobEnvironment
+
+    return LocalJobEnvironment._usr_sig()
+
+
+def tasks_of(submitted) -> list[int]:
+    listed = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", submitted.job_id], capture_output=True, text=True, check=True
+    )
+    return [int(pid) for pid in listed.stdout.split()]
+
+
+def wait_for(condition, submitted, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, submitted.stderr()
+        time.sleep(0.1)

@@ -1,0 +1,32 @@
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from moco_d2.engine import malloc
+
+PAGES = 100 * 2**20 // 4096
+PROGRAM = """if True:
+    import resource, sys
+    import torch
+    from moco_d2.engine.malloc import keep_freed_memory
+    assert sys.argv[1] == "given back" or keep_freed_memory()
+    def faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(100, 2**20, dtype=torch.uint8)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    print(min(faults() for _ in range(20)))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+@pytest.mark.parametrize(("how", "low", "high"), [("given back", 0.9, 1.1), ("kept", 0, 0.1)])
+def test_what_was_freed_is_used_again(how, low, high):
+    found = int(subprocess.check_output([sys.executable, "-c", PROGRAM, how]))
+    assert low * PAGES <= found <= high * PAGES
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    monkeypatch.setattr(malloc.platform, "libc_ver", lambda: ("", ""))
+    assert malloc.keep_freed_memory() is False

@@ -1,0 +1,185 @@
+import contextlib
+import importlib
+import importlib.util
+import io
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from support.toy_data import make_coco
+
+from moco_d2.plugin import compat
+
+
+def test_placeholder_complains_when_an_operator_is_used_and_not_before():
+    placeholder = compat._MissingOperators("detectron2._C")
+    with pytest.raises(NotImplementedError) as caught:
+        placeholder.nms_rotated(1, 2, 3)
+    assert "detectron2._C.nms_rotated is a compiled operator" in str(caught.value)
+    assert "Detectron2 built from source" in str(caught.value)
+
+
+def test_placeholder_passes_for_a_module():
+    """Copying, pickling and inspecting look for names that no module has."""
+    placeholder = compat._MissingOperators("detectron2._C")
+    for name in ("__wrapped__", "__file__", "__path__"):
+        assert not hasattr(placeholder, name)
+    assert placeholder.has_cuda() is False
+    assert placeholder.get_compiler_version().startswith("none")
+
+
+def test_layers_with_compiled_operators_import_on_this_installation():
+    from detectron2.layers import DeformConv, ROIAlignRotated, nms_rotated
+
+    assert all(map(callable, (DeformConv, ROIAlignRotated, nms_rotated)))
+
+
+def test_using_one_of_them_here_says_what_to_do():
+    import torch
+    from detectron2 import layers  # noqa: F401  imports the operators, if any
+
+    if not isinstance(sys.modules.get("detectron2._C"), compat._MissingOperators):
+        pytest.skip("this Detectron2 has its operators, or does without")
+    from detectron2.layers.rotated_boxes import pairwise_iou_rotated
+
+    with pytest.raises(NotImplementedError, match="box_iou_rotated is a compiled operator"):
+        pairwise_iou_rotated(torch.zeros(1, 5), torch.zeros(1, 5))
+
+
+V06 = "import torch\nfrom detectron2 import _C\n\ndef iou(a, b):\n    return _C.box(a, b)\n"
+MAIN = "import torch\n\ndef iou(a, b):\n    return torch.ops.detectron2.box(a, b)\n"
+GUARDED = "try:\n    from detectron2 import _C\nexcept ImportError:\n    _C = None\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "compiled", "operators", "evaluation"),
+    [
+        (V06, False, True, True),
+        (V06, True, False, False),
+        (MAIN, False, False, True),
+        (GUARDED, False, False, True),
+    ],
+    ids=["0.6 without operators", "0.6 with operators", "main", "guarded"],
+)
+def test_only_a_detectron2_that_needs_the_placeholder_gets_it(
+    tmp_path, monkeypatch, source, compiled, operators, evaluation
+):
+    layers = tmp_path / "detectron2" / "layers"
+    layers.mkdir(parents=True)
+    (layers / "rotated_boxes.py").write_text(source)
+    if compiled:
+        (layers.parent / "_C.py").write_text("")
+    package = types.ModuleType("detectron2")
+    package.__path__ = [str(layers.parent)]
+    for name in ("detectron2._C", "detectron2.evaluation.fast_eval_api"):
+        # Set first, so that what apply() leaves there is taken away again.
+        monkeypatch.setitem(sys.modules, name, None)
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "detectron2", package)
+    compat.apply()
+    compat.apply()
+    assert ("detectron2._C" in sys.modules) == operators
+    assert ("detectron2.evaluation.fast_eval_api" in sys.modules) == evaluation
+    assert hasattr(package, "_C") == operators
+
+
+def test_numpy_and_pillow_names_are_supplied_only_where_missing(monkeypatch):
+    ours = object()
+    monkeypatch.setattr(np, "str", ours, raising=False)
+    monkeypatch.setattr(Image, "LINEAR", ours, raising=False)
+    compat.apply()
+    assert np.str is ours and Image.LINEAR is ours
+    monkeypatch.delattr(np, "str")
+    monkeypatch.delattr(Image, "LINEAR")
+    compat.apply()
+    assert np.str is str and Image.LINEAR == Image.BILINEAR
+    assert np.float is float and np.int is int and np.object is object
+    assert np.in1d([[1, 2], [3, 4]], [2, 3]).tolist() == [False, True, True, False]
+
+
+def test_numpys_own_bool_stays_numpys():
+    assert np.dtype(np.bool) == np.dtype(bool)
+    if int(np.__version__.split(".")[0]) >= 2:
+        assert np.bool is np.bool_
+
+
+def test_fast_evaluation_is_faster_coco_evals():
+    from detectron2.evaluation.fast_eval_api import COCOeval_opt
+    from faster_coco_eval.core.faster_eval_api import COCOeval_faster
+
+    assert issubclass(COCOeval_opt, COCOeval_faster)
+
+
+def test_fast_evaluation_agrees_with_pycocotools(tmp_path):
+    from detectron2.evaluation.fast_eval_api import COCOeval_opt
+
+    root = make_coco(tmp_path / "coco", images=8)
+    rng = np.random.default_rng(0)
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(root / "test.json"))
+        annotations = json.loads((root / "test.json").read_text())["annotations"]
+        detections = [
+            {
+                "image_id": a["image_id"],
+                "category_id": a["category_id"],
+                "bbox": (np.array(a["bbox"]) + rng.normal(0, 4, 4)).tolist(),
+                "score": float(rng.random()),
+            }
+            for a in annotations * 3
+        ]
+        found = truth.loadRes(detections)
+        stats = []
+        for evaluator in (COCOeval_opt(truth, found, "bbox"), COCOeval(truth, found, "bbox")):
+            evaluator.evaluate()
+            evaluator.accumulate()
+            evaluator.summarize()
+            stats.append(list(evaluator.stats[:12]))
+    assert stats[0] == pytest.approx(stats[1], abs=1e-9)
+    assert 0 < stats[0][0] < 1
+
+
+@pytest.fixture
+def detectron2_of_meta(tmp_path, monkeypatch):
+    """A Detectron2 whose Cityscapes code imports as today's main does."""
+    package = tmp_path / "detectron2"
+    (package / "data" / "datasets").mkdir(parents=True)
+    scripts = "deeplearning.projects.cityscapesApi.cityscapesscripts"
+    (package / "data" / "datasets" / "cityscapes.py").write_text(
+        f"def load():\n    from {scripts}.helpers.labels import labels\n    return labels\n"
+    )
+    module = types.ModuleType("detectron2")
+    module.__path__ = [str(package)]
+    monkeypatch.setitem(sys.modules, "detectron2", module)
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    yield package
+    for name in [name for name in sys.modules if name.split(".")[0] == "deeplearning"]:
+        del sys.modules[name]
+
+
+def test_cityscapes_scripts_of_todays_main_are_the_public_ones(detectron2_of_meta):
+    compat._supply_cityscapes_scripts()
+    compat._supply_cityscapes_scripts()
+    import cityscapesscripts.helpers.labels as public
+
+    namespace = {}
+    exec((detectron2_of_meta / "data/datasets/cityscapes.py").read_text(), namespace)
+    assert namespace["load"]() is public.labels
+    assert len(public.labels) == 35
+    alias = importlib.import_module(
+        "deeplearning.projects.cityscapesApi.cityscapesscripts.helpers.labels"
+    )
+    assert alias is public  # what is patched in one is patched in the other
+    assert public.__spec__.name == public.__name__ == "cityscapesscripts.helpers.labels"
+    assert importlib.util.find_spec("deeplearning.projects.other") is None
+
+
+def test_a_detectron2_with_public_cityscapes_scripts_is_left_alone(detectron2_of_meta):
+    (detectron2_of_meta / "data/datasets/cityscapes.py").write_text("import cityscapesscripts\n")
+    finders = list(sys.meta_path)
+    compat._supply_cityscapes_scripts()
+    assert sys.meta_path == finders

@@ -1,0 +1,93 @@
+"""OpenCV's arithmetic against Pillow's, which the official code uses: same seed, same factors."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+from torchvision.transforms import v2
+
+from moco_d2.pretrain.augmentation import opencv
+
+
+@pytest.fixture(scope="module")
+def image() -> Image.Image:
+    """Smooth structure with fine noise, all levels and colours."""
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((120, 90), Image.Resampling.BICUBIC)).astype(int)
+    noisy = smooth + rng.integers(-12, 13, smooth.shape)
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+
+
+def differences(ours, pillows, image: Image.Image, seeds: int = 30) -> np.ndarray:
+    """(seeds, H, W, 3), in levels."""
+    found = []
+    for seed in range(seeds):
+        torch.manual_seed(seed)
+        wanted = np.asarray(pillows(image)).astype(int)
+        torch.manual_seed(seed)
+        found.append(ours(np.array(image)).astype(int) - wanted)
+    return np.stack(found)
+
+
+@pytest.mark.parametrize(
+    ("strengths", "largest", "mean"),
+    [
+        pytest.param((0.4, 0, 0, 0), 0, 0, id="brightness"),
+        pytest.param((0, 0.4, 0, 0), 1, 0.01, id="contrast"),
+        pytest.param((0, 0, 0.4, 0), 1, 0.05, id="saturation"),
+        pytest.param((0, 0, 0, 0.4), 20, 1.5, id="hue"),  # bytes of hue in both, rounded otherwise
+        pytest.param((0.4, 0.4, 0.4, 0.1), 40, 2.0, id="all in random order"),
+    ],
+)
+def test_jitter_is_pillows_but_for_rounding(image, strengths, largest, mean):
+    apart = differences(opencv.Jitter(*strengths), v2.ColorJitter(*strengths), image)
+    assert np.abs(apart).max() <= largest
+    assert np.abs(apart).mean() <= mean
+    assert np.abs(apart.mean()) <= 0.5  # no shift
+
+
+def test_crop_is_torchvisions(image):
+    ours, theirs = opencv.Crop(32, scale=(0.2, 1.0)), v2.RandomResizedCrop(32, scale=(0.2, 1.0))
+    for seed in range(20):
+        torch.manual_seed(seed)
+        wanted = np.asarray(theirs(image))
+        torch.manual_seed(seed)
+        assert np.array_equal(ours(image), wanted)
+
+
+def test_jitter_changes_the_image(image):
+    for strengths in np.eye(4) * 0.4:
+        torch.manual_seed(0)
+        changed = opencv.Jitter(*strengths.tolist())(np.array(image)).astype(int)
+        assert np.abs(changed - np.asarray(image)).mean() > 3
+
+
+def test_gray_and_flip_are_drawn_and_done_as_torchvisions(image):
+    gray = differences(opencv.Grayscale(p=0.5), v2.RandomGrayscale(p=0.5), image)
+    assert np.abs(gray).max() <= 1
+    flip = differences(opencv.HorizontalFlip(p=0.5), v2.RandomHorizontalFlip(p=0.5), image)
+    assert not flip.any()
+
+
+@pytest.mark.parametrize("sigma", [0.5, 1.0, 2.0])
+def test_blur_is_the_gaussian_that_pillow_approximates(image, sigma):
+    ours = opencv.Blur((sigma, sigma))(np.array(image)).astype(float)
+    pillows = np.asarray(image.filter(ImageFilter.GaussianBlur(sigma))).astype(float)
+    assert np.abs(ours - pillows).mean() < 1
+    # scipy's, in floating point: the true one, to rounding.
+    from scipy.ndimage import gaussian_filter
+
+    true = gaussian_filter(np.asarray(image).astype(float), (sigma, sigma, 0), mode="nearest")
+    assert np.abs(ours - true).max() < 2
+
+
+def test_blur_draws_its_sigma_from_the_whole_range():
+    torch.manual_seed(0)
+    drawn = [opencv.Blur((0.1, 2.0)).draw() for _ in range(500)]
+    assert 0.1 <= min(drawn) < 0.15 and 1.95 < max(drawn) <= 2.0
+    assert np.mean(drawn) == pytest.approx(1.05, abs=0.1)
+
+
+def test_no_blur_at_sigma_0(image):
+    assert np.array_equal(opencv.Blur((0, 0))(np.array(image)), np.asarray(image))

@@ -1,0 +1,123 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from moco_d2.errors import UserError
+from moco_d2.pretrain.augmentation import opencv
+from moco_d2.pretrain.augmentation.views import build_augmentation, build_evaluation_transform
+
+# From main_moco.py of the official code, the lines of the two augmentations.
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+def picture(size=(50, 40), seed=0) -> Image.Image:
+    opencv = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(opencv)
+
+
+def jitter(transform: v2.ColorJitter) -> dict[str, tuple[float, float]]:
+    return {
+        name: tuple(round(bound, 6) for bound in getattr(transform, name))
+        for name in ("brightness", "contrast", "saturation", "hue")
+    }
+
+
+def around_one(strength: float) -> tuple[float, float]:
+    return (round(1 - strength, 6), round(1 + strength, 6))
+
+
+def check_ends(steps: list, size: int) -> None:
+    """What both versions share: the crop they begin with, the normalisation they end with."""
+    crop, to_tensor = steps[0], steps[-1]
+    assert isinstance(crop, v2.RandomResizedCrop)
+    assert tuple(crop.size) == (size, size)
+    assert crop.scale == (0.2, 1.0)
+    assert crop.ratio == (3 / 4, 4 / 3)
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
+    wanted = v2.functional.normalize(
+        v2.functional.to_dtype(v2.functional.to_image(levels), scale=True), MEAN, STD
+    )
+    torch.testing.assert_close(to_tensor(levels), wanted, rtol=0, atol=1e-6)
+
+
+def test_v1_is_instdiscs():
+    steps = list(build_augmentation("v1", size=224).transforms)
+    assert [type(step) for step in steps] == [
+        opencv.Crop,
+        opencv.Grayscale,
+        opencv.Jitter,
+        opencv.HorizontalFlip,
+        opencv.ToNormalizedTensor,
+    ]
+    check_ends(steps, 224)
+    assert steps[1].p == 0.2
+    assert jitter(steps[2]) == {
+        "brightness": around_one(0.4),
+        "contrast": around_one(0.4),
+        "saturation": around_one(0.4),
+        "hue": (-0.4, 0.4),
+    }
+    assert steps[3].p == 0.5
+
+
+def test_v2_is_the_papers():
+    steps = list(build_augmentation("v2", size=224).transforms)
+    assert [type(step) for step in steps] == [
+        opencv.Crop,
+        v2.RandomApply,
+        opencv.Grayscale,
+        v2.RandomApply,
+        opencv.HorizontalFlip,
+        opencv.ToNormalizedTensor,
+    ]
+    check_ends(steps, 224)
+    (colour,), (blur,) = steps[1].transforms, steps[3].transforms
+    assert steps[1].p == 0.8
+    assert jitter(colour) == {
+        "brightness": around_one(0.4),
+        "contrast": around_one(0.4),
+        "saturation": around_one(0.4),
+        "hue": (-0.1, 0.1),
+    }
+    assert steps[2].p == 0.2
+    assert steps[3].p == 0.5
+    assert isinstance(blur, opencv.Blur) and blur.sigma == (0.1, 2.0)
+    assert steps[4].p == 0.5
+
+
+@pytest.mark.parametrize("name", ["v1", "v2"])
+def test_views_are_float_tensors_that_follow_torchs_seed(name):
+    transform, image = build_augmentation(name, size=32), picture()
+    views = []
+    for seed in (5, 5, 6):
+        torch.manual_seed(seed)
+        views.append(torch.stack([transform(image) for _ in range(4)]))
+    assert views[0].shape == (4, 3, 32, 32) and views[0].dtype == torch.float32
+    assert torch.equal(views[0], views[1])
+    assert not torch.equal(views[0], views[2])
+    assert not torch.equal(views[0][0], views[0][1])
+
+
+def test_settings_reach_the_transforms():
+    steps = build_augmentation(
+        "v2", size=16, crop_scale=[0.5, 0.75], blur_sigma=[1.0, 3.0]
+    ).transforms
+    assert steps[0].scale == (0.5, 0.75)
+    assert steps[3].transforms[0].sigma == (1.0, 3.0)
+
+
+def test_evaluation_takes_the_normalised_centre():
+    image = Image.new("RGB", (512, 512), (0, 0, 0))
+    image.paste((255, 0, 51), (32, 32, 480, 480))  # what Resize 256, CenterCrop 224 keeps of 512
+    view = build_evaluation_transform(224)(image)
+    assert view.shape == (3, 224, 224)
+    wanted = [(value - m) / s for value, m, s in zip((1, 0, 0.2), MEAN, STD, strict=True)]
+    torch.testing.assert_close(view[:, 2:-2, 2:-2].amax((1, 2)), torch.tensor(wanted))
+    torch.testing.assert_close(view[:, 2:-2, 2:-2].amin((1, 2)), torch.tensor(wanted))
+
+
+def test_unknown_augmentation_is_refused():
+    with pytest.raises(UserError, match=r"MOCO\.AUGMENTATION\.NAME 'v3' is not one of v1, v2"):
+        build_augmentation("v3", size=32)

@@ -1,0 +1,182 @@
+import logging
+import re
+import tarfile
+
+import pytest
+from support.toy_shards import make_shards, png, write_shard
+
+from moco_d2.errors import UserError
+from moco_d2.pretrain.data.shards import count_images, list_shards, read_shard
+
+
+def test_images_are_read_from_front_to_back(tmp_path):
+    make_shards(tmp_path, [3], labels=True)
+    found = list(read_shard(f"{tmp_path}/0.tar", first_index=10))
+    assert [image.content for image in found] == [png(i) for i in range(3)]
+    assert [(image.index, image.label) for image in found] == [(10, 0), (11, 1), (12, 2)]
+    assert found[2].name == f"{tmp_path}/0.tar/0002.png"
+
+
+def test_members_of_a_sample_that_are_no_images_are_passed_over(tmp_path):
+    members = {"a.json": b"{}", "a.PNG": png(1), "a.txt": b"", "b.json": b"{}", "c.d/e.webp": b"?"}
+    write_shard(tmp_path / "0.tar", members)
+    assert [image.name for image in read_shard(str(tmp_path / "0.tar"))] == [
+        f"{tmp_path}/0.tar/a.png",
+        f"{tmp_path}/0.tar/c.d/e.webp",
+    ]
+    assert list(list_shards(str(tmp_path / "0.tar")).counts) == [2]
+
+
+@pytest.mark.parametrize("compression", ["", "gz"])
+def test_counts_and_classes_of_local_shards(tmp_path, compression):
+    pattern = make_shards(tmp_path, [5, 1, 7], labels=True)
+    if compression:
+        for number in range(3):
+            with tarfile.open(tmp_path / f"{number}.tar") as plain:
+                members = {m.name: plain.extractfile(m).read() for m in plain}
+            with tarfile.open(tmp_path / f"{number}.tar", "w:gz") as packed:
+                for name, content in members.items():
+                    (tmp_path / name).write_bytes(content)
+                    packed.add(tmp_path / name, name)
+    shards = list_shards(pattern)
+    assert list(shards.urls) == [f"{tmp_path}/{i}.tar" for i in range(3)]
+    assert (list(shards.counts), shards.num_classes) == ([5, 1, 7], 3)
+    assert [len(list(read_shard(url))) for url in shards.urls] == [5, 1, 7]
+
+
+def test_workers_and_processes_share_the_counting(tmp_path, monkeypatch, caplog):
+    counts = [5, 1, 0, 7, 2]
+    pattern = make_shards(tmp_path, counts, labels=True)
+    assert list(list_shards(pattern, num_workers=2).counts) == counts
+
+    read = []
+    monkeypatch.setattr("moco_d2.pretrain.data.shards.comm.get_world_size", lambda: 2)
+    monkeypatch.setattr("moco_d2.pretrain.data.shards.comm.get_rank", lambda: 1)
+
+    def gather(mine):
+        read.extend(mine)
+        return [[count_images(f"{tmp_path}/{i}.tar") for i in (0, 2, 4)], mine]
+
+    monkeypatch.setattr("moco_d2.pretrain.data.shards.comm.all_gather", gather)
+    with caplog.at_level(logging.WARNING):
+        shards = list_shards(pattern)
+    assert [shard.images for shard in read] == [1, 7]
+    assert (list(shards.counts), shards.num_classes) == (counts, 3)
+    assert "2.tar holds no image" in caplog.text  # of the other process' part
+
+
+def test_one_image_without_a_label_and_there_are_no_classes(tmp_path):
+    make_shards(tmp_path, [4], labels=True)
+    write_shard(tmp_path / "1.tar", {"a.png": png(0)})
+    assert list_shards(f"{tmp_path}/{{0,1}}.tar").num_classes == 0
+
+
+def test_a_stated_number_of_images_is_dealt_out_evenly():
+    shards = list_shards("pipe:cat {0..2}.tar", num_images=8)
+    assert list(shards.urls) == [f"pipe:cat {i}.tar" for i in range(3)]
+    assert list(shards.counts) == [3, 3, 2]
+
+
+@pytest.mark.parametrize("cut", range(0, 3 * 1024, 100))
+def test_reading_gives_what_was_counted_wherever_a_shard_is_cut(tmp_path, cut, caplog):
+    """A member here is a kilobyte, an image and its label two."""
+    make_shards(tmp_path, [4], labels=True)
+    path = tmp_path / "0.tar"
+    path.write_bytes(path.read_bytes()[: 4 * 1024 + cut])
+    with caplog.at_level(logging.WARNING):
+        (count,) = list_shards(str(path)).counts
+    found = []
+    try:
+        for image in read_shard(str(path)):
+            found.append(image)
+    except tarfile.TarError:
+        assert f"{path} is damaged after {count} images" in caplog.text
+    # Where only the padding is missing, reading gives one more.
+    assert count + 1 >= len(found) >= count >= 1
+    assert [image.content for image in found] == [png(i) for i in range(len(found))]
+
+
+def test_empty_and_damaged_shards_are_named(tmp_path, caplog):
+    pattern = make_shards(tmp_path, [6, 0, 6, 6])
+    cut = tmp_path / "2.tar"
+    cut.write_bytes(cut.read_bytes()[: 3 * 1024 + 512 + 20])  # a member is a kilobyte
+    (tmp_path / "3.tar").write_bytes(b"")
+    with caplog.at_level(logging.WARNING):
+        assert list(list_shards(pattern).counts) == [6, 0, 2, 0]
+    assert "1.tar holds no image" in caplog.text
+    assert "2.tar is damaged after 2 images" in caplog.text
+    assert "3.tar is damaged after 0 images" in caplog.text
+
+
+@pytest.mark.parametrize("command", ["cat {}", "cat {} | cat", "cat {}; true"])
+def test_a_command_may_be_left_before_it_has_written_all(tmp_path, command):
+    path = write_shard(tmp_path / "0.tar", {f"{i}.png": png(i) + bytes(200_000) for i in range(9)})
+    images = read_shard("pipe:" + command.format(path))
+    assert next(images).content.startswith(png(0))
+    images.close()
+
+
+def test_a_command_that_fails_is_an_error(tmp_path):
+    make_shards(tmp_path, [2])
+    with pytest.raises(OSError, match="exit 3"):
+        list(read_shard(f"pipe:cat {tmp_path}/0.tar; exit 3"))
+
+
+def test_patterns_that_cannot_work_are_one_sentence(tmp_path):
+    make_shards(tmp_path, [0, 0])
+    for pattern, message in (
+        (f"{tmp_path}/7.tar", r"7\.tar does not exist"),
+        (f"{tmp_path}/{{0..1.tar", "cannot be expanded"),
+        (f"{tmp_path}/{{0..1}}.tar", r"none of its 2 shards holds any"),
+        ("pipe:cat {0..1}.tar", r"set MOCO\.DATA\.SHARD_IMAGES"),
+    ):
+        with pytest.raises(UserError, match=message):
+            list_shards(pattern)
+
+
+def _sparse_shard(path, name, size, *, kind=tarfile.REGTYPE):
+    """Three sound images, and a member of `size` bytes, which are a hole in the file."""
+    member = tarfile.TarInfo(name)
+    member.size, member.type = size, kind
+    write_shard(path, {f"{i}.png": png(i) for i in range(3)})
+    with path.open("r+b") as file:
+        file.seek(3 * 1024)
+        file.write(member.tobuf(tarfile.GNU_FORMAT))
+        file.truncate(3 * 1024 + 512 + size + 10240)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("member", "kind", "message"),
+    [
+        ("3.png", tarfile.REGTYPE, r"member 3\.png has 100,000,000,000 bytes"),
+        ("2.cls", tarfile.REGTYPE, r"member 2\.cls has 100,000,000,000 bytes, and at most 1,024"),
+        ("long", tarfile.GNUTYPE_LONGNAME, "a name in it takes 100,000,000,000 bytes"),
+        ("pax", tarfile.XHDTYPE, "a name in it takes 100,000,000,000 bytes"),
+        ("pax", tarfile.XGLTYPE, "a name in it takes 100,000,000,000 bytes"),
+    ],
+)
+def test_a_member_of_a_hundred_gigabytes_is_not_read(tmp_path, member, kind, message):
+    path = _sparse_shard(tmp_path / "0.tar", member, 100_000_000_000, kind=kind)
+    count = count_images(path)
+    assert re.search(message, count.problem) and "\n" not in count.problem
+    for url in (path, f"pipe:cat {path}"):
+        found = []
+        with pytest.raises(tarfile.TarError, match=message):
+            for image in read_shard(url):
+                found.append(image.content)
+        assert count.images <= len(found) <= count.images + 1
+        assert found == [png(0), png(1), png(2)][: len(found)] and found
+
+
+def test_members_that_are_not_read_may_be_large(tmp_path):
+    path = write_shard(tmp_path / "0.tar", {"a.json": bytes(3 << 20), "a.png": png(0)})
+    assert [image.content for image in read_shard(str(path))] == [png(0)]
+
+
+@pytest.mark.parametrize("label", [b"1000000", b"9" * 1000])
+def test_a_label_of_a_billion_classes_is_damage(tmp_path, label):
+    write_shard(tmp_path / "0.tar", {"a.png": png(0), "b.png": png(1), "b.cls": label})
+    assert "there may be 1,000,000 classes" in count_images(str(tmp_path / "0.tar")).problem
+    with pytest.raises(ValueError, match="there may be 1,000,000 classes"):
+        list(read_shard(str(tmp_path / "0.tar")))

@@ -1,0 +1,189 @@
+import os
+import pickle
+
+import pytest
+from detectron2.data import DatasetCatalog
+from detectron2.data.datasets import register_coco_instances
+from PIL import Image
+
+from moco_d2.errors import UserError
+from moco_d2.pretrain.data.sources import (
+    ImageList,
+    PathTable,
+    list_images,
+    list_registered,
+    list_source,
+    read_list,
+    take_share,
+)
+
+
+def save_images(folder, *names):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        Image.new("RGB", (8, 8)).save(folder / name)
+
+
+def test_class_folders_give_sorted_labels(tmp_path):
+    save_images(tmp_path / "b" / "deep", "1.jpg")
+    save_images(tmp_path / "a", "2.png", "1.PNG")
+    (tmp_path / "a" / "notes.txt").write_text("not an image")
+    (tmp_path / "empty").mkdir()
+    images = list_source(str(tmp_path))
+    assert list(images.paths) == [
+        str(tmp_path / name) for name in ("a/1.PNG", "a/2.png", "b/deep/1.jpg")
+    ]
+    assert (list(images.labels), images.classes, len(images)) == ([0, 0, 1], ["a", "b"], 3)
+
+
+def test_images_beside_class_folders_are_refused(tmp_path):
+    save_images(tmp_path / "cat", "a.png")
+    save_images(tmp_path, "stray.png")
+    with pytest.raises(UserError, match=r"images \(stray.png\) beside class folders \(cat\)"):
+        list_images(tmp_path)
+
+
+def test_flat_folder_has_no_labels(tmp_path):
+    save_images(tmp_path, "b.png", "a.jpg")
+    images = list_images(tmp_path)
+    assert list(images.paths) == [str(tmp_path / "a.jpg"), str(tmp_path / "b.png")]
+    assert (images.labels, images.classes) == (None, [])
+
+
+def test_missing_folder_is_named(tmp_path):
+    with pytest.raises(UserError, match=f"dataset folder {tmp_path}/no does not exist"):
+        list_source(f"{tmp_path}/no")
+
+
+def test_folder_without_images_is_named(tmp_path):
+    (tmp_path / "class").mkdir()
+    (tmp_path / "class" / "x.txt").write_text("x")
+    with pytest.raises(UserError, match=f"no images in {tmp_path}"):
+        list_images(tmp_path)
+
+
+def test_a_list_is_relative_to_its_folder(tmp_path):
+    file = tmp_path / "train.txt"
+    file.write_text("a/1.jpg\n\n/elsewhere/my picture.png\n  b.JPEG  \n")
+    images = list_source(f"list:{file}")
+    assert list(images.paths) == [
+        f"{tmp_path}/a/1.jpg",
+        "/elsewhere/my picture.png",
+        f"{tmp_path}/b.JPEG",
+    ]
+    assert (images.labels, images.classes) == (None, [])
+
+
+def test_labels_of_a_list_are_indices_or_names(tmp_path):
+    file = tmp_path / "train.txt"
+    file.write_text("1.jpg 3\nmy picture.png\t0\n2.jpg  1\n")
+    images = read_list(file)
+    assert list(images.paths) == [
+        f"{tmp_path}/{name}" for name in ("1.jpg", "my picture.png", "2.jpg")
+    ]
+    assert (list(images.labels), images.classes) == ([3, 0, 1], ["0", "1", "2", "3"])
+    file.write_text("1.jpg dog\n2.jpg cat\n3.jpg dog\n")
+    images = read_list(file)
+    assert (list(images.labels), images.classes) == ([1, 0, 1], ["cat", "dog"])
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("", r"train\.txt is empty"),
+        ("1.jpg 0\n2.jpg\n", r"labels on 1 of its 2 lines"),
+        ("1.jpg\nnotes.txt\n", r"line 2 names no image \('notes\.txt'\)"),
+        ("1.jpg dog or cat\n", r"line 1 names no image"),
+    ],
+)
+def test_a_list_that_makes_no_sense_is_one_sentence(tmp_path, content, message):
+    (tmp_path / "train.txt").write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_list(tmp_path / "train.txt")
+
+
+def test_a_list_that_is_missing_is_named():
+    with pytest.raises(UserError, match=r"list of images gone\.txt does not exist"):
+        list_source("list:gone.txt")
+
+
+def test_registered_datasets_give_their_images_without_labels():
+    name = "toy_for_test_sources"
+    DatasetCatalog.register(name, lambda: [{"file_name": f"/x/{i}.jpg"} for i in (1, 0, 1)])
+    try:
+        images = list_source(name)
+        assert list(images.paths) == ["/x/1.jpg", "/x/0.jpg"]
+        assert (images.labels, images.classes) == (None, [])
+    finally:
+        DatasetCatalog.remove(name)
+
+
+def test_coco_is_registered_and_its_absence_named(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert "coco_2017_train" in DatasetCatalog
+    with pytest.raises(UserError, match=r"coco_2017_train is registered.*DETECTRON2_DATASETS"):
+        list_registered("coco_2017_train")
+    with pytest.raises(UserError, match=r"neither a folder nor .* did you mean 'coco_2017_train'"):
+        list_source("coco_2017_trian")
+
+
+def test_path_table_is_a_list_of_names():
+    names = ["", "a.jpg", "ä/ö.png", os.fsdecode(b"\xff.jpg")]
+    table = PathTable(names)
+    assert list(table) == list(pickle.loads(pickle.dumps(table))) == names
+    assert (len(table), table[-1], table[0], table[1:3]) == (4, names[3], "", names[1:3])
+    for outside in (4, -5):
+        with pytest.raises(IndexError):
+            table[outside]
+
+
+def test_smaller_shares_lie_within_larger_ones():
+    images = ImageList(PathTable(f"{i}.jpg" for i in range(200)), list(range(200)), ["a", "b"])
+    assert take_share(images, 1) is images
+    parts = {share: take_share(images, share) for share in (0.1, 0.5, 0.001)}
+    assert [len(part) for part in parts.values()] == [20, 100, 1]
+    assert set(parts[0.1].paths) < set(parts[0.5].paths)
+    for part in parts.values():
+        assert list(part.paths) == [f"{i}.jpg" for i in part.labels]
+        assert list(part.labels) == sorted(part.labels) and part.classes == ["a", "b"]
+    assert list(parts[0.1].labels) != list(range(20))  # drawn, not cut off
+    assert list(take_share(images, 0.1).paths) == list(parts[0.1].paths)
+    assert take_share(ImageList(images.paths, None, []), 0.5).labels is None
+    for wrong in (0, -0.1, 1.5):
+        with pytest.raises(UserError, match="MOCO.DATA.SHARE"):
+            take_share(images, wrong)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a.jpg\n" + "x" * 20_000 + ".jpg\n", "line 2 has more than 10,000 characters"),
+        ("a.jpg 0\nb.jpg 2000000000\n", "has the label 2000000000"),
+        ("a.jpg 0\nb.jpg 1000000\n", "has the label 1000000"),
+        ("a.jpg 0\nb.jpg " + "9" * 5000 + "\n", "has the label 99999999999999999999,"),
+    ],
+)
+def test_a_list_that_asks_for_gigabytes_is_refused(tmp_path, content, message):
+    (tmp_path / "list.txt").write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_list(tmp_path / "list.txt")
+
+
+def test_numbers_of_classes_may_have_zeros_in_front(tmp_path):
+    (tmp_path / "list.txt").write_text("a.jpg 0\nb.jpg 0000000002\n")
+    assert read_list(tmp_path / "list.txt").classes == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("content", [None, "[", "{}", '{"images": [5], "annotations": []}'])
+def test_annotations_of_a_registered_dataset_that_are_none(tmp_path, content):
+    file = tmp_path / "a.json"
+    if content is None:
+        os.mkfifo(file)  # whoever opens it waits for ever
+    else:
+        file.write_text(content)
+    name = f"registered {tmp_path}"
+    register_coco_instances(name, {}, str(file), str(tmp_path))
+    wanted = r"a\.json is no regular file" if content is None else "its annotations are damaged"
+    with pytest.raises(UserError, match=wanted) as raised:
+        list_registered(name)
+    assert "\n" not in str(raised.value)

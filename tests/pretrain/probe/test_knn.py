@@ -1,0 +1,138 @@
+import logging
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from support.toy_data import make_class_folders
+
+from moco_d2.errors import UserError
+from moco_d2.pretrain.data.sources import list_images
+from moco_d2.pretrain.model.encoder import build_encoder
+from moco_d2.pretrain.probe.knn import (
+    KNNMonitor,
+    extract_features,
+    knn_accuracy,
+    nearest_neighbours,
+)
+
+
+def random_features(*sizes: int, dim: int = 3) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [F.normalize(torch.randn(n, dim, generator=generator), dim=1) for n in sizes]
+
+
+@pytest.mark.parametrize(("neighbours", "temperature"), [(1, 0.1), (5, 0.1), (5, 1.0), (500, 0.5)])
+def test_knn_is_the_weighted_vote_of_the_nearest(neighbours, temperature):
+    train, test = random_features(30, 20)
+    generator = torch.Generator().manual_seed(1)
+    train_labels, test_labels = (torch.randint(4, (n,), generator=generator) for n in (30, 20))
+    right = 0
+    for feature, label in zip(test.tolist(), test_labels.tolist(), strict=True):
+        near = sorted(
+            (
+                (sum(a * b for a, b in zip(feature, other, strict=True)), neighbour)
+                for other, neighbour in zip(train.tolist(), train_labels.tolist(), strict=True)
+            ),
+            reverse=True,
+        )[:neighbours]
+        votes = dict.fromkeys(range(4), 0.0)
+        for similarity, neighbour in near:
+            votes[neighbour] += math.exp(similarity / temperature)
+        right += max(votes, key=votes.get) == label
+    found = knn_accuracy(
+        (train, train_labels),
+        (test, test_labels),
+        neighbours=neighbours,
+        temperature=temperature,
+    )
+    assert found == pytest.approx(right / 20)
+
+
+@pytest.mark.parametrize("chunks", [(1, 1), (4, 7), (3, 50), (100, 100)])
+@pytest.mark.parametrize("neighbours", [1, 9, 60])
+def test_neighbours_do_not_depend_on_the_pieces(chunks, neighbours):
+    train, test = random_features(50, 11, dim=8)
+    similarity, index = nearest_neighbours(train, test, neighbours=neighbours, chunks=chunks)
+    wanted = (test @ train.T).sort(dim=1, descending=True)
+    kept = min(neighbours, 50)
+    torch.testing.assert_close(similarity, wanted.values[:, :kept])
+    assert torch.equal(index, wanted.indices[:, :kept])
+
+
+def test_similarities_never_exceed_the_pieces(monkeypatch):
+    """More pairs than memory: the largest matrix is of one piece's size."""
+    train, test = random_features(50, 11, dim=8)
+    sizes = []
+    topk = torch.Tensor.topk
+    monkeypatch.setattr(
+        torch.Tensor, "topk", lambda x, *a, **k: sizes.append(x.numel()) or topk(x, *a, **k)
+    )
+    nearest_neighbours(train, test, neighbours=2, chunks=(4, 7))
+    assert max(sizes) == 4 * 7
+
+
+def test_features_are_the_pooled_output_of_the_evaluated_backbone(images):
+    network = build_encoder("resnet18", dim=8, mlp=True).train()
+    head, statistics = network.fc, network.bn1.running_mean.clone()
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    features, labels = extract_features(network, list_images(images), size=32, batch_size=7)
+    assert features.shape == (24, 512) and labels.tolist() == [0] * 12 + [1] * 12
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(24))
+    # One batch or many, here or in a worker, the features are the same: BatchNorm evaluates.
+    whole, _ = extract_features(
+        network, list_images(images), size=32, num_workers=1, store_on="cpu"
+    )
+    torch.testing.assert_close(features, whole)
+    # And the network is left as it was, with the generator that training draws from.
+    assert network.training and network.fc is head
+    assert torch.equal(network.bn1.running_mean, statistics)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_unreadable_image_is_named_in_one_sentence(tmp_path, num_workers):
+    folder = make_class_folders(tmp_path / "images", per_class=2)
+    (folder / "dark" / "1.png").write_bytes(b"no image")
+    network = build_encoder("resnet18", dim=8)
+    with pytest.raises(UserError, match=r"^image .*1\.png cannot be read") as raised:
+        extract_features(network, list_images(folder), size=32, num_workers=num_workers)
+    assert "\n" not in str(raised.value)
+    assert isinstance(network.fc, torch.nn.Linear)
+
+
+def test_monitor_warns_of_images_that_are_searched_in_and_tested(
+    images, tmp_path, caplog, monkeypatch
+):
+    # Detectron2's setup_logger, run by whichever test, cuts loggers off from the one pytest reads.
+    monkeypatch.setattr(logging.getLogger("moco_d2"), "propagate", True)
+    (tmp_path / "link").symlink_to(images)
+    KNNMonitor(str(images), str(tmp_path / "link"), size=32)
+    assert "hold the same images, of which each is its own nearest neighbour" in caplog.text
+    caplog.clear()
+    held_out = make_class_folders(tmp_path / "held_out", per_class=1)
+    monitor = KNNMonitor(str(images), str(held_out), size=32)
+    assert not caplog.text
+    # And it tests on the one, in the other.
+    assert (len(monitor.train), len(monitor.test)) == (24, 2)
+
+
+def test_monitor_finds_each_image_nearest_to_itself(images):
+    monitor = KNNMonitor(str(images), str(images), size=32, neighbours=1)
+    assert monitor(build_encoder("resnet18", dim=8)) == 1.0
+
+
+def test_monitor_refuses_folders_it_cannot_compare(images, tmp_path):
+    (tmp_path / "flat").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "flat" / "x.png")
+    with pytest.raises(UserError, match=r"MOCO\.KNN\.TEST .*flat is a flat folder"):
+        KNNMonitor(str(images), str(tmp_path / "flat"), size=32)
+    other = make_class_folders(tmp_path / "other", per_class=1)
+    (other / "light").rename(other / "bright")
+    with pytest.raises(UserError, match="different class folders: bright, light"):
+        KNNMonitor(str(images), str(other), size=32)
+    for folders in ((str(images), ""), ("", str(images))):
+        with pytest.raises(UserError, match=r"MOCO\.KNN\.TRAIN and MOCO\.KNN\.TEST"):
+            KNNMonitor(*folders, size=32)

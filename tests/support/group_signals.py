@@ -1,0 +1,77 @@
+"""Real commands in a session of their own, which a signal to the whole process group ends.
+
+For tests of signals: see test_group_signals.py.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from support.paths import ROOT
+
+LIMIT_S = 300  # of what takes seconds
+
+
+def _as_from_a_terminal() -> None:
+    """Undo what nohup, or a shell's &, have done to the tests' own signals."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+class Command:
+    """``python SCRIPT WORDS`` in a session, and a process group, of its own."""
+
+    def __init__(self, script: Path, words: Sequence[object], **environment: str):
+        paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+        self._process = subprocess.Popen(
+            [sys.executable, str(script), *map(str, words)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **environment},
+            start_new_session=True,
+            preexec_fn=_as_from_a_terminal,  # noqa: PLW1509 - tests have no threads
+        )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait for something that it does before its end."""
+        deadline = time.monotonic() + LIMIT_S
+        while not condition():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(self.end()[1])
+            time.sleep(0.005)
+
+    def signal_group(self, number: int) -> None:
+        """Send a signal to it and to all that it has started."""
+        assert self._process.poll() is None, "it was over before"
+        os.killpg(self.pid, number)
+
+    def end(self) -> tuple[int, str]:
+        """Wait for its exit code, and what it has printed."""
+        output, _ = self._process.communicate(timeout=LIMIT_S)
+        return self._process.returncode, output
+
+    def members(self) -> list[str]:
+        """The processes of its session that are there, zombies aside."""
+        listed = subprocess.run(
+            ["ps", "-o", "pid=,stat=,args=", "-s", str(self.pid)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        lines = [line.split(maxsplit=2) for line in listed.stdout.splitlines()]
+        return [" ".join(line) for line in lines if not line[1].startswith("Z")]
+
+    def wait_until_nothing_is_left(self) -> None:
+        deadline = time.monotonic() + LIMIT_S
+        while left := self.members():
+            assert time.monotonic() < deadline, left
+            time.sleep(0.02)

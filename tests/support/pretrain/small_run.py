@@ -1,0 +1,17 @@
+"""tools/pretrain.py with a SmallNetwork: run by test_resume.py, with tests/ in PYTHONPATH."""
+
+from support.small_network import SmallNetwork
+
+from moco_d2.engine.launch import argument_parser, launch
+from moco_d2.errors import run_command
+from moco_d2.pretrain.model import moco
+
+
+def build(arch, *, dim, mlp=False, norm_layer=None, **widths):
+    return SmallNetwork(dim, mlp=mlp, norm_layer=norm_layer)
+
+
+if __name__ == "__main__":
+    moco.build_encoder = build
+    args = argument_parser("", "").parse_args()
+    run_command(lambda: launch("moco_d2.pretrain.main:pretrain", args))

@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+from support.transfer.dataset_files import HEIGHT, WIDTH, make_voc_year
+
+from moco_d2.config.load import load_config
+from moco_d2.errors import UserError
+from moco_d2.transfer.data.voc_segmentation import load_voc_segmentation, register_voc_segmentation
+from moco_d2.transfer.evaluation.build import build_evaluator
+from moco_d2.transfer.preflight.dataset_checks import check_datasets
+
+TRAIN, VAL = "voc_2012_sem_seg_train_aug", "voc_2012_sem_seg_val"
+
+
+@pytest.fixture
+def root(tmp_path):
+    make_voc_year(tmp_path / "VOC2012", ("trainval",))
+    return tmp_path
+
+
+@pytest.fixture
+def catalogs(monkeypatch):
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        monkeypatch.setattr(catalog, "data", {})
+
+
+def test_the_names_are_there_with_detectron2():
+    assert {TRAIN, VAL, "voc_2012_sem_seg_train"} <= set(DatasetCatalog.list())
+
+
+def test_train_aug_has_labels_of_its_own(root):
+    assert [
+        (d["image_id"], d["sem_seg_file_name"].split("/")[-2])
+        for split in ("train_aug", "val")
+        for d in load_voc_segmentation(root / "VOC2012", split)
+    ] == [
+        ("2007_train_aug_0", "SegmentationClassAug"),
+        ("2007_train_aug_1", "SegmentationClassAug"),
+        ("2007_val_0", "SegmentationClass"),
+        ("2007_val_1", "SegmentationClass"),
+    ]
+
+
+def test_the_other_name_of_the_list_is_known(root):
+    lists = root / "VOC2012/ImageSets/Segmentation"
+    before = load_voc_segmentation(root / "VOC2012", "train_aug")
+    (lists / "train_aug.txt").rename(lists / "trainaug.txt")
+    assert load_voc_segmentation(root / "VOC2012", "train_aug") == before
+
+
+def test_the_root_is_detectron2s_and_registering_again_changes_nothing(root, catalogs, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+    register_voc_segmentation()
+    register_voc_segmentation("/elsewhere")
+    assert len(DatasetCatalog.get(TRAIN)) == 2
+    metadata = MetadataCatalog.get(VAL)
+    assert metadata.ignore_label == 255
+    assert len(metadata.stuff_classes) == 21
+    assert metadata.stuff_classes[:2] == ["background", "aeroplane"]
+    assert metadata.stuff_classes[20] == "tvmonitor"
+
+
+def test_the_task_finds_its_files(root, catalogs):
+    register_voc_segmentation(root)
+    assert check_datasets(load_config("voc_semantic_random.yaml")) == []
+    key = "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
+    (found,) = check_datasets(load_config("voc_semantic_random.yaml", [key, "20"]))
+    assert str(found) == (
+        f"{key} is 20: there are 21 classes in {TRAIN!r} and {VAL!r}; set {key} 21"
+    )
+
+
+def test_what_is_missing_is_named(root):
+    folder = root / "VOC2012"
+    (folder / "SegmentationClassAug/2007_train_aug_1.png").unlink()
+    with pytest.raises(UserError, match=r"1 of 2 label files are missing, first .*_1.png; .* SBD"):
+        load_voc_segmentation(folder, "train_aug")
+    (folder / "ImageSets/Segmentation/train_aug.txt").unlink()
+    with pytest.raises(UserError, match=r"no .*train_aug.txt or .*trainaug.txt; .* VOC's train"):
+        load_voc_segmentation(folder, "train_aug")
+    with pytest.raises(UserError, match=r"no .*/train.txt; set DETECTRON2_DATASETS"):
+        load_voc_segmentation(folder, "train")
+
+
+def test_miou_of_known_predictions(root, catalogs, tmp_path):
+    """On label files with a palette: background and cars occur, a column is ignored."""
+    register_voc_segmentation(root)
+    overrides = ["OUTPUT_DIR", str(tmp_path / "out")]
+    evaluator = build_evaluator(load_config("voc_semantic_random.yaml", overrides), VAL)
+    evaluator.reset()
+    intersection, union = np.zeros(21), np.zeros(21)
+    rng = np.random.default_rng(0)
+    for d in DatasetCatalog.get(VAL):
+        labels = np.array(Image.open(d["sem_seg_file_name"]))
+        predicted = labels % 255
+        noise = rng.random((HEIGHT, WIDTH)) < 0.3
+        predicted[noise] = rng.choice([0, 7, 12], noise.sum())
+        counted = labels != 255
+        for c in range(21):
+            a, b = (predicted == c) & counted, labels == c
+            intersection[c] += (a & b).sum()
+            union[c] += (a | b).sum()
+        logits = torch.nn.functional.one_hot(torch.as_tensor(predicted).long(), 21)
+        evaluator.process([d], [{"sem_seg": logits.permute(2, 0, 1).float()}])
+    scores = evaluator.evaluate()["sem_seg"]
+    ious = 100 * intersection[[0, 7]] / union[[0, 7]]
+    assert 30 < ious.min() < ious.max() < 95
+    assert scores["IoU-background"] == pytest.approx(ious[0], abs=1e-9)
+    assert scores["IoU-car"] == pytest.approx(ious[1], abs=1e-9)
+    assert scores["mIoU"] == pytest.approx(ious.mean(), abs=1e-9)

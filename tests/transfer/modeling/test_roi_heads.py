@@ -1,0 +1,52 @@
+import pytest
+import torch
+from detectron2.modeling import ROI_HEADS_REGISTRY
+
+from moco_d2.config.load import load_config
+
+
+def build_res5(depth, res2_channels, norm="BN"):
+    cfg = load_config(
+        "voc_C4_random.yaml",
+        [
+            *("MODEL.RESNETS.DEPTH", str(depth)),
+            *("MODEL.RESNETS.RES2_OUT_CHANNELS", str(res2_channels)),
+            *("MODEL.RESNETS.NORM", norm),
+        ],
+    )
+    return ROI_HEADS_REGISTRY.get("Res5ROIHeadsExtraNorm")._build_res5_block(cfg)
+
+
+@pytest.mark.parametrize(
+    ("depth", "res2_channels", "blocks", "channels"),
+    [(18, 64, 2, 512), (34, 64, 3, 512), (50, 256, 3, 2048)],
+)
+def test_res5_keeps_its_names_and_gains_a_norm(depth, res2_channels, blocks, channels):
+    res5, out_channels = build_res5(depth, res2_channels)
+    assert out_channels == channels
+    assert list(dict(res5.named_children())) == [*map(str, range(blocks)), "norm"]
+    assert "0.conv1.weight" in res5.state_dict()
+    assert res5.norm.num_features == channels
+
+
+def test_norm_is_applied_to_the_map_before_pooling():
+    res5, channels = build_res5(18, 64)
+    out = res5.train()(torch.randn(4, channels // 2, 6, 6))
+    assert out.shape == (4, channels, 3, 3)
+    # Fresh BatchNorm in training: zero mean and unit variance per channel, over regions and places.
+    torch.testing.assert_close(out.mean((0, 2, 3)), torch.zeros(channels), atol=1e-5, rtol=0)
+
+
+def test_pretrained_res5_has_the_names_of_a_torchvision_stage():
+    """What a converted file calls res5.* is what the head calls roi_heads.res5.*, blocks only."""
+    from moco_d2.checkpoint.mapping import Architecture, expected_tensors, to_detectron2
+
+    res5, _ = build_res5(18, 64)
+    ours = {
+        name
+        for name in res5.state_dict()
+        if not name.startswith("norm.") and "num_batches_tracked" not in name
+    }
+    converted = {to_detectron2(name) for name in expected_tensors(Architecture(18))}
+    theirs = {name.removeprefix("res5.") for name in converted if name.startswith("res5.")}
+    assert ours == theirs

@@ -34,6 +34,7 @@ test: env
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 
 # Each benchmark takes turns between what it compares, for a minute to a quarter of an hour; leave the machine alone.
 BENCHMARKS := distributed evaluation feeding fine_tuning linear_evaluation memory pretraining_step records scale start_up

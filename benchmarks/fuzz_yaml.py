@@ -43,9 +43,9 @@ from moco_d2.benchmark.runs.suites import (
     load_suite,
     untrusted_words,
 )
+from moco_d2.cli import argument_parser
 from moco_d2.config.load import load_config, load_config_of
 from moco_d2.config.shard_patterns import SHARDS_PREFIX
-from moco_d2.engine.launch import argument_parser
 from moco_d2.errors import UserError
 from moco_d2.files import write_text
 from moco_d2.pretrain.data.shards import list_shards, read_shard

@@ -13,7 +13,8 @@ import moco_d2  # noqa: F401  isort: skip  before Detectron2
 import yaml
 
 from moco_d2.benchmark.runs.suites import packaged_suites
-from moco_d2.config.load import DATA_KEYS, config_root, flatten, load_config
+from moco_d2.config.load import DATA_KEYS, config_root, load_config
+from moco_d2.config.plain import flatten
 from moco_d2.config.shard_patterns import SHARDS_PREFIX
 
 Random = random.Random

@@ -254,7 +254,7 @@ def table(records: tuple[dict[str, Any], ...]) -> str:
     from benchmark.conftest import content
 
     from moco_d2.benchmark.records.results import read_records
-    from moco_d2.benchmark.tables.rendering import render
+    from moco_d2.benchmark.rendering import render
 
     with tempfile.TemporaryDirectory() as folder:
         for number, given in enumerate(records):

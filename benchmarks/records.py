@@ -23,7 +23,8 @@ from typing import Any
 import harness
 import numpy as np
 
-from moco_d2.config.load import load_config, matched_sha256, to_plain
+from moco_d2.config.load import load_config
+from moco_d2.config.plain import matched_sha256, to_plain
 from moco_d2.files import sha256_of_json
 
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "benchmark.py"

@@ -20,7 +20,8 @@ from moco_d2.benchmark.sweeps.figures import described, draw
 from moco_d2.benchmark.sweeps.points import Study, studies
 from moco_d2.benchmark.sweeps.tables import sweep_tables
 from moco_d2.benchmark.tables.formats import to_markdown
-from moco_d2.errors import UserError, run_command
+from moco_d2.cli import run_command
+from moco_d2.errors import UserError
 from moco_d2.files import write_json, write_text
 
 _COMMON = (

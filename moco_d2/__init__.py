@@ -22,8 +22,7 @@ DefaultPredictor run our configs without any code of ours.
 """
 
 from moco_d2.plugin.after_import import after_import
-
-__version__ = "0.1.0"
+from moco_d2.version import __version__ as __version__
 
 
 def _prepare_detectron2() -> None:
@@ -35,7 +34,7 @@ def _prepare_detectron2() -> None:
 def _add_config() -> None:
     from detectron2.config import defaults
 
-    from moco_d2.config.load import add_moco_config
+    from moco_d2.config.keys import add_moco_config
 
     add_moco_config(defaults._C)
 

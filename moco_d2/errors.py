@@ -1,12 +1,8 @@
 """User mistakes: one clear sentence that names the fix, exit code 2, never a traceback."""
 
-import contextlib
 import difflib
-import os
 import re
-import sys
-from collections.abc import Callable, Iterable
-from typing import NoReturn
+from collections.abc import Iterable
 
 USER_ERROR_EXIT_CODE = 2
 INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, what shells and schedulers expect
@@ -51,35 +47,6 @@ def as_raised(error: UserError) -> UserError:
         return error
     lines = list(re.finditer(r"^[\w.]*Error: ", text, re.MULTILINE))
     return type(error)(text[lines[-1].end() :].strip()) if lines else error
-
-
-def run_command(main: Callable[[], int | None]) -> NoReturn:
-    """Run a command line's main function; a UserError, and what a machine does to a command, become
-    one line and exit code 2; a signal that ends it, one line and 128 + its number.
-    """
-    from moco_d2.engine.failures import explained
-    from moco_d2.engine.signals import end_on_signals, end_silently
-
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        # One of several may be waiting for another outside of Python, where a handler is not
-        # called: those the system ends, and their launcher says so.
-        end_on_signals()
-    try:
-        with explained():
-            code = main() or 0
-        sys.exit(code)
-    except UserError as error:
-        text = "\n".join(map(printable, as_raised(error).lines))
-        print(f"error: {text}", file=sys.stderr)
-        sys.exit(USER_ERROR_EXIT_CODE)
-    except KeyboardInterrupt as interrupt:
-        print("interrupted; run the same command with --resume to continue", file=sys.stderr)
-        sys.exit(getattr(interrupt, "exit_code", INTERRUPTED_EXIT_CODE))
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
-        end_silently()
 
 
 def printable(text: str) -> str:

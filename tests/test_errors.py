@@ -1,6 +1,7 @@
 import pytest
 
-from moco_d2.errors import UserError, closest, run_command
+from moco_d2.cli import run_command
+from moco_d2.errors import UserError, closest
 
 
 def code_of(main) -> int:

@@ -40,12 +40,12 @@ from moco_d2.pretrain.data.stream import ViewMaker
 from moco_d2.pretrain.probe.knn import extract_features
 from moco_d2.pretrain.probe.labelled import LabelledImages
 from moco_d2.pretrain.probe.neighbour_sheet import neighbour_sheet
+from moco_d2.transfer.data.registered import register_datasets
 from moco_d2.transfer.data.semantic_mapper import SemanticMapper, read_labels
 from moco_d2.transfer.data.training_data import TrainingBatches, build_training_batches
 from moco_d2.transfer.evaluation.build import MeanIoUEvaluator, TestMapper
 from moco_d2.transfer.inference.predict import draw_predictions
 from moco_d2.transfer.inference.side_by_side import draw_side_by_side
-from moco_d2.transfer.preflight.dataset_checks import register_datasets
 from moco_d2.transfer.trainer import Trainer
 from moco_d2.untrusted_images import FORMATS, MAX_PIXELS, open_image
 

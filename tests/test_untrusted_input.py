@@ -29,19 +29,19 @@ from moco_d2.benchmark.runs import suites
 from moco_d2.checkpoint import archive, pickle_names, sources, unpickling
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.checkpoint.pickle_names import allowed_names
+from moco_d2.cli import run_command
 from moco_d2.config import safe_yaml, shard_patterns
 from moco_d2.config.load import load_config
-from moco_d2.errors import UserError, run_command
+from moco_d2.errors import UserError
 from moco_d2.pretrain.data import decompression, sharded, tar_members
 from moco_d2.pretrain.data import sources as pretrain_sources
 from moco_d2.pretrain.data.shards import count_images, read_shard
 from moco_d2.records import metrics_json
 from moco_d2.transfer.checkpointing import WeightsCheckpointer
-from moco_d2.transfer.data import voc_annotations
+from moco_d2.transfer.data import mask_checks, voc_annotations
 from moco_d2.transfer.inference.detector import load_detector
 from moco_d2.transfer.inference.export import export_detector
 from moco_d2.transfer.inference.predict import Predictor
-from moco_d2.transfer.preflight import mask_checks
 from moco_d2.transfer.weights import describe_weights
 
 

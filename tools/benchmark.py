@@ -1,12 +1,12 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 """From a grid of fine-tuning runs to the paper's tables."""
 
 import argparse
 from pathlib import Path
 
-from moco_d2.errors import run_command
+from moco_d2.cli import run_command
 
-_FORMATS = ("markdown", "csv", "latex", "html")  # those of moco_d2.benchmark.tables.rendering
+_FORMATS = ("markdown", "csv", "latex", "html")  # those of moco_d2.benchmark.rendering
 _EXAMPLES = """examples:
   tools/benchmark.py plan table_2b                           the runs of Table 2b and their cost
   tools/benchmark.py run table_2b --gpus-per-run 8           whatever of them is missing
@@ -118,13 +118,13 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _table(args: argparse.Namespace) -> None:
-    from moco_d2.benchmark.tables.rendering import render_folders
+    from moco_d2.benchmark.rendering import render_folders
 
     _write(render_folders(args.records, args.format), "Runs", args)
 
 
 def _paper(args: argparse.Namespace) -> None:
-    from moco_d2.benchmark.tables.rendering import render_paper
+    from moco_d2.benchmark.rendering import render_paper
 
     _write(render_paper(args.task, args.format), "Published tables", args)
 
@@ -133,7 +133,7 @@ def _write(text: str, title: str, args: argparse.Namespace) -> None:
     from moco_d2.files import write_text
 
     if args.format == "html":
-        from moco_d2.benchmark.report.html import Section, render_report
+        from moco_d2.benchmark.html import Section, render_report
 
         text = render_report(title=title, sections=[Section("Tables", tables=[text])])
     if args.out is None:

@@ -1,9 +1,10 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 """Convert any self-supervised or supervised ResNet checkpoint into verified weights."""
 
 import argparse
 
-from moco_d2.errors import UserError, run_command
+from moco_d2.cli import run_command
+from moco_d2.errors import UserError
 
 
 def parse_args() -> argparse.Namespace:
@@ -65,10 +66,11 @@ def main() -> None:
     if args.src is None or args.dst is None:
         raise UserError("tools/convert.py needs SRC and DST; see --help, and --list for the kinds")
     # Only now: torch and detectron2 take seconds, --help should not.
+    from moco_d2.checkpoint.catalog import source_file
     from moco_d2.checkpoint.convert import convert, summary
 
     report = convert(
-        args.src,
+        source_file(args.src),
         args.dst,
         to=args.to,
         report=args.report,

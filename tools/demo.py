@@ -5,7 +5,7 @@ import argparse
 import time
 from pathlib import Path
 
-from moco_d2.errors import run_command
+from moco_d2.cli import run_command
 
 
 def main() -> None:

@@ -3,8 +3,7 @@
 
 import argparse
 
-from moco_d2.engine.launch import launch
-from moco_d2.errors import run_command
+from moco_d2.cli import run_command, start_job
 
 _EXAMPLES = """examples:
   tools/linear_eval.py checkpoint.pth.tar --data datasets/imagenet --num-gpus 8
@@ -61,5 +60,5 @@ def parse_args() -> argparse.Namespace:
 
 if __name__ == "__main__":
     run_command(
-        lambda: launch("moco_d2.pretrain.probe.linear_eval:evaluate_checkpoint", parse_args())
+        lambda: start_job("moco_d2.pretrain.probe.linear_eval:evaluate_checkpoint", parse_args())
     )

@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
 """Pretrain a ResNet with MoCo, or its supervised baseline."""
 
-from moco_d2.engine.launch import argument_parser, launch
-from moco_d2.errors import run_command
+from moco_d2.cli import argument_parser, run_command, start_job
 
 
 def main() -> None:
@@ -12,7 +11,7 @@ def main() -> None:
         "tools/pretrain.py --config-file moco_v2_R50_200ep.yaml --num-gpus 8 \\\n"
         "      DATASETS.TRAIN \"('datasets/imagenet/train',)\" OUTPUT_DIR output/moco_v2",
     ).parse_args()
-    launch("moco_d2.pretrain.main:pretrain", args)
+    start_job("moco_d2.pretrain.main:pretrain", args)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
 """Fine-tune and evaluate a detector from a given initialisation; predict with it, export it."""
 
-from moco_d2.engine.launch import argument_parser, launch
-from moco_d2.errors import run_command
+from moco_d2.cli import argument_parser, run_command, start_job
 
 
 def main() -> None:
@@ -39,8 +38,13 @@ def main() -> None:
         help="write it as a plain Detectron2 model: FILE.pth and FILE.yaml",
     )
     args = parser.parse_args()
-    job = "predict:main" if args.predict else "export:main" if args.export else "main:train"
-    launch(f"moco_d2.transfer.{job}", args)
+    if args.predict:
+        job = "inference.predict:main"
+    elif args.export:
+        job = "inference.export:main"
+    else:
+        job = "main:train"
+    start_job(f"moco_d2.transfer.{job}", args)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ from importlib import resources
 
 import yaml
 
+from moco_d2.benchmark.records.matching import BASELINE
 from moco_d2.benchmark.records.results import Record
-from moco_d2.benchmark.tables.matching import BASELINE
 from moco_d2.errors import UserError, closest
 
 # The C parser is a safe loader too, and reads the file ten times as fast.

@@ -19,10 +19,10 @@ from urllib.parse import urlsplit
 import filelock
 from iopath.common.file_io import PathHandler, get_cache_dir
 
-import moco_d2
 from moco_d2.checkpoint.download import DownloadError, Patience, download
 from moco_d2.errors import UserError, closest
 from moco_d2.files import digest, sha256
+from moco_d2.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -302,7 +302,7 @@ def _is_of(entry: Published, provenance: dict[str, Any]) -> bool:
 def _stem(entry: Published) -> str:
     # The version, since another converter may write other weights.
     label = entry.name.replace("://", "_")
-    return f"{label}-{entry.hash}-{moco_d2.__version__}"
+    return f"{label}-{entry.hash}-{__version__}"
 
 
 @contextlib.contextmanager

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 import yaml
 
-import moco_d2
-from moco_d2.checkpoint.catalog import source_file
 from moco_d2.checkpoint.families import Input
 from moco_d2.checkpoint.io import load_checkpoint, save_checkpoint
 from moco_d2.checkpoint.mapping import Architecture, detectron2_settings
@@ -23,6 +21,7 @@ from moco_d2.checkpoint.targets import TARGETS, Detectron2, Target, find_target
 from moco_d2.errors import UserError, printable
 from moco_d2.files import atomic_write, sha256
 from moco_d2.locks import write_to
+from moco_d2.version import __version__
 
 
 def convert(
@@ -40,8 +39,8 @@ def convert(
     """Turn a checkpoint into weights for a framework: all of the backbone, proven, or nothing.
 
     Args:
-        src: any file with a complete ResNet (see `families.FAMILIES`), or a published one by name
-            (``moco://v2_800ep``).
+        src: a file with a complete ResNet (see `families.FAMILIES`); of a published one,
+            `catalog.source_file` of its name.
         dst: the file of weights; replaced if it exists.
         to: a name of `targets.TARGETS`.
         report: JSON file for the returned report.
@@ -59,7 +58,7 @@ def convert(
             the converted network does not compute the same features, a destination cannot be
             written, or another process is writing `dst`.
     """
-    src, dst = source_file(src), Path(dst)
+    src, dst = Path(src), Path(dst)
     target = find_target(to, dst)
     _check_paths(src, dst, report, emit_config)
     with write_to(dst):
@@ -149,7 +148,7 @@ def _provenance(
         "stride_in_1x1": architecture.stride_in_1x1,
         "caveats": list(extracted.traits.caveats),
         "torch_version": str(torch.__version__),
-        "moco_d2_version": moco_d2.__version__,
+        "moco_d2_version": __version__,
     }
 
 

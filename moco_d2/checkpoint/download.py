@@ -13,8 +13,8 @@ from typing import IO
 
 from tqdm import tqdm
 
-import moco_d2
 from moco_d2.errors import UserError
+from moco_d2.version import __version__
 
 _CHUNK = 1 << 18  # bytes
 # Slower than this is a stall, although bytes arrive: 100 MB would take more than a day.
@@ -87,7 +87,7 @@ def download(url: str, file: Path, patience: Patience | None = None) -> bool:
 def _receive(url: str, file: Path, stall: float) -> None:
     """One connection: append what is missing in `file`, or start it again."""
     offset = _size(file)
-    headers = {"User-Agent": f"moco_d2/{moco_d2.__version__}"}
+    headers = {"User-Agent": f"moco_d2/{__version__}"}
     if offset:
         headers["Range"] = f"bytes={offset}-"
     # Not file: and the like; urllib follows no redirection to those either.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from moco_d2.checkpoint.plain_values import is_small
-from moco_d2.config.load import to_plain
+from moco_d2.config.plain import to_plain
 from moco_d2.files import sha256_of_json
 
 # Entries of our checkpoints' "moco_d2" that describe the pretraining, and the sections of its

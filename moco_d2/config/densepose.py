@@ -32,17 +32,3 @@ def add_densepose_config(cfg: Any) -> None:
             "git+https://github.com/facebookresearch/detectron2#subdirectory=projects/DensePose"
         )
     importlib.import_module("densepose").add_densepose_config(cfg)
-
-
-def refuse_densepose(cfg: Any) -> None:
-    """Send a dense pose run to the project's own command; ours would train without its labels.
-
-    Raises:
-        UserError: `cfg` is such a run.
-    """
-    if uses_densepose(cfg):
-        raise UserError(
-            "dense pose runs are trained by the DensePose project itself: "
-            "DETECTRON2_ENV_MODULE=moco_d2 python detectron2/projects/DensePose/train_net.py "
-            f"--config-file configs/{cfg.MOCO.TASK}_moco.yaml MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}"
-        )

@@ -11,14 +11,14 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from moco_d2.benchmark import rendering
+from moco_d2.benchmark.html import Image, Section, html_code, write_report
 from moco_d2.benchmark.records.results import Record, read_records
 from moco_d2.benchmark.report import plots
-from moco_d2.benchmark.report.html import Image, Section, html_code, write_report
 from moco_d2.benchmark.report.page import page_sections
 from moco_d2.benchmark.runs.cell_state import placed
 from moco_d2.benchmark.runs.runner import run
 from moco_d2.benchmark.runs.suites import Suite
-from moco_d2.benchmark.tables import rendering
 from moco_d2.demo import scenes
 from moco_d2.demo.cells import PRETEXTS, demo_cells
 from moco_d2.demo.settings import Settings

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from detectron2.utils import comm
 
-import moco_d2
-from moco_d2.config.load import flatten, to_plain
+from moco_d2.config.plain import flatten, to_plain
 from moco_d2.errors import UserError
 from moco_d2.files import PACKAGE
+from moco_d2.version import __version__
 
 _PACKAGE = PACKAGE
 _NAMED = 3  # differences in the sentence
@@ -72,7 +72,7 @@ def _of_code() -> dict[str, str]:
         content.update(path.relative_to(_PACKAGE).as_posix().encode())
         content.update(path.read_bytes())
     return {
-        "the code of moco_d2": f"{moco_d2.__version__} {content.hexdigest()[:16]}",
+        "the code of moco_d2": f"{__version__} {content.hexdigest()[:16]}",
         "torch": str(torch.__version__),
         "Detectron2": detectron2.__version__,
     }

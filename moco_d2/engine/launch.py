@@ -11,7 +11,6 @@ import logging
 import logging.handlers
 import os
 import pkgutil
-import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -30,51 +29,6 @@ _HELD_LINES = 100_000
 _TIMEOUT_S = 1800
 
 
-def argument_parser(description: str, example: str) -> argparse.ArgumentParser:
-    """Detectron2's training flags, without the seconds that importing Detectron2 for them would
-    cost.
-    """
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--config-file",
-        "--config",
-        metavar="FILE",
-        required=True,
-        help="a yaml file, or the bare name of a packaged one",
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR"
-    )
-    parser.add_argument("--num-gpus", type=int, default=1, help="GPUs on this machine")
-    parser.add_argument("--num-machines", type=int, default=1)
-    parser.add_argument("--machine-rank", type=int, default=0, help="this machine's index")
-    parser.add_argument(
-        "--dist-url",
-        default="auto",
-        help="address of machine 0, tcp://HOST:PORT, for several machines",
-    )
-    parser.add_argument(
-        "--submit",
-        metavar="KEY=VALUE,...",
-        type=lambda words: words.split(","),
-        help="send the job to SLURM: partition=...,nodes=2,gpus-per-node=8,time=24:00:00",
-    )
-    # For what a suite runs: what KEY VALUE says is of a file, and may name less than a user may.
-    parser.add_argument("--overrides-from-file", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, in pairs"
-    )
-    # For the record, also of a job that SLURM starts with another command line.
-    tool = f"tools/{Path(sys.argv[0]).name}"
-    typed = shlex.join([tool, *sys.argv[1:]])
-    parser.set_defaults(command=typed.encode("utf-8", "replace").decode())
-    return parser
-
-
 def launch(main: str, args: argparse.Namespace) -> None:
     """Run a function on the parsed flags in every process of the job.
 
@@ -86,11 +40,6 @@ def launch(main: str, args: argparse.Namespace) -> None:
     Raises:
         UserError: more GPUs asked for than there are, or raised in a process.
     """
-    if getattr(args, "submit", None):
-        from moco_d2.engine.slurm import submit
-
-        submit(main, args)
-        return
     import torch
 
     job = pkgutil.resolve_name(main)

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 import torch.multiprocessing
 from torch.utils.data import DataLoader
 
@@ -97,3 +98,21 @@ def _close() -> None:
 
 
 os.register_at_fork(after_in_child=_OPEN.clear)
+
+
+def build_loader(dataset: Any, *, num_workers: int, **kwargs: Any) -> DataLoader:
+    """A DataLoader that leaves the process's random numbers and threads alone."""
+    return SteadyLoader(
+        dataset,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_one_thread_per_worker,
+        # A loader draws a seed when it starts. From the process's generator, that would change the
+        # order ShuffleBN draws next, and a resumed run starts a loader more.
+        generator=torch.Generator(),
+        **kwargs,
+    )
+
+
+def _one_thread_per_worker(worker_id: int) -> None:
+    torch.set_num_threads(1)

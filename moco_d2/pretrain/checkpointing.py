@@ -21,9 +21,8 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import nn
 
-import moco_d2
 from moco_d2.checkpoint.io import load_checkpoint
-from moco_d2.config.load import flatten, to_plain
+from moco_d2.config.plain import flatten, to_plain
 from moco_d2.engine.last_checkpoint import LAST_CHECKPOINT, name_last, newest_intact
 from moco_d2.engine.process_state import (
     check_process_states,
@@ -49,6 +48,7 @@ from moco_d2.pretrain.official_layout import (
     official_state_dict,
 )
 from moco_d2.records.environment import hardware, peak_memory_gib, versions
+from moco_d2.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class PretrainCheckpointer:
             "state_dict": official_state_dict(self.model),
             "optimizer": self.optimizer.state_dict(),
             "moco_d2": {
-                "version": moco_d2.__version__,
+                "version": __version__,
                 "pretext": self.cfg.MOCO.PRETEXT,
                 "iteration": iteration,
                 "config": to_plain(self.cfg),

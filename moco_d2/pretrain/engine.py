@@ -21,8 +21,8 @@ from moco_d2.engine.hooks import DataTime, DeferredWriters, ProgressBar, StopOnS
 from moco_d2.engine.metrics_state import MetricsState
 from moco_d2.errors import UserError
 from moco_d2.pretrain.checkpointing import PretrainCheckpointer, SaveCheckpoint
+from moco_d2.pretrain.data.build import build_training_data
 from moco_d2.pretrain.data.images import UnreadableImages
-from moco_d2.pretrain.data.listed import build_training_data
 from moco_d2.pretrain.data.stream import Batch
 from moco_d2.pretrain.model.build import build_pretext_model
 from moco_d2.pretrain.monitor import build_monitors

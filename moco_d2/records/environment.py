@@ -6,14 +6,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import moco_d2
+from moco_d2.version import __version__
 
 
 def versions(*more: str) -> dict[str, str]:
     """Of Python, this package and what computes; and of `more` packages, "absent" where they are
     not installed.
     """
-    found = {"python": platform.python_version(), "moco_d2": moco_d2.__version__}
+    found = {"python": platform.python_version(), "moco_d2": __version__}
     for package in ("torch", "torchvision", "numpy", *more):
         try:
             found[package] = metadata.version(package)

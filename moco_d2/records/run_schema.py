@@ -6,7 +6,7 @@ before it is checked, so that the rest of the package knows one form only.
 
 from typing import Any
 
-import moco_d2
+from moco_d2.version import __version__
 
 SCHEMA_VERSION = 2
 
@@ -188,7 +188,7 @@ def upgrade(content: dict[str, Any]) -> dict[str, Any]:
         writer = environment.get("moco_d2") if isinstance(environment, dict) else None
         named = f" {writer}" if isinstance(writer, str) and len(writer) < _LONGEST_NAME else ""
         raise ValueError(
-            f"its schema has version {version} and moco_d2 {moco_d2.__version__} reads 1 to "
+            f"its schema has version {version} and moco_d2 {__version__} reads 1 to "
             f"{SCHEMA_VERSION}; read it with the moco_d2{named} that wrote it, or a newer one"
         )
     while version < SCHEMA_VERSION:

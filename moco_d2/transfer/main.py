@@ -11,9 +11,10 @@ from moco_d2.config.load import find_config, load_config_of
 from moco_d2.engine.consistency import check_agreement, of_run
 from moco_d2.engine.launch import choose_device, claimed, hold_log, seed, setup_run
 from moco_d2.errors import UserError
+from moco_d2.transfer.data.registered import leave_out_missing
 from moco_d2.transfer.inference.detector import load_detector
 from moco_d2.transfer.preflight import config_checks
-from moco_d2.transfer.preflight.dataset_checks import check_datasets, leave_out_missing
+from moco_d2.transfer.preflight.dataset_checks import check_datasets
 from moco_d2.transfer.preflight.findings import enforce, has_refusal
 from moco_d2.transfer.preflight.memory import available_bytes
 from moco_d2.transfer.record import RunRecorder

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from moco_d2.config.load import matched_sha256, to_plain
+from moco_d2.config.plain import matched_sha256, to_plain
 from moco_d2.files import sha256_of_json, write_json
 from moco_d2.records.environment import hardware, versions
 from moco_d2.records.metrics_json import finite, history, read_log, seconds_per_iteration

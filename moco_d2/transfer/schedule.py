@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from moco_d2.config.load import config_root, flatten, load_config
+from moco_d2.config.load import config_root, load_config
+from moco_d2.config.plain import flatten
 from moco_d2.errors import UserError
 
 # Norms that need several processes, and those of them that run without CUDA.

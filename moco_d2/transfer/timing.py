@@ -10,8 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from moco_d2.engine.launch import argument_parser, launch
-from moco_d2.errors import run_command
+from moco_d2.cli import argument_parser, run_command, start_job
 
 WARM_UP, STEPS = 3, 10
 _ENOUGH_SECONDS = 60.0  # of slow steps, fewer will do
@@ -88,4 +87,4 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    run_command(lambda: launch("moco_d2.transfer.timing:measure", parser().parse_args()))
+    run_command(lambda: start_job("moco_d2.transfer.timing:measure", parser().parse_args()))

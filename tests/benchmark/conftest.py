@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moco_d2.config.load import matched_sha256
+from moco_d2.config.plain import matched_sha256
 
 VOC = {"train": ["voc_2007_trainval", "voc_2012_trainval"], "test": ["voc_2007_test"]}
 

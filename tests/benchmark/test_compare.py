@@ -1,7 +1,7 @@
 import pytest
 
 from moco_d2.benchmark.records.compare import compare
-from moco_d2.config.load import matched_sha256
+from moco_d2.config.plain import matched_sha256
 from moco_d2.errors import UserError
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from moco_d2.benchmark.records.files import validator
 from moco_d2.benchmark.records.results import read_records
-from moco_d2.benchmark.tables.rendering import FORMATS, render
+from moco_d2.benchmark.rendering import FORMATS, render
 from moco_d2.errors import UserError
 from moco_d2.records.run_schema import SCHEMA, upgrade
 

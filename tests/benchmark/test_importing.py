@@ -8,7 +8,7 @@ import yaml
 
 from moco_d2.benchmark.records.importing import import_run
 from moco_d2.benchmark.records.results import read_content, read_records
-from moco_d2.benchmark.tables.rendering import render
+from moco_d2.benchmark.rendering import render
 from moco_d2.errors import UserError
 
 CONFIG = {

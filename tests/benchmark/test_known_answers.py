@@ -13,9 +13,9 @@ import pytest
 from scipy import stats
 
 from moco_d2.benchmark.records.results import read_records
+from moco_d2.benchmark.rendering import render
 from moco_d2.benchmark.statistics import agreement_band, summarise
 from moco_d2.benchmark.tables.comparison import measured_tables
-from moco_d2.benchmark.tables.rendering import render
 
 METRICS = ("AP50", "AP", "AP75")
 STD = np.array([0.2, 0.2, 0.4])  # official README

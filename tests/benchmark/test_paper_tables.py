@@ -10,8 +10,8 @@ import pytest
 from support import published_values as typed
 
 from moco_d2.benchmark.paper import paper_tables
+from moco_d2.benchmark.rendering import render_paper
 from moco_d2.benchmark.tables.published import published_tables
-from moco_d2.benchmark.tables.rendering import render_paper
 
 NAMES = list(typed.TABLES)
 # "v1 Table 2b" -> what stands in the source.

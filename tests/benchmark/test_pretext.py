@@ -12,7 +12,8 @@ from moco_d2.benchmark.runs.execution import TOOLS
 from moco_d2.benchmark.runs.suites import load_suite
 from moco_d2.benchmark.sweeps.definitions import sweeps
 from moco_d2.benchmark.sweeps.points import studies
-from moco_d2.config.load import flatten, load_config, to_plain
+from moco_d2.config.load import load_config
+from moco_d2.config.plain import flatten, to_plain
 from moco_d2.errors import UserError
 from moco_d2.pretrain.schedule import scale_recipe
 

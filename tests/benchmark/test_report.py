@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from moco_d2.benchmark.report.html import Image, Section, write_report
+from moco_d2.benchmark.html import Image, Section, write_report
 from moco_d2.errors import UserError
 
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>'

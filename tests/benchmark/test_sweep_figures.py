@@ -9,11 +9,11 @@ import pytest
 from support.pretext_content import IMAGENET, MECHANISMS, dictionary_point, result, write_results
 
 from moco_d2.benchmark.records.pretext_records import read_pretext_records
+from moco_d2.benchmark.rendering import render_folders
 from moco_d2.benchmark.report.page import write_page
 from moco_d2.benchmark.sweeps import figures as sweep_figures
 from moco_d2.benchmark.sweeps.agreement import agreement, orders, paper_noise
 from moco_d2.benchmark.sweeps.points import studies
-from moco_d2.benchmark.tables.rendering import render_folders
 from moco_d2.errors import UserError
 
 # Typed from the paper (arXiv:1911.05722, Figure 3), apart from paper_tables.yaml.

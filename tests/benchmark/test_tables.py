@@ -10,9 +10,9 @@ import re
 import pytest
 
 from moco_d2.benchmark.records.results import read_records
+from moco_d2.benchmark.rendering import FORMATS, render, render_paper
 from moco_d2.benchmark.tables.comparison import measured_tables
 from moco_d2.benchmark.tables.published import published_tables
-from moco_d2.benchmark.tables.rendering import FORMATS, render, render_paper
 from moco_d2.errors import UserError
 
 

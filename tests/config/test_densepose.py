@@ -11,7 +11,8 @@ from support.transfer.paper_settings import (
     UNMATCHED_INITIALISATIONS,
 )
 
-from moco_d2.config.load import flatten, load_config
+from moco_d2.config.load import load_config
+from moco_d2.config.plain import flatten
 from moco_d2.errors import UserError
 from moco_d2.transfer.preflight.dataset_checks import check_datasets
 

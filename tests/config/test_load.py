@@ -9,17 +9,9 @@ from detectron2.config import CfgNode
 from support.paths import ROOT
 
 from moco_d2.benchmark.runs.suites import file_settings
-from moco_d2.config.load import (
-    DATA_KEYS,
-    add_moco_config,
-    config_root,
-    find_config,
-    flatten,
-    has_key,
-    load_config,
-    matched_sha256,
-    to_plain,
-)
+from moco_d2.config.keys import add_moco_config
+from moco_d2.config.load import DATA_KEYS, config_root, find_config, load_config
+from moco_d2.config.plain import flatten, has_key, matched_sha256, to_plain
 from moco_d2.config.safe_yaml import read_config
 from moco_d2.errors import UserError
 

@@ -13,10 +13,11 @@ import torch.multiprocessing as mp
 from support.paths import TOOLS
 from support.toy_data import make_class_folders
 
+from moco_d2.cli import argument_parser, run_command
 from moco_d2.engine import launch as launch_module
-from moco_d2.engine.launch import argument_parser, launch
+from moco_d2.engine.launch import launch
 from moco_d2.engine.slurm import submit
-from moco_d2.errors import Stopped, UserError, run_command
+from moco_d2.errors import Stopped, UserError
 
 TOOL = TOOLS / "pretrain.py"
 CALLED: list[argparse.Namespace] = []

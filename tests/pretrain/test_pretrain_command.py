@@ -11,8 +11,8 @@ import torch
 from support.paths import TOOLS
 from support.toy_data import make_class_folders
 
+from moco_d2.cli import run_command
 from moco_d2.engine.launch import LOGGERS
-from moco_d2.errors import run_command
 from moco_d2.pretrain.main import pretrain
 
 TOOL = TOOLS / "pretrain.py"

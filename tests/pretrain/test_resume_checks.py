@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from moco_d2.cli import argument_parser
 from moco_d2.engine.generator_checks import check_rng_state
-from moco_d2.engine.launch import argument_parser
 from moco_d2.engine.process_state import rng_state, set_rng_state
 from moco_d2.engine.resume_checks import UnusableError, continuing, shown
 from moco_d2.errors import UserError

@@ -5,7 +5,8 @@ import functools
 import json
 from pathlib import Path
 
-from moco_d2.config.load import load_config, to_plain
+from moco_d2.config.load import load_config
+from moco_d2.config.plain import to_plain
 
 IMAGENET = {"name": "imagenet", "train_images": 1_281_167, "val_images": 50_000, "classes": 1000}
 TOY = {"name": "toy", "train_images": 960, "val_images": 450, "classes": 9}

@@ -19,7 +19,8 @@ from support.transfer.paper_settings import (
 )
 
 from moco_d2.benchmark.paper import paper_tables
-from moco_d2.config.load import config_root, flatten, load_config, task_configs
+from moco_d2.config.load import config_root, load_config, task_configs
+from moco_d2.config.plain import flatten
 from moco_d2.transfer.data.voc_segmentation import register_voc_segmentation
 from moco_d2.transfer.main import train
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from moco_d2.benchmark.records.matching import FOOTNOTES, Matching
 from moco_d2.benchmark.records.results import RECORD_NAME, Record, read_content, to_record
-from moco_d2.benchmark.tables.matching import FOOTNOTES, Matching
-from moco_d2.config.load import FREE_KEYS, flatten
+from moco_d2.config.plain import FREE_KEYS, flatten
 from moco_d2.errors import UserError
 
 _ABSENT = "–"

@@ -14,7 +14,8 @@ from typing import Any
 
 from moco_d2.benchmark.records.files import check, check_values, validator
 from moco_d2.benchmark.records.results import RECORD_NAME
-from moco_d2.config.load import config_root, matched_sha256, to_plain
+from moco_d2.config.load import config_root
+from moco_d2.config.plain import matched_sha256, to_plain
 from moco_d2.config.safe_yaml import UNREADABLE, load_yaml
 from moco_d2.errors import UserError, closest
 from moco_d2.files import sha256_of_json, write_json

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moco_d2.benchmark.records.files import check, collect, read_json, validator
-from moco_d2.config.load import flatten
+from moco_d2.config.plain import flatten
 from moco_d2.records.pretext_schema import KIND, RESULT_FILE, SCHEMA, SCHEMA_VERSION
 
 RANDOM = "random"  # the source of a network without pretraining

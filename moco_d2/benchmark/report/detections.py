@@ -5,8 +5,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from moco_d2.benchmark.html import Image, Section
 from moco_d2.benchmark.records.results import Record
-from moco_d2.benchmark.report.html import Image, Section
 from moco_d2.benchmark.tables.grouping import file_names
 from moco_d2.errors import UserError
 

@@ -4,10 +4,12 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from moco_d2.benchmark import rendering
+from moco_d2.benchmark.html import Image, Section, write_report
+from moco_d2.benchmark.records.matching import newest
 from moco_d2.benchmark.records.results import Record, read_records
 from moco_d2.benchmark.report.detections import detection_section
 from moco_d2.benchmark.report.errors import error_section
-from moco_d2.benchmark.report.html import Image, Section, write_report
 from moco_d2.benchmark.report.plots import ap_curves
 from moco_d2.benchmark.report.runs import (
     command_section,
@@ -16,9 +18,7 @@ from moco_d2.benchmark.report.runs import (
     environment_section,
 )
 from moco_d2.benchmark.sweeps.report import sweep_section
-from moco_d2.benchmark.tables import rendering
 from moco_d2.benchmark.tables.grouping import by_task, file_names, is_voc
-from moco_d2.benchmark.tables.matching import newest
 
 # Drawn side by side, in the order of the paper's tables.
 _CURVES = ("AP", "AP50", "AP75", "mIoU")

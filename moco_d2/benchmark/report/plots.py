@@ -8,12 +8,12 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from moco_d2.benchmark.drawing import STYLES, new_figure, plain, save, styles_of
+from moco_d2.benchmark.records.matching import newest
 from moco_d2.benchmark.records.results import Record
-from moco_d2.benchmark.report.drawing import STYLES, new_figure, plain, save, styles_of
 from moco_d2.benchmark.statistics import Summary, summarise
 from moco_d2.benchmark.tables.comparison import column_title, row_order
 from moco_d2.benchmark.tables.grouping import by_initialisation, is_voc
-from moco_d2.benchmark.tables.matching import newest
 from moco_d2.errors import UserError
 
 # Keys of the pretext loss in metrics.json: MoCo's, the supervised twin's, Detectron2's sum.

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from moco_d2.benchmark.html import Section, html_code, html_table
 from moco_d2.benchmark.records.results import Record
-from moco_d2.benchmark.report.html import Section, html_code, html_table
-from moco_d2.config.load import FREE_KEYS, flatten
+from moco_d2.config.plain import FREE_KEYS, flatten
 
 _ABSENT = "–"
 _LONGEST_VALUE = 160  # characters in a cell

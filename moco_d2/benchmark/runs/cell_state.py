@@ -15,7 +15,7 @@ from typing import Any
 import filelock
 
 from moco_d2.benchmark.runs.suites import CELL_FOLDER, FOLDER, Cell
-from moco_d2.config.load import flatten
+from moco_d2.config.plain import flatten
 from moco_d2.config.safe_yaml import decode
 from moco_d2.errors import UserError, printable
 from moco_d2.files import check_own, read_plain_json, write_json

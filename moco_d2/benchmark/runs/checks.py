@@ -48,8 +48,8 @@ def check_configs(
 
 def _check_configs(cells: Iterable[Cell], folder: Path, configs: Path) -> None:
     """`configs`: where those of the suite are, in place of `folder`."""
+    from moco_d2.cli import argument_parser
     from moco_d2.config.load import load_config_of
-    from moco_d2.engine.launch import argument_parser
 
     parser = argument_parser("", "")
     seen = set()

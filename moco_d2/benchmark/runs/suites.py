@@ -21,7 +21,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from moco_d2.config.load import DATA_KEYS, check_data, flatten, packaged_hint
+from moco_d2.config.load import DATA_KEYS, check_data, packaged_hint
+from moco_d2.config.plain import flatten
 from moco_d2.config.safe_yaml import (
     UNREADABLE,
     check_value,

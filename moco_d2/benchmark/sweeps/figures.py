@@ -10,9 +10,9 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
+from moco_d2.benchmark.drawing import STYLES, new_figure, plain, save
+from moco_d2.benchmark.html import Image
 from moco_d2.benchmark.records.pretext_records import PretextRecord
-from moco_d2.benchmark.report.drawing import STYLES, new_figure, plain, save
-from moco_d2.benchmark.report.html import Image
 from moco_d2.benchmark.statistics import Summary
 from moco_d2.benchmark.sweeps.definitions import (
     END_TO_END,

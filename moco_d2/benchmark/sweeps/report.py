@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from moco_d2.benchmark.html import Section, html_figure
 from moco_d2.benchmark.records.pretext_records import read_pretext_records
-from moco_d2.benchmark.report.html import Section, html_figure
 from moco_d2.benchmark.sweeps.figures import figures
 from moco_d2.benchmark.sweeps.tables import sweep_tables
 from moco_d2.benchmark.tables.formats import to_html

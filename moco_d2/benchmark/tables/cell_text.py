@@ -8,9 +8,9 @@ confidence interval and corrected p.
 
 from collections.abc import Iterable
 
+from moco_d2.benchmark.records.matching import MARKS
 from moco_d2.benchmark.statistics import Comparison
-from moco_d2.benchmark.tables.comparison import Cell, Row, Table
-from moco_d2.benchmark.tables.matching import MARKS
+from moco_d2.benchmark.tables.table import Cell, Row, Table
 
 #: Text and how it is set: "", "bold", "gain" (bold, and green where there are colours) or "mark"
 #: (raised).

@@ -7,7 +7,7 @@ import re
 
 from moco_d2.benchmark.statistics import Comparison
 from moco_d2.benchmark.tables.cell_text import difference_lines, footnotes, grids, value_lines
-from moco_d2.benchmark.tables.comparison import Pair, Table
+from moco_d2.benchmark.tables.table import Pair, Table
 
 _CSV_COLUMNS = (
     *("task", "initialisation", "metric", "mean", "std", "n", "difference", "against"),

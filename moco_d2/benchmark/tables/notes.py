@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from moco_d2.benchmark.paper import PaperRow, PaperTable, find_row
+from moco_d2.benchmark.records.matching import BASELINE
 from moco_d2.benchmark.records.results import Record
 from moco_d2.benchmark.statistics import LEVEL, Comparison, least_detectable
-from moco_d2.benchmark.tables.matching import BASELINE
 
 if TYPE_CHECKING:
-    from moco_d2.benchmark.tables.comparison import Pair
+    from moco_d2.benchmark.tables.table import Pair
 
 _PERCENT = f"{LEVEL:.0%}".replace("%", " %")
 _TESTS = {

@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 
 from moco_d2.benchmark.paper import PaperRow, PaperTable, tables_named
-from moco_d2.benchmark.tables.comparison import HIGHLIGHT_FROM, Cell, Row, Table, column_title
-from moco_d2.benchmark.tables.matching import FOOTNOTES, MARKS
+from moco_d2.benchmark.records.matching import FOOTNOTES, MARKS
+from moco_d2.benchmark.tables.comparison import HIGHLIGHT_FROM, column_title
 from moco_d2.benchmark.tables.notes import on_differences
+from moco_d2.benchmark.tables.table import Cell, Row, Table
 
 
 def published_tables(name: str | None = None) -> list[Table]:

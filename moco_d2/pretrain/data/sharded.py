@@ -23,18 +23,12 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from moco_d2.engine.loader import build_loader
+from moco_d2.engine.seeding import Purpose, derive_seed
 from moco_d2.errors import UserError
 from moco_d2.pretrain.data.images import Skipped, UnreadableImageError, decode_image
 from moco_d2.pretrain.data.shards import EncodedImage, ShardList, read_shard
-from moco_d2.pretrain.data.stream import (
-    MAX_ATTEMPTS,
-    Batch,
-    Purpose,
-    TrainingData,
-    build_loader,
-    collate,
-    derive_seed,
-)
+from moco_d2.pretrain.data.stream import MAX_ATTEMPTS, Batch, TrainingData, collate
 from moco_d2.untrusted_images import MAX_FILE_BYTES
 
 #: The most bytes of a block, which a worker holds: 8 MB an image, where MOCO.DATA.SHARD_SHUFFLE is

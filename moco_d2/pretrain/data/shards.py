@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 from detectron2.utils import comm
 
 from moco_d2.config.shard_patterns import expand, is_local
+from moco_d2.engine.loader import build_loader
 from moco_d2.errors import UserError
 from moco_d2.pretrain.data.decompression import BoundedReader
 from moco_d2.pretrain.data.sources import MAX_CLASSES, PathTable
-from moco_d2.pretrain.data.stream import build_loader
 from moco_d2.pretrain.data.tar_members import (
     LABEL,
     MEMBERS,

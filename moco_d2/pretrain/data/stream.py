@@ -8,16 +8,14 @@ when. So a resumed run sees what an uninterrupted one would.
 
 import abc
 import dataclasses
-import enum
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, default_collate
 
-from moco_d2.engine.loader import SteadyLoader
+from moco_d2.engine.seeding import Purpose, derive_seed
 from moco_d2.errors import UserError, as_raised
 
 # A batch of a process; what is in it: TrainingData.batches.
@@ -25,20 +23,6 @@ Batch = dict[str, Any]
 
 # So many images in a row that do not decode are no accident: the set is not what it seems.
 MAX_ATTEMPTS = 100
-
-
-class Purpose(enum.IntEnum):
-    """What a seed is for; no two uses share a sequence of random numbers."""
-
-    ORDER = 0
-    VIEWS = 1
-    SUBSTITUTE = 2
-    DEVICE = 3
-
-
-def derive_seed(purpose: Purpose, *words: int) -> int:
-    """64 well mixed bits from non-negative integers, the same on every machine."""
-    return int(np.random.SeedSequence((int(purpose), *words)).generate_state(1, np.uint64)[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,20 +144,6 @@ class TrainingData(abc.ABC):
         return batch | {name: self.device_augmentation(batch[name], generator) for name in names}
 
 
-def build_loader(dataset: Any, *, num_workers: int, **kwargs: Any) -> DataLoader:
-    """A DataLoader that leaves the process's random numbers and threads alone."""
-    return SteadyLoader(
-        dataset,
-        num_workers=num_workers,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_one_thread_per_worker,
-        # A loader draws a seed when it starts. From the process's generator, that would change the
-        # order ShuffleBN draws next, and a resumed run starts a loader more.
-        generator=torch.Generator(),
-        **kwargs,
-    )
-
-
 def collate(samples: list[dict[str, Any]]) -> Batch:
     """Samples as one batch, views in channels_last; their lists of unreadable files as one list.
 
@@ -187,7 +157,3 @@ def collate(samples: list[dict[str, Any]]) -> Batch:
     batch = default_collate(samples)
     batch.update({name: batch[name].permute(0, 3, 1, 2) for name in views})
     return {**batch, "unreadable": unreadable}
-
-
-def _one_thread_per_worker(worker_id: int) -> None:
-    torch.set_num_threads(1)

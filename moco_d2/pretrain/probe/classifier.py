@@ -23,10 +23,10 @@ from torch.utils.data import DataLoader
 
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.engine.hooks import DeferredWriters, EvalHook, ProgressBar, StopOnSignal
+from moco_d2.engine.loader import build_loader
 from moco_d2.engine.resume_checks import check_count, check_sgd, check_tensors, continuing
 from moco_d2.errors import UserError, as_raised
 from moco_d2.files import atomic_write
-from moco_d2.pretrain.data.stream import build_loader
 from moco_d2.pretrain.probe.labelled import Epochs, LabelledImages
 
 logger = logging.getLogger(__name__)

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import Dataset
 
+from moco_d2.engine.loader import build_loader
 from moco_d2.errors import UserError, as_raised
 from moco_d2.pretrain.augmentation.views import build_evaluation_transform
 from moco_d2.pretrain.data.images import UnreadableImageError, read_image
 from moco_d2.pretrain.data.sources import ImageList, list_images, share_images
-from moco_d2.pretrain.data.stream import build_loader
 
 logger = logging.getLogger(__name__)
 

@@ -12,11 +12,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
+from moco_d2.engine.loader import build_loader
+from moco_d2.engine.seeding import Purpose, derive_seed
 from moco_d2.errors import UserError
 from moco_d2.pretrain.augmentation.views import IMAGENET_MEAN, IMAGENET_STD
 from moco_d2.pretrain.data.images import read_image
 from moco_d2.pretrain.data.sources import ImageList, list_images, share_images
-from moco_d2.pretrain.data.stream import Purpose, ViewMaker, build_loader, derive_seed
+from moco_d2.pretrain.data.stream import ViewMaker
 
 _VIEW = "image"
 

@@ -24,8 +24,8 @@ from detectron2.utils import comm
 from torch.utils.data import Dataset, Sampler
 
 from moco_d2.engine.loader import SteadyLoader
+from moco_d2.engine.seeding import Purpose, derive_seed
 from moco_d2.errors import UserError, as_raised, closest
-from moco_d2.pretrain.data.stream import Purpose, derive_seed
 from moco_d2.transfer.data.semantic_mapper import build_mapper
 from moco_d2.untrusted_images import is_unreadable, open_image
 

@@ -22,7 +22,7 @@ from detectron2.utils.events import EventStorage
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import Tensor, nn
 
-from moco_d2.pretrain.data.stream import Purpose, derive_seed
+from moco_d2.engine.seeding import Purpose, derive_seed
 from moco_d2.transfer.data.training_data import TrainingBatches, seeded
 from moco_d2.transfer.divergence import proposals_checked
 from moco_d2.transfer.weights import unwrapped

@@ -21,8 +21,8 @@ from moco_d2.config.load import load_config_of
 from moco_d2.engine.launch import choose_device
 from moco_d2.errors import UserError
 from moco_d2.files import atomic_write
+from moco_d2.transfer.data.registered import register_datasets
 from moco_d2.transfer.inference.detector import load_detector
-from moco_d2.transfer.preflight.dataset_checks import register_datasets
 from moco_d2.untrusted_images import is_unreadable
 
 logger = logging.getLogger(__name__)

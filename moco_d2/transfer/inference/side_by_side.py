@@ -17,9 +17,9 @@ from moco_d2.config.load import load_config
 from moco_d2.engine.launch import choose_device
 from moco_d2.errors import UserError
 from moco_d2.files import atomic_write
+from moco_d2.transfer.data.registered import load_dicts, register_datasets
 from moco_d2.transfer.evaluation.tide import Detections, Objects, is_right
 from moco_d2.transfer.inference.predict import Predictor
-from moco_d2.transfer.preflight.dataset_checks import load_dicts, register_datasets
 from moco_d2.untrusted_images import is_unreadable
 
 CONFIG_FILE, WEIGHTS_FILE = "config.yaml", "model_final.pth"

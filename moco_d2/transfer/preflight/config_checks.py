@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from moco_d2.config.load import flatten, to_plain
+from moco_d2.config.plain import flatten, to_plain
 from moco_d2.transfer.preflight.findings import Finding
 from moco_d2.transfer.preflight.memory import HOW, training_bytes
 from moco_d2.transfer.schedule import SYNCED_NORMS, normed_keys, reference_config

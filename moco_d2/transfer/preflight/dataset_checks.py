@@ -7,114 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.utils import comm
+from detectron2.data import MetadataCatalog
 
-from moco_d2.config.densepose import refuse_densepose
-from moco_d2.engine.annotation_files import check_annotation_files
-from moco_d2.errors import UserError, closest
-from moco_d2.transfer.data.custom_datasets import FORMS, register_by_path
-from moco_d2.transfer.data.voc_annotations import read_objects, read_split, split_file
+from moco_d2.config.densepose import uses_densepose
+from moco_d2.errors import UserError
+from moco_d2.transfer.data.custom_datasets import FORMS
+from moco_d2.transfer.data.registered import files_of, load_dicts, missing_files, register_datasets
 from moco_d2.transfer.evaluation.build import evaluator_types
 from moco_d2.transfer.evaluation.known_classes import dataset_classes, head_classes
-from moco_d2.transfer.preflight.annotation_checks import check_annotations
 from moco_d2.transfer.preflight.findings import Finding, Refusal
-from moco_d2.transfer.preflight.mask_checks import guarded_reading
-
-
-def register_datasets(names: tuple[str, ...]) -> None:
-    """Register those of `names` that are paths; check that the others are registered. Idempotent.
-
-    Raises:
-        UserError: unknown name (names the closest), or a path that is not such a dataset.
-    """
-    for name in names:
-        if name in DatasetCatalog.list():
-            continue
-        if not register_by_path(name):
-            raise UserError(
-                f"dataset {name!r} is not registered; "
-                + (closest(name, DatasetCatalog.list()) or f"write {FORMS}")
-            )
-
-
-def load_dicts(name: str) -> list[dict[str, Any]]:
-    """The dicts of a registered dataset.
-
-    Raises:
-        UserError: its annotations are missing, cannot be read or cannot be trained on; names the
-            file.
-    """
-    check_annotation_files(name)
-    _check_xml(name)
-    dicts = _load(name)
-    check_annotations(name, dicts)
-    return dicts
-
-
-def _load(name: str) -> list[dict[str, Any]]:
-    try:
-        with guarded_reading():
-            return DatasetCatalog.get(name)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"dataset {name!r}: {error.filename} does not exist; set DETECTRON2_DATASETS to the "
-            "folder that holds VOC2007/, VOC2012/, coco/, lvis/ or cityscapes/"
-        ) from error
-    except AssertionError as error:  # Detectron2's loaders: an inconsistent file, or one missing
-        reason = " ".join(str(error).split())
-        raise UserError(f"dataset {name!r} cannot be read, because of: {reason}") from error
-    except ModuleNotFoundError as error:
-        raise UserError(f"dataset {name!r} needs {error.name}: pip install {error.name}") from error
-    except (
-        *(KeyError, TypeError, ValueError, IndexError, AttributeError),
-        *(OverflowError, RecursionError),
-    ) as error:
-        what = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise UserError(
-            f"dataset {name!r}: its annotations are damaged, and Detectron2's reader finds {what}; "
-            "mend the file"
-        ) from error
-
-
-def _check_xml(name: str) -> None:
-    """Read VOC annotations as the evaluation does, before Detectron2's reader, which expands the
-    entities that they declare.
-    """
-    metadata = MetadataCatalog.get(name)
-    if metadata.get("evaluator_type") != "pascal_voc":
-        return
-    if not Path(split_file(metadata.dirname, metadata.split)).is_file():
-        return  # of what is missing Detectron2 tells
-    for image in read_split(metadata.dirname, metadata.split):
-        file = Path(metadata.dirname) / "Annotations" / f"{image}.xml"
-        if file.is_file():
-            read_objects(file)
-
-
-def leave_out_missing(names: tuple[str, ...]) -> None:
-    """Register datasets anew without the images of which a file is missing: what --force does to
-    those of DATASETS.TRAIN. All processes must call.
-    """
-    for name in names:
-        load = DatasetCatalog[name]
-        absent = _missing_files(load())
-        if absent:
-            DatasetCatalog.remove(name)
-            DatasetCatalog.register(
-                name, lambda load=load, absent=absent: [d for d in load() if not absent & _files(d)]
-            )
-
-
-def _missing_files(dicts: list[dict[str, Any]]) -> set[str]:
-    """The files of a dataset that any process lacks. All processes must call."""
-    here = {file for d in dicts for file in _files(d) if not Path(file).is_file()}
-    return set().union(*comm.all_gather(here))
-
-
-def _files(sample: dict[str, Any]) -> set[str]:
-    """The image, and in semantic segmentation that of its labels."""
-    return {sample[key] for key in ("file_name", "sem_seg_file_name") if key in sample}
 
 
 def check_datasets(cfg: Any, *, eval_only: bool = False) -> list[Finding]:
@@ -168,10 +69,10 @@ def check_datasets(cfg: Any, *, eval_only: bool = False) -> list[Finding]:
 def _check_files(
     key: str, names: tuple[str, ...], name: str, dicts: list[dict[str, Any]]
 ) -> Iterator[Finding]:
-    absent = _missing_files(dicts)
+    absent = missing_files(dicts)
     if not absent:
         return
-    incomplete = sum(not absent.isdisjoint(_files(d)) for d in dicts)
+    incomplete = sum(not absent.isdisjoint(files_of(d)) for d in dicts)
     what = (
         f"dataset {name!r}: files of {incomplete} of its {len(dicts)} images are missing, first "
         f"{min(absent)}; put them there or remove their annotations"
@@ -235,4 +136,18 @@ def _check_class_names(cfg: Any, datasets: list[tuple[str, str]]) -> Iterator[Fi
             str(tuple(cfg.DATASETS[key.rpartition(".")[2]])),
             f"class {number} of dataset {name!r} is {one!r}, and of {first!r} {other!r}; let their "
             "files name the same classes in the same order",
+        )
+
+
+def refuse_densepose(cfg: Any) -> None:
+    """Send a dense pose run to the project's own command; ours would train without its labels.
+
+    Raises:
+        UserError: `cfg` is such a run.
+    """
+    if uses_densepose(cfg):
+        raise UserError(
+            "dense pose runs are trained by the DensePose project itself: "
+            "DETECTRON2_ENV_MODULE=moco_d2 python detectron2/projects/DensePose/train_net.py "
+            f"--config-file configs/{cfg.MOCO.TASK}_moco.yaml MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}"
         )

@@ -6,11 +6,13 @@ import torch
 from PIL import Image
 from support.toy_data import CLASSES
 
+from moco_d2.engine.seeding import Purpose, derive_seed
 from moco_d2.errors import UserError
 from moco_d2.pretrain.augmentation.views import build_augmentation, build_crop
-from moco_d2.pretrain.data.listed import ListedData, build_training_data, build_views, view_names
+from moco_d2.pretrain.data.build import build_training_data, build_views, view_names
+from moco_d2.pretrain.data.listed import ListedData
 from moco_d2.pretrain.data.sources import ImageList, list_images
-from moco_d2.pretrain.data.stream import Purpose, ViewMaker, derive_seed
+from moco_d2.pretrain.data.stream import ViewMaker
 
 
 def listed(folder, batch=8, *, seed=7, size=16, **stream) -> ListedData:

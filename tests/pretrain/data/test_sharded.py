@@ -8,7 +8,7 @@ from torchvision.transforms import v2
 
 from moco_d2.errors import UserError
 from moco_d2.pretrain.data import sharded as sharded_data
-from moco_d2.pretrain.data.listed import build_training_data
+from moco_d2.pretrain.data.build import build_training_data
 from moco_d2.pretrain.data.sharded import ShardedData
 from moco_d2.pretrain.data.shards import list_shards
 from moco_d2.pretrain.data.stream import ViewMaker

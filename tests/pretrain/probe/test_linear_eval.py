@@ -23,9 +23,10 @@ from torchvision.models import resnet18
 
 from moco_d2.benchmark.records.pretext_records import read_pretext_records
 from moco_d2.checkpoint.backbone import load_backbone
-from moco_d2.config.load import to_plain
+from moco_d2.cli import run_command
+from moco_d2.config.plain import to_plain
 from moco_d2.engine.launch import LOGGERS
-from moco_d2.errors import UserError, run_command
+from moco_d2.errors import UserError
 from moco_d2.pretrain.augmentation.views import build_evaluation_transform
 from moco_d2.pretrain.engine import Pretrainer
 from moco_d2.pretrain.probe import cached_features

@@ -2,8 +2,8 @@
 
 from support.small_network import SmallNetwork
 
-from moco_d2.engine.launch import argument_parser, launch
-from moco_d2.errors import run_command
+from moco_d2.cli import argument_parser, run_command
+from moco_d2.engine.launch import launch
 from moco_d2.pretrain.model import moco
 
 

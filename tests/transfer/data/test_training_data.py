@@ -12,8 +12,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from moco_d2.config.load import load_config
 from moco_d2.errors import UserError
+from moco_d2.transfer.data.registered import register_datasets
 from moco_d2.transfer.data.training_data import TrainingBatches, build_training_batches, seeded
-from moco_d2.transfer.preflight.dataset_checks import register_datasets
 
 IMAGES = 10
 

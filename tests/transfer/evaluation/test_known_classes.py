@@ -10,8 +10,8 @@ from PIL import Image
 from support.toy_data import SIDE
 
 from moco_d2.config.load import load_config
+from moco_d2.transfer.data.registered import register_datasets
 from moco_d2.transfer.evaluation.build import build_evaluator
-from moco_d2.transfer.preflight.dataset_checks import register_datasets
 
 
 @pytest.fixture

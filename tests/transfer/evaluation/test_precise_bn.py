@@ -19,8 +19,8 @@ from support.transfer.precise_bn_two_processes import (
 from torch import nn
 
 from moco_d2.config.load import load_config
+from moco_d2.transfer.data.registered import register_datasets
 from moco_d2.transfer.evaluation.precise_bn import update_statistics
-from moco_d2.transfer.preflight.dataset_checks import register_datasets
 from moco_d2.transfer.trainer import Trainer
 
 TOLERANCE = {"rtol": 1e-6, "atol": 1e-6}

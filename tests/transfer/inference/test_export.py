@@ -12,7 +12,8 @@ from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 
 import moco_d2.plugin.compat
-from moco_d2.config.load import flatten, load_config
+from moco_d2.config.load import load_config
+from moco_d2.config.plain import flatten
 from moco_d2.errors import UserError
 from moco_d2.transfer.inference.export import export_detector
 from moco_d2.transfer.inference.predict import Predictor

@@ -79,7 +79,7 @@ def test_predictor_finds_what_the_evaluation_finds(finished, image):
     from detectron2.data import build_detection_test_loader
     from detectron2.data.detection_utils import read_image
 
-    from moco_d2.transfer.preflight.dataset_checks import register_datasets
+    from moco_d2.transfer.data.registered import register_datasets
 
     cfg = load_config("voc_C4_random.yaml", finished("voc_C4_random.yaml"))
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0

@@ -16,12 +16,8 @@ from support.transfer.dataset_files import make_cityscapes
 
 from moco_d2.config.load import load_config
 from moco_d2.errors import UserError
-from moco_d2.transfer.preflight.dataset_checks import (
-    check_datasets,
-    leave_out_missing,
-    load_dicts,
-    register_datasets,
-)
+from moco_d2.transfer.data.registered import leave_out_missing, load_dicts, register_datasets
+from moco_d2.transfer.preflight.dataset_checks import check_datasets
 from moco_d2.transfer.preflight.findings import Refusal
 
 

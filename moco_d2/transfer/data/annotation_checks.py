@@ -10,7 +10,7 @@ import numpy as np
 from detectron2.structures import BoxMode
 
 from moco_d2.errors import UserError
-from moco_d2.transfer.preflight.mask_checks import (
+from moco_d2.transfer.data.mask_checks import (
     Polygon,
     Size,
     polygon_problems,

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from moco_d2.benchmark.records.results import Record
-from moco_d2.config.load import FREE_KEYS, flatten, matched_sha256
+from moco_d2.config.plain import FREE_KEYS, flatten, matched_sha256
 
 #: The initialisation that differences are taken to.
 BASELINE = "supervised"

@@ -6,9 +6,10 @@ from pathlib import Path
 from moco_d2.benchmark.records.pretext_records import read_pretext_records
 from moco_d2.benchmark.records.results import Record, read_records
 from moco_d2.benchmark.sweeps.tables import sweep_tables
-from moco_d2.benchmark.tables.comparison import Table, measured_tables
+from moco_d2.benchmark.tables.comparison import measured_tables
 from moco_d2.benchmark.tables.formats import to_csv, to_html, to_latex, to_markdown
 from moco_d2.benchmark.tables.published import published_tables
+from moco_d2.benchmark.tables.table import Table
 from moco_d2.errors import UserError, closest
 
 #: Writers by name; each turns tables into text.

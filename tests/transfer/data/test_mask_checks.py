@@ -10,7 +10,7 @@ import pytest
 from pycocotools import mask as pycocotools_mask
 from pycocotools.coco import COCO
 
-from moco_d2.transfer.preflight.mask_checks import (
+from moco_d2.transfer.data.mask_checks import (
     MAX_OUTLINE,
     Polygon,
     Size,

@@ -6,7 +6,7 @@ import pytest
 from detectron2.structures import BoxMode
 
 from moco_d2.errors import UserError
-from moco_d2.transfer.preflight.annotation_checks import check_annotations
+from moco_d2.transfer.data.annotation_checks import check_annotations
 
 SOUND = {"bbox": [1, 2, 3, 4], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
 

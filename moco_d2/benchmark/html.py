@@ -104,7 +104,7 @@ def render_report(*, title: str, sections: Sequence[Section]) -> str:
         UserError: an image is missing or of a type browsers do not show.
     """
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("moco_d2.benchmark.report", "."),
+        loader=jinja2.PackageLoader("moco_d2.benchmark", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -119,7 +119,7 @@ def render_report(*, title: str, sections: Sequence[Section]) -> str:
         }
         for section in sections
     ]
-    return environment.get_template("report.html").render(title=title, sections=content)
+    return environment.get_template("page.html").render(title=title, sections=content)
 
 
 def _parts(section: Section) -> list[str]:

@@ -1,0 +1,90 @@
+"""The training data and views of a pretraining config."""
+
+from typing import Any
+
+from moco_d2.config.shard_patterns import SHARDS_PREFIX
+from moco_d2.errors import UserError
+from moco_d2.pretrain.augmentation.batched import DeviceAugmentation
+from moco_d2.pretrain.augmentation.views import build_augmentation, build_crop, find_recipe
+from moco_d2.pretrain.data.listed import ListedData
+from moco_d2.pretrain.data.sharded import ShardedData
+from moco_d2.pretrain.data.shards import list_shards
+from moco_d2.pretrain.data.sources import list_source, take_share
+from moco_d2.pretrain.data.stream import TrainingData, ViewMaker
+
+
+def build_training_data(cfg: Any, *, rank: int = 0, world_size: int = 1) -> TrainingData:
+    """The stream of batches of one process, from ``cfg.DATASETS.TRAIN`` and ``cfg.MOCO``.
+
+    Raises:
+        UserError: not exactly one dataset is named, it is missing or empty, it lacks the labels
+            that supervised pretraining needs, or a batch does not fit it or the processes.
+    """
+    names = cfg.DATASETS.TRAIN
+    if len(names) != 1:
+        raise UserError(
+            "pretraining reads one dataset: set DATASETS.TRAIN \"('path/to/images',)\""
+            f" (it names {len(names)} now)"
+        )
+    if cfg.SOLVER.IMS_PER_BATCH < 1:
+        raise UserError(f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is no batch")
+    stream = {
+        **build_views(cfg),
+        "total_batch": cfg.SOLVER.IMS_PER_BATCH,
+        "rank": rank,
+        "world_size": world_size,
+        "num_workers": cfg.DATALOADER.NUM_WORKERS,
+    }
+    if names[0].startswith(SHARDS_PREFIX):
+        if cfg.MOCO.DATA.SHARE != 1:
+            raise UserError("MOCO.DATA.SHARE is not for shards: name fewer of them, or set it to 1")
+        pattern = names[0].removeprefix(SHARDS_PREFIX)
+        shards = list_shards(
+            pattern,
+            num_images=cfg.MOCO.DATA.SHARD_IMAGES,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+        data = ShardedData(shards, shuffle=cfg.MOCO.DATA.SHARD_SHUFFLE, **stream)
+    else:
+        data = ListedData(take_share(list_source(names[0]), cfg.MOCO.DATA.SHARE), **stream)
+    if cfg.MOCO.PRETEXT == "supervised" and not data.classes:
+        raise UserError(
+            f"supervised pretraining needs labels, and {names[0]} has none: give a folder of one "
+            "folder a class, a list with labels, or counted shards with a .cls for every image"
+        )
+    return data
+
+
+def build_views(cfg: Any) -> dict[str, Any]:
+    """Both parts of the augmentation as TrainingData takes them: the workers' and the device's.
+
+    Raises:
+        UserError: MOCO.AUGMENTATION asks for one that there is not.
+    """
+    augmentation = cfg.MOCO.AUGMENTATION
+    recipe = find_recipe(augmentation.NAME)
+    size, scale, sigma = augmentation.SIZE, augmentation.CROP_SCALE, augmentation.BLUR_SIGMA
+    if augmentation.WHERE == "workers":
+        transform = build_augmentation(
+            augmentation.NAME, size=size, crop_scale=scale, blur_sigma=sigma
+        )
+        on_device = None
+    elif augmentation.WHERE == "device":
+        transform = build_crop(size=size, crop_scale=scale)
+        on_device = DeviceAugmentation(recipe, blur_sigma=sigma)
+    else:
+        raise UserError(
+            f"MOCO.AUGMENTATION.WHERE {augmentation.WHERE!r} is neither workers nor device"
+        )
+    seed = max(cfg.SEED, 0)  # Detectron2's negative SEED asks for a random one
+    make_views = ViewMaker(transform, names=view_names(cfg), seed=seed)
+    return {"make_views": make_views, "device_augmentation": on_device}
+
+
+def view_names(cfg: Any) -> tuple[str, ...]:
+    """The views a step needs of each image."""
+    if cfg.MOCO.PRETEXT == "supervised":
+        return ("query",)
+    # A memory bank has the keys; with a symmetric loss, the second view is a query too.
+    one_view = cfg.MOCO.DICTIONARY.NAME == "MemoryBank" and not cfg.MOCO.SYMMETRIC
+    return ("query",) if one_view else ("query", "key")

@@ -1,0 +1,110 @@
+"""Registered datasets: found, read, and freed of images whose files are missing."""
+
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils import comm
+
+from moco_d2.engine.annotation_files import check_annotation_files
+from moco_d2.errors import UserError, closest
+from moco_d2.transfer.data.annotation_checks import check_annotations
+from moco_d2.transfer.data.custom_datasets import FORMS, register_by_path
+from moco_d2.transfer.data.mask_checks import guarded_reading
+from moco_d2.transfer.data.voc_annotations import read_objects, read_split, split_file
+
+
+def register_datasets(names: tuple[str, ...]) -> None:
+    """Register those of `names` that are paths; check that the others are registered. Idempotent.
+
+    Raises:
+        UserError: unknown name (names the closest), or a path that is not such a dataset.
+    """
+    for name in names:
+        if name in DatasetCatalog.list():
+            continue
+        if not register_by_path(name):
+            raise UserError(
+                f"dataset {name!r} is not registered; "
+                + (closest(name, DatasetCatalog.list()) or f"write {FORMS}")
+            )
+
+
+def load_dicts(name: str) -> list[dict[str, Any]]:
+    """The dicts of a registered dataset.
+
+    Raises:
+        UserError: its annotations are missing, cannot be read or cannot be trained on; names the
+            file.
+    """
+    check_annotation_files(name)
+    _check_xml(name)
+    dicts = _load(name)
+    check_annotations(name, dicts)
+    return dicts
+
+
+def _load(name: str) -> list[dict[str, Any]]:
+    try:
+        with guarded_reading():
+            return DatasetCatalog.get(name)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"dataset {name!r}: {error.filename} does not exist; set DETECTRON2_DATASETS to the "
+            "folder that holds VOC2007/, VOC2012/, coco/, lvis/ or cityscapes/"
+        ) from error
+    except AssertionError as error:  # Detectron2's loaders: an inconsistent file, or one missing
+        reason = " ".join(str(error).split())
+        raise UserError(f"dataset {name!r} cannot be read, because of: {reason}") from error
+    except ModuleNotFoundError as error:
+        raise UserError(f"dataset {name!r} needs {error.name}: pip install {error.name}") from error
+    except (
+        *(KeyError, TypeError, ValueError, IndexError, AttributeError),
+        *(OverflowError, RecursionError),
+    ) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(
+            f"dataset {name!r}: its annotations are damaged, and Detectron2's reader finds {what}; "
+            "mend the file"
+        ) from error
+
+
+def _check_xml(name: str) -> None:
+    """Read VOC annotations as the evaluation does, before Detectron2's reader, which expands the
+    entities that they declare.
+    """
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("evaluator_type") != "pascal_voc":
+        return
+    if not Path(split_file(metadata.dirname, metadata.split)).is_file():
+        return  # of what is missing Detectron2 tells
+    for image in read_split(metadata.dirname, metadata.split):
+        file = Path(metadata.dirname) / "Annotations" / f"{image}.xml"
+        if file.is_file():
+            read_objects(file)
+
+
+def leave_out_missing(names: tuple[str, ...]) -> None:
+    """Register datasets anew without the images of which a file is missing: what --force does to
+    those of DATASETS.TRAIN. All processes must call.
+    """
+    for name in names:
+        load = DatasetCatalog[name]
+        absent = missing_files(load())
+        if absent:
+            DatasetCatalog.remove(name)
+            DatasetCatalog.register(
+                name,
+                lambda load=load, absent=absent: [d for d in load() if not absent & files_of(d)],
+            )
+
+
+def missing_files(dicts: list[dict[str, Any]]) -> set[str]:
+    """The files of a dataset that any process lacks. All processes must call."""
+    here = {file for d in dicts for file in files_of(d) if not Path(file).is_file()}
+    return set().union(*comm.all_gather(here))
+
+
+def files_of(sample: dict[str, Any]) -> set[str]:
+    """The image, and in semantic segmentation that of its labels."""
+    return {sample[key] for key in ("file_name", "sem_seg_file_name") if key in sample}

@@ -40,7 +40,7 @@ lint: env
 BENCHMARKS := distributed evaluation feeding fine_tuning linear_evaluation memory pretraining_step records scale start_up
 bench: bench-env
 	for name in $(BENCHMARKS); do \
-		$(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json || exit 1; done
+		$(BIN)/python benchmarks/$$name.py --json results/benchmarks/$$name.json || exit 1; done
 	$(BIN)/python benchmarks/render.py
 
 # After a change of the dependencies in pyproject.toml. torch and torchvision stay a pair that common GPU images have.

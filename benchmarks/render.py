@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""benchmarks/results/*.json -> docs/performance.md. No figure there is typed by hand.
+"""results/benchmarks/*.json -> docs/performance.md. No figure there is typed by hand.
 
 python benchmarks/render.py
 """
@@ -13,7 +13,7 @@ from harness import RESULTS, met
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 _HEAD = """# Performance
 
-Written by `benchmarks/render.py` from the results in `benchmarks/results/`; each section names the
+Written by `benchmarks/render.py` from the results in `results/benchmarks/`; each section names the
 command that measured it, and on what. Ratios are medians over turns in one run: what is compared
 takes turns, so that a busy machine slows all alike.
 """

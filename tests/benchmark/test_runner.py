@@ -1,4 +1,4 @@
-"""The runner, with tools that take no time (fake_tools/); with real ones: benchmarks/grid.py."""
+"""The runner, with tools that take no time (fake_tools/); with real ones: campaigns/grid.py."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Whole runs of processes that disagree: benchmarks/faults.py, of which test_faults.py has one."""
+"""Whole runs of processes that disagree: campaigns/faults.py, of which test_faults.py has one."""
 
 import pytest
 import torch

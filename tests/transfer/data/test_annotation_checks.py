@@ -1,4 +1,4 @@
-"""What benchmarks/faults.py tries as whole runs, as dataset dicts."""
+"""What campaigns/faults.py tries as whole runs, as dataset dicts."""
 
 import math
 

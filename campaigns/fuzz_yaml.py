@@ -8,7 +8,7 @@ for a minute, takes 2 GiB of memory more, raises anything but a one-sentence Use
 command, asks the network, or writes a file where none belongs: outside the suite's folder, or at
 all after a refusal.
 
-    python benchmarks/fuzz_yaml.py [--cases 600] [--seed 0] [--json FILE]
+    python campaigns/fuzz_yaml.py [--cases 600] [--seed 0] [--json FILE]
 """
 
 import argparse

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 """A folder of sweeps as a page of the documentation: figures, tables and what they show, from the
-results alone. Writes README.md, one SVG a sweep, results.json.
+results alone. Writes README.md, one SVG a sweep, and results/studies/sweeps.json.
 
 example:
   tools/benchmark.py run pretext_smoke --gpus-per-run 0
-  python benchmarks/sweeps.py output/pretext_smoke --output docs/sweeps
+  python studies/sweeps.py output/pretext_smoke --output docs/sweeps
 """
 
 import argparse
@@ -36,6 +36,7 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, help="of a suite of kind pretext")
     parser.add_argument("--output", type=Path, default=Path("docs/sweeps"))
+    parser.add_argument("--json", type=Path, default=Path("results/studies/sweeps.json"))
     args = parser.parse_args()
     records = read_pretext_records([args.folder])
     found = studies(records)
@@ -48,7 +49,7 @@ def main() -> None:
         draw(study, args.output / image)
         parts += [f"![{described(study)}]({image})\n", to_markdown([table]), _gains(study)]
     parts.append(_limits(records))
-    write_json(args.output / "results.json", _summary(args.folder, records))
+    write_json(args.json, _summary(args.folder, records))
     write_text(args.output / "README.md", "\n".join(parts))
     print("\n\n".join(f"{study.sweep.name}: {agreement(study)}" for study in found))
 
@@ -63,13 +64,13 @@ def _about(suite: str, records: Sequence[PretextRecord]) -> str:
     data = {f"{r.evaluation['data']['val_images']} others" for r in records}
     steps = {p["iterations"] for p in of}
     return (
-        f"`tools/benchmark.py run {suite}`, then `python benchmarks/sweeps.py`: {len(trained)} "
+        f"`tools/benchmark.py run {suite}`, then `python studies/sweeps.py`: {len(trained)} "
         f"pretrainings of {_several(steps)} steps on {_several({r.images for r in trained})} images"
         f", seed(s) {_several({r.seed for r in trained})}, evaluated by "
         f"{_several({r.protocol for r in records})} on {_several(data)}. {values}. "
         f"{_several(machines)}, torch {_several(versions)}, "
         f"{statistics.median(seconds):.2f} s a step (other programs were running). "
-        "Every result with its settings: [results.json](results.json).\n"
+        "Every result with its settings: [results](../../results/studies/sweeps.json).\n"
     )
 
 

@@ -7,16 +7,16 @@ from typing import Any
 
 from fault_kinds.case import Kind
 
-# Beside the page; an absent one is a section that says so.
-CAMPAIGNS, SOAK = "reliability.json", "reliability_soak.json"
-MUTATIONS, UNTRUSTED = "reliability_mutations.json", "reliability_untrusted.md"
+# An absent one is a section that says so.
+CAMPAIGNS, SOAK = "results/campaigns/faults.json", "results/campaigns/soak.json"
+MUTATIONS, UNTRUSTED = "results/campaigns/mutations.json", "docs/reliability_untrusted.md"
 FUZZING = {"checkpoints": "fuzz_checkpoints", "configs and suites": "fuzz_yaml"}
 
 # ruff: noqa: E501 - Markdown
 _INTRODUCTION = """# Reliability
 
 What a run of days can count on, how that is tried, and the figures of the last time. This page is
-written by `python benchmarks/faults.py --render docs/reliability.md`.
+written by `python campaigns/faults.py --render docs/reliability.md`.
 
 A fault is dealt to a real command of `tools/` at tiny settings, in a forked process; it follows
 from the seed, its kind and its number. Kills come after a random time, or at one of the run's own
@@ -25,10 +25,10 @@ checkpoint written. "The same result" compares every tensor, optimizer and gener
 and record with those of a run that nothing disturbed.
 
 ```sh
-python benchmarks/faults.py --list                                   # the kinds
-python benchmarks/faults.py --only 'kill *' --count 5 --minutes 5    # some; exit code 1 if one fails
-python benchmarks/faults.py --json docs/reliability.json             # all; figures are added there
-python benchmarks/faults.py --soak 60 --json docs/reliability_soak.json
+python campaigns/faults.py --list                                   # the kinds
+python campaigns/faults.py --only 'kill *' --count 5 --minutes 5    # some; exit code 1 if one fails
+python campaigns/faults.py --json results/campaigns/faults.json             # all; figures are added there
+python campaigns/faults.py --soak 60 --json results/campaigns/soak.json
 ```
 
 """
@@ -77,7 +77,7 @@ def render(folder: Path, kinds: Iterable[Kind]) -> str:
     """The page.
 
     Args:
-        folder: has the files of figures.
+        folder: the checkout, which has the files of figures.
         kinds: in the order of the page.
     """
     return "\n".join(
@@ -191,7 +191,7 @@ def _mutations(entries: list[dict[str, Any]] | None) -> str:
     lines += [
         f"Each of {len(entries)} changes of code, config or settings keeps training going and "
         f"measures the wrong thing; {caught} are caught, by the check named "
-        "(`python benchmarks/mutations.py`).",
+        "(`python campaigns/mutations.py`).",
         "",
         "| change | caught by |",
         "|---|---|",
@@ -220,7 +220,7 @@ def _fuzzing(folder: Path) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for what, name in FUZZING.items():
-        found = _read(folder / f"{name}.json")
+        found = _read(folder / f"results/campaigns/{name}.json")
         if found is None:
             lines.append(f"| {what} | `python benchmarks/{name}.py` | not run yet | | | | | |")
             continue

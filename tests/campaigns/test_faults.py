@@ -1,4 +1,4 @@
-"""A sample of the campaign in benchmarks/faults.py, and that it can fail."""
+"""A sample of the campaign in campaigns/faults.py, and that it can fail."""
 
 import contextlib
 import importlib.util
@@ -12,13 +12,13 @@ from support.paths import ROOT
 
 from moco_d2 import files
 
-BENCHMARKS = ROOT / "benchmarks"
+CAMPAIGNS = ROOT / "campaigns"
 
 
 @pytest.fixture(scope="module")
 def faults():
     before = list(sys.path)
-    spec = importlib.util.spec_from_file_location("faults", BENCHMARKS / "faults.py")
+    spec = importlib.util.spec_from_file_location("faults", CAMPAIGNS / "faults.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)  # which adds to sys.path what it needs
     yield module
@@ -176,4 +176,4 @@ def test_the_committed_page_is_made_from_the_committed_figures(faults, kinds):
     from fault_kinds.page import render
 
     page = (ROOT / "docs" / "reliability.md").read_text()
-    assert page == render(ROOT / "docs", kinds.values())
+    assert page == render(ROOT, kinds.values())

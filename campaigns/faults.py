@@ -5,9 +5,9 @@ Kills and SIGTERM at random moments, full disks, lost folders, killed workers, d
 annotations, processes that die, hang or disagree. Every fault follows from the seed, its kind and
 its number; each is a line. Any that breaks a promise is a failure, and the exit code is 1.
 
-    python benchmarks/faults.py --only 'kill *' --minutes 10 --json docs/reliability.json
-    python benchmarks/faults.py --soak 60 --json soak.json
-    python benchmarks/faults.py --render docs/reliability.md
+    python campaigns/faults.py --only 'kill *' --minutes 10 --json results/campaigns/faults.json
+    python campaigns/faults.py --soak 60 --json soak.json
+    python campaigns/faults.py --render docs/reliability.md
 """
 
 import argparse
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "campaigns"), str(ROOT / "tests")]
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -80,7 +80,7 @@ def _print(result: dict[str, Any]) -> None:
 
 
 def summary(results: list[dict[str, Any]], seed: int) -> dict[str, Any]:
-    """Results of a campaign as an entry of docs/reliability.json."""
+    """Results of a campaign as an entry of results/campaigns/faults.json."""
     kinds: dict[str, dict[str, Any]] = {}
     for result in results:
         of = kinds.setdefault(
@@ -138,7 +138,12 @@ def _parse() -> argparse.Namespace:
     add("--seed", type=int, default=0)
     add("--json", type=Path, metavar="FILE", help="add the figures to this file")
     add("--soak", type=float, metavar="MINUTES", help="pretrain for so long instead")
-    add("--render", type=Path, metavar="FILE.md", help="write the page of the figures beside it")
+    add(
+        "--render",
+        type=Path,
+        metavar="FILE.md",
+        help="write the page of the figures",
+    )
     add("--list", action="store_true", help="print the kinds and what they are to show")
     return parser.parse_args()
 
@@ -159,7 +164,7 @@ def main() -> None:
     if args.render:
         from fault_kinds.page import render
 
-        args.render.write_text(render(args.render.parent, all_kinds()), encoding="utf-8")
+        args.render.write_text(render(ROOT, all_kinds()), encoding="utf-8")
         return
     if args.list:
         print(*(f"{kind.name} ({kind.count}): {kind.promise}" for kind in kinds), sep="\n")

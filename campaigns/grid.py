@@ -7,8 +7,8 @@ of the runner alone, whose runs then go on as orphans, at a third; each time sta
 Shows that both tables are the same, and the final weights bit for bit, and that no run was run
 twice. Exit code 1 if not.
 
-    python benchmarks/grid.py --out output/grid
-    python benchmarks/grid.py --out output/grid --seed 7     # other moments
+    python campaigns/grid.py --out output/grid
+    python campaigns/grid.py --out output/grid --seed 7     # other moments
 """
 
 import argparse

@@ -3,10 +3,11 @@
 
 One baseline, and the paper's ablations around it: momentum (section 4.1), dictionary size and
 mechanism (Figure 3), ShuffleBN (Figure A.1). Every run is tools/pretrain.py on a class folder of
-image files; a run that has finished is not repeated. Writes runs.json, curves.png, table.md.
+image files; a run that has finished is not repeated. Writes
+results/studies/learning.json, curves.png and table.md.
 
 example:
-  python benchmarks/learning_study.py --output docs/learning --work output/learning
+  python studies/learning.py --output docs/learning --work output/learning
 """
 
 import argparse
@@ -72,6 +73,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("docs/learning"))
+    parser.add_argument("--json", type=Path, default=Path("results/studies/learning.json"))
     parser.add_argument("--work", type=Path, default=Path("output/learning"), help="runs and data")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
@@ -230,7 +232,7 @@ def main() -> None:
         "seeds": args.seeds,
         "results": results,
     }
-    (args.output / "runs.json").write_text(json.dumps(record, indent=1) + "\n")
+    args.json.write_text(json.dumps(record, indent=1) + "\n")
     print(text)
 
 

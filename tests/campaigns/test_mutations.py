@@ -1,5 +1,5 @@
-"""The list in benchmarks/mutations.yaml fits the code, and a sample of it is tried; the whole of it
-by `python benchmarks/mutations.py`, in some minutes.
+"""The list in campaigns/mutations.yaml fits the code, and a sample of it is tried; the whole of it
+by `python campaigns/mutations.py`, in some minutes.
 """
 
 import dataclasses
@@ -10,9 +10,9 @@ import subprocess
 import sys
 
 import pytest
-from support.paths import BENCHMARKS
+from support.paths import CAMPAIGNS
 
-PROGRAM = BENCHMARKS / "mutations.py"
+PROGRAM = CAMPAIGNS / "mutations.py"
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ more than ten seconds, ends the interpreter, takes more memory than is stated, l
 after a refusal, runs code from the file, or converts altered weights without noticing, where the
 container has a checksum or the alteration is not of this kind.
 
-    python benchmarks/fuzz_checkpoints.py [--cases 3000] [--seed 0] [--json FILE]
+    python campaigns/fuzz_checkpoints.py [--cases 3000] [--seed 0] [--json FILE]
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A sample of the campaign in benchmarks/fuzz_checkpoints.py, and that it can fail."""
+"""A sample of the campaign in campaigns/fuzz_checkpoints.py, and that it can fail."""
 
 import importlib.util
 import os
@@ -6,14 +6,14 @@ import signal
 import sys
 
 import pytest
-from support.paths import BENCHMARKS
+from support.paths import CAMPAIGNS
 
 CASES = range(100_000, 100_080)
 
 
 @pytest.fixture(scope="module")
 def campaign():
-    file = BENCHMARKS / "fuzz_checkpoints.py"
+    file = CAMPAIGNS / "fuzz_checkpoints.py"
     spec = importlib.util.spec_from_file_location("fuzz_checkpoints", file)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # its dataclass looks itself up

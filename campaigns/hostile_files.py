@@ -1,4 +1,4 @@
-"""Files for benchmarks/fuzz_checkpoints.py that are hostile on purpose, each made from a seed.
+"""Files for campaigns/fuzz_checkpoints.py that are hostile on purpose, each made from a seed.
 
 * Programs: pickles that name what the reader allows (and at times what it does not), with arguments
   and states that no writer gives: addresses, offsets, strides, object types, sizes without end.

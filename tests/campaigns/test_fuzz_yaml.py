@@ -1,4 +1,4 @@
-"""A sample of the campaign in benchmarks/fuzz_yaml.py, and that it can fail."""
+"""A sample of the campaign in campaigns/fuzz_yaml.py, and that it can fail."""
 
 import faulthandler
 import importlib.util
@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.paths import BENCHMARKS
+from support.paths import CAMPAIGNS
 
 from moco_d2.errors import UserError
 
@@ -19,7 +19,7 @@ CASES = range(100_000, 100_050)
 
 @pytest.fixture(scope="module")
 def campaign():
-    file = BENCHMARKS / "fuzz_yaml.py"
+    file = CAMPAIGNS / "fuzz_yaml.py"
     spec = importlib.util.spec_from_file_location("fuzz_yaml", file)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # its dataclasses look themselves up

@@ -7,7 +7,7 @@ a run, and the preflight must refuse them; or it is a set of run records, and th
 what is wrong with them. The program works on a copy. It ends with exit code 1 if one slips through,
 and with 2 if the list no longer fits the code.
 
-    python benchmarks/mutations.py [--only ID ...] [--quick] [--json FILE]
+    python campaigns/mutations.py [--only ID ...] [--quick] [--json FILE]
 """
 
 import argparse
@@ -33,7 +33,18 @@ import yaml
 ROOT = Path(__file__).parents[1]
 LIST = Path(__file__).with_suffix(".yaml")
 LIMIT_S = 180  # for one entry
-_COPIED = ("moco_d2", "configs", "tests", "tools", "benchmarks", "docs", "pyproject.toml")
+_COPIED = (
+    "moco_d2",
+    "configs",
+    "tests",
+    "tools",
+    "benchmarks",
+    "campaigns",
+    "studies",
+    "results",
+    "docs",
+    "pyproject.toml",
+)
 # Imported once, before a process is forked for each entry: of a check's seconds most are these.
 # Neither the package nor Detectron2, which the package patches, is among them.
 _HEAVY = ("torch", "torchvision.transforms.v2", "torch.utils.tensorboard", "pytest", "cv2",

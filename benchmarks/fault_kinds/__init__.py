@@ -1,1 +1,0 @@
-"""The kinds of faults that benchmarks/faults.py tries."""

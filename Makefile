@@ -35,6 +35,7 @@ lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/mypy
 
 # Each benchmark takes turns between what it compares, for a minute to a quarter of an hour; leave the machine alone.
 BENCHMARKS := distributed evaluation feeding fine_tuning linear_evaluation memory pretraining_step records scale start_up
@@ -55,4 +56,4 @@ lock: env
 		pathlib.Path('requirements-bench.lock').write_text(''.join(p for p in parts('.venv/bench.lock') if p not in base))"
 
 clean:
-	rm -rf .venv output .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv output .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -2,23 +2,16 @@
 
 import argparse
 
-from moco_d2.config.load import load_config_of
-from moco_d2.engine.launch import choose_device, claimed, hold_log, seed, setup_run
+from moco_d2.engine.job import load_job
+from moco_d2.engine.launch import claimed, hold_log, seed, setup_run
 from moco_d2.engine.malloc import keep_freed_memory
-from moco_d2.errors import UserError
 from moco_d2.pretrain.engine import Pretrainer
 
 
 def pretrain(args: argparse.Namespace) -> None:
     """Load the config, check it, and train; see tools/pretrain.py --help for the flags."""
     held = hold_log()
-    cfg = load_config_of(args)
-    if cfg.MOCO.TASK:
-        raise UserError(
-            f"{args.config_file} fine-tunes a detector ({cfg.MOCO.TASK}); run it with "
-            "tools/train_net.py"
-        )
-    choose_device(cfg)
+    cfg = load_job(args, fine_tunes=False)
     if cfg.MODEL.DEVICE == "cpu":
         keep_freed_memory()
     cfg.freeze()

@@ -1,4 +1,7 @@
-"""What tools/train_net.py runs in every process."""
+"""What tools/train_net.py runs in every process: load, plan, check, train, record.
+
+Each stage hands on one value: plan.LoadedRun, plan.RunPlan, the findings, the metrics.
+"""
 
 import argparse
 import logging
@@ -7,24 +10,16 @@ from typing import Any
 
 from detectron2.utils import comm
 
-from moco_d2.config.load import find_config, load_config_of
-from moco_d2.engine.consistency import check_agreement, of_run
-from moco_d2.engine.launch import choose_device, claimed, hold_log, seed, setup_run
-from moco_d2.errors import UserError
+from moco_d2.engine.launch import claimed, hold_log, seed, setup_run
 from moco_d2.transfer.data.registered import leave_out_missing
 from moco_d2.transfer.inference.detector import load_detector
-from moco_d2.transfer.preflight import config_checks
-from moco_d2.transfer.preflight.dataset_checks import check_datasets
-from moco_d2.transfer.preflight.findings import enforce, has_refusal
-from moco_d2.transfer.preflight.memory import available_bytes
+from moco_d2.transfer.plan import RunPlan, load_run, plan_run
+from moco_d2.transfer.preflight.check import check, check_loaded
+from moco_d2.transfer.preflight.findings import Finding, enforce, has_refusal
 from moco_d2.transfer.record import RunRecorder
-from moco_d2.transfer.schedule import describe, scale_to_hardware
+from moco_d2.transfer.schedule import describe
 from moco_d2.transfer.trainer import Trainer
-from moco_d2.transfer.weights import (
-    RANDOM,
-    check_weights_file,
-    describe_weights,
-)
+from moco_d2.transfer.weights import RANDOM
 
 logger = logging.getLogger(__name__)
 
@@ -39,61 +34,54 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         UserError: something the user can mend. If training has not begun, nothing is written.
     """
     held = hold_log()
-    cfg = load_config_of(args)
-    if not cfg.MOCO.TASK:
-        raise UserError(
-            f"{args.config_file} names no task: set MOCO.TASK, or run a pretraining config with "
-            "tools/pretrain.py"
-        )
-    choose_device(cfg)
-    check_weights_file(cfg.MODEL.WEIGHTS)
-    weights = describe_weights(cfg.MODEL.WEIGHTS)
-    check_agreement({**of_run(cfg), "the content of MODEL.WEIGHTS": (weights or {}).get("sha256")})
-    with claimed(cfg.OUTPUT_DIR):
-        return _train(args, cfg, weights, held)
+    loaded = load_run(args)
+    with claimed(loaded.cfg.OUTPUT_DIR):
+        plan = plan_run(loaded, comm.get_world_size(), eval_only=args.eval_only)
+        findings = check(plan)
+        seed(plan.cfg)
+        if plan.eval_only:
+            enforce(findings, force=args.force, logger=logger)
+            return _evaluate(plan, args, held)
+        if has_refusal(findings):
+            enforce(findings, force=args.force, logger=logger)
+        return _train(plan, findings, args, held)
+
+
+def _evaluate(
+    plan: RunPlan, args: argparse.Namespace, held: logging.handlers.MemoryHandler
+) -> dict[str, Any]:
+    model = load_detector(plan.cfg)
+    setup_run(plan.cfg, args, held)
+    return Trainer.test(plan.cfg, model)
 
 
 def _train(
+    plan: RunPlan,
+    findings: list[Finding],
     args: argparse.Namespace,
-    cfg: Any,
-    weights: dict[str, Any] | None,
     held: logging.handlers.MemoryHandler,
 ) -> dict[str, Any]:
-    """`train` in an OUTPUT_DIR in which no other run is at work."""
-    findings = check_datasets(cfg, eval_only=args.eval_only)
-    world_size = comm.get_world_size()
-    cfg, schedule = scale_to_hardware(cfg, world_size)
-    cfg.freeze()
-    seed(cfg)
-    provenance = (weights or {}).get("provenance")
-    findings += config_checks.check_config(cfg, provenance, world_size=world_size)
-    if args.eval_only:
-        enforce(findings, force=args.force, logger=logger)
-        model = load_detector(cfg)
-        setup_run(cfg, args, held)
-        return Trainer.test(cfg, model)
-    findings += config_checks.check_schedule(cfg) + config_checks.check_settings(cfg)
-    available = smallest_of_processes(available_bytes(cfg.MODEL.DEVICE, comm.get_local_size()))
-    findings += config_checks.check_memory(cfg, available=available, world_size=world_size)
-    if has_refusal(findings):
-        enforce(findings, force=args.force, logger=logger)
+    """Train, and record what came of it.
+
+    The model is built and filled before the first file is written: a run that is refused leaves
+    nothing behind.
+    """
+    cfg = plan.cfg
     if args.force:
         leave_out_missing(cfg.DATASETS.TRAIN)
-    # The model is built and filled before the first file is written: a refused run leaves nothing
-    # behind.
-    recorder = RunRecorder(find_config(args.config_file).name, schedule, list(findings), weights)
+    recorder = RunRecorder(plan.config_file, dict(plan.schedule), list(findings), plan.weights)
     trainer = Trainer(cfg)
     trainer.checkpointer.add_checkpointable("record", recorder)
     coverage = trainer.resume_or_load(resume=args.resume)
     resumed = trainer.start_iter > 0
     if not resumed:
         recorder.coverage = coverage
-        incomplete = config_checks.check_coverage(cfg, coverage)
-        findings += incomplete
+        incomplete = check_loaded(plan, coverage)
+        findings = [*findings, *incomplete]
         recorder.findings += incomplete
     enforce(findings, force=args.force, logger=logger)
     setup_run(cfg, args, held)
-    for line in describe(schedule):
+    for line in describe(plan.schedule):
         logger.info("effective schedule: %s", line)
     if cfg.MODEL.WEIGHTS != RANDOM and not resumed:
         logger.info("%d of %d pretrained tensors arrived", coverage.loaded, coverage.expected)
@@ -106,9 +94,3 @@ def _train(
         recorder.test_images = {name: trainer.test_images[name] for name in cfg.DATASETS.TEST}
         logger.info("run record: %s", recorder.write(cfg, metrics))
     return metrics
-
-
-def smallest_of_processes(number: int | None) -> int | None:
-    """The smallest that any process has, so that all decide alike; None if one does not know."""
-    numbers = comm.all_gather(number)
-    return None if None in numbers else min(numbers)

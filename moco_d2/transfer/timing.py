@@ -29,21 +29,21 @@ def measure(args: argparse.Namespace) -> None:
     from detectron2.utils import comm
     from detectron2.utils.events import EventStorage
 
-    from moco_d2.config.load import load_config_of
-    from moco_d2.engine.launch import choose_device
+    from moco_d2.engine.job import load_job
     from moco_d2.files import write_json
     from moco_d2.records.environment import hardware, peak_memory_gib
+    from moco_d2.transfer.plan import LoadedRun, plan_run
     from moco_d2.transfer.preflight.dataset_checks import check_datasets
     from moco_d2.transfer.preflight.findings import enforce
-    from moco_d2.transfer.schedule import scale_to_hardware
     from moco_d2.transfer.trainer import Trainer
     from moco_d2.transfer.weights import RANDOM
 
-    cfg = load_config_of(args)
-    choose_device(cfg)
-    enforce(check_datasets(cfg), force=False, logger=logging.getLogger(__name__))
-    cfg, schedule = scale_to_hardware(cfg, comm.get_world_size())
+    cfg = load_job(args, fine_tunes=True)
     cfg.MODEL.WEIGHTS = RANDOM
+    enforce(check_datasets(cfg), force=False, logger=logging.getLogger(__name__))
+    plan = plan_run(LoadedRun(args.config_file, cfg, weights=None), comm.get_world_size())
+    schedule, cfg = plan.schedule, plan.cfg.clone()
+    cfg.defrost()
     on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
     with tempfile.TemporaryDirectory() as folder:
         cfg.OUTPUT_DIR = folder  # nothing is kept

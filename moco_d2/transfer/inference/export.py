@@ -12,7 +12,7 @@ from detectron2.config import get_cfg
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from moco_d2.config.load import load_config_of
+from moco_d2.engine.job import load_job
 from moco_d2.config.plain import flatten, to_plain
 from moco_d2.engine.launch import choose_device
 from moco_d2.errors import UserError
@@ -44,7 +44,7 @@ def main(args: argparse.Namespace) -> None:
     if not comm.is_main_process():
         return
     setup_logger(name="moco_d2", abbrev_name="moco_d2")
-    cfg = load_config_of(args)
+    cfg = load_job(args)
     config_file, ours = export_detector(cfg, args.export)
     logger.info("exported: %s and %s", args.export, config_file)
     if ours:

@@ -17,8 +17,7 @@ from detectron2.utils.logger import setup_logger
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from PIL import Image
 
-from moco_d2.config.load import load_config_of
-from moco_d2.engine.launch import choose_device
+from moco_d2.engine.job import load_job
 from moco_d2.errors import UserError
 from moco_d2.files import atomic_write
 from moco_d2.transfer.data.registered import register_datasets
@@ -35,8 +34,7 @@ def main(args: argparse.Namespace) -> None:
     if not comm.is_main_process():
         return
     images, overrides = split_words(args.predict)
-    cfg = load_config_of(args, overrides)
-    choose_device(cfg)
+    cfg = load_job(args, overrides)
     setup_logger(name="moco_d2", abbrev_name="moco_d2")
     for path in draw_predictions(cfg, images):
         logger.info("drawn: %s", path)

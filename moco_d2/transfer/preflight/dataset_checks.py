@@ -25,22 +25,31 @@ def check_datasets(cfg: Any, *, eval_only: bool = False) -> list[Finding]:
         cfg: the config as it will run.
         eval_only: only DATASETS.TEST is used.
 
-    Raises:
-        UserError: DATASETS.TEST does not name one set; a dense pose run; or one with proposals from
-            a file, which Detectron2 unpickles, and with that runs what is in it.
+    Returns:
+        what is wrong; a Refusal for a run that cannot be made: a dense pose run, one with proposals
+        from a file, which Detectron2 unpickles, or one with several test sets.
     """
-    refuse_densepose(cfg)
-    if cfg.MODEL.LOAD_PROPOSALS:
-        raise UserError(
-            "MODEL.LOAD_PROPOSALS is True: Detectron2 reads proposals from pickles, which can run "
-            "code, and no task here uses any; set it to False"
-        )
-    if len(cfg.DATASETS.TEST) != 1:
-        raise UserError(
-            f"DATASETS.TEST names {len(cfg.DATASETS.TEST)} sets; a run is recorded with the "
-            "results of one"
-        )
+    if uses_densepose(cfg):
+        return [_sent_to_densepose(cfg)]
     found: list[Finding] = []
+    if cfg.MODEL.LOAD_PROPOSALS:
+        found.append(
+            Refusal(
+                "MODEL.LOAD_PROPOSALS",
+                "True",
+                "Detectron2 reads proposals from pickles, which can run code, and no task here "
+                "uses any; set it to False",
+            )
+        )
+    if len(cfg.DATASETS.TEST) > 1:
+        found.append(
+            Refusal(
+                "DATASETS.TEST",
+                str(tuple(cfg.DATASETS.TEST)),
+                f"it names {len(cfg.DATASETS.TEST)} sets, and a run is recorded with the results "
+                "of one; name one",
+            )
+        )
     there: list[tuple[str, str]] = []
     trained_on: set[str] = set()
     for split in ("TEST",) if eval_only else ("TRAIN", "TEST"):
@@ -139,15 +148,12 @@ def _check_class_names(cfg: Any, datasets: list[tuple[str, str]]) -> Iterator[Fi
         )
 
 
-def refuse_densepose(cfg: Any) -> None:
-    """Send a dense pose run to the project's own command; ours would train without its labels.
-
-    Raises:
-        UserError: `cfg` is such a run.
-    """
-    if uses_densepose(cfg):
-        raise UserError(
-            "dense pose runs are trained by the DensePose project itself: "
-            "DETECTRON2_ENV_MODULE=moco_d2 python detectron2/projects/DensePose/train_net.py "
-            f"--config-file configs/{cfg.MOCO.TASK}_moco.yaml MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}"
-        )
+def _sent_to_densepose(cfg: Any) -> Refusal:
+    """Our command would train without the labels of dense pose."""
+    return Refusal(
+        "MODEL.DENSEPOSE_ON",
+        str(cfg.MODEL.DENSEPOSE_ON),
+        "dense pose runs are trained by the DensePose project itself: "
+        "DETECTRON2_ENV_MODULE=moco_d2 python detectron2/projects/DensePose/train_net.py "
+        f"--config-file configs/{cfg.MOCO.TASK}_moco.yaml MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}",
+    )

@@ -2,6 +2,7 @@ import functools
 import itertools
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -378,8 +379,17 @@ def test_annotations_nested_without_end_are_one_sentence(tmp_path):
 def test_proposals_from_a_pickle_are_refused(voc, words):
     """Detectron2 unpickles them, whatever is in them."""
     cfg = load_config(VOC, [*words(voc), "MODEL.LOAD_PROPOSALS", "True"])
-    with pytest.raises(UserError, match=r"MODEL\.LOAD_PROPOSALS is True: .* can run code"):
-        check_datasets(cfg)
+    found = check_datasets(cfg)[0]
+    assert isinstance(found, Refusal)
+    assert re.match(r"MODEL\.LOAD_PROPOSALS is True: .* can run code", str(found))
+
+
+def test_two_test_sets_are_refused(voc, words):
+    names = str((*voc["DATASETS.TEST"], *voc["DATASETS.TRAIN"]))
+    cfg = load_config(VOC, [*words(voc), *TWO, "DATASETS.TEST", names])
+    found = check_datasets(cfg)[0]
+    assert isinstance(found, Refusal)
+    assert "it names 2 sets, and a run is recorded with the results of one" in str(found)
 
 
 @pytest.mark.parametrize("kind", ["voc", "coco"])

@@ -1,0 +1,77 @@
+"""The first two stages of a fine-tuning run: what it is given, and what it will do with that."""
+
+import argparse
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from moco_d2.config.load import find_config
+from moco_d2.engine.consistency import check_agreement, of_run
+from moco_d2.engine.job import load_job
+from moco_d2.transfer.schedule import scale_to_hardware
+from moco_d2.transfer.weights import check_weights_file, describe_weights
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedRun:
+    """What a run is given.
+
+    Attributes:
+        config_file: name of the config file, ``voc_C4_moco.yaml``.
+        cfg: the config, not yet scaled to the hardware.
+        weights: see weights.describe_weights.
+    """
+
+    config_file: str
+    cfg: Any
+    weights: dict[str, Any] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class RunPlan:
+    """What a run will do: everything that its checks, its training and its record need to know.
+
+    Attributes:
+        config_file: name of the config file.
+        cfg: the config as it will run, frozen.
+        schedule: what was scaled, to what and why: see schedule.scale_to_hardware.
+        weights: see weights.describe_weights.
+        world_size: number of processes.
+        eval_only: the run evaluates MODEL.WEIGHTS and does not train.
+    """
+
+    config_file: str
+    cfg: Any
+    schedule: Mapping[str, Any]
+    weights: dict[str, Any] | None
+    world_size: int
+    eval_only: bool = False
+
+    @property
+    def provenance(self) -> dict[str, Any] | None:
+        """The converter's report inside the weight file, if it has one."""
+        return (self.weights or {}).get("provenance")
+
+
+def load_run(args: argparse.Namespace) -> LoadedRun:
+    """Load the config and read the account that the weights give of themselves. All processes call.
+
+    Raises:
+        UserError: the config or the weights cannot be used, or differ between the processes.
+    """
+    cfg = load_job(args, fine_tunes=True)
+    check_weights_file(cfg.MODEL.WEIGHTS)
+    weights = describe_weights(cfg.MODEL.WEIGHTS)
+    check_agreement({**of_run(cfg), "the content of MODEL.WEIGHTS": (weights or {}).get("sha256")})
+    return LoadedRun(find_config(args.config_file).name, cfg, weights)
+
+
+def plan_run(loaded: LoadedRun, world_size: int, *, eval_only: bool = False) -> RunPlan:
+    """Scale the schedule and the norms to the number of processes.
+
+    Raises:
+        UserError: the batch does not divide among the processes and passes.
+    """
+    cfg, schedule = scale_to_hardware(loaded.cfg, world_size)
+    cfg.freeze()
+    return RunPlan(loaded.config_file, cfg, schedule, loaded.weights, world_size, eval_only)

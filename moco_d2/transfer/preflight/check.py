@@ -1,0 +1,46 @@
+"""The third stage of a fine-tuning run: everything that would make it measure the wrong thing."""
+
+from detectron2.utils import comm
+
+from moco_d2.transfer.plan import RunPlan
+from moco_d2.transfer.preflight.config_checks import (
+    check_config,
+    check_coverage,
+    check_memory,
+    check_schedule,
+    check_settings,
+)
+from moco_d2.transfer.preflight.dataset_checks import check_datasets
+from moco_d2.transfer.preflight.findings import Finding
+from moco_d2.transfer.preflight.memory import available_bytes
+from moco_d2.transfer.weights import Coverage
+
+
+def check(plan: RunPlan) -> list[Finding]:
+    """Return all findings that need no model; findings.enforce refuses a run that has any.
+
+    All processes call, and get the same.
+    """
+    cfg = plan.cfg
+    findings = check_datasets(cfg, eval_only=plan.eval_only)
+    findings += check_config(cfg, plan.provenance, world_size=plan.world_size)
+    if plan.eval_only:
+        return findings
+    available = _smallest_of_processes(available_bytes(cfg.MODEL.DEVICE, comm.get_local_size()))
+    return [
+        *findings,
+        *check_schedule(cfg),
+        *check_settings(cfg),
+        *check_memory(cfg, available=available, world_size=plan.world_size),
+    ]
+
+
+def check_loaded(plan: RunPlan, coverage: Coverage) -> list[Finding]:
+    """Return the findings about the weights that have arrived in the model."""
+    return check_coverage(plan.cfg, coverage)
+
+
+def _smallest_of_processes(number: int | None) -> int | None:
+    """The smallest that any process has, so that all decide alike; None if one does not know."""
+    numbers = comm.all_gather(number)
+    return None if None in numbers else min(numbers)

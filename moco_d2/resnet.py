@@ -1,6 +1,7 @@
 """torchvision's ResNets, and the paper's wider ones that torchvision lacks."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -17,11 +18,25 @@ class WiderResNet(ResNet):
     torchvision's wide ResNets widen the 3x3 convolutions only. Names are the same.
     """
 
-    def __init__(self, block: type[nn.Module], layers: list[int], *, width_factor: float, **kwargs):
+    def __init__(
+        self,
+        block: type[BasicBlock | Bottleneck],
+        layers: list[int],
+        *,
+        width_factor: float,
+        **kwargs: Any,
+    ):
         self.width_factor = width_factor
         super().__init__(block, layers, **kwargs)
 
-    def _make_layer(self, block, planes, blocks, stride=1, dilate=False):
+    def _make_layer(
+        self,
+        block: type[BasicBlock | Bottleneck],
+        planes: int,
+        blocks: int,
+        stride: int = 1,
+        dilate: bool = False,
+    ) -> nn.Sequential:
         if planes == STEM_WIDTH:  # the first stage: the stem is there, of torchvision's width
             self.inplanes = int(STEM_WIDTH * self.width_factor)
             self.conv1 = nn.Conv2d(3, self.inplanes, 7, stride=2, padding=3, bias=False)
@@ -45,9 +60,9 @@ def build_resnet(
         groups, width_per_group: of the 3x3 convolutions in bottlenecks, as in torchvision.
         width_factor: multiplies every number of channels.
     """
-    block = BasicBlock if depth in BASIC_DEPTHS else Bottleneck
+    block: type[BasicBlock | Bottleneck] = BasicBlock if depth in BASIC_DEPTHS else Bottleneck
     layers = list((BASIC_DEPTHS | BOTTLENECK_DEPTHS)[depth])
-    options = {
+    options: dict[str, Any] = {
         "num_classes": num_classes,
         "groups": groups,
         "width_per_group": width_per_group,

@@ -7,6 +7,7 @@ Colours: Okabe and Ito's palette, which colour-blind readers tell apart
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -38,7 +39,7 @@ _LETTERS_A_LINE, _LETTERS_A_HANDLE = 95, 8
 _LEGEND_LINE = 0.18  # inches
 
 
-def styles_of(names: Iterable[str]) -> dict[str, tuple]:
+def styles_of(names: Iterable[str]) -> dict[str, tuple[Any, ...]]:
     """A style for each name, the same in every plot for the paper's three.
 
     More names than styles get other combinations of the same colours, markers, lines and hatches.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torchvision.models import ResNet
 
 from moco_d2.checkpoint.catalog import source_file
 from moco_d2.checkpoint.io import load_checkpoint
@@ -44,8 +45,8 @@ def load_backbone(
 ) -> tuple[nn.Module, Architecture, Origin]:
     """A torchvision ResNet with the checkpoint's weights: images (N, 3, H, W) -> features (N, D).
 
-    Its ``fc`` is the identity, its attribute ``num_features`` is D. It is on the CPU, in float32
-    and in training mode, as built.
+    Its ``fc`` is the identity, and D is the architecture's ``num_features``. It is on the CPU, in
+    float32 and in training mode, as built.
 
     Args:
         source: a file, or a published checkpoint by name (``moco://v2_800ep``).
@@ -91,7 +92,6 @@ def random_backbone(arch: str) -> tuple[nn.Module, Architecture, Origin]:
     return network, architecture, Origin(RANDOM, None, RANDOM, None)
 
 
-def _without_head(network: nn.Module) -> nn.Module:
-    network.num_features = network.fc.in_features
-    network.fc = nn.Identity()
+def _without_head(network: ResNet) -> nn.Module:
+    network.add_module("fc", nn.Identity())
     return network

@@ -186,7 +186,8 @@ def _is_final(error: Exception) -> bool:
 def _reason(error: Exception, stall: float) -> str:
     if isinstance(error, urllib.error.HTTPError):
         return f"answers {error.code} {error.reason}"
-    what, cause = "breaks off", error
+    what = "breaks off"
+    cause: object = error
     if isinstance(error, urllib.error.URLError):
         what, cause = "cannot be reached", error.reason
     if isinstance(cause, TimeoutError):

@@ -7,18 +7,20 @@ without it, and with FrozenBN it would be reported as unexpected.
 import contextlib
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from moco_d2.checkpoint.dialects import DETECTRON2
 from moco_d2.checkpoint.families import IMAGENET, Input
 from moco_d2.resnet import BASIC_DEPTHS, BOTTLENECK_DEPTHS, STEM_WIDTH, build_resnet
 
+_LAST_PLANES = 512  # of the last stage's 3x3 convolutions, in torchvision
 _BLOCK_NAME = re.compile(r"layer([1-4])\.(\d+)\.")
 
 
@@ -43,6 +45,12 @@ class Architecture:
     @property
     def is_basic(self) -> bool:
         return self.depth in BASIC_DEPTHS
+
+    @property
+    def num_features(self) -> int:
+        """Width of the last stage: what a pooled feature has."""
+        block = BasicBlock if self.is_basic else Bottleneck
+        return int(_LAST_PLANES * self.width_factor) * block.expansion
 
     @property
     def tensor_names(self) -> list[str]:
@@ -115,7 +123,7 @@ def infer_architecture(tensors: Mapping[str, Tensor], stride_in_1x1: bool = Fals
     return Architecture(depth, max(int(width_per_group / factor), 1), groups, factor, stride_in_1x1)
 
 
-def build_torchvision(architecture: Architecture) -> nn.Module:
+def build_torchvision(architecture: Architecture) -> ResNet:
     """torchvision's network with random weights, on torch's current default device."""
     network = build_resnet(
         architecture.depth,
@@ -124,16 +132,24 @@ def build_torchvision(architecture: Architecture) -> nn.Module:
         width_per_group=architecture.width_per_group,
         width_factor=architecture.width_factor,
     )
-    if architecture.stride_in_1x1 and not architecture.is_basic:
+    if architecture.stride_in_1x1:
         for stage in (network.layer2, network.layer3, network.layer4):
-            stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
+            block = stage[0]
+            if isinstance(block, Bottleneck):
+                block.conv1.stride, block.conv2.stride = (2, 2), (1, 1)
     return network
 
 
 class _NoInitialValues(TorchFunctionMode):
     """Drawing random numbers for tensors without storage takes longer than a conversion."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         if func in (Tensor.normal_, Tensor.uniform_):
             return args[0]
         return func(*args, **(kwargs or {}))

@@ -89,7 +89,7 @@ class Inert(metaclass=_SealedType):
             self.state = state
 
 
-class _Dict(dict, metaclass=_SealedType):
+class _Dict(dict[Any, Any], metaclass=_SealedType):
     """Stands for the subclasses of dict; becomes a plain one. Their attributes are left out."""
 
     __slots__ = ()
@@ -184,8 +184,11 @@ class _DType(Stub):
 
     def __setstate__(self, state: object) -> None:
         # (version, byte order, subarray, names, fields, itemsize, alignment, flags ...)
-        plain = isinstance(state, tuple) and state[2:5] == (None, None, None)
-        if not plain or state[1] not in ("<", ">", "|", "="):
+        if (
+            not isinstance(state, tuple)
+            or state[2:5] != (None, None, None)
+            or state[1] not in ("<", ">", "|", "=")
+        ):
             raise refused("a type of several fields")
         self.value = self.value.newbyteorder(state[1])
 
@@ -385,7 +388,9 @@ def _first(data: object, *more: object) -> Any:
 
 def _rebuild_from_type(function: object, cls: object, args: object, *state: object) -> Any:
     """A tensor with attributes of Python, which are left out."""
-    if function not in _REBUILD.values() or not isinstance(args, tuple):
+    if not isinstance(function, _Function) or function not in _REBUILD.values():
+        raise refused("such a function for a tensor")
+    if not isinstance(args, tuple):
         raise refused("such a function for a tensor")
     return function(*args)
 

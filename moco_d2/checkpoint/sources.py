@@ -2,7 +2,7 @@
 
 Every tensor's name is read in every dialect; tensors with the same words before their names are
 one candidate; only a candidate with every tensor of a ResNet, by name and shape, is taken. Whose
-file it is decides the rest (`families`). Nothing is ever ignored quietly: a tensor is part of the
+file it is decides the rest (families.py). Nothing is ever ignored quietly: a tensor is part of the
 backbone, a declared companion, or the reason for a refusal.
 """
 
@@ -217,8 +217,9 @@ def _assign(
     names = [without_wrappers(name) for name in state]
     for family in FAMILIES:
         role = family.role(candidate.container, candidate.prefix)
-        fits = role is not None and candidate.dialect in family.dialects
-        if fits and family.owns(checkpoint, names, file_name):
+        if role is None or candidate.dialect not in family.dialects:
+            continue
+        if family.owns(checkpoint, names, file_name):
             candidate.family, candidate.role = family, role
             return
 
@@ -276,7 +277,7 @@ def _account(
 ) -> tuple[dict[str, int], list[str]]:
     """Known companions by group, and the names that nobody declared."""
     family, prefix = chosen.family, without_wrappers(chosen.prefix)
-    groups = {
+    groups: dict[str, str | None] = {
         key: f"{other.prefix}*"
         for other in candidates
         if other.container == chosen.container and other is not chosen and _is_complete(other)
@@ -318,7 +319,7 @@ def _check_complete(
     """Every expected tensor by name and shape, and nothing else."""
     expected = expected_tensors(architecture)
     tensors = chosen.tensors
-    theirs = {name: chosen.names.get(name, chosen.prefix + name) for name in expected | tensors}
+    theirs = {name: chosen.names.get(name, chosen.prefix + name) for name in (*expected, *tensors)}
     missing = [theirs[name] for name in expected if name not in tensors]
     misshapen = [
         f"{theirs[name]} {list(tensors[name].shape)} instead of {list(shape)}"

@@ -144,6 +144,7 @@ def as_tensor(array: np.ndarray) -> torch.Tensor | np.ndarray:
 
 class _TupleOf:
     __slots__ = ("depth",)
+    depth: int
 
     def __init__(self, items: Iterable[Any]):
         depths = (item.depth for item in items if isinstance(item, _TupleOf))
@@ -186,7 +187,8 @@ def check_pickle(file: BinaryIO) -> None:
             raise refused(f"the opcode {name}")
         if name in _PUT:
             place = len(memo) if name == "MEMOIZE" else arg
-            if not 0 <= place <= count:  # the unpickler makes room for all places up to it
+            # The unpickler makes room for all places up to it.
+            if not isinstance(place, int) or not 0 <= place <= count:
                 raise refused("such a place in the memo")
             memo[place] = stack[-1]
         elif name in _GET:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -198,7 +199,7 @@ def _write_coco_split(root: Path, split: str, count: int, rng: np.random.Generat
     (root / "annotations" / f"{split}.json").write_text(json.dumps(content))
 
 
-def _coco_annotation(annotation_id: int, image_id: int, item: Object) -> dict:
+def _coco_annotation(annotation_id: int, image_id: int, item: Object) -> dict[str, Any]:
     x0, y0, x1, y1 = item.box
     return {
         "id": annotation_id,

@@ -176,7 +176,7 @@ class ProgressBar(HookBase):
 
     def __init__(self, description: str):
         self.description = description
-        self._bar: tqdm | None = None
+        self._bar: tqdm[Any] | None = None
 
     def before_train(self) -> None:
         if not sys.stderr.isatty():

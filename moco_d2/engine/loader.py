@@ -23,7 +23,7 @@ from moco_d2.engine.signals import held_back, ignore_stop_signals
 _OPEN: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 
-class SteadyLoader(DataLoader):
+class SteadyLoader(DataLoader[Any]):
     """torch's DataLoader; its workers ignore SIGINT, SIGTERM and SIGHUP.
 
     They end when the loader is closed, by SIGKILL if they do not answer, and when the process that
@@ -100,7 +100,7 @@ def _close() -> None:
 os.register_at_fork(after_in_child=_OPEN.clear)
 
 
-def build_loader(dataset: Any, *, num_workers: int, **kwargs: Any) -> DataLoader:
+def build_loader(dataset: Any, *, num_workers: int, **kwargs: Any) -> DataLoader[Any]:
     """A DataLoader that leaves the process's random numbers and threads alone."""
     return SteadyLoader(
         dataset,

@@ -1,9 +1,9 @@
-"""Pretraining checkpoints: the official layout (official.py), and beside it, in the entry
+"""Pretraining checkpoints: the official layout (official_layout.py), and beside it, in the entry
 ``moco_d2``, what an exact resume needs.
 
-That entry has: iteration, state of every process (process_state.py), gradient scaler, windows of
-the metrics, configuration and how it was scaled. Plain types only, so the file loads with
-``weights_only=True``.
+That entry has: iteration, state of every process (engine/process_state.py), gradient scaler,
+windows of the metrics, configuration and how it was scaled. Plain types only, so the file loads
+with ``weights_only=True``.
 
 ``--resume`` takes the file that OUTPUT_DIR/last_checkpoint names; where that is damaged, the newest
 of the others that is whole; and where OUTPUT_DIR has none, the file MODEL.WEIGHTS names. Each may
@@ -20,6 +20,7 @@ import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import nn
+from torch.amp.grad_scaler import GradScaler
 
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.config.plain import flatten, to_plain
@@ -76,7 +77,7 @@ class PretrainCheckpointer:
         cfg: Any,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        scaler: torch.amp.GradScaler,
+        scaler: GradScaler,
         *,
         scaling: dict[str, Any] | None = None,
     ):

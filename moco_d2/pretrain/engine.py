@@ -11,10 +11,12 @@ import time
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.engine import HookBase, TrainerBase, default_writers, hooks
 from detectron2.solver.lr_scheduler import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
+from torch.amp.grad_scaler import GradScaler
 
 from moco_d2.engine.consistency import check_agreement, fingerprint, of_run
 from moco_d2.engine.hooks import DataTime, DeferredWriters, ProgressBar, StopOnSignal
@@ -47,7 +49,9 @@ class Pretrainer(TrainerBase):
         cfg: as it runs, scaled to the batch at hand (schedule.scale_recipe).
     """
 
-    def __init__(self, cfg: Any):
+    iter: int  # TrainerBase's, the iteration that runs or has run last
+
+    def __init__(self, cfg: CfgNode):
         """
         Args:
             cfg: a config with ``cfg.MOCO``; see configs/pretrain/.
@@ -71,7 +75,10 @@ class Pretrainer(TrainerBase):
         self.device = torch.device(cfg.MODEL.DEVICE)
         self.layout = torch.channels_last if cfg.MOCO.CHANNELS_LAST else torch.contiguous_format
         self.model = build_pretext_model(cfg, self.data)
-        self.model.to(self.device, memory_format=self.layout)
+        self.model.to(
+            self.device,
+            memory_format=self.layout,  # type: ignore[call-overload] # torch's types leave it out
+        )
         self.optimizer = torch.optim.SGD(
             [p for p in self.model.parameters() if p.requires_grad],
             lr=cfg.SOLVER.BASE_LR,
@@ -81,7 +88,7 @@ class Pretrainer(TrainerBase):
         self.amp_dtype = _amp_dtype(cfg)
         # float16's smallest number is large enough to lose gradients: scale them. Does nothing
         # where it is not enabled.
-        self.scaler = torch.amp.GradScaler(
+        self.scaler = GradScaler(
             self.device.type, enabled=cfg.SOLVER.AMP.ENABLED and self.amp_dtype == torch.float16
         )
         self.max_iter = training_length(cfg, self.data.iterations_per_epoch)
@@ -197,7 +204,7 @@ class Pretrainer(TrainerBase):
         }
         return self.data.views(moved, self.iter)
 
-    def _autocast(self) -> contextlib.AbstractContextManager:
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         enabled = self.cfg.SOLVER.AMP.ENABLED
         return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=enabled)
 

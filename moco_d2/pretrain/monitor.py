@@ -13,7 +13,7 @@ from detectron2.engine import HookBase, hooks
 
 from moco_d2.files import atomic_write
 from moco_d2.pretrain.alarms import CollapseAlarm, DataTimeAdvice, ExpectedLoss, LeakAlarm
-from moco_d2.pretrain.probe.knn import KNNMonitor
+from moco_d2.pretrain.probe.knn import Features, KNNMonitor
 from moco_d2.pretrain.probe.neighbour_sheet import as_array, neighbour_sheet
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class KNNEvaluation(hooks.EvalHook):
             sheet_queries: rows of the sheet; 0: none.
             sheet_folder: gets ITERATION.png, numbered as in metrics.json.
         """
-        super().__init__(period, dict if monitor is None else self._evaluate)
+        super().__init__(period, self._evaluate)
         self.monitor = monitor
         self.sheet_queries = sheet_queries
         self.sheet_folder = Path(sheet_folder)
@@ -113,20 +113,24 @@ class KNNEvaluation(hooks.EvalHook):
             self._do_eval()
 
     def _evaluate(self) -> dict[str, float]:
+        if self.monitor is None:
+            return {}
         model = self.trainer.model
         network = model.encoder_q if hasattr(model, "encoder_q") else model.encoder
         train, test = self.monitor.features(network)
         accuracy = self.monitor.accuracy(train, test, next(network.parameters()).device)
         logger.info("kNN accuracy: %.4f", accuracy)
         if self.sheet_queries > 0:
-            self._write_sheet(train, test, accuracy)
+            self._write_sheet(self.monitor, train, test, accuracy)
         return {"knn_accuracy": accuracy}
 
-    def _write_sheet(self, train: Any, test: Any, accuracy: float) -> None:
+    def _write_sheet(
+        self, monitor: KNNMonitor, train: Features, test: Features, accuracy: float
+    ) -> None:
         storage = self.trainer.storage
         sheet = neighbour_sheet(
-            self.monitor.train,
-            self.monitor.test,
+            monitor.train,
+            monitor.test,
             train,
             test,
             queries=self.sheet_queries,

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from detectron2.utils import comm
@@ -32,14 +33,15 @@ def distribute(model: nn.Module) -> nn.Module:
 
 def micro_batches(
     model: nn.Module, batch: Batch, count: int
-) -> Iterator[tuple[Batch, contextlib.AbstractContextManager]]:
+) -> Iterator[tuple[Batch, contextlib.AbstractContextManager[Any]]]:
     """`batch` in `count` parts of one size, each with the context of its two passes: gradients
     travel between the processes with the last part only.
     """
     parts = {name: value.chunk(count) for name, value in batch.items()}
     for i in range(count):
-        waits = i < count - 1 and isinstance(model, nn.parallel.DistributedDataParallel)
-        context = model.no_sync() if waits else contextlib.nullcontext()
+        context: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        if i < count - 1 and isinstance(model, nn.parallel.DistributedDataParallel):
+            context = model.no_sync()
         yield {name: part[i] for name, part in parts.items()}, context
 
 

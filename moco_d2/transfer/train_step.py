@@ -81,18 +81,18 @@ class AccumulatingTrainer(SimpleTrainer):
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
-    def _synchronisation(self, *, last: bool) -> contextlib.AbstractContextManager:
+    def _synchronisation(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Gradients travel between the processes with the last pass only."""
         if last or not isinstance(self.model, nn.parallel.DistributedDataParallel):
             return contextlib.nullcontext()
         return self.model.no_sync()
 
-    def _autocast(self) -> contextlib.AbstractContextManager:
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         return torch.autocast(
             self._device_type, dtype=self._amp_dtype, enabled=self._amp_dtype is not None
         )
 
-    def _record(self, losses: dict[str, float], data_time: float, batches: list) -> None:
+    def _record(self, losses: dict[str, float], data_time: float, batches: list[Any]) -> None:
         """Put the mean losses of all processes into the storage, under Detectron2's names.
 
         The same exchange tells all whether one has been sent a signal.

@@ -25,7 +25,7 @@ def test_features_are_those_of_the_saved_network(small, official, save, images, 
     with torch.no_grad():
         features = network.eval()(images)
         torch.testing.assert_close(features, reference.eval()(images), rtol=0, atol=0)
-    assert features.shape == (2, network.num_features)
+    assert features.shape == (2, architecture.num_features)
     assert architecture.depth == 18
     assert (origin.source, origin.sha256, origin.family) == (path.name, sha256(path), layout)
 
@@ -33,7 +33,7 @@ def test_features_are_those_of_the_saved_network(small, official, save, images, 
 def test_bottleneck_and_width_are_read_from_the_file(narrow, official, save, images):
     network, architecture, _ = load_backbone(save(official(narrow)))
     assert (architecture.depth, architecture.width_per_group) == (50, 16)
-    assert network.num_features == network.eval()(images).shape[1] == 2048
+    assert architecture.num_features == network.eval()(images).shape[1] == 2048
 
 
 def test_random_backbone_follows_the_seed(images):

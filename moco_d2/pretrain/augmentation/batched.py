@@ -4,9 +4,9 @@ Workers crop, since images differ in size until then, and hand over bytes: a qua
 take. The rest, three quarters of a worker's time for two v2 views of a 500 x 375 JPEG, is done
 here.
 
-The distribution is that of `build_augmentation`, image by image: every image draws its own factors
-and its own order of the jitter's operations. (kornia's ColorJitter draws one order a batch; its
-ColorJiggle shifts brightness where torchvision scales it.) The one difference is that
+The distribution is that of views.build_augmentation, image by image: every image draws its own
+factors and its own order of the jitter's operations. (kornia's ColorJitter draws one order a batch;
+its ColorJiggle shifts brightness where torchvision scales it.) The one difference is that
 torchvision's Pillow operations round to a byte after each step.
 
 Legend: N batch, H, W size of a view.
@@ -33,7 +33,8 @@ class DeviceAugmentation(nn.Module):
         """
         super().__init__()
         self.recipe = recipe
-        self.blur_sigma = tuple(blur_sigma)
+        low, high = blur_sigma
+        self.blur_sigma = (low, high)
 
     @torch.no_grad()
     def forward(self, crops: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -6,6 +6,7 @@ in how often the jitter is applied, and in the blur.
 
 import dataclasses
 
+from torch import nn
 from torchvision.transforms import v2
 
 from moco_d2.errors import UserError
@@ -72,13 +73,14 @@ def build_augmentation(
     """
     recipe = find_recipe(name)
     gray = opencv.Grayscale(p=recipe.gray_probability)
-    jitter = opencv.Jitter(recipe.jitter, recipe.jitter, recipe.jitter, recipe.hue)
+    jitter: nn.Module = opencv.Jitter(recipe.jitter, recipe.jitter, recipe.jitter, recipe.hue)
     if recipe.jitter_probability < 1:
         jitter = v2.RandomApply([jitter], p=recipe.jitter_probability)
-    steps = [_crop(size, crop_scale)]
+    steps: list[nn.Module] = [_crop(size, crop_scale)]
     steps += (gray, jitter) if recipe.gray_first else (jitter, gray)
     if recipe.blur_probability:
-        blur = opencv.Blur(tuple(blur_sigma))
+        low, high = blur_sigma
+        blur = opencv.Blur((low, high))
         steps.append(v2.RandomApply([blur], p=recipe.blur_probability))
     return v2.Compose([*steps, opencv.HorizontalFlip(), _to_normalized_tensor()])
 
@@ -92,7 +94,8 @@ def build_crop(*, size: int, crop_scale: tuple[float, float] = (0.2, 1.0)) -> v2
 
 
 def _crop(size: int, scale: tuple[float, float]) -> opencv.Crop:
-    return opencv.Crop(size, scale=tuple(scale))
+    low, high = scale
+    return opencv.Crop(size, scale=(low, high))
 
 
 def build_evaluation_transform(size: int) -> v2.Transform:

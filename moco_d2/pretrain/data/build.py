@@ -44,7 +44,7 @@ def build_training_data(cfg: Any, *, rank: int = 0, world_size: int = 1) -> Trai
             num_images=cfg.MOCO.DATA.SHARD_IMAGES,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
-        data = ShardedData(shards, shuffle=cfg.MOCO.DATA.SHARD_SHUFFLE, **stream)
+        data: TrainingData = ShardedData(shards, shuffle=cfg.MOCO.DATA.SHARD_SHUFFLE, **stream)
     else:
         data = ListedData(take_share(list_source(names[0]), cfg.MOCO.DATA.SHARE), **stream)
     if cfg.MOCO.PRETEXT == "supervised" and not data.classes:

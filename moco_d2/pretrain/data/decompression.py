@@ -3,7 +3,8 @@
 import bz2
 import lzma
 import zlib
-from typing import Any, BinaryIO
+from collections.abc import Callable
+from typing import BinaryIO, Protocol
 
 #: The most bytes that a shard unpacks to, for each of its own bytes; of a small shard, in all.
 #: Images hardly compress at all.
@@ -15,7 +16,22 @@ _CHUNK = 1 << 16
 _DAMAGE = (zlib.error, lzma.LZMAError, OSError, ValueError)
 
 
-def _xz() -> Any:
+class _Decompressor(Protocol):
+    """What the objects of bz2 and lzma have in common."""
+
+    @property
+    def eof(self) -> bool: ...
+
+    @property
+    def needs_input(self) -> bool: ...
+
+    @property
+    def unused_data(self) -> bytes: ...
+
+    def decompress(self, data: bytes, max_length: int) -> bytes: ...
+
+
+def _xz() -> _Decompressor:
     return lzma.LZMADecompressor(memlimit=MAX_XZ_MEMORY)
 
 
@@ -42,7 +58,11 @@ class _Gzip:
 
 
 # What a compressed file begins with.
-_FORMATS = {b"\x1f\x8b": _Gzip, b"BZh": bz2.BZ2Decompressor, b"\xfd7zXZ\0": _xz}
+_FORMATS: dict[bytes, Callable[[], _Decompressor]] = {
+    b"\x1f\x8b": _Gzip,
+    b"BZh": bz2.BZ2Decompressor,
+    b"\xfd7zXZ\0": _xz,
+}
 _LONGEST = max(map(len, _FORMATS))
 
 
@@ -60,7 +80,7 @@ class BoundedReader:
             self._packed += more
         self._taken, self._given = len(self._packed), 0
         self._make = next((m for s, m in _FORMATS.items() if self._packed.startswith(s)), None)
-        self._decompressor = self._make() if self._make else None
+        self._decompressor: _Decompressor | None = None
         self._ended = False
 
     @property
@@ -74,28 +94,30 @@ class BoundedReader:
             OSError: it is damaged, or unpacks to more bytes than are read.
             EOFError: it breaks off.
         """
-        if not self.compressed:
+        make = self._make
+        if make is None:
             packed, self._packed = self._packed[:size], self._packed[size:]
             return packed + self._file.read(size - len(packed)) if len(packed) < size else packed
         parts: list[bytes] = []
         while size and not self._ended:
-            part = self._unpack(size)
+            part = self._unpack(make, size)
             parts.append(part)
             size -= len(part)
         return b"".join(parts)
 
-    def _unpack(self, size: int) -> bytes:
-        if self._decompressor.eof:  # files may be laid end to end; zeros are padding
-            self._packed = self._decompressor.unused_data + self._packed
+    def _unpack(self, make: Callable[[], _Decompressor], size: int) -> bytes:
+        decompressor = self._decompressor = self._decompressor or make()
+        if decompressor.eof:  # files may be laid end to end; zeros are padding
+            self._packed = decompressor.unused_data + self._packed
             self._packed = self._packed.lstrip(b"\0") or self._fill().lstrip(b"\0")
             self._ended = not self._packed
-            self._decompressor = self._make()
+            self._decompressor = make()
             return b""
-        if self._decompressor.needs_input and not self._packed and not self._fill():
+        if decompressor.needs_input and not self._packed and not self._fill():
             raise EOFError("it breaks off within its compressed data")
         packed, self._packed = self._packed, b""
         try:
-            part = self._decompressor.decompress(packed, size)
+            part = decompressor.decompress(packed, size)
         except _DAMAGE as error:
             raise OSError(f"its compressed data is damaged: {error}") from error
         self._given += len(part)

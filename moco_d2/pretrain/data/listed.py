@@ -13,7 +13,7 @@ from moco_d2.engine.seeding import Purpose, derive_seed
 from moco_d2.errors import UserError
 from moco_d2.pretrain.data.images import Skipped, UnreadableImageError, read_image
 from moco_d2.pretrain.data.sources import ImageList
-from moco_d2.pretrain.data.stream import MAX_ATTEMPTS, TrainingData, ViewMaker, collate
+from moco_d2.pretrain.data.stream import MAX_ATTEMPTS, Batch, TrainingData, ViewMaker, collate
 
 
 class ListedData(TrainingData):
@@ -37,14 +37,14 @@ class ListedData(TrainingData):
         labels.update(array.array("i", images.labels or ()))
         return f"{len(images)} images, {images.paths.digest()[:12]}, {labels.hexdigest()[:12]}"
 
-    def loader(self, start_iteration: int) -> DataLoader:
+    def loader(self, start_iteration: int) -> DataLoader[Batch]:
         order = EndlessOrder(self, start_iteration)
         return build_loader(
             self.samples, batch_sampler=order, num_workers=self.num_workers, collate_fn=collate
         )
 
 
-class ListedSamples(Dataset):
+class ListedSamples(Dataset[Any]):
     """(position, index) -> the views of image `index`, its label, and what was skipped for it."""
 
     def __init__(self, images: ImageList, views: ViewMaker):

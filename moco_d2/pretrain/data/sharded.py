@@ -70,7 +70,7 @@ class ShardedData(TrainingData):
         names = self.shards.urls.digest()
         return f"{self.num_images} images, {names[:12]}, {numbers.hexdigest()[:12]}"
 
-    def loader(self, start_iteration: int) -> DataLoader:
+    def loader(self, start_iteration: int) -> DataLoader[Batch]:
         return build_loader(
             _Streams(self, start_iteration), batch_size=None, num_workers=self.num_workers
         )
@@ -129,7 +129,9 @@ class ShardedData(TrainingData):
         held = 0
         for place in in_order:
             places.append(place)
-            held += len(place.content) if isinstance(place, EncodedImage) else 0
+            if isinstance(place, _Missing):
+                continue
+            held += len(place.content)
             if held > MAX_BLOCK_BYTES:
                 least = max(self.share, MAX_ATTEMPTS)
                 fix = "lower MOCO.DATA.SHARD_SHUFFLE" if self.block > least else "shrink the images"
@@ -217,7 +219,7 @@ class ShardedData(TrainingData):
         return sample
 
 
-class _Streams(IterableDataset):
+class _Streams(IterableDataset[Any]):
     """The batches of a process; each worker makes those of its stream."""
 
     def __init__(self, data: ShardedData, start_iteration: int):

@@ -7,7 +7,7 @@ import logging
 import os
 import stat
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from detectron2.utils import comm
@@ -165,13 +165,13 @@ def _headers(shard: tarfile.TarFile, path: str) -> Iterator[dict[str, Any]]:
             yield before
         before = None
         if is_read(member):
-            content = shard.extractfile(member).read() if is_label(member.name) else b""
+            content = _content_of(shard, member) if is_label(member.name) else b""
             before = {"fname": member.name, "data": content, "__url__": path}
     if before:
         yield before
 
 
-def _contents(path: str) -> Iterator[dict[str, Any]]:
+def _contents(path: str) -> Generator[dict[str, Any], None, None]:
     """Members of a local shard as webdataset's tar_file_expander gives them.
 
     That one takes every shard for a stream, and copies it in blocks of 10 kB.
@@ -183,8 +183,15 @@ def _contents(path: str) -> Iterator[dict[str, Any]]:
 def _read_members(shard: tarfile.TarFile, url: str) -> Iterator[dict[str, Any]]:
     for member in walk(shard):
         if is_read(member):
-            content = shard.extractfile(member).read()
+            content = _content_of(shard, member)
             yield {"fname": member.name, "data": content, "__url__": url}
+
+
+def _content_of(shard: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = shard.extractfile(member)
+    if file is None:
+        raise tarfile.TarError(f"member {member.name[:80]} is no file")
+    return file.read()
 
 
 def _class_index(text: bytes) -> int:
@@ -204,11 +211,11 @@ def _group(members: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Members of a common name as one sample; those without an image are left out."""
     from webdataset.tariterators import group_by_keys
 
-    return (sample for sample in group_by_keys(members) if _image_member(sample))
+    return (sample for sample in group_by_keys(members) if _image_members(sample))
 
 
-def _image_member(sample: dict[str, Any]) -> str | None:
-    return next((key for key in sample if key in MEMBERS and key != LABEL), None)
+def _image_members(sample: dict[str, Any]) -> list[str]:
+    return [key for key in sample if key in MEMBERS and key != LABEL]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,7 +235,7 @@ class EncodedImage:
     label: int | None
 
 
-def read_shard(url: str, first_index: int = 0) -> Iterator[EncodedImage]:
+def read_shard(url: str, first_index: int = 0) -> Generator[EncodedImage, None, None]:
     """The images of a shard from front to back.
 
     Args:
@@ -240,7 +247,7 @@ def read_shard(url: str, first_index: int = 0) -> Iterator[EncodedImage]:
     members = _contents(url) if is_local(url) else _streamed(url)
     with contextlib.closing(members):
         for index, sample in enumerate(_group(members), start=first_index):
-            member = _image_member(sample)
+            member = _image_members(sample)[0]
             yield EncodedImage(
                 content=sample[member],
                 name=f"{url}/{sample['__key__']}.{member}",
@@ -249,7 +256,7 @@ def read_shard(url: str, first_index: int = 0) -> Iterator[EncodedImage]:
             )
 
 
-def _streamed(url: str) -> Iterator[dict[str, Any]]:
+def _streamed(url: str) -> Generator[dict[str, Any], None, None]:
     """Members of a shard that is not a local file."""
     from webdataset.gopen import gopen, set_options
 

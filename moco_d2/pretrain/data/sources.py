@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, overload
 
 import numpy as np
 
@@ -53,6 +53,12 @@ class PathTable(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends)
 
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
@@ -78,6 +84,16 @@ class ImageList:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def label(self, index: int) -> int:
+        """Return the class index of one image.
+
+        Raises:
+            ValueError: the images have no labels.
+        """
+        if self.labels is None:
+            raise ValueError("these images have no labels")
+        return self.labels[index]
 
 
 def take_share(images: ImageList, share: float) -> ImageList:

@@ -8,7 +8,7 @@ when. So a resumed run sees what an uninterrupted one would.
 
 import abc
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import torch
@@ -106,10 +106,10 @@ class TrainingData(abc.ABC):
         """Of the names of the images and their labels: what all processes have to agree on."""
 
     @abc.abstractmethod
-    def loader(self, start_iteration: int) -> DataLoader:
+    def loader(self, start_iteration: int) -> DataLoader[Batch]:
         """An endless loader of this process' batches from an iteration on."""
 
-    def batches(self, start_iteration: int = 0) -> Iterator[Batch]:
+    def batches(self, start_iteration: int = 0) -> Generator[Batch, None, None]:
         """Endless batches of this process. Closing the iterator ends its workers at once.
 
         A batch is ``{"query": (N, 3, H, W), "key": the same, "index": (N,) which image of the

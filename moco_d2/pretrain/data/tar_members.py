@@ -2,7 +2,7 @@
 
 import contextlib
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ def open_shard(path: str) -> Iterator[tarfile.TarFile]:
 
 
 def open_stream(reader: BoundedReader) -> tarfile.TarFile:
-    return tarfile.open(fileobj=reader, mode="r|", tarinfo=_Member)
+    source: Any = reader  # tarfile reads from it, and nothing else, whatever its types ask for
+    return tarfile.open(fileobj=source, mode="r|", tarinfo=_Member)
 
 
 class _Member(tarfile.TarInfo):
@@ -45,7 +46,12 @@ class _Member(tarfile.TarInfo):
     is sparse, the list of its parts is passed over: it is not read.
     """
 
-    def _proc_member(self, shard: tarfile.TarFile) -> tarfile.TarInfo:
+    # Attributes of tarfile that its types leave out, or call otherwise.
+    sparse: Any
+    _sparse_structs: tuple[Any, bool, int]
+    _block: Callable[[int], int]
+
+    def _proc_member(self, shard: Any) -> tarfile.TarInfo:
         # The entry point that tarfile has for subclasses.
         if self.type in _EXTRA and not 0 <= self.size <= MAX_EXTRA_BYTES:
             raise tarfile.HeaderError(
@@ -57,9 +63,10 @@ class _Member(tarfile.TarInfo):
                 raise tarfile.HeaderError(
                     f"its global headers take more than {MAX_EXTRA_BYTES:,} bytes"
                 )
-        return super()._proc_member(shard)
+        return super()._proc_member(shard)  # type: ignore[misc] # which its types leave out
 
-    def _proc_sparse(self, shard: tarfile.TarFile) -> tarfile.TarInfo:
+    def _proc_sparse(self, shard: Any) -> tarfile.TarInfo:
+        more: bool | int
         _, more, size = self._sparse_structs
         while more:
             block = shard.fileobj.read(tarfile.BLOCKSIZE)
@@ -72,7 +79,7 @@ class _Member(tarfile.TarInfo):
         self.size = size
         return self
 
-    def _proc_gnusparse_10(self, member: tarfile.TarInfo, headers: Any, shard: Any) -> None:
+    def _proc_gnusparse_10(self, member: "_Member", headers: Any, shard: Any) -> None:
         member.sparse = []
 
 
@@ -83,7 +90,7 @@ def walk(shard: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         tarfile.TarError: damage, or an image or label of more bytes than are read.
     """
     while (member := shard.next()) is not None:
-        shard.members.clear()
+        shard.members.clear()  # type: ignore[attr-defined] # which its types leave out
         limit = MAX_LABEL_BYTES if is_label(member.name) else MAX_FILE_BYTES
         if member.size < 0:
             raise tarfile.HeaderError(f"member {member.name[:80]} has {member.size:,} bytes")

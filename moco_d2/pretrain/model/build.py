@@ -1,10 +1,9 @@
 """The model that a pretraining config asks for."""
 
 import logging
-from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.utils import comm
-from torch import nn
 
 from moco_d2.errors import UserError
 from moco_d2.pretrain.data.stream import TrainingData
@@ -14,7 +13,7 @@ from moco_d2.pretrain.model.supervised import SupervisedClassifier
 logger = logging.getLogger(__name__)
 
 
-def build_pretext_model(cfg: Any, data: TrainingData) -> nn.Module:
+def build_pretext_model(cfg: CfgNode, data: TrainingData) -> MoCo | SupervisedClassifier:
     """MoCo or its supervised baseline, as MOCO.PRETEXT says.
 
     Raises:

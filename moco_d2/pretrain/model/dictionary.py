@@ -59,6 +59,8 @@ class Queue(Dictionary):
     """
 
     key_encoder = "momentum"
+    queue: torch.Tensor
+    queue_ptr: torch.Tensor
 
     def __init__(self, *, dim: int, size: int):
         """
@@ -70,15 +72,21 @@ class Queue(Dictionary):
         self.register_buffer("queue", F.normalize(torch.randn(dim, size), dim=0))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
 
-    def contrast(self, queries, keys, index):
+    def contrast(
+        self, queries: torch.Tensor, keys: torch.Tensor | None, index: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """(N, 1 + K): the own key in column 0, then the queue; paper Algorithm 1."""
+        keys = _needed(keys, "keys")
         positive = (queries * _own(keys, len(queries))).sum(dim=1, keepdim=True)
         logits = torch.cat([positive, queries @ self.queue], dim=1)
         return logits, torch.zeros(len(queries), dtype=torch.long, device=queries.device)
 
     @torch.no_grad()
-    def update(self, queries, keys, index):
+    def update(
+        self, queries: torch.Tensor, keys: torch.Tensor | None, index: torch.Tensor | None
+    ) -> None:
         """Enqueue the keys of every process, dequeue the oldest."""
+        keys = _needed(keys, "keys")
         size = self.queue.shape[1]
         columns = (self.queue_ptr + torch.arange(len(keys), device=keys.device)) % size
         # More keys than places: only the newest K survive, each in the column it would end in.
@@ -96,6 +104,7 @@ class MemoryBank(Dictionary):
     """
 
     key_encoder = None
+    bank: torch.Tensor
 
     def __init__(self, *, dim: int, size: int, num_images: int, momentum: float = 0.5):
         """
@@ -110,7 +119,9 @@ class MemoryBank(Dictionary):
         self.momentum = momentum
         self.register_buffer("bank", F.normalize(torch.randn(num_images, dim), dim=1))
 
-    def contrast(self, queries, keys, index):
+    def contrast(
+        self, queries: torch.Tensor, keys: torch.Tensor | None, index: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """(N, 1 + K): the image's own entry in column 0, then the negatives."""
         if index is None or int(index.min()) < 0:
             raise UserError(
@@ -123,9 +134,11 @@ class MemoryBank(Dictionary):
         return logits, torch.zeros(len(queries), dtype=torch.long, device=queries.device)
 
     @torch.no_grad()
-    def update(self, queries, keys, index):
+    def update(
+        self, queries: torch.Tensor, keys: torch.Tensor | None, index: torch.Tensor | None
+    ) -> None:
         """Move the entries of all processes' images towards their new representations."""
-        index, queries = all_gather(index), all_gather(queries)
+        index, queries = all_gather(_needed(index, "indices")), all_gather(queries)
         mixed = self.momentum * self.bank[index] + (1 - self.momentum) * queries
         self.bank[index] = F.normalize(mixed, dim=1)
 
@@ -137,15 +150,24 @@ class EndToEnd(Dictionary):
 
     key_encoder = "query"
 
-    def contrast(self, queries, keys, index):
+    def contrast(
+        self, queries: torch.Tensor, keys: torch.Tensor | None, index: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """(N, W N): the own key of query i of rank r in column r N + i."""
         first = _rank() * len(queries)
         labels = torch.arange(first, first + len(queries), device=queries.device)
-        return queries @ keys.T, labels
+        return queries @ _needed(keys, "keys").T, labels
 
 
 def _rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
+
+
+def _needed(tensor: torch.Tensor | None, name: str) -> torch.Tensor:
+    """Return `tensor`; raise ValueError where there is none, but the dictionary works with it."""
+    if tensor is None:
+        raise ValueError(f"this dictionary needs {name}")
+    return tensor
 
 
 def _own(keys: torch.Tensor, batch: int) -> torch.Tensor:

@@ -70,10 +70,10 @@ def build_encoder(
     if small_stem:
         network.conv1 = nn.Conv2d(3, network.conv1.out_channels, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
-        network.maxpool = nn.Identity()
+        network.add_module("maxpool", nn.Identity())
     if mlp:
         width = network.fc.in_features
-        network.fc = nn.Sequential(nn.Linear(width, width), nn.ReLU(), network.fc)
+        network.add_module("fc", nn.Sequential(nn.Linear(width, width), nn.ReLU(), network.fc))
     return network
 
 

@@ -125,7 +125,8 @@ class MoCo(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Loss, accuracy and spread of one direction; notes what the dictionary is to be told."""
         queries = F.normalize(self.encoder_q(query).float(), dim=1)
-        keys = None if self.dictionary.key_encoder is None else self.encode_keys(key)
+        encoder = self.dictionary.key_encoder
+        keys = None if encoder is None or key is None else self.encode_keys(key)
         # The similarities stay in fp32: at T = 0.07, bf16's 8 bits would blur neighbouring logits.
         with torch.autocast(queries.device.type, enabled=False):
             logits, labels = self.dictionary.contrast(queries, keys, index)

@@ -11,6 +11,7 @@ Legend: N batch of one process, W world size, C channels or embedding, S splits.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,8 +30,16 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         ValueError: N is not a multiple of S.
     """
 
-    def __init__(self, num_features: int, *, num_splits: int, **kwargs):
-        super().__init__(num_features, **kwargs)
+    # nn.BatchNorm2d's are optional: here running statistics are always tracked, as moving averages.
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    num_batches_tracked: torch.Tensor
+    momentum: float
+
+    def __init__(
+        self, num_features: int, *, num_splits: int, eps: float = 1e-5, momentum: float = 0.1
+    ):
+        super().__init__(num_features, eps=eps, momentum=momentum)
         self.num_splits = num_splits
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -42,7 +51,10 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         variances = self.running_var.repeat(self.num_splits, 1)
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
             settings = self.momentum, self.eps
-            out = _GroupsInPlace.apply(x, self.weight, self.bias, (means, variances), settings)
+            running = means, variances
+            out = _GroupsInPlace.apply(  # type: ignore[no-untyped-call] # torch has no type for it
+                x, self.weight, self.bias, running, settings
+            )
         else:
             out = self._normalise_groups(x, means, variances)
         self.running_mean.copy_(means.mean(0))
@@ -67,7 +79,14 @@ class _GroupsInPlace(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, running, settings):  # noqa: PLR0917 - as autograd calls it
+    def forward(  # noqa: PLR0917 - as autograd calls it
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        running: tuple[torch.Tensor, torch.Tensor],
+        settings: tuple[float, float],
+    ) -> torch.Tensor:
         means, variances = running
         out = torch.empty_like(x)
         batch_means, inverse_stds = torch.empty_like(means), torch.empty_like(variances)
@@ -83,7 +102,7 @@ class _GroupsInPlace(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
         x, weight, batch_means, inverse_stds = ctx.saved_tensors
         splits = len(batch_means)
         grad_x = torch.empty_like(x)

@@ -132,7 +132,7 @@ def topk_correct(logits: Tensor, labels: Tensor, topk: tuple[int, ...] = TOPK) -
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, loader: DataLoader, device: torch.device) -> dict[str, float]:
+def evaluate(network: nn.Module, loader: DataLoader[Any], device: torch.device) -> dict[str, float]:
     """Top-1 and top-5 accuracy in percent over what the loaders of all processes hold.
 
     Args:
@@ -175,11 +175,13 @@ class ClassifierTrainer(TrainerBase):
     layout of torchvision: ``{"state_dict", "optimizer", "epoch", "moco_d2"}``.
     """
 
+    iter: int  # TrainerBase's, the iteration that runs or has run last
+
     def __init__(
         self,
         network: nn.Module,
         train_images: LabelledImages,
-        val_loader: DataLoader,
+        val_loader: DataLoader[Any],
         *,
         recipe: Recipe,
         output: Path,
@@ -270,7 +272,7 @@ class ClassifierTrainer(TrainerBase):
             raise as_raised(error) from error
         finally:
             # Now: workers left to the garbage collector take 5 seconds each to end.
-            self._batches = None
+            del self._batches
 
     def run_step(self) -> None:
         """One iteration: data, loss, gradients, optimizer."""
@@ -342,8 +344,11 @@ class ClassifierTrainer(TrainerBase):
     def _load(self, path: Path, checkpoint: dict[str, Any]) -> None:
         """`resume` from the content of a checkpoint."""
         ours = checkpoint.get("moco_d2")
-        found = ours.get("identity") if isinstance(ours, dict) else None
-        if not isinstance(found, dict) or "iteration" not in ours:
+        if (
+            not isinstance(ours, dict)
+            or not isinstance(found := ours.get("identity"), dict)
+            or "iteration" not in ours
+        ):
             raise UserError(f"{path} is not a checkpoint of this command; give another --output")
         for key, wanted in self.identity.items():
             if found.get(key) != wanted:

@@ -7,11 +7,13 @@ Legend: N test images, M training images, D feature width, k neighbours, T tempe
 import contextlib
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import Dataset
+from torchvision.transforms import v2
 
 from moco_d2.engine.loader import build_loader
 from moco_d2.errors import UserError, as_raised
@@ -27,8 +29,8 @@ Features = tuple[torch.Tensor, torch.Tensor]  # of unit length (N, D), and label
 _TEST_CHUNK, _TRAIN_CHUNK = 1024, 65536
 
 
-class _LabelledImages(Dataset):
-    def __init__(self, images: ImageList, transform):
+class _LabelledImages(Dataset[Any]):
+    def __init__(self, images: ImageList, transform: v2.Transform):
         self.images = images
         self.transform = transform
 
@@ -40,7 +42,7 @@ class _LabelledImages(Dataset):
             image = read_image(self.images.paths[index])
         except UnreadableImageError as error:
             raise UserError(str(error)) from error  # the class whose sentence leaves a worker whole
-        return self.transform(image), self.images.labels[index]
+        return self.transform(image), self.images.label(index)
 
 
 @contextlib.contextmanager

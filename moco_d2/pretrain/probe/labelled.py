@@ -5,6 +5,7 @@ Legend: N batch.
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.utils import comm
@@ -74,7 +75,7 @@ def build_training_transform(size: int) -> v2.Transform:
     )
 
 
-class LabelledImages(Dataset):
+class LabelledImages(Dataset[Any]):
     """(position, index) -> a view of image `index`, drawn with the randomness of `position`, and
     its label.
 
@@ -88,7 +89,7 @@ class LabelledImages(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         position, index = key
         view = self.view(read_image(self.images.paths[index]), position)[_VIEW]
-        return view, self.images.labels[index]
+        return view, self.images.label(index)
 
 
 class Epochs(Sampler[list[tuple[int, int]]]):
@@ -131,7 +132,7 @@ class Epochs(Sampler[list[tuple[int, int]]]):
 
 def evaluation_loader(
     images: ImageList, transform: v2.Transform, *, batch_size: int, num_workers: int, seed: int = 0
-) -> DataLoader:
+) -> DataLoader[Any]:
     """This process' part of the images, in order; (view (N, 3, H, W), label (N,))."""
     indices = range(comm.get_rank(), len(images), comm.get_world_size())
     return build_loader(

@@ -79,7 +79,7 @@ def _evaluate(args: argparse.Namespace, started: datetime.datetime) -> None:
         network, architecture, origin = random_backbone(args.arch)
     else:
         network, architecture, origin = load_backbone(args.checkpoint, branch=args.branch)
-    job = Job(args, network, origin, train, val)
+    job = Job(args, network, origin, train, val, num_features=architecture.num_features)
     _prepare_folder(args.output)
     logger.info(
         "%s (%s), protocol %s; %d training and %d validation images of %d classes",
@@ -127,13 +127,21 @@ class Job:
     """One evaluation: the protocol, its recipe, and what it works on."""
 
     def __init__(
-        self, args: argparse.Namespace, network: nn.Module, origin: Origin, train: Any, val: Any
+        self,
+        args: argparse.Namespace,
+        network: nn.Module,
+        origin: Origin,
+        train: Any,
+        val: Any,
+        *,
+        num_features: int,
     ):
         """
         Raises:
             UserError: --batch-size does not fit the processes, or there is no such device.
         """
         self.args, self.network, self.train, self.val = args, network, train, val
+        self.num_features = num_features
         self.device = _find_device(args.device)
         self.protocol = "linear-fast" if args.fast else args.protocol
         self.folder = Path(args.output)
@@ -172,7 +180,7 @@ class Job:
     def _train(self) -> dict[str, Any]:
         args, recipe = self.args, self.recipe
         self._say_lr(recipe)
-        self.network.fc = new_classifier(self.network.num_features, len(self.train.classes))
+        self.network.fc = new_classifier(self.num_features, len(self.train.classes))
         before = backbone_sha256(self.network)
         trainer = ClassifierTrainer(
             self.network,

@@ -56,11 +56,12 @@ def neighbour_sheet(
     )
     for y, (row, near, at) in enumerate(zip(rows, similarity, index.tolist(), strict=True)):
         top = head + y * line
-        label = test_images.labels[row]
+        label = test_images.label(row)
         cells = [(test_images.paths[row], _QUERY, test_images.classes[label])]
         for value, i in zip(near.tolist(), at, strict=True):
-            name = train_images.classes[train_images.labels[i]]
-            colour = _RIGHT if train_images.labels[i] == label else _WRONG
+            found = train_images.label(i)
+            name = train_images.classes[found]
+            colour = _RIGHT if found == label else _WRONG
             cells.append((train_images.paths[i], colour, f"{value:.2f} {name}"))
         for x, (path, colour, caption) in enumerate(cells):
             left = _GAP + x * cell

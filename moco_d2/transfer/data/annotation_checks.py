@@ -68,10 +68,10 @@ def _sizes(name: str, dicts: Sequence[dict[str, Any]]) -> list[Size | None]:
 
 
 def _mask_problems(
-    objects: Iterator[tuple[dict, dict, Size | None]],
-) -> Iterator[tuple[dict, str]]:
+    objects: Iterator[tuple[dict[str, Any], dict[str, Any], Size | None]],
+) -> Iterator[tuple[dict[str, Any], str]]:
     """Samples and what is wrong with a mask of theirs."""
-    encoded: list[tuple[dict, str]] = []
+    encoded: list[tuple[dict[str, Any], str]] = []
 
     def polygons() -> Iterator[Polygon]:
         for sample, annotation, size in objects:
@@ -87,7 +87,9 @@ def _mask_problems(
     yield from encoded
 
 
-def _keypoint_problems(objects: list[tuple[dict, dict]]) -> Iterator[tuple[dict, str]]:
+def _keypoint_problems(
+    objects: list[tuple[dict[str, Any], dict[str, Any]]],
+) -> Iterator[tuple[dict[str, Any], str]]:
     for sample, annotation in objects:
         points = annotation.get("keypoints")
         if points is None:
@@ -101,7 +103,9 @@ def _keypoint_problems(objects: list[tuple[dict, dict]]) -> Iterator[tuple[dict,
             yield sample, "has keypoints that are no finite x, y and visibility each"
 
 
-def _problems(objects: list[tuple[dict, dict]]) -> Iterator[tuple[dict, str]]:
+def _problems(
+    objects: list[tuple[dict[str, Any], dict[str, Any]]],
+) -> Iterator[tuple[dict[str, Any], str]]:
     """Samples and what is wrong with an annotation of theirs; of damaged ones, each."""
     try:
         boxes = np.array([a["bbox"] for _, a in objects])  # millions: all at once

@@ -145,7 +145,7 @@ class VOCEvaluator(DatasetEvaluator):
 
     def _average_precisions(
         self,
-        split: Counter,
+        split: Counter[str],
         images: np.ndarray,
         classes: np.ndarray,
         scores: np.ndarray,

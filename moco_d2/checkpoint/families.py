@@ -1,4 +1,4 @@
-"""Whose checkpoint is it? One small class a family, data only.
+"""Whose checkpoint is it? One entry a family, nearly all of it data.
 
 A place is written ``container:prefix``: the dict inside the file, as a dotted path, and what stands
 before the backbone's names in it. Wrappers (WRAPPERS) are left out of both: they may stand
@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar
+from typing import Any
 
 from moco_d2.checkpoint.dialects import (
     CAFFE2,
@@ -70,6 +70,7 @@ class Traits:
     caveats: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
 class Family:
     """Files of one origin.
 
@@ -88,18 +89,18 @@ class Family:
         traits: of its networks.
     """
 
-    name: ClassVar[str]
-    title: ClassVar[str]
-    example: ClassVar[str]
-    query: ClassVar[tuple[str, ...]]
-    key: ClassVar[tuple[str, ...]] = ()
-    heads: ClassVar[tuple[str, ...]] = ("fc.*",)
-    companions: ClassVar[tuple[str, ...]] = ()
-    dialects: ClassVar[tuple[Dialect, ...]] = (TORCHVISION,)
-    entries: ClassVar[tuple[str, ...]] = ()
-    needs: ClassVar[tuple[str, ...]] = ()
-    files: ClassVar[tuple[str, ...] | None] = None
-    traits: ClassVar[Traits] = Traits()
+    name: str
+    title: str
+    example: str
+    query: tuple[str, ...]
+    key: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ("fc.*",)
+    companions: tuple[str, ...] = ()
+    dialects: tuple[Dialect, ...] = (TORCHVISION,)
+    entries: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    files: tuple[str, ...] | None = None
+    traits: Traits = Traits()
 
     def role(self, container: str, prefix: str) -> str | None:
         """``query`` or ``key`` for one of the family's places, None for another place."""
@@ -125,43 +126,6 @@ class Family:
         return self.traits
 
 
-class OfficialMoCo(Family):
-    name = "moco"
-    title = "MoCo v1 and v2 (facebookresearch/moco), PCL, and our own pretraining"
-    example = "moco_v2_800ep_pretrain.pth.tar"
-    query = ("state_dict:encoder_q.", ":encoder_q.")
-    key = ("state_dict:encoder_k.", ":encoder_k.")
-    companions = ("queue", "queue_ptr", "bank")
-
-
-class MoCoV3(Family):
-    name = "moco_v3"
-    title = "MoCo v3, ResNet"
-    example = "r-50-1000ep.pth.tar"
-    query = ("state_dict:base_encoder.",)
-    key = ("state_dict:momentum_encoder.",)
-    companions = ("predictor.*",)
-    needs = ("base_encoder.*",)
-
-
-class SimSiam(Family):
-    name = "simsiam"
-    title = "SimSiam"
-    example = "checkpoint_0099.pth.tar"
-    query = ("state_dict:encoder.",)
-    companions = ("predictor.*",)
-    needs = ("predictor.*",)
-
-
-class SwAV(Family):
-    name = "swav"
-    title = "SwAV, DeepCluster-v2, SeLa-v2, released and training files"
-    example = "swav_800ep_pretrain.pth.tar"
-    query = (":", "state_dict:")
-    companions = ("projection_head.*", "prototypes.*")
-    needs = ("prototypes.*",)
-
-
 _SAME_PADDING = (
     "the original pads as TensorFlow's SAME does (asymmetrically where the stride is 2), "
     "Detectron2 and torchvision symmetrically: features shift by half a pixel, which fine-tuning "
@@ -169,149 +133,24 @@ _SAME_PADDING = (
 )
 
 
-class BYOLDeepMind(Family):
-    name = "byol_deepmind"
-    title = "BYOL of DeepMind, its haiku dicts saved again as plain dicts"
-    example = "pretrain_res50x1.pkl"
-    query = ("experiment_state.online:res_net*/~/",)
-    key = ("experiment_state.target:res_net*/~/",)
-    heads = ("*/counter", "*/hidden")
-    companions = ("projector*", "predictor*", "classifier*")
-    dialects = (HAIKU,)
-    traits = Traits(caveats=(_SAME_PADDING,))
+_KEY_WORD = re.compile(
+    r"(?:^|[._:/])(?:k|key|momentum|teacher|target|ema)(?=[._:/]|$)", re.IGNORECASE
+)
 
+
+class _BYOLDeepMind(Family):
     def role(self, container: str, prefix: str) -> str | None:
         return super().role(container, re.sub(r"^res_net\d+/", "res_net*/", prefix))
 
 
-class BYOLConverted(Family):
-    name = "byol_converted"
-    title = "BYOL of DeepMind through byol-convert or ssl-transfer, told by the file's name"
-    example = "pretrain_res50x1.pth.tar"
-    query = (":", "state_dict:")
-    files = ("pretrain_res50x*.pth.tar", "BYOL.pth")
-    traits = Traits(caveats=(_SAME_PADDING,))
-
-
-class BYOLYaox12(Family):
-    name = "byol_yaox12"
-    title = "BYOL of yaox12, training and released files"
-    example = "resnet50_byol_imagenet2012.pth.tar"
-    query = ("model:online_network.encoder.", "online_backbone:")
-    key = ("model:target_network.encoder.",)
-    companions = (  # sic
-        *("online_network.projetion.*", "target_network.projetion.*", "predictor.*"),
-    )
-    dialects = (INDEXED, TORCHVISION)
-
-
-class BYOLLucidrains(Family):
-    name = "byol_lucidrains"
-    title = "BYOL of lucidrains, the learner"
-    example = "learner.pt"
-    query = (":", ":online_encoder.")
-    key = (":target_encoder.",)
-    companions = ("fc.*", "online_encoder.*", "target_encoder.*", "online_predictor.*")
-    needs = ("online_encoder.*",)
-
-
-class SimCLRv1(Family):
-    name = "simclr_v1"
-    title = "SimCLR v1 through tonylins' converter, told by the file's name"
-    example = "resnet50-1x.pth"
-    query = ("state_dict:",)
-    files = ("resnet50-1x.pth", "resnet50-2x.pth", "resnet50-4x.pth")
-    traits = Traits(
-        UNIT,
-        caveats=(
-            "taken for SimCLR v1 by its file name: trained on pixels in [0, 1], not normalised",
-        ),
-    )
-
-
-class SimCLRv2(Family):
-    name = "simclr_v2"
-    title = "SimCLR v2 through Separius' converter, without selective kernels"
-    example = "r50_1x_sk0.pth"
-    query = ("resnet:",)
-    dialects = (SIMCLR_V2,)
-    traits = Traits(UNIT)
-
-
-class SimCLRsthalles(Family):
-    name = "simclr_sthalles"
-    title = "SimCLR of sthalles, today's and older files"
-    example = "checkpoint_0200.pth.tar"
-    query = ("state_dict:backbone.", ":features.")
-    companions = ("l1.*", "l2.*")
-    dialects = (TORCHVISION, INDEXED)
-
-    def owns(self, checkpoint: Mapping[Any, Any], names: list[str], file_name: str) -> bool:
-        return "l1.weight" in names or "backbone.fc.0.weight" in names
-
-
-class BarlowTwins(Family):
-    name = "barlow_twins"
-    title = "Barlow Twins, training"
-    example = "checkpoint.pth"
-    query = ("model:backbone.",)
-    companions = ("projector.*", "bn.*")
-    needs = ("projector.*", "bn.*")
-
-
-class VICReg(Family):
-    name = "vicreg"
-    title = "VICReg and VICRegL, training"
-    example = "model.pth"
-    query = ("model:backbone.",)
-    companions = ("projector.*", "maps_projector.*", "classifier.*")
-    needs = ("projector.*",)
-
-
-class DINO(Family):
-    name = "dino"
-    title = "DINO, training, ResNet"
-    example = "dino_resnet50_pretrain_full_checkpoint.pth"
-    query = ("student:backbone.",)
-    key = ("teacher:backbone.",)
-    companions = ("head.*",)
-
-
-class OpenSelfSupReleased(Family):
-    name = "openselfsup"
-    title = "OpenSelfSup, DenseCL and DetCo, released"
-    example = "densecl_r50_imagenet_200ep.pth"
-    query = ("state_dict:",)
-    entries = ("author",)
-
-
-class OpenSelfSupTraining(Family):
-    name = "openselfsup_training"
-    title = "OpenSelfSup and DenseCL, training"
-    example = "epoch_200.pth"
-    query = ("state_dict:encoder_q.0.", "state_dict:online_net.0.", "state_dict:backbone.")
-    key = ("state_dict:encoder_k.0.", "state_dict:target_net.0.")
-    companions = ("encoder_[qk].*", "*_net.*", "queue*", "neck.*", "head.*")
-    entries = ("meta",)
-
+class _OpenSelfSupTraining(Family):
     def owns(self, checkpoint: Mapping[Any, Any], names: list[str], file_name: str) -> bool:
         return super().owns(checkpoint, names, file_name) and any(
             name.startswith(("encoder_q.0.", "online_net.0.")) for name in names
         )
 
 
-class MMSelfSup(Family):
-    name = "mmselfsup"
-    title = "mmselfsup and mmpretrain, mmdetection's weights, OpenSelfSup's single networks"
-    example = "mocov2_resnet50_8xb32-coslr-200e_in1k.pth"
-    query = ("state_dict:backbone.",)
-    key = ("state_dict:encoder_k.0.", "state_dict:target_net.0.")
-    companions = (
-        *("encoder_k.*", "target_net.*", "neck.*", "head.*", "queue*"),
-        "data_preprocessor.*",
-    )
-    entries = ("meta",)
-
+class _MMSelfSup(Family):
     def traits_of(self, checkpoint: Mapping[Any, Any], file_name: str) -> Traits:
         meta = checkpoint["meta"]
         text = " ".join(str(meta.get(key, "")) for key in ("cfg", "config"))
@@ -321,136 +160,17 @@ class MMSelfSup(Family):
         return Traits(MSRA, stride_in_1x1=True, caveats=(caveat,))
 
 
-class PixPro(Family):
-    name = "pixpro"
-    title = "PixPro, training"
-    example = "pixpro_base_r50_100ep.pth"
-    query = ("model:encoder.",)
-    key = ("model:encoder_k.",)
-    companions = ("projector.*", "projector_k.*", "value_transform.*")
-    needs = ("encoder_k.*",)
+class _SimCLRsthalles(Family):
+    def owns(self, checkpoint: Mapping[Any, Any], names: list[str], file_name: str) -> bool:
+        return "l1.weight" in names or "backbone.fc.0.weight" in names
 
 
-class SoCo(Family):
-    name = "soco"
-    title = "SoCo; its neck and head are not taken"
-    example = "ckpt_epoch_100.pth"
-    query = ("model:encoder.",)
-    key = ("model_ema:encoder.",)
-    companions = ("neck.*", "head.*", "projector.*", "predictor.*")
-    needs = ("neck.*",)
-
-
-class PyContrast(Family):
-    name = "pycontrast"
-    title = "PyContrast: InstDis, MoCo, PIRL, InfoMin"
-    example = "InfoMin_800.pth"
-    query = ("model:encoder.",)
-    key = ("model_ema:encoder.",)
-    companions = ("head*", "jigsaw*")
-    entries = ("contrast",)
-
-
-class MoCoBl0(Family):
-    name = "moco_bl0"
-    title = "MoCo of bl0"
-    example = "ckpt_epoch_200.pth"
-    query = ("model:",)
-    key = ("model_ema:",)
-    entries = ("contrast",)
-
-
-class VISSL(Family):
-    name = "vissl"
-    title = "VISSL, training, old and converted files; *_bgr.torch take BGR images"
-    example = "model_final_checkpoint_phase199.torch"
-    query = (
-        "classy_state_dict.base_model.model.trunk:_feature_blocks.",
-        "classy_state_dict.base_model.model.trunk:base_model._feature_blocks.",
-        "model_state_dict:_feature_blocks.",
-    )
-    key = ("classy_state_dict.loss:moco_encoder.trunk._feature_blocks.",)
-    companions = ("moco_encoder.heads.*", "queue", "queue_ptr")
-
+class _VISSL(Family):
     def traits_of(self, checkpoint: Mapping[Any, Any], file_name: str) -> Traits:
         return Traits(IMAGENET_BGR) if fnmatchcase(file_name, "*_bgr.torch") else self.traits
 
 
-class LightlyBenchmark(Family):
-    name = "lightly_benchmark"
-    title = "lightly, benchmarks"
-    example = "epoch=99-step=500400.ckpt"
-    query = ("state_dict:backbone.", "state_dict:student_backbone.")
-    key = ("state_dict:key_backbone.", "state_dict:teacher_backbone.")
-    companions = ("*projection_head.*", "*prediction_head.*", "online_classifier.*", "criterion.*")
-    needs = ("online_classifier.*",)
-
-
-class LightlyExample(Family):
-    name = "lightly_example"
-    title = "lightly, examples and tutorials"
-    example = "lightly_moco.pth"
-    query = (":backbone.", "state_dict:backbone.")
-    key = (":backbone_momentum.", "state_dict:backbone_momentum.")
-    companions = ("*projection_head*", "*prediction_head*", "criterion.*")
-    dialects = (INDEXED,)
-
-
-class SoloLearn(Family):
-    name = "solo_learn"
-    title = "solo-learn, today's and before 1.0"
-    example = "mocov2plus-imagenet100-ep=399.ckpt"
-    query = ("state_dict:backbone.", "state_dict:encoder.")
-    key = ("state_dict:momentum_backbone.", "state_dict:momentum_encoder.")
-    companions = ("*classifier.*", "*projector.*", "predictor.*", "prototypes.*", "queue*")
-    needs = ("classifier.*",)
-
-
-class Timm(Family):
-    name = "timm"
-    title = "timm, training; its weights are torchvision's by name"
-    example = "checkpoint-99.pth.tar"
-    query = ("state_dict:",)
-    key = ("state_dict_ema:",)
-    entries = ("state_dict_ema",)
-
-
-class Torchvision(Family):
-    name = "torchvision"
-    title = (
-        "torchvision, PyTorch's ImageNet example, timm's resnet50, and backbones released under "
-        "these names (Barlow Twins, VICReg, DINO, lightly-train's export)"
-    )
-    example = "resnet50-19c8e357.pth"
-    query = (":", "state_dict:")
-    companions = ("n_averaged",)
-
-
-class MSRAFamily(Family):
-    name = "msra"
-    title = "MSRA's networks as Detectron and Detectron2 use them"
-    example = "R-50.pkl"
-    query = (":", "blobs:")
-    heads = ("fc1000_*", "pred_*", "conv1_b")
-    dialects = (CAFFE2,)
-    traits = Traits(
-        MSRA,
-        stride_in_1x1=True,
-        caveats=(
-            "BatchNorm statistics are folded into scale and offset: use FrozenBN, or know that "
-            "tuning starts from mean 0 and variance 1",
-        ),
-    )
-
-
-class Pycls(Family):
-    name = "pycls"
-    title = "pycls; the stride's place is read from its config"
-    example = "R-50-1x64d_dds_8gpu.pyth"
-    query = ("model_state:",)
-    heads = ("head.fc.*",)
-    dialects = (PYCLS,)
-
+class _Pycls(Family):
     def traits_of(self, checkpoint: Mapping[Any, Any], file_name: str) -> Traits:
         stated = re.search(r"STRIDE_1X1:\s*(true|false)", str(checkpoint.get("cfg")), re.IGNORECASE)
         if stated:
@@ -460,40 +180,7 @@ class Pycls(Family):
         return Traits(IMAGENET_BGR, stride_in_1x1=True, caveats=(caveat,))
 
 
-class MoCoTensorflow(Family):
-    name = "moco_tensorflow"
-    title = "moco.tensorflow (tensorpack)"
-    example = "MoCo_v2.npz"
-    query = (":",)
-    key = (":momentum_encoder/",)
-    heads = ("linear*", "queue:0", "queue_ptr:0")
-    companions = ("linear*", "queue:0", "queue_ptr:0", "momentum_encoder/linear*")
-    dialects = (TENSORPACK,)
-    traits = Traits(IMAGENET_BGR)
-
-
-class Detectron2Weights(Family):
-    name = "detectron2"
-    title = "Detectron2: converted weights, and the backbone of a detector (FPN or C4)"
-    example = "model_final.pth"
-    query = tuple(
-        f"{container}:{prefix}"
-        for container in ("model", "")
-        for prefix in ("", "backbone.", "backbone.bottom_up.")
-    )
-    heads = ("fc.*", "stem.fc.*")
-    companions = (
-        "backbone.fpn_*",
-        "backbone.top_block.*",
-        "backbone.neck.*",
-        "proposal_generator.*",
-        "roi_heads.*",
-        "sem_seg_head.*",
-        "pixel_mean",
-        "pixel_std",
-    )
-    dialects = (DETECTRON2,)
-
+class _Detectron2Weights(Family):
     def traits_of(self, checkpoint: Mapping[Any, Any], file_name: str) -> Traits:
         provenance = checkpoint.get("provenance")
         if isinstance(provenance, dict) and isinstance(provenance.get("preprocessing"), dict):
@@ -511,43 +198,8 @@ class Detectron2Weights(Family):
         return Traits(caveats=(caveat,))
 
 
-_KEY_WORD = re.compile(
-    r"(?:^|[._:/])(?:k|key|momentum|teacher|target|ema)(?=[._:/]|$)", re.IGNORECASE
-)
-
-
-class Wrapped(Family):
+class _Wrapped(Family):
     """Anything else: a complete backbone is one wherever it is."""
-
-    name = "other"
-    title = "any file with a complete ResNet under one prefix, behind any wrappers"
-    example = "my_model.pth"
-    query = ()
-    heads = ("fc.*", "head*", "classifier*", "linear*", "projection*", "projector*", "predictor*")
-    companions = (
-        "*projector*",
-        "*projection*",
-        "*predictor*",
-        "*prediction*",
-        "*classifier*",
-        "*criterion*",
-        "head*",
-        "neck*",
-        "fc.*",
-        "linear*",
-        "prototypes*",
-        "queue*",
-        "bank*",
-        "loss*",
-        "n_averaged",
-    )
-    dialects = (TORCHVISION, INDEXED, DETECTRON2, SIMCLR_V2, PYCLS, CAFFE2, TENSORPACK, HAIKU)
-    traits = Traits(
-        caveats=(
-            "the file does not say what its input was: RGB with ImageNet's mean and standard "
-            "deviation is assumed",
-        )
-    )
 
     def role(self, container: str, prefix: str) -> str | None:
         return "key" if _KEY_WORD.search(f"{container}:{prefix}") else "query"
@@ -555,38 +207,350 @@ class Wrapped(Family):
 
 # The first that fits is the one.
 FAMILIES: tuple[Family, ...] = (
-    OfficialMoCo(),
-    MoCoV3(),
-    SimSiam(),
-    SwAV(),
-    BYOLDeepMind(),
-    BYOLConverted(),
-    BYOLYaox12(),
-    BYOLLucidrains(),
-    SimCLRv1(),
-    SimCLRv2(),
-    OpenSelfSupReleased(),
-    OpenSelfSupTraining(),
-    MMSelfSup(),
-    LightlyBenchmark(),
-    LightlyExample(),
-    SoloLearn(),
-    SimCLRsthalles(),
-    BarlowTwins(),
-    VICReg(),
-    DINO(),
-    PixPro(),
-    SoCo(),
-    PyContrast(),
-    MoCoBl0(),
-    VISSL(),
-    Timm(),
-    Torchvision(),
-    MSRAFamily(),
-    Pycls(),
-    MoCoTensorflow(),
-    Detectron2Weights(),
-    Wrapped(),
+    Family(
+        name="moco",
+        title="MoCo v1 and v2 (facebookresearch/moco), PCL, and our own pretraining",
+        example="moco_v2_800ep_pretrain.pth.tar",
+        query=("state_dict:encoder_q.", ":encoder_q."),
+        key=("state_dict:encoder_k.", ":encoder_k."),
+        companions=("queue", "queue_ptr", "bank"),
+    ),
+    Family(
+        name="moco_v3",
+        title="MoCo v3, ResNet",
+        example="r-50-1000ep.pth.tar",
+        query=("state_dict:base_encoder.",),
+        key=("state_dict:momentum_encoder.",),
+        companions=("predictor.*",),
+        needs=("base_encoder.*",),
+    ),
+    Family(
+        name="simsiam",
+        title="SimSiam",
+        example="checkpoint_0099.pth.tar",
+        query=("state_dict:encoder.",),
+        companions=("predictor.*",),
+        needs=("predictor.*",),
+    ),
+    Family(
+        name="swav",
+        title="SwAV, DeepCluster-v2, SeLa-v2, released and training files",
+        example="swav_800ep_pretrain.pth.tar",
+        query=(":", "state_dict:"),
+        companions=("projection_head.*", "prototypes.*"),
+        needs=("prototypes.*",),
+    ),
+    _BYOLDeepMind(
+        name="byol_deepmind",
+        title="BYOL of DeepMind, its haiku dicts saved again as plain dicts",
+        example="pretrain_res50x1.pkl",
+        query=("experiment_state.online:res_net*/~/",),
+        key=("experiment_state.target:res_net*/~/",),
+        heads=("*/counter", "*/hidden"),
+        companions=("projector*", "predictor*", "classifier*"),
+        dialects=(HAIKU,),
+        traits=Traits(caveats=(_SAME_PADDING,)),
+    ),
+    Family(
+        name="byol_converted",
+        title="BYOL of DeepMind through byol-convert or ssl-transfer, told by the file's name",
+        example="pretrain_res50x1.pth.tar",
+        query=(":", "state_dict:"),
+        files=("pretrain_res50x*.pth.tar", "BYOL.pth"),
+        traits=Traits(caveats=(_SAME_PADDING,)),
+    ),
+    Family(
+        name="byol_yaox12",
+        title="BYOL of yaox12, training and released files",
+        example="resnet50_byol_imagenet2012.pth.tar",
+        query=("model:online_network.encoder.", "online_backbone:"),
+        key=("model:target_network.encoder.",),
+        companions=(  # sic
+            *("online_network.projetion.*", "target_network.projetion.*", "predictor.*"),
+        ),
+        dialects=(INDEXED, TORCHVISION),
+    ),
+    Family(
+        name="byol_lucidrains",
+        title="BYOL of lucidrains, the learner",
+        example="learner.pt",
+        query=(":", ":online_encoder."),
+        key=(":target_encoder.",),
+        companions=("fc.*", "online_encoder.*", "target_encoder.*", "online_predictor.*"),
+        needs=("online_encoder.*",),
+    ),
+    Family(
+        name="simclr_v1",
+        title="SimCLR v1 through tonylins' converter, told by the file's name",
+        example="resnet50-1x.pth",
+        query=("state_dict:",),
+        files=("resnet50-1x.pth", "resnet50-2x.pth", "resnet50-4x.pth"),
+        traits=Traits(
+            UNIT,
+            caveats=(
+                "taken for SimCLR v1 by its file name: trained on pixels in [0, 1], not normalised",
+            ),
+        ),
+    ),
+    Family(
+        name="simclr_v2",
+        title="SimCLR v2 through Separius' converter, without selective kernels",
+        example="r50_1x_sk0.pth",
+        query=("resnet:",),
+        dialects=(SIMCLR_V2,),
+        traits=Traits(UNIT),
+    ),
+    Family(
+        name="openselfsup",
+        title="OpenSelfSup, DenseCL and DetCo, released",
+        example="densecl_r50_imagenet_200ep.pth",
+        query=("state_dict:",),
+        entries=("author",),
+    ),
+    _OpenSelfSupTraining(
+        name="openselfsup_training",
+        title="OpenSelfSup and DenseCL, training",
+        example="epoch_200.pth",
+        query=("state_dict:encoder_q.0.", "state_dict:online_net.0.", "state_dict:backbone."),
+        key=("state_dict:encoder_k.0.", "state_dict:target_net.0."),
+        companions=("encoder_[qk].*", "*_net.*", "queue*", "neck.*", "head.*"),
+        entries=("meta",),
+    ),
+    _MMSelfSup(
+        name="mmselfsup",
+        title="mmselfsup and mmpretrain, mmdetection's weights, OpenSelfSup's single networks",
+        example="mocov2_resnet50_8xb32-coslr-200e_in1k.pth",
+        query=("state_dict:backbone.",),
+        key=("state_dict:encoder_k.0.", "state_dict:target_net.0."),
+        companions=(
+            *("encoder_k.*", "target_net.*", "neck.*", "head.*", "queue*"),
+            "data_preprocessor.*",
+        ),
+        entries=("meta",),
+    ),
+    Family(
+        name="lightly_benchmark",
+        title="lightly, benchmarks",
+        example="epoch=99-step=500400.ckpt",
+        query=("state_dict:backbone.", "state_dict:student_backbone."),
+        key=("state_dict:key_backbone.", "state_dict:teacher_backbone."),
+        companions=(
+            "*projection_head.*",
+            "*prediction_head.*",
+            "online_classifier.*",
+            "criterion.*",
+        ),
+        needs=("online_classifier.*",),
+    ),
+    Family(
+        name="lightly_example",
+        title="lightly, examples and tutorials",
+        example="lightly_moco.pth",
+        query=(":backbone.", "state_dict:backbone."),
+        key=(":backbone_momentum.", "state_dict:backbone_momentum."),
+        companions=("*projection_head*", "*prediction_head*", "criterion.*"),
+        dialects=(INDEXED,),
+    ),
+    Family(
+        name="solo_learn",
+        title="solo-learn, today's and before 1.0",
+        example="mocov2plus-imagenet100-ep=399.ckpt",
+        query=("state_dict:backbone.", "state_dict:encoder."),
+        key=("state_dict:momentum_backbone.", "state_dict:momentum_encoder."),
+        companions=("*classifier.*", "*projector.*", "predictor.*", "prototypes.*", "queue*"),
+        needs=("classifier.*",),
+    ),
+    _SimCLRsthalles(
+        name="simclr_sthalles",
+        title="SimCLR of sthalles, today's and older files",
+        example="checkpoint_0200.pth.tar",
+        query=("state_dict:backbone.", ":features."),
+        companions=("l1.*", "l2.*"),
+        dialects=(TORCHVISION, INDEXED),
+    ),
+    Family(
+        name="barlow_twins",
+        title="Barlow Twins, training",
+        example="checkpoint.pth",
+        query=("model:backbone.",),
+        companions=("projector.*", "bn.*"),
+        needs=("projector.*", "bn.*"),
+    ),
+    Family(
+        name="vicreg",
+        title="VICReg and VICRegL, training",
+        example="model.pth",
+        query=("model:backbone.",),
+        companions=("projector.*", "maps_projector.*", "classifier.*"),
+        needs=("projector.*",),
+    ),
+    Family(
+        name="dino",
+        title="DINO, training, ResNet",
+        example="dino_resnet50_pretrain_full_checkpoint.pth",
+        query=("student:backbone.",),
+        key=("teacher:backbone.",),
+        companions=("head.*",),
+    ),
+    Family(
+        name="pixpro",
+        title="PixPro, training",
+        example="pixpro_base_r50_100ep.pth",
+        query=("model:encoder.",),
+        key=("model:encoder_k.",),
+        companions=("projector.*", "projector_k.*", "value_transform.*"),
+        needs=("encoder_k.*",),
+    ),
+    Family(
+        name="soco",
+        title="SoCo; its neck and head are not taken",
+        example="ckpt_epoch_100.pth",
+        query=("model:encoder.",),
+        key=("model_ema:encoder.",),
+        companions=("neck.*", "head.*", "projector.*", "predictor.*"),
+        needs=("neck.*",),
+    ),
+    Family(
+        name="pycontrast",
+        title="PyContrast: InstDis, MoCo, PIRL, InfoMin",
+        example="InfoMin_800.pth",
+        query=("model:encoder.",),
+        key=("model_ema:encoder.",),
+        companions=("head*", "jigsaw*"),
+        entries=("contrast",),
+    ),
+    Family(
+        name="moco_bl0",
+        title="MoCo of bl0",
+        example="ckpt_epoch_200.pth",
+        query=("model:",),
+        key=("model_ema:",),
+        entries=("contrast",),
+    ),
+    _VISSL(
+        name="vissl",
+        title="VISSL, training, old and converted files; *_bgr.torch take BGR images",
+        example="model_final_checkpoint_phase199.torch",
+        query=(
+            "classy_state_dict.base_model.model.trunk:_feature_blocks.",
+            "classy_state_dict.base_model.model.trunk:base_model._feature_blocks.",
+            "model_state_dict:_feature_blocks.",
+        ),
+        key=("classy_state_dict.loss:moco_encoder.trunk._feature_blocks.",),
+        companions=("moco_encoder.heads.*", "queue", "queue_ptr"),
+    ),
+    Family(
+        name="timm",
+        title="timm, training; its weights are torchvision's by name",
+        example="checkpoint-99.pth.tar",
+        query=("state_dict:",),
+        key=("state_dict_ema:",),
+        entries=("state_dict_ema",),
+    ),
+    Family(
+        name="torchvision",
+        title="torchvision, PyTorch's ImageNet example, timm's resnet50, and backbones released under "
+        "these names (Barlow Twins, VICReg, DINO, lightly-train's export)",
+        example="resnet50-19c8e357.pth",
+        query=(":", "state_dict:"),
+        companions=("n_averaged",),
+    ),
+    Family(
+        name="msra",
+        title="MSRA's networks as Detectron and Detectron2 use them",
+        example="R-50.pkl",
+        query=(":", "blobs:"),
+        heads=("fc1000_*", "pred_*", "conv1_b"),
+        dialects=(CAFFE2,),
+        traits=Traits(
+            MSRA,
+            stride_in_1x1=True,
+            caveats=(
+                "BatchNorm statistics are folded into scale and offset: use FrozenBN, or know that "
+                "tuning starts from mean 0 and variance 1",
+            ),
+        ),
+    ),
+    _Pycls(
+        name="pycls",
+        title="pycls; the stride's place is read from its config",
+        example="R-50-1x64d_dds_8gpu.pyth",
+        query=("model_state:",),
+        heads=("head.fc.*",),
+        dialects=(PYCLS,),
+    ),
+    Family(
+        name="moco_tensorflow",
+        title="moco.tensorflow (tensorpack)",
+        example="MoCo_v2.npz",
+        query=(":",),
+        key=(":momentum_encoder/",),
+        heads=("linear*", "queue:0", "queue_ptr:0"),
+        companions=("linear*", "queue:0", "queue_ptr:0", "momentum_encoder/linear*"),
+        dialects=(TENSORPACK,),
+        traits=Traits(IMAGENET_BGR),
+    ),
+    _Detectron2Weights(
+        name="detectron2",
+        title="Detectron2: converted weights, and the backbone of a detector (FPN or C4)",
+        example="model_final.pth",
+        query=tuple(
+            f"{container}:{prefix}"
+            for container in ("model", "")
+            for prefix in ("", "backbone.", "backbone.bottom_up.")
+        ),
+        heads=("fc.*", "stem.fc.*"),
+        companions=(
+            "backbone.fpn_*",
+            "backbone.top_block.*",
+            "backbone.neck.*",
+            "proposal_generator.*",
+            "roi_heads.*",
+            "sem_seg_head.*",
+            "pixel_mean",
+            "pixel_std",
+        ),
+        dialects=(DETECTRON2,),
+    ),
+    _Wrapped(
+        name="other",
+        title="any file with a complete ResNet under one prefix, behind any wrappers",
+        example="my_model.pth",
+        query=(),
+        heads=(
+            "fc.*",
+            "head*",
+            "classifier*",
+            "linear*",
+            "projection*",
+            "projector*",
+            "predictor*",
+        ),
+        companions=(
+            "*projector*",
+            "*projection*",
+            "*predictor*",
+            "*prediction*",
+            "*classifier*",
+            "*criterion*",
+            "head*",
+            "neck*",
+            "fc.*",
+            "linear*",
+            "prototypes*",
+            "queue*",
+            "bank*",
+            "loss*",
+            "n_averaged",
+        ),
+        dialects=(TORCHVISION, INDEXED, DETECTRON2, SIMCLR_V2, PYCLS, CAFFE2, TENSORPACK, HAIKU),
+        traits=Traits(
+            caveats=(
+                "the file does not say what its input was: RGB with ImageNet's mean and standard "
+                "deviation is assumed",
+            )
+        ),
+    ),
 )
 
 

@@ -25,7 +25,7 @@ class Case:
     """What is read.
 
     Attributes:
-        door: name in fuzz_yaml.DOORS.
+        door: name in DOORS of fuzz_yaml.py.
         file: the config or the suite.
         overrides: a suite's words for the config.
         sound: it must be read, not refused.

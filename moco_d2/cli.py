@@ -67,15 +67,26 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         end_silently()
 
 
-def argument_parser(description: str, example: str) -> argparse.ArgumentParser:
-    """Detectron2's training flags, without the seconds that importing Detectron2 for them would
-    cost.
+def command_parser(description: str | None, *examples: str) -> argparse.ArgumentParser:
+    """Return a parser without flags, whose help ends with examples. All commands have this form.
+
+    Args:
+        description: what the command does, printed as it is.
+        examples: command lines.
     """
-    parser = argparse.ArgumentParser(
+    heading = "example" if len(examples) == 1 else "examples"
+    return argparse.ArgumentParser(
         description=description,
-        epilog=f"example:\n  {example}",
+        epilog="\n  ".join((f"{heading}:", *examples)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def argument_parser(description: str, *examples: str) -> argparse.ArgumentParser:
+    """Return a parser with Detectron2's training flags, without the seconds that importing
+    Detectron2 for them would cost; see command_parser.
+    """
+    parser = command_parser(description, *examples)
     parser.add_argument(
         "--config-file",
         "--config",

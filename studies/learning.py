@@ -1,4 +1,4 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 """Does MoCo learn, and do its parts matter? kNN accuracy over pretraining on a generated set.
 
 One baseline, and the paper's ablations around it: momentum (section 4.1), dictionary size and

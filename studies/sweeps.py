@@ -1,4 +1,4 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 """A folder of sweeps as a page of the documentation: figures, tables and what they show, from the
 results alone. Writes README.md, one SVG a sweep, and results/studies/sweeps.json.
 

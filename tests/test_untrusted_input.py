@@ -1,8 +1,8 @@
 """Files of strangers through every door: nothing in them is run, unfolded or written elsewhere.
 
 What belongs to one module is tested beside it: pickles (checkpoint/test_hostile.py), records
-(benchmark/test_hostile_records.py), YAML (test_plain_yaml.py), XML (transfer/test_datasets.py,
-transfer/test_voc_evaluation.py).
+(benchmark/test_hostile_records.py), YAML (config/test_safe_yaml.py), XML
+(transfer/evaluation/test_voc_evaluation.py).
 """
 
 import ast

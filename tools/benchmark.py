@@ -4,10 +4,10 @@
 import argparse
 from pathlib import Path
 
-from moco_d2.cli import run_command
+from moco_d2.cli import command_parser, run_command
 
 _FORMATS = ("markdown", "csv", "latex", "html")  # those of moco_d2.benchmark.rendering
-_EXAMPLES = """examples:
+_EXAMPLES = """
   tools/benchmark.py plan table_2b                           the runs of Table 2b and their cost
   tools/benchmark.py run table_2b --gpus-per-run 8           whatever of them is missing
   tools/benchmark.py run smoke                               two small tasks on drawn images
@@ -18,10 +18,9 @@ _EXAMPLES = """examples:
 """
 
 
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse_args() -> argparse.Namespace:
+    """Return the flags of the command line."""
+    parser = command_parser(__doc__, *map(str.strip, _EXAMPLES.strip().splitlines()))
     commands = parser.add_subparsers(dest="command", required=True)
 
     def add(name: str, text: str, example: str) -> argparse.ArgumentParser:
@@ -87,7 +86,8 @@ def _parse() -> argparse.Namespace:
 
 
 def main() -> int | None:
-    args = _parse()
+    """Run the command."""
+    args = parse_args()
     # Each imports after parsing what it needs: --help answers at once.
     return _COMMANDS[args.command](args)
 

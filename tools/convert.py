@@ -3,17 +3,19 @@
 
 import argparse
 
-from moco_d2.cli import run_command
+from moco_d2.cli import command_parser, run_command
 from moco_d2.errors import UserError
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Convert the ResNet in a checkpoint, whoever wrote it, to Detectron2 weights.\n"
-        "Exit code 0: complete and verified. 2: one sentence says why not, and nothing is written.",
-        epilog="example:\n  tools/convert.py output/pretrain/model_final.pth output/moco_R50.pth "
-        "--report output/moco_R50.json",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    """Return the flags of the command line."""
+    parser = command_parser(
+        "Convert the ResNet in a checkpoint, whoever wrote it, to Detectron2 weights.\n"
+        "Exit code 0: the conversion is complete and verified. On any problem the tool prints one\n"
+        "line, exits with code 2 and writes nothing.",
+        "tools/convert.py output/moco_v2/checkpoint_final.pth.tar weights/moco.pth \\\n"
+        "      --report weights/moco.json",
+        "tools/convert.py moco://v2_800ep backbone.safetensors --to torchvision",
     )
     parser.add_argument(
         "src",
@@ -57,6 +59,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Run the command."""
     args = parse_args()
     if args.list:
         from moco_d2.checkpoint.documentation import listing

@@ -5,15 +5,14 @@ import argparse
 import time
 from pathlib import Path
 
-from moco_d2.cli import run_command
+from moco_d2.cli import command_parser, run_command
 
 
-def main() -> None:
-    """Parse the command line and run the demo."""
-    parser = argparse.ArgumentParser(
-        description="Pretrain, convert, fine-tune and tabulate on generated images.",
-        epilog="example:\n  tools/demo.py --out output/demo",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def parse_args() -> argparse.Namespace:
+    """Return the flags of the command line."""
+    parser = command_parser(
+        "Pretrain, convert, fine-tune and tabulate on generated images.",
+        "tools/demo.py --out output/demo",
     )
     parser.add_argument("--out", type=Path, help="folder to write (default: output/demo[-long])")
     parser.add_argument(
@@ -26,7 +25,12 @@ def main() -> None:
         metavar="N",
         help="only draw the images: for pretraining and kNN, scenes to train and to test on",
     )
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the command."""
+    args = parse_args()
     if args.images:
         from moco_d2.demo.cells import write_images
 

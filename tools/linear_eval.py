@@ -3,20 +3,18 @@
 
 import argparse
 
-from moco_d2.cli import run_command, start_job
-
-_EXAMPLES = """examples:
-  tools/linear_eval.py checkpoint.pth.tar --data datasets/imagenet --num-gpus 8
-  tools/linear_eval.py checkpoint.pth.tar --data datasets/imagenet --fast --crops 2
-  tools/linear_eval.py moco://v2_800ep --data datasets/imagenet --protocol knn
-  tools/linear_eval.py random --arch resnet50 --data datasets/inat --protocol finetune \\
-      --task inaturalist
-"""
+from moco_d2.cli import command_parser, run_command, start_job
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    """Return the flags of the command line."""
+    parser = command_parser(
+        __doc__,
+        "tools/linear_eval.py checkpoint.pth.tar --data datasets/imagenet --num-gpus 8",
+        "tools/linear_eval.py checkpoint.pth.tar --data datasets/imagenet --fast --crops 2",
+        "tools/linear_eval.py moco://v2_800ep --data datasets/imagenet --protocol knn",
+        "tools/linear_eval.py random --arch resnet50 --data datasets/inat --protocol finetune \\\n"
+        "      --task inaturalist",
     )
     add = parser.add_argument
     add(
@@ -58,7 +56,10 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def main() -> None:
+    """Run the command."""
+    start_job("moco_d2.pretrain.probe.linear_eval:evaluate_checkpoint", parse_args())
+
+
 if __name__ == "__main__":
-    run_command(
-        lambda: start_job("moco_d2.pretrain.probe.linear_eval:evaluate_checkpoint", parse_args())
-    )
+    run_command(main)

@@ -1,17 +1,23 @@
 #!/usr/bin/env python3
 """Pretrain a ResNet with MoCo, or its supervised baseline."""
 
+import argparse
+
 from moco_d2.cli import argument_parser, run_command, start_job
 
 
-def main() -> None:
-    """Parse the command line and run it."""
-    args = argument_parser(
+def parse_args() -> argparse.Namespace:
+    """Return the flags of the command line."""
+    return argument_parser(
         "Pretrain a ResNet with MoCo (or supervised, MOCO.PRETEXT) on a folder of images.",
         "tools/pretrain.py --config-file moco_v2_R50_200ep.yaml --num-gpus 8 \\\n"
         "      DATASETS.TRAIN \"('datasets/imagenet/train',)\" OUTPUT_DIR output/moco_v2",
     ).parse_args()
-    start_job("moco_d2.pretrain.main:pretrain", args)
+
+
+def main() -> None:
+    """Run the command."""
+    start_job("moco_d2.pretrain.main:pretrain", parse_args())
 
 
 if __name__ == "__main__":

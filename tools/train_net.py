@@ -1,21 +1,23 @@
 #!/usr/bin/env python3
-"""Fine-tune and evaluate a detector from a given initialisation; predict with it, export it."""
+"""Fine-tune and evaluate a detector from an initialization; predict with it; export it."""
+
+import argparse
 
 from moco_d2.cli import argument_parser, run_command, start_job
 
 
-def main() -> None:
-    """Parse the command line and run it."""
+def parse_args() -> argparse.Namespace:
+    """Return the flags of the command line."""
     parser = argument_parser(
         "Fine-tune a detector on a task of the paper, from random, supervised or MoCo weights.\n\n"
-        "Any task of configs/task/ with any initialisation of configs/init/ is a config by name,\n"
+        "Any task of configs/task/ with any initialization of configs/init/ is a config by name,\n"
         "{task}_{init}.yaml: voc_C4_moco.yaml, coco_C4_2x_moco_v2_800ep.yaml,\n"
         "lvis_v1_FPN_1x_random.yaml. Batch, learning rate and length follow the number of GPUs.",
-        "tools/train_net.py --config voc_C4_moco.yaml --num-gpus 8 OUTPUT_DIR output/voc_C4_moco\n"
-        "  tools/train_net.py --config voc_C4_moco.yaml MODEL.WEIGHTS weights/mine.pth SEED 2\n"
-        "  tools/train_net.py --config voc_C4_moco.yaml --predict a.jpg b.jpg \\\n"
-        "      MODEL.WEIGHTS output/voc_C4_moco/model_final.pth\n"
-        "  tools/train_net.py --config voc_C4_moco.yaml --export detector.pth \\\n"
+        "tools/train_net.py --config voc_C4_moco.yaml --num-gpus 8 OUTPUT_DIR output/voc_C4_moco",
+        "tools/train_net.py --config voc_C4_moco.yaml MODEL.WEIGHTS weights/mine.pth SEED 2",
+        "tools/train_net.py --config voc_C4_moco.yaml --predict a.jpg b.jpg \\\n"
+        "      MODEL.WEIGHTS output/voc_C4_moco/model_final.pth",
+        "tools/train_net.py --config voc_C4_moco.yaml --export detector.pth \\\n"
         "      MODEL.WEIGHTS output/voc_C4_moco/model_final.pth",
     )
     parser.add_argument(
@@ -37,7 +39,12 @@ def main() -> None:
         metavar="FILE.pth",
         help="write it as a plain Detectron2 model: FILE.pth and FILE.yaml",
     )
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the command."""
+    args = parse_args()
     if args.predict:
         job = "inference.predict:main"
     elif args.export:

@@ -113,7 +113,7 @@ class Job:
         """Start it.
 
         Args:
-            tool: file in tools/, ``pretrain.py``.
+            tool: file in tools/, such as pretrain.py.
             words: its arguments.
             log: where its output goes; appended.
             before: called in the process before the tool is run.

@@ -222,11 +222,11 @@ def _fuzzing(folder: Path) -> str:
     for what, name in FUZZING.items():
         found = _read(folder / f"results/campaigns/{name}.json")
         if found is None:
-            lines.append(f"| {what} | `python benchmarks/{name}.py` | not run yet | | | | | |")
+            lines.append(f"| {what} | `python campaigns/{name}.py` | not run yet | | | | | |")
             continue
         read = found["cases"] - found["refused"]
         lines.append(
-            f"| {what} | `python benchmarks/{name}.py` | {found['cases']} | {len(found['kinds'])} | "
+            f"| {what} | `python campaigns/{name}.py` | {found['cases']} | {len(found['kinds'])} | "
             f"{found['refused']} | {read} | {found['failures']} | {found['slowest_s']} |"
         )
     return "\n".join([*lines, ""])

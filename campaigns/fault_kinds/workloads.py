@@ -105,7 +105,7 @@ class Workload(abc.ABC):
         """Called in the process of the run."""
 
     def start_words(self, out: Path) -> dict[str, Any]:
-        """Arguments of jobs.Job."""
+        """Return the arguments of a job: fault_kinds/jobs.py."""
         return {"tool": self.tool, "words": self.words(out), "log": out.with_suffix(".log")}
 
     @functools.cached_property
@@ -383,7 +383,7 @@ class Tables(Converting):
 
 
 class BenchmarkRun(Workload):
-    """`benchmark.py run` of a suite of two fine-tuning runs, one after the other."""
+    """`tools/benchmark.py run` of a suite of two fine-tuning runs, one after the other."""
 
     name = "suite of two runs"
     tool = "benchmark.py"

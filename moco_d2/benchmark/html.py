@@ -37,7 +37,7 @@ class Section:
 
     `text` is plain and escaped; an empty line separates paragraphs. `html` and `tables` go in as
     they are: pass only what escaped its own content, as html_table, html_code, html_figure and
-    ``tables.render(records, "html")`` do.
+    ``rendering.render(records, "html")`` do.
     """
 
     title: str

@@ -1,7 +1,7 @@
 """Dense pose estimation is Detectron2's own ``projects/DensePose``, when the user has it.
 
 The project brings the head, the datasets, and also the data mapper, the evaluator and the trainer
-that these need: its own train_net.py runs our configs, matched as all others are. With
+that these need: its own ``train_net.py`` runs our configs, matched as all others are. With
 ``DETECTRON2_ENV_MODULE=moco_d2`` it knows our keys and our weights by name.
 """
 

@@ -42,7 +42,8 @@ def explained() -> Iterator[None]:
     excepthook = threading.excepthook
 
     def quiet(args: threading.ExceptHookArgs) -> None:
-        if not isinstance(args.exc_value, OSError) and not describe(args.exc_value):
+        error = args.exc_value
+        if error is None or not (isinstance(error, OSError) or describe(error)):
             excepthook(args)
 
     threading.excepthook = quiet
@@ -136,11 +137,15 @@ def _silent_ranks(error: BaseException) -> str:
     dist = torch.distributed
     if not (dist.is_available() and dist.is_initialized()):
         return ""
+    # A private name of torch, which has no public one for it: without it, nobody is named.
+    default_store = getattr(dist.distributed_c10d, "_get_default_store", None)
+    if default_store is None:
+        return ""
     silent: list[int] = [0]  # if it does not answer at all: it has the store
 
     def call_the_roll() -> None:
         with contextlib.suppress(RuntimeError):  # the store is gone
-            store = dist.distributed_c10d._get_default_store()
+            store = default_store()
             keys = [f"moco_d2/noticed/{rank}" for rank in range(dist.get_world_size())]
             store.set(keys[dist.get_rank()], "1")
             deadline = time.monotonic() + _ROLL_CALL_S

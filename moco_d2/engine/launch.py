@@ -47,7 +47,7 @@ def launch(main: str, args: argparse.Namespace) -> None:
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
         args.resume = True  # torchrun has started all processes again after one has failed
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun or SLURM has started us
-        with explained():
+        with explained(), _quiet_log_errors():
             _join_torchrun_group()
             job(args)
         return
@@ -57,7 +57,7 @@ def launch(main: str, args: argparse.Namespace) -> None:
             "for several CPU processes use torchrun --nproc-per-node N"
         )
     if args.num_gpus * args.num_machines == 1:
-        with explained():
+        with explained(), _quiet_log_errors():
             job(args)
         return
     from detectron2.engine import launch as detectron2_launch
@@ -79,10 +79,22 @@ def _run_child(main: str, args: argparse.Namespace) -> None:
     torch.multiprocessing would not do.
     """
     try:
-        with explained():
+        with explained(), _quiet_log_errors():
             pkgutil.resolve_name(main)(args)
     except KeyboardInterrupt as interrupt:
         sys.exit(getattr(interrupt, "exit_code", INTERRUPTED_EXIT_CODE))
+
+
+@contextlib.contextmanager
+def _quiet_log_errors() -> Iterator[None]:
+    """While the job runs, a log that cannot be written, on a disk that is full, adds no traceback
+    for each of its lines: logging.raiseExceptions is of the whole process.
+    """
+    before, logging.raiseExceptions = logging.raiseExceptions, False
+    try:
+        yield
+    finally:
+        logging.raiseExceptions = before
 
 
 @contextlib.contextmanager
@@ -97,6 +109,7 @@ def _children_as_one() -> Iterator[None]:
         SystemExit: with a child's exit code.
     """
     import torch.multiprocessing as mp
+    from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
     def pass_on(number: int, frame: object) -> None:
         for child in mp.active_children():
@@ -107,14 +120,14 @@ def _children_as_one() -> Iterator[None]:
     before = {n: signal.signal(n, pass_on) for n in STOP_SIGNALS if is_default(n)}
     try:
         yield
-    except mp.ProcessRaisedException as error:
+    except ProcessRaisedException as error:
         # Its text is the child's traceback, which ends with the error's class and message, of one
         # line or of several.
         _, found, message = str(error).rpartition("\nmoco_d2.errors.UserError: ")
         if found:
             raise UserError(*message.strip().splitlines()) from error
         raise
-    except mp.ProcessExitedException as error:
+    except ProcessExitedException as error:
         if error.exit_code >= 0:
             sys.exit(error.exit_code)
         if -error.exit_code in STOP_SIGNALS:
@@ -226,8 +239,6 @@ def setup_run(cfg: Any, args: argparse.Namespace, held: logging.handlers.MemoryH
         ) from error
     if comm.is_main_process():
         remove_leftovers(cfg.OUTPUT_DIR)
-    # A log that cannot be written, on a disk that is full, is not to add a traceback a line.
-    logging.raiseExceptions = False
     for name in LOGGERS:
         logging.getLogger(name).removeHandler(held)
     args.config_file = str(find_config(args.config_file))  # default_setup logs its content

@@ -15,6 +15,12 @@ from moco_d2.errors import UserError, closest
 
 # Our words for the two that submitit has under names of its own.
 _ALIASES = {"time": "timeout_min", "gpus": "gpus_per_node"}
+# The parameters that submitit's documentation of AutoExecutor names for clusters of all kinds;
+# those of one kind have its name before them (slurm_partition).
+_SHARED = (
+    *("name", "timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node"),
+    *("tasks_per_node", "stderr_to_stdout"),
+)
 
 
 class DistributedJob:
@@ -93,23 +99,32 @@ def queue(call: Callable[[], Any], given: dict[str, Any], *, name: str) -> Any:
 
     given = dict(given)
     folder, cluster = Path(given.pop("folder")), given.pop("cluster", "slurm")
-    known = submitit.AutoExecutor._typed_parameters()
     try:
         executor = submitit.AutoExecutor(folder, cluster=cluster)
         executor.update_parameters(
             name=name,
-            **{key if key in known else f"{cluster}_{key}": value for key, value in given.items()},
+            **{k if k in _SHARED else f"{cluster}_{k}": value for k, value in given.items()},
         )
         return executor.submit(call)
     except (NameError, ValueError, AssertionError, RuntimeError, FileNotFoundError) as error:
-        names = [*known, *submitit.SlurmExecutor._valid_parameters()]
-        unknown = [key for key in given if key not in names]
+        names = {*_SHARED, *(own := _own_parameters(submitit.SlurmExecutor))}
+        unknown = [key for key in given if key not in names] if own else []
         if unknown:
             raise UserError(
                 f"--submit does not know {unknown[0].replace('_', '-')}; "
                 + (closest(unknown[0], names) or "see submitit's documentation")
             ) from error
         raise UserError(f"--submit: {str(error).splitlines()[0]}") from error
+
+
+def _own_parameters(executor: Any) -> set[str]:
+    """Return the names of the parameters that only this kind of submitit's executors has.
+
+    submitit lists them under a private name; where that is gone, the set is empty, and submitit's
+    own message is what a user reads of a parameter that it does not know.
+    """
+    names = getattr(executor, "_valid_parameters", None)
+    return set(names()) if names is not None else set()
 
 
 def parse_words(words: list[str]) -> dict[str, Any]:

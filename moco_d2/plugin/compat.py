@@ -115,14 +115,18 @@ def _supply_compiled_operator_placeholder() -> None:
     if _imports_compiled_operators_unguarded(package_dir):
         placeholder = _MissingOperators("detectron2._C")
         sys.modules["detectron2._C"] = placeholder
-        detectron2._C = placeholder
+        _supply(detectron2, "_C", placeholder)
+
+
+def _supply(module: types.ModuleType, name: str, value: Any) -> None:
+    setattr(module, name, value)
 
 
 def _supply_pillow_names() -> None:
     from PIL import Image
 
     if not hasattr(Image, "LINEAR"):
-        Image.LINEAR = Image.BILINEAR
+        _supply(Image, "LINEAR", Image.Resampling.BILINEAR.value)
 
 
 def _supply_numpy_names() -> None:
@@ -130,9 +134,9 @@ def _supply_numpy_names() -> None:
 
     for alias in (bool, int, float, complex, object, str):
         if alias.__name__ not in np.__dict__:
-            setattr(np, alias.__name__, alias)
+            _supply(np, alias.__name__, alias)
     if not hasattr(np, "in1d"):
-        np.in1d = lambda *args, **kwargs: np.isin(*args, **kwargs).ravel()
+        _supply(np, "in1d", lambda *args, **kwargs: np.isin(*args, **kwargs).ravel())
 
 
 _METAS_PACKAGE = "deeplearning.projects.cityscapesApi"
@@ -167,7 +171,8 @@ class _MetasCityscapes(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: types.ModuleType) -> None:
         # The import system has told a public module that it is Meta's.
-        module.__spec__ = self._specs.pop(module.__spec__.name, module.__spec__)
+        if module.__spec__ is not None:
+            module.__spec__ = self._specs.pop(module.__spec__.name, module.__spec__)
 
 
 def _supply_cityscapes_scripts() -> None:
@@ -227,6 +232,17 @@ def checkpoints_hold_the_optimizer(trainer_class: type) -> bool:
     #4110).
     """
     return "state_dict" in trainer_class.__dict__
+
+
+def set_label_reader(evaluator: Any, read: Callable[[str, Any], Any]) -> None:
+    """Let a SemSegEvaluator read its label files with `read`, where it can be told: main has an
+    attribute for it, whose default fails with NumPy 2; v0.6 opens the files itself.
+
+    The two also differ in mIoU, which main divides by the number of classes that occur in the
+    ground truth, v0.6 by those that occur there or in the predictions.
+    """
+    if hasattr(evaluator, "sem_seg_loading_fn"):
+        evaluator.sem_seg_loading_fn = read
 
 
 def set_local_process_group(ranks_per_machine: int) -> None:

@@ -6,7 +6,8 @@ import contextlib
 import logging
 import time
 import weakref
-from typing import Any, ClassVar
+from collections.abc import Sized
+from typing import Any, cast
 
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, hooks
@@ -46,7 +47,7 @@ class Trainer(DefaultTrainer):
     Attributes:
         box_errors: of the last evaluation, see build.box_errors; None before it.
         evaluation_seconds: that the last evaluation took; None before it.
-        test_images: in each test set that was evaluated, by any trainer of this process.
+        test_images: the number of images of each test set that this trainer has evaluated.
 
     Examples:
     ::
@@ -57,7 +58,6 @@ class Trainer(DefaultTrainer):
 
     box_errors: dict[str, dict[str, float]] | None = None
     evaluation_seconds: float | None = None
-    test_images: ClassVar[dict[str, int]] = {}
 
     def __init__(self, cfg: Any):
         """
@@ -85,6 +85,7 @@ class Trainer(DefaultTrainer):
         )
         self.checkpointer = TransferCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self._processes: list[dict[str, Any]] = []
+        self.test_images: dict[str, int] = {}
 
     @classmethod
     def build_train_loader(cls, cfg: Any) -> TrainingBatches:
@@ -92,17 +93,15 @@ class Trainer(DefaultTrainer):
         return build_training_batches(cfg)
 
     @classmethod
-    def build_test_loader(cls, cfg: Any, dataset_name: str) -> DataLoader:
+    def build_test_loader(cls, cfg: Any, dataset_name: str) -> DataLoader[Any]:
         """Detectron2's, with build.TestMapper."""
         theirs = build_detection_test_loader(cfg, dataset_name, mapper=TestMapper(cfg))
-        loader = SteadyLoader(  # its workers leave signals to this process
+        return SteadyLoader(  # its workers leave signals to this process
             theirs.dataset,
             batch_sampler=theirs.batch_sampler,
             num_workers=theirs.num_workers,
             collate_fn=theirs.collate_fn,
         )
-        cls.test_images[dataset_name] = len(loader.dataset)
-        return loader
 
     @classmethod
     def test(cls, cfg: Any, model: Any, evaluators: Any = None) -> dict[str, Any]:
@@ -149,11 +148,20 @@ class Trainer(DefaultTrainer):
         model = unwrapped(self.model)
         names = self.cfg.DATASETS.TEST
         evaluators = {name: self.build_evaluator(self.cfg, name) for name in names}
+        test_images = self.test_images
+
+        class Counting(Trainer):  # Detectron2's test is the class's, and the number is this run's
+            @classmethod
+            def build_test_loader(cls, cfg: Any, dataset_name: str) -> DataLoader[Any]:
+                loader = super().build_test_loader(cfg, dataset_name)
+                test_images[dataset_name] = len(cast(Sized, loader.dataset))
+                return loader
+
         # A loader draws a seed when it starts: without this, how often a run is evaluated would
         # change which regions it samples next.
         with seeded(self.data_loader.seed, next(model.parameters()).device):
             started = time.perf_counter()
-            self._last_eval_results = self.test(self.cfg, model, list(evaluators.values()))
+            self._last_eval_results = Counting.test(self.cfg, model, list(evaluators.values()))
             self.evaluation_seconds = time.perf_counter() - started
         if comm.is_main_process() and self.iter + 1 >= self.max_iter:
             self.box_errors = box_errors(evaluators)

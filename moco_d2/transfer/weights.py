@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import pickle
 import re
 import tempfile
@@ -26,7 +27,13 @@ _MODEL_ZOO = "https://dl.fbaipublicfiles.com/detectron2/"
 
 _LONGEST = 150  # characters of an address in an error
 
-_scratch = tempfile.TemporaryDirectory(prefix="moco_d2_")  # removed when the process ends
+
+@functools.cache
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    """Return this process's temporary folder, which is made when it is needed for the first time
+    and removed when the process ends.
+    """
+    return tempfile.TemporaryDirectory(prefix="moco_d2_")
 
 
 def register_path_handlers() -> None:
@@ -42,7 +49,7 @@ def register_path_handlers() -> None:
             return [RANDOM.rstrip("/")]
 
         def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
-            file = Path(_scratch.name) / "random.pth"
+            file = Path(_scratch().name) / "random.pth"
             torch.save({"model": {}}, file)
             return str(file)
 

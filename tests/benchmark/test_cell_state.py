@@ -1,6 +1,7 @@
 """What counts as done is told by the files in a cell's folder alone."""
 
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -201,3 +202,15 @@ def test_a_file_in_the_place_of_a_folder_is_a_conflict(cell, tmp_path, place):
     assert not is_running(cell, tmp_path)
     with pytest.raises(UserError, match="cannot write .*; choose another --folder"):
         lock_of(cell, tmp_path)
+
+
+def test_a_damaged_record_is_said_once(cell, tmp_path, caplog):
+    """By the state, not by the reader of records, whose logger keeps its own switch."""
+    note_started(cell, tmp_path, processes=8, completed=0)
+    put(tmp_path, cell, '{"kind": "transfer", "schema_version": 2}')
+    reader = logging.getLogger("moco_d2.benchmark.records.files")
+    state = examine(cell, tmp_path, processes=8)
+    assert state.status == "partial" and "is no valid record of a run (" in state.problem
+    assert not caplog.records and not reader.disabled
+    put(tmp_path, cell, '{"kind": "pretext"}')
+    assert examine(cell, tmp_path, processes=8).status == "partial"

@@ -79,15 +79,12 @@ def test_ap_curves_of_one_task_only(tmp_path, make_content, write):
         plots.ap_curves(read_records([write.folder]), "bbox/AP", tmp_path / "ap.svg")
 
 
-def test_knn_curve_and_bars(tmp_path, drawn):
+def test_knn_curve(tmp_path, drawn):
     knn = [{"iteration": 9, "knn_accuracy": 0.3}, {"iteration": 19, "knn_accuracy": 0.5}]
     plots.knn_curve({"moco": knn, "other": knn[:1]}, tmp_path / "knn.png", chance=0.1)
     assert drawn["moco"] == ([10, 20], [0.3, 0.5])
     with pytest.raises(UserError, match=r"MOCO\.KNN"):
         plots.knn_curve({"moco": METRICS}, tmp_path / "none.png")
-    values = {"moco": Summary(55.9, 0.2, 5), "random": Summary(33.8, None, 1)}
-    plots.bars(values, tmp_path / "bars.svg", ylabel="AP (%)")
-    assert (tmp_path / "bars.svg").stat().st_size > 1000
 
 
 def test_styles_differ_in_more_than_colour():

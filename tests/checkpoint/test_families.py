@@ -1,5 +1,5 @@
 """Files of 35 families, each as its project writes it: converted and proven, or refused with the
-reason. The expectations are in `families.py`, beside the files.
+reason. The expectations are in tests/support/checkpoint/families.py, beside the files.
 """
 
 import os

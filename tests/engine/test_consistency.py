@@ -1,4 +1,6 @@
-"""Whole runs of processes that disagree: campaigns/faults.py, of which test_faults.py has one."""
+"""Processes that disagree. Whole runs of them are in campaigns/faults.py, and one of those in
+tests/campaigns/test_faults.py.
+"""
 
 import pytest
 import torch

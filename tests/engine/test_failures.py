@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from moco_d2.engine import failures
 from moco_d2.engine.failures import describe, explained
 from moco_d2.errors import UserError
 
@@ -86,3 +87,23 @@ def test_a_thread_is_quiet_about_what_the_main_one_will_say(monkeypatch):
             thread.start()
             thread.join()
     assert told == [KeyError]
+
+
+def test_a_torch_without_its_private_store_names_no_rank(monkeypatch, tmp_path):
+    dist = torch.distributed
+    dist.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1
+    )
+    try:
+        monkeypatch.setattr(failures, "_ROLL_CALL_S", 0.1)
+        error = RuntimeError(
+            "[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [::1]:1"
+        )
+        assert failures._silent_ranks(error) == ""  # this process answers
+        monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+        assert failures._silent_ranks(error) == "; no word from rank 1"
+        monkeypatch.delattr(dist.distributed_c10d, "_get_default_store")
+        assert failures._silent_ranks(error) == ""
+    finally:
+        monkeypatch.undo()
+        dist.destroy_process_group()

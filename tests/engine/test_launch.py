@@ -1,13 +1,16 @@
 """Launching: SLURM through submitit's local executor, restarts, and errors of several processes."""
 
 import argparse
+import contextlib
 import json
+import logging
 import os
 import subprocess
 import sys
 import time
 
 import pytest
+import submitit
 import torch
 import torch.multiprocessing as mp
 from support.paths import TOOLS
@@ -15,6 +18,7 @@ from support.toy_data import make_class_folders
 
 from moco_d2.cli import argument_parser, run_command
 from moco_d2.engine import launch as launch_module
+from moco_d2.engine import slurm
 from moco_d2.engine.launch import launch
 from moco_d2.engine.slurm import submit
 from moco_d2.errors import Stopped, UserError
@@ -152,3 +156,32 @@ def wait_for(condition, submitted, seconds: float = 120) -> None:
     while not condition():
         assert time.monotonic() < deadline, submitted.stderr()
         time.sleep(0.1)
+
+
+def test_names_of_submitit_are_what_its_documentation_says():
+    documented = submitit.AutoExecutor._typed_parameters()
+    assert set(slurm._SHARED) == set(documented)
+    assert "partition" in slurm._own_parameters(submitit.SlurmExecutor)
+
+
+def test_a_submitit_without_its_private_list_speaks_for_itself(monkeypatch, tmp_path):
+    assert slurm._own_parameters(object()) == set()
+    monkeypatch.setattr(slurm, "_own_parameters", lambda executor: set())
+    with pytest.raises(UserError, match="^--submit: "):  # no SLURM here, or no such parameter
+        submit("tests:job", flags("--submit", f"cluster=slurm,partitoin=gpu,folder={tmp_path}"))
+
+
+@pytest.mark.parametrize("ends", ["returns", "raises"])
+def test_errors_of_the_log_are_quiet_in_a_job_and_only_there(ends, monkeypatch):
+    seen = []
+
+    def job(args):
+        seen.append(logging.raiseExceptions)
+        if ends == "raises":
+            raise UserError("a problem")
+
+    monkeypatch.setattr(launch_module.pkgutil, "resolve_name", lambda name: job)
+    assert logging.raiseExceptions
+    with contextlib.suppress(UserError):
+        launch("tests:job", flags())
+    assert seen == [False] and logging.raiseExceptions

@@ -1,6 +1,6 @@
 """Real commands in a session of their own, which a signal to the whole process group ends.
 
-For tests of signals: see test_group_signals.py.
+For tests of signals: see tests/test_group_signals.py.
 """
 
 import os

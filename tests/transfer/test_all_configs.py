@@ -25,7 +25,8 @@ from moco_d2.transfer.data.voc_segmentation import register_voc_segmentation
 from moco_d2.transfer.main import train
 
 PACKAGED = sorted(path.stem for path in (config_root() / "task").glob("*.yaml"))
-OURS = [task for task in PACKAGED if task not in DENSEPOSE_TASKS]  # those: test_densepose.py
+# The others are in tests/config/test_densepose.py.
+OURS = [task for task in PACKAGED if task not in DENSEPOSE_TASKS]
 
 # A slim ResNet-50 on images of 64 pixels: every layer of the task in a step of a second.
 SHRUNKEN = {

@@ -7,7 +7,8 @@ from moco_d2.config.load import config_root, find_config, load_config, task_conf
 from moco_d2.errors import UserError
 
 HEADLINE_RUNS = sorted(path.name for path in config_root().glob("*.yaml"))
-WITHOUT_DENSEPOSE = [run for run in HEADLINE_RUNS if "densepose" not in run]  # test_densepose.py
+# The others are in tests/config/test_densepose.py.
+WITHOUT_DENSEPOSE = [run for run in HEADLINE_RUNS if "densepose" not in run]
 
 
 def test_every_file_of_its_own_is_a_composition():

@@ -1,4 +1,7 @@
+import os
 import shutil
+import subprocess
+import sys
 from urllib.parse import urlparse
 
 import pytest
@@ -204,3 +207,26 @@ def test_the_papers_supervised_baseline_says_where_its_file_is():
 def test_random_survives_what_todays_main_does_to_a_path():
     again = urlparse(RANDOM)._replace(query="").geturl()
     assert torch.load(PathManager.get_local_path(again), weights_only=True) == {"model": {}}
+
+
+def test_the_temporary_folder_is_made_when_it_is_needed(tmp_path):
+    """Every process that ends without cleaning up, by a signal or os._exit, would leave it."""
+    code = (
+        "import moco_d2, os, pathlib\n"
+        "import moco_d2.transfer.weights\n"
+        "from detectron2.checkpoint import DetectionCheckpointer\n"
+        "from detectron2.utils.file_io import PathManager\n"
+        "folder = pathlib.Path(os.environ['TMPDIR'])\n"
+        "print(len(list(folder.glob('moco_d2_*'))))\n"
+        "files = [pathlib.Path(PathManager.get_local_path('random://')) for _ in range(2)]\n"
+        "print(len({f.parent for f in files}), files[0].is_file(), files[0].parents[1] == folder)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.split() == ["0", "1", "True", "True"]
+    assert not list(tmp_path.glob("moco_d2_*"))

@@ -115,26 +115,6 @@ def knn_curve(
     save(figure, path)
 
 
-def bars(values: Mapping[str, Summary], path: str | Path, *, ylabel: str) -> None:
-    """One bar an initialisation, with the standard deviation over runs where there is one.
-
-    Raises:
-        UserError: there is nothing to draw, or `path` has another suffix.
-    """
-    if not values:
-        raise UserError(f"no {ylabel} to draw")
-    figure, (axes,) = new_figure("", ylabel)
-    styles = styles_of(values)
-    for i, (name, summary) in enumerate(sorted(values.items(), key=lambda v: row_order(v[0]))):
-        colour, _, _, hatch = styles[name]
-        axes.bar(i, summary.mean, 0.6, yerr=summary.std, capsize=4, fill=False, hatch=hatch * 2)
-        axes.patches[-1].set_edgecolor(colour)
-        # Beside the error bar, not under it.
-        axes.text(i + 0.05, summary.mean, f"{summary.mean:.1f}", va="bottom")
-    axes.set_xticks(range(len(values)), [plain(n) for n in sorted(values, key=row_order)])
-    save(figure, path, legend=False)
-
-
 def ap_curves(records: Iterable[Record], metric: str | Sequence[str], path: str | Path) -> None:
     """Metrics in percent over fine-tuning iterations, side by side: mean and band of one standard
     deviation.
@@ -175,7 +155,7 @@ def ap_curves(records: Iterable[Record], metric: str | Sequence[str], path: str 
     save(figure, path)
 
 
-def _curve(axes: Axes, points: Mapping[int, Summary], style: tuple, label: str) -> None:
+def _curve(axes: Axes, points: Mapping[int, Summary], style: tuple[Any, ...], label: str) -> None:
     colour, marker, line, _ = style
     x = list(points)
     mean = [s.mean for s in points.values()]
@@ -235,7 +215,11 @@ def _points(runs: Sequence[Record], metric: str) -> dict[int, Summary]:
     for run in runs:
         # Detectron2 counts iterations from 0: an evaluation at 99 is one after 100 of them. The
         # last one, after training, it counts as one more.
-        curve = {min(int(e["iteration"]) + 1, run.max_iter): e.get(metric) for e in run.history}
+        curve = {
+            min(int(iteration) + 1, run.max_iter): e.get(metric)
+            for e in run.history
+            if (iteration := e["iteration"]) is not None
+        }
         if run.metrics.get(metric) is not None:
             curve[run.max_iter] = run.metrics[metric]
         for iteration, value in curve.items():

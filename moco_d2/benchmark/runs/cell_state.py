@@ -6,7 +6,6 @@ In a cell's folder, beside what its tools write: ``cell.json`` (what was started
 
 import dataclasses
 import json
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -168,7 +167,9 @@ def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     return ""
 
 
-def _differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[tuple[str, tuple]]:
+def _differing(
+    there: Mapping[str, Any], here: Mapping[str, Any]
+) -> list[tuple[str, tuple[Any, Any]]]:
     return [
         (key, (there.get(key, "unset"), here.get(key, "unset")))
         for key in sorted({*there, *here})
@@ -176,7 +177,7 @@ def _differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[tuple[
     ]
 
 
-def _named(key: str, values: tuple) -> str:
+def _named(key: str, values: tuple[Any, Any]) -> str:
     there, here = (f"{value!s:.{_LONGEST_SHOWN}}" for value in values)
     return f"{key:.{_LONGEST_SHOWN}} {there} there, {here} here"
 
@@ -198,18 +199,18 @@ def _examine_record(cell: Cell, path: Path, folder: Path, *, by_hand: bool) -> S
     """
     if cell.kind != "transfer":
         return _examine_other_record(cell, path)
-    from moco_d2.benchmark.records.results import read_records
+    from moco_d2.benchmark.records.results import read_content, to_record
 
-    results_log = logging.getLogger("moco_d2.benchmark.records.results")
     try:
-        results_log.disabled = True  # it warns of what is said here
-        record = read_records([path])[0]
-    except UserError as error:
+        # Not with read_records, which warns of a damaged record: the state says what is wrong.
+        content = read_content(path)
+        if content is None:
+            raise ValueError("it is of another kind")
+        record = to_record(path, content)
+    except (OSError, ValueError) as error:
         if by_hand:
             return _conflict(path.parent, f"{path} is no valid record of a run")
-        return State("partial", problem=str(error))
-    finally:
-        results_log.disabled = False
+        return State("partial", problem=f"{path} is no valid record of a run ({error})")
     there = (record.task, record.initialisation, record.seed)
     here = (cell.task, cell.initialisation, cell.seed)
     if there != here:

@@ -17,7 +17,7 @@ Keys of the YAML file, besides title and kind:
 * ``random``: true: an untrained network is evaluated too, for every seed.
 * ``images``: in the dataset that is pretrained on; only the plan's number of iterations needs it.
 
-The record of a run is the result.json of its evaluation, which pretext_records.py reads.
+The record of a run is the result.json of its evaluation, which records/pretext_records.py reads.
 """
 
 import os

@@ -68,8 +68,8 @@ class Cell:
             adds ``--num-gpus N`` in front where a run has several GPUs and the tool takes it.
         record: the JSON file, relative to the cell's folder, that says that the run is done. The
             last command writes it, and last.
-        kind: of the record: ``transfer`` (read by results.py), or what its key ``kind`` says; None:
-            it has no such key.
+        kind: of the record: ``transfer`` (records/results.py reads it), or what its key ``kind``
+            says; None: it has no such key.
         needs: names of cells that must be done before.
         settings: what the run is, ``{"SOLVER.MAX_ITER": 24000, ...}``, for telling a run of other
             settings in the same folder; at least what its arguments and config files say.

@@ -32,7 +32,7 @@ class Sweep:
         title: for captions.
         xlabel: what is on the x axis.
         place: series and place of a run; None for one that has none here.
-        varied: keys of `sweep_points.setting` that its points differ in.
+        varied: keys of `points.setting` that its points differ in.
         source: of the published points.
         points: gives them.
         categories: places in their order, where the axis is not a number.
@@ -60,7 +60,11 @@ class Sweep:
 
 def _number(value: object) -> float:
     """A place on an axis of numbers. ValueError: a record's config has none there."""
-    if type(value) not in (int, float) or not 0 < value < _LARGEST:
+    if (
+        not isinstance(value, int | float)
+        or isinstance(value, bool)
+        or not 0 < value < _LARGEST
+    ):
         raise ValueError(f"{value!r:.40} is no number to be drawn")
     return value
 
@@ -110,7 +114,7 @@ _V2_KEYS = (
     "MOCO.LR_SCHEDULE",
     "MOCO.TEMPERATURE",
 )
-_V2_EPOCHS = {200: "(d) MLP aug+ cos 200 epochs", 800: "(e) MLP aug+ cos 800 epochs"}
+_V2_EPOCHS: dict[X, str] = {200: "(d) MLP aug+ cos 200 epochs", 800: "(e) MLP aug+ cos 800 epochs"}
 
 
 def _v2_row(record: PretextRecord) -> tuple[str, X] | None:
@@ -168,7 +172,8 @@ def _by_row(name: str, rows: Mapping[X, str], metric: str) -> Callable[[], Publi
     def points() -> Published:
         column = _table(name).metrics.index(metric)
         values = {row.label: row.values[column] for row in _table(name).rows}
-        return {MOCO: {place: values[label] for place, label in rows.items()}}
+        of_places = ((place, values[label]) for place, label in rows.items())
+        return {MOCO: {place: value for place, value in of_places if value is not None}}
 
     return points
 

@@ -57,7 +57,7 @@ def figures(records: Iterable[PretextRecord], folder: Path) -> list[Image]:
     Raises:
         UserError: `folder` cannot be written.
     """
-    images = []
+    images: list[Image] = []
     for study in studies(records):
         path = folder / f"sweep_{study.sweep.name}_{len(images)}.svg"
         draw(study, path)
@@ -66,7 +66,7 @@ def figures(records: Iterable[PretextRecord], folder: Path) -> list[Image]:
 
 
 def caption(study: Study) -> str:
-    """What is shown; what agrees with the paper is in sweep_agreement.agreement."""
+    """What is shown; what agrees with the paper is in agreement.agreement."""
     ours = "mean and standard deviation over seeds" if _most_runs(study) > 1 else "single runs"
     return f"{study.sweep.title}. Hollow: {study.sweep.source}; filled: here, {ours}."
 
@@ -105,8 +105,8 @@ def draw(study: Study, path: str | Path) -> None:
         label = f"{series} (paper)" if together else series
         _line(papers, study, places, series, {x: Summary(v, None, 1) for x, v in points.items()})
         papers.lines[-1].set(markerfacecolor="white", label=label)
-    for series, points in study.values.items():
-        summaries = {place: study.summary(series, place) for place in points}
+    for series, trials in study.values.items():
+        summaries = {place: study.summary(series, place) for place in trials}
         _line(ours, study, places, series, summaries)
         ours.lines[-1].set_label(series)
     for failed in sweep.missing.values():

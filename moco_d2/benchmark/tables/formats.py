@@ -161,7 +161,9 @@ _UNBROKEN = re.compile(r" (?=±)|(?<=±) |(?<=\d,) (?=[+-]?\d)|(?<=\bp) ")
 
 
 def to_html(tables: list[Table]) -> str:
-    """A fragment for report.py, which has the styles: green, with a sign that needs no colour."""
+    """Return a fragment for benchmark/page.html, which has the styles: green, with a sign that
+    needs no color.
+    """
 
     def span(text: str, style: str) -> str:
         text = _UNBROKEN.sub("\N{NO-BREAK SPACE}", html.escape(text))

@@ -14,8 +14,11 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms import v2
 
-# No threads: a view is too small to share, and in a forked worker OpenCV waits for ever for threads
-# that only its parent has.
+# A setting of the whole process, on purpose, and not restored: it must hold in whatever process
+# computes views, and in its parent before that forks, because a forked worker would wait for ever
+# for OpenCV's threads, which only the parent has. Nothing is lost, as a view is too small to share.
+# This module is imported by pretraining and linear evaluation only, never by `import moco_d2` or by
+# fine-tuning (tests/pretrain/augmentation/test_opencv.py).
 cv2.setNumThreads(0)
 
 _LEVELS = np.arange(256, dtype=np.float32)

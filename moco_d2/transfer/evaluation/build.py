@@ -21,6 +21,7 @@ from detectron2.evaluation import (
 )
 
 from moco_d2.errors import UserError, closest
+from moco_d2.plugin import compat
 from moco_d2.transfer.data.semantic_mapper import raise_if_labels_unreadable
 from moco_d2.transfer.data.training_data import raise_if_unusable
 from moco_d2.transfer.evaluation.known_classes import only_known_classes
@@ -99,17 +100,16 @@ def _corners(items: list[dict[str, Any]]) -> np.ndarray:
 
 
 class MeanIoUEvaluator(SemSegEvaluator):
-    """Detectron2's SemSegEvaluator with one definition of mIoU in all its versions: the mean over
-    the classes that occur in the ground truth, as in today's main.
+    """Detectron2's SemSegEvaluator with one definition of mIoU, whichever Detectron2 is installed:
+    the mean over the classes that occur in the ground truth.
 
-    v0.6 divides by the number of classes that occur in the ground truth or in the predictions. Both
-    agree where every class occurs, as in the validation sets of VOC and Cityscapes.
+    Detectron2's versions differ in the divisor (plugin/compat.py). They agree where every class
+    occurs, as in the validation sets of VOC and Cityscapes.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        if hasattr(self, "sem_seg_loading_fn"):  # main's own fails with NumPy 2
-            self.sem_seg_loading_fn = _read_labels
+        compat.set_label_reader(self, _read_labels)
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[Any]) -> None:
         """Count the pixels of each class in images and their labels.

@@ -1,5 +1,8 @@
 """OpenCV's arithmetic against Pillow's, which the official code uses: same seed, same factors."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -91,3 +94,20 @@ def test_blur_draws_its_sigma_from_the_whole_range():
 
 def test_no_blur_at_sigma_0(image):
     assert np.array_equal(opencv.Blur((0, 0))(np.array(image)), np.asarray(image))
+
+
+def test_opencv_keeps_its_threads_where_no_views_are_made():
+    """The setting is of the whole process: only pretraining and linear evaluation make it."""
+    code = (
+        "import cv2, sys\n"
+        "cv2.setNumThreads(2)\n"
+        "import moco_d2, detectron2.modeling\n"
+        "import moco_d2.transfer.main, moco_d2.benchmark.runs.runner\n"
+        "print(cv2.getNumThreads())\n"
+        "import moco_d2.pretrain.augmentation.views\n"
+        "print(cv2.getNumThreads())\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split() == ["2", "1"]

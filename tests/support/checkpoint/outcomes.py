@@ -1,6 +1,6 @@
-"""What comes of the files of `families`, and the table of it.
+"""What comes of the files of families.py, and the table of it.
 
-PYTHONPATH=tests python -m checkpoint.outcomes --write docs/checkpoint_table.md
+PYTHONPATH=tests python -m support.checkpoint.outcomes --write docs/checkpoint_table.md
 """
 
 import argparse
@@ -23,8 +23,8 @@ TOLERANCE = 1e-5  # relative, of features in float32
 ROWS = range(1, 36)
 INTRODUCTION = """# Checkpoint files and what comes of them
 
-Made by `PYTHONPATH=tests python -m checkpoint.outcomes`, from files with random weights that are
-laid out as each project lays out its own. Parity: largest relative difference, over res2 .. res5
+Made by `PYTHONPATH=tests python -m support.checkpoint.outcomes`, from files with random weights that
+are laid out as each project lays out its own. Parity: largest relative difference, over res2 .. res5
 and one image, between the features of the network that was saved and those of Detectron2's backbone
 with the converted weights, in float32.
 

@@ -1,4 +1,4 @@
-"""tools/pretrain.py with a SmallNetwork: run by test_resume.py, with tests/ in PYTHONPATH."""
+"""tools/pretrain.py with a SmallNetwork: tests/pretrain/test_resume.py runs it."""
 
 from support.small_network import SmallNetwork
 

@@ -1,4 +1,4 @@
-"""Run by test_two_processes.py under torchrun, once a rank: OUT_FOLDER RUNS.json.
+"""Run by tests/pretrain/test_two_processes.py under torchrun, once a rank: OUT_FOLDER RUNS.json.
 
 RUNS.json: {name of a run: its overrides as words}. What a rank finds goes to rankN.pth.
 """

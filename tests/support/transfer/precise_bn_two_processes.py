@@ -1,5 +1,5 @@
-"""Run by test_precise_bn.py as FOLDER RANK: two gloo processes estimate BatchNorm statistics, each
-from its images, and write what they found.
+"""Run by tests/transfer/evaluation/test_precise_bn.py as FOLDER RANK: two gloo processes estimate
+BatchNorm statistics, each from its images, and write them.
 """
 
 import moco_d2  # noqa: F401  isort: skip  before Detectron2

@@ -1,5 +1,6 @@
-"""Run by test_resume.py as FOLDER RANK OVERRIDES.json: two gloo processes fine-tune, once
-without a break, and once stopped by a signal that only the second is sent, and resumed.
+"""Run by tests/transfer/test_resume.py as FOLDER RANK OVERRIDES.json: two gloo processes
+fine-tune, once without a break, and once stopped by a signal that only the second is sent, and
+resumed.
 """
 
 import moco_d2  # noqa: F401  isort: skip  before Detectron2

@@ -1,5 +1,5 @@
-"""Run by test_voc_evaluation.py as FOLDER RANK: two gloo processes evaluate halves of a dataset,
-and the first compares with all of it by itself.
+"""Run by tests/transfer/evaluation/test_voc_evaluation.py as FOLDER RANK: two gloo processes
+evaluate halves of a dataset, and the first compares with all of it by itself.
 """
 
 import moco_d2  # noqa: F401  isort: skip  before Detectron2

@@ -449,8 +449,10 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         name="torchvision",
-        title="torchvision, PyTorch's ImageNet example, timm's resnet50, and backbones released under "
-        "these names (Barlow Twins, VICReg, DINO, lightly-train's export)",
+        title=(
+            "torchvision, PyTorch's ImageNet example, timm's resnet50, and backbones released "
+            "under these names (Barlow Twins, VICReg, DINO, lightly-train's export)"
+        ),
         example="resnet50-19c8e357.pth",
         query=(":", "state_dict:"),
         companions=("n_averaged",),

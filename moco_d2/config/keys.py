@@ -1,159 +1,599 @@
-"""Our keys in Detectron2's config, all under ``cfg.MOCO``."""
+"""Every key that we add to Detectron2's config, and every key of Detectron2 whose value we check.
 
-from typing import Any
+This table is the only description of a key: it makes ``cfg.MOCO``, checks the values of a config
+when it is loaded, and is rendered as docs/config.md (documentation.py).
+"""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from moco_d2.config.kinds import Boolean, Choice, Kind, Names, Number, Numbers, Text
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+#: The page that lists the keys, for error messages.
+PAGE = "docs/config.md"
+
+_COUNT = Number("[1, inf)", integer=True)
+_COUNT_OR_0 = Number("[0, inf)", integer=True)
+_POSITIVE = Number("(0, inf)")
+_NOT_NEGATIVE = Number("[0, inf)")
+_MOMENTUM = Number("[0, 1)")
+_FRACTION = Number("[0, 1]")
+
+_OURS = "our choice"
+_OFFICIAL = "main_moco.py"  # of facebookresearch/moco: its defaults are the recipe v1
+_DEMO = "the authors' CIFAR-10 demo"
+_DETECTRON2 = "Detectron2"
 
 
-def add_moco_config(cfg: Any) -> None:  # noqa: PLR0915 - a list of keys
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """One key.
+
+    Attributes:
+        name: the key with its sections, ``MOCO.DATA.SHARE``.
+        default: its value where no config sets it; None for a key of Detectron2, which has its own.
+        allowed: the values that it accepts.
+        meaning: whole sentences that say what it does.
+        source: where the default comes from.
+    """
+
+    name: str
+    default: Any
+    allowed: Kind
+    meaning: str
+    source: str = _OURS
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Keys that belong together.
+
+    Attributes:
+        title: the heading of the page's section.
+        keys: the keys.
+    """
+
+    title: str
+    keys: tuple[Key, ...]
+
+
+MOCO_GROUPS = (
+    Group(
+        "Pretraining and fine-tuning",
+        (
+            Key(
+                "MOCO.AMP_DTYPE",
+                "bfloat16",
+                Choice("bfloat16", "float16"),
+                "This is the number type of autocast when `SOLVER.AMP.ENABLED` is True. "
+                "`float16` needs scaled gradients, and gets them.",
+            ),
+            Key(
+                "MOCO.ACCUMULATION",
+                1,
+                _COUNT,
+                "A step consists of this many forward and backward passes, each of which sees "
+                "`SOLVER.IMS_PER_BATCH / ACCUMULATION` images over all processes. BatchNorm and "
+                "the negatives of `EndToEnd` are those of one pass. The optimizer, the key encoder "
+                "and the dictionary change once in a step, with the keys of all passes.",
+            ),
+        ),
+    ),
+    Group(
+        "Fine-tuning",
+        (
+            Key(
+                "MOCO.TASK",
+                "",
+                Text(),
+                "This is the name of the task in run records and tables, such as `voc_C4`. The "
+                "files in `configs/task` set it.",
+            ),
+            Key(
+                "MOCO.VOC_EVALUATION",
+                "compatible",
+                Choice("compatible", "exact"),
+                "`compatible` gives Detectron2's numbers bit for bit, as in the paper: scores are "
+                "rounded to 3 decimals and boxes to 0.1 pixels. `exact` rounds nothing, and the "
+                "result does not depend on the order of the images or on the number of processes.",
+                _DETECTRON2,
+            ),
+            Key(
+                "MOCO.RANDOM_SCALE",
+                (),
+                Numbers(_POSITIVE, pair=True, optional=True),
+                "Semantic segmentation scales each training image by a random ratio between these "
+                "two before `INPUT.CROP`. With `()`, `INPUT.MIN_SIZE_TRAIN` counts, as in "
+                "detection.",
+            ),
+            Key(
+                "MOCO.DRAW_SCORE",
+                0.5,
+                _FRACTION,
+                "`--predict` draws the detections whose score is at least this.",
+            ),
+        ),
+    ),
+    Group(
+        "Pretraining: length and learning rate",
+        (
+            Key(
+                "MOCO.PRETEXT",
+                "moco",
+                Choice("moco", "supervised"),
+                "`moco` trains the contrastive task. `supervised` trains the same network on the "
+                "same images and schedule with their labels; it is the matched baseline.",
+            ),
+            Key(
+                "MOCO.EPOCHS",
+                200,
+                _COUNT_OR_0,
+                "Training takes this many epochs. With 0 it takes `SOLVER.MAX_ITER` iterations.",
+                f"{_OFFICIAL} --epochs",
+            ),
+            Key(
+                "MOCO.REFERENCE_BATCH",
+                0,
+                _COUNT_OR_0,
+                "`SOLVER.BASE_LR` and all numbers of iterations (`SOLVER.MAX_ITER`, "
+                "`SOLVER.CHECKPOINT_PERIOD`, `MOCO.LR_STEP_EVERY`, `MOCO.KNN.PERIOD`) hold for "
+                "this many images in a step. At another `SOLVER.IMS_PER_BATCH` the learning rate "
+                "is scaled in proportion, and the numbers of iterations in inverse proportion. "
+                "With 0 nothing is scaled.",
+                "official README: learning rate 0.015 for a batch of 128",
+            ),
+            Key(
+                "MOCO.LR_SCHEDULE",
+                "step",
+                Choice("step", "step_every", "cosine"),
+                "`step` multiplies the learning rate by `SOLVER.GAMMA` at `MOCO.LR_STEPS`, and "
+                "`cosine` lowers it to 0 along half a period; both change it once in an epoch. "
+                "`step_every` multiplies it by `SOLVER.GAMMA` every `MOCO.LR_STEP_EVERY` "
+                "iterations.",
+                _OFFICIAL,
+            ),
+            Key(
+                "MOCO.LR_STEPS",
+                (120, 160),
+                Numbers(Number("[1, inf)")),
+                "The schedule `step` lowers the learning rate at these epochs.",
+                f"{_OFFICIAL} --schedule",
+            ),
+            Key(
+                "MOCO.LR_STEP_EVERY",
+                0,
+                _COUNT_OR_0,
+                "The schedule `step_every` lowers the learning rate after every so many "
+                "iterations, and needs at least 1.",
+            ),
+            Key(
+                "MOCO.WARMUP_EPOCHS",
+                0.0,
+                _NOT_NEGATIVE,
+                "The learning rate rises from `SOLVER.WARMUP_FACTOR` of its value to all of it "
+                "during this many epochs, or parts of one. The paper has no warm-up; batches far "
+                "larger than the recipe's need one.",
+                _OFFICIAL,
+            ),
+        ),
+    ),
+    Group(
+        "Pretraining: MoCo",
+        (
+            Key(
+                "MOCO.MOMENTUM",
+                0.999,
+                _MOMENTUM,
+                "This is the momentum m of the key encoder, in equation 2 of the paper.",
+                f"{_OFFICIAL} --moco-m",
+            ),
+            Key(
+                "MOCO.TEMPERATURE",
+                0.07,
+                _POSITIVE,
+                "This is the temperature of the contrastive loss, in equation 1 of the paper.",
+                f"{_OFFICIAL} --moco-t",
+            ),
+            Key(
+                "MOCO.SYMMETRIC",
+                False,
+                Boolean(),
+                "Each view is the query once and the key once, and the loss is the sum of both "
+                f"directions, as in {_DEMO}. A step takes twice as long.",
+                _OFFICIAL,
+            ),
+            Key(
+                "MOCO.BN_SPLITS",
+                1,
+                _COUNT_OR_0,
+                "One process splits the batch of BatchNorm into this many groups with statistics "
+                "of their own, so that ShuffleBN works as on several GPUs; 8 reproduces the "
+                "paper's 8 GPUs on one device. Several processes need 1. With 0 the number is "
+                "chosen: 1 on several processes, and groups of about 32 images on one.",
+                _OFFICIAL,
+            ),
+            Key(
+                "MOCO.CHANNELS_LAST",
+                True,
+                Boolean(),
+                "Convolutions use the memory format channels_last. It was faster wherever it was "
+                "measured, and the numbers agree up to rounding.",
+            ),
+            Key(
+                "MOCO.COMPILE",
+                False,
+                Boolean(),
+                "The encoders are compiled with torch.compile. This takes minutes at the start and "
+                "makes steps on a GPU faster.",
+            ),
+        ),
+    ),
+    Group(
+        "Pretraining: encoder",
+        (
+            Key(
+                "MOCO.ENCODER.ARCH",
+                "resnet50",
+                Choice("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+                "This is torchvision's name of the network.",
+                f"{_OFFICIAL} --arch",
+            ),
+            Key(
+                "MOCO.ENCODER.WIDTH_PER_GROUP",
+                64,
+                _COUNT,
+                "This is torchvision's `width_per_group` and Detectron2's "
+                "`MODEL.RESNETS.WIDTH_PER_GROUP`. Only networks with bottlenecks have it.",
+                "torchvision",
+            ),
+            Key(
+                "MOCO.ENCODER.GROUPS",
+                1,
+                _COUNT,
+                "The 3x3 convolutions have this many groups, as in Detectron2's "
+                "`MODEL.RESNETS.NUM_GROUPS`. ResNeXt-50 32x8d is `resnet50` with `GROUPS` 32 and "
+                "`WIDTH_PER_GROUP` 8.",
+                "torchvision",
+            ),
+            Key(
+                "MOCO.ENCODER.WIDTH_FACTOR",
+                1,
+                _COUNT,
+                "Every number of channels is multiplied by this; 2 and 4 make the paper's R50w2x "
+                "and R50w4x.",
+                _OFFICIAL,
+            ),
+            Key(
+                "MOCO.ENCODER.SMALL_STEM",
+                False,
+                Boolean(),
+                "The network begins with a 3x3 convolution and no pooling, for images of 32 "
+                f"pixels, as in {_DEMO}. Detectron2 has no such network.",
+                _OFFICIAL,
+            ),
+            Key(
+                "MOCO.ENCODER.DIM",
+                128,
+                _COUNT,
+                "This is the dimension C of the embedding.",
+                f"{_OFFICIAL} --moco-dim",
+            ),
+            Key(
+                "MOCO.ENCODER.MLP",
+                False,
+                Boolean(),
+                "The projection head has two layers (v2) instead of one (v1).",
+                f"{_OFFICIAL} --mlp",
+            ),
+        ),
+    ),
+    Group(
+        "Pretraining: dictionary",
+        (
+            Key(
+                "MOCO.DICTIONARY.NAME",
+                "Queue",
+                Choice("Queue", "MemoryBank", "EndToEnd"),
+                "This chooses where the keys come from (Figure 2 of the paper): `Queue` is MoCo.",
+                _OFFICIAL,
+            ),
+            Key(
+                "MOCO.DICTIONARY.SIZE",
+                65536,
+                _COUNT_OR_0,
+                "This is the number of keys K. `Queue` holds so many. `MemoryBank` draws so many "
+                "negatives in a step, and holds one key for each image. `EndToEnd` does not use "
+                "it, because its keys are those of the batch. With 0 it is the paper's 65536, or "
+                "less for a dataset of fewer than 0.8 million images, so that few of an image's "
+                "negatives are the image itself.",
+                f"{_OFFICIAL} --moco-k",
+            ),
+            Key(
+                "MOCO.DICTIONARY.BANK_MOMENTUM",
+                0.5,
+                _MOMENTUM,
+                "`MemoryBank` keeps this fraction of an old representation in the new one.",
+                "InstDisc",
+            ),
+        ),
+    ),
+    Group(
+        "Pretraining: augmentation",
+        (
+            Key(
+                "MOCO.AUGMENTATION.NAME",
+                "v1",
+                Choice("v1", "v2"),
+                "`v1` is the augmentation of InstDisc, and `v2` adds blur.",
+                f"{_OFFICIAL} --aug-plus",
+            ),
+            Key(
+                "MOCO.AUGMENTATION.WHERE",
+                "workers",
+                Choice("workers", "device"),
+                "With `workers`, the CPU workers augment the images with torchvision. With "
+                "`device` they only crop, and `MODEL.DEVICE` does the rest for the whole batch "
+                "with kornia; this helps where a GPU has few CPU cores.",
+            ),
+            Key(
+                "MOCO.AUGMENTATION.SIZE",
+                224,
+                _COUNT,
+                "This is the side of a view in pixels.",
+                _OFFICIAL,
+            ),
+            Key(
+                "MOCO.AUGMENTATION.CROP_SCALE",
+                (0.2, 1.0),
+                Numbers(Number("(0, 1]"), pair=True),
+                "The random crop has an area between these two fractions of the image.",
+                _OFFICIAL,
+            ),
+            Key(
+                "MOCO.AUGMENTATION.BLUR_SIGMA",
+                (0.1, 2.0),
+                Numbers(_NOT_NEGATIVE, pair=True),
+                "The sigma of the blur of `v2` lies between these two numbers of pixels.",
+                _OFFICIAL,
+            ),
+        ),
+    ),
+    Group(
+        "Pretraining: data",
+        (
+            Key(
+                "MOCO.DATA.SHARE",
+                1.0,
+                Number("(0, 1]"),
+                "Only this fraction of the images is used, to compare sizes of one dataset. The "
+                "images are drawn at random, but they are the same in every run, and a smaller "
+                "fraction lies within a larger one. Shards do not support it.",
+            ),
+            Key(
+                "MOCO.DATA.MAX_UNREADABLE",
+                0.01,
+                _FRACTION,
+                "Unreadable images are skipped and named. The run stops when they exceed this "
+                "fraction of the images.",
+            ),
+            Key(
+                "MOCO.DATA.SHARD_IMAGES",
+                0,
+                _COUNT_OR_0,
+                "The tar shards (`shards:data/{0000..0099}.tar`, or `shards:pipe:COMMAND`, which "
+                "runs a shell command) have this many images together, the same number in each. "
+                "With 0 the workers of all processes count them, which needs local files.",
+            ),
+            Key(
+                "MOCO.DATA.SHARD_SHUFFLE",
+                1000,
+                _COUNT_OR_0,
+                "A worker holds this many undecoded images of the shards, and shuffles them "
+                "together. The order of the shards is always shuffled; with 0 the order inside "
+                "them is kept.",
+            ),
+        ),
+    ),
+    Group(
+        "Pretraining: checkpoints",
+        (
+            Key(
+                "MOCO.CHECKPOINT.KEEP_LAST",
+                2,
+                _COUNT_OR_0,
+                "The last so many checkpoints are kept beside the final one; 0 keeps all. A "
+                "checkpoint of a ResNet-50 has 0.4 GB.",
+            ),
+            Key(
+                "MOCO.CHECKPOINT.KEEP_EVERY",
+                0,
+                _COUNT_OR_0,
+                "Of the checkpoints that `SOLVER.CHECKPOINT_PERIOD` makes, every so many-th is "
+                "kept for good; 0 keeps none.",
+            ),
+            Key(
+                "MOCO.CHECKPOINT.REINITIALISE",
+                (),
+                Names("queue", "head"),
+                "These parts begin anew with `--resume`, because their size has changed.",
+            ),
+        ),
+    ),
+    Group(
+        "Pretraining: kNN accuracy",
+        (
+            Key(
+                "MOCO.KNN.TRAIN",
+                "",
+                Text(),
+                "The nearest neighbors are searched among the images of this folder, which has one "
+                "folder for each class. An empty text turns the evaluation off.",
+            ),
+            Key(
+                "MOCO.KNN.TEST",
+                "",
+                Text(),
+                "The images of this folder, which has the same classes, are classified.",
+            ),
+            Key(
+                "MOCO.KNN.EPOCHS",
+                0,
+                _COUNT_OR_0,
+                "So many epochs lie between two evaluations. With 0, `MOCO.KNN.PERIOD` counts.",
+            ),
+            Key(
+                "MOCO.KNN.PERIOD",
+                0,
+                _COUNT_OR_0,
+                "So many iterations lie between two evaluations. With 0 there is one at the start "
+                "and one at the end.",
+            ),
+            Key(
+                "MOCO.KNN.NEIGHBOURS",
+                200,
+                _COUNT,
+                "So many neighbors vote.",
+                _DEMO,
+            ),
+            Key(
+                "MOCO.KNN.TEMPERATURE",
+                0.1,
+                _POSITIVE,
+                "This is the temperature of the weighted vote.",
+                _DEMO,
+            ),
+        ),
+    ),
+    Group(
+        "Pretraining: monitoring",
+        (
+            Key(
+                "MOCO.MONITOR.EXPECTED_LOSS",
+                (),
+                Numbers(_NOT_NEGATIVE, pair=True, optional=True),
+                "The loss at the end lies between these two, as published for the recipe, its "
+                "dataset and its dictionary size. A warning says where a run ends outside. With "
+                "`()` nothing is known.",
+            ),
+            Key(
+                "MOCO.MONITOR.NEIGHBOURS",
+                8,
+                _COUNT_OR_0,
+                "At every kNN evaluation, `OUTPUT_DIR/neighbours/*.png` shows this many test "
+                "images with their nearest training images. With 0 there is no such file.",
+            ),
+        ),
+    ),
+)
+
+
+def _theirs(name: str, allowed: Kind, meaning: str) -> Key:
+    return Key(name, None, allowed, meaning, _DETECTRON2)
+
+
+DETECTRON2_GROUP = Group(
+    "Checked keys of Detectron2",
+    (
+        _theirs(
+            "DATASETS.TRAIN",
+            Names(),
+            "These datasets are trained on. Pretraining reads exactly one.",
+        ),
+        _theirs("DATASETS.TEST", Names(), "Fine-tuning evaluates on these datasets."),
+        _theirs(
+            "DATALOADER.NUM_WORKERS",
+            _COUNT_OR_0,
+            "Each process reads images in so many worker processes; with 0 it reads them itself.",
+        ),
+        _theirs(
+            "DATALOADER.REPEAT_THRESHOLD",
+            _FRACTION,
+            "Images of classes that are in a smaller fraction of the images are repeated.",
+        ),
+        _theirs(
+            "SOLVER.IMS_PER_BATCH",
+            _COUNT,
+            "A step sees this many images over all processes.",
+        ),
+        _theirs(
+            "SOLVER.REFERENCE_WORLD_SIZE",
+            _COUNT_OR_0,
+            "The schedule is written for so many processes, and is scaled to others; with 0 it is "
+            "not scaled.",
+        ),
+        _theirs(
+            "SOLVER.MAX_ITER",
+            _COUNT_OR_0,
+            "Training takes this many iterations. Pretraining needs it where `MOCO.EPOCHS` is 0.",
+        ),
+        _theirs("SOLVER.BASE_LR", _NOT_NEGATIVE, "This is the learning rate."),
+        _theirs("SOLVER.MOMENTUM", _MOMENTUM, "This is the momentum of SGD."),
+        _theirs("SOLVER.WEIGHT_DECAY", _NOT_NEGATIVE, "This is the weight decay."),
+        _theirs(
+            "SOLVER.GAMMA", _NOT_NEGATIVE, "Each step multiplies the learning rate by this factor."
+        ),
+        _theirs(
+            "SOLVER.STEPS",
+            Numbers(_COUNT_OR_0),
+            "Fine-tuning lowers the learning rate at these iterations.",
+        ),
+        _theirs(
+            "SOLVER.WARMUP_FACTOR",
+            _NOT_NEGATIVE,
+            "A warm-up begins with this fraction of the learning rate.",
+        ),
+        _theirs("SOLVER.WARMUP_ITERS", _COUNT_OR_0, "The warm-up takes this many iterations."),
+        _theirs(
+            "SOLVER.CHECKPOINT_PERIOD",
+            _COUNT_OR_0,
+            "So many iterations lie between two checkpoints.",
+        ),
+        _theirs(
+            "TEST.EVAL_PERIOD",
+            _COUNT_OR_0,
+            "So many iterations lie between two evaluations; with 0 there is one at the end.",
+        ),
+        _theirs(
+            "SEED",
+            Number("(-inf, inf)", integer=True),
+            "This is the seed of all random numbers; a negative one asks for a random seed.",
+        ),
+    ),
+)
+
+#: Every key of the table by its name.
+KEYS = {key.name: key for group in (*MOCO_GROUPS, DETECTRON2_GROUP) for key in group.keys}
+
+
+def add_moco_config(cfg: "CfgNode") -> None:
     """Add ``cfg.MOCO`` to a Detectron2 config, in place. Does nothing if it is there already."""
     if "MOCO" in cfg:
         return
-    CN = type(cfg)
-    cfg.MOCO = CN()
+    for group in MOCO_GROUPS:
+        for key in group.keys:
+            *sections, name = key.name.split(".")
+            node = cfg
+            for section in sections:
+                node = node.setdefault(section, type(cfg)())
+            node[name] = key.default
 
-    # ---- pretraining and fine-tuning -------------------------------------------------------------
-    # Number type of autocast when SOLVER.AMP.ENABLED: "bfloat16", or "float16" with scaled
-    # gradients.
-    cfg.MOCO.AMP_DTYPE = "bfloat16"
-    # Forward and backward passes a step: each has SOLVER.IMS_PER_BATCH / ACCUMULATION images, over
-    # all processes. BatchNorm, and EndToEnd's negatives, are those of one pass; the optimizer, the
-    # key encoder and the dictionary change once a step, with the keys of all.
-    cfg.MOCO.ACCUMULATION = 1
 
-    # ---- fine-tuning -----------------------------------------------------------------------------
-    # Name of the task in run records and tables ("voc_C4"). Set by configs/task/*.yaml.
-    cfg.MOCO.TASK = ""
-    # How VOC detections are evaluated: "compatible", Detectron2's numbers bit for bit, as in the
-    # paper (scores rounded to 3 decimals, boxes to 0.1 pixels), or "exact" (nothing rounded, and
-    # the same result in whatever order and on however many processes the images are evaluated).
-    cfg.MOCO.VOC_EVALUATION = "compatible"
-    # Semantic segmentation: smallest and largest ratio by which a training image is scaled before
-    # INPUT.CROP. (): INPUT.MIN_SIZE_TRAIN counts, as in detection.
-    cfg.MOCO.RANDOM_SCALE = ()
-    # Lowest score of a detection that --predict draws.
-    cfg.MOCO.DRAW_SCORE = 0.5
+def read_value(name: str, raw: Any) -> Any:
+    """Return the value of a key of the table as it is merged into a config.
 
-    # ---- pretraining -----------------------------------------------------------------------------
-    # "moco", or "supervised": the same network, images and schedule with labels, the matched
-    # baseline.
-    cfg.MOCO.PRETEXT = "moco"
-    # Length in epochs; 0 means SOLVER.MAX_ITER iterations.
-    cfg.MOCO.EPOCHS = 200
-    # Images a step for which SOLVER.BASE_LR and all numbers of iterations (SOLVER.MAX_ITER and
-    # CHECKPOINT_PERIOD, MOCO.LR_STEP_EVERY and KNN.PERIOD) are given. At another
-    # SOLVER.IMS_PER_BATCH the rate is scaled with it, and the iterations inversely (official
-    # README: lr 0.015 at batch 128). 0: they are taken as they stand.
-    cfg.MOCO.REFERENCE_BATCH = 0
-    # "step" (x SOLVER.GAMMA at MOCO.LR_STEPS) or "cosine" (half a period, to 0), both set once an
-    # epoch; or "step_every" (x SOLVER.GAMMA every MOCO.LR_STEP_EVERY iterations).
-    cfg.MOCO.LR_SCHEDULE = "step"
-    # Epochs at which the step schedule decays.
-    cfg.MOCO.LR_STEPS = (120, 160)
-    # Iterations between two decays of "step_every".
-    cfg.MOCO.LR_STEP_EVERY = 0
-    # Epochs, or parts of one, in which the rate rises from SOLVER.WARMUP_FACTOR of it to all of it.
-    # None in the paper; wanted for batches far beyond the recipe's.
-    cfg.MOCO.WARMUP_EPOCHS = 0.0
-    # Momentum m of the key encoder, paper eq. 2.
-    cfg.MOCO.MOMENTUM = 0.999
-    # Temperature of the contrastive loss, paper eq. 1.
-    cfg.MOCO.TEMPERATURE = 0.07
-    # Each view is query once and key once; the loss is the sum of both directions (authors' CIFAR
-    # demo). A step costs twice as much.
-    cfg.MOCO.SYMMETRIC = False
-    # Memory format of the convolutions; faster wherever it was measured, the numbers agree to
-    # rounding.
-    cfg.MOCO.CHANNELS_LAST = True
-    # torch.compile the encoders: minutes at the start, faster steps on a GPU.
-    cfg.MOCO.COMPILE = False
+    Args:
+        name: a name in KEYS.
+        raw: a value of a yaml file, or a word of the command line.
 
-    cfg.MOCO.ENCODER = CN()
-    # torchvision's name: resnet18, resnet34, resnet50, resnet101, resnet152.
-    cfg.MOCO.ENCODER.ARCH = "resnet50"
-    # torchvision's width_per_group, Detectron2's MODEL.RESNETS.WIDTH_PER_GROUP. Bottleneck networks
-    # only.
-    cfg.MOCO.ENCODER.WIDTH_PER_GROUP = 64
-    # Groups of the 3x3 convolutions, Detectron2's MODEL.RESNETS.NUM_GROUPS: ResNeXt-50 32x8d is
-    # resnet50 with GROUPS 32 and WIDTH_PER_GROUP 8.
-    cfg.MOCO.ENCODER.GROUPS = 1
-    # Multiplies every number of channels: 2 and 4 are the paper's R50w2x and R50w4x.
-    cfg.MOCO.ENCODER.WIDTH_FACTOR = 1
-    # A 3x3 stem without pooling, for images of 32 pixels (authors' CIFAR demo); Detectron2 has no
-    # such network.
-    cfg.MOCO.ENCODER.SMALL_STEM = False
-    # Dimension C of the embedding.
-    cfg.MOCO.ENCODER.DIM = 128
-    # Two-layer projection head (v2) instead of a linear one (v1).
-    cfg.MOCO.ENCODER.MLP = False
-
-    cfg.MOCO.CHECKPOINT = CN()
-    # Checkpoints to keep beside the final one: the last N; 0 keeps all. A ResNet-50's has 0.4 GB.
-    cfg.MOCO.CHECKPOINT.KEEP_LAST = 2
-    # And every M-th of those that SOLVER.CHECKPOINT_PERIOD makes, for good; 0: none.
-    cfg.MOCO.CHECKPOINT.KEEP_EVERY = 0
-    # Parts that begin anew at --resume, because their size was changed: "queue", "head".
-    cfg.MOCO.CHECKPOINT.REINITIALISE = ()
-
-    cfg.MOCO.DICTIONARY = CN()
-    # Where the keys come from (paper Figure 2): "Queue" (MoCo), "MemoryBank" or "EndToEnd".
-    cfg.MOCO.DICTIONARY.NAME = "Queue"
-    # Number of keys K. Queue: that it holds. MemoryBank: negatives drawn from it a step; it holds
-    # one key an image. EndToEnd: not used, the keys are those of the batch. 0: the paper's 65536,
-    # or fewer for a dataset of less than 0.8 million images, so that few of an image's negatives
-    # are the image itself.
-    cfg.MOCO.DICTIONARY.SIZE = 65536
-    # MemoryBank: share of the old representation in the new one (InstDisc's 0.5).
-    cfg.MOCO.DICTIONARY.BANK_MOMENTUM = 0.5
-
-    # Groups that BatchNorm's batch is split into on one process, so that ShuffleBN works there:
-    # each group has statistics of its own, as each GPU has. 1 on several processes; 8 reproduces
-    # the paper's 8 GPUs on one device. 0: chosen so, 32 images a group where the batch allows.
-    cfg.MOCO.BN_SPLITS = 1
-
-    cfg.MOCO.AUGMENTATION = CN()
-    # "v1" (InstDisc) or "v2" (with blur).
-    cfg.MOCO.AUGMENTATION.NAME = "v1"
-    # "workers": all of it on the CPU workers, with torchvision. "device": they crop, and the rest
-    # is done on MODEL.DEVICE for the whole batch, with kornia: for few CPU cores a GPU.
-    cfg.MOCO.AUGMENTATION.WHERE = "workers"
-    # Side of a view, pixels.
-    cfg.MOCO.AUGMENTATION.SIZE = 224
-    # Area of the random crop as a share of the image.
-    cfg.MOCO.AUGMENTATION.CROP_SCALE = (0.2, 1.0)
-    # Range of the blur's sigma, pixels; v2 only.
-    cfg.MOCO.AUGMENTATION.BLUR_SIGMA = (0.1, 2.0)
-
-    cfg.MOCO.DATA = CN()
-    # Share of the images that are used, for comparing sizes of one dataset: drawn at random, but
-    # the same in every run, and smaller shares lie within larger ones. Not for shards.
-    cfg.MOCO.DATA.SHARE = 1.0
-    # Share of the images that may be unreadable. They are skipped and named; more of them stop the
-    # run.
-    cfg.MOCO.DATA.MAX_UNREADABLE = 0.01
-    # Images in a set of tar shards ("shards:data/{0000..0099}.tar", or "shards:pipe:COMMAND", which
-    # runs a shell command), of which every shard is taken to hold an equal part. 0: count them in
-    # the files, which must be local; the workers of all processes do.
-    cfg.MOCO.DATA.SHARD_IMAGES = 0
-    # Images of a shard set that a worker holds, undecoded, and shuffles together. The shards' order
-    # is shuffled too; 0 leaves the order inside them alone.
-    cfg.MOCO.DATA.SHARD_SHUFFLE = 1000
-
-    cfg.MOCO.KNN = CN()
-    # Class folders whose features are compared: a labelled set to search in and one to classify. ""
-    # turns it off.
-    cfg.MOCO.KNN.TRAIN = ""
-    cfg.MOCO.KNN.TEST = ""
-    # Epochs between two evaluations; 0: MOCO.KNN.PERIOD counts.
-    cfg.MOCO.KNN.EPOCHS = 0
-    # Iterations between two evaluations; 0: only at the start and at the end.
-    cfg.MOCO.KNN.PERIOD = 0
-    # Neighbours and temperature of the weighted vote (authors' CIFAR demo: 200 and 0.1).
-    cfg.MOCO.KNN.NEIGHBOURS = 200
-    cfg.MOCO.KNN.TEMPERATURE = 0.1
-
-    cfg.MOCO.MONITOR = CN()
-    # Lowest and highest loss that the recipe ends with, as published for its dataset and dictionary
-    # size; a warning says where a run ends outside. (): none is known.
-    cfg.MOCO.MONITOR.EXPECTED_LOSS = ()
-    # Test images of the sheet OUTPUT_DIR/neighbours/*.png: each with its nearest training images,
-    # at every kNN evaluation. 0: no sheet.
-    cfg.MOCO.MONITOR.NEIGHBOURS = 8
+    Raises:
+        ValueError: the key does not accept it; the message is a sentence that begins with `name`.
+    """
+    try:
+        value = KEYS[name].allowed.read(raw)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from error
+    # yacs takes text for a Python literal wherever it can; in quotes, it stays what it is.
+    return repr(value) if isinstance(value, str) else value

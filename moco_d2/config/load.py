@@ -1,15 +1,10 @@
-"""Our keys in Detectron2's config, all under ``cfg.MOCO``, and how a config file is found.
-
-Keys of Detectron2 that pretraining uses with their usual meaning: DATASETS.TRAIN,
-DATALOADER.NUM_WORKERS, SOLVER.{IMS_PER_BATCH, BASE_LR, MOMENTUM, WEIGHT_DECAY, GAMMA,
-CHECKPOINT_PERIOD, AMP.ENABLED}, MODEL.DEVICE, SEED, OUTPUT_DIR. Numbers without another source are
-the defaults of the official code's main_moco.py.
-"""
+"""How a config file is found, and how it becomes a checked config with the command line's words."""
 
 import argparse
 import functools
 import itertools
 import json
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -17,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from moco_d2.config.keys import add_moco_config
+from moco_d2.config.keys import KEYS, PAGE, add_moco_config, read_value
 from moco_d2.config.plain import flatten, has_key
 from moco_d2.config.safe_yaml import (
     UNREADABLE,
@@ -31,6 +26,7 @@ from moco_d2.config.shard_patterns import SHARDS_PREFIX, first_command
 from moco_d2.errors import UserError, closest
 from moco_d2.files import PACKAGE
 
+COMMAND_LINE = "override on the command line"  # where a value comes from, in errors
 _LONGEST_REASON = 400  # characters of another library's error
 
 #: Keys that name data, which is opened, or with ``pipe:`` what writes it, which is run.
@@ -87,7 +83,7 @@ def task_configs() -> dict[str, tuple[Path, Path]]:
 
 
 @functools.cache
-def _composed_folder() -> tempfile.TemporaryDirectory:
+def _composed_folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="moco_d2_")  # removed when the process ends
 
 
@@ -112,8 +108,9 @@ def load_config(
         typed: the user has typed the overrides. False: they are of a file, too.
 
     Raises:
-        UserError: unknown key (names the closest), wrong type, odd number of overrides, unreadable
-            yaml, data that a file may not name, or a DensePose config without the project.
+        UserError: unknown key (names the closest), a value that the key does not accept (see
+            docs/config.md), odd number of overrides, unreadable yaml, data that a file may not
+            name, or a DensePose config without the project.
     """
     from detectron2.config import get_cfg
 
@@ -127,6 +124,7 @@ def load_config(
         if uses_densepose(content):
             add_densepose_config(cfg)
         known = flatten(cfg)
+        _check_content(content)
         _merge_content(content, path, cfg)
     except UNREADABLE as error:
         raise UserError(f"config {path}: {_explain(error, cfg)}") from error
@@ -138,16 +136,19 @@ def load_config(
     try:
         for word in overrides[1::2]:
             decode(word)
-        cfg.merge_from_list(list(overrides))
+        cfg.merge_from_list(_checked_words(overrides))
     except UNREADABLE as error:
         unknown = next((k for k in overrides[::2] if not has_key(cfg, k)), None)
         if unknown is not None:
             raise UserError(_unknown_key(unknown, cfg)) from error
-        raise UserError(f"override on the command line: {_explain(error, cfg)}") from error
+        raise UserError(f"{COMMAND_LINE}: {_explain(error, cfg)}") from error
     settings = flatten(cfg)
     for key, value in settings.items():
         if value is None and known.get(key) is not None:
             raise UserError(f"config {path}: {key} has no value; give one, or leave it out")
+        if _is_nan(value):
+            where = COMMAND_LINE if key in overrides[::2] else f"config {path}"
+            raise UserError(f"{where}: {key} must not be NaN, got {value!r:.80}")
     own = overrides[::2] if typed else ()
     for key in DATA_KEYS:
         check_data(key, settings[key], f"config {path}", anywhere=key in own, suite=not typed)
@@ -163,6 +164,40 @@ def load_config_of(args: argparse.Namespace, overrides: Sequence[str] = ()) -> A
     """
     typed = not getattr(args, "overrides_from_file", False)
     return load_config(args.config_file, [*overrides, *args.opts], typed=typed)
+
+
+def _check_content(content: dict[str, Any]) -> None:
+    """Check the values of a config file's content, and write them as they are merged, in place.
+
+    Raises:
+        ValueError: a key does not accept its value.
+    """
+    for key in KEYS:
+        *sections, name = key.split(".")
+        node: Any = content
+        for section in sections:
+            node = node.get(section) if isinstance(node, dict) else None
+        if isinstance(node, dict) and node.get(name) is not None:
+            node[name] = read_value(key, node[name])
+
+
+def _checked_words(overrides: Sequence[str]) -> list[Any]:
+    """Return KEY VALUE pairs of the command line with the values as they are merged.
+
+    Raises:
+        ValueError: a key does not accept its value.
+    """
+    words: list[Any] = []
+    for key, word in zip(overrides[::2], overrides[1::2], strict=True):
+        words += (key, read_value(key, word) if key in KEYS else word)
+    return words
+
+
+def _is_nan(value: Any) -> bool:
+    """Whether a value, or a part of it, is NaN. Infinity is a value of CLIP_GRADIENTS.NORM_TYPE."""
+    if isinstance(value, list | tuple):
+        return any(map(_is_nan, value))
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _merge_content(content: dict[str, Any], path: Path, cfg: Any) -> None:
@@ -239,9 +274,8 @@ def packaged_hint(error: OSError) -> str:
 
 
 def _unknown_key(key: str, cfg: Any) -> str:
-    return f"unknown config key {' '.join(str(key).split()):.200}; " + (
-        closest(key, flatten(cfg)) or "see moco_d2/config/load.py and Detectron2's defaults"
-    )
+    name, meant = " ".join(str(key).split()), closest(key, flatten(cfg))
+    return f"unknown config key {name:.200}; {f'{meant} ' if meant else ''}see {PAGE}"
 
 
 def _explain(error: Exception, cfg: Any) -> str:

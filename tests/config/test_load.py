@@ -56,8 +56,9 @@ def test_missing_config_names_the_closest(tmp_path):
     [
         (["MOCO.ENCODER.DIMM", "64"], "unknown config key MOCO.ENCODER.DIMM; did you mean"),
         (["SOLVER.BASE_LR"], "overrides come in pairs"),
-        (["SOLVER.BASE_LR", "fast"], "override on the command line: Type mismatch"),
-        (["xyzzy", "1"], "unknown config key xyzzy; see moco_d2/config/load.py"),
+        (["MODEL.DEVICE", "7"], "override on the command line: Type mismatch"),
+        (["SOLVER.BASE_LR", "fast"], "command line: SOLVER.BASE_LR must be a finite number of at"),
+        (["xyzzy", "1"], "unknown config key xyzzy; see docs/config.md"),
     ],
 )
 def test_wrong_overrides_are_one_sentence(overrides, message):
@@ -70,7 +71,8 @@ def test_wrong_overrides_are_one_sentence(overrides, message):
     ("text", "message"),
     [
         ("MOCO:\n  TEMPERATUR: 0.1\n", "unknown config key MOCO.TEMPERATUR; did you mean 'MOCO.T"),
-        ("MOCO:\n  EPOCHS: many\n", "Type mismatch"),
+        ("MOCO:\n  EPOCHS: many\n", "MOCO.EPOCHS must be an integer of at least 0, got 'many'"),
+        ("MODEL:\n  DEVICE: 7\n", "Type mismatch"),
         ("MOCO: [unclosed\n", "while parsing"),
         ("", "empty or no mapping"),
         ("- 1\n- 2\n", "empty or no mapping"),
@@ -78,7 +80,7 @@ def test_wrong_overrides_are_one_sentence(overrides, message):
         ("_BASE_: [nowhere.yaml]\n", "nowhere.yaml"),
         ("VERSION: \xff\n", "can't decode byte 0xff"),
     ],
-    ids=["key", "type", "syntax", "empty", "list", "base", "bases", "encoding"],
+    ids=["key", "value", "type", "syntax", "empty", "list", "base", "bases", "encoding"],
 )
 def test_wrong_files_are_one_sentence_that_names_them(tmp_path, text, message):
     file = tmp_path / "wrong.yaml"

@@ -1,0 +1,16 @@
+"""The number type of mixed precision."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+#: The types by their names in MOCO.AMP_DTYPE.
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def amp_dtype(cfg: "CfgNode") -> torch.dtype | None:
+    """Return the number type of autocast: MOCO.AMP_DTYPE, or None without SOLVER.AMP.ENABLED."""
+    return DTYPES[cfg.MOCO.AMP_DTYPE] if cfg.SOLVER.AMP.ENABLED else None

@@ -1,28 +1,22 @@
 """A sample of the campaign in campaigns/faults.py, and that it can fail."""
 
 import contextlib
-import importlib.util
 import json
 import random
 import sys
 from pathlib import Path
 
 import pytest
-from support.paths import ROOT
+from support.paths import CAMPAIGNS, ROOT
+from support.scripts import imported
 
 from moco_d2 import files
-
-CAMPAIGNS = ROOT / "campaigns"
 
 
 @pytest.fixture(scope="module")
 def faults():
-    before = list(sys.path)
-    spec = importlib.util.spec_from_file_location("faults", CAMPAIGNS / "faults.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)  # which adds to sys.path what it needs
-    yield module
-    sys.path[:] = before
+    with imported(CAMPAIGNS / "faults.py") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

@@ -1,25 +1,19 @@
 """A sample of the campaign in campaigns/fuzz_checkpoints.py, and that it can fail."""
 
-import importlib.util
 import os
 import signal
-import sys
 
 import pytest
 from support.paths import CAMPAIGNS
+from support.scripts import imported
 
 CASES = range(100_000, 100_080)
 
 
 @pytest.fixture(scope="module")
 def campaign():
-    file = CAMPAIGNS / "fuzz_checkpoints.py"
-    spec = importlib.util.spec_from_file_location("fuzz_checkpoints", file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclass looks itself up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    with imported(CAMPAIGNS / "fuzz_checkpoints.py") as module:
+        yield module
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")

@@ -1,16 +1,15 @@
 """A sample of the campaign in campaigns/fuzz_yaml.py, and that it can fail."""
 
 import faulthandler
-import importlib.util
 import os
 import signal
 import socket
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from support.paths import CAMPAIGNS
+from support.scripts import imported
 
 from moco_d2.errors import UserError
 
@@ -19,15 +18,8 @@ CASES = range(100_000, 100_050)
 
 @pytest.fixture(scope="module")
 def campaign():
-    file = CAMPAIGNS / "fuzz_yaml.py"
-    spec = importlib.util.spec_from_file_location("fuzz_yaml", file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look themselves up
-    before = list(sys.path)
-    spec.loader.exec_module(module)  # which adds to sys.path what it needs
-    sys.path[:] = before
-    yield module
-    del sys.modules[spec.name]
+    with imported(CAMPAIGNS / "fuzz_yaml.py") as module:
+        yield module
 
 
 def test_every_hostile_file_is_refused_in_a_sentence_or_read_as_plain_settings(campaign):

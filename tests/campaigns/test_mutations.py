@@ -3,7 +3,6 @@ by `python campaigns/mutations.py`, in some minutes.
 """
 
 import dataclasses
-import importlib.util
 import json
 import os
 import subprocess
@@ -11,18 +10,15 @@ import sys
 
 import pytest
 from support.paths import CAMPAIGNS
+from support.scripts import imported
 
 PROGRAM = CAMPAIGNS / "mutations.py"
 
 
 @pytest.fixture(scope="module")
 def program():
-    spec = importlib.util.spec_from_file_location("mutations", PROGRAM)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look themselves up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    with imported(PROGRAM) as module:
+        yield module
 
 
 def test_every_entry_fits_the_code_and_names_a_check(program):

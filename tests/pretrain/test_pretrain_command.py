@@ -2,17 +2,16 @@
 
 import argparse
 import json
-import logging
 import subprocess
 import sys
 
 import pytest
 import torch
 from support.paths import TOOLS
+from support.run_loggers import restored_loggers
 from support.toy_data import make_class_folders
 
 from moco_d2.cli import run_command
-from moco_d2.engine.launch import LOGGERS
 from moco_d2.pretrain.main import pretrain
 
 TOOL = TOOLS / "pretrain.py"
@@ -20,13 +19,8 @@ TOOL = TOOLS / "pretrain.py"
 
 @pytest.fixture(autouse=True)
 def loggers():
-    """Leaves the loggers as they were; a run gives them handlers that write into its folder."""
-    names = [logging.getLogger(name) for name in (*LOGGERS, "detectron2.engine.train_loop")]
-    before = [(list(x.handlers), list(x.filters), x.propagate, x.level) for x in names]
-    yield
-    for logger, state in zip(names, before, strict=True):
-        logger.handlers[:], logger.filters[:], logger.propagate = state[:3]
-        logger.setLevel(state[3])
+    with restored_loggers():
+        yield
 
 
 @pytest.fixture(autouse=True)

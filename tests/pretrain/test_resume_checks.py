@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from support.hostile_states import drop, put
 
 from moco_d2.cli import argument_parser
 from moco_d2.engine.generator_checks import check_rng_state
@@ -18,28 +19,6 @@ from moco_d2.pretrain.main import pretrain
 
 NAME = "checkpoint_0000003.pth.tar"
 NAN = float("nan")
-
-
-def put(*path, value):
-    """Function that sets an entry of a checkpoint."""
-
-    def change(content):
-        for key in path[:-1]:
-            content = content[key]
-        content[path[-1]] = value
-
-    return change
-
-
-def drop(*path):
-    """Function that deletes an entry of a checkpoint."""
-
-    def change(content):
-        for key in path[:-1]:
-            content = content[key]
-        del content[path[-1]]
-
-    return change
 
 
 def ours(*path, value):

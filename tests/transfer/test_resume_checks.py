@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.hostile_states import drop, put
 
 from moco_d2.config.load import load_config
 from moco_d2.errors import UserError
@@ -20,28 +21,6 @@ from moco_d2.transfer.weights import loading
 
 NAN = float("nan")
 NAME = "model_0000000.pth"
-
-
-def put(*path, value):
-    """Function that sets an entry of a checkpoint."""
-
-    def change(content):
-        for key in path[:-1]:
-            content = content[key]
-        content[path[-1]] = value
-
-    return change
-
-
-def drop(*path):
-    """Function that deletes an entry of a checkpoint."""
-
-    def change(content):
-        for key in path[:-1]:
-            content = content[key]
-        del content[path[-1]]
-
-    return change
 
 
 def trainer(*path, value):

@@ -3,13 +3,12 @@
 import dataclasses
 import importlib.util
 import json
-import logging
 import re
 import shutil
 import subprocess
 import sys
 
-import jsonschema
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from detectron2.engine import HookBase
 from PIL import Image
 from support.paths import TOOLS
+from support.run_loggers import restored_loggers
 from support.toy_data import make_class_folders
 from torch import nn
 from torchvision.models import resnet18
@@ -25,7 +25,6 @@ from moco_d2.benchmark.records.pretext_records import read_pretext_records
 from moco_d2.checkpoint.backbone import load_backbone
 from moco_d2.cli import run_command
 from moco_d2.config.plain import to_plain
-from moco_d2.engine.launch import LOGGERS
 from moco_d2.errors import UserError
 from moco_d2.pretrain.augmentation.views import build_evaluation_transform
 from moco_d2.pretrain.engine import Pretrainer
@@ -50,7 +49,7 @@ from moco_d2.pretrain.probe.labelled import (
     list_labelled,
 )
 from moco_d2.pretrain.probe.linear_eval import evaluate_checkpoint
-from moco_d2.records.pretext_schema import RESULT_FILE, SCHEMA
+from moco_d2.records.pretext_schema import RESULT_FILE, LinearEvalRecord
 
 TOOL = TOOLS / "linear_eval.py"
 SIZE, BATCH, SEED = 32, 8, 3
@@ -79,13 +78,8 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def loggers():
-    """Leaves the loggers as they were; a run gives them handlers that write into its folder."""
-    names = [logging.getLogger(name) for name in (*LOGGERS, "detectron2.engine.train_loop")]
-    before = [(list(x.handlers), list(x.filters), x.propagate, x.level) for x in names]
-    yield
-    for logger, state in zip(names, before, strict=True):
-        logger.handlers[:], logger.filters[:], logger.propagate = state[:3]
-        logger.setLevel(state[3])
+    with restored_loggers():
+        yield
 
 
 @pytest.fixture
@@ -111,7 +105,7 @@ def run(parse, data, tmp_path):
         out = ("--data", data, "--output", tmp_path / "out")
         evaluate_checkpoint(parse(source, *out, *small, *words))
         result = json.loads((tmp_path / "out" / RESULT_FILE).read_text())
-        jsonschema.validate(result, SCHEMA)
+        msgspec.convert(result, LinearEvalRecord)
         return result
 
     return call

@@ -40,8 +40,13 @@ SETTINGS = [
 
 # Files of Detectron2 and of the official MoCo code.
 FOREIGN_FILES = {"main_moco.py", "main_lincls.py", "densepose/config.py"}
-# What a user has, in examples.
+# What a user has, in examples, and what those of docs/how_to/ write.
 OF_USERS = {"detectron2/tools/train_net.py", "moco_d2/configs"}
+OF_USERS |= {
+    written
+    for page in (ROOT / "docs" / "how_to").glob("*.md")
+    for written in re.findall(r"<!-- write: (\S+) -->", page.read_text())
+}
 # To be mended with the checks that are before a run.
 MOVED = {"config_checks.py": {"datasets.py"}, "dataset_checks.py": {"custom_datasets.py"}}
 # Dotted names that are no Python: tensors of a checkpoint or a model, files, a project.

@@ -5,9 +5,12 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from moco_d2.checkpoint.plain_values import is_small
 from moco_d2.config.plain import to_plain
 from moco_d2.files import sha256_of_json
+from moco_d2.records.pretext_schema import Pretraining
 
 # Entries of our checkpoints' "moco_d2" that describe the pretraining, and the sections of its
 # config that do; the rest is for resuming.
@@ -35,11 +38,9 @@ def pretraining_run(checkpoint: dict[Any, Any]) -> dict[str, Any] | None:
     """The run that made one of our pretraining checkpoints, as a record has it; None for others.
 
     Returns:
-        ``{"config", "config_sha256", "iterations", "images", "processes", "version",
-        "environment", "hardware", "seconds_per_iteration", "peak_memory_gib"}``: the config as it
-        ran (without what is neither MOCO, SOLVER, DATASETS nor SEED), the number of images of the
-        dataset, the median of the last 20 iterations' seconds, and the memory of the main process's
-        GPU. A checkpoint of an older version has None, or nothing, for what it does not know.
+        a `Pretraining` as plain values. Its config is that of the run, without what is neither
+        MOCO, SOLVER, DATASETS nor SEED. A checkpoint of an older version has None, or nothing, for
+        what it does not know.
     """
     try:
         return _run(checkpoint)
@@ -54,18 +55,21 @@ def _run(checkpoint: dict[Any, Any]) -> dict[str, Any]:
     histories = _section(_section(entry, "metrics"), "histories")
     processes = entry.get("processes")
     seconds = [float(value) for value, _ in histories.get("time", ())]
-    return {
-        "config": config,
-        "config_sha256": sha256_of_json(config),
-        "iterations": int(ours["iteration"]),
-        "images": _section(ours, "scaling").get("num_images"),
-        "processes": (len(processes) or None) if isinstance(processes, list) else None,
-        "version": str(ours.get("version")),
-        "environment": _section(made_with, "environment"),
-        "hardware": _section(made_with, "hardware"),
-        "seconds_per_iteration": round(statistics.median(seconds), 4) if seconds else None,
-        "peak_memory_gib": made_with.get("peak_memory_gib"),
-    }
+    run = Pretraining(
+        config=config,
+        config_sha256=sha256_of_json(config),
+        iterations=int(ours["iteration"]),
+        images=_section(ours, "scaling").get("num_images"),
+        processes=(len(processes) or None) if isinstance(processes, list) else None,
+        version=str(ours.get("version")),
+        environment=_section(made_with, "environment"),
+        hardware=_section(made_with, "hardware"),
+        seconds_per_iteration=round(statistics.median(seconds), 4) if seconds else None,
+        peak_memory_gib=made_with.get("peak_memory_gib"),
+    )
+    plain = msgspec.to_builtins(run)
+    msgspec.convert(plain, Pretraining)  # values of a stranger's checkpoint are checked
+    return plain
 
 
 def _section(content: dict[str, Any], name: str) -> dict[str, Any]:

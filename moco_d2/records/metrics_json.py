@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+_ROUNDING = 1e-6  # points
 LONGEST_LINE = 1 << 20  # characters; an evaluation of LVIS, class by class, has 50,000
 
 _logger = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ def _entry(line: str) -> dict[str, Any] | None:
 
 def history(log: Iterable[dict[str, Any]], groups: Iterable[str]) -> list[dict[str, Any]]:
     """Evaluations during training: ``[{"iteration": 99, "bbox/AP": 12.3, "sem_seg/mIoU": 45.6},
-    ...]``, NaN as None.
+    ...]``, each metric as `percentage` gives it.
 
     Args:
         log: from `read_log`.
@@ -84,7 +85,7 @@ def history(log: Iterable[dict[str, Any]], groups: Iterable[str]) -> list[dict[s
     prefixes = tuple(f"{group}/" for group in groups)
     found = []
     for entry in log:
-        results = {k: finite(v) for k, v in entry.items() if k.startswith(prefixes)}
+        results = {k: percentage(v) for k, v in entry.items() if k.startswith(prefixes)}
         if results:
             found.append({"iteration": entry["iteration"], **results})
     return found
@@ -108,3 +109,15 @@ def finite(value: Any) -> float | None:
     except OverflowError:
         return None
     return number if math.isfinite(number) else None
+
+
+def percentage(value: Any) -> float | None:
+    """A metric in percent; None for what `finite` refuses and for a negative number.
+
+    -1 is COCO's, and -100 LVIS's, for a metric of objects that the dataset does not have. What
+    rounding has added to 100 is cut off.
+    """
+    number = finite(value)
+    if number is None or number < 0:
+        return None
+    return min(number, 100.0) if number < 100 + _ROUNDING else number

@@ -1,81 +1,95 @@
-"""The form of result.json, which every run of tools/linear_eval.py leaves: what a pretraining is
-worth in classification, and how it was made.
+"""The result of a linear evaluation, ``result.json``: what a pretraining is worth in
+classification, and how it was made.
 
-moco_d2/benchmark/runs/pretext.py reads it.
+`LinearEvalRecord` is its only definition: tools/linear_eval.py builds it, and
+moco_d2/benchmark/records/pretext_records.py converts a file to it.
 """
 
-from typing import Any
+from typing import Annotated, Any, Final, Literal
+
+from msgspec import UNSET, Meta, UnsetType
+
+from moco_d2.records.fields import Count, Number, Part, Percent, Sha256, ShortText, about
 
 RESULT_FILE = "result.json"
-KIND = "pretext"
-# 2: the pretraining run, hardware, and the name of the data. 1 had the kind "linear_eval".
-SCHEMA_VERSION = 2
+KIND: Final = "pretext"
+#: 2 added the pretraining run, hardware, and the name of the data. 1 had the kind "linear_eval".
+SCHEMA_VERSION: Final = 2
 
-_TEXT, _COUNT = {"type": "string", "maxLength": 300}, {"type": "integer", "minimum": 0}
-_NUMBER = {"type": "number", "minimum": -1e12, "maximum": 1e12}  # and finite, as 1e999 is not
-_PERCENT = {"type": "number", "minimum": 0, "maximum": 100}
-_TEXT_OR_NULL, _NUMBER_OR_NULL, _COUNT_OR_NULL = (
-    {**schema, "type": [schema["type"], "null"]} for schema in (_TEXT, _NUMBER, _COUNT)
-)
+Protocol = Literal["linear", "linear-fast", "knn", "finetune"]
 
 
-def _object(required: dict[str, Any], optional: dict[str, Any] | None = None) -> dict[str, Any]:
-    """It may have other keys, so that a version can grow."""
-    return {
-        "type": "object",
-        "required": sorted(required),
-        "properties": {**required, **(optional or {})},
-    }
+class Checkpoint(Part, kw_only=True):
+    source: Annotated[ShortText, about("The name of the checkpoint, or `random`.")]
+    sha256: Annotated[ShortText | None, about("The sha256 of the file; null for `random`.")]
+    family: Annotated[ShortText, about("The kind of checkpoint (see checkpoints.md).")]
+    branch: Annotated[ShortText | None, about("The encoder, `query` or `key`.")]
+    architecture: Annotated[ShortText, about("The network, `ResNet-50`.")]
 
 
-# See moco_d2.checkpoint.pretraining.pretraining_run.
-_PRETRAINING = _object(
-    {
-        "config": {"type": "object", "required": ["MOCO", "SOLVER", "SEED"]},
-        "config_sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
-        "iterations": _COUNT,
-        "images": _COUNT_OR_NULL,
-        "processes": _COUNT_OR_NULL,
-        "version": _TEXT,
-        "environment": {"type": "object"},
-        "hardware": {"type": "object"},
-        "seconds_per_iteration": _NUMBER_OR_NULL,
-        "peak_memory_gib": _NUMBER_OR_NULL,
-    }
-)
+class Pretraining(Part, kw_only=True):
+    """See moco_d2.checkpoint.pretraining.pretraining_run."""
 
-# JSON Schema of result.json. Accuracies are percent; backbone_images counts the images that went
-# through the backbone, training and evaluation together; pretraining is null where the checkpoint
-# is not one of tools/pretrain.py.
-SCHEMA = _object(
-    {
-        "schema_version": {"const": SCHEMA_VERSION},
-        "kind": {"const": KIND},
-        "checkpoint": _object(
-            {
-                "source": _TEXT,
-                "sha256": _TEXT_OR_NULL,
-                "family": _TEXT,
-                "branch": _TEXT_OR_NULL,
-                "architecture": _TEXT,
-            }
+    config: Annotated[
+        dict[str, Any],
+        Meta(
+            description="`MOCO`, `SOLVER`, `DATASETS` and `SEED` of the config as it ran.",
+            extra_json_schema={"required": ["MOCO", "SOLVER", "SEED"]},
         ),
-        "pretraining": {"anyOf": [{"type": "null"}, _PRETRAINING]},
-        "protocol": {"enum": ["linear", "linear-fast", "knn", "finetune"]},
-        "settings": {"type": "object"},
-        "effective_lr": _NUMBER_OR_NULL,
-        "data": _object(
-            {"name": _TEXT_OR_NULL, "train_images": _COUNT, "val_images": _COUNT, "classes": _COUNT}
-        ),
-        "accuracy": _object({"top1": _PERCENT}, {"top5": _PERCENT}),
-        "backbone_images": _COUNT,
-        "backbone_sha256": _TEXT_OR_NULL,
-        "seed": {"type": "integer"},
-        "processes": _COUNT,
-        "hardware": {"type": "object"},
-        "versions": {"type": "object", "additionalProperties": _TEXT},
-        "started": _TEXT,
-        "seconds": _NUMBER,
-    },
-    {"learning_rates": {"type": "array"}},
-)
+    ]
+    config_sha256: Annotated[Sha256, about("The fingerprint of this config.")]
+    iterations: Annotated[Count, about("The number of training steps.")]
+    images: Annotated[Count | None, about("The number of images of the dataset.")]
+    processes: Annotated[Count | None, about("The number of processes.")]
+    version: Annotated[ShortText, about("The version of moco_d2.")]
+    environment: Annotated[dict[str, Any], about("The versions of Python, torch and others.")]
+    hardware: Annotated[dict[str, Any], about("The device, its name and the CPU cores.")]
+    seconds_per_iteration: Annotated[Number | None, about("The median time of the last steps.")]
+    peak_memory_gib: Annotated[Number | None, about("The peak memory of the main process's GPU.")]
+
+    def __post_init__(self) -> None:
+        for section in ("MOCO", "SOLVER", "SEED"):
+            if section not in self.config:
+                raise ValueError(f'config: the field "{section}" is missing')
+
+
+class Images(Part, kw_only=True):
+    name: Annotated[ShortText | None, about("The name of the folder that holds both sets.")]
+    train_images: Annotated[Count, about("The number of training images.")]
+    val_images: Annotated[Count, about("The number of validation images.")]
+    classes: Annotated[Count, about("The number of classes.")]
+
+
+class Accuracy(Part, kw_only=True):
+    top1: Annotated[Percent, about("The top-1 accuracy in percent.")]
+    top5: Annotated[Percent | UnsetType, about("The top-5 accuracy in percent.")] = UNSET
+
+
+class LinearEvalRecord(Part, kw_only=True):
+    """The result of one linear evaluation."""
+
+    schema_version: Annotated[Literal[2], about("The version of this form.")]
+    kind: Annotated[Literal["pretext"], about("Tells this record from those of other tools.")]
+    checkpoint: Checkpoint
+    pretraining: Annotated[
+        Pretraining | None,
+        about("The run that made the checkpoint; null if that was not tools/pretrain.py."),
+    ]
+    protocol: Annotated[Protocol, about("How it was evaluated.")]
+    settings: Annotated[dict[str, Any], about("The settings of the protocol.")]
+    effective_lr: Annotated[Number | None, about("The learning rate, scaled to the batch.")]
+    data: Images
+    accuracy: Accuracy
+    backbone_images: Annotated[
+        Count, about("The images that went through the backbone, training and evaluation together.")
+    ]
+    backbone_sha256: Annotated[ShortText | None, about("The fingerprint of the backbone.")]
+    seed: Annotated[int, about("The seed of the classifier.")]
+    processes: Annotated[Count, about("The number of processes of the evaluation.")]
+    hardware: Annotated[dict[str, Any], about("The device, its name and the CPU cores.")]
+    versions: Annotated[dict[str, ShortText], about("The versions of Python, torch and others.")]
+    started: Annotated[ShortText, about("When the evaluation began (ISO 8601).")]
+    seconds: Annotated[Number, about("The wall-clock time of the evaluation.")]
+    learning_rates: Annotated[
+        list[Any] | UnsetType, about("The rates that `--fast` tried, with their accuracies.")
+    ] = UNSET

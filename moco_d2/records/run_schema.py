@@ -1,158 +1,270 @@
-"""The form of ``record.json``, version by version.
+"""The run record, ``record.json``: what every fine-tuning run leaves to be read again.
 
-SCHEMA is that of the newest version. A record of an older one is brought up to it by `upgrade`
-before it is checked, so that the rest of the package knows one form only.
+`RunRecord` is its only definition: the writers build it, the reader converts a file to it, and
+docs/benchmark.md and the JSON schema are rendered from it. A record of an older version is brought
+up to the newest by `upgrade` before it is converted, so that the rest of the package knows one
+form only.
 """
 
-from typing import Any
+from typing import Annotated, Any, Final, Literal
 
+from msgspec import UNSET, Meta, UnsetType
+
+from moco_d2.records.fields import (
+    LARGEST,
+    LONGEST_NAME,
+    Amount,
+    Count,
+    Name,
+    Number,
+    Part,
+    Percent,
+    Points,
+    Positive,
+    Sha256,
+    Text,
+    Whole,
+    about,
+)
 from moco_d2.version import __version__
 
-SCHEMA_VERSION = 2
-
-#: Beyond any metric, time or size that a run can have; and finite, as JSON's 1e999 is not.
-_LARGEST = 1e12
-_LONGEST_NAME = 300  # characters
-
-_TEXT = {"type": "string", "minLength": 1}
-_NAME = {**_TEXT, "maxLength": _LONGEST_NAME, "pattern": r"^[^\x00-\x1f\x7f]+$"}
-_COUNT = {"type": "integer", "minimum": 0, "maximum": _LARGEST}
-_POSITIVE = {"type": "integer", "minimum": 1, "maximum": _LARGEST}
-_SHA256 = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
-_NUMBER = {"type": "number", "minimum": -_LARGEST, "maximum": _LARGEST}
-_AMOUNT = {"type": "number", "minimum": 0, "maximum": _LARGEST}
+RECORD_FILE = "record.json"
+#: A change that old readers would misread raises it; so does a new field without a default.
+SCHEMA_VERSION: Final = 2
 
 
-def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
-    return {**schema, "type": [schema["type"], "null"]}
+class Origin(Part, kw_only=True):
+    how: Annotated[
+        Literal["trained", "imported"],
+        about("Says whether moco_d2 trained the run or imported it from another Detectron2."),
+    ]
+    source: Annotated[
+        Text | None,
+        about("The folder that an imported run comes from; null for a run of our own."),
+    ]
 
 
-#: Percent; null where the run gave NaN.
-NUMBER_OR_NULL = _or_null(_NUMBER)
+class Run(Part, kw_only=True):
+    config_name: Annotated[str, about("The name of the config file, without `.yaml`.")]
+    task: Annotated[Name, about("The task of the grid's cell.")]
+    initialisation: Annotated[Name, about("The initialization of the grid's cell.")]
+    seed: Annotated[Whole, about('The seed; a negative one is Detectron2\'s "from the clock".')]
+    started: Annotated[
+        Text | None, about("When the run began (ISO 8601); null for an imported run.")
+    ]
+    finished: Annotated[
+        Text,
+        about(
+            "When the run ended (ISO 8601); for an imported run, when its metrics.json was last "
+            "changed."
+        ),
+    ]
+    seconds: Annotated[
+        Amount | None,
+        about("Wall-clock time with evaluations; time between a stop and a resume is left out."),
+    ]
+    command: Annotated[
+        Text | UnsetType | None, about("The command as it was typed; null where nobody typed one.")
+    ] = UNSET
 
 
-def object_of(properties: dict[str, Any], optional: dict[str, Any] | None = None) -> dict[str, Any]:
-    """An object that needs all of `properties` and may have others, so that a version can grow."""
-    return {
-        "type": "object",
-        "properties": {**properties, **(optional or {})},
-        "required": list(properties),
-    }
-
-
-def _map_of(values: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {"type": "object", "additionalProperties": values, **more}
-
-
-#: Where the detections of a test set lose AP50: TIDE's types (Bolya et al., 2020, section 2).
-ERROR_TYPES = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")
-
-#: JSON schema of a run record. A change that old readers would misread raises SCHEMA_VERSION; so
-#: does a new required key. Each field is explained in docs/benchmark.md.
-SCHEMA: dict[str, Any] = {
-    "$schema": "https://json-schema.org/draft/2020-12/schema",
-    "title": "Record of one fine-tuning run",
-    **object_of(
-        {
-            "schema_version": {"const": SCHEMA_VERSION},
-            "kind": {"const": "transfer"},
-            "origin": object_of(
-                {"how": {"enum": ["trained", "imported"]}, "source": _or_null(_TEXT)}
-            ),
-            "run": object_of(
-                {
-                    "config_name": {"type": "string"},
-                    "task": _NAME,
-                    "initialisation": _NAME,
-                    "seed": {"type": "integer", "minimum": -_LARGEST, "maximum": _LARGEST},
-                    "started": _or_null(_TEXT),
-                    "finished": _TEXT,
-                    "seconds": _or_null(_AMOUNT),
+class Config(Part, kw_only=True):
+    #: Only DATASETS is checked: checking all of Detectron2's 300 keys costs more than the rest.
+    resolved: Annotated[
+        dict[str, Any],
+        Meta(
+            description="Every key of the config, after all scaling.",
+            extra_json_schema={
+                "properties": {
+                    "DATASETS": {
+                        "type": "object",
+                        "properties": {
+                            part: {"type": "array", "items": {"type": "string", "minLength": 1}}
+                            for part in ("TRAIN", "TEST")
+                        },
+                        "required": ["TRAIN", "TEST"],
+                    }
                 },
-                optional={"command": _or_null(_TEXT)},
-            ),
-            "config": object_of(
-                {
-                    # Of Detectron2's some 300 keys only those that the tables need: checking all
-                    # of them, record by record, costs more than all the rest.
-                    "resolved": object_of(
-                        {
-                            "DATASETS": object_of(
-                                {
-                                    "TRAIN": {"type": "array", "items": _TEXT},
-                                    "TEST": {"type": "array", "items": _TEXT},
-                                }
-                            )
-                        }
-                    ),
-                    "sha256": _SHA256,
-                    "matched_sha256": _SHA256,
-                }
-            ),
-            "weights": {
-                "anyOf": [
-                    {"type": "null"},
-                    object_of(
-                        {
-                            "file": _TEXT,
-                            "sha256": _or_null(_SHA256),
-                            "provenance": {"type": ["object", "null"]},
-                        }
-                    ),
-                ]
+                "required": ["DATASETS"],
             },
-            "coverage": object_of({"expected": _COUNT, "loaded": _COUNT}),
-            "schedule": object_of(
-                {
-                    "world_size": _or_null(_POSITIVE),
-                    "ims_per_batch": _POSITIVE,
-                    "base_lr": _NUMBER,
-                    "max_iter": _POSITIVE,
-                    "steps": {"type": "array", "items": _COUNT},
-                    "norm": {"type": "string"},
-                    "notes": {"type": "array", "items": {"type": "string"}},
-                }
-            ),
-            "preflight": object_of({"forced": {"type": "boolean"}, "findings": {"type": "array"}}),
-            "environment": _map_of({"type": "string"}),
-            "hardware": object_of(
-                {},
-                optional={
-                    "device": {"type": "string"},
-                    "name": {"type": "string"},
-                    "cpu_count": {"type": ["integer", "null"]},
-                },
-            ),
-            "cost": object_of(
-                {
-                    "seconds_per_iteration": _or_null(_AMOUNT),
-                    "peak_memory_gib": _or_null(_AMOUNT),
-                    "evaluation_seconds": _or_null(_AMOUNT),
-                },
-                optional={"peak_memory_of": {"enum": ["gpu", "process", None]}},
-            ),
-            "metrics": _map_of(_map_of(NUMBER_OR_NULL), minProperties=1),
-            "history": {
-                "type": "array",
-                "items": {
-                    "type": "object",
-                    "properties": {"iteration": _COUNT},
-                    "required": ["iteration"],
-                    "additionalProperties": NUMBER_OR_NULL,
-                },
-            },
-            "errors": {
-                "type": ["object", "null"],
-                "additionalProperties": object_of(
-                    dict.fromkeys(("AP50", *ERROR_TYPES), NUMBER_OR_NULL)
-                ),
-            },
-        },
-        optional={
-            "data": object_of({"train_images": _or_null(_COUNT), "test_images": _map_of(_COUNT)})
-        },
+        ),
+    ]
+    sha256: Annotated[Sha256, about("The fingerprint of `config.resolved`.")]
+    matched_sha256: Annotated[
+        Sha256,
+        about(
+            "The fingerprint without `MODEL.WEIGHTS`, `SEED` and `OUTPUT_DIR`, which is equal for "
+            "matched runs."
+        ),
+    ]
+
+    def __post_init__(self) -> None:
+        datasets = self.resolved.get("DATASETS")
+        for part in ("TRAIN", "TEST"):
+            names = datasets.get(part) if isinstance(datasets, dict) else None
+            if type(names) is not list or not all(type(n) is str and n for n in names):
+                raise ValueError(f"resolved.DATASETS.{part}: it is no list of dataset names")
+
+
+class Data(Part, kw_only=True):
+    train_images: Annotated[
+        Count | None, about("The number of training images, without those that were left out.")
+    ]
+    test_images: Annotated[
+        dict[str, Count], about("The number of images of each test set, by its name.")
+    ]
+
+
+class Weights(Part, kw_only=True):
+    file: Annotated[Text, about("The name of the weights file.")]
+    sha256: Annotated[Sha256 | None, about("The sha256 of the weights file.")]
+    provenance: Annotated[
+        dict[str, Any] | None, about("The converter's report, which is inside the weights file.")
+    ]
+
+
+class Coverage(Part, kw_only=True):
+    expected: Annotated[
+        Count,
+        about("The number of pretrained tensors that the model has room for; 0: not known."),
+    ]
+    loaded: Annotated[Count, about("The number of those tensors that were loaded.")]
+
+
+class Schedule(Part, kw_only=True):
+    """The schedule as it ran, scaled to its processes."""
+
+    world_size: Annotated[Positive | None, about("The number of processes.")]
+    ims_per_batch: Annotated[Positive, about("The images of one step, over all processes.")]
+    base_lr: Annotated[Number, about("The base learning rate.")]
+    max_iter: Annotated[Positive, about("The number of training steps.")]
+    steps: Annotated[list[Count], about("The iterations at which the learning rate is lowered.")]
+    norm: Annotated[str, about("The norm of the backbone.")]
+    notes: Annotated[list[str], about("Sentences on what was scaled, and to what.")]
+    accumulation: Annotated[
+        Positive | UnsetType, about("The number of passes of one step (gradient accumulation).")
+    ] = UNSET
+    warmup_iters: Annotated[Count | UnsetType, about("The steps of the warm-up.")] = UNSET
+    eval_period: Annotated[
+        Count | UnsetType, about("The steps between evaluations; 0: only at the end.")
+    ] = UNSET
+    checkpoint_period: Annotated[Count | UnsetType, about("The steps between checkpoints.")] = UNSET
+    batchnorm_images: Annotated[
+        Count | UnsetType | None,
+        about("The images of one BatchNorm batch; null where BatchNorm is frozen."),
+    ] = UNSET
+
+
+class PreflightFinding(Part, kw_only=True):
+    key: str
+    value: str
+    message: str
+
+
+class Preflight(Part, kw_only=True):
+    forced: Annotated[bool, about("Says whether `--force` overruled the preflight check.")]
+    findings: Annotated[
+        list[PreflightFinding],
+        about("What was overruled: `key` is set to `value`, and `message` says what is wrong."),
+    ]
+
+
+class Hardware(Part, kw_only=True):
+    device: Annotated[str | UnsetType, about("The device, `cuda` or `cpu`.")] = UNSET
+    name: Annotated[str | UnsetType, about("The name that the device gives itself.")] = UNSET
+    cpu_count: Annotated[int | UnsetType | None, about("The number of CPU cores.")] = UNSET
+
+
+class Cost(Part, kw_only=True):
+    seconds_per_iteration: Annotated[
+        Amount | None, about("The median time of a training step; evaluations are left out.")
+    ]
+    peak_memory_gib: Annotated[Amount | None, about("The peak memory of the main process, in GiB.")]
+    evaluation_seconds: Annotated[Amount | None, about("The time of the last evaluation.")]
+    peak_memory_of: Annotated[
+        Literal["gpu", "process", None] | UnsetType,
+        about(
+            "Where that memory is: `gpu` counts what torch held on its GPU, and `process`, on a "
+            "CPU, the largest resident set."
+        ),
+    ] = UNSET
+
+
+class BoxErrors(Part, kw_only=True):
+    """What each type of error costs a test set in AP50 (TIDE: Bolya et al., 2020, section 2)."""
+
+    AP50: Percent | None
+    Cls: Points | None
+    Loc: Points | None
+    Both: Points | None
+    Dupe: Points | None
+    Bkg: Points | None
+    Miss: Points | None
+
+
+ERROR_TYPES = BoxErrors.__struct_fields__[1:]
+
+#: ``{"iteration": 12000, "bbox/AP": 50.0}``. A Struct cannot say that all other fields are
+#: percentages, so that RunRecord checks it.
+Evaluation = Annotated[
+    dict[str, Count | Percent | None],
+    Meta(
+        extra_json_schema={
+            "properties": {"iteration": {"type": "integer", "minimum": 0, "maximum": LARGEST}},
+            "required": ["iteration"],
+        }
     ),
-}
+]
+
+
+class RunRecord(Part, kw_only=True):
+    """The record of one fine-tuning run."""
+
+    schema_version: Annotated[Literal[2], about("The version of this form.")]
+    kind: Annotated[Literal["transfer"], about("Tells this record from those of other tools.")]
+    origin: Origin
+    run: Run
+    config: Config
+    data: Data | UnsetType = UNSET
+    weights: Annotated[
+        Weights | None,
+        about("What the run started from; null for random initialization."),
+    ]
+    coverage: Coverage
+    schedule: Schedule
+    preflight: Preflight
+    environment: Annotated[
+        dict[str, str], about("The versions of Python, torch, Detectron2 and other packages.")
+    ]
+    hardware: Hardware
+    cost: Cost
+    metrics: Annotated[
+        dict[str, dict[str, Percent | None]],
+        Meta(
+            min_length=1,
+            description='The final metrics in percent, `{"bbox": {"AP": 55.9}}`; of several test '
+            'sets `{"voc_2007_test/bbox": ...}`.',
+        ),
+    ]
+    history: Annotated[
+        list[Evaluation],
+        about('Every evaluation, `[{"iteration": 12000, "bbox/AP": 50.0}]`, in percent.'),
+    ]
+    errors: Annotated[
+        dict[str, BoxErrors] | None,
+        about(
+            "For each test set, AP50 and the points of it that each kind of error costs (TIDE): "
+            "`Cls`, `Loc`, `Both`, `Dupe`, `Bkg`, `Miss`. Null where it was not measured."
+        ),
+    ]
+
+    def __post_init__(self) -> None:
+        for i, evaluation in enumerate(self.history):
+            if type(evaluation.get("iteration")) is not int:
+                raise ValueError(f'history[{i}]: the integer field "iteration" is missing')
+            for name, value in evaluation.items():
+                if value is not None and value > 100 and name != "iteration":
+                    raise ValueError(f"history[{i}].{name}: Expected `float` <= 100.0, got {value}")
 
 
 def _to_version_2(content: dict[str, Any]) -> dict[str, Any]:
@@ -186,7 +298,7 @@ def upgrade(content: dict[str, Any]) -> dict[str, Any]:
     if version > SCHEMA_VERSION:
         environment = content.get("environment")
         writer = environment.get("moco_d2") if isinstance(environment, dict) else None
-        named = f" {writer}" if isinstance(writer, str) and len(writer) < _LONGEST_NAME else ""
+        named = f" {writer}" if isinstance(writer, str) and len(writer) < LONGEST_NAME else ""
         raise ValueError(
             f"its schema has version {version} and moco_d2 {__version__} reads 1 to "
             f"{SCHEMA_VERSION}; read it with the moco_d2{named} that wrote it, or a newer one"

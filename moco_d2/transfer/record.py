@@ -1,26 +1,50 @@
 """The record that every fine-tuning run leaves: all that a table needs, and all that a reader may
 doubt.
 
-Schema: moco_d2/records/run_schema.py, with which it is read.
+Its form is moco_d2.records.run_schema.RunRecord, with which it is read, too.
 """
 
 import dataclasses
 import datetime
+import logging
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from moco_d2.config.plain import matched_sha256, to_plain
 from moco_d2.files import sha256_of_json, write_json
 from moco_d2.records.environment import hardware, versions
-from moco_d2.records.metrics_json import finite, history, read_log, seconds_per_iteration
+from moco_d2.records.metrics_json import (
+    finite,
+    history,
+    percentage,
+    read_log,
+    seconds_per_iteration,
+)
+from moco_d2.records.run_schema import (
+    RECORD_FILE,
+    SCHEMA_VERSION,
+    BoxErrors,
+    Config,
+    Cost,
+    Data,
+    Hardware,
+    Origin,
+    Preflight,
+    PreflightFinding,
+    Run,
+    RunRecord,
+    Schedule,
+    Weights,
+)
+from moco_d2.records.run_schema import Coverage as CoverageCounts
 from moco_d2.transfer.preflight.config_checks import Finding
 from moco_d2.transfer.resume_checks import check_record
 from moco_d2.transfer.weights import Coverage
 
-SCHEMA_VERSION = 2
-RECORD_FILE = "record.json"
+logger = logging.getLogger(__name__)
 
 
 def _now() -> datetime.datetime:
@@ -106,51 +130,58 @@ class RunRecorder:
         plain = to_plain(cfg)
         results = _grouped(metrics)
         log = read_log(Path(cfg.OUTPUT_DIR) / "metrics.json")
-        record = {
-            "schema_version": SCHEMA_VERSION,
-            "kind": "transfer",
-            "origin": {"how": "trained", "source": None},
-            "run": {
-                "config_name": name,
-                "task": cfg.MOCO.TASK,
-                "initialisation": name.removeprefix(f"{cfg.MOCO.TASK}_"),
-                "seed": cfg.SEED,
-                "started": self.started.isoformat(timespec="seconds"),
-                "finished": finished.isoformat(timespec="seconds"),
-                "seconds": round(self._seconds(finished), 1),
-                "command": self.command,
-            },
-            "config": {
-                "resolved": plain,
-                "sha256": sha256_of_json(plain),
-                "matched_sha256": matched_sha256(plain),
-            },
-            "data": {"train_images": self.train_images, "test_images": self.test_images},
-            "weights": self.weights,
-            "coverage": {"expected": coverage.expected, "loaded": coverage.loaded},
-            "schedule": self.schedule,
-            "preflight": {
-                "forced": bool(self.findings),
-                "findings": [dataclasses.asdict(finding) for finding in self.findings],
-            },
-            "environment": _environment(),
-            "hardware": hardware(cfg.MODEL.DEVICE),
-            "cost": {
-                "seconds_per_iteration": seconds_per_iteration(log),
-                "evaluation_seconds": self.evaluation_seconds,
+        record = RunRecord(
+            schema_version=SCHEMA_VERSION,
+            kind="transfer",
+            origin=Origin(how="trained", source=None),
+            run=Run(
+                config_name=name,
+                task=cfg.MOCO.TASK,
+                initialisation=name.removeprefix(f"{cfg.MOCO.TASK}_"),
+                seed=cfg.SEED,
+                started=self.started.isoformat(timespec="seconds"),
+                finished=finished.isoformat(timespec="seconds"),
+                seconds=round(self._seconds(finished), 1),
+                command=self.command,
+            ),
+            config=Config(
+                resolved=plain,
+                sha256=sha256_of_json(plain),
+                matched_sha256=matched_sha256(plain),
+            ),
+            data=Data(train_images=self.train_images, test_images=self.test_images),
+            weights=self.weights and _weights(self.weights),
+            coverage=CoverageCounts(expected=coverage.expected, loaded=coverage.loaded),
+            schedule=Schedule(**self.schedule),
+            preflight=Preflight(
+                forced=bool(self.findings),
+                findings=[PreflightFinding(**dataclasses.asdict(f)) for f in self.findings],
+            ),
+            environment=_environment(),
+            hardware=Hardware(**hardware(cfg.MODEL.DEVICE)),
+            cost=Cost(
+                seconds_per_iteration=seconds_per_iteration(log),
+                evaluation_seconds=self.evaluation_seconds,
                 **_peak_memory(cfg.MODEL.DEVICE),
-            },
-            "metrics": results,
-            "history": history(log, results),
-            "errors": self.errors
+            ),
+            metrics=results,
+            history=[_percentages(evaluation) for evaluation in history(log, results)],
+            errors=self.errors
             and {
-                name: {kind: finite(points) for kind, points in lost.items()}
+                name: BoxErrors(**{kind: finite(points) for kind, points in lost.items()})
                 for name, lost in self.errors.items()
             },
-        }
+        )
         path = Path(cfg.OUTPUT_DIR) / RECORD_FILE
-        write_json(path, record)
+        write_json(path, msgspec.to_builtins(record))
         return path
+
+
+def _weights(weights: dict[str, Any]) -> Weights:
+    """Field by field: a checkpoint, from which a resumed run has them, may hold more."""
+    return Weights(
+        file=weights["file"], sha256=weights["sha256"], provenance=weights.get("provenance")
+    )
 
 
 def _grouped(metrics: dict[str, Any]) -> dict[str, dict[str, float | None]]:
@@ -162,8 +193,18 @@ def _grouped(metrics: dict[str, Any]) -> dict[str, dict[str, float | None]]:
         if any(isinstance(value, dict) for value in values.values()):
             grouped |= {f"{name}/{group}": inner for group, inner in _grouped(values).items()}
         else:
-            grouped[name] = {str(key): finite(float(value)) for key, value in values.items()}
+            grouped[name] = _percentages({str(k): percentage(float(v)) for k, v in values.items()})
     return grouped
+
+
+def _percentages(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Metrics with None in place of what is no percentage: one such number would keep the whole
+    record, of a run that may have taken days, out of the tables.
+    """
+    wrong = [k for k, v in metrics.items() if k != "iteration" and v is not None and v > 100]
+    if wrong:
+        logger.warning("left out of the record, as no percentages: %s", ", ".join(wrong))
+    return {**metrics, **dict.fromkeys(wrong)}
 
 
 def _peak_memory(device: str) -> dict[str, Any]:

@@ -9,13 +9,14 @@ import random
 import time
 
 import jsonschema
+import msgspec
 import pytest
 
-from moco_d2.benchmark.records.files import validator
 from moco_d2.benchmark.records.results import read_records
 from moco_d2.benchmark.rendering import FORMATS, render
 from moco_d2.errors import UserError
-from moco_d2.records.run_schema import SCHEMA, upgrade
+from moco_d2.records.parsing import parse
+from moco_d2.records.run_schema import ERROR_TYPES, RunRecord, upgrade
 
 
 def nested(depth: int) -> list:
@@ -160,7 +161,7 @@ def test_a_name_is_text_in_every_format(make_content, write, format):
 
 
 def test_every_class_of_every_evaluation_costs_little(make_content, write):
-    """20 evaluations of LVIS, boxes and masks: nearly all of the time is json's own."""
+    """20 evaluations of LVIS, boxes and masks, cost a few times what json needs to parse them."""
     content = make_content()
     names = [f"{group}/AP-{i}" for group in ("bbox", "segm") for i in range(1203)]
     content["history"] = [{"iteration": i, **dict.fromkeys(names, 12.345678)} for i in range(20)]
@@ -187,13 +188,24 @@ def places(node, path=()):
             yield (*path, key)
 
 
-def test_the_validator_judges_as_jsonschema_does(make_content):
-    """The one in use is another program, the quicker one."""
+def is_valid(content) -> bool:
+    try:
+        parse(content, RunRecord, "record")
+    except ValueError:
+        return False
+    return True
+
+
+def test_the_structs_judge_as_their_json_schema_does(make_content):
+    """Whoever checks a record by the schema alone comes to the same end."""
     content = upgrade(make_content())
     content["history"] = [{"iteration": 1, "bbox/AP": 1.0}]
     content["environment"] = {"python": "3.12"}
-    ours, theirs = validator(SCHEMA), jsonschema.Draft202012Validator(SCHEMA)
-    assert ours.is_valid(content) and theirs.is_valid(content)
+    content["errors"] = {"test": dict.fromkeys(("AP50", *ERROR_TYPES), 1.0)}
+    content["data"] = {"train_images": 5, "test_images": {"test": 1}}
+    content["preflight"]["findings"] = [{"key": "SEED", "value": "-1", "message": "set it"}]
+    theirs = jsonschema.Draft202012Validator(msgspec.json.schema(RunRecord))
+    assert is_valid(content) and theirs.is_valid(content)
     valid = 0
     for path in places(content):
         for value in VALUES:
@@ -205,6 +217,9 @@ def test_the_validator_judges_as_jsonschema_does(make_content):
                 node[path[-1]] = value
             else:
                 changed = value
-            assert ours.is_valid(changed) == theirs.is_valid(changed), (path, value)
-            valid += theirs.is_valid(changed)
+            expected = theirs.is_valid(changed)
+            if type(value) is float and value == 1 and not is_valid(changed):
+                continue  # for JSON schema it is an integer
+            assert is_valid(changed) == expected, (path, value)
+            valid += expected
     assert valid > 100

@@ -161,8 +161,8 @@ def test_a_run_that_cannot_be_a_result_is_refused(folder, log, said):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        (changed(DATASETS=None), '"DATASETS" is a required property'),
-        (changed(SOLVER={"MAX_ITER": None}), '"MAX_ITER" is a required property'),
+        (changed(DATASETS=None), 'field "DATASETS" is missing'),
+        (changed(SOLVER={"MAX_ITER": None}), 'SOLVER: the field "MAX_ITER" is missing'),
         (changed(SOLVER={"BASE_LR": "0.02"}), "SOLVER.BASE_LR"),
         (changed(DATASETS={"TRAIN": ""}), "DATASETS.TRAIN"),
         (changed(MODEL={"WEIGHTS": "x\ud800"}), "cannot be imported|damaged"),

@@ -7,10 +7,10 @@ import pytest
 
 from moco_d2.benchmark.records.results import read_content, read_records
 from moco_d2.config.load import load_config
-from moco_d2.records import run_schema as record_schema
+from moco_d2.records import run_schema
 from moco_d2.transfer.evaluation import tide
 from moco_d2.transfer.preflight.config_checks import Finding
-from moco_d2.transfer.record import SCHEMA_VERSION, RunRecorder
+from moco_d2.transfer.record import RunRecorder
 from moco_d2.transfer.schedule import scale_to_hardware
 from moco_d2.transfer.weights import Coverage
 
@@ -43,8 +43,8 @@ def test_what_is_written_is_what_the_tables_read(tmp_path):
         evaluation_seconds=12.5,
         errors={"voc_2007_test": {"AP50": 50.0, **lost}},
     )
-    assert SCHEMA_VERSION == record_schema.SCHEMA_VERSION
-    assert record_schema.ERROR_TYPES == tide.KINDS
+    assert content["schema_version"] == run_schema.SCHEMA_VERSION
+    assert run_schema.ERROR_TYPES == tide.KINDS
     assert read_content(path) == content  # nothing to upgrade, nothing refused
     (record,) = read_records([path])
     assert record.origin == {"how": "trained", "source": None}
@@ -66,6 +66,17 @@ def test_a_run_of_which_little_is_known_is_valid(tmp_path):
     assert record.metrics == {"segm/AP": None}
     assert record.cost["seconds_per_iteration"] is record.cost["evaluation_seconds"] is None
     assert record.errors is None and record.history == () and not record.has_provenance
+
+
+def test_a_metric_that_is_no_percentage_is_null_and_the_record_still_reads(tmp_path, caplog):
+    """-1 and -100 are COCO's and LVIS's for objects that the dataset does not have."""
+    metrics = {"AP": 100 + 1e-9, "APr": -100.0, "APs": -1.0, "count": 250.0}
+    log = [{"iteration": 9, **{f"bbox/{name}": value for name, value in metrics.items()}}]
+    _, path = written(tmp_path, {"bbox": metrics}, log, weights=None)
+    (record,) = read_records([path])
+    expected = {"bbox/AP": 100.0, "bbox/APr": None, "bbox/APs": None, "bbox/count": None}
+    assert record.metrics == expected and record.history == ({"iteration": 9, **expected},)
+    assert "as no percentages: count" in caplog.text
 
 
 def test_several_test_sets_are_named_as_in_metrics_json(tmp_path):
@@ -94,7 +105,7 @@ def test_peak_memory_on_a_cpu_is_that_of_the_process(tmp_path):
 
 def recorder(findings=(), started=None, **kwargs):
     started = started or datetime.datetime.now(datetime.timezone.utc)
-    schedule = {"world_size": 1, "notes": []}
+    _, schedule = scale_to_hardware(load_config("voc_C4_moco.yaml", ["MODEL.DEVICE", "cpu"]), 1)
     return RunRecorder("voc_C4_moco.yaml", schedule, list(findings), started=started, **kwargs)
 
 

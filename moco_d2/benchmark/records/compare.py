@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from moco_d2.benchmark.records.matching import FOOTNOTES, Matching
-from moco_d2.benchmark.records.results import RECORD_NAME, Record, read_content, to_record
+from moco_d2.benchmark.records.results import Record, read_content, to_record
 from moco_d2.config.plain import FREE_KEYS, flatten
 from moco_d2.errors import UserError
+from moco_d2.records.run_schema import RECORD_FILE
 
 _ABSENT = "–"
 _WIDEST = 64  # characters of a cell: a sha256
@@ -67,7 +68,7 @@ def compare(a: str | Path, b: str | Path) -> str:
 
 
 def _file(path: Path) -> Path:
-    file = path / RECORD_NAME if path.is_dir() else path
+    file = path / RECORD_FILE if path.is_dir() else path
     if not file.is_file():
         raise UserError(
             f"there is no record {file}; give the output folder of a finished run of "

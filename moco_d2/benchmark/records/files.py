@@ -1,26 +1,26 @@
-"""Reading JSON records of any kind: found, bounded, checked against a schema; what is damaged is
-named and left out.
+"""Reading JSON records of any kind: found, bounded, checked against their form; what is damaged
+is named and left out.
 
 A record may come from anywhere, so that nothing in it may be believed before it is checked.
 """
 
-import itertools
+import contextlib
 import json
 import logging
 import os
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import jsonschema_rs
+import msgspec
 
 from moco_d2.errors import UserError, printable
+from moco_d2.records.plain_values import Limits, check_values
 
 MOST_BYTES = 64 << 20  # 20 evaluations of LVIS, class by class, take 4 MB
 MOST_VALUES = 2_000_000  # those 20 evaluations have 50,000; yaml's aliases can stand for billions
 MOST_LEVELS = 32  # a record has some 8; what walks through a config does so recursively
-_LONGEST_TEXT, _LONGEST_KEY = 100_000, 300  # characters
+LIMITS = Limits(values=MOST_VALUES, levels=MOST_LEVELS, key=300, text=100_000, all_text=MOST_BYTES)
 _LONGEST_MESSAGE = 300  # characters; a record's own text may be in it
 
 _logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def collect(
         try:
             one = read(file)
         except (OSError, ValueError) as error:
-            _logger.warning("left out %s: %s", file, error)
+            _logger.warning("left out %s: %s; make it again or remove the file", file, error)
             left_out += 1
             continue
         if one is not None:
@@ -67,70 +67,22 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError("not a regular file")
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(f"larger than {MOST_BYTES >> 20} MiB, which no record is")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"damaged, not JSON ({_clipped(str(error))})") from error
+    content = _decoded(path.read_bytes())
     if not isinstance(content, dict):
         raise ValueError("damaged, no JSON object")
-    check_values(content)
+    check_values(content, LIMITS)
     return content
 
 
-def check_values(content: Any) -> None:
-    """Raise ValueError for what no record has: too many values, levels or characters, control
-    characters, which a terminal would obey, or half a surrogate pair, which cannot be written.
-    """
-    keys: list[str] = []
-    texts: list[str] = []
-    level, seen = [content], 0
-    for _ in range(MOST_LEVELS):
-        below: list[Any] = []
-        for node in level:
-            kind = type(node)
-            if kind is dict:
-                keys.extend(map(str, node))  # yaml has other keys, too
-                below.extend(node.values())
-            elif kind is list:
-                below.extend(node)
-            elif kind is str:
-                texts.append(node)
-            if len(below) > MOST_VALUES - seen:
-                raise ValueError(f"damaged, more than {MOST_VALUES} values")
-        if not below:
-            break
-        seen += len(below)
-        level = below
-    else:
-        raise ValueError(f"damaged, nested deeper than {MOST_LEVELS} levels")
-    for found, longest in ((keys, _LONGEST_KEY), (texts, _LONGEST_TEXT)):
-        if max(map(len, found), default=0) > longest:
-            raise ValueError(f"damaged, {_clipped(max(found, key=len))[:40]}... is too long")
-    for text in itertools.filterfalse(str.isprintable, itertools.chain(keys, texts)):
-        if any(unicodedata.category(c) in ("Cc", "Cs") for c in text if c not in "\t\n\r"):
-            raise ValueError(f"damaged, a character that is no text in {_clipped(text)}")
-
-
-def validator(schema: dict[str, Any]) -> jsonschema_rs.Draft202012Validator:
-    """To be made once a schema and given to `check`."""
-    return jsonschema_rs.Draft202012Validator(schema)
-
-
-def check(content: dict[str, Any], against: jsonschema_rs.Draft202012Validator, what: str) -> None:
-    """Raise ValueError unless `content` is valid; names the error that is least deep in it.
-
-    Args:
-        content: from `read_json`, or what else JSON can write.
-        against: from `validator`.
-        what: it should be, "version 2 record".
-    """
-    errors = against.iter_errors(content)
-    error = min(errors, key=lambda error: len(error.instance_path), default=None)
-    if error is not None:
-        where = "".join(
-            f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.instance_path
-        )
-        raise ValueError(f"not a {what}: ${_clipped(where)}: {_clipped(error.message)}")
+def _decoded(data: bytes) -> Any:
+    with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return msgspec.json.decode(data)
+    # json takes half surrogates and numbers that overflow, for which there are better words later,
+    # and has better words for NaN.
+    try:
+        return json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"damaged, not JSON ({_clipped(str(error))})") from error
 
 
 def _find_files(paths: Iterable[str | Path], name: str) -> list[Path]:

@@ -12,8 +12,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from moco_d2.benchmark.records.files import check, check_values, validator
-from moco_d2.benchmark.records.results import RECORD_NAME
+import msgspec
+
+from moco_d2.benchmark.records.files import LIMITS
 from moco_d2.config.load import config_root
 from moco_d2.config.plain import matched_sha256, to_plain
 from moco_d2.config.safe_yaml import UNREADABLE, load_yaml
@@ -21,12 +22,26 @@ from moco_d2.errors import UserError, closest
 from moco_d2.files import sha256_of_json, write_json
 from moco_d2.records.metrics_json import (
     EVALUATIONS,
-    finite,
     history,
     read_log,
     seconds_per_iteration,
 )
-from moco_d2.records.run_schema import SCHEMA, SCHEMA_VERSION, object_of
+from moco_d2.records.parsing import parse
+from moco_d2.records.plain_values import check_values
+from moco_d2.records.run_schema import (
+    RECORD_FILE,
+    SCHEMA_VERSION,
+    Config,
+    Cost,
+    Coverage,
+    Hardware,
+    Origin,
+    Preflight,
+    Run,
+    RunRecord,
+    Schedule,
+    Weights,
+)
 
 CONFIG_NAME, METRICS_NAME = "config.yaml", "metrics.json"
 RANDOM = ("", "random://")  # MODEL.WEIGHTS of random initialisation: Detectron2's, and ours
@@ -34,23 +49,35 @@ RANDOM = ("", "random://")  # MODEL.WEIGHTS of random initialisation: Detectron2
 _MOST_CONFIG_BYTES = 1 << 20  # Detectron2's own is 10 kB
 _MOST_METRICS_BYTES = 256 << 20  # 180,000 iterations of LVIS take 10 MB
 
-_TEXT, _WHOLE = {"type": "string"}, {"type": "integer"}
-# What a record needs of a config.
-_NEEDED = object_of(
-    {
-        "DATASETS": object_of({"TRAIN": {"type": "array"}, "TEST": {"type": "array"}}),
-        "MODEL": object_of({"WEIGHTS": _TEXT, "RESNETS": object_of({"NORM": _TEXT})}),
-        "SOLVER": object_of(
-            {
-                "IMS_PER_BATCH": _WHOLE,
-                "MAX_ITER": _WHOLE,
-                "BASE_LR": {"type": "number"},
-                "STEPS": {"type": "array", "items": _WHOLE},
-            }
-        ),
-        "SEED": _WHOLE,
-    }
-)
+
+class _Datasets(msgspec.Struct):
+    TRAIN: list[str]
+    TEST: list[str]
+
+
+class _ResNets(msgspec.Struct):
+    NORM: str
+
+
+class _Model(msgspec.Struct):
+    WEIGHTS: str
+    RESNETS: _ResNets
+
+
+class _Solver(msgspec.Struct):
+    IMS_PER_BATCH: int
+    MAX_ITER: int
+    BASE_LR: float
+    STEPS: list[int]
+
+
+class _Needed(msgspec.Struct):
+    """What a record needs of a config."""
+
+    DATASETS: _Datasets
+    MODEL: _Model
+    SOLVER: _Solver
+    SEED: int
 
 
 def import_run(
@@ -72,7 +99,7 @@ def import_run(
             evaluated at its end; its weights contradict `initialisation`; or there is a record.
     """
     folder = Path(folder)
-    destination = Path(destination) if destination else folder / RECORD_NAME
+    destination = Path(destination) if destination else folder / RECORD_FILE
     _check_names(task, initialisation)
     for name in (CONFIG_NAME, METRICS_NAME):
         if not (folder / name).is_file():
@@ -87,8 +114,8 @@ def import_run(
         )
     if destination.exists():
         raise UserError(f"{destination} exists; delete it, or write elsewhere with --out FILE")
-    config = _read_config(folder / CONFIG_NAME)
-    weights = config["MODEL"]["WEIGHTS"]
+    config, needed = _read_config(folder / CONFIG_NAME)
+    weights = needed.MODEL.WEIGHTS
     if (weights in RANDOM) != (initialisation == "random"):
         raise UserError(
             f"MODEL.WEIGHTS in {folder / CONFIG_NAME} is {weights!r}, which is "
@@ -100,58 +127,59 @@ def import_run(
         log = read_log(metrics_file)
     except OSError as error:
         raise UserError(f"cannot read {metrics_file}: {error.strerror}") from error
-    metrics = _last_evaluation(log, config, metrics_file)
-    solver = config["SOLVER"]
+    metrics = _last_evaluation(log, needed, metrics_file)
+    solver = needed.SOLVER
     finished = datetime.fromtimestamp(metrics_file.stat().st_mtime, timezone.utc)
-    record = {
-        "schema_version": SCHEMA_VERSION,
-        "kind": "transfer",
-        "origin": {"how": "imported", "source": os.path.realpath(folder)},
-        "run": {
-            "config_name": f"{task}_{initialisation}",
-            "task": task,
-            "initialisation": initialisation,
-            "seed": config["SEED"],
-            "started": None,
-            "finished": finished.isoformat(timespec="seconds"),
-            "seconds": None,
-        },
-        "config": {
-            "resolved": config,
-            "sha256": sha256_of_json(config),
-            "matched_sha256": matched_sha256(config),
-        },
-        "weights": None
-        if weights in RANDOM
-        else {"file": weights, "sha256": None, "provenance": None},
-        "coverage": {"expected": 0, "loaded": 0},
-        "schedule": {
-            "world_size": None,
-            "ims_per_batch": solver["IMS_PER_BATCH"],
-            "base_lr": solver["BASE_LR"],
-            "max_iter": solver["MAX_ITER"],
-            "steps": solver["STEPS"],
-            "norm": config["MODEL"]["RESNETS"]["NORM"],
-            "notes": [f"finished: when {METRICS_NAME} was last changed"],
-        },
-        "preflight": {"forced": False, "findings": []},
-        "environment": {},
-        "hardware": {},
-        "cost": {
-            "seconds_per_iteration": seconds_per_iteration(log),
-            "peak_memory_gib": None,
-            "evaluation_seconds": None,
-        },
-        "metrics": metrics,
-        "history": history(log, metrics),
-        "errors": None,
-    }
     try:
-        check_values(record)
-        check(record, validator(SCHEMA), "valid record")
+        record = RunRecord(
+            schema_version=SCHEMA_VERSION,
+            kind="transfer",
+            origin=Origin(how="imported", source=os.path.realpath(folder)),
+            run=Run(
+                config_name=f"{task}_{initialisation}",
+                task=task,
+                initialisation=initialisation,
+                seed=needed.SEED,
+                started=None,
+                finished=finished.isoformat(timespec="seconds"),
+                seconds=None,
+            ),
+            config=Config(
+                resolved=config,
+                sha256=sha256_of_json(config),
+                matched_sha256=matched_sha256(config),
+            ),
+            weights=None
+            if weights in RANDOM
+            else Weights(file=weights, sha256=None, provenance=None),
+            coverage=Coverage(expected=0, loaded=0),
+            schedule=Schedule(
+                world_size=None,
+                ims_per_batch=solver.IMS_PER_BATCH,
+                base_lr=solver.BASE_LR,
+                max_iter=solver.MAX_ITER,
+                steps=solver.STEPS,
+                norm=needed.MODEL.RESNETS.NORM,
+                notes=[f"finished: when {METRICS_NAME} was last changed"],
+            ),
+            preflight=Preflight(forced=False, findings=[]),
+            environment={},
+            hardware=Hardware(),
+            cost=Cost(
+                seconds_per_iteration=seconds_per_iteration(log),
+                peak_memory_gib=None,
+                evaluation_seconds=None,
+            ),
+            metrics=metrics,
+            history=history(log, metrics),
+            errors=None,
+        )
+        content = msgspec.to_builtins(record)
+        check_values(content, LIMITS)
+        parse(content, RunRecord, "valid record")
     except ValueError as error:
         raise UserError(f"{folder} cannot be imported: what it gives is {error}") from error
-    write_json(destination, record)
+    write_json(destination, content)
     return destination
 
 
@@ -173,15 +201,15 @@ def _bare(name: str) -> str:
     return "".join(c for c in name.casefold() if c.isalnum())
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    """The config as plain JSON, with what _NEEDED names."""
+def _read_config(path: Path) -> tuple[dict[str, Any], _Needed]:
+    """The config as plain JSON, and what a record needs of it."""
     advice = f"give the {CONFIG_NAME} that Detectron2 itself wrote into OUTPUT_DIR"
     try:
         if path.stat().st_size > _MOST_CONFIG_BYTES:
             raise UserError(f"{path} is larger than any config; {advice}")
         # Only plain values: a tag that would build an object is refused.
         read = load_yaml(path)
-        check_values(read)
+        check_values(read, LIMITS)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except UNREADABLE as error:
@@ -192,21 +220,20 @@ def _read_config(path: Path) -> dict[str, Any]:
     config = json.loads(json.dumps(to_plain(read), default=str))
     config.setdefault("SEED", -1)  # Detectron2's default: from the clock
     try:
-        check(config, validator(_NEEDED), "config of a detector")
+        return config, parse(config, _Needed, "config of a detector")
     except ValueError as error:
         raise UserError(f"{path} is {error}; {advice}") from error
-    return config
 
 
 def _last_evaluation(
-    log: Sequence[dict[str, Any]], config: dict[str, Any], path: Path
+    log: Sequence[dict[str, Any]], config: _Needed, path: Path
 ) -> dict[str, dict[str, float | None]]:
     """``{"bbox": {"AP": 12.3}}`` of the end of training; of several test sets,
     ``{"voc_2007_test/bbox": ...}``, as Detectron2 names them.
     """
     if not log:
         raise UserError(f"{path} has no line that can be read; give that of a finished run")
-    max_iter, last = config["SOLVER"]["MAX_ITER"], log[-1]["iteration"]
+    max_iter, last = config.SOLVER.MAX_ITER, log[-1]["iteration"]
     if last < max_iter - 1:
         raise UserError(
             f"{path} ends at iteration {last} of {max_iter}: the run did not finish; train to the "
@@ -218,7 +245,7 @@ def _last_evaluation(
             f"{max_iter}: they are of different runs, or Detectron2 has scaled the schedule to "
             "other GPUs; give the config that it ran with"
         )
-    tests = config["DATASETS"]["TEST"]
+    tests = config.DATASETS.TEST
     prefixes = [f"{name}/" for name in tests] if len(tests) > 1 else [""]
     groups = [f"{prefix}{group}" for prefix in prefixes for group in EVALUATIONS]
     evaluations = history(log, groups)
@@ -237,7 +264,7 @@ def _last_evaluation(
     for group in groups:
         for key, value in evaluations[-1].items():
             if key.startswith(f"{group}/"):
-                metrics.setdefault(group, {})[key.removeprefix(f"{group}/")] = finite(value)
+                metrics.setdefault(group, {})[key.removeprefix(f"{group}/")] = value
     return metrics
 
 

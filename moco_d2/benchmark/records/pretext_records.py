@@ -1,7 +1,7 @@
 """Reading the ``result.json`` that every run of tools/linear_eval.py leaves: what a pretraining is
 worth in classification.
 
-Its form is moco_d2.records.pretext_schema.SCHEMA.
+Its form is moco_d2.records.pretext_schema.LinearEvalRecord.
 """
 
 from collections.abc import Iterable, Mapping
@@ -9,12 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moco_d2.benchmark.records.files import check, collect, read_json, validator
+from moco_d2.benchmark.records.files import collect, read_json
 from moco_d2.config.plain import flatten
-from moco_d2.records.pretext_schema import KIND, RESULT_FILE, SCHEMA, SCHEMA_VERSION
+from moco_d2.records.parsing import parse
+from moco_d2.records.pretext_schema import (
+    KIND,
+    RESULT_FILE,
+    SCHEMA_VERSION,
+    LinearEvalRecord,
+)
 
 RANDOM = "random"  # the source of a network without pretraining
-_VALIDATOR = validator(SCHEMA)
 
 
 @dataclass(frozen=True)
@@ -70,29 +75,29 @@ def _read(path: Path) -> PretextRecord | None:
     content = _upgrade(read_json(path))
     if content.get("kind") != KIND:
         return None
-    check(content, _VALIDATOR, f"version {SCHEMA_VERSION} result of linear evaluation")
-    run, data = content["pretraining"], content["data"]
+    record = parse(
+        content, LinearEvalRecord, f"version {SCHEMA_VERSION} result of linear evaluation"
+    )
+    run = record.pretraining
     # --fast chooses its rate for every network.
-    settings = {k: v for k, v in content["settings"].items() if k != "base_lr"}
-    if content["protocol"] != "linear-fast":
-        settings = content["settings"]
+    chosen = ("base_lr",) if record.protocol == "linear-fast" else ()
     return PretextRecord(
         path=path,
-        config=flatten(run["config"]) if run else {},
-        images=run["images"] if run else None,
-        processes=run["processes"] if run else None,
-        top1=content["accuracy"]["top1"],
-        protocol=content["protocol"],
+        config=flatten(run.config) if run else {},
+        images=run.images if run else None,
+        processes=run.processes if run else None,
+        top1=record.accuracy.top1,
+        protocol=record.protocol,
         evaluation={
-            "protocol": content["protocol"],
-            "settings": settings,
+            "protocol": record.protocol,
+            "settings": {k: v for k, v in record.settings.items() if k not in chosen},
             # Its name is another one on every machine.
-            "data": {key: value for key, value in data.items() if key != "name"},
-            "architecture": content["checkpoint"]["architecture"],
+            "data": {key: value for key, value in content["data"].items() if key != "name"},
+            "architecture": record.checkpoint.architecture,
         },
-        seed=_seed(run["config"]) if run else content["seed"],
-        evaluation_seed=content["seed"],
-        started=content["started"],
+        seed=_seed(run.config) if run else record.seed,
+        evaluation_seed=record.seed,
+        started=record.started,
         content=content,
     )
 

@@ -1,18 +1,17 @@
 """Reading the ``record.json`` that every fine-tuning run leaves in its output folder."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from moco_d2.benchmark.records.files import check, collect, read_json, validator
+import msgspec
+
+from moco_d2.benchmark.records.files import collect, read_json
 from moco_d2.errors import UserError
-from moco_d2.records.run_schema import SCHEMA, upgrade
-
-RECORD_NAME = "record.json"
-
-_VALIDATOR = validator(SCHEMA)
+from moco_d2.records.parsing import parse
+from moco_d2.records.run_schema import RECORD_FILE, RunRecord, Weights, upgrade
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Record:
     Metrics are in percent and keyed as in Detectron2's ``metrics.json``, e.g. ``bbox/AP50``; None
     where the run gave NaN. `images` is what the schedule sees: iterations x images a batch.
     `pretext` is what made the weights by their own account, if they are of our pretraining.
-    `origin`, `cost` and `errors` are as in record_schema.SCHEMA; `command` is as it was typed, and
+    `origin`, `cost` and `errors` are as in RunRecord; `command` is as it was typed, and
     `seconds` how long the run took, pauses left out. `data` counts its images, if that was noted.
     """
 
@@ -44,23 +43,15 @@ class Record:
     history: tuple[Mapping[str, float | None], ...]
     environment: Mapping[str, str]
     hardware: Mapping[str, Any]
-    origin: Mapping[str, str | None] = field(
-        default_factory=lambda: {"how": "trained", "source": None}
-    )
-    cost: Mapping[str, float | None] = field(
-        default_factory=lambda: {
-            "seconds_per_iteration": None,
-            "peak_memory_gib": None,
-            "evaluation_seconds": None,
-        }
-    )
-    errors: Mapping[str, Mapping[str, float | None]] | None = None
-    config_name: str = ""
-    command: str | None = None
-    seconds: float | None = None
-    world_size: int | None = None
-    pretext: str | None = None
-    data: Mapping[str, Any] | None = None
+    origin: Mapping[str, str | None]
+    cost: Mapping[str, Any]
+    errors: Mapping[str, Mapping[str, float | None]] | None
+    config_name: str
+    command: str | None
+    seconds: float | None
+    world_size: int | None
+    pretext: str | None
+    data: Mapping[str, Any] | None
 
     @property
     def images(self) -> int:
@@ -85,34 +76,38 @@ def read_records(paths: Iterable[str | Path], *, required: bool = True) -> list[
         UserError: a path does not exist, or with `required`, there is no valid record at all.
     """
     paths = list(paths)
-    records, left_out = collect(paths, RECORD_NAME, _read_record)
+    records, left_out = collect(paths, RECORD_FILE, _read_record)
     if required and not records:
         raise UserError(
-            f"no {'valid ' if left_out else ''}{RECORD_NAME} under {', '.join(map(str, paths))}; "
+            f"no {'valid ' if left_out else ''}{RECORD_FILE} under {', '.join(map(str, paths))}; "
             "fine-tune first: tools/train_net.py --config-file ... leaves one in its OUTPUT_DIR"
         )
     return records
 
 
 def read_content(path: Path) -> dict[str, Any] | None:
-    """The checked content of a run record, as record_schema.SCHEMA says; None if it is of another
-    kind.
+    """The checked content of a run record, brought up to the newest version; None if it is of
+    another kind. Unlike the struct it also has the fields that are not known here.
 
     Raises:
         OSError: the file cannot be read.
         ValueError: it is damaged, or of a version that is not known here.
     """
+    found = _read(path)
+    return None if found is None else found[0]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], RunRecord] | None:
     content = read_json(path)
     if content.get("kind", "transfer") != "transfer":
         return None
     version, content = content.get("schema_version"), upgrade(content)
-    check(content, _VALIDATOR, f"version {version} record")
-    return content
+    return content, parse(content, RunRecord, f"version {version} record")
 
 
 def _read_record(path: Path) -> Record | None:
-    content = read_content(path)
-    return None if content is None else to_record(path, content)
+    found = _read(path)
+    return None if found is None else _record(path, found[1])
 
 
 def to_record(path: Path, content: dict[str, Any]) -> Record:
@@ -121,44 +116,52 @@ def to_record(path: Path, content: dict[str, Any]) -> Record:
     Raises:
         ValueError: the time it finished is none.
     """
-    run, weights = content["run"], content["weights"]
+    return _record(path, parse(content, RunRecord, "run record"))
+
+
+def _record(path: Path, content: RunRecord) -> Record:
+    run, weights, schedule = content.run, content.weights, content.schedule
     return Record(
         path=path,
-        task=run["task"],
-        initialisation=run["initialisation"],
-        seed=run["seed"],
-        finished=_time(run["finished"]),
-        config=content["config"]["resolved"],
-        matched_sha256=content["config"]["matched_sha256"],
-        weights_sha256=weights["sha256"] if weights else None,
-        has_provenance=bool(weights and weights["provenance"]),
+        task=run.task,
+        initialisation=run.initialisation,
+        seed=run.seed,
+        finished=_time(run.finished),
+        config=content.config.resolved,
+        matched_sha256=content.config.matched_sha256,
+        weights_sha256=weights.sha256 if weights else None,
+        has_provenance=bool(weights and weights.provenance),
         pretext=_pretext(weights),
-        expected=content["coverage"]["expected"],
-        loaded=content["coverage"]["loaded"],
-        max_iter=content["schedule"]["max_iter"],
-        ims_per_batch=content["schedule"]["ims_per_batch"],
-        forced=content["preflight"]["forced"],
+        expected=content.coverage.expected,
+        loaded=content.coverage.loaded,
+        max_iter=schedule.max_iter,
+        ims_per_batch=schedule.ims_per_batch,
+        forced=content.preflight.forced,
         metrics={
             f"{group}/{name}": value
-            for group, values in content["metrics"].items()
+            for group, values in content.metrics.items()
             for name, value in values.items()
         },
-        history=tuple(content["history"]),
-        environment=content["environment"],
-        hardware=content["hardware"],
-        origin=content["origin"],
-        cost=content["cost"],
-        errors=content["errors"],
-        config_name=run["config_name"],
-        command=run.get("command"),
-        seconds=run["seconds"],
-        world_size=content["schedule"]["world_size"],
-        data=content.get("data"),
+        history=tuple(content.history),
+        environment=content.environment,
+        hardware=_plain(content.hardware),
+        origin=_plain(content.origin),
+        cost=_plain(content.cost),
+        errors=content.errors and {name: _plain(lost) for name, lost in content.errors.items()},
+        config_name=run.config_name,
+        command=run.command or None,
+        seconds=run.seconds,
+        world_size=schedule.world_size,
+        data=_plain(content.data) if content.data else None,
     )
 
 
-def _pretext(weights: dict[str, Any] | None) -> str | None:
-    pretraining = ((weights or {}).get("provenance") or {}).get("pretraining")
+def _plain(part: msgspec.Struct) -> dict[str, Any]:
+    return msgspec.to_builtins(part)
+
+
+def _pretext(weights: Weights | None) -> str | None:
+    pretraining = weights.provenance.get("pretraining") if weights and weights.provenance else None
     found = pretraining.get("pretext") if isinstance(pretraining, dict) else None
     return found if isinstance(found, str) else None
 

@@ -1,7 +1,7 @@
 """What a checkpoint's features are worth in classification; what tools/linear_eval.py runs in every
 process.
 
-A run leaves ``result.json`` in its folder, of the form pretext_schema.SCHEMA.
+A run leaves ``result.json`` in its folder, of the form of LinearEvalRecord.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 import torch.nn.functional as F
 from detectron2.utils import comm
@@ -49,7 +50,17 @@ from moco_d2.pretrain.probe.labelled import (
     list_labelled,
 )
 from moco_d2.records.environment import hardware, versions
-from moco_d2.records.pretext_schema import KIND, RESULT_FILE, SCHEMA_VERSION
+from moco_d2.records.pretext_schema import (
+    KIND,
+    RESULT_FILE,
+    SCHEMA_VERSION,
+    Accuracy,
+    Checkpoint,
+    Images,
+    LinearEvalRecord,
+    Pretraining,
+    Protocol,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -93,34 +104,35 @@ def _evaluate(args: argparse.Namespace, started: datetime.datetime) -> None:
     found = job.run()
     if not comm.is_main_process():
         return
-    checkpoint = {**dataclasses.asdict(origin), "architecture": str(architecture)}
-    pretraining = checkpoint.pop("pretraining")
-    result = {
-        "schema_version": SCHEMA_VERSION,
-        "kind": KIND,
-        "checkpoint": checkpoint,
-        "pretraining": pretraining,
-        "protocol": job.protocol,
-        "data": {
-            "name": _name_of_data(args.data, args.val),
-            "train_images": len(train),
-            "val_images": len(val),
-            "classes": len(train.classes),
-        },
-        **found,
-        "seed": args.seed,
-        "processes": comm.get_world_size(),
-        "hardware": hardware(str(job.device)),
-        "versions": versions(),
-        "started": started.isoformat(timespec="seconds"),
-        "seconds": round(
-            (datetime.datetime.now(datetime.timezone.utc) - started).total_seconds(), 1
+    accuracy = found.pop("accuracy")
+    about = dataclasses.asdict(origin)
+    pretraining = about.pop("pretraining")
+    elapsed = datetime.datetime.now(datetime.timezone.utc) - started
+    result = LinearEvalRecord(
+        schema_version=SCHEMA_VERSION,
+        kind=KIND,
+        checkpoint=Checkpoint(**about, architecture=str(architecture)),
+        pretraining=pretraining and Pretraining(**pretraining),
+        protocol=job.protocol,
+        data=Images(
+            name=_name_of_data(args.data, args.val),
+            train_images=len(train),
+            val_images=len(val),
+            classes=len(train.classes),
         ),
-    }
+        accuracy=Accuracy(**accuracy),
+        **found,
+        seed=args.seed,
+        processes=comm.get_world_size(),
+        hardware=hardware(str(job.device)),
+        versions=versions(),
+        started=started.isoformat(timespec="seconds"),
+        seconds=round(elapsed.total_seconds(), 1),
+    )
     path = Path(args.output) / RESULT_FILE
-    write_json(path, result)
-    accuracy = ", ".join(f"{name} {value:.2f} %" for name, value in result["accuracy"].items())
-    print(f"{job.protocol}: {accuracy}; {path}")
+    write_json(path, msgspec.to_builtins(result))
+    scores = ", ".join(f"{name} {value:.2f} %" for name, value in accuracy.items())
+    print(f"{job.protocol}: {scores}; {path}")
 
 
 class Job:
@@ -143,7 +155,7 @@ class Job:
         self.args, self.network, self.train, self.val = args, network, train, val
         self.num_features = num_features
         self.device = _find_device(args.device)
-        self.protocol = "linear-fast" if args.fast else args.protocol
+        self.protocol: Protocol = "linear-fast" if args.fast else args.protocol
         self.folder = Path(args.output)
         scratch = origin.source == RANDOM
         recipe = (

@@ -13,9 +13,9 @@ import stat
 import sys
 import traceback
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Literal
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 #: Pillow's names of the formats that are read. All are rasters that Pillow or a library in its
 #: process decodes. JPEG is that of MPO files, too.
@@ -35,6 +35,8 @@ MAX_STRIPS = 500_000
 
 # Whose calls of Pillow are held to the same: Detectron2 and what it evaluates with.
 _READERS = frozenset({"detectron2", "densepose", "cityscapesscripts", "panopticapi", "lvis"})
+# Attribute of our ``PIL.Image.open``: Pillow's own.
+_ORIGINAL = "for_others"
 _JPEG_START, _EXIF = b"\xff\xd8", b"Exif\0\0"
 # A JPEG's marker; what is none within a scan's data are stuffed bytes and restarts.
 _MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
@@ -47,7 +49,7 @@ _WITHOUT_LENGTH = frozenset({0x01, 0xC8, 0xD8, 0xD9, *range(0xF0, 0xFE)})
 _TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 322, 323
 
 
-def open_image(file: str | Path | BinaryIO) -> Image.Image:
+def open_image(file: str | Path | BinaryIO) -> ImageFile.ImageFile:
     """Open an image as ``PIL.Image.open`` does: the header is read, the pixels are not.
 
     Args:
@@ -187,6 +189,10 @@ def _check_pixels(image: Image.Image, name: str) -> None:
             f"{name} has {image.width} x {image.height} pixels, and at most {MAX_PIXELS:,} are read"
         )
     if image.format == "TIFF":
+        from PIL.TiffImagePlugin import TiffImageFile  # which Pillow has imported for this image
+
+        if not isinstance(image, TiffImageFile):
+            raise TypeError(f"{name} is called a TIFF, and is {type(image).__name__}")
         if len(image.tile) > MAX_STRIPS:
             raise Image.DecompressionBombError(
                 f"{name} has {len(image.tile):,} strips, and at most {MAX_STRIPS:,} are read"
@@ -221,22 +227,24 @@ def guard_detectron2() -> None:
     """
     from detectron2.data import detection_utils
 
-    if hasattr(Image.open, "for_others"):
+    if hasattr(Image.open, _ORIGINAL):
         return
     open_any, read_any = Image.open, detection_utils.read_image
 
     @functools.wraps(open_any)
-    def open_for_caller(fp, mode="r", formats=None):
+    def open_for_caller(
+        fp: Any, mode: Literal["r"] = "r", formats: list[str] | tuple[str, ...] | None = None
+    ) -> ImageFile.ImageFile:
         caller = sys._getframe(1).f_globals.get("__name__") or ""
         if formats is None and caller.partition(".")[0] in _READERS:
             return open_image(fp)
         return open_any(fp, mode, formats)
 
     @functools.wraps(read_any)
-    def read_image(file_name, format=None):
+    def read_image(file_name: Any, format: str | None = None) -> Any:
         check_regular(file_name)
         return read_any(file_name, format)
 
-    open_for_caller.for_others = open_any
+    setattr(open_for_caller, _ORIGINAL, open_any)
     Image.open = open_for_caller
     detection_utils.read_image = read_image

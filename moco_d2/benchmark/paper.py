@@ -1,9 +1,10 @@
 """The published tables of ``paper_tables.yaml``, whose head documents their fields."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Any
 
 import yaml
 
@@ -99,8 +100,8 @@ def find_row(task: str, initialisation: str) -> tuple[PaperTable, PaperRow] | No
 
 def baseline_of(task: str) -> tuple[str, ...]:
     """Initialisations that differences on `task` may be taken to, the paper's choice first."""
-    tables = [table for table in paper_tables() if table.task == task and table.baseline]
-    return (*(tables[0].baseline.initialisations if tables else ()), BASELINE)
+    rows = [table.baseline for table in paper_tables() if table.task == task and table.baseline]
+    return (*(rows[0].initialisations if rows else ()), BASELINE)
 
 
 def row_beside(
@@ -131,7 +132,7 @@ def tables_named(name: str | None) -> list[PaperTable]:
     return tables
 
 
-def _table(name: str, entry: dict) -> PaperTable:
+def _table(name: str, entry: Mapping[str, Any]) -> PaperTable:
     setting = entry.get("setting")
     if setting is not None:
         setting = Setting(

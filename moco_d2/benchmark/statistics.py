@@ -80,7 +80,8 @@ def welch(values: Sequence[float], others: Sequence[float]) -> Comparison:
     difference, n = one.mean - other.mean, (one.n, other.n)
     if one.std is None or other.std is None:
         return Comparison(difference, n)
-    return _tested("Welch", difference, n, [(s.std**2 / s.n, s.n - 1) for s in (one, other)])
+    parts = [(one.std**2 / one.n, one.n - 1), (other.std**2 / other.n, other.n - 1)]
+    return _tested("Welch", difference, n, parts)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -101,8 +102,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def corrected(comparisons: Iterable[Comparison]) -> list[Comparison]:
     """All comparisons that are read together, each with its `p_holm`."""
     comparisons = list(comparisons)
-    tested = [i for i, c in enumerate(comparisons) if c.p is not None]
-    for i, p in zip(tested, holm([comparisons[i].p for i in tested]), strict=True):
+    tested = [(i, c.p) for i, c in enumerate(comparisons) if c.p is not None]
+    for (i, _), p in zip(tested, holm([p for _, p in tested]), strict=True):
         comparisons[i] = replace(comparisons[i], p_holm=p)
     return comparisons
 
@@ -123,12 +124,13 @@ def agreement_band(
     trials = trials or 1
     ours = None if summary.std is None else (summary.std, summary.n - 1)
     theirs = None if published_std is None else (published_std, max(trials - 1, 1))
-    if ours is None and theirs is None:
+    known = ours or theirs
+    if known is None:
         return None
     if ours and theirs:
         parts = [(ours[0] ** 2 / summary.n, ours[1]), (theirs[0] ** 2 / trials, theirs[1])]
     else:
-        std, freedom = ours or theirs
+        std, freedom = known
         parts = [(std**2 * (1 / summary.n + 1 / trials), freedom)]
     # As one more part of the variance, known exactly, rounding would make a small spread of two or
     # three runs look well known too: the band then held 89 % instead of 95.
@@ -144,7 +146,7 @@ def least_detectable(n: int, comparisons: int) -> float:
 
 
 def _tested(
-    test: str, difference: float, n: tuple[int, int], parts: list[tuple[float, float]]
+    test: str, difference: float, n: tuple[int, int], parts: Sequence[tuple[float, float]]
 ) -> Comparison:
     variance, freedom = _combined(parts)
     if variance < _NO_SPREAD**2:
@@ -154,12 +156,12 @@ def _tested(
     return Comparison(difference, n, test, difference - half, difference + half, p)
 
 
-def _half_width(parts: list[tuple[float, float]]) -> float:
+def _half_width(parts: Sequence[tuple[float, float]]) -> float:
     variance, freedom = _combined(parts)
     return float(special.stdtrit(freedom, (1 + LEVEL) / 2)) * math.sqrt(variance)
 
 
-def _combined(parts: list[tuple[float, float]]) -> tuple[float, float]:
+def _combined(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """Sum of independent variances, and its degrees of freedom after Welch and Satterthwaite.
 
     Args:

@@ -178,7 +178,8 @@ def _tags(**values: object) -> str:
 def _write_coco_split(root: Path, split: str, count: int, rng: np.random.Generator) -> None:
     (root / "images" / split).mkdir(parents=True, exist_ok=True)
     (root / "annotations").mkdir(parents=True, exist_ok=True)
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for image_id in range(1, count + 1):
         image, objects = draw_scene(rng)
         filename = f"{image_id:012d}.jpg"
@@ -284,6 +285,7 @@ def _mask(shape: str) -> np.ndarray:
 
 def _corners(shape: str) -> Iterator[tuple[float, float]]:
     """A polygon's corners about its centre, as far out as the disc's edge."""
+    radii: tuple[float, ...]
     if shape == "square":
         count, radii = 4, (1.0,)
     elif shape == "star":

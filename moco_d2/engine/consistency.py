@@ -84,7 +84,7 @@ def fingerprint(tensors: Iterable[torch.Tensor]) -> str:
     for tensor in tensors:
         plain = tensor.detach().cpu().contiguous()
         content.update(f"{plain.dtype}{tuple(plain.shape)}".encode())
-        content.update(plain.flatten().view(torch.uint8).numpy())
+        content.update(plain.flatten().view(torch.uint8).numpy().data)
     return content.hexdigest()[:16]
 
 

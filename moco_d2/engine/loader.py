@@ -10,14 +10,17 @@ import os
 import signal
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.multiprocessing
 from torch.utils.data import DataLoader
 
 from moco_d2.engine.signals import held_back, ignore_stop_signals
+
+if TYPE_CHECKING:
+    from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 # Iterators with workers, in the process that has started them.
 _OPEN: "weakref.WeakSet[Any]" = weakref.WeakSet()
@@ -46,7 +49,7 @@ class SteadyLoader(DataLoader[Any]):
         self._begin = _WorkerBegin(worker_init_fn)
         super().__init__(dataset, worker_init_fn=self._begin, **options)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> "_BaseDataLoaderIter":
         self._begin.of_main_thread = threading.current_thread() is threading.main_thread()
         # Between its start and its first line a worker would have this process's handlers.
         with held_back():
@@ -78,7 +81,9 @@ def _end_with_parent() -> None:
     """Let the kernel end this process when its parent ends. torch's workers ask every 5 seconds,
     and not while they are busy; elsewhere than on Linux that has to do.
     """
-    torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)
+    torch.multiprocessing._prctl_pr_set_pdeathsig(  # type: ignore[attr-defined] # made in C++
+        signal.SIGKILL
+    )
     parent = multiprocessing.parent_process()
     if (
         parent is not None

@@ -72,7 +72,7 @@ def own_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
 def rng_state() -> dict[str, Any]:
     """The states of all generators of this process, as plain types and tensors."""
     python = random.getstate()
-    numpy = np.random.get_state()
+    numpy: Any = np.random.get_state()  # of this generator a tuple, of others a dict
     state = {
         "torch": torch.get_rng_state(),
         "python": [python[0], list(python[1]), python[2]],

@@ -165,7 +165,7 @@ def check_sgd(saved: Any, optimizer: torch.optim.Optimizer) -> None:
     current = optimizer.state_dict()["param_groups"]
     same = len(groups) == len(current)
     require(same, f"its optimizer has {len(groups)} parameter groups instead of {len(current)}")
-    parameters = {}
+    parameters: dict[int, Any] = {}
     for group, now, of in zip(groups, current, optimizer.param_groups, strict=True):
         numbers = entry(group, "params", list, "optimizer.param_groups")
         same = all(type(number) is int for number in numbers) and numbers == now["params"]

@@ -88,8 +88,8 @@ def held_back() -> Iterator[None]:
         for number, handler in handlers.items():
             signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        for number in dict.fromkeys(received):
-            signal.raise_signal(number)
+        for caught in dict.fromkeys(received):
+            signal.raise_signal(caught)
 
 
 def ignore_stop_signals() -> None:

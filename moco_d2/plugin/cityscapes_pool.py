@@ -103,7 +103,8 @@ def read_in_processes() -> None:
     answer_to, sys.stdout = sys.stdout.buffer, sys.stderr  # what a library prints is no answer
     function, files, processes = pickle.load(sys.stdin.buffer)  # noqa: S301  from our own process
     # This interpreter has one thread and no handlers, so that a fork is safe, and cheap.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    linux = sys.platform == "linux"
+    context = multiprocessing.get_context("fork") if linux else multiprocessing.get_context("spawn")
     parts = [files[i::processes] for i in range(min(processes, len(files)))]
     workers, pipes = [], []
     for part in parts:
@@ -113,7 +114,8 @@ def read_in_processes() -> None:
         end_of_worker.close()  # so that the end of the worker ends the pipe
         workers.append(worker)
         pipes.append(pipe)
-    answers: list[Any] | Exception = [None] * len(files)
+    results: list[Any] = [None] * len(files)
+    answers: list[Any] | Exception = results
     for i, (worker, pipe) in enumerate(zip(workers, pipes, strict=True)):
         try:
             part = pipe.recv()
@@ -123,7 +125,7 @@ def read_in_processes() -> None:
         if isinstance(part, Exception):
             answers = part
             break
-        answers[i :: len(workers)] = part
+        results[i :: len(workers)] = part
     answer_to.write(pickle.dumps(answers))
     answer_to.flush()
 

@@ -10,9 +10,9 @@ from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
+from torch.amp.grad_scaler import GradScaler
 
 from moco_d2.engine.hooks import StopOnSignal
-from moco_d2.errors import UserError
 from moco_d2.transfer.divergence import (
     DivergenceError,
     annotations_in_error,
@@ -55,9 +55,7 @@ class AccumulatingTrainer(SimpleTrainer):
         self._device_type = next(model.parameters()).device.type
         # float16's smallest number is large enough to lose gradients: scale them. Does nothing
         # where it is not enabled.
-        self.grad_scaler = torch.amp.GradScaler(
-            self._device_type, enabled=amp_dtype == torch.float16
-        )
+        self.grad_scaler = GradScaler(self._device_type, enabled=amp_dtype == torch.float16)
 
     def run_step(self) -> None:
         """Load, compute, check, and update the weights.
@@ -135,17 +133,3 @@ def _mean(losses: list[dict[str, torch.Tensor]]) -> dict[str, float]:
     """The mean over passes, with one wait for the device."""
     stacked = torch.stack([torch.stack(list(of_pass.values())).float() for of_pass in losses])
     return dict(zip(losses[0], stacked.double().mean(0).tolist(), strict=True))
-
-
-def amp_dtype(cfg: Any) -> torch.dtype | None:
-    """The number type of autocast: MOCO.AMP_DTYPE where SOLVER.AMP.ENABLED.
-
-    Raises:
-        UserError: it is neither bfloat16 nor float16.
-    """
-    if not cfg.SOLVER.AMP.ENABLED:
-        return None
-    dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-    if cfg.MOCO.AMP_DTYPE not in dtypes:
-        raise UserError(f"MOCO.AMP_DTYPE {cfg.MOCO.AMP_DTYPE!r} is neither bfloat16 nor float16")
-    return dtypes[cfg.MOCO.AMP_DTYPE]

@@ -10,7 +10,7 @@ from collections.abc import Sized
 from typing import Any, cast
 
 from detectron2.data import build_detection_test_loader
-from detectron2.engine import DefaultTrainer, HookBase, hooks
+from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from fvcore.nn.precise_bn import get_bn_modules
@@ -20,6 +20,7 @@ from moco_d2.engine.consistency import check_agreement, fingerprint, of_images
 from moco_d2.engine.hooks import DataTime, DeferredWriters, EvalHook, ProgressBar, StopOnSignal
 from moco_d2.engine.loader import SteadyLoader
 from moco_d2.engine.metrics_state import MetricsState
+from moco_d2.engine.precision import amp_dtype
 from moco_d2.engine.process_state import set_process_state
 from moco_d2.engine.resume_checks import continuing
 from moco_d2.errors import UserError, as_raised
@@ -30,7 +31,7 @@ from moco_d2.transfer.divergence import DivergenceError, explain
 from moco_d2.transfer.evaluation.build import TestMapper, box_errors, build_evaluator
 from moco_d2.transfer.evaluation.precise_bn import PreciseBN
 from moco_d2.transfer.resume_checks import check_ours, check_trainer
-from moco_d2.transfer.train_step import AccumulatingTrainer, amp_dtype
+from moco_d2.transfer.train_step import AccumulatingTrainer
 from moco_d2.transfer.weights import Coverage, loading, measure_coverage, unwrapped
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,8 @@ class Trainer(DefaultTrainer):
         trainer.train()
     """
 
+    iter: int  # DefaultTrainer's, the iteration that runs or has run last
+    _trainer: SimpleTrainer  # DefaultTrainer's, which is replaced
     box_errors: dict[str, dict[str, float]] | None = None
     evaluation_seconds: float | None = None
 

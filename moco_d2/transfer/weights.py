@@ -95,7 +95,7 @@ def pretrained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
         if name == "roi_heads" and hasattr(module, "res5"):
             prefixes += [
                 f"roi_heads.res5.{block}."
-                for block in dict(module.res5.named_children())
+                for block, _ in module.get_submodule("res5").named_children()
                 if block != "norm"
             ]
     return {

@@ -141,7 +141,7 @@ def _differences(runs: Runs, dataset: str) -> Iterable[str]:
         clear = [
             f"{kind} ({c.difference:+.1f}, p {p_value(c.p_holm)})"
             for (of, kind), c in tested.items()
-            if of == name and c.supported
+            if of == name and c.supported and c.p_holm is not None
         ]
         if clear:
             yield f"{name} against {BASELINE}: a different loss to {', '.join(clear)}."

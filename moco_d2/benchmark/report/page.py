@@ -83,7 +83,8 @@ def _summary(tasks: Mapping[str, Runs]) -> str:
 
 def _curve_section(tasks: Mapping[str, Runs], folder: Path) -> Section:
     names = file_names(tasks)
-    images, without = [], []
+    images: list[Image] = []
+    without = []
     for task, runs in tasks.items():
         group = [record for of_one in runs.values() for record in of_one]
         if not any(record.history for record in group):

@@ -200,8 +200,8 @@ def _range(values: Iterable[Any]) -> str:
         return _ABSENT
     low, high = min(known), max(known)
     decimals = 3 if high < 0.1 else 2 if high < 10 else 1 if high < 100 else 0
-    low, high = f"{low:.{decimals}f}", f"{high:.{decimals}f}"
-    return low if low == high else f"{low}\N{NO-BREAK SPACE}– {high}"
+    least, most = f"{low:.{decimals}f}", f"{high:.{decimals}f}"
+    return least if least == most else f"{least}\N{NO-BREAK SPACE}– {most}"
 
 
 def _distinct(values: Iterable[Any]) -> str:

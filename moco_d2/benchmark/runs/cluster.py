@@ -110,7 +110,7 @@ def _is_over(line: dict[str, Any]) -> bool:
 
     jobs = {"slurm": submitit.SlurmJob, "local": submitit.LocalJob}
     cluster, job, place = (line.get(key) for key in ("cluster", "job", "jobs"))
-    if not all(isinstance(word, str) for word in (cluster, job, place)):
+    if not (isinstance(cluster, str) and isinstance(job, str) and isinstance(place, str)):
         return True  # the log is anybody's
     if cluster not in jobs or not _JOB[cluster].fullmatch(job):
         return True

@@ -38,9 +38,10 @@ def measure_tasks(suite: Suite, folder: Path, gpus_per_run: int) -> dict[str, st
         tool, words = cell.commands[0]
         if tool != "train_net.py":
             continue
-        words = [placed(word, cell, folder) for word in words if word != "--resume"]
-        words = untrusted_words(tool, words)
-        problem = _time(words, place, timing_file(folder, task, gpus_per_run))
+        fresh = [placed(word, cell, folder) for word in words if word != "--resume"]
+        problem = _time(
+            untrusted_words(tool, fresh), place, timing_file(folder, task, gpus_per_run)
+        )
         if problem:
             problems[task] = problem
     return problems

@@ -79,7 +79,10 @@ class Order:
 def paper_std() -> float:
     """Standard deviation of the papers' single runs, points: the authors' of five runs of v1."""
     table = tables_named("linear_readme_trials")[0]
-    return table.rows[0].values[table.metrics.index("standard deviation")]
+    std = table.rows[0].values[table.metrics.index("standard deviation")]
+    if std is None:
+        raise ValueError(f"{table.name} has no standard deviation")
+    return std
 
 
 def paper_noise() -> float:

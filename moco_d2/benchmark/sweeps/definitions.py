@@ -60,11 +60,7 @@ class Sweep:
 
 def _number(value: object) -> float:
     """A place on an axis of numbers. ValueError: a record's config has none there."""
-    if (
-        not isinstance(value, int | float)
-        or isinstance(value, bool)
-        or not 0 < value < _LARGEST
-    ):
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < _LARGEST:
         raise ValueError(f"{value!r:.40} is no number to be drawn")
     return value
 

@@ -115,7 +115,8 @@ def _studies(sweep: Sweep, records: list[PretextRecord]) -> Iterable[Study]:
             groups.setdefault(common, []).append((record, series, place, batch))
     for group in groups.values():
         # End-to-end runs, whose batch is K, belong to whatever batch the others have.
-        batches = list(dict.fromkeys(b for *_, b in group if b is not None)) or [None]
+        known = dict.fromkeys(b for *_, b in group if b is not None)
+        batches: list[str | None] = [*known] or [None]
         for batch in batches:
             members = [(r, s, x) for r, s, x, b in group if b in (None, batch)]
             study = _study(sweep, members, records)
@@ -149,10 +150,10 @@ def _text(content: Any) -> str:
 def _study(
     sweep: Sweep, members: list[tuple[PretextRecord, str, X]], everyone: list[PretextRecord]
 ) -> Study:
-    counted: dict[tuple, tuple[PretextRecord, str, X]] = {}
+    counted: dict[tuple[Any, ...], tuple[PretextRecord, str, X]] = {}
     notes = []
     for record, series, place in sorted(members, key=lambda m: m[0].started):
-        key = (series, place, record.seed, record.evaluation_seed)
+        key: tuple[Any, ...] = (series, place, record.seed, record.evaluation_seed)
         if record.seed < 0:  # seeded from the clock: another run each time
             key += (record.content["checkpoint"]["sha256"],)
         older = counted.pop(key, None)
@@ -185,7 +186,7 @@ def _in_order(sweep: Sweep, series: set[str]) -> list[str]:
     return sorted(series, key=lambda s: (papers.index(s) if s in papers else len(papers), s))
 
 
-def order_of(sweep: Sweep, place: X) -> tuple:
+def order_of(sweep: Sweep, place: X) -> tuple[int, float, str]:
     """Sort key of places: numbers by value, categories in their order, unknown ones last."""
     if not isinstance(place, str):
         return 0, place, ""

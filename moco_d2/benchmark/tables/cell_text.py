@@ -56,7 +56,7 @@ def _signs(row: Row) -> str:
 
 
 def _paper_spans(cell: Cell) -> list[Span]:
-    if cell.published is None:
+    if cell.published is None or cell.gap is None:
         return [("–", "")]
     text = f"{_number(cell.published)}, gap {_signed(cell.gap)}"
     if cell.band is not None:
@@ -95,9 +95,9 @@ def _difference_spans(comparison: Comparison | None) -> list[Span]:
     if comparison is None:
         return [("–", "")]
     spans = [(_signed(comparison.difference), "bold" if comparison.supported else "")]
-    if comparison.test:
-        low, high = _signed(comparison.low), _signed(comparison.high)
-        spans.append((f" [{low}, {high}] p {p_value(comparison.p_holm)}", ""))
+    low, high, p = comparison.low, comparison.high, comparison.p_holm
+    if low is not None and high is not None and p is not None:
+        spans.append((f" [{_signed(low)}, {_signed(high)}] p {p_value(p)}", ""))
     return spans
 
 

@@ -87,7 +87,7 @@ def _measured_table(task: str, records: list[Record]) -> Table:
                 for metric, comparison in zip(metrics, to_baseline.get(name, untested), strict=True)
             ),
             tuple(matching.marks(group)),
-            beside[name][1].label if beside[name] else None,
+            beside_row[1].label if (beside_row := beside[name]) else None,
         )
         for name, group in runs.items()
     )
@@ -182,7 +182,10 @@ def _cell(
         difference=difference,
         comparison=comparison,
         highlighted=bool(
-            comparison and comparison.supported and round(difference, 1) >= HIGHLIGHT_FROM
+            comparison
+            and comparison.supported
+            and difference is not None
+            and round(difference, 1) >= HIGHLIGHT_FROM
         ),
         **_beside_paper(metric, summary, paper),
     )
@@ -196,10 +199,11 @@ def _beside_paper(
         return {}
     table, row = paper
     i = table.metrics.index(metric)
-    if row.values[i] is None:
+    value = row.values[i]
+    if value is None:
         return {}
     return {
-        "published": row.values[i],
-        "gap": summary.mean - row.values[i],
+        "published": value,
+        "gap": summary.mean - value,
         "band": agreement_band(summary, table.std[i] if table.std else None, table.trials),
     }

@@ -141,7 +141,7 @@ def _least(fewest: int, tested: Sequence[Comparison]) -> str:
 
 
 def _on_tests(pairs: Sequence["Pair"], tested: Sequence[Comparison]) -> Iterable[str]:
-    kinds = {c.test for c in tested}
+    kinds = {c.test for c in tested if c.test is not None}
     if len(kinds) == 1:
         (kind,) = kinds
         yield f"Differences: two-sided {_TESTS[kind]},"

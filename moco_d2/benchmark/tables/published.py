@@ -41,7 +41,7 @@ def _published_table(table: PaperTable) -> Table:
 
 
 def _cells(table: PaperTable, row: PaperRow) -> tuple[Cell, ...]:
-    base = (None,) * len(row.values)
+    base: tuple[float | None, ...] = (None,) * len(row.values)
     if table.baseline is not None and row is not table.baseline:
         base = table.baseline.values
     cells = []

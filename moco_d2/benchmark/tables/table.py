@@ -30,7 +30,7 @@ class Cell:
     @property
     def within(self) -> bool | None:
         """Whether chance explains the gap to the paper; None where nothing can be said."""
-        return None if self.band is None else abs(self.gap) <= self.band
+        return None if self.band is None or self.gap is None else abs(self.gap) <= self.band
 
 
 @dataclass(frozen=True)

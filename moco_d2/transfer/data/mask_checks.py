@@ -9,7 +9,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 from pycocotools import mask as pycocotools_mask
@@ -48,8 +48,8 @@ def size_of(sample: Mapping[str, Any]) -> Size | None:
     """
     if "width" not in sample and "height" not in sample:
         return None
-    declared = height, width = sample.get("height"), sample.get("width")
-    if not all(_is_side(side) for side in declared):
+    height, width = sample.get("height"), sample.get("width")
+    if not (_is_side(height) and _is_side(width)):
         raise ValueError(f"has height {height!r:.40} and width {width!r:.40}, which is no size")
     if height * width > MAX_PIXELS:
         raise ValueError(
@@ -59,7 +59,7 @@ def size_of(sample: Mapping[str, Any]) -> Size | None:
     return Size(height, width)
 
 
-def _is_side(side: Any) -> bool:
+def _is_side(side: Any) -> TypeGuard[float]:
     number = isinstance(side, int | float | np.integer | np.floating) and not isinstance(side, bool)
     return number and 1 <= side <= MAX_PIXELS  # NaN is not
 
@@ -85,7 +85,7 @@ def rle_problem(rle: Mapping[str, Any], image: Size | None) -> str:
     return _counts_problem(rle.get("counts"), height * width)
 
 
-def _counts_problem(counts: Any, pixels: int) -> str:
+def _counts_problem(counts: Any, pixels: float) -> str:
     try:
         runs = _runs(counts)
     except (TypeError, ValueError, OverflowError):
@@ -98,7 +98,7 @@ def _counts_problem(counts: Any, pixels: int) -> str:
     return ""
 
 
-def _is_size(size: Any) -> bool:
+def _is_size(size: Any) -> TypeGuard[Sequence[float]]:
     return isinstance(size, Sequence) and len(size) == 2 and all(map(_is_side, size))
 
 
@@ -175,12 +175,12 @@ class Polygon(NamedTuple):
 
     Attributes:
         owner: what it is of, given back with a problem.
-        corners: x, y, x, y, ...
+        corners: x, y, x, y, ..., or whatever else the annotations have in this place.
         image: its size.
     """
 
     owner: Any
-    corners: Sequence[float]
+    corners: Any
     image: Size | None
 
 

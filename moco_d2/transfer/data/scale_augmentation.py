@@ -92,23 +92,19 @@ def build_scale_augmentations(cfg: Any) -> list[T.Augmentation]:
     INPUT.RANDOM_FLIP says.
 
     Raises:
-        UserError: INPUT.CROP is not of an absolute size, or MOCO.RANDOM_SCALE not a range.
+        UserError: INPUT.CROP is not of an absolute size.
     """
-    crop, ratios = cfg.INPUT.CROP, tuple(cfg.MOCO.RANDOM_SCALE)
-    if len(ratios) != 2 or not 0 < ratios[0] <= ratios[1]:
-        raise UserError(
-            f"MOCO.RANDOM_SCALE is {ratios}; write the smallest and the largest ratio, as in "
-            "(0.5, 2.0)"
-        )
+    crop = cfg.INPUT.CROP
     if not crop.ENABLED or crop.TYPE != "absolute":
         raise UserError(
             "MOCO.RANDOM_SCALE makes images of many sizes, which a crop makes one: set "
             "INPUT.CROP.ENABLED True, INPUT.CROP.TYPE absolute and INPUT.CROP.SIZE in pixels"
         )
-    size = tuple(int(side) for side in crop.SIZE)
+    height, width = (int(side) for side in crop.SIZE)
+    size = height, width
     _, *flips = build_augmentation(cfg, is_train=True)  # the first one resizes
     return [
-        RandomScale(*ratios),
+        RandomScale(*cfg.MOCO.RANDOM_SCALE),
         T.RandomCrop("absolute", size),
         PadToSize(
             size,

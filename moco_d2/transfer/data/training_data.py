@@ -11,7 +11,7 @@ workers.
 import contextlib
 import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,7 @@ class TrainingBatches:
         dataset: Sequence[Sample],
         *,
         mapper: Callable[[Sample], Sample],
-        build_sampler: Callable[[int], Sampler],
+        build_sampler: Callable[[int], Sampler[int]],
         batch_size: int,
         seed: int,
         aspect_ratio_grouping: bool = True,
@@ -89,14 +89,16 @@ class TrainingBatches:
         # A generator: v0.6 asks for an iterator when the trainer is built, before `start` is known.
         yield from self._batches(self._build_sampler(self.seed), self._images, self.start)
 
-    def other(self, stream: int) -> Iterator[list[Sample]]:
+    def other(self, stream: int) -> Generator[list[Sample], None, None]:
         """Batches from the beginning of another stream, which shares no random choice with training
         or with streams of another number.
         """
         seed = derive_seed(Purpose.ORDER, self.seed, stream) % 2**63  # torch's are signed
         yield from self._batches(self._build_sampler(seed), self._images.reseeded(seed), 0)
 
-    def _batches(self, sampler: Sampler, images: "_MappedImages", start: int) -> Iterator:
+    def _batches(
+        self, sampler: Sampler[int], images: "_MappedImages", start: int
+    ) -> Iterator[list[Sample]]:
         loader = SteadyLoader(
             images,
             batch_sampler=itertools.islice(self._plan(sampler), start, None),
@@ -114,10 +116,10 @@ class TrainingBatches:
         finally:
             del batches  # ends the workers now
 
-    def _plan(self, sampler: Sampler) -> Iterator[list[tuple[int, int]]]:
+    def _plan(self, sampler: Sampler[int]) -> Iterator[list[tuple[int, int]]]:
         """Batches of (position, index in the dataset), in the order of Detectron2's loader."""
         rank, world_size = comm.get_rank(), comm.get_world_size()
-        groups: tuple[list, list] = ([], [])
+        groups: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
         for i, index in enumerate(sampler):
             group = groups[self._landscape is not None and self._landscape[index]]
             group.append((i * world_size + rank, index))
@@ -126,7 +128,7 @@ class TrainingBatches:
                 group.clear()
 
 
-class _MappedImages(Dataset):
+class _MappedImages(Dataset[Any]):
     """(position, index) -> the mapped image, drawn with the randomness of the position."""
 
     def __init__(self, dataset: Sequence[Sample], mapper: Callable[[Sample], Sample], seed: int):
@@ -226,7 +228,7 @@ def build_training_batches(cfg: Any) -> TrainingBatches:
     )
 
 
-def _sampler_builder(cfg: Any, dicts: list[Sample]) -> Callable[[int], Sampler]:
+def _sampler_builder(cfg: Any, dicts: list[Sample]) -> Callable[[int], Sampler[int]]:
     name = cfg.DATALOADER.SAMPLER_TRAIN
     if name == "TrainingSampler":
         return lambda seed: TrainingSampler(len(dicts), seed=seed)

@@ -1,6 +1,7 @@
 """Annotations of a VOC-format dataset, read once and without trusting their XML."""
 
 from collections import Counter
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +29,8 @@ class VOCObject(NamedTuple):
     difficult: bool
 
 
-class GroundTruth(NamedTuple):
+@dataclass(frozen=True)
+class GroundTruth:
     """Annotated objects of one class, those of an image together.
 
     Attributes:

@@ -158,7 +158,7 @@ class QuietCityscapesInstanceEvaluator(CityscapesInstanceEvaluator):
         Raises:
             UserError: a label file cannot be read.
         """
-        scripts = importlib.import_module(_CITYSCAPES_EVALUATION)
+        scripts: Any = importlib.import_module(_CITYSCAPES_EVALUATION)
         write = scripts.writeDict2JSON
         scripts.writeDict2JSON = lambda content, file: None
         try:

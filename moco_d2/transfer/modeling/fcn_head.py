@@ -73,7 +73,8 @@ class FCNHead(nn.Module):
             channels = conv_dim
         self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
         nn.init.normal_(self.classifier.weight, std=_CLASSIFIER_STD)
-        nn.init.zeros_(self.classifier.bias)
+        if self.classifier.bias is not None:
+            nn.init.zeros_(self.classifier.bias)
 
     @classmethod
     def from_config(cls, cfg: Any, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
@@ -113,6 +114,8 @@ class FCNHead(nn.Module):
         """
         logits = self.layers(features)
         if self.training:
+            if targets is None:
+                raise ValueError("training needs targets")
             return None, self.losses(logits, targets)
         return to_pixels(logits, self.stride), {}
 
@@ -127,8 +130,9 @@ class FCNHead(nn.Module):
             logits: (N, K, h, w).
             targets: (N, H, W).
         """
+        height, width = targets.shape[-2:]
         total = F.cross_entropy(
-            to_pixels(logits, self.stride, targets.shape[-2:]),
+            to_pixels(logits, self.stride, (height, width)),
             targets,
             ignore_index=self.ignore_value,
             reduction="sum",

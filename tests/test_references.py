@@ -54,7 +54,10 @@ NO_PYTHON = re.compile(
     r"module\.\w+.*|encoder_q\..*|backbone\.bottom_up|roi_heads\.res5.*|moco\.tensorflow|malloc\.h"
     r"|package\.module|model\.finish_step|nn\.\w+|cfg\.\w+.*|deeplearning\..*|e\.g"
 )
-FILE_ENDINGS = set("py yaml json jsonl md pth tar txt html pkl csv log jpg png svg toml".split())
+FILE_ENDINGS = {
+    *("py", "yaml", "json", "jsonl", "md", "pth", "tar", "txt", "html", "pkl", "csv", "log"),
+    *("jpg", "png", "svg", "toml"),
+}
 TOP = "docs|configs|results|tools|benchmarks|campaigns|studies|tests|moco_d2"
 
 _FILE = re.compile(r"(?<![\w.*}/{>-])(?:[\w-]+/)*[\w-]+\.py\b(?![\w*{])")

@@ -183,3 +183,11 @@ def test_a_detectron2_with_public_cityscapes_scripts_is_left_alone(detectron2_of
     finders = list(sys.meta_path)
     compat._supply_cityscapes_scripts()
     assert sys.meta_path == finders
+
+
+def test_an_evaluator_that_can_be_told_how_to_read_labels_is_told():
+    """main's SemSegEvaluator has an attribute for it; v0.6's opens the files itself."""
+    told, untold = types.SimpleNamespace(sem_seg_loading_fn=open), types.SimpleNamespace()
+    for evaluator in (told, untold):
+        compat.set_label_reader(evaluator, len)
+    assert told.sem_seg_loading_fn is len and vars(untold) == {}

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 
 from detectron2.engine import HookBase
 
-from moco_d2.errors import UserError
-
 logger = logging.getLogger(__name__)
 
 # Iterations between two looks of an alarm, and over which it looks. A random network's embeddings
@@ -106,15 +104,7 @@ class ExpectedLoss(HookBase):
         """
         Args:
             band: lowest and highest loss.
-
-        Raises:
-            UserError: `band` is no range.
         """
-        if len(band) != 2 or band[0] > band[1]:
-            raise UserError(
-                f"MOCO.MONITOR.EXPECTED_LOSS {tuple(band)} is no range: give the lowest and the "
-                "highest loss, or () for none"
-            )
         self.low, self.high = band
 
     def after_train(self) -> None:

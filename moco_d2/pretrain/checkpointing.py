@@ -43,7 +43,6 @@ from moco_d2.engine.resume_checks import (
 from moco_d2.errors import UserError
 from moco_d2.files import atomic_write, write_text
 from moco_d2.pretrain.official_layout import (
-    check_parts,
     load_official_optimizer,
     load_official_state_dict,
     official_state_dict,
@@ -85,9 +84,6 @@ class PretrainCheckpointer:
         Args:
             cfg: as it runs.
             scaling: how it came to be so (schedule.scale_recipe), for the record.
-
-        Raises:
-            UserError: MOCO.CHECKPOINT has settings that cannot be.
         """
         self.folder = Path(cfg.OUTPUT_DIR)
         self.cfg = cfg
@@ -96,9 +92,7 @@ class PretrainCheckpointer:
         self.scaler = scaler
         self.scaling = scaling or {}
         self._rng: dict[str, Any] | None = None
-        self.reinitialise = check_parts(cfg.MOCO.CHECKPOINT.REINITIALISE)
-        if min(cfg.MOCO.CHECKPOINT.KEEP_LAST, cfg.MOCO.CHECKPOINT.KEEP_EVERY) < 0:
-            raise UserError("MOCO.CHECKPOINT.KEEP_LAST and KEEP_EVERY are numbers from 0 on")
+        self.reinitialise = tuple(cfg.MOCO.CHECKPOINT.REINITIALISE)
 
     def save(
         self, name: str, *, iteration: int, epoch: int, metrics: dict[str, Any] | None = None

@@ -21,6 +21,7 @@ from torch.amp.grad_scaler import GradScaler
 from moco_d2.engine.consistency import check_agreement, fingerprint, of_run
 from moco_d2.engine.hooks import DataTime, DeferredWriters, ProgressBar, StopOnSignal
 from moco_d2.engine.metrics_state import MetricsState
+from moco_d2.engine.precision import amp_dtype
 from moco_d2.errors import UserError
 from moco_d2.pretrain.checkpointing import PretrainCheckpointer, SaveCheckpoint
 from moco_d2.pretrain.data.build import build_training_data
@@ -85,12 +86,10 @@ class Pretrainer(TrainerBase):
             momentum=cfg.SOLVER.MOMENTUM,
             weight_decay=cfg.SOLVER.WEIGHT_DECAY,
         )
-        self.amp_dtype = _amp_dtype(cfg)
+        self.amp_dtype = amp_dtype(cfg)
         # float16's smallest number is large enough to lose gradients: scale them. Does nothing
         # where it is not enabled.
-        self.scaler = GradScaler(
-            self.device.type, enabled=cfg.SOLVER.AMP.ENABLED and self.amp_dtype == torch.float16
-        )
+        self.scaler = GradScaler(self.device.type, enabled=self.amp_dtype == torch.float16)
         self.max_iter = training_length(cfg, self.data.iterations_per_epoch)
         self.scheduler = LRMultiplier(
             self.optimizer,
@@ -205,7 +204,7 @@ class Pretrainer(TrainerBase):
         return self.data.views(moved, self.iter)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        enabled = self.cfg.SOLVER.AMP.ENABLED
+        enabled = self.amp_dtype is not None
         return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=enabled)
 
     def _record(self, outputs: list[dict[str, torch.Tensor]], data_time: float) -> None:
@@ -259,10 +258,3 @@ class Pretrainer(TrainerBase):
 
 def _total_loss(outputs: dict[str, Any]) -> Any:
     return sum(value for name, value in outputs.items() if name.startswith("loss"))
-
-
-def _amp_dtype(cfg: Any) -> torch.dtype:
-    dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-    if cfg.MOCO.AMP_DTYPE not in dtypes:
-        raise UserError(f"MOCO.AMP_DTYPE {cfg.MOCO.AMP_DTYPE!r} is neither bfloat16 nor float16")
-    return dtypes[cfg.MOCO.AMP_DTYPE]

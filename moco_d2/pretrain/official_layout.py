@@ -130,21 +130,6 @@ def _check_named_tensors(state_dict: Any) -> None:
         require(good, f"its {shown(name)} is {shown(tensor)}, not a tensor")
 
 
-def check_parts(parts: Iterable[str]) -> tuple[str, ...]:
-    """MOCO.CHECKPOINT.REINITIALISE as a tuple.
-
-    Raises:
-        UserError: it names something that is no part.
-    """
-    parts = tuple(parts)
-    for part in parts:
-        if part not in PARTS:
-            raise UserError(
-                f"MOCO.CHECKPOINT.REINITIALISE {part!r} is not one of {', '.join(PARTS)}"
-            )
-    return parts
-
-
 def _is_part_of(official: str, parts: Iterable[str]) -> bool:
     return any(official.startswith(PARTS[part]) for part in parts)
 

@@ -74,35 +74,11 @@ def build_schedule(cfg: Any, iterations_per_epoch: int) -> ParamScheduler:
     epochs. "step_every" and the warm-up count iterations in both.
 
     Raises:
-        UserError: MOCO.LR_SCHEDULE is not one of the three, MOCO.LR_STEPS do not ascend,
-            MOCO.LR_STEP_EVERY is missing, or the warm-up is as long as training.
+        UserError: MOCO.LR_STEP_EVERY is missing, or the warm-up is as long as training.
+        KeyError: MOCO.LR_SCHEDULE is not one of SCHEDULES.
     """
     length = training_length(cfg, iterations_per_epoch)
-    if cfg.MOCO.LR_SCHEDULE == "cosine":
-        schedule: ParamScheduler = CosineParamScheduler(1.0, 0.0)
-    elif cfg.MOCO.LR_SCHEDULE == "step":
-        steps = list(cfg.MOCO.LR_STEPS)
-        if steps != sorted(set(steps)) or any(step < 1 for step in steps):
-            raise UserError(f"MOCO.LR_STEPS {tuple(steps)} must be ascending epochs from 1 on")
-        # In iterations, because the length need not be a whole number of epochs.
-        milestones = [s * iterations_per_epoch for s in steps if s * iterations_per_epoch < length]
-        schedule = MultiStepParamScheduler(
-            [cfg.SOLVER.GAMMA**i for i in range(len(milestones) + 1)],
-            num_updates=length,
-            milestones=milestones,
-        )
-    elif cfg.MOCO.LR_SCHEDULE == "step_every":
-        every = cfg.MOCO.LR_STEP_EVERY
-        if every < 1:
-            raise UserError(
-                "MOCO.LR_SCHEDULE step_every needs MOCO.LR_STEP_EVERY, the iterations between two "
-                f"decays; it is {every}"
-            )
-        schedule = StepEvery(cfg.SOLVER.GAMMA, every, length)
-    else:
-        raise UserError(
-            f"MOCO.LR_SCHEDULE {cfg.MOCO.LR_SCHEDULE!r} is neither step, step_every nor cosine"
-        )
+    schedule = SCHEDULES[cfg.MOCO.LR_SCHEDULE](cfg, iterations_per_epoch, length)
     if cfg.MOCO.EPOCHS > 0 and cfg.MOCO.LR_SCHEDULE != "step_every":
         schedule = OncePerEpoch(schedule, cfg.MOCO.EPOCHS)
     if cfg.MOCO.WARMUP_EPOCHS <= 0:
@@ -113,6 +89,35 @@ def build_schedule(cfg: Any, iterations_per_epoch: int) -> ParamScheduler:
             f"MOCO.WARMUP_EPOCHS {cfg.MOCO.WARMUP_EPOCHS:g} is all of the training: set fewer, or 0"
         )
     return WarmupParamScheduler(schedule, cfg.SOLVER.WARMUP_FACTOR, warmup)
+
+
+def _step(cfg: Any, iterations_per_epoch: int, length: int) -> ParamScheduler:
+    steps = cfg.MOCO.LR_STEPS
+    # In iterations, because the length need not be a whole number of epochs.
+    milestones = [s * iterations_per_epoch for s in steps if s * iterations_per_epoch < length]
+    return MultiStepParamScheduler(
+        [cfg.SOLVER.GAMMA**i for i in range(len(milestones) + 1)],
+        num_updates=length,
+        milestones=milestones,
+    )
+
+
+def _step_every(cfg: Any, iterations_per_epoch: int, length: int) -> ParamScheduler:
+    every = cfg.MOCO.LR_STEP_EVERY
+    if every < 1:
+        raise UserError(
+            "MOCO.LR_SCHEDULE step_every needs MOCO.LR_STEP_EVERY, the iterations between two "
+            f"decays; it is {every}"
+        )
+    return StepEvery(cfg.SOLVER.GAMMA, every, length)
+
+
+def _cosine(cfg: Any, iterations_per_epoch: int, length: int) -> ParamScheduler:
+    return CosineParamScheduler(1.0, 0.0)
+
+
+#: The schedules by their names in MOCO.LR_SCHEDULE.
+SCHEDULES = {"step": _step, "step_every": _step_every, "cosine": _cosine}
 
 
 def scale_recipe(cfg: Any, *, world_size: int, num_images: int) -> tuple[Any, dict[str, Any]]:
@@ -135,23 +140,10 @@ def scale_recipe(cfg: Any, *, world_size: int, num_images: int) -> tuple[Any, di
         "reference_batch", "total_batch", "world_size", "num_images", "base_lr", "max_iter" (None
         where MOCO.EPOCHS counts), "checkpoint_period", "knn_period", "lr_step_every",
         "dictionary_size", "bn_splits"}``, of JSON types.
-
-    Raises:
-        UserError: MOCO.REFERENCE_BATCH, MOCO.DICTIONARY.SIZE or MOCO.BN_SPLITS is negative, or
-            SOLVER.IMS_PER_BATCH is no batch.
     """
     scaled = cfg.clone()
     scaled.defrost()
     solver, moco = scaled.SOLVER, scaled.MOCO
-    if solver.IMS_PER_BATCH < 1:
-        raise UserError(f"SOLVER.IMS_PER_BATCH {solver.IMS_PER_BATCH} is no batch")
-    for key, value in (
-        ("MOCO.REFERENCE_BATCH", moco.REFERENCE_BATCH),
-        ("MOCO.DICTIONARY.SIZE", moco.DICTIONARY.SIZE),
-        ("MOCO.BN_SPLITS", moco.BN_SPLITS),
-    ):
-        if value < 0:
-            raise UserError(f"{key} {value} is negative; 0 leaves the choice to the program")
     lines = _scale_by_batch(scaled, world_size)
     if moco.KNN.EPOCHS > 0:
         moco.KNN.PERIOD = max(1, moco.KNN.EPOCHS * (num_images // solver.IMS_PER_BATCH))

@@ -17,6 +17,7 @@ from moco_d2.pretrain.augmentation.views import AUGMENTATIONS
 from moco_d2.pretrain.model.dictionary import DICTIONARIES
 from moco_d2.pretrain.model.encoder import ARCHITECTURES
 from moco_d2.pretrain.official_layout import PARTS
+from moco_d2.pretrain.schedule import SCHEDULES
 from moco_d2.transfer.evaluation.voc_evaluation import MODES
 
 
@@ -66,6 +67,7 @@ def test_keys_of_detectron2_are_in_both_tables_once():
         ("MOCO.CHECKPOINT.REINITIALISE", PARTS),
         ("MOCO.DICTIONARY.NAME", DICTIONARIES),
         ("MOCO.ENCODER.ARCH", ARCHITECTURES),
+        ("MOCO.LR_SCHEDULE", SCHEDULES),
         ("MOCO.VOC_EVALUATION", MODES),
     ],
 )
@@ -115,6 +117,11 @@ CASES = [  # what must be, got what, for a value written as on the command line
         "MOCO.DICTIONARY.NAME",
         "queue",
         "Queue, MemoryBank or EndToEnd, got 'queue'; did you mean 'Queue'?",
+    ),
+    (
+        "MOCO.ENCODER.ARCH",
+        "resnet51",
+        "resnet18, resnet34, resnet50, resnet101 or resnet152, got 'resnet51'; did you mean 'resn",
     ),
     ("MOCO.LR_SCHEDULE", "linear", "step, step_every or cosine, got 'linear'"),
     ("MOCO.AMP_DTYPE", "float8", "bfloat16 or float16, got 'float8'; did you mean 'float16' or"),

@@ -3,7 +3,6 @@
 import pytest
 from support.scripted_trainer import HEALTHY, run_scripted
 
-from moco_d2.errors import UserError
 from moco_d2.pretrain.alarms import (
     WINDOW,
     CollapseAlarm,
@@ -103,12 +102,6 @@ def test_a_final_loss_outside_the_band_is_called(run, loss):
 def test_only_the_end_of_the_run_is_compared_with_the_band(run):
     falling = lambda iteration: {"total_loss": 11.0 if iteration < WINDOW else 6.7}  # noqa: E731
     assert run([ExpectedLoss((6.5, 6.9))], falling) == []
-
-
-@pytest.mark.parametrize("band", [(6.9, 6.5), (6.5,)])
-def test_a_band_that_is_none_is_refused(band):
-    with pytest.raises(UserError, match=r"MOCO\.MONITOR\.EXPECTED_LOSS"):
-        ExpectedLoss(band)
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,11 @@ def test_frozen_batchnorm_has_no_batch():
             8,
             r"16 images a step .* 8 process\(es\) and MOCO.ACCUMULATION 3",
         ),
-        (("MOCO.ACCUMULATION", "0"), 8, "MOCO.ACCUMULATION 0 passes: change"),
+        (
+            ("MOCO.ACCUMULATION", "0"),
+            8,
+            "MOCO.ACCUMULATION must be an integer of at least 1, got 0",
+        ),
         (("SOLVER.REFERENCE_WORLD_SIZE", "0"), 3, r"16 images a step .* 3 process\(es\)"),
     ],
 )

@@ -1,14 +1,12 @@
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.engine import SimpleTrainer
 from detectron2.utils.events import EventStorage
 from torch import nn
 
 from moco_d2.engine.hooks import StopOnSignal
-from moco_d2.errors import UserError
 from moco_d2.transfer.divergence import DivergenceError
-from moco_d2.transfer.train_step import AccumulatingTrainer, amp_dtype
+from moco_d2.transfer.train_step import AccumulatingTrainer
 
 
 class Regression(nn.Module):
@@ -108,13 +106,3 @@ def test_detectron2s_complaint_about_proposals_is_the_same_to_us():
     )
     with EventStorage(), pytest.raises(DivergenceError):
         trainer.run_step()
-
-
-def test_the_number_type_is_one_key_for_pretraining_and_fine_tuning():
-    cfg = get_cfg()
-    assert amp_dtype(cfg) is None
-    cfg.SOLVER.AMP.ENABLED = True
-    assert amp_dtype(cfg) is torch.bfloat16
-    cfg.MOCO.AMP_DTYPE = "float8"
-    with pytest.raises(UserError, match="'float8' is neither bfloat16 nor float16"):
-        amp_dtype(cfg)

@@ -9,7 +9,6 @@ import dataclasses
 from torch import nn
 from torchvision.transforms import v2
 
-from moco_d2.errors import UserError
 from moco_d2.pretrain.augmentation import opencv
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of images in [0, 1]; torchvision's
@@ -41,17 +40,6 @@ AUGMENTATIONS = {
 }
 
 
-def find_recipe(name: str) -> Recipe:
-    """The recipe `name` of AUGMENTATIONS.
-
-    Raises:
-        UserError: there is none.
-    """
-    if name not in AUGMENTATIONS:
-        raise UserError(f"MOCO.AUGMENTATION.NAME {name!r} is not one of {', '.join(AUGMENTATIONS)}")
-    return AUGMENTATIONS[name]
-
-
 def _to_normalized_tensor() -> opencv.ToNormalizedTensor:
     return opencv.ToNormalizedTensor(IMAGENET_MEAN, IMAGENET_STD)
 
@@ -69,9 +57,9 @@ def build_augmentation(
     Randomness comes from torch's CPU generator.
 
     Raises:
-        UserError: `name` is neither "v1" nor "v2".
+        KeyError: `name` is neither "v1" nor "v2".
     """
-    recipe = find_recipe(name)
+    recipe = AUGMENTATIONS[name]
     gray = opencv.Grayscale(p=recipe.gray_probability)
     jitter: nn.Module = opencv.Jitter(recipe.jitter, recipe.jitter, recipe.jitter, recipe.hue)
     if recipe.jitter_probability < 1:

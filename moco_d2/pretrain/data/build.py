@@ -5,7 +5,7 @@ from typing import Any
 from moco_d2.config.shard_patterns import SHARDS_PREFIX
 from moco_d2.errors import UserError
 from moco_d2.pretrain.augmentation.batched import DeviceAugmentation
-from moco_d2.pretrain.augmentation.views import build_augmentation, build_crop, find_recipe
+from moco_d2.pretrain.augmentation.views import AUGMENTATIONS, build_augmentation, build_crop
 from moco_d2.pretrain.data.listed import ListedData
 from moco_d2.pretrain.data.sharded import ShardedData
 from moco_d2.pretrain.data.shards import list_shards
@@ -23,11 +23,9 @@ def build_training_data(cfg: Any, *, rank: int = 0, world_size: int = 1) -> Trai
     names = cfg.DATASETS.TRAIN
     if len(names) != 1:
         raise UserError(
-            "pretraining reads one dataset: set DATASETS.TRAIN \"('path/to/images',)\""
-            f" (it names {len(names)} now)"
+            "pretraining reads one dataset: set DATASETS.TRAIN path/to/images "
+            f"(it names {len(names)} now)"
         )
-    if cfg.SOLVER.IMS_PER_BATCH < 1:
-        raise UserError(f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is no batch")
     stream = {
         **build_views(cfg),
         "total_batch": cfg.SOLVER.IMS_PER_BATCH,
@@ -56,26 +54,19 @@ def build_training_data(cfg: Any, *, rank: int = 0, world_size: int = 1) -> Trai
 
 
 def build_views(cfg: Any) -> dict[str, Any]:
-    """Both parts of the augmentation as TrainingData takes them: the workers' and the device's.
-
-    Raises:
-        UserError: MOCO.AUGMENTATION asks for one that there is not.
+    """Return both parts of the augmentation as TrainingData takes them: the workers' and the
+    device's.
     """
     augmentation = cfg.MOCO.AUGMENTATION
-    recipe = find_recipe(augmentation.NAME)
     size, scale, sigma = augmentation.SIZE, augmentation.CROP_SCALE, augmentation.BLUR_SIGMA
     if augmentation.WHERE == "workers":
         transform = build_augmentation(
             augmentation.NAME, size=size, crop_scale=scale, blur_sigma=sigma
         )
         on_device = None
-    elif augmentation.WHERE == "device":
-        transform = build_crop(size=size, crop_scale=scale)
-        on_device = DeviceAugmentation(recipe, blur_sigma=sigma)
     else:
-        raise UserError(
-            f"MOCO.AUGMENTATION.WHERE {augmentation.WHERE!r} is neither workers nor device"
-        )
+        transform = build_crop(size=size, crop_scale=scale)
+        on_device = DeviceAugmentation(AUGMENTATIONS[augmentation.NAME], blur_sigma=sigma)
     seed = max(cfg.SEED, 0)  # Detectron2's negative SEED asks for a random one
     make_views = ViewMaker(transform, names=view_names(cfg), seed=seed)
     return {"make_views": make_views, "device_augmentation": on_device}

@@ -101,12 +101,7 @@ def take_share(images: ImageList, share: float) -> ImageList:
 
     Args:
         share: in (0, 1]; of all images, not of each class.
-
-    Raises:
-        UserError: it is not.
     """
-    if not 0 < share <= 1:
-        raise UserError(f"MOCO.DATA.SHARE {share:g} is no share: give more than 0, at most 1")
     if share == 1:
         return images
     shuffled = np.random.default_rng(0).permutation(len(images))

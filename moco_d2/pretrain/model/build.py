@@ -17,19 +17,17 @@ def build_pretext_model(cfg: CfgNode, data: TrainingData) -> MoCo | SupervisedCl
     """MoCo or its supervised baseline, as MOCO.PRETEXT says.
 
     Raises:
-        UserError: MOCO.PRETEXT is neither, or a step's images cannot be divided as asked.
+        UserError: a step's images cannot be divided as asked.
     """
     moco = cfg.MOCO
     share = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
-    if moco.ACCUMULATION < 1 or share % moco.ACCUMULATION:
+    if share % moco.ACCUMULATION:
         raise UserError(
             f"MOCO.ACCUMULATION {moco.ACCUMULATION} does not divide the {share} images a process "
             "has in a step"
         )
     if moco.PRETEXT == "supervised":
         return SupervisedClassifier.from_config(cfg, num_classes=len(data.classes))
-    if moco.PRETEXT != "moco":
-        raise UserError(f"MOCO.PRETEXT {moco.PRETEXT!r} is neither moco nor supervised")
     images = share // moco.ACCUMULATION
     if moco.BN_SPLITS < 1 or images % moco.BN_SPLITS:
         raise UserError(

@@ -184,14 +184,14 @@ def build_dictionary(
     """The dictionary called `name` in MOCO.DICTIONARY.NAME.
 
     Raises:
-        UserError: there is none of that name, or it would hold no key.
+        UserError: it would hold no key.
+        KeyError: `name` is not in DICTIONARIES.
     """
-    if name not in DICTIONARIES:
-        raise UserError(f"MOCO.DICTIONARY.NAME {name!r} is not one of {', '.join(DICTIONARIES)}")
-    if name == "EndToEnd":
+    kind = DICTIONARIES[name]
+    if kind is EndToEnd:
         return EndToEnd()
     if size < 1:
         raise UserError(f"MOCO.DICTIONARY.SIZE {size} holds no key; the paper's queue holds 65536")
-    if name == "MemoryBank":
+    if kind is MemoryBank:
         return MemoryBank(dim=dim, size=size, num_images=num_images, momentum=bank_momentum)
     return Queue(dim=dim, size=size)

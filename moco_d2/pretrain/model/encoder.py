@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from moco_d2.errors import UserError, closest
+from moco_d2.errors import UserError
 from moco_d2.resnet import BASIC_DEPTHS, BOTTLENECK_DEPTHS, build_resnet
 
 _DEPTHS = {f"resnet{depth}": depth for depth in (*BASIC_DEPTHS, *BOTTLENECK_DEPTHS)}
@@ -41,23 +41,14 @@ def build_encoder(
             CIFAR demo). Detectron2 has no such network.
 
     Raises:
-        UserError: unknown `arch`, or a width that the architecture does not have.
+        UserError: a width that the architecture does not have.
+        KeyError: `arch` is not one of ARCHITECTURES.
     """
-    if arch not in _DEPTHS:
-        raise UserError(
-            f"MOCO.ENCODER.ARCH {arch!r} is not one of {', '.join(ARCHITECTURES)}; "
-            f"{closest(arch, ARCHITECTURES) or 'choose one of them'}"
-        )
     depth = _DEPTHS[arch]
     if depth in BASIC_DEPTHS and (width_per_group, groups) != (64, 1):
         raise UserError(
             f"{arch} has no bottlenecks to make wider, slimmer or grouped: set "
             "MOCO.ENCODER.WIDTH_PER_GROUP 64 and MOCO.ENCODER.GROUPS 1"
-        )
-    if min(groups, width_per_group, width_factor) < 1:
-        raise UserError(
-            "MOCO.ENCODER.GROUPS, WIDTH_PER_GROUP and WIDTH_FACTOR are whole numbers from 1 on; "
-            f"they are {groups}, {width_per_group} and {width_factor}"
         )
     network = build_resnet(
         depth,

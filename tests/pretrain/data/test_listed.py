@@ -172,11 +172,8 @@ def test_data_are_checked_against_what_the_run_needs(make_config, images, damage
     assert build_training_data(make_config(flat)).classes == []
     for overrides, message in (
         ({"SOLVER.IMS_PER_BATCH": 32}, r"24 images, less than one batch of 32.*IMS_PER_BATCH"),
-        ({"SOLVER.IMS_PER_BATCH": 0}, r"IMS_PER_BATCH 0 is no batch"),
         ({"DATASETS.TRAIN": (str(images),) * 2}, r"set DATASETS\.TRAIN.*names 2 now"),
         ({**flat, "MOCO.PRETEXT": "supervised"}, r"supervised pretraining needs labels"),
-        ({"MOCO.AUGMENTATION.WHERE": "gpu"}, r"WHERE 'gpu' is neither workers nor device"),
-        ({"MOCO.AUGMENTATION.NAME": "v3"}, r"NAME 'v3' is not one of v1, v2"),
     ):
         with pytest.raises(UserError, match=message):
             build_training_data(make_config(overrides))

@@ -90,13 +90,6 @@ def test_the_tasks_crops_have_their_size_and_their_labels(task, side):
     assert mirrored  # the padding is on the left
 
 
-@pytest.mark.parametrize("ratios", ["(2.0, 0.5)", "(0.5,)", "(0, 2)"])
-def test_a_range_has_two_ends(ratios):
-    cfg = load_config("voc_semantic_random.yaml", ["MOCO.RANDOM_SCALE", ratios])
-    with pytest.raises(UserError, match=r"write the smallest and the largest ratio"):
-        build_scale_augmentations(cfg)
-
-
 @pytest.mark.parametrize(
     "overrides", [["INPUT.CROP.ENABLED", "False"], ["INPUT.CROP.TYPE", "relative_range"]]
 )

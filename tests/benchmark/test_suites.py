@@ -299,3 +299,10 @@ def test_what_a_suite_may_not_say_is_one_sentence(tmp_path, content, message):
 def test_a_title_is_text_on_a_terminal(tmp_path):
     suite = load_suite(write(tmp_path, **small(title="x\x1b]0;owned\x07")))
     assert suite.title == "x?]0;owned?"
+
+
+def test_a_run_that_cannot_be_planned_stops_the_suite_before_its_first_run(tmp_path):
+    file = write(tmp_path, **small(overrides={"MOCO.ACCUMULATION": 3}))
+    with pytest.raises(UserError, match=r"do not divide among 1 process\(es\) and MOCO.ACCUM"):
+        run(file, folder=tmp_path / "out", gpus_per_run=0)
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.suffix == ".json"]

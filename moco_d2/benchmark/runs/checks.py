@@ -24,32 +24,39 @@ def check_conflicts(cells: Iterable[Cell], folder: Path, processes: int) -> None
 
 
 def check_configs(
-    cells: Iterable[Cell], folder: Path, files: Mapping[str, str] | None = None
+    cells: Iterable[Cell],
+    folder: Path,
+    files: Mapping[str, str] | None = None,
+    *,
+    processes: int = 1,
 ) -> None:
-    """Resolve the configs of `cells`, so that a mistake in a suite stops it, not each of its runs.
+    """Load the configs of `cells` and plan their runs, so that a mistake in a suite stops it, not
+    each of its runs.
 
     Args:
         cells: of the suite.
         folder: the suite's.
         files: of the suite, that are not in `folder` yet: nothing is written there.
+        processes: of each run.
 
     Raises:
-        UserError: an unknown key, with the closest, a value of the wrong type, or data that a file
-            may not name.
+        UserError: an unknown key, with the closest, a value that cannot be, data that a file may
+            not name, or a batch that does not divide among the processes.
     """
     with tempfile.TemporaryDirectory(prefix="moco_d2_") as name:
         for path, content in (files or {}).items():
             write_text(Path(name) / path, content)
         try:
-            _check_configs(cells, folder, Path(name) if files else folder)
+            _check_configs(cells, folder, Path(name) if files else folder, processes)
         except UserError as error:
             raise UserError(str(error).replace(name, str(folder))) from error
 
 
-def _check_configs(cells: Iterable[Cell], folder: Path, configs: Path) -> None:
+def _check_configs(cells: Iterable[Cell], folder: Path, configs: Path, processes: int) -> None:
     """`configs`: where those of the suite are, in place of `folder`."""
     from moco_d2.cli import argument_parser
-    from moco_d2.config.load import load_config_of
+    from moco_d2.engine.job import load_job
+    from moco_d2.transfer.schedule import scale_to_hardware
 
     parser = argument_parser("", "")
     seen = set()
@@ -65,5 +72,7 @@ def _check_configs(cells: Iterable[Cell], folder: Path, configs: Path) -> None:
                 own = Path(args.config_file)
                 if own.is_relative_to(folder):
                     args.config_file = str(configs / own.relative_to(folder))
-                load_config_of(args)
+                cfg = load_job(args)
+                if cfg.MOCO.TASK:
+                    scale_to_hardware(cfg, processes)
                 seen.add(config)

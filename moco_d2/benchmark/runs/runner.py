@@ -92,7 +92,8 @@ def _run(
     run_log.check_log(folder)
     check_conflicts(suite.cells, folder, processes)
     tasks = _Tasks(suite, folder, processes)
-    check_configs([task.cell for task in tasks.of("waiting")], folder, suite.files)
+    waiting = [task.cell for task in tasks.of("waiting")]
+    check_configs(waiting, folder, suite.files, processes=processes)
     for path, content in suite.files.items():
         write_text(folder / path, content)
     if submit is not None:

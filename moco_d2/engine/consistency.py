@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from moco_d2.config.plain import flatten, to_plain
@@ -58,7 +59,7 @@ def _who_has_what(name: str, of_ranks: list[Mapping[str, str]]) -> str:
     return f"{name} is {' and '.join(shown)}"
 
 
-def of_run(cfg: Any) -> dict[str, str]:
+def of_run(cfg: CfgNode) -> dict[str, str]:
     """What has to be the same before anything is built: every key of the config, and the code."""
     return {**flatten(to_plain(cfg)), **_of_code()}
 

@@ -15,7 +15,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from moco_d2.config.load import find_config
 from moco_d2.engine.failures import describe, explained
@@ -23,6 +23,9 @@ from moco_d2.engine.signals import STOP_SIGNALS, is_default
 from moco_d2.errors import INTERRUPTED_EXIT_CODE, Stopped, UserError
 from moco_d2.files import remove_leftovers
 from moco_d2.locks import run_in
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 LOGGERS = ("detectron2", "fvcore", "moco_d2")  # what a run logs through
 _HELD_LINES = 100_000
@@ -167,7 +170,7 @@ def _join_torchrun_group() -> None:
     compat.set_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
 
 
-def choose_device(cfg: Any) -> None:
+def choose_device(cfg: "CfgNode") -> None:
     """Set MODEL.DEVICE to cpu where it says cuda and there is none. In place."""
     import torch
 
@@ -175,7 +178,7 @@ def choose_device(cfg: Any) -> None:
         cfg.MODEL.DEVICE = "cpu"
 
 
-def seed(cfg: Any) -> None:
+def seed(cfg: "CfgNode") -> None:
     """Seed all generators from SEED, as default_setup will do again.
 
     A model is built, and its random weights drawn, before default_setup runs.
@@ -221,7 +224,9 @@ def claimed(folder: str | Path, *, setting: str = "OUTPUT_DIR") -> Iterator[None
         yield
 
 
-def setup_run(cfg: Any, args: argparse.Namespace, held: logging.handlers.MemoryHandler) -> None:
+def setup_run(
+    cfg: "CfgNode", args: argparse.Namespace, held: logging.handlers.MemoryHandler
+) -> None:
     """Detectron2's default_setup (folder, loggers, config.yaml, seed), our logger, the held lines.
 
     Raises:

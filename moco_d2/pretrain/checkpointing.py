@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import nn
@@ -73,7 +74,7 @@ class PretrainCheckpointer:
 
     def __init__(
         self,
-        cfg: Any,
+        cfg: CfgNode,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         scaler: GradScaler,

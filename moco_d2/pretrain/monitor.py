@@ -7,8 +7,8 @@ Scalars go through Detectron2's EventStorage, so into metrics.json and TensorBoa
 import logging
 import math
 from pathlib import Path
-from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.engine import HookBase, hooks
 
 from moco_d2.files import atomic_write
@@ -19,7 +19,7 @@ from moco_d2.pretrain.probe.neighbour_sheet import as_array, neighbour_sheet
 logger = logging.getLogger(__name__)
 
 
-def build_monitors(cfg: Any, *, is_main: bool) -> list[HookBase]:
+def build_monitors(cfg: CfgNode, *, is_main: bool) -> list[HookBase]:
     """All monitoring hooks of a pretraining run; after the timer and before the writers.
 
     Args:
@@ -53,7 +53,7 @@ def build_monitors(cfg: Any, *, is_main: bool) -> list[HookBase]:
     return monitors
 
 
-def num_logits(cfg: Any) -> int:
+def num_logits(cfg: CfgNode) -> int:
     """Keys that a query is compared with: its own and the dictionary's K, or the batch's."""
     if cfg.MOCO.DICTIONARY.NAME == "EndToEnd":
         return cfg.SOLVER.IMS_PER_BATCH // cfg.MOCO.ACCUMULATION
@@ -86,7 +86,7 @@ class KNNEvaluation(hooks.EvalHook):
         self.sheet_folder = Path(sheet_folder)
 
     @classmethod
-    def from_config(cls, cfg: Any, *, is_main: bool) -> "KNNEvaluation":
+    def from_config(cls, cfg: CfgNode, *, is_main: bool) -> "KNNEvaluation":
         """From ``cfg.MOCO.KNN`` and ``cfg.MOCO.MONITOR``; both folders are listed now.
 
         Raises:

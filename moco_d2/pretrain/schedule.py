@@ -5,6 +5,7 @@ epoch in the official code, by steps (v1) or half a cosine (v2).
 import math
 from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.solver.lr_scheduler import WarmupParamScheduler
 from fvcore.common.param_scheduler import (
     CosineParamScheduler,
@@ -50,7 +51,7 @@ class StepEvery(ParamScheduler):
         return self.gamma ** (round(where * self.length) // self.every)
 
 
-def training_length(cfg: Any, iterations_per_epoch: int) -> int:
+def training_length(cfg: CfgNode, iterations_per_epoch: int) -> int:
     """Number of iterations: MOCO.EPOCHS epochs, or SOLVER.MAX_ITER where that is 0.
 
     Raises:
@@ -66,7 +67,7 @@ def training_length(cfg: Any, iterations_per_epoch: int) -> int:
     return cfg.SOLVER.MAX_ITER
 
 
-def build_schedule(cfg: Any, iterations_per_epoch: int) -> ParamScheduler:
+def build_schedule(cfg: CfgNode, iterations_per_epoch: int) -> ParamScheduler:
     """Factor on SOLVER.BASE_LR as a function of progress in [0, 1].
 
     The steps and the cosine of a length in epochs change once an epoch, as in the official code;
@@ -91,7 +92,7 @@ def build_schedule(cfg: Any, iterations_per_epoch: int) -> ParamScheduler:
     return WarmupParamScheduler(schedule, cfg.SOLVER.WARMUP_FACTOR, warmup)
 
 
-def _step(cfg: Any, iterations_per_epoch: int, length: int) -> ParamScheduler:
+def _step(cfg: CfgNode, iterations_per_epoch: int, length: int) -> ParamScheduler:
     steps = cfg.MOCO.LR_STEPS
     # In iterations, because the length need not be a whole number of epochs.
     milestones = [s * iterations_per_epoch for s in steps if s * iterations_per_epoch < length]
@@ -102,7 +103,7 @@ def _step(cfg: Any, iterations_per_epoch: int, length: int) -> ParamScheduler:
     )
 
 
-def _step_every(cfg: Any, iterations_per_epoch: int, length: int) -> ParamScheduler:
+def _step_every(cfg: CfgNode, iterations_per_epoch: int, length: int) -> ParamScheduler:
     every = cfg.MOCO.LR_STEP_EVERY
     if every < 1:
         raise UserError(
@@ -112,7 +113,7 @@ def _step_every(cfg: Any, iterations_per_epoch: int, length: int) -> ParamSchedu
     return StepEvery(cfg.SOLVER.GAMMA, every, length)
 
 
-def _cosine(cfg: Any, iterations_per_epoch: int, length: int) -> ParamScheduler:
+def _cosine(cfg: CfgNode, iterations_per_epoch: int, length: int) -> ParamScheduler:
     return CosineParamScheduler(1.0, 0.0)
 
 
@@ -120,7 +121,7 @@ def _cosine(cfg: Any, iterations_per_epoch: int, length: int) -> ParamScheduler:
 SCHEDULES = {"step": _step, "step_every": _step_every, "cosine": _cosine}
 
 
-def scale_recipe(cfg: Any, *, world_size: int, num_images: int) -> tuple[Any, dict[str, Any]]:
+def scale_recipe(cfg: CfgNode, *, world_size: int, num_images: int) -> tuple[Any, dict[str, Any]]:
     """The config as it will run on `world_size` processes and `num_images`, and its description.
 
     With B = SOLVER.IMS_PER_BATCH and R = MOCO.REFERENCE_BATCH, SOLVER.BASE_LR becomes B / R of
@@ -168,7 +169,7 @@ def scale_recipe(cfg: Any, *, world_size: int, num_images: int) -> tuple[Any, di
     }
 
 
-def _scale_by_batch(cfg: Any, world_size: int) -> list[str]:
+def _scale_by_batch(cfg: CfgNode, world_size: int) -> list[str]:
     """Rate and iterations from the reference batch to the batch, in place; returns sentences."""
     solver, moco = cfg.SOLVER, cfg.MOCO
     batch, reference = solver.IMS_PER_BATCH, moco.REFERENCE_BATCH
@@ -204,11 +205,11 @@ def _scale_by_batch(cfg: Any, world_size: int) -> list[str]:
     return lines
 
 
-def _dotted(cfg: Any, node: Any, key: str) -> str:
+def _dotted(cfg: CfgNode, node: Any, key: str) -> str:
     return {id(cfg.SOLVER): "SOLVER", id(cfg.MOCO): "MOCO"}.get(id(node), "MOCO.KNN") + f".{key}"
 
 
-def _choose_dictionary_size(cfg: Any, num_images: int) -> list[str]:
+def _choose_dictionary_size(cfg: CfgNode, num_images: int) -> list[str]:
     """Replace a MOCO.DICTIONARY.SIZE of 0, in place; returns sentences."""
     moco = cfg.MOCO
     if moco.DICTIONARY.SIZE > 0 or moco.PRETEXT != "moco" or moco.DICTIONARY.NAME == "EndToEnd":
@@ -232,7 +233,7 @@ def _choose_dictionary_size(cfg: Any, num_images: int) -> list[str]:
     return lines
 
 
-def _choose_bn_splits(cfg: Any, world_size: int) -> list[str]:
+def _choose_bn_splits(cfg: CfgNode, world_size: int) -> list[str]:
     """Replace a MOCO.BN_SPLITS of 0, in place; returns sentences."""
     moco = cfg.MOCO
     if moco.BN_SPLITS > 0:

@@ -3,12 +3,15 @@
 import contextlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from moco_d2.errors import UserError
 from moco_d2.transfer.schedule import reference_config
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 # Beyond the warm-up by as much again, a divergence still is one of the first, steepest steps.
 _EARLY = 2
@@ -61,7 +64,7 @@ def proposals_checked(batches: Iterable[list[dict[str, Any]]] = ()) -> Iterator[
         raise DivergenceError({"proposals": math.nan}, annotations_in_error(batches)) from error
 
 
-def likely_cause(cfg: Any, iteration: int, error: DivergenceError) -> str:
+def likely_cause(cfg: "CfgNode", iteration: int, error: DivergenceError) -> str:
     """What the divergence most likely came from, and the key to change; part of a sentence.
 
     Args:
@@ -72,7 +75,7 @@ def likely_cause(cfg: Any, iteration: int, error: DivergenceError) -> str:
     return next(_causes(cfg, iteration, error))
 
 
-def _causes(cfg: Any, iteration: int, error: DivergenceError) -> Iterator[str]:
+def _causes(cfg: "CfgNode", iteration: int, error: DivergenceError) -> Iterator[str]:
     """In the order in which a cause excludes the next: data, number type, missing norms, and then
     the learning rate, of which there is always too much.
     """
@@ -112,7 +115,7 @@ def _causes(cfg: Any, iteration: int, error: DivergenceError) -> Iterator[str]:
     yield f"the learning rate is too high: lower SOLVER.BASE_LR (now {solver.BASE_LR:g})"
 
 
-def explain(cfg: Any, iteration: int, error: DivergenceError, last_good: str) -> str:
+def explain(cfg: "CfgNode", iteration: int, error: DivergenceError, last_good: str) -> str:
     """The whole sentence.
 
     Args:

@@ -3,13 +3,16 @@
 import argparse
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moco_d2.config.load import find_config
 from moco_d2.engine.consistency import check_agreement, of_run
 from moco_d2.engine.job import load_job
 from moco_d2.transfer.schedule import scale_to_hardware
 from moco_d2.transfer.weights import check_weights_file, describe_weights
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +26,7 @@ class LoadedRun:
     """
 
     config_file: str
-    cfg: Any
+    cfg: "CfgNode"
     weights: dict[str, Any] | None
 
 
@@ -41,7 +44,7 @@ class RunPlan:
     """
 
     config_file: str
-    cfg: Any
+    cfg: "CfgNode"
     schedule: Mapping[str, Any]
     weights: dict[str, Any] | None
     world_size: int

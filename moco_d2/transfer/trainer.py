@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Sized
 from typing import Any, cast
 
+from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, hooks
 from detectron2.evaluation import DatasetEvaluator
@@ -62,7 +63,7 @@ class Trainer(DefaultTrainer):
     box_errors: dict[str, dict[str, float]] | None = None
     evaluation_seconds: float | None = None
 
-    def __init__(self, cfg: Any):
+    def __init__(self, cfg: CfgNode):
         """
         Args:
             cfg: a config as it will run; see schedule.scale_to_hardware.
@@ -91,12 +92,12 @@ class Trainer(DefaultTrainer):
         self.test_images: dict[str, int] = {}
 
     @classmethod
-    def build_train_loader(cls, cfg: Any) -> TrainingBatches:
+    def build_train_loader(cls, cfg: CfgNode) -> TrainingBatches:
         """See training_data.build_training_batches."""
         return build_training_batches(cfg)
 
     @classmethod
-    def build_test_loader(cls, cfg: Any, dataset_name: str) -> DataLoader[Any]:
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader[Any]:
         """Detectron2's, with build.TestMapper."""
         theirs = build_detection_test_loader(cfg, dataset_name, mapper=TestMapper(cfg))
         return SteadyLoader(  # its workers leave signals to this process
@@ -107,7 +108,7 @@ class Trainer(DefaultTrainer):
         )
 
     @classmethod
-    def test(cls, cfg: Any, model: Any, evaluators: Any = None) -> dict[str, Any]:
+    def test(cls, cfg: CfgNode, model: Any, evaluators: Any = None) -> dict[str, Any]:
         """Detectron2's.
 
         Raises:
@@ -120,7 +121,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(
-        cls, cfg: Any, dataset_name: str, output_folder: str | None = None
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
     ) -> DatasetEvaluator:
         """See build.build_evaluator."""
         return build_evaluator(cfg, dataset_name)
@@ -155,7 +156,7 @@ class Trainer(DefaultTrainer):
 
         class Counting(Trainer):  # Detectron2's test is the class's, and the number is this run's
             @classmethod
-            def build_test_loader(cls, cfg: Any, dataset_name: str) -> DataLoader[Any]:
+            def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader[Any]:
                 loader = super().build_test_loader(cfg, dataset_name)
                 test_images[dataset_name] = len(cast(Sized, loader.dataset))
                 return loader

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from detectron2.config import CfgNode
+
 from moco_d2.config.shard_patterns import SHARDS_PREFIX
 from moco_d2.errors import UserError
 from moco_d2.pretrain.augmentation.batched import DeviceAugmentation
@@ -13,7 +15,7 @@ from moco_d2.pretrain.data.sources import list_source, take_share
 from moco_d2.pretrain.data.stream import TrainingData, ViewMaker
 
 
-def build_training_data(cfg: Any, *, rank: int = 0, world_size: int = 1) -> TrainingData:
+def build_training_data(cfg: CfgNode, *, rank: int = 0, world_size: int = 1) -> TrainingData:
     """The stream of batches of one process, from ``cfg.DATASETS.TRAIN`` and ``cfg.MOCO``.
 
     Raises:
@@ -53,7 +55,7 @@ def build_training_data(cfg: Any, *, rank: int = 0, world_size: int = 1) -> Trai
     return data
 
 
-def build_views(cfg: Any) -> dict[str, Any]:
+def build_views(cfg: CfgNode) -> dict[str, Any]:
     """Return both parts of the augmentation as TrainingData takes them: the workers' and the
     device's.
     """
@@ -72,7 +74,7 @@ def build_views(cfg: Any) -> dict[str, Any]:
     return {"make_views": make_views, "device_augmentation": on_device}
 
 
-def view_names(cfg: Any) -> tuple[str, ...]:
+def view_names(cfg: CfgNode) -> tuple[str, ...]:
     """The views a step needs of each image."""
     if cfg.MOCO.PRETEXT == "supervised":
         return ("query",)

@@ -4,12 +4,15 @@ Legend: N batch, C embedding dimension, D width of the last stage (512 or 2048, 
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from moco_d2.errors import UserError
 from moco_d2.resnet import BASIC_DEPTHS, BOTTLENECK_DEPTHS, build_resnet
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 _DEPTHS = {f"resnet{depth}": depth for depth in (*BASIC_DEPTHS, *BOTTLENECK_DEPTHS)}
 ARCHITECTURES = tuple(_DEPTHS)
@@ -68,7 +71,7 @@ def build_encoder(
     return network
 
 
-def encoder_options(cfg: Any) -> dict[str, Any]:
+def encoder_options(cfg: "CfgNode") -> dict[str, Any]:
     """Keyword arguments of build_encoder in ``cfg.MOCO.ENCODER``, without the head's."""
     encoder = cfg.MOCO.ENCODER
     return {

@@ -5,7 +5,7 @@ size.
 """
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,9 @@ from torch import nn
 from moco_d2.pretrain.model.dictionary import Dictionary, build_dictionary
 from moco_d2.pretrain.model.encoder import build_encoder, encoder_options
 from moco_d2.pretrain.model.shuffle_bn import encode_shuffled, norm_layer, world_size
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 
 class MoCo(nn.Module):
@@ -56,7 +59,7 @@ class MoCo(nn.Module):
         self._seen: list[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]] = []
 
     @classmethod
-    def from_config(cls, cfg: Any, *, num_images: int) -> "MoCo":
+    def from_config(cls, cfg: "CfgNode", *, num_images: int) -> "MoCo":
         """Build from ``cfg.MOCO`` for a data set of `num_images`."""
         moco = cfg.MOCO
         encoder = build_encoder(

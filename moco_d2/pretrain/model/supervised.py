@@ -1,12 +1,15 @@
 """The matched baseline: the same network, images, schedule and engine, trained with labels."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from moco_d2.pretrain.model.encoder import build_encoder, encoder_options
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 
 class SupervisedClassifier(nn.Module):
@@ -21,7 +24,7 @@ class SupervisedClassifier(nn.Module):
         self.encoder = encoder
 
     @classmethod
-    def from_config(cls, cfg: Any, num_classes: int) -> "SupervisedClassifier":
+    def from_config(cls, cfg: "CfgNode", num_classes: int) -> "SupervisedClassifier":
         """Build from ``cfg.MOCO.ENCODER`` for a data set of `num_classes`."""
         return cls(build_encoder(cfg.MOCO.ENCODER.ARCH, dim=num_classes, **encoder_options(cfg)))
 

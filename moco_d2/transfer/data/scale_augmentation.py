@@ -5,6 +5,7 @@ ratio, cropped to a fixed size, and mirrored.
 from typing import Any
 
 import numpy as np
+from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import build_augmentation
 from fvcore.transforms.transform import Transform
@@ -87,7 +88,7 @@ class PadTransform(Transform):
         return new
 
 
-def build_scale_augmentations(cfg: Any) -> list[T.Augmentation]:
+def build_scale_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     """RandomScale by MOCO.RANDOM_SCALE, a crop of INPUT.CROP.SIZE, padding to it, and what
     INPUT.RANDOM_FLIP says.
 

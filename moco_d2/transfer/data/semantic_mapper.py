@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import SizeMismatchError, check_image_size, read_image
@@ -111,7 +112,7 @@ def raise_if_labels_unreadable(error: Exception, file: str) -> None:
         raise UserError(f"labels {file} cannot be read ({reason}); replace the file") from error
 
 
-def build_mapper(cfg: Any) -> DatasetMapper | SemanticMapper:
+def build_mapper(cfg: CfgNode) -> DatasetMapper | SemanticMapper:
     """What makes training images of dataset dicts: SemanticMapper for a SemanticSegmentor, with
     build_scale_augmentations if MOCO.RANDOM_SCALE is set; else Detectron2's.
 

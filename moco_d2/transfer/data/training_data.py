@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import get_detection_dataset_dicts
 from detectron2.data.common import DatasetFromList
 from detectron2.data.detection_utils import SizeMismatchError
@@ -197,7 +198,7 @@ def seeded(seed: int, device: str | torch.device = "cpu") -> Iterator[None]:
             np.random.set_state(before[1])
 
 
-def build_training_batches(cfg: Any) -> TrainingBatches:
+def build_training_batches(cfg: CfgNode) -> TrainingBatches:
     """The batches of a config, of SOLVER.IMS_PER_BATCH / MOCO.ACCUMULATION images over all
     processes.
 
@@ -228,7 +229,7 @@ def build_training_batches(cfg: Any) -> TrainingBatches:
     )
 
 
-def _sampler_builder(cfg: Any, dicts: list[Sample]) -> Callable[[int], Sampler[int]]:
+def _sampler_builder(cfg: CfgNode, dicts: list[Sample]) -> Callable[[int], Sampler[int]]:
     name = cfg.DATALOADER.SAMPLER_TRAIN
     if name == "TrainingSampler":
         return lambda seed: TrainingSampler(len(dicts), seed=seed)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
@@ -43,7 +44,7 @@ class TestMapper:
 
     __test__ = False  # no test, whatever pytest makes of the name
 
-    def __init__(self, cfg: Any):
+    def __init__(self, cfg: CfgNode):
         self._mapper = DatasetMapper(cfg, is_train=False)
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
@@ -180,21 +181,21 @@ class QuietCityscapesInstanceEvaluator(CityscapesInstanceEvaluator):
         }
 
 
-def _voc(cfg: Any, dataset_name: str, folder: str) -> DatasetEvaluator:
+def _voc(cfg: CfgNode, dataset_name: str, folder: str) -> DatasetEvaluator:
     return VOCEvaluator(dataset_name, mode=cfg.MOCO.VOC_EVALUATION)
 
 
-def _coco(cfg: Any, dataset_name: str, folder: str) -> DatasetEvaluator:
+def _coco(cfg: CfgNode, dataset_name: str, folder: str) -> DatasetEvaluator:
     return COCOBoxEvaluator(
         dataset_name, output_dir=folder, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS
     )
 
 
-def _lvis(cfg: Any, dataset_name: str, folder: str) -> DatasetEvaluator:
+def _lvis(cfg: CfgNode, dataset_name: str, folder: str) -> DatasetEvaluator:
     return LVISEvaluator(dataset_name, output_dir=folder)
 
 
-def _cityscapes_instance(cfg: Any, dataset_name: str, folder: str) -> DatasetEvaluator:
+def _cityscapes_instance(cfg: CfgNode, dataset_name: str, folder: str) -> DatasetEvaluator:
     if importlib.util.find_spec("cityscapesscripts") is None:
         raise UserError(
             f"dataset {dataset_name!r} needs Cityscapes' own scripts: pip install cityscapesscripts"
@@ -202,7 +203,7 @@ def _cityscapes_instance(cfg: Any, dataset_name: str, folder: str) -> DatasetEva
     return QuietCityscapesInstanceEvaluator(dataset_name)
 
 
-def _sem_seg(cfg: Any, dataset_name: str, folder: str) -> DatasetEvaluator:
+def _sem_seg(cfg: CfgNode, dataset_name: str, folder: str) -> DatasetEvaluator:
     return MeanIoUEvaluator(dataset_name, output_dir=folder)
 
 
@@ -240,7 +241,7 @@ def evaluator_types(dataset_name: str) -> list[str]:
     return types
 
 
-def build_evaluator(cfg: Any, dataset_name: str) -> DatasetEvaluator:
+def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     """The evaluator for `dataset_name`, chosen by the ``evaluator_type`` in its metadata: one name,
     or several, whose results are then merged.
 

@@ -2,18 +2,19 @@
 
 from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
 
-def head_classes(cfg: Any) -> tuple[int, str]:
+def head_classes(cfg: CfgNode) -> tuple[int, str]:
     """Number of classes of the head, and the key that says so."""
     if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
         return cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
     return cfg.MODEL.ROI_HEADS.NUM_CLASSES, "MODEL.ROI_HEADS.NUM_CLASSES"
 
 
-def dataset_classes(cfg: Any, dataset_name: str) -> list[str]:
+def dataset_classes(cfg: CfgNode, dataset_name: str) -> list[str]:
     """The names of a registered dataset's classes, of the kind that the head finds; may be none."""
     semantic = cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor"
     kind = "stuff_classes" if semantic else "thing_classes"
@@ -21,7 +22,7 @@ def dataset_classes(cfg: Any, dataset_name: str) -> list[str]:
 
 
 def only_known_classes(
-    cfg: Any, dataset_name: str, evaluator: DatasetEvaluator
+    cfg: CfgNode, dataset_name: str, evaluator: DatasetEvaluator
 ) -> DatasetEvaluator:
     """The evaluator of a dataset; where the head has more classes, as KnownClasses."""
     classes = len(dataset_classes(cfg, dataset_name))

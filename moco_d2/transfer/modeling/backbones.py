@@ -2,8 +2,7 @@
 (A.5).
 """
 
-from typing import Any
-
+from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_resnet_backbone
 from detectron2.modeling.backbone.resnet import ResNet
@@ -62,7 +61,7 @@ class DilatedC5(Backbone):
 
 
 @BACKBONE_REGISTRY.register()
-def build_dilated_resnet_backbone(cfg: Any, input_shape: ShapeSpec) -> ResNet:
+def build_dilated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     """Detectron2's ResNet with MODEL.RESNETS.RES5_DILATION: at 2, conv5 keeps the stride 16 of
     conv4, and its 3x3 convolutions are dilated instead.
 
@@ -80,7 +79,7 @@ def build_dilated_resnet_backbone(cfg: Any, input_shape: ShapeSpec) -> ResNet:
 
 
 @BACKBONE_REGISTRY.register()
-def build_dilated_c5_backbone(cfg: Any, input_shape: ShapeSpec) -> DilatedC5:
+def build_dilated_c5_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DilatedC5:
     """DilatedC5 on build_dilated_resnet_backbone, all with the norm MODEL.RESNETS.NORM.
 
     Raises:

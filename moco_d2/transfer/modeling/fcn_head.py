@@ -7,7 +7,7 @@ Shapes: N images of H x W pixels, padded to one size; K classes; h = ceil(H / st
 from typing import Any
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from fvcore.nn import weight_init
@@ -77,7 +77,7 @@ class FCNHead(nn.Module):
             nn.init.zeros_(self.classifier.bias)
 
     @classmethod
-    def from_config(cls, cfg: Any, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         """
         Raises:
             UserError: MODEL.SEM_SEG_HEAD.IN_FEATURES is not one feature of the backbone.

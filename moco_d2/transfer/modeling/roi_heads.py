@@ -4,6 +4,7 @@ train_net.py).
 
 from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.layers import get_norm
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.backbone.resnet import BasicBlock, ResNet
@@ -25,7 +26,7 @@ class Res5ROIHeadsExtraNorm(Res5ROIHeads):
     """
 
     @classmethod
-    def _build_res5_block(cls, cfg: Any) -> tuple[nn.Sequential, int]:
+    def _build_res5_block(cls, cfg: CfgNode) -> tuple[nn.Sequential, int]:
         resnets = cfg.MODEL.RESNETS
         if resnets.DEPTH in _BASIC_BLOCKS:
             res5, channels = _build_basic_res5(resnets)

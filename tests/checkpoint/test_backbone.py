@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from moco_d2.checkpoint.backbone import load_backbone, random_backbone
-from moco_d2.checkpoint.mapping import build_torchvision
+from moco_d2.checkpoint.mapping import Architecture, build_torchvision
 from moco_d2.errors import UserError
 from moco_d2.files import sha256
 
@@ -57,3 +57,14 @@ def test_refusals_name_file_and_fix(save, small, tmp_path):
         load_backbone(save(small, "cut.pth"))
     with pytest.raises(UserError, match="neither query nor key"):
         load_backbone(tmp_path / "absent.pth", branch="teacher")
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize("width_factor", [1, 2, 0.5])
+def test_an_architecture_knows_the_width_of_its_features(depth, width_factor):
+    architecture = Architecture(depth, width_factor=width_factor)
+    with torch.device("meta"):
+        network = build_torchvision(architecture).eval()
+        network.fc = torch.nn.Identity()
+        features = network(torch.empty(1, 3, 64, 64))
+    assert architecture.num_features == features.shape[1]

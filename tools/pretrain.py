@@ -11,7 +11,7 @@ def parse_args() -> argparse.Namespace:
     return argument_parser(
         "Pretrain a ResNet with MoCo (or supervised, MOCO.PRETEXT) on a folder of images.",
         "tools/pretrain.py --config-file moco_v2_R50_200ep.yaml --num-gpus 8 \\\n"
-        "      DATASETS.TRAIN \"('datasets/imagenet/train',)\" OUTPUT_DIR output/moco_v2",
+        "      DATASETS.TRAIN datasets/imagenet/train OUTPUT_DIR output/moco_v2",
     ).parse_args()
 
 

@@ -137,5 +137,5 @@ def _is_part_of(official: str, parts: Iterable[str]) -> bool:
 def _way(official: str) -> str:
     for part in PARTS:
         if _is_part_of(official, (part,)):
-            return f", or begin with a new {part}: MOCO.CHECKPOINT.REINITIALISE \"('{part}',)\""
+            return f", or begin with a new {part}: MOCO.CHECKPOINT.REINITIALISE {part}"
     return ""

@@ -1,5 +1,6 @@
 """What counts as done is told by the files in a cell's folder alone."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -76,6 +77,16 @@ def test_a_run_by_hand_is_taken_if_it_is_the_same(cell, record, tmp_path):
     record["config"]["resolved"]["SOLVER"] |= {"IMS_PER_BATCH": 2, "BASE_LR": 0.0025}
     put(tmp_path, cell, record)
     assert status(cell, tmp_path) == "done"
+
+
+@pytest.mark.parametrize("words", ["mine", "('mine',)", "['mine']"])
+def test_one_dataset_needs_no_tuple(cell, record, tmp_path, words):
+    record["config"]["resolved"]["DATASETS"]["TRAIN"] = ["mine"]
+    put(tmp_path, cell, record)
+    settings = {**cell.settings, "DATASETS.TRAIN": words}
+    assert status(dataclasses.replace(cell, settings=settings), tmp_path) == "done"
+    settings["DATASETS.TRAIN"] = "another"
+    assert status(dataclasses.replace(cell, settings=settings), tmp_path) == "conflict"
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ COMMAND = f"""
 import sys
 import threading
 sys.path.insert(0, {str(ROOT)!r})
-from moco_d2.errors import run_command
+from moco_d2.cli import run_command
 def main():
     print("begun", flush=True)
     {{work}}

@@ -126,7 +126,7 @@ def test_a_fine_tuning_config_is_refused(refused):
 
 
 def test_settings_found_wrong_only_by_the_loop_are_refused_too(refused):
-    assert "MOCO.AUGMENTATION.NAME 'v9'" in refused({"MOCO.AUGMENTATION.NAME": "v9"})
+    assert "needs MOCO.LR_STEP_EVERY" in refused({"MOCO.LR_SCHEDULE": "step_every"})
 
 
 def test_a_damaged_image_ends_the_run_in_one_line(command, capsys, tmp_path, small_network):

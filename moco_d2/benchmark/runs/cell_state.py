@@ -4,6 +4,7 @@ In a cell's folder, beside what its tools write: ``cell.json`` (what was started
 (what the tools printed) and ``.lock`` (held by the process that runs it, as long as it lives).
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -14,6 +15,7 @@ from typing import Any
 import filelock
 
 from moco_d2.benchmark.runs.suites import CELL_FOLDER, FOLDER, Cell
+from moco_d2.config.keys import KEYS, read_value
 from moco_d2.config.plain import flatten
 from moco_d2.config.safe_yaml import decode
 from moco_d2.errors import UserError, printable
@@ -173,13 +175,21 @@ def _differing(
     return [
         (key, (there.get(key, "unset"), here.get(key, "unset")))
         for key in sorted({*there, *here})
-        if _literal(there.get(key)) != _literal(here.get(key))
+        if _as_read(key, there.get(key)) != _as_read(key, here.get(key))
     ]
 
 
 def _named(key: str, values: tuple[Any, Any]) -> str:
     there, here = (f"{value!s:.{_LONGEST_SHOWN}}" for value in values)
     return f"{key:.{_LONGEST_SHOWN}} {there} there, {here} here"
+
+
+def _as_read(key: str, value: Any) -> Any:
+    """Return a setting as a config has it: `my/images` and ["my/images"] are the same dataset."""
+    if key in KEYS:
+        with contextlib.suppress(ValueError):
+            value = read_value(key, value)
+    return _literal(value)
 
 
 def _literal(value: Any) -> Any:

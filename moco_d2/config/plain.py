@@ -1,7 +1,7 @@
 """A config as plain types: for records, hashes and comparisons."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from moco_d2.files import sha256_of_json
@@ -50,17 +50,19 @@ def to_plain(cfg: Any) -> dict[str, Any]:
 
 def matched_sha256(resolved: Mapping[str, Any]) -> str:
     """Fingerprint of a plain config (to_plain) without FREE_KEYS: equal for matched runs."""
+    return sha256_of_json(without_free_keys(resolved))
 
-    def without(node: Any, path: Sequence[str]) -> Any:
-        if not isinstance(node, Mapping):
-            return node
-        return {
-            key: without(value, path[1:]) if key == path[0] else value
-            for key, value in node.items()
-            if [key] != path
-        }
 
-    rest: Any = resolved
+def without_free_keys(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a plain config without FREE_KEYS; what it shares with the config is not copied."""
+    rest = dict(resolved)
     for dotted in FREE_KEYS:
-        rest = without(rest, dotted.split("."))
-    return sha256_of_json(rest)
+        *path, last = dotted.split(".")
+        node: dict[str, Any] = rest
+        for part in path:
+            if not isinstance(node.get(part), Mapping):
+                break
+            node[part] = node = dict(node[part])
+        else:
+            node.pop(last, None)
+    return rest

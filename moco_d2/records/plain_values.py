@@ -39,17 +39,26 @@ def check_values(content: Any, limits: Limits) -> None:
             terminal would obey, or half a surrogate pair, which cannot be written.
     """
     level, seen = [content], 0
-    keys: set[str] = set()
+    keys: set[Any] = set()
     texts: list[str] = []
     for _ in range(limits.levels):
-        dicts = [node for node in level if isinstance(node, dict)]
-        lists = [node for node in level if isinstance(node, list | tuple)]
-        texts += [node for node in level if isinstance(node, str)]
+        kinds: dict[type, list[Any]] = {}
+        for node in level:
+            kinds.setdefault(type(node), []).append(node)
+        dicts: list[dict[Any, Any]] = []
+        lists: list[Any] = []
+        for kind, nodes in kinds.items():
+            if issubclass(kind, dict):
+                dicts += nodes
+            elif issubclass(kind, (list, tuple)):
+                lists += nodes
+            elif issubclass(kind, str):
+                texts += nodes
         # Counted before they are gathered: aliases can stand for billions.
         seen += sum(map(len, dicts)) + sum(map(len, lists))
         if seen > limits.values:
             raise ValueError(f"damaged, more than {limits.values} values")
-        keys.update(map(str, itertools.chain.from_iterable(dicts)))  # yaml has other keys, too
+        keys.update(*dicts)
         level = [
             *itertools.chain.from_iterable(map(dict.values, dicts)),
             *itertools.chain.from_iterable(lists),
@@ -58,7 +67,7 @@ def check_values(content: Any, limits: Limits) -> None:
             break
     else:
         raise ValueError(f"damaged, nested deeper than {limits.levels} levels")
-    _check_texts(keys, limits.key)
+    _check_texts(set(map(str, keys)), limits.key)  # yaml has other keys, too
     _check_texts(texts, limits.text)
     if sum(map(len, texts)) > limits.all_text:
         raise ValueError(f"damaged, more than {limits.all_text} characters")

@@ -96,7 +96,8 @@ NEW = {
 
 def test_reservations_follow(page):
     def change(content):
-        content["preflight"] = {"forced": True, "findings": [{"key": "SEED"}]}
+        finding = {"key": "SEED", "value": "-1", "message": "set it"}
+        content["preflight"] = {"forced": True, "findings": [finding]}
         content["coverage"]["loaded"] = 0
 
     text = page(change)

@@ -12,8 +12,10 @@ import jsonschema
 import msgspec
 import pytest
 
+from moco_d2.benchmark.records.matching import Matching
 from moco_d2.benchmark.records.results import read_records
 from moco_d2.benchmark.rendering import FORMATS, render
+from moco_d2.config.plain import matched_sha256
 from moco_d2.errors import UserError
 from moco_d2.records.parsing import parse
 from moco_d2.records.run_schema import ERROR_TYPES, RunRecord, upgrade
@@ -91,6 +93,29 @@ def test_a_number_that_overflows_is_refused_where_it_counts(make_content, write,
     file.write_text(file.read_text().replace("81.5", "1e999"))
     assert len(read_records([write.folder])) == 1
     assert "$.metrics.bbox.AP50" in caplog.text
+
+
+def test_a_number_that_overflows_is_no_other_config(make_content, write):
+    """JSON that msgspec writes has null for infinity: two configs must not become one."""
+    files = []
+    for value in ("1e999", "null"):
+        content = make_content(initialisation=f"moco_{value}")
+        content["config"]["resolved"]["SOLVER"]["BASE_LR"] = "HERE"
+        files.append(write(content))
+        files[-1].write_text(files[-1].read_text().replace('"HERE"', value))
+    a, b = read_records(files)
+    assert a.config["SOLVER"]["BASE_LR"] == "1e999" and b.config["SOLVER"]["BASE_LR"] is None
+    assert Matching([a, b]).fingerprint(a) != Matching([a, b]).fingerprint(b)
+
+
+def test_equal_parts_of_configs_are_kept_once(make_content, write):
+    contents = [make_content(seed=seed, base_lr=lr) for seed, lr in ((1, 1), (2, 1), (3, 1.0))]
+    a, b, c = read_records([write(content) for content in contents])
+    assert a.config["SOLVER"] is b.config["SOLVER"] and a.config["SEED"] != b.config["SEED"]
+    # An integer is another config than the same number with a point.
+    assert type(c.config["SOLVER"]["BASE_LR"]) is float
+    fingerprint = Matching([a, b, c]).fingerprint
+    assert fingerprint(a) == fingerprint(b) == matched_sha256(a.config) != fingerprint(c)
 
 
 def test_what_is_no_file_is_not_waited_for(make_content, write, caplog):

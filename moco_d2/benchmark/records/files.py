@@ -7,6 +7,7 @@ A record may come from anywhere, so that nothing in it may be believed before it
 import contextlib
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -77,10 +78,12 @@ def read_json(path: Path) -> dict[str, Any]:
 def _decoded(data: bytes) -> Any:
     with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return msgspec.json.decode(data)
-    # json takes half surrogates and numbers that overflow, for which there are better words later,
-    # and has better words for NaN.
+    # json has better words for NaN, and takes half surrogates and numbers that overflow, for which
+    # the checks to come have better words.
     try:
-        return json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+        return json.loads(
+            data.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite
+        )
     except (ValueError, RecursionError) as error:
         raise ValueError(f"damaged, not JSON ({_clipped(str(error))})") from error
 
@@ -109,3 +112,9 @@ def _clipped(text: str) -> str:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float | str:
+    """A number; as text if it overflows, since infinity would be written, and hashed, as null."""
+    number = float(text)
+    return number if math.isfinite(number) else text

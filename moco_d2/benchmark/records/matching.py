@@ -1,10 +1,15 @@
 """Which runs of a task may be compared, and what has to be said about those that may not."""
 
+import functools
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
 
 from moco_d2.benchmark.records.results import Record
-from moco_d2.config.plain import FREE_KEYS, flatten, matched_sha256
+from moco_d2.config.plain import FREE_KEYS, flatten, without_free_keys
+from moco_d2.files import sha256_of_json
 
 #: The initialisation that differences are taken to.
 BASELINE = "supervised"
@@ -66,7 +71,7 @@ class Matching:
 
     def __init__(self, records: Sequence[Record]) -> None:
         self._records = records
-        self._fingerprints = {id(record): matched_sha256(record.config) for record in records}
+        self._fingerprints = {id(record): _fingerprint(record.config) for record in records}
         among = [r for r in records if r.initialisation == BASELINE] or records
         commonest = Counter(map(self.fingerprint, among)).most_common(1)[0][0]
         self.reference = next(r for r in among if self.fingerprint(r) == commonest)
@@ -146,6 +151,16 @@ class Matching:
         more = f" and {len(keys) - len(named)} more" if len(keys) > len(named) else ""
         where = f" in {', '.join(named)}{more}" if named else ""
         return f"not matched: differs from {self.reference.initialisation}{where}"
+
+
+def _fingerprint(config: Mapping[str, Any]) -> str:
+    """As matched_sha256, whose canonical JSON takes longer than all else; runs share configs."""
+    return _sha256_of(msgspec.json.encode(without_free_keys(config)))
+
+
+@functools.lru_cache(maxsize=256)
+def _sha256_of(config: bytes) -> str:
+    return sha256_of_json(msgspec.json.decode(config))
 
 
 def _counts(record: Record) -> dict[str, int]:

@@ -76,7 +76,8 @@ def read_records(paths: Iterable[str | Path], *, required: bool = True) -> list[
         UserError: a path does not exist, or with `required`, there is no valid record at all.
     """
     paths = list(paths)
-    records, left_out = collect(paths, RECORD_FILE, _read_record)
+    known: dict[bytes, Any] = {}
+    records, left_out = collect(paths, RECORD_FILE, lambda path: _read_record(path, known))
     if required and not records:
         raise UserError(
             f"no {'valid ' if left_out else ''}{RECORD_FILE} under {', '.join(map(str, paths))}; "
@@ -105,9 +106,18 @@ def _read(path: Path) -> tuple[dict[str, Any], RunRecord] | None:
     return content, parse(content, RunRecord, f"version {version} record")
 
 
-def _read_record(path: Path) -> Record | None:
+def _read_record(path: Path, known: dict[bytes, Any]) -> Record | None:
     found = _read(path)
-    return None if found is None else _record(path, found[1])
+    if found is None:
+        return None
+    resolved = found[1].config.resolved
+    # Runs of a suite differ in few sections of their configs. Each is kept once: else thousands of
+    # records would take gigabytes, and the garbage collector's time.
+    config = {
+        name: known.setdefault(msgspec.json.encode(section), section)
+        for name, section in resolved.items()
+    }
+    return _record(path, found[1], config)
 
 
 def to_record(path: Path, content: dict[str, Any]) -> Record:
@@ -116,10 +126,11 @@ def to_record(path: Path, content: dict[str, Any]) -> Record:
     Raises:
         ValueError: the time it finished is none.
     """
-    return _record(path, parse(content, RunRecord, "run record"))
+    record = parse(content, RunRecord, "run record")
+    return _record(path, record, record.config.resolved)
 
 
-def _record(path: Path, content: RunRecord) -> Record:
+def _record(path: Path, content: RunRecord, config: Mapping[str, Any]) -> Record:
     run, weights, schedule = content.run, content.weights, content.schedule
     return Record(
         path=path,
@@ -127,7 +138,7 @@ def _record(path: Path, content: RunRecord) -> Record:
         initialisation=run.initialisation,
         seed=run.seed,
         finished=_time(run.finished),
-        config=content.config.resolved,
+        config=config,
         matched_sha256=content.config.matched_sha256,
         weights_sha256=weights.sha256 if weights else None,
         has_provenance=bool(weights and weights.provenance),

@@ -12,8 +12,8 @@ from detectron2.config import get_cfg
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from moco_d2.engine.job import load_job
 from moco_d2.config.plain import flatten, to_plain
+from moco_d2.engine.job import load_job
 from moco_d2.engine.launch import choose_device
 from moco_d2.errors import UserError
 from moco_d2.files import atomic_write, write_text

@@ -112,7 +112,9 @@ def test_encode_shuffled_returns_embeddings_in_the_original_order():
 
 
 def test_gathering_survives_a_backend_that_copies_memory_as_it_lies(monkeypatch):
-    """NCCL's all_gather. With gloo (tests/pretrain/test_two_processes.py) the layout is no matter."""
+    """NCCL's all_gather. With gloo (tests/pretrain/test_two_processes.py) the layout is no
+    matter.
+    """
 
     def copy_memory(outputs, x):
         for output in outputs:

@@ -23,10 +23,10 @@ TOLERANCE = 1e-5  # relative, of features in float32
 ROWS = range(1, 36)
 INTRODUCTION = """# Checkpoint files and what comes of them
 
-Made by `PYTHONPATH=tests python -m support.checkpoint.outcomes`, from files with random weights that
-are laid out as each project lays out its own. Parity: largest relative difference, over res2 .. res5
-and one image, between the features of the network that was saved and those of Detectron2's backbone
-with the converted weights, in float32.
+Made by `PYTHONPATH=tests python -m support.checkpoint.outcomes`, from files with random weights
+that are laid out as each project lays out its own. Parity: largest relative difference, over res2
+.. res5 and one image, between the features of the network that was saved and those of Detectron2's
+backbone with the converted weights, in float32.
 
 """
 COMMITTED_TABLE = ROOT / "docs" / "checkpoint_table.md"

@@ -82,7 +82,7 @@ def on_significance(
         )
         fewest = min(min(c.n) for c in tested)
         if fewest <= _FEW_SEEDS:
-            yield f"Weak tests, with {fewest} seeds{_least(fewest, tested)}."
+            yield f"With {fewest} seeds the tests have little power{_least(fewest, tested)}."
     if untested:
         yield (
             "No spread to test against (a single run, or runs without any difference), no order "
@@ -137,7 +137,7 @@ def _least(fewest: int, tested: Sequence[Comparison]) -> str:
     if any(c.test == "Welch" for c in tested):
         return ""
     factor = least_detectable(fewest, len(tested))
-    return f": the largest difference must reach some {factor:.0f} of its standard deviations"
+    return f": a difference must exceed about {factor:.0f} standard deviations"
 
 
 def _on_tests(pairs: Sequence["Pair"], tested: Sequence[Comparison]) -> Iterable[str]:

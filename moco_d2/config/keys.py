@@ -143,7 +143,7 @@ MOCO_GROUPS = (
                 "this many images in a step. At another `SOLVER.IMS_PER_BATCH` the learning rate "
                 "is scaled in proportion, and the numbers of iterations in inverse proportion. "
                 "With 0 nothing is scaled.",
-                "official README: learning rate 0.015 for a batch of 128",
+                "our choice; the linear rule is the official README's",
             ),
             Key(
                 "MOCO.LR_SCHEDULE",
@@ -166,7 +166,7 @@ MOCO_GROUPS = (
                 "MOCO.LR_STEP_EVERY",
                 0,
                 _COUNT_OR_0,
-                "The schedule `step_every` lowers the learning rate after every so many "
+                "The schedule `step_every` lowers the learning rate each time after this many "
                 "iterations, and needs at least 1.",
             ),
             Key(
@@ -304,8 +304,8 @@ MOCO_GROUPS = (
                 "MOCO.DICTIONARY.SIZE",
                 65536,
                 _COUNT_OR_0,
-                "This is the number of keys K. `Queue` holds so many. `MemoryBank` draws so many "
-                "negatives in a step, and holds one key for each image. `EndToEnd` does not use "
+                "This is the number of keys K. `Queue` holds this many. `MemoryBank` draws this "
+                "many negatives in a step, and holds one key for each image. `EndToEnd` does not use "
                 "it, because its keys are those of the batch. With 0 it is the paper's 65536, or "
                 "less for a dataset of fewer than 0.8 million images, so that few of an image's "
                 "negatives are the image itself.",
@@ -404,14 +404,14 @@ MOCO_GROUPS = (
                 "MOCO.CHECKPOINT.KEEP_LAST",
                 2,
                 _COUNT_OR_0,
-                "The last so many checkpoints are kept beside the final one; 0 keeps all. A "
+                "This many of the last checkpoints are kept beside the final one; 0 keeps all. A "
                 "checkpoint of a ResNet-50 has 0.4 GB.",
             ),
             Key(
                 "MOCO.CHECKPOINT.KEEP_EVERY",
                 0,
                 _COUNT_OR_0,
-                "Of the checkpoints that `SOLVER.CHECKPOINT_PERIOD` makes, every so many-th is "
+                "With N, every N-th of the checkpoints that `SOLVER.CHECKPOINT_PERIOD` makes is "
                 "kept for good; 0 keeps none.",
             ),
             Key(
@@ -442,20 +442,20 @@ MOCO_GROUPS = (
                 "MOCO.KNN.EPOCHS",
                 0,
                 _COUNT_OR_0,
-                "So many epochs lie between two evaluations. With 0, `MOCO.KNN.PERIOD` counts.",
+                "This many epochs lie between two evaluations. With 0, `MOCO.KNN.PERIOD` counts.",
             ),
             Key(
                 "MOCO.KNN.PERIOD",
                 0,
                 _COUNT_OR_0,
-                "So many iterations lie between two evaluations. With 0 there is one at the start "
-                "and one at the end.",
+                "This many iterations lie between two evaluations. With 0 there is one at the "
+                "start and one at the end.",
             ),
             Key(
                 "MOCO.KNN.NEIGHBOURS",
                 200,
                 _COUNT,
-                "So many neighbors vote.",
+                "This many neighbors vote.",
                 _DEMO,
             ),
             Key(
@@ -506,7 +506,7 @@ DETECTRON2_GROUP = Group(
         _theirs(
             "DATALOADER.NUM_WORKERS",
             _COUNT_OR_0,
-            "Each process reads images in so many worker processes; with 0 it reads them itself.",
+            "Each process reads images in this many worker processes; with 0 it reads them itself.",
         ),
         _theirs(
             "DATALOADER.REPEAT_THRESHOLD",
@@ -521,8 +521,8 @@ DETECTRON2_GROUP = Group(
         _theirs(
             "SOLVER.REFERENCE_WORLD_SIZE",
             _COUNT_OR_0,
-            "The schedule is written for so many processes, and is scaled to others; with 0 it is "
-            "not scaled.",
+            "The schedule is written for this many processes, and is scaled to others; with 0 it "
+            "is not scaled.",
         ),
         _theirs(
             "SOLVER.MAX_ITER",
@@ -549,12 +549,12 @@ DETECTRON2_GROUP = Group(
         _theirs(
             "SOLVER.CHECKPOINT_PERIOD",
             _COUNT_OR_0,
-            "So many iterations lie between two checkpoints.",
+            "This many iterations lie between two checkpoints.",
         ),
         _theirs(
             "TEST.EVAL_PERIOD",
             _COUNT_OR_0,
-            "So many iterations lie between two evaluations; with 0 there is one at the end.",
+            "This many iterations lie between two evaluations; with 0 there is one at the end.",
         ),
         _theirs(
             "SEED",

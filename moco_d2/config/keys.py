@@ -304,11 +304,11 @@ MOCO_GROUPS = (
                 "MOCO.DICTIONARY.SIZE",
                 65536,
                 _COUNT_OR_0,
-                "This is the number of keys K. `Queue` holds this many. `MemoryBank` draws this "
-                "many negatives in a step, and holds one key for each image. `EndToEnd` does not use "
-                "it, because its keys are those of the batch. With 0 it is the paper's 65536, or "
-                "less for a dataset of fewer than 0.8 million images, so that few of an image's "
-                "negatives are the image itself.",
+                "This is the number of keys K. `Queue` holds this many. `MemoryBank` draws this"
+                " many negatives in a step, and holds one key for each image. `EndToEnd` does "
+                "not use it, because its keys are those of the batch. With 0 it is the paper's "
+                "65536, or less for a dataset of fewer than 0.8 million images, so that few of "
+                "an image's negatives are the image itself.",
                 f"{_OFFICIAL} --moco-k",
             ),
             Key(

@@ -47,8 +47,6 @@ OF_USERS |= {
     for page in (ROOT / "docs" / "how_to").glob("*.md")
     for written in re.findall(r"<!-- write: (\S+) -->", page.read_text())
 }
-# To be mended with the checks that are before a run.
-MOVED = {"config_checks.py": {"datasets.py"}, "dataset_checks.py": {"custom_datasets.py"}}
 # Dotted names that are no Python: tensors of a checkpoint or a model, files, a project.
 NO_PYTHON = re.compile(
     r"module\.\w+.*|encoder_q\..*|backbone\.bottom_up|roi_heads\.res5.*|moco\.tensorflow|malloc\.h"
@@ -169,7 +167,7 @@ def leads(file: Path, rest: list[str]) -> bool:
 
 def stale(file: Path, text: str) -> list[str]:
     """What a text in a source or a page names and is not there."""
-    known = {*OF_USERS, *MOVED.get(file.name, ())}
+    known = OF_USERS
     found = [
         named
         for named in _FILE.findall(text)

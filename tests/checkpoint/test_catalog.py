@@ -515,7 +515,7 @@ def test_processes_fetch_once(server, cache, publish):
     for process in processes:
         process.stdin.write("\n")
         process.stdin.flush()
-    files = {process.communicate(timeout=60)[0] for process in processes}
+    files = {process.communicate(timeout=600)[0] for process in processes}
     assert files == {f"{cache}/toy.pth.tar\n"}
     assert len(server.requests) == 1
 

@@ -1,14 +1,13 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.paths import ROOT
+from support.commands import run_tool
+from support.paths import TOOLS
 
 import moco_d2  # noqa: F401  before detectron2
 from moco_d2.checkpoint.convert import convert, settings_for, summary
@@ -289,11 +288,7 @@ def test_command_line(small, official, save, tmp_path):
     src, dst, report = save(official(small)), tmp_path / "w.pth", tmp_path / "r.json"
 
     def run(*arguments):
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, str(ROOT / "tools" / "convert.py"), *map(str, arguments)]
-        return subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=False, timeout=200
-        )
+        return run_tool(TOOLS / "convert.py", *arguments)
 
     done = run(src, dst, "--report", report)
     assert done.returncode == 0, done.stderr

@@ -1,9 +1,8 @@
 import re
-import subprocess
-import sys
 
 from support.checkpoint.outcomes import COMMITTED_TABLE
-from support.paths import ROOT
+from support.commands import run_tool
+from support.paths import ROOT, TOOLS
 
 from moco_d2.checkpoint import documentation
 from moco_d2.checkpoint.families import FAMILIES
@@ -24,8 +23,7 @@ def test_a_file_of_every_family_is_in_the_table():
 
 def test_list_and_the_choices_of_the_command():
     def run(*arguments):
-        command = [sys.executable, str(ROOT / "tools" / "convert.py"), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+        return run_tool(TOOLS / "convert.py", *arguments)
 
     listed = run("--list")
     assert listed.returncode == 0 and listed.stdout == documentation.listing()

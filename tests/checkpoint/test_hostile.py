@@ -126,7 +126,7 @@ def test_what_the_unpickler_would_not_survive(tmp_path, writer):
     for name, content in contents.items():
         WRITERS[writer](tmp_path / name, content)
     command = [sys.executable, "-c", READ_EACH, *contents]
-    done = subprocess.run(command, cwd=tmp_path, check=True, timeout=60, capture_output=True)
+    done = subprocess.run(command, cwd=tmp_path, check=True, timeout=600, capture_output=True)
     assert done.stdout.decode().splitlines() == [f"{name} 2" for name in contents]
 
 

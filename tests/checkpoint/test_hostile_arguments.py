@@ -74,7 +74,7 @@ def outcomes(folder):
     files = sorted(path.name for path in folder.iterdir())
     command = [sys.executable, "-c", READ_EACH, *files]
     done = subprocess.run(
-        command, cwd=folder, check=True, timeout=280, capture_output=True, text=True
+        command, cwd=folder, check=True, timeout=600, capture_output=True, text=True
     )
     return {name: int(code) for name, code in map(str.split, done.stdout.splitlines())}
 

@@ -1,12 +1,11 @@
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import yaml
 from detectron2.config import CfgNode
-from support.paths import ROOT
+from support.commands import run_tool
+from support.paths import ROOT, TOOLS
 
 from moco_d2.benchmark.runs.suites import file_settings
 from moco_d2.config.keys import add_moco_config
@@ -247,15 +246,10 @@ def test_patterns_without_end_are_one_sentence(tmp_path, pattern, said):
 def test_a_command_that_is_a_suites_takes_no_command_from_its_words(tmp_path, name):
     """The real tools, with the flag that the runner gives them."""
     config = "moco_v2_R50_200ep.yaml" if name == "pretrain.py" else "voc_C4_random.yaml"
-    done = subprocess.run(
-        [
-            *(sys.executable, ROOT / "tools" / name, "--overrides-from-file"),
-            *("--config-file", config, "OUTPUT_DIR", str(tmp_path / "out")),
-            *("DATASETS.TRAIN", f"('shards:{{pipe,pipe}}:touch {tmp_path}/ran',)"),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
+    done = run_tool(
+        *(TOOLS / name, "--overrides-from-file"),
+        *("--config-file", config, "OUTPUT_DIR", tmp_path / "out"),
+        *("DATASETS.TRAIN", f"('shards:{{pipe,pipe}}:touch {tmp_path}/ran',)"),
     )
     assert done.returncode == 2 and "would run or fetch 'pipe:touch" in done.stderr
     assert done.stderr.count("\n") == 1

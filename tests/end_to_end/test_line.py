@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from support.commands import run_tool
 from support.paths import TOOLS
 from support.toy_data import SMALL_DETECTOR, make_class_folders, make_voc
 
@@ -22,14 +23,7 @@ def tool(tmp_path):
     """Run a tool in an empty folder; returns the finished process."""
 
     def run(name, *arguments):
-        return subprocess.run(
-            [sys.executable, TOOLS / name, *arguments],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            check=False,
-        )
+        return run_tool(TOOLS / name, *arguments, cwd=tmp_path)
 
     return run
 

@@ -151,7 +151,7 @@ def tasks_of(submitted) -> list[int]:
     return [int(pid) for pid in listed.stdout.split()]
 
 
-def wait_for(condition, submitted, seconds: float = 120) -> None:
+def wait_for(condition, submitted, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, submitted.stderr()

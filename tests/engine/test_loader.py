@@ -129,7 +129,7 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(number):
     process, workers = start("Stuck", "input()")
     assert len(workers) == 2 and all(map(is_alive, workers))
     process.send_signal(number)
-    process.communicate(timeout=120)
+    process.communicate(timeout=600)
     assert process.returncode == -number
     wait_for(lambda: not any(map(is_alive, workers)))
 
@@ -138,7 +138,7 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(number):
 @pytest.mark.parametrize("dataset", ["Numbers", "Stuck"])
 def test_a_program_ends_with_its_loader_open(dataset, end):
     process, workers = start(dataset, end)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=600)
     assert len(workers) == 2
     assert process.returncode == bool(end)
     assert said.count("Traceback") == said.count("planted") == bool(end)

@@ -132,7 +132,7 @@ def command(work: str, **environment: str) -> subprocess.Popen:
 def test_outside_of_training_a_command_ends_in_one_line(number, work):
     process = command(work)
     process.send_signal(number)
-    process.wait(120)
+    process.wait(600)
     _, said = process.communicate()
     name = signal.Signals(number).name
     assert process.returncode == 128 + number
@@ -145,7 +145,7 @@ def test_when_a_command_has_ended_a_ctrl_c_prints_nothing():
     )
     assert process.stdout.readline() == "ending\n"
     process.send_signal(signal.SIGINT)
-    process.wait(120)
+    process.wait(600)
     _, said = process.communicate()
     assert process.returncode == -signal.SIGINT and said == ""
 
@@ -165,12 +165,12 @@ def test_the_parent_of_several_processes_passes_signals_on(number, tmp_path):
 
     process = multiprocessing.get_context("fork").Process(target=parent)
     process.start()
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while len(list(tmp_path.iterdir())) < 2:
         assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.05)
     os.kill(process.pid, number)
-    process.join(300)
+    process.join(600)
     assert process.exitcode == 128 + number
 
 
@@ -239,7 +239,7 @@ def test_a_signal_that_is_held_back_ends_a_process_that_handles_none():
     process = multiprocessing.get_context("fork").Process(target=child)
     process.start()
     os.close(writing)
-    process.join(300)
+    process.join(600)
     assert os.read(reading, 10) == b"held" and process.exitcode == -signal.SIGTERM
     os.close(reading)
 

@@ -85,7 +85,7 @@ def python(code: str, **environment: str) -> str:
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
         check=False,
         env={**os.environ, **environment},
     )

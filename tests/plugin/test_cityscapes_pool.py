@@ -132,7 +132,7 @@ def test_garbage_collection_waits_for_no_worker(folders, imports):
         env={**os.environ, "DETECTRON2_ENV_MODULE": "moco_d2"},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
         check=False,
     )
     assert result.stdout == "_MultiprocessingWithoutPools []\n", result.stderr

@@ -274,7 +274,7 @@ def test_a_full_disk_is_one_sentence_and_the_checkpoint_before_stays(tmp_path):
         [sys.executable, "-c", FULL_DISK, str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert result.returncode == 2, result.stderr

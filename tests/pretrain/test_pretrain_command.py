@@ -2,11 +2,10 @@
 
 import argparse
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
+from support.commands import run_tool
 from support.paths import TOOLS
 from support.run_loggers import restored_loggers
 from support.toy_data import make_class_folders
@@ -82,14 +81,7 @@ def test_a_run_leaves_config_log_metrics_and_checkpoint_and_resumes(
 
 def test_a_refusal_of_the_real_command_is_one_line_and_leaves_nothing(tmp_path):
     words = ["DATASETS.TRAIN", "('no/such/folder',)", "OUTPUT_DIR", "out"]
-    result = subprocess.run(
-        [sys.executable, str(TOOL), "--config-file", "moco_v1_R50_200ep.yaml", *words],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=200,
-        check=False,
-    )
+    result = run_tool(TOOL, "--config-file", "moco_v1_R50_200ep.yaml", *words, cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr.startswith("error: dataset folder no/such/folder does not exist")
     assert result.stderr.count("\n") == 1

@@ -35,7 +35,7 @@ def start(words: list[str], *, processes: int, resume: bool = False) -> subproce
 
 
 def finish(process: subprocess.Popen) -> None:
-    _, messages = process.communicate(timeout=120)
+    _, messages = process.communicate(timeout=600)
     assert process.returncode == 0, messages
 
 

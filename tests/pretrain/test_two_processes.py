@@ -56,7 +56,7 @@ def ranks(folder, words, images):
             [*command, str(folder), str(folder / "runs.json")], stderr=subprocess.PIPE, text=True
         ) as process:
             try:
-                _, messages = process.communicate(timeout=200)
+                _, messages = process.communicate(timeout=600)
             except subprocess.TimeoutExpired:
                 process.terminate()  # torchrun then ends both
                 raise

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from support.paths import ROOT
 
-LIMIT_S = 300  # of what takes seconds
+LIMIT_S = 600  # of what takes seconds
 
 
 def _as_from_a_terminal() -> None:

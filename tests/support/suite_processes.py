@@ -101,7 +101,7 @@ class LeftProcesses:
                 process.pid == own
                 or process.state in "ZX"
                 or (process.pid, process.start) in self.before
-                or not helpers.isdisjoint(line)
+                or process.pid in helpers
             ):
                 continue
             marker = _marker(process.pid)

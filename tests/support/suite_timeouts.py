@@ -17,7 +17,7 @@ import pytest_timeout
 from _pytest.faulthandler import fault_handler_stderr_fd_key
 
 _FIRED = pytest.StashKey[str]()
-_REPEATS_EACH = 1 / 30  # of the time-out: 10 s where it is 300 s
+_REPEATS_EACH = 1 / 30  # of the time-out: 30 s where it is 900 s
 _GRACE = 1 / 5  # of the time-out, before the process is ended
 _SHORTEST_GRACE_SECONDS = 5.0
 

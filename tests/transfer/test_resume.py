@@ -259,7 +259,7 @@ def test_two_processes_stop_together_and_resume(run, tiny, voc, tmp_path):
         for rank in range(2)
     ]
     try:
-        assert [process.wait(200) for process in processes] == [0, 0]
+        assert [process.wait(600) for process in processes] == [0, 0]
     finally:
         for process in processes:
             process.kill()

@@ -1,5 +1,5 @@
-"""Finds what would make a run silently measure the wrong thing; datasets.py, what is wrong with
-its data.
+"""Finds what would make a run silently measure the wrong thing; dataset_checks.py finds what is
+wrong with its data.
 
 Each finding says which key, its value, and what to do. ``--force`` turns findings into warnings,
 and the run record keeps them, so that a table can mark the run.

@@ -1,6 +1,7 @@
 """Whether a run's datasets are known, their files there, and their classes those of the head.
 
-DATASETS.TRAIN and TEST take Detectron2's registered names, and paths (custom_datasets.py).
+DATASETS.TRAIN and TEST take Detectron2's registered names, and paths
+(data/custom_datasets.py).
 """
 
 from collections.abc import Iterator

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.engine import HookBase
 from PIL import Image
+from support.commands import run_tool
 from support.paths import TOOLS
 from support.run_loggers import restored_loggers
 from support.toy_data import make_class_folders
@@ -335,7 +336,17 @@ def test_the_result_says_how_the_pretraining_was_made(run, make_config, tmp_path
 
 def test_an_entry_that_is_not_ours_says_nothing(run, checkpoint, tmp_path):
     content = {"state_dict": torch.load(checkpoint, weights_only=True)}
-    for i, entry in enumerate([{"config": 3}, {"config": {}, "iteration": "x"}, [1], {}]):
+    config = {"MOCO": {}, "SOLVER": {}, "SEED": 1}
+    entries = [
+        {"config": 3},
+        {"config": {}, "iteration": "x"},
+        {"config": {"MOCO": {}}, "iteration": 1},
+        {"config": config, "iteration": -1},
+        {"config": config, "iteration": 1, "scaling": {"num_images": "many"}},
+        [1],
+        {},
+    ]
+    for i, entry in enumerate(entries):
         path = tmp_path / f"{i}.pth"
         torch.save({**content, "moco_d2": entry}, path)
         assert load_backbone(path)[2].pretraining is None
@@ -423,12 +434,7 @@ def test_help_is_immediate_and_wrong_checkpoint_is_one_sentence(data, tmp_path):
     assert shown.stdout.startswith("usage") and shown.stdout.endswith("False\n")
     wrong = tmp_path / "wrong.pth"
     torch.save({"weight": torch.zeros(3)}, wrong)
-    done = subprocess.run(
-        [sys.executable, TOOL, wrong, "--data", data, "--output", tmp_path / "out"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_tool(TOOL, wrong, "--data", data, "--output", tmp_path / "out")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and "no ResNet backbone" in done.stderr
     assert not (tmp_path / "out").exists()
@@ -442,7 +448,7 @@ def test_two_processes_train_as_one(run, data, checkpoint, tmp_path):
     command += ["2", TOOL, checkpoint, "--data", data, "--output", tmp_path / "two", "--size", SIZE]
     command += ["--batch-size", BATCH, "--workers", 0, "--device", "cpu", "--epochs", 2]
     done = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, check=False, timeout=120
+        list(map(str, command)), capture_output=True, text=True, check=False, timeout=600
     )
     assert done.returncode == 0, done.stderr
     double = json.loads((tmp_path / "two" / RESULT_FILE).read_text())
@@ -469,12 +475,7 @@ def test_a_damaged_image_in_a_worker_is_one_sentence(data, checkpoint, tmp_path,
     if "finetune" in words:
         more += ("--task", "inaturalist")
     command = [TOOL, checkpoint, "--data", tmp_path / "data", "--output", tmp_path / "out"]
-    done = subprocess.run(
-        [sys.executable, *map(str, (*command, *small, *words, *more))],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_tool(*command, *small, *words, *more)
     assert done.returncode == 2
     assert f"error: image {damaged} cannot be read" in done.stderr
     assert "Traceback" not in done.stderr

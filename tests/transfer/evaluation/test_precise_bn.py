@@ -38,7 +38,7 @@ def ranks(tmp_path_factory):
         for rank in range(PROCESSES)
     ]
     try:
-        assert [process.wait(120) for process in processes] == [0] * PROCESSES
+        assert [process.wait(600) for process in processes] == [0] * PROCESSES
     finally:
         for process in processes:
             process.kill()

@@ -182,11 +182,12 @@ def check_size(text: str) -> int:
             if len(open_nodes) > DEEPEST:
                 raise ValueError(f"it nests deeper than {DEEPEST} levels")
             continue
-        line = event.start_mark.line + 1
+        line = 1 if event.start_mark is None else event.start_mark.line + 1
+        found: tuple[int, str | None, bool]
         if isinstance(event, yaml.ScalarEvent):
             anchor, found = event.anchor, (1, _short(event.value, line), not _is_text(event))
         elif isinstance(event, yaml.AliasEvent):
-            anchor, found = None, anchors.get(event.anchor, (0, None, False))
+            anchor, found = None, anchors.get(str(event.anchor), (0, None, False))
         elif isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
             anchor, found = open_nodes[-1].anchor, (open_nodes.pop().values, None, False)
         else:

@@ -19,7 +19,7 @@ SCHEMA_VERSION: Final = 2
 Protocol = Literal["linear", "linear-fast", "knn", "finetune"]
 
 
-class Checkpoint(Part, kw_only=True):
+class Checkpoint(Part, frozen=True, kw_only=True):
     source: Annotated[ShortText, about("The name of the checkpoint, or `random`.")]
     sha256: Annotated[ShortText | None, about("The sha256 of the file; null for `random`.")]
     family: Annotated[ShortText, about("The kind of checkpoint (see checkpoints.md).")]
@@ -27,7 +27,7 @@ class Checkpoint(Part, kw_only=True):
     architecture: Annotated[ShortText, about("The network, `ResNet-50`.")]
 
 
-class Pretraining(Part, kw_only=True):
+class Pretraining(Part, frozen=True, kw_only=True):
     """See moco_d2.checkpoint.pretraining.pretraining_run."""
 
     config: Annotated[
@@ -53,19 +53,19 @@ class Pretraining(Part, kw_only=True):
                 raise ValueError(f'config: the field "{section}" is missing')
 
 
-class Images(Part, kw_only=True):
+class Images(Part, frozen=True, kw_only=True):
     name: Annotated[ShortText | None, about("The name of the folder that holds both sets.")]
     train_images: Annotated[Count, about("The number of training images.")]
     val_images: Annotated[Count, about("The number of validation images.")]
     classes: Annotated[Count, about("The number of classes.")]
 
 
-class Accuracy(Part, kw_only=True):
+class Accuracy(Part, frozen=True, kw_only=True):
     top1: Annotated[Percent, about("The top-1 accuracy in percent.")]
     top5: Annotated[Percent | UnsetType, about("The top-5 accuracy in percent.")] = UNSET
 
 
-class LinearEvalRecord(Part, kw_only=True):
+class LinearEvalRecord(Part, frozen=True, kw_only=True):
     """The result of one linear evaluation."""
 
     schema_version: Annotated[Literal[2], about("The version of this form.")]

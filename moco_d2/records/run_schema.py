@@ -33,7 +33,7 @@ RECORD_FILE = "record.json"
 SCHEMA_VERSION: Final = 2
 
 
-class Origin(Part, kw_only=True):
+class Origin(Part, frozen=True, kw_only=True):
     how: Annotated[
         Literal["trained", "imported"],
         about("Says whether moco_d2 trained the run or imported it from another Detectron2."),
@@ -44,7 +44,7 @@ class Origin(Part, kw_only=True):
     ]
 
 
-class Run(Part, kw_only=True):
+class Run(Part, frozen=True, kw_only=True):
     config_name: Annotated[str, about("The name of the config file, without `.yaml`.")]
     task: Annotated[Name, about("The task of the grid's cell.")]
     initialisation: Annotated[Name, about("The initialization of the grid's cell.")]
@@ -68,7 +68,7 @@ class Run(Part, kw_only=True):
     ] = UNSET
 
 
-class Config(Part, kw_only=True):
+class Config(Part, frozen=True, kw_only=True):
     #: Only DATASETS is checked: checking all of Detectron2's 300 keys costs more than the rest.
     resolved: Annotated[
         dict[str, Any],
@@ -106,7 +106,7 @@ class Config(Part, kw_only=True):
                 raise ValueError(f"resolved.DATASETS.{part}: it is no list of dataset names")
 
 
-class Data(Part, kw_only=True):
+class Data(Part, frozen=True, kw_only=True):
     train_images: Annotated[
         Count | None, about("The number of training images, without those that were left out.")
     ]
@@ -115,7 +115,7 @@ class Data(Part, kw_only=True):
     ]
 
 
-class Weights(Part, kw_only=True):
+class Weights(Part, frozen=True, kw_only=True):
     file: Annotated[Text, about("The name of the weights file.")]
     sha256: Annotated[Sha256 | None, about("The sha256 of the weights file.")]
     provenance: Annotated[
@@ -123,7 +123,7 @@ class Weights(Part, kw_only=True):
     ]
 
 
-class Coverage(Part, kw_only=True):
+class Coverage(Part, frozen=True, kw_only=True):
     expected: Annotated[
         Count,
         about("The number of pretrained tensors that the model has room for; 0: not known."),
@@ -131,7 +131,7 @@ class Coverage(Part, kw_only=True):
     loaded: Annotated[Count, about("The number of those tensors that were loaded.")]
 
 
-class Schedule(Part, kw_only=True):
+class Schedule(Part, frozen=True, kw_only=True):
     """The schedule as it ran, scaled to its processes."""
 
     world_size: Annotated[Positive | None, about("The number of processes.")]
@@ -155,13 +155,13 @@ class Schedule(Part, kw_only=True):
     ] = UNSET
 
 
-class PreflightFinding(Part, kw_only=True):
+class PreflightFinding(Part, frozen=True, kw_only=True):
     key: str
     value: str
     message: str
 
 
-class Preflight(Part, kw_only=True):
+class Preflight(Part, frozen=True, kw_only=True):
     forced: Annotated[bool, about("Says whether `--force` overruled the preflight check.")]
     findings: Annotated[
         list[PreflightFinding],
@@ -169,13 +169,13 @@ class Preflight(Part, kw_only=True):
     ]
 
 
-class Hardware(Part, kw_only=True):
+class Hardware(Part, frozen=True, kw_only=True):
     device: Annotated[str | UnsetType, about("The device, `cuda` or `cpu`.")] = UNSET
     name: Annotated[str | UnsetType, about("The name that the device gives itself.")] = UNSET
     cpu_count: Annotated[int | UnsetType | None, about("The number of CPU cores.")] = UNSET
 
 
-class Cost(Part, kw_only=True):
+class Cost(Part, frozen=True, kw_only=True):
     seconds_per_iteration: Annotated[
         Amount | None, about("The median time of a training step; evaluations are left out.")
     ]
@@ -190,7 +190,7 @@ class Cost(Part, kw_only=True):
     ] = UNSET
 
 
-class BoxErrors(Part, kw_only=True):
+class BoxErrors(Part, frozen=True, kw_only=True):
     """What each type of error costs a test set in AP50 (TIDE: Bolya et al., 2020, section 2)."""
 
     AP50: Percent | None
@@ -217,7 +217,7 @@ Evaluation = Annotated[
 ]
 
 
-class RunRecord(Part, kw_only=True):
+class RunRecord(Part, frozen=True, kw_only=True):
     """The record of one fine-tuning run."""
 
     schema_version: Annotated[Literal[2], about("The version of this form.")]

@@ -40,7 +40,7 @@ from moco_d2.records.run_schema import (
     Weights,
 )
 from moco_d2.records.run_schema import Coverage as CoverageCounts
-from moco_d2.transfer.preflight.config_checks import Finding
+from moco_d2.transfer.preflight.findings import Finding
 from moco_d2.transfer.resume_checks import check_record
 from moco_d2.transfer.weights import Coverage
 
@@ -150,7 +150,7 @@ class RunRecorder:
                 matched_sha256=matched_sha256(plain),
             ),
             data=Data(train_images=self.train_images, test_images=self.test_images),
-            weights=self.weights and _weights(self.weights),
+            weights=_weights(self.weights) if self.weights else None,
             coverage=CoverageCounts(expected=coverage.expected, loaded=coverage.loaded),
             schedule=Schedule(**self.schedule),
             preflight=Preflight(
@@ -166,11 +166,12 @@ class RunRecorder:
             ),
             metrics=results,
             history=[_percentages(evaluation) for evaluation in history(log, results)],
-            errors=self.errors
-            and {
+            errors={
                 name: BoxErrors(**{kind: finite(points) for kind, points in lost.items()})
                 for name, lost in self.errors.items()
-            },
+            }
+            if self.errors is not None
+            else None,
         )
         path = Path(cfg.OUTPUT_DIR) / RECORD_FILE
         write_json(path, msgspec.to_builtins(record))

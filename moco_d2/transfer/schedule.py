@@ -7,6 +7,7 @@ keeps the batch where memory is short, at the price of BatchNorm's.
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -92,7 +93,7 @@ def scale_to_hardware(cfg: Any, world_size: int) -> tuple[Any, dict[str, Any]]:
     return scaled, effective
 
 
-def describe(effective: dict[str, Any]) -> list[str]:
+def describe(effective: Mapping[str, Any]) -> list[str]:
     """What scale_to_hardware has made of the schedule, as lines for the log."""
     steps = ", ".join(map(str, effective["steps"]))
     evaluated = effective["eval_period"]

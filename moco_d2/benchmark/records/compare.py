@@ -193,8 +193,13 @@ def _metric_rows(
 ) -> tuple[list[Row], list[Row]]:
     """Of all classes together, and of the classes that differ most."""
     classes = {key for key in {**a, **b} if _OF_A_CLASS.search(key)}
-    both = [key for key in classes if None not in (a.get(key), b.get(key)) and a[key] != b[key]]
-    most = sorted(both, key=lambda key: (-abs(b[key] - a[key]), key))[:_MOST_CLASSES]
+    apart = {
+        key: abs(theirs - ours)
+        for key in classes
+        if (ours := a.get(key)) is not None and (theirs := b.get(key)) is not None
+    }
+    both = [key for key, points in apart.items() if points]
+    most = sorted(both, key=lambda key: (-apart[key], key))[:_MOST_CLASSES]
     whole = ({k: v for k, v in metrics.items() if k not in classes} for metrics in (a, b))
     return _number_rows(*whole), _number_rows({k: a[k] for k in most}, {k: b[k] for k in most})
 
@@ -202,10 +207,10 @@ def _metric_rows(
 def _number_rows(a: Mapping[str, float | None], b: Mapping[str, float | None]) -> list[Row]:
     rows = []
     for key in {**a, **b}:
-        numbers = a.get(key), b.get(key)
-        cells = [_ABSENT if number is None else f"{number:.2f}" for number in numbers]
-        known = None not in numbers
-        rows.append((key, *cells, f"{numbers[1] - numbers[0]:+.2f}" if known else _ABSENT))
+        ours, theirs = a.get(key), b.get(key)
+        cells = [_ABSENT if number is None else f"{number:.2f}" for number in (ours, theirs)]
+        difference = None if ours is None or theirs is None else theirs - ours
+        rows.append((key, *cells, _ABSENT if difference is None else f"{difference:+.2f}"))
     return rows
 
 

@@ -45,10 +45,10 @@ def newest(records: Iterable[Record]) -> tuple[list[Record], list[str]]:
 
     A negative seed is Detectron2's "seed from the clock", so such runs are different runs.
     """
-    kept: dict[tuple, Record] = {}
+    kept: dict[tuple[object, ...], Record] = {}
     notes = []
     for record in sorted(records, key=lambda r: r.finished):
-        key = (record.task, record.initialisation, record.seed)
+        key: tuple[object, ...] = (record.task, record.initialisation, record.seed)
         if record.seed < 0:
             key += (record.finished, record.origin["source"])
         older = kept.pop(key, None)

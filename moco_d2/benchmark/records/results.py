@@ -158,7 +158,9 @@ def _record(path: Path, content: RunRecord, config: Mapping[str, Any]) -> Record
         hardware=_plain(content.hardware),
         origin=_plain(content.origin),
         cost=_plain(content.cost),
-        errors=content.errors and {name: _plain(lost) for name, lost in content.errors.items()},
+        errors={name: _plain(lost) for name, lost in content.errors.items()}
+        if content.errors is not None
+        else None,
         config_name=run.config_name,
         command=run.command or None,
         seconds=run.seconds,

@@ -49,20 +49,20 @@ def plan(
     Raises:
         UserError: no such suite, or not enough GPUs to measure on.
     """
-    suite = load_suite(suite)
-    folder = (Path("output") / suite.name if folder is None else folder).absolute()
+    loaded = load_suite(suite)
+    folder = (Path("output") / loaded.name if folder is None else folder).absolute()
     processes = max(1, gpus_per_run)
     states = {
-        cell.name: cell_state.examine(cell, folder, processes=processes) for cell in suite.cells
+        cell.name: cell_state.examine(cell, folder, processes=processes) for cell in loaded.cells
     }
-    problems = measure_tasks(suite, folder, gpus_per_run) if measure else {}
+    problems = measure_tasks(loaded, folder, gpus_per_run) if measure else {}
     return "\n".join(
         [
-            f"{suite.name}: {suite.title}",
+            f"{loaded.name}: {loaded.title}",
             "",
-            *_grid(suite, folder, states),
+            *_grid(loaded, folder, states),
             "",
-            *_costs(suite, folder, states, gpus_per_run, problems),
+            *_costs(loaded, folder, states, gpus_per_run, problems),
             "",
         ]
     ).rstrip()
@@ -137,7 +137,7 @@ def _costs(
     notes: dict[str, None] = {}
     for task in dict.fromkeys(cell.task for cell in left):
         cells = [cell for cell in left if cell.task == task]
-        iterations = {cell.iterations for cell in cells} - {None}
+        iterations = {cell.iterations for cell in cells if cell.iterations is not None}
         steps = f" of {min(iterations)} iterations" if len(iterations) == 1 else ""
         yield f"  {task}: {len(cells)} run(s){steps}"
         estimates = list(_estimates(suite, cells, folder, gpus_per_run))

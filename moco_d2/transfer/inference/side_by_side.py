@@ -11,6 +11,7 @@ from detectron2.structures import BoxMode
 from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 
 from moco_d2.config.load import load_config
@@ -69,9 +70,10 @@ def draw_side_by_side(runs: Mapping[str, Path], path: str | Path, *, images: int
     columns = 1 + len(runs)
     ratios = [p.shape[0] / p.shape[1] for p in pixels]
     figure = Figure(
-        figsize=(_WIDTH, _WIDTH / columns * sum(ratios) + 0.35), layout="constrained", dpi=200
+        figsize=(_WIDTH, _WIDTH / columns * sum(ratios) + 0.35),
+        layout=ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, hspace=0.0, wspace=0.0),
+        dpi=200,
     )
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, hspace=0.0, wspace=0.0)
     axes = figure.subplots(len(samples), columns, squeeze=False, height_ratios=ratios)
     for axis, title in zip(axes[0], ["annotated", *runs], strict=True):
         axis.set_title(title[:_LONGEST_LABEL], fontsize=9, parse_math=False)

@@ -93,7 +93,7 @@ class _SavedBytes:
     def __init__(self, model: nn.Module):
         self.elements = self.largest = 0
         # Held, so that no other storage takes the place of one that was counted.
-        self._seen = {p.untyped_storage()._cdata: p for p in model.parameters()}
+        self._seen: dict[int, Tensor] = {p.untyped_storage()._cdata: p for p in model.parameters()}
 
     def counting(self) -> torch.autograd.graph.saved_tensors_hooks:
         """A context in which everything saved is counted."""
@@ -128,4 +128,5 @@ def _largest_image(cfg: Any, divisor: int) -> tuple[int, int]:
         short = max(cfg.INPUT.MIN_SIZE_TRAIN)
         sides = (short, max(short, cfg.INPUT.MAX_SIZE_TRAIN))
     divisor = max(divisor, 1)
-    return tuple(-(-int(side) // divisor) * divisor for side in sides)
+    height, width = (-(-int(side) // divisor) * divisor for side in sides)
+    return height, width

@@ -5,12 +5,16 @@ region.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 Features = dict[str, Tensor]
 
@@ -28,18 +32,19 @@ class Head:
     loss: Callable[[Tensor], Any]
 
 
-def heads(cfg: Any, model: nn.Module, pixels: Tensor) -> Iterator[Head]:
+def heads(cfg: "CfgNode", model: Any, pixels: Tensor) -> Iterator[Head]:
     """The parts of a model on the meta device.
 
     Args:
         cfg: of `model`.
+        model: an nn.Module of Detectron2, whose parts have no types.
         pixels: (N, 3, H, W) that the backbone was given.
     """
     rpn = getattr(model, "proposal_generator", None)
-    if hasattr(rpn, "rpn_head"):
+    if rpn is not None and hasattr(rpn, "rpn_head"):
         yield Head(lambda f: _first(rpn.rpn_head([f[name] for name in rpn.in_features])), _nothing)
     head = getattr(model, "sem_seg_head", None)
-    if callable(getattr(head, "layers", None)):
+    if head is not None and callable(getattr(head, "layers", None)):
         labels = torch.zeros_like(pixels[:, 0], dtype=torch.long)
         yield Head(head.layers, lambda logits: head.losses(logits, labels))
     roi_heads = getattr(model, "roi_heads", None)
@@ -47,7 +52,7 @@ def heads(cfg: Any, model: nn.Module, pixels: Tensor) -> Iterator[Head]:
         yield from _of_regions(cfg, model, roi_heads, len(pixels))
 
 
-def _of_regions(cfg: Any, model: nn.Module, roi_heads: nn.Module, images: int) -> Iterator[Head]:
+def _of_regions(cfg: "CfgNode", model: Any, roi_heads: Any, images: int) -> Iterator[Head]:
     regions = images * cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE
     objects = int(regions * cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION)
     channels = model.backbone.output_shape()[cfg.MODEL.ROI_HEADS.IN_FEATURES[0]].channels
@@ -69,7 +74,11 @@ def _of_regions(cfg: Any, model: nn.Module, roi_heads: nn.Module, images: int) -
             of_objects = _zeros(objects, roi_heads.box_predictor.cls_score.in_features, size // 2)
         else:
             of_objects = _zeros(objects, channels, cfg.MODEL[key].POOLER_RESOLUTION)
-        yield Head(lambda _, head=head, x=of_objects: head.layers(x), loss)
+        yield Head(functools.partial(_run_layers, head, of_objects), loss)
+
+
+def _run_layers(head: Any, of_objects: Tensor, features: Features) -> Tensor:
+    return head.layers(of_objects)
 
 
 def _zeros(count: int, channels: int, size: int) -> Tensor:

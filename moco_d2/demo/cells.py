@@ -9,7 +9,6 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from moco_d2.benchmark.runs.finetuning import transfer_cell
 from moco_d2.benchmark.runs.suites import (
     CELL_FOLDER,
     FOLDER,
@@ -21,6 +20,7 @@ from moco_d2.benchmark.runs.suites import (
     file_settings,
     unknown,
 )
+from moco_d2.benchmark.runs.transfer_suites import transfer_cell
 from moco_d2.config.load import task_configs
 from moco_d2.demo.settings import Settings
 from moco_d2.errors import UserError

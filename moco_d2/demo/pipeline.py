@@ -39,6 +39,8 @@ class Demo:
         Raises:
             UserError: a run failed.
         """
+        from moco_d2.engine.precision import bfloat16_pays
+
         cells = tuple(demo_cells(self.settings, amp=bfloat16_pays()))
         if run(Suite("demo", "The whole line on generated images", cells), folder=self.root):
             raise UserError("a run of the demo failed, see above; the same command continues it")
@@ -103,14 +105,6 @@ class Demo:
             f"{run.hardware['name']}, {run.hardware['cpu_count']} cores, device "
             f"{run.hardware['device']}, torch {run.environment['torch']}."
         )
-
-
-def bfloat16_pays() -> bool:
-    """Whether this machine multiplies bfloat16 in hardware; elsewhere fp32 is faster on a CPU."""
-    import torch
-
-    has_instruction = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    return torch.cuda.is_available() or has_instruction()
 
 
 def loss_summary(pretext: list[dict[str, Any]], queue: int) -> str:

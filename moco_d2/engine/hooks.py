@@ -22,7 +22,8 @@ from moco_d2.errors import Stopped
 
 logger = logging.getLogger(__name__)
 
-_STALLS_FROM = 0.1  # share of a step's time spent waiting for images
+#: Fraction of a step's time that is spent waiting for images, from which on more workers pay.
+WAITING_ABOVE = 0.2
 
 
 class DeferredWriters(EventWriter):
@@ -164,7 +165,7 @@ class DataTime(HookBase):
         waited, whole = (histories[name].global_avg() for name in ("data_time", "time"))
         share = waited / whole
         logger.info("waiting for images took %.1f %% of the time of a step", 100 * share)
-        if share > _STALLS_FROM:
+        if share > WAITING_ABOVE:
             logger.warning(
                 "the images come too slowly: raise DATALOADER.NUM_WORKERS, or for pretraining on a "
                 "GPU set MOCO.AUGMENTATION.WHERE device"

@@ -1,6 +1,5 @@
 """metrics.json of a run that was stopped and resumed is that of a run that was not."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from detectron2.utils import comm
 
 from moco_d2.engine.hooks import DeferredWriters
 from moco_d2.files import write_text
+from moco_d2.records.metrics_json import parse_line
 
 WINDOW = 20  # values that Detectron2's writers take the median of
 
@@ -79,8 +79,5 @@ def _iteration(line: str) -> float:
     """Of a line of metrics.json; beyond every iteration for one that a kill cut short, or that
     is none of ours.
     """
-    try:
-        iteration = json.loads(line)["iteration"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return float("inf")
-    return iteration if type(iteration) in (int, float) else float("inf")
+    entry = parse_line(line)
+    return float("inf") if entry is None else entry["iteration"]

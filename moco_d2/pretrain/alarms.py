@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 from detectron2.engine import HookBase
 
+from moco_d2.engine.hooks import WAITING_ABOVE
+
 logger = logging.getLogger(__name__)
 
 # Iterations between two looks of an alarm, and over which it looks. A random network's embeddings
@@ -24,8 +26,6 @@ COLLAPSED_BELOW = 0.1
 # that falls from 28 to 23 %.
 LEAKING_ABOVE = 0.999
 KNN_FALLEN_BY = 0.02
-# Share of a step's time in which it waits for data, from which on more workers pay.
-WAITING_ABOVE = 0.2
 
 
 class Alarm(HookBase):

@@ -51,7 +51,7 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
         # In parts, none longer than a line can be: a file may be one line.
         parts = iter(lambda: lines.readline(LONGEST_LINE), "")
         for number, line in enumerate(parts, start=1):
-            entry = _entry(line)
+            entry = parse_line(line)
             if entry is None:
                 _logger.warning("passed over %s, line %d: damaged", path, number)
                 continue
@@ -64,7 +64,8 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
     return [log[iteration] for iteration in sorted(log)]
 
 
-def _entry(line: str) -> dict[str, Any] | None:
+def parse_line(line: str | bytes) -> dict[str, Any] | None:
+    """Return a line of a metrics.json; None for one that is damaged or names no iteration."""
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):

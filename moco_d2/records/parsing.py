@@ -18,7 +18,7 @@ Form = TypeVar("Form", bound=msgspec.Struct)
 
 
 def parse(content: Any, kind: type[Form], what: str) -> Form:
-    """Convert what `read_json` gave, or other plain values, to the struct of their form.
+    """Convert plain values, as a JSON file gives them, to the struct of their form.
 
     Raises:
         ValueError: a field is missing or has a value that it cannot have; the message names it.

@@ -16,8 +16,8 @@ from moco_d2.benchmark.runs.cell_state import (
     lock_of,
     note_started,
 )
-from moco_d2.benchmark.runs.finetuning import transfer_cell
 from moco_d2.benchmark.runs.suites import file_settings
+from moco_d2.benchmark.runs.transfer_suites import transfer_cell
 from moco_d2.config.load import task_configs
 from moco_d2.errors import UserError
 

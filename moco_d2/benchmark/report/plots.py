@@ -1,6 +1,5 @@
 """Curves and bars as PNG or SVG, told apart by colour, marker and line style."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,34 +14,25 @@ from moco_d2.benchmark.statistics import Summary, summarise
 from moco_d2.benchmark.tables.comparison import column_title, row_order
 from moco_d2.benchmark.tables.grouping import by_initialisation, is_voc
 from moco_d2.errors import UserError
+from moco_d2.records.metrics_json import read_log
 
 # Keys of the pretext loss in metrics.json: MoCo's, the supervised twin's, Detectron2's sum.
 _LOSS_KEYS = ("loss_contrastive", "loss_classification", "total_loss")
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of Detectron2's ``metrics.json``, by iteration; of a repeated one the last counts.
-
-    A resumed run writes some iterations again, and a killed one may leave half a line at the end.
+    """`metrics_json.read_log` of a file that has to be there.
 
     Raises:
         UserError: the file cannot be read or holds no complete line.
     """
-    by_iteration: dict[int, dict[str, Any]] = {}
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        log = read_log(path)
+    except OSError as error:
         raise UserError(f"cannot read {path}: {error}; it is Detectron2's metrics.json") from error
-    for line in text.splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict) and "iteration" in entry:
-            by_iteration.setdefault(entry["iteration"], {}).update(entry)
-    if not by_iteration:
+    if not log:
         raise UserError(f"{path} has no line of metrics; give the metrics.json of a finished run")
-    return [by_iteration[i] for i in sorted(by_iteration)]
+    return log
 
 
 def training_curves(

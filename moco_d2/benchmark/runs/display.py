@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import json
 import sys
 import time
 from collections import Counter
@@ -12,7 +11,7 @@ from typing import Any, Protocol
 
 from moco_d2.benchmark.runs.suites import Suite
 from moco_d2.files import read_tail
-from moco_d2.records.metrics_json import finite
+from moco_d2.records.metrics_json import finite, parse_line
 
 _TAIL = 4096  # bytes at the end of metrics.json that hold its last line
 _MOST_FAILED = 5  # shown while others run; all are named at the end
@@ -98,11 +97,12 @@ _ORDER = ("done", "running", "elsewhere", "waiting", "failed")
 
 def last_metrics(path: Path) -> dict[str, Any]:
     """The numbers in the last line of a metrics.json; {} if it has none, or is half written."""
-    with contextlib.suppress(OSError, ValueError, IndexError, RecursionError):
-        line = json.loads(read_tail(path, _TAIL).splitlines()[-1])
-        if isinstance(line, dict):
-            return {key: value for key, value in line.items() if finite(value) is not None}
-    return {}
+    try:
+        lines = read_tail(path, _TAIL).splitlines()
+    except OSError:
+        return {}
+    line = parse_line(lines[-1]) if lines else None
+    return {key: value for key, value in (line or {}).items() if finite(value) is not None}
 
 
 def duration(seconds: float) -> str:

@@ -3,8 +3,9 @@
 A suite is a YAML file, a packaged one (moco_d2/benchmark/suites/*.yaml) or your own. Its `kind`
 says what its cells are:
 
-* ``transfer`` (the default): fine-tuning, every task x initialisation x seed. See finetuning.py.
-* ``pretext``: pretraining and what its features are worth. See pretext.py.
+* ``transfer`` (the default): fine-tuning, every task x initialisation x seed. See
+  transfer_suites.py.
+* ``pretext``: pretraining and what its features are worth. See pretext_suites.py.
 * ``demo``: the demo's whole line on generated images. See moco_d2/demo/cells.py.
 
 A suite is anybody's, as a config is. What it says names settings of our own tools, folders inside
@@ -38,8 +39,8 @@ from moco_d2.errors import UserError, closest, printable
 FOLDER, CELL_FOLDER = "{folder}", "{cell}"
 # Builders of cells; see load_suite.
 _KINDS = {
-    "transfer": "moco_d2.benchmark.runs.finetuning:build_cells",
-    "pretext": "moco_d2.benchmark.runs.pretext:build_cells",
+    "transfer": "moco_d2.benchmark.runs.transfer_suites:build_cells",
+    "pretext": "moco_d2.benchmark.runs.pretext_suites:build_cells",
     "demo": "moco_d2.demo.cells:build_cells",
 }
 _PACKAGED = Path(__file__).parents[1] / "suites"
@@ -51,7 +52,8 @@ _LONGEST_NAME, _LONGEST_PATH = 100, 200
 MOST_RUNS = 2_000  # all tasks and initialisations here, with 5 seeds, are 1080
 _LONGEST_REASON = 400
 _MOST_SEED = 2**31  # Detectron2 adds the process's number, and numpy takes 32 bits
-# Beside the runs' folders in the suite's: of finetuning.py, cluster.py, measuring.py, run_log.py.
+# Beside the runs' folders in the suite's: of transfer_suites.py, cluster.py, measuring.py and
+# run_log.py.
 _RESERVED = ("configs", "jobs", "timings", "runs.jsonl")
 
 

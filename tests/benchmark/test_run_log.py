@@ -99,8 +99,10 @@ def test_the_last_line_of_a_log_is_text(tmp_path):
 
 def test_metrics_of_a_stranger_show_nothing(tmp_path):
     file = tmp_path / "metrics.json"
-    file.write_text('{"iteration": "x", "eta_seconds": NaN, "lr": 0.1, "a": [], "b": 1e999}\n')
-    assert last_metrics(file) == {"lr": 0.1}
+    file.write_text('{"iteration": 3, "eta_seconds": NaN, "lr": 0.1, "a": [], "b": 1e999}\n')
+    assert last_metrics(file) == {"iteration": 3, "lr": 0.1}
+    file.write_text('{"iteration": "x", "lr": 0.1}\n')
+    assert last_metrics(file) == {}
     file.write_text("[" * 4000)
     assert last_metrics(file) == {}
     file.unlink()

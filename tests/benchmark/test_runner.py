@@ -114,7 +114,7 @@ def test_a_killed_run_is_continued(tmp_path):
 
 
 def test_runner_and_runs_are_killed_and_started_again(tmp_path):
-    words = ["a:count=12", "b:count=12", "c:count=3"]
+    words = ["a:count=60", "b:count=60", "c:count=3"]
     runner = start_runner(tmp_path, *words)
     wait_for(lambda: len(events(tmp_path, "started")) == 2)
     wait_for((tmp_path / "a" / "saved").exists)
@@ -124,7 +124,7 @@ def test_runner_and_runs_are_killed_and_started_again(tmp_path):
     runner.wait()
     again = start_runner(tmp_path, *words)
     assert again.wait(600) == 0
-    for name, steps in (("a", 12), ("b", 12), ("c", 3)):
+    for name, steps in (("a", 60), ("b", 60), ("c", 3)):
         # At most the step at hand was lost between training and saving.
         assert sorted(set(steps_of(tmp_path, name))) == list(range(steps))
         ended = [line for line in events(tmp_path, "ended") if line["cell"] == name]
@@ -135,16 +135,19 @@ def test_orphans_of_a_killed_runner_are_waited_for(tmp_path):
     """kill -9 of the runner and its process group leaves its runs at work, which have groups of
     their own: a new runner must not start them a second time.
     """
-    words = ["a:count=25", "b:count=2"]
+    words = ["a:count=100000", "b:count=2"]
     runner = start_runner(tmp_path, *words)
     wait_for((tmp_path / "a" / "saved").exists)
     os.killpg(runner.pid, signal.SIGKILL)
     runner.wait()
-    assert is_running(cell("a", "count=25"), tmp_path)
+    assert is_running(cell("a", "count=100000"), tmp_path)
     again = start_runner(tmp_path, *words)
+    said = iter(again.stdout.readline, "")
+    assert any("a is being run by another process; waiting for it" in line for line in said)
+    (tmp_path / "a" / "enough").touch()
     assert again.wait(600) == 0
-    assert "a is being run by another process; waiting for it" in again.stdout.read()
-    assert steps_of(tmp_path, "a") == list(range(25))
+    steps = steps_of(tmp_path, "a")
+    assert steps == list(range(len(steps)))
     assert [line["cell"] for line in events(tmp_path, "started")].count("a") == 1
 
 
@@ -158,18 +161,18 @@ def test_two_runners_share_the_runs(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_lets_runs_save_and_stop(tmp_path, number):
-    runner = start_runner(tmp_path, "a:count=200", "b:count=200")
+    runner = start_runner(tmp_path, "a:count=100000", "b:count=100000")
     wait_for(lambda: (tmp_path / "a" / "saved").exists() and (tmp_path / "b" / "saved").exists())
     os.killpg(runner.pid, number)
     assert runner.wait(600) == 128 + number
     assert {line["exit_code"] for line in events(tmp_path, "ended")} == {143}
     for name in "ab":
         assert not is_running(cell(name, ""), tmp_path)
-        assert int((tmp_path / name / "saved").read_text()) == len(steps_of(tmp_path, name)) < 200
+        assert int((tmp_path / name / "saved").read_text()) == len(steps_of(tmp_path, name)) < 100_000
 
 
 def test_two_suites_do_not_share_a_folder(tmp_path):
-    runner = start_runner(tmp_path, "a:count=200")
+    runner = start_runner(tmp_path, "a:count=100000")
     wait_for((tmp_path / "a" / "saved").exists)
     before = sorted(path.name for path in tmp_path.iterdir())
     with pytest.raises(UserError, match=rf"another suite is at work in {tmp_path} \(suite fake, "):

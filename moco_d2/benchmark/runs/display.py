@@ -99,7 +99,7 @@ def last_metrics(path: Path) -> dict[str, Any]:
     """The numbers in the last line of a metrics.json; {} if it has none, or is half written."""
     try:
         lines = read_tail(path, _TAIL).splitlines()
-    except OSError:
+    except (OSError, ValueError):  # absent, or no regular file
         return {}
     line = parse_line(lines[-1]) if lines else None
     return {key: value for key, value in (line or {}).items() if finite(value) is not None}

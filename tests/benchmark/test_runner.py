@@ -168,7 +168,9 @@ def test_a_signal_lets_runs_save_and_stop(tmp_path, number):
     assert {line["exit_code"] for line in events(tmp_path, "ended")} == {143}
     for name in "ab":
         assert not is_running(cell(name, ""), tmp_path)
-        assert int((tmp_path / name / "saved").read_text()) == len(steps_of(tmp_path, name)) < 100_000
+        assert (
+            int((tmp_path / name / "saved").read_text()) == len(steps_of(tmp_path, name)) < 100_000
+        )
 
 
 def test_two_suites_do_not_share_a_folder(tmp_path):

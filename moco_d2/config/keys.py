@@ -510,7 +510,7 @@ DETECTRON2_GROUP = Group(
         ),
         _theirs(
             "DATALOADER.REPEAT_THRESHOLD",
-            _FRACTION,
+            _NOT_NEGATIVE,
             "Images of classes that are in a smaller fraction of the images are repeated.",
         ),
         _theirs(

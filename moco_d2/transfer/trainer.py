@@ -154,7 +154,8 @@ class Trainer(DefaultTrainer):
         evaluators = {name: self.build_evaluator(self.cfg, name) for name in names}
         test_images = self.test_images
 
-        class Counting(Trainer):  # Detectron2's test is the class's, and the number is this run's
+        # Detectron2's test is the class's, and the number is this run's.
+        class Counting(type(self)):  # type: ignore[misc]  # a subclass keeps what it overrides
             @classmethod
             def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader[Any]:
                 loader = super().build_test_loader(cfg, dataset_name)

@@ -122,14 +122,14 @@ def test_same_seed_gives_the_same_weights_and_another_seed_others(run, voc):
 
 def test_rates_are_the_schedules_and_statistics_come_before_the_evaluation(run, voc, monkeypatch):
     rates, events = [], []
-    run_step, evaluate = Trainer.run_step, Trainer.test
+    run_step, evaluate = Trainer.run_step, Trainer.test.__func__
 
     def step(self):
         rates.append(self.optimizer.param_groups[0]["lr"])
         run_step(self)
 
     monkeypatch.setattr(Trainer, "run_step", step)
-    test = staticmethod(lambda *args: events.append("test") or evaluate(*args))
+    test = classmethod(lambda cls, *args: events.append("test") or evaluate(cls, *args))
     monkeypatch.setattr(Trainer, "test", test)
     monkeypatch.setattr(precise_bn, "update_statistics", lambda *args: events.append("statistics"))
     schedule = {

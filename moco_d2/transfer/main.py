@@ -14,7 +14,8 @@ from moco_d2.engine.launch import claimed, hold_log, seed, setup_run
 from moco_d2.transfer.data.registered import leave_out_missing
 from moco_d2.transfer.inference.detector import load_detector
 from moco_d2.transfer.plan import RunPlan, load_run, plan_run
-from moco_d2.transfer.preflight.check import check, check_loaded
+from moco_d2.transfer.preflight.check import check
+from moco_d2.transfer.preflight.config_checks import check_coverage
 from moco_d2.transfer.preflight.findings import Finding, enforce, has_refusal
 from moco_d2.transfer.record import RunRecorder
 from moco_d2.transfer.schedule import describe
@@ -76,7 +77,7 @@ def _train(
     resumed = trainer.start_iter > 0
     if not resumed:
         recorder.coverage = coverage
-        incomplete = check_loaded(plan, coverage)
+        incomplete = check_coverage(cfg, coverage)
         findings = [*findings, *incomplete]
         recorder.findings += incomplete
     enforce(findings, force=args.force, logger=logger)

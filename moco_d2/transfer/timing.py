@@ -41,13 +41,11 @@ def measure(args: argparse.Namespace) -> None:
     cfg = load_job(args, fine_tunes=True)
     cfg.MODEL.WEIGHTS = RANDOM
     enforce(check_datasets(cfg), force=False, logger=logging.getLogger(__name__))
-    plan = plan_run(LoadedRun(args.config_file, cfg, weights=None), comm.get_world_size())
-    schedule, cfg = plan.schedule, plan.cfg.clone()
-    cfg.defrost()
     on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
     with tempfile.TemporaryDirectory() as folder:
         cfg.OUTPUT_DIR = folder  # nothing is kept
-        trainer = Trainer(cfg)
+        plan = plan_run(LoadedRun(args.config_file, cfg, weights=None), comm.get_world_size())
+        trainer = Trainer(plan.cfg)
         trainer.model.train()
         seconds: list[float] = []
         with EventStorage(0) as trainer.storage:
@@ -66,9 +64,9 @@ def measure(args: argparse.Namespace) -> None:
         content = {
             "seconds_per_iteration": statistics.median(timed),
             "steps": len(timed),
-            "iterations": schedule["max_iter"],
-            "images_per_batch": schedule["ims_per_batch"],
-            "world_size": schedule["world_size"],
+            "iterations": plan.schedule["max_iter"],
+            "images_per_batch": plan.schedule["ims_per_batch"],
+            "world_size": plan.schedule["world_size"],
             "on_gpu": on_gpu,
             "hardware": hardware(cfg.MODEL.DEVICE)["name"],
             "peak_memory_gib": peak_memory_gib(cfg.MODEL.DEVICE),

@@ -41,8 +41,9 @@ from moco_d2.benchmark.runs.suites import (
     whole_number,
     with_overrides,
 )
+from moco_d2.config.keys import read_value
 from moco_d2.config.load import check_data, config_root
-from moco_d2.config.safe_yaml import decode, expand_home, is_regular_file
+from moco_d2.config.safe_yaml import expand_home, is_regular_file
 from moco_d2.errors import UserError
 
 _KEYS = (
@@ -208,8 +209,9 @@ def _iterations(settings: Mapping[str, Any], images: int | None, source: Path) -
         return whole_number(settings, "SOLVER.MAX_ITER", source) if there else None
     if not images:
         return None
-    share = decode(settings.get("MOCO.DATA.SHARE", 1))
-    if type(share) not in (int, float) or not 0 < share <= 1:
-        raise UserError(f"{source}: MOCO.DATA.SHARE must be in (0, 1], got {share!r:.80}")
+    try:
+        share = read_value("MOCO.DATA.SHARE", settings.get("MOCO.DATA.SHARE", 1))
+    except ValueError as error:
+        raise UserError(f"{source}: {error}") from error
     batch = whole_number(settings, "SOLVER.IMS_PER_BATCH", source)
     return epochs * (int(images * share) // batch) if batch else None

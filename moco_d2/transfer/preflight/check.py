@@ -5,7 +5,6 @@ from detectron2.utils import comm
 from moco_d2.transfer.plan import RunPlan
 from moco_d2.transfer.preflight.config_checks import (
     check_config,
-    check_coverage,
     check_memory,
     check_schedule,
     check_settings,
@@ -13,7 +12,6 @@ from moco_d2.transfer.preflight.config_checks import (
 from moco_d2.transfer.preflight.dataset_checks import check_datasets
 from moco_d2.transfer.preflight.findings import Finding
 from moco_d2.transfer.preflight.memory import available_bytes
-from moco_d2.transfer.weights import Coverage
 
 
 def check(plan: RunPlan) -> list[Finding]:
@@ -33,11 +31,6 @@ def check(plan: RunPlan) -> list[Finding]:
         *check_settings(cfg),
         *check_memory(cfg, available=available, world_size=plan.world_size),
     ]
-
-
-def check_loaded(plan: RunPlan, coverage: Coverage) -> list[Finding]:
-    """Return the findings about the weights that have arrived in the model."""
-    return check_coverage(plan.cfg, coverage)
 
 
 def _smallest_of_processes(number: int | None) -> int | None:

@@ -254,12 +254,12 @@ def main() -> None:
         if steps["lightly"] is None:
             del steps["lightly"]
             notes.append("lightly is not installed, so it was left out: make bench-env.")
-        synchronise = torch.cuda.synchronize if on_gpu else contextlib.nullcontext
+        synchronize = torch.cuda.synchronize if on_gpu else contextlib.nullcontext
 
         def timed(step: Step) -> Step:
             def run() -> None:
                 step()
-                synchronise()
+                synchronize()
 
             return run
 

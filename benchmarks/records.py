@@ -2,7 +2,7 @@
 """Time of `tools/benchmark.py table` over the number of run records, process start included.
 
 Records of the size of real ones: a resolved config, six evaluations, twenty classes; spread over
-ten tasks and five initialisations, so that more records are more seeds.
+ten tasks and five initializations, so that more records are more seeds.
 
     python benchmarks/records.py [--sizes 10 100 1000 10000] [--repeats 5] [--json FILE]
 """
@@ -28,17 +28,17 @@ from moco_d2.config.plain import matched_sha256, to_plain
 from moco_d2.files import sha256_of_json
 
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "benchmark.py"
-INITIALISATIONS = ("random", "supervised", "moco", "moco_v2_200ep", "moco_v2_800ep")
+INITIALIZATIONS = ("random", "supervised", "moco", "moco_v2_200ep", "moco_v2_800ep")
 TASKS = 10
 CLASSES = 20
 EVALUATIONS = 6
 
 
-def record(config: dict[str, Any], task: str, initialisation: str, seed: int) -> dict[str, Any]:
+def record(config: dict[str, Any], task: str, initialization: str, seed: int) -> dict[str, Any]:
     """A run record of schema version 1, which every later reader has to know too."""
     resolved = {
         **config,
-        "MODEL": {**config["MODEL"], "WEIGHTS": f"weights/{initialisation}.pth"},
+        "MODEL": {**config["MODEL"], "WEIGHTS": f"weights/{initialization}.pth"},
         "SEED": seed,
     }
     names = ("AP", "AP50", "AP75", *(f"AP-class{i}" for i in range(CLASSES)))
@@ -48,9 +48,9 @@ def record(config: dict[str, Any], task: str, initialisation: str, seed: int) ->
         "schema_version": 1,
         "kind": "transfer",
         "run": {
-            "config_name": f"{task}_{initialisation}",
+            "config_name": f"{task}_{initialization}",
             "task": task,
-            "initialisation": initialisation,
+            "initialisation": initialization,
             "seed": seed,
             "started": "2025-01-02T00:00:00+00:00",
             "finished": "2025-01-02T03:04:05+00:00",
@@ -62,9 +62,9 @@ def record(config: dict[str, Any], task: str, initialisation: str, seed: int) ->
             "matched_sha256": matched_sha256(resolved),
         },
         "weights": {
-            "file": f"weights/{initialisation}.pth",
-            "sha256": sha256_of_json(initialisation),
-            "provenance": {"source": initialisation},
+            "file": f"weights/{initialization}.pth",
+            "sha256": sha256_of_json(initialization),
+            "provenance": {"source": initialization},
         },
         "coverage": {"expected": 265, "loaded": 265},
         "schedule": {
@@ -90,11 +90,11 @@ def write_records(folder: Path, count: int) -> float:
     size = 0
     for i in range(count):
         task = "voc_C4" if i % TASKS == 0 else f"task_{i % TASKS}"
-        initialisation = INITIALISATIONS[i // TASKS % len(INITIALISATIONS)]
-        seed = i // (TASKS * len(INITIALISATIONS))
+        initialization = INITIALIZATIONS[i // TASKS % len(INITIALIZATIONS)]
+        seed = i // (TASKS * len(INITIALIZATIONS))
         file = folder / f"{i:05d}" / "record.json"
         file.parent.mkdir(parents=True)
-        text = json.dumps(record(config, task, initialisation, seed), indent=2, sort_keys=True)
+        text = json.dumps(record(config, task, initialization, seed), indent=2, sort_keys=True)
         file.write_text(text)
         size += len(text)
     return size / count / 1000

@@ -115,7 +115,7 @@ def in_folders(count: int, folder: Path) -> tuple[float, ...]:
 
 
 def shard(images: int) -> bytes:
-    """A tar file as webdataset's TarWriter writes it, of labelled images."""
+    """A tar file as webdataset's TarWriter writes it, of labeled images."""
     with tempfile.TemporaryDirectory() as folder:
         image = one_image(Path(folder)).read_bytes()
     packed = io.BytesIO()

@@ -111,7 +111,7 @@ def open_run(case: hostile_yaml.Case, out: Path) -> None:
     """Import a run whose config.yaml it is."""
     folder = case.file.parent
     (folder / "metrics.json").write_text('{"iteration": 1}\n')
-    import_run(folder, task="voc_C4", initialisation="moco", destination=out / "record.json")
+    import_run(folder, task="voc_C4", initialization="moco", destination=out / "record.json")
 
 
 DOORS: dict[str, Callable[[hostile_yaml.Case, Path], None]] = {

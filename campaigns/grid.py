@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A grid of runs that is killed at random moments ends with the table of one that was not.
 
-Two tasks x three initialisations x three seeds of the smoke suite, on generated images, pretraining
+Two tasks x three initializations x three seeds of the smoke suite, on generated images, pretraining
 included: once through, and once with kill -9 of the runner and its runs at two random moments, and
 of the runner alone, whose runs then go on as orphans, at a third; each time started again at once.
 Shows that both tables are the same, and the final weights bit for bit, and that no run was run

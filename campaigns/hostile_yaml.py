@@ -161,7 +161,7 @@ def bases(rng: Random, folder: Path) -> Case:  # noqa: PLR0912 - a list of trick
         path = folder / "links" / "a.yaml"
         path.symlink_to("../a.yaml")
     if rng.random() < 0.3:
-        suite = {"tasks": ["voc_C4"], "initialisations": [str(path)], "seeds": [1]}
+        suite = {"tasks": ["voc_C4"], "initializations": [str(path)], "seeds": [1]}
         return Case("suite", _write(folder, _dump(suite), "s.yaml"))
     return Case("config", path)
 
@@ -227,8 +227,8 @@ def commands(rng: Random, folder: Path) -> Case:
 
 def _suite(rng: Random, overrides: dict[str, Any]) -> dict[str, Any]:
     if rng.random() < 0.5:
-        suite = {"tasks": ["voc_C4"], "initialisations": ["random"], "seeds": [1]}
-        place = rng.choice(["overrides", "tasks", "initialisations"])
+        suite = {"tasks": ["voc_C4"], "initializations": ["random"], "seeds": [1]}
+        place = rng.choice(["overrides", "tasks", "initializations"])
         return {
             **suite,
             place: overrides if place == "overrides" else {suite[place][0]: overrides},
@@ -423,11 +423,11 @@ def _path(rng: Random, folder: Path) -> str:
 
 def paths(rng: Random, folder: Path) -> Case:
     name = _path(rng, folder)
-    kind = rng.choice(["points", "tasks", "initialisations", "config", "data", "file", "nested"])
+    kind = rng.choice(["points", "tasks", "initializations", "config", "data", "file", "nested"])
     if kind == "points":
         suite = _suite(rng, {}) | {"kind": "pretext", "points": {name: {"MOCO.EPOCHS": 1}}}
         suite |= {"config": "moco_v2_R50_200ep", "data": "x"}
-        for key in ("tasks", "initialisations", "seeds"):
+        for key in ("tasks", "initializations", "seeds"):
             suite.pop(key, None)
     elif kind == "nested":
         points: Any = {"a": {"MOCO.EPOCHS": 1}, f"a/seed1{name}": {"MOCO.EPOCHS": 1}}
@@ -439,7 +439,7 @@ def paths(rng: Random, folder: Path) -> Case:
         own = name.replace("\0", "").rpartition("/")[2][:200] + ".yaml"
         with contextlib.suppress(OSError):
             _write(folder, "VERSION: 2\n", own)
-        suite = {"tasks": ["voc_C4"], "initialisations": ["random"], "seeds": [1]}
+        suite = {"tasks": ["voc_C4"], "initializations": ["random"], "seeds": [1]}
         suite[kind if kind != "file" else "tasks"] = [own if kind == "file" else name + ".yaml"]
     return Case("suite", _write(folder, _dump(suite), "s.yaml"))
 
@@ -467,16 +467,16 @@ def flags(rng: Random, folder: Path) -> Case:
             _suite(rng, {"SEED": word}),
             _suite(rng, {"OUTPUT_DIR": word}),
             _suite(rng, {"OUTPUT_DIR": f"{folder}/../escaped"}),
-            {"tasks": [word], "initialisations": ["random"]},
-            {"tasks": ["voc_C4"], "initialisations": [word]},
-            {"tasks": ["voc_C4"], "initialisations": ["random"], "seeds": [word]},
+            {"tasks": [word], "initializations": ["random"]},
+            {"tasks": ["voc_C4"], "initializations": [word]},
+            {"tasks": ["voc_C4"], "initializations": ["random"], "seeds": [word]},
         ]
     )
     return Case("suite", _write(folder, _dump(suite)))
 
 
 _SUITE_KEYS = {
-    "transfer": ("tasks", "initialisations", "seeds", "overrides"),
+    "transfer": ("tasks", "initializations", "seeds", "overrides"),
     "pretext": (
         *("points", "config", "data", "generate", "evaluation", "random", "images", "seeds"),
         "overrides",
@@ -489,7 +489,7 @@ def suite_types(rng: Random, folder: Path) -> Case:
     kind = rng.choice(["transfer", "pretext", "demo"])
     suite: dict[Any, Any] = {"kind": kind}
     if kind == "transfer":
-        suite |= {"tasks": ["voc_C4"], "initialisations": ["random"], "seeds": [1]}
+        suite |= {"tasks": ["voc_C4"], "initializations": ["random"], "seeds": [1]}
     elif kind == "pretext":
         suite |= {"config": "moco_v2_R50_200ep", "data": "x", "points": {"a": {}}, "seeds": [1]}
     key = rng.choice(["kind", "title", "nonsense", *_SUITE_KEYS[kind] * 3])

@@ -21,7 +21,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 #: process decodes. JPEG is that of MPO files, too.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF")
 #: The most pixels of an image, by its header. A decoded pixel takes 4 bytes, and for a moment 16 at
-#: the most where it is converted (32-bit grey; alpha; Detectron2's turned copy): 1.6 GB.
+#: the most where it is converted (32-bit gray; alpha; Detectron2's turned copy): 1.6 GB.
 MAX_PIXELS = 100_000_000
 #: The most bytes of an image file: 4 a pixel. Pillow reads whole chunks and tags into memory.
 MAX_FILE_BYTES = 4 * MAX_PIXELS

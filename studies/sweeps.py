@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from moco_d2.benchmark.records.pretext_records import PretextRecord, read_pretext_records
-from moco_d2.benchmark.statistics import summarise
+from moco_d2.benchmark.statistics import summarize
 from moco_d2.benchmark.sweeps.agreement import agreement
 from moco_d2.benchmark.sweeps.figures import described, draw
 from moco_d2.benchmark.sweeps.points import Study, studies
@@ -78,7 +78,7 @@ def _gains(study: Study) -> str:
     """What pretraining adds to the same network without it."""
     if not study.untrained:
         return ""
-    base = summarise(study.untrained).mean
+    base = summarize(study.untrained).mean
     means = [study.summary(s, x).mean - base for s, points in study.values.items() for x in points]
     above = sum(mean > 0 for mean in means)
     return (

@@ -38,8 +38,8 @@ from moco_d2.pretrain.data.shards import read_shard
 from moco_d2.pretrain.data.sources import ImageList, PathTable
 from moco_d2.pretrain.data.stream import ViewMaker
 from moco_d2.pretrain.probe.knn import extract_features
-from moco_d2.pretrain.probe.labelled import LabelledImages
-from moco_d2.pretrain.probe.neighbour_sheet import neighbour_sheet
+from moco_d2.pretrain.probe.labeled import LabeledImages
+from moco_d2.pretrain.probe.neighbor_sheet import neighbor_sheet
 from moco_d2.transfer.data.registered import register_datasets
 from moco_d2.transfer.data.semantic_mapper import SemanticMapper, read_labels
 from moco_d2.transfer.data.training_data import TrainingBatches, build_training_batches
@@ -173,9 +173,9 @@ def _knn(file: Path) -> None:
     extract_features(SmallNetwork(4), _listed(file), size=8)
 
 
-def _neighbours(file: Path) -> None:
+def _neighbors(file: Path) -> None:
     features = torch.ones(1, 4), torch.zeros(1, dtype=torch.long)
-    neighbour_sheet(_listed(file), _listed(file), features, features, queries=1, title="")
+    neighbor_sheet(_listed(file), _listed(file), features, features, queries=1, title="")
 
 
 PRETRAINING = {
@@ -183,8 +183,8 @@ PRETRAINING = {
     "class folder": _class_folder,
     "shard": _shard,
     "kNN": _knn,
-    "linear evaluation": lambda file: LabelledImages(_listed(file), pil_to_tensor, seed=0)[0, 0],
-    "neighbours": _neighbours,
+    "linear evaluation": lambda file: LabeledImages(_listed(file), pil_to_tensor, seed=0)[0, 0],
+    "neighbors": _neighbors,
 }
 
 
@@ -494,7 +494,7 @@ def test_an_image_takes_no_more_memory_than_is_stated(tmp_path):
     side = 3000
     exif = Image.Exif()
     exif[0x0112] = 6  # Detectron2 turns it
-    Image.new("I;16", (side, side), 40_000).save(tmp_path / "grey.png", compress_level=1)
+    Image.new("I;16", (side, side), 40_000).save(tmp_path / "gray.png", compress_level=1)
     Image.new("RGBA", (side, side)).save(tmp_path / "alpha.png", compress_level=1)
     Image.new("RGB", (side, side)).save(tmp_path / "turned.jpg", exif=exif)
     Image.new("RGB", (8, 8)).save(tmp_path / "small.jpg")
@@ -512,7 +512,7 @@ def test_an_image_takes_no_more_memory_than_is_stated(tmp_path):
         "    print(memory('VmHWM') - before)\n"
         "    del image\n"
     )
-    names = ("small.jpg", "grey.png", "alpha.png", "turned.jpg")
+    names = ("small.jpg", "gray.png", "alpha.png", "turned.jpg")
     command = [sys.executable, "-c", code, *(str(tmp_path / name) for name in names)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     taken = dict(zip(names, map(int, output.split()), strict=True))

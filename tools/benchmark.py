@@ -74,11 +74,13 @@ def parse_args() -> argparse.Namespace:
     imported = add(
         "import",
         "make a record of a Detectron2 run made elsewhere",
-        "import other/run --task voc_C4 --initialisation moco",
+        "import other/run --task voc_C4 --initialization moco",
     )
     imported.add_argument("run", type=Path, metavar="DIR", help="has metrics.json and config.yaml")
     imported.add_argument("--task", required=True, metavar="NAME", help="e.g. voc_C4")
-    imported.add_argument("--initialisation", required=True, metavar="NAME", help="e.g. moco")
+    imported.add_argument(
+        *("--initialization", "--initialisation"), required=True, metavar="NAME", help="e.g. moco"
+    )
     imported.add_argument(
         "--out", type=Path, metavar="FILE", help="default: record.json beside metrics.json"
     )
@@ -159,7 +161,7 @@ def _import(args: argparse.Namespace) -> None:
 
     print(
         import_run(
-            args.run, task=args.task, initialisation=args.initialisation, destination=args.out
+            args.run, task=args.task, initialization=args.initialization, destination=args.out
         )
     )
 

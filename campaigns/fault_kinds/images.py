@@ -117,7 +117,7 @@ def _of_mode(mode: str, *formats: str) -> Maker:
 
 
 def _deep(rng: random.Random) -> tuple[bytes, str, str]:
-    """16 bits a pixel, grey."""
+    """16 bits a pixel, gray."""
     values = np.random.default_rng(rng.getrandbits(32)).integers(0, 65536, (40, 50), np.uint16)
     format = rng.choice(("PNG", "TIFF"))
     return _encode(Image.fromarray(values), format), _FORMATS[format], _DECODES
@@ -230,8 +230,8 @@ MAKERS: dict[str, Maker] = {
     "CMYK": _of_mode("CMYK", "JPEG", "TIFF"),
     "YCbCr": _of_mode("YCbCr", "JPEG", "TIFF"),
     "Lab": _of_mode("LAB", "TIFF"),
-    "grey": _of_mode("L", "JPEG", "PNG", "BMP", "TIFF"),
-    "grey and alpha": _of_mode("LA", "PNG", "TIFF"),
+    "gray": _of_mode("L", "JPEG", "PNG", "BMP", "TIFF"),
+    "gray and alpha": _of_mode("LA", "PNG", "TIFF"),
     "alpha": _of_mode("RGBA", "PNG", "WEBP", "TIFF"),
     "one bit": _of_mode("1", "PNG", "BMP", "TIFF"),
     "palette": _of_mode("P", "PNG", "BMP", "TIFF"),

@@ -283,7 +283,7 @@ class LinearEvaluation(Workload):
     @functools.cached_property
     def images(self) -> Path:
         """train/ and val/, with two classes each."""
-        folder = ground() / "labelled"
+        folder = ground() / "labeled"
         if not folder.exists():
             make_class_folders(folder / "train", 11)
             make_class_folders(folder / "val", 5, seed=1)
@@ -362,17 +362,17 @@ class Tables(Converting):
 
     @functools.cached_property
     def records(self) -> Path:
-        """Records of three initialisations with three seeds each, after a real one."""
+        """Records of three initializations with three seeds each, after a real one."""
         folder = Path(tempfile.mkdtemp(dir=ground())) / "out"
         run(**self._fine_tuning.start_words(folder), before=self._fine_tuning.before)
         real = (folder / "record.json").read_text()
-        for i, initialisation in enumerate(("random", "supervised", "moco")):
+        for i, initialization in enumerate(("random", "supervised", "moco")):
             for seed in range(3):
                 record = json.loads(real)
-                record["run"] |= {"initialisation": initialisation, "seed": seed}
+                record["run"] |= {"initialisation": initialization, "seed": seed}
                 value = 50.0 + 3 * i + 0.1 * seed
                 record["metrics"]["bbox"] = dict.fromkeys(("AP", "AP50", "AP75"), value)
-                path = ground() / "records" / f"{initialisation}{seed}" / "record.json"
+                path = ground() / "records" / f"{initialization}{seed}" / "record.json"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(json.dumps(record))
         return ground() / "records"
@@ -398,7 +398,7 @@ class BenchmarkRun(Workload):
         content = {
             "title": "two runs",
             "tasks": ["voc_C4"],
-            "initialisations": ["random"],
+            "initializations": ["random"],
             "seeds": [1, 2],
             "overrides": self._run.settings | shorter,
         }

@@ -1,7 +1,7 @@
-"""What all figures share: styles told apart by colour, marker, line and hatch; letters, legends and
+"""What all figures share: styles told apart by color, marker, line and hatch; letters, legends and
 files.
 
-Colours: Okabe and Ito's palette, which colour-blind readers tell apart
+Colors: Okabe and Ito's palette, which color-blind readers tell apart
 (https://jfly.uni-koeln.de/color/).
 """
 
@@ -17,7 +17,7 @@ from moco_d2.benchmark.tables.comparison import row_order
 from moco_d2.errors import UserError
 from moco_d2.files import atomic_write
 
-#: Colour, marker, line style and hatch.
+#: Color, marker, line style and hatch.
 STYLES = (
     ("#000000", "s", ":", ""),
     ("#0072B2", "^", "--", "//"),
@@ -42,16 +42,16 @@ _LEGEND_LINE = 0.18  # inches
 def styles_of(names: Iterable[str]) -> dict[str, tuple[Any, ...]]:
     """A style for each name, the same in every plot for the paper's three.
 
-    More names than styles get other combinations of the same colours, markers, lines and hatches.
+    More names than styles get other combinations of the same colors, markers, lines and hatches.
     """
     names = list(names)
     free = [i for i in range(len(STYLES)) if i not in _FIXED_STYLES.values()]
     others = [n for n in sorted(names, key=row_order) if n not in _FIXED_STYLES]
     found = {n: STYLES[i] for n, i in _FIXED_STYLES.items()}
     for k, name in enumerate(others):
-        turn, colour = divmod(k, len(free))
-        rest = STYLES[free[(colour + turn) % len(free)]]
-        found[name] = (STYLES[free[colour]][0], *rest[1:])
+        turn, color = divmod(k, len(free))
+        rest = STYLES[free[(color + turn) % len(free)]]
+        found[name] = (STYLES[free[color]][0], *rest[1:])
     return {n: found[n] for n in names}
 
 
@@ -87,7 +87,7 @@ def save(figure: Figure, path: str | Path, *, legend: bool = True) -> None:
 
     Args:
         path: ``.png`` or ``.svg``.
-        legend: above the panels, of all that is labelled in them.
+        legend: above the panels, of all that is labeled in them.
 
     Raises:
         UserError: `path` has another suffix, or cannot be written.

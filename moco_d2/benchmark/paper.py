@@ -40,7 +40,7 @@ class PaperRow:
 
     label: str
     values: tuple[float | None, ...]
-    initialisations: tuple[str, ...] = ()
+    initializations: tuple[str, ...] = ()
     baseline: bool = False
     unconfirmed: bool = False
 
@@ -71,7 +71,7 @@ class PaperTable:
     def baseline(self) -> PaperRow | None:
         """The row that differences are taken to."""
         marked = [row for row in self.rows if row.baseline]
-        supervised = [row for row in self.rows if "supervised" in row.initialisations]
+        supervised = [row for row in self.rows if "supervised" in row.initializations]
         return next(iter(marked + supervised), None)
 
     @property
@@ -88,27 +88,27 @@ def paper_tables() -> tuple[PaperTable, ...]:
     return tuple(_table(name, entry) for name, entry in content.items())
 
 
-def find_row(task: str, initialisation: str) -> tuple[PaperTable, PaperRow] | None:
-    """The published row for `initialisation` on `task`, from the first table that has one."""
+def find_row(task: str, initialization: str) -> tuple[PaperTable, PaperRow] | None:
+    """The published row for `initialization` on `task`, from the first table that has one."""
     for table in paper_tables():
         if table.task == task:
             for row in table.rows:
-                if initialisation in row.initialisations:
+                if initialization in row.initializations:
                     return table, row
     return None
 
 
 def baseline_of(task: str) -> tuple[str, ...]:
-    """Initialisations that differences on `task` may be taken to, the paper's choice first."""
+    """Initializations that differences on `task` may be taken to, the paper's choice first."""
     rows = [table.baseline for table in paper_tables() if table.task == task and table.baseline]
-    return (*(rows[0].initialisations if rows else ()), BASELINE)
+    return (*(rows[0].initializations if rows else ()), BASELINE)
 
 
 def row_beside(
-    task: str, initialisation: str, runs: Iterable[Record]
+    task: str, initialization: str, runs: Iterable[Record]
 ) -> tuple[PaperTable, PaperRow] | None:
-    """The published row for `runs` of one initialisation, if all have its data and schedule."""
-    found = find_row(task, initialisation)
+    """The published row for `runs` of one initialization, if all have its data and schedule."""
+    found = find_row(task, initialization)
     if found is None:
         return None
     setting = found[0].setting
@@ -145,7 +145,7 @@ def _table(name: str, entry: Mapping[str, Any]) -> PaperTable:
         PaperRow(
             **{
                 **row,
-                "initialisations": tuple(row.get("initialisations", ())),
+                "initializations": tuple(row.get("initializations", ())),
                 "values": tuple(row["values"]),
             }
         )

@@ -1,4 +1,4 @@
-"""Spread over seeds, tests between initialisations, and agreement with a published number.
+"""Spread over seeds, tests between initializations, and agreement with a published number.
 
 Welch's t and its degrees of freedom: Welch, Biometrika 34 (1947). Correction for several
 comparisons: Holm, Scandinavian Journal of Statistics 6 (1979).
@@ -51,7 +51,7 @@ class Comparison:
         return self.p_holm is not None and self.p_holm < 1 - LEVEL
 
 
-def summarise(values: Iterable[float]) -> Summary:
+def summarize(values: Iterable[float]) -> Summary:
     """Mean, sample standard deviation and number of `values`.
 
     Raises:
@@ -59,14 +59,14 @@ def summarise(values: Iterable[float]) -> Summary:
     """
     values = list(values)
     if not values:
-        raise ValueError("no value to summarise")
+        raise ValueError("no value to summarize")
     std = statistics.stdev(values) if len(values) > 1 else None
     return Summary(statistics.fmean(values), std, len(values))
 
 
 def paired(values: Sequence[float], others: Sequence[float]) -> Comparison:
     """Student's t-test of the differences between runs that share a seed, in the same order."""
-    differences = summarise(a - b for a, b in zip(values, others, strict=True))
+    differences = summarize(a - b for a, b in zip(values, others, strict=True))
     n = (len(values), len(others))
     if differences.std is None:
         return Comparison(differences.mean, n)
@@ -76,7 +76,7 @@ def paired(values: Sequence[float], others: Sequence[float]) -> Comparison:
 
 def welch(values: Sequence[float], others: Sequence[float]) -> Comparison:
     """Welch's t-test of independent runs, whose spreads may differ."""
-    one, other = summarise(values), summarise(others)
+    one, other = summarize(values), summarize(others)
     difference, n = one.mean - other.mean, (one.n, other.n)
     if one.std is None or other.std is None:
         return Comparison(difference, n)

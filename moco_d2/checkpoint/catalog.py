@@ -223,7 +223,7 @@ def source_file(source: str | Path) -> Path:
 
 
 class WeightsByName(PathHandler):
-    """Resolves the names of a catalogue to converted weights, for iopath's PathManager."""
+    """Resolves the names of a catalog to converted weights, for iopath's PathManager."""
 
     def __init__(self, catalog: Catalog):
         super().__init__()

@@ -11,7 +11,7 @@ from moco_d2.checkpoint.mapping import Architecture
 _NAMED = 3  # names that a sentence can hold
 
 
-def unrecognised(states: Mapping[str, Mapping[str, Tensor]]) -> str:
+def unrecognized(states: Mapping[str, Mapping[str, Tensor]]) -> str:
     """Of a file without any block of a ResNet: what it seems to be."""
     names = [name for state in states.values() for name in state]
     if any("attn.qkv" in name or name.endswith("cls_token") for name in names):
@@ -98,7 +98,7 @@ def _other_stem(stem: Tensor | None) -> str | None:
     if shape[1] in (1, 2):
         return (
             f"its stem {shape} takes {shape[1]} of the channels of a Lab image, and Detectron2 "
-            "gives the network RGB or BGR; give a checkpoint trained on colour images"
+            "gives the network RGB or BGR; give a checkpoint trained on color images"
         )
     if shape[2:] == [3, 3]:
         return (

@@ -9,7 +9,7 @@ from moco_d2.checkpoint.targets import TARGETS
 _INTRODUCTION = """# Checkpoints
 
 `tools/convert.py SRC DST` takes any file that holds a complete ResNet (18, 34, 50, 101, 152,
-ResNeXt, wide) and recognises it by names and shapes. What else is in the file is known by its
+ResNeXt, wide) and recognizes it by names and shapes. What else is in the file is known by its
 family, or is the reason for a refusal; `--drop PATTERN` leaves more behind. Wrappers (`module.`,
 `_orig_mod.`, `model.`, `net.`, `ema_model.`, FSDP's) may stand anywhere. What comes of a file of
 each project: [checkpoint_table.md](checkpoint_table.md).

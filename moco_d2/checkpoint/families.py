@@ -50,7 +50,7 @@ class Input:
 # What torchvision networks are trained on.
 IMAGENET = Input("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 IMAGENET_BGR = Input("BGR", IMAGENET.pixel_mean[::-1], IMAGENET.pixel_std[::-1])
-# Pixels in [0, 1], not normalised.
+# Pixels in [0, 1], not normalized.
 UNIT = Input("RGB", (0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
 MSRA = Input("BGR", IMAGENET_BGR.pixel_mean, (1.0, 1.0, 1.0))
 
@@ -288,7 +288,7 @@ FAMILIES: tuple[Family, ...] = (
         traits=Traits(
             UNIT,
             caveats=(
-                "taken for SimCLR v1 by its file name: trained on pixels in [0, 1], not normalised",
+                "taken for SimCLR v1 by its file name: trained on pixels in [0, 1], not normalized",
             ),
         ),
     ),

@@ -42,7 +42,7 @@ def prove(
     Raises:
         UserError: a tensor did not arrive, or the features differ by more than `TOLERANCE`.
     """
-    # Detectron2's initialisation is overwritten; the caller's random numbers stay as they were.
+    # Detectron2's initialization is overwritten; the caller's random numbers stay as they were.
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
         backbone = _detectron2_backbone(content, architecture)
         _check_arrival(backbone, reference, architecture)

@@ -406,7 +406,7 @@ def _size(values: object = ()) -> tuple[int, ...]:
     return _numbers(values)
 
 
-# Under the names that a pickle has for them. Quantised numbers become the whole ones that they are
+# Under the names that a pickle has for them. Quantized numbers become the whole ones that they are
 # stored as.
 _DTYPES = {
     f"torch.{name}": getattr(torch, name)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moco_d2.checkpoint.diagnosis import incomplete, unrecognised
+from moco_d2.checkpoint.diagnosis import incomplete, unrecognized
 from moco_d2.checkpoint.dialects import DIALECTS, Dialect
 from moco_d2.checkpoint.families import FAMILIES, Family, Traits, without_wrappers
 from moco_d2.checkpoint.mapping import Architecture, expected_tensors, infer_architecture
@@ -101,7 +101,7 @@ def extract(
     states = _states(checkpoint)
     candidates = [c for name, state in states.items() for c in _candidates(name, state)]
     if not candidates:
-        raise UserError(unrecognised(states))
+        raise UserError(unrecognized(states))
     if len(candidates) > MOST_NETWORKS:
         raise UserError(
             f"it holds {len(candidates)} networks, or parts of them; save the wanted one alone: "
@@ -348,7 +348,7 @@ def _check_values(chosen: _Candidate) -> None:
         if not dense or not tensor.is_floating_point():
             raise UserError(
                 f"{key} is not a dense floating-point tensor ({tensor.dtype}); "
-                "give the unquantised checkpoint"
+                "give the unquantized checkpoint"
             )
         if tensor.nbytes > tensor.untyped_storage().nbytes():
             raise UserError(f"{key} repeats its values through its strides; give the original file")

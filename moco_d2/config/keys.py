@@ -452,7 +452,7 @@ MOCO_GROUPS = (
                 "start and one at the end.",
             ),
             Key(
-                "MOCO.KNN.NEIGHBOURS",
+                "MOCO.KNN.NEIGHBORS",
                 200,
                 _COUNT,
                 "This many neighbors vote.",
@@ -479,10 +479,10 @@ MOCO_GROUPS = (
                 "`()` nothing is known.",
             ),
             Key(
-                "MOCO.MONITOR.NEIGHBOURS",
+                "MOCO.MONITOR.NEIGHBORS",
                 8,
                 _COUNT_OR_0,
-                "At every kNN evaluation, `OUTPUT_DIR/neighbours/*.png` shows this many test "
+                "At every kNN evaluation, `OUTPUT_DIR/neighbors/*.png` shows this many test "
                 "images with their nearest training images. With 0 there is no such file.",
             ),
         ),

@@ -43,7 +43,7 @@ def config_root() -> Path:
 
 def find_config(name: str) -> Path:
     """The config file `name`: a path that exists, else a packaged one by file name
-    (``voc_C4_moco.yaml``), else a task and an initialisation of the packaged ones, composed
+    (``voc_C4_moco.yaml``), else a task and an initialization of the packaged ones, composed
     (``lvis_v1_FPN_1x_moco_v2_800ep.yaml``: the file is written for this process and says
     ``_BASE_: [.../task/lvis_v1_FPN_1x.yaml, .../init/moco_v2_800ep.yaml]``). Capitals of packaged
     names do not matter: moco_IG1B is moco_ig1b.
@@ -75,7 +75,7 @@ def find_config(name: str) -> Path:
 
 
 def task_configs() -> dict[str, tuple[Path, Path]]:
-    """Every fine-tuning run by name, ``{task}_{initialisation}.yaml``, as the two packaged files
+    """Every fine-tuning run by name, ``{task}_{initialization}.yaml``, as the two packaged files
     that it consists of.
     """
     folders = (sorted((config_root() / name).glob("*.yaml")) for name in ("task", "init"))

@@ -25,7 +25,7 @@ from moco_d2.config.load import task_configs
 from moco_d2.demo.settings import Settings
 from moco_d2.errors import UserError
 
-INITIALISATIONS = ("random", "supervised", "moco")
+INITIALIZATIONS = ("random", "supervised", "moco")
 PRETEXTS = ("moco", "supervised")
 IMAGES = "images"  # the cell that makes them, and its folder
 IMAGES_SEED = 0
@@ -105,10 +105,10 @@ def demo_cells(
     """
     check_grid(len(settings.finetune_steps), len(settings.seeds), source=source)
     cells = [_images(settings), *(_pretrain(pretext, settings, amp) for pretext in PRETEXTS)]
-    for (task, steps), seed, initialisation in itertools.product(
-        settings.finetune_steps, settings.seeds, INITIALISATIONS
+    for (task, steps), seed, initialization in itertools.product(
+        settings.finetune_steps, settings.seeds, INITIALIZATIONS
     ):
-        cells.append(_finetune(task, initialisation, seed, steps, amp, source))
+        cells.append(_finetune(task, initialization, seed, steps, amp, source))
     return cells
 
 
@@ -122,7 +122,7 @@ def _images(settings: Settings) -> Cell:
     return Cell(
         name=IMAGES,
         task=IMAGES,
-        initialisation="",
+        initialization="",
         seed=0,
         commands=(("demo.py", ("--out", CELL_FOLDER, "--images", *map(str, sizes))),),
         record="images.json",
@@ -162,7 +162,7 @@ def _pretrain(pretext: str, settings: Settings, amp: bool) -> Cell:
     return Cell(
         name=f"pretrain_{pretext}",
         task="pretrain",
-        initialisation=pretext,
+        initialization=pretext,
         seed=1,
         commands=(
             ("pretrain.py", ("--config-file", "moco_v2_R50_200ep.yaml", "--resume", *words)),
@@ -177,7 +177,7 @@ def _pretrain(pretext: str, settings: Settings, amp: bool) -> Cell:
 
 
 def _finetune(  # noqa: PLR0917 - all of a run's place
-    task: str, initialisation: str, seed: int, steps: int, amp: bool, source: Path
+    task: str, initialization: str, seed: int, steps: int, amp: bool, source: Path
 ) -> Cell:
     overrides = {
         **_datasets(task),
@@ -190,14 +190,14 @@ def _finetune(  # noqa: PLR0917 - all of a run's place
         "TEST.EVAL_PERIOD": max(1, steps // 2),
     }
     needs: tuple[str, ...] = (IMAGES,)
-    if initialisation in PRETEXTS:
-        overrides["MODEL.WEIGHTS"] = weights_file(initialisation)
-        needs = (IMAGES, f"pretrain_{initialisation}")
-    config = f"{task}_{initialisation}.yaml"
+    if initialization in PRETEXTS:
+        overrides["MODEL.WEIGHTS"] = weights_file(initialization)
+        needs = (IMAGES, f"pretrain_{initialization}")
+    config = f"{task}_{initialization}.yaml"
     return transfer_cell(
-        name=f"{task}/{initialisation}/seed{seed}",
+        name=f"{task}/{initialization}/seed{seed}",
         task=task,
-        initialisation=initialisation,
+        initialization=initialization,
         seed=seed,
         config=config,
         overrides=overrides,

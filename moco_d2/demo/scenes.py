@@ -2,10 +2,10 @@
 
 What the images look like follows from what the demo has to show within minutes on a laptop. A class
 is a shape with a texture; everything else varies: size, place, rotation, the texture's period and
-phase, contrast, and the grey level behind the object. Features of a random network mix those with
+phase, contrast, and the gray level behind the object. Features of a random network mix those with
 the class, and sort only about half of the images right. Most of them are what MoCo's augmentations
-change as well, so its features have to ignore them. There is no colour to go by, and backgrounds
-are plain and much alike: with wider grey levels (95 to 160) MoCo learnt little but the background.
+change as well, so its features have to ignore them. There is no color to go by, and backgrounds
+are plain and much alike: with wider gray levels (95 to 160) MoCo learnt little but the background.
 """
 
 import json
@@ -35,7 +35,7 @@ PRETRAIN_SIDE = 40  # pixels of a one-object image
 _JPEG_QUALITY = 92
 _OBJECT_SIDE = (28.0, 64.0)  # diameter of an object in a detection scene, pixels
 _OBJECT_SHARE = (0.65, 1.0)  # the same in a one-object image, as a share of its side
-_BACKGROUND = (112.0, 143.0)  # grey level
+_BACKGROUND = (112.0, 143.0)  # gray level
 _CONTRAST = (45.0, 65.0)  # of the texture, to either side of the background
 _PERIOD = (0.17, 0.24)  # of the texture, as a share of the object's diameter
 _NOISE = 6.0  # standard deviation of a pixel
@@ -76,8 +76,8 @@ def draw_object_image(
 ) -> tuple[np.ndarray, Object]:
     """A square image (side, side, 3) of uint8 with one large object of class `name`."""
     diameter = rng.uniform(*_OBJECT_SHARE) * side
-    centre = rng.uniform(diameter / 2, side - diameter / 2, 2)
-    canvas, found = _render(side, side, [(name, diameter, centre)], rng)
+    center = rng.uniform(diameter / 2, side - diameter / 2, 2)
+    canvas, found = _render(side, side, [(name, diameter, center)], rng)
     return canvas, found[0]
 
 
@@ -91,9 +91,9 @@ def draw_scene(rng: np.random.Generator) -> tuple[np.ndarray, list[Object]]:
     for _ in range(20 * wanted):
         diameter = rng.uniform(*_OBJECT_SIDE)
         margin = diameter / 2 + 1
-        centre = rng.uniform((margin, margin), (width - margin, height - margin))
-        if all(math.dist(centre, c) > (diameter + d) / 2 for _, d, c in placed):
-            placed.append((CLASSES[rng.integers(len(CLASSES))], diameter, centre))
+        center = rng.uniform((margin, margin), (width - margin, height - margin))
+        if all(math.dist(center, c) > (diameter + d) / 2 for _, d, c in placed):
+            placed.append((CLASSES[rng.integers(len(CLASSES))], diameter, center))
         if len(placed) == wanted:
             break
     return _render(width, height, placed, rng)
@@ -228,20 +228,20 @@ def _render(
     placed: list[tuple[str, float, np.ndarray]],
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, list[Object]]:
-    """An image with objects given by class, diameter and centre (x, y)."""
+    """An image with objects given by class, diameter and center (x, y)."""
     canvas = np.full((height, width), rng.uniform(*_BACKGROUND), np.float32)
     objects = []
-    for name, diameter, centre in placed:
+    for name, diameter, center in placed:
         shape, texture = LOOKS[name]
         angle, scale = rng.uniform(0, 2 * math.pi), diameter / (2 * _RADIUS)
         cos, sin = math.cos(angle), math.sin(angle)
         rotation = np.array([[cos, -sin], [sin, cos]])
-        x0, y0 = np.maximum(np.floor(centre - diameter / 2), 0).astype(int)
-        x1, y1 = np.minimum(np.ceil(centre + diameter / 2), (width, height)).astype(int)
-        # Centres of the enlarged patch's pixels, in the template's coordinates about its middle.
+        x0, y0 = np.maximum(np.floor(center - diameter / 2), 0).astype(int)
+        x1, y1 = np.minimum(np.ceil(center + diameter / 2), (width, height)).astype(int)
+        # Centers of the enlarged patch's pixels, in the template's coordinates about its middle.
         xs, ys = (
             np.arange(low + 0.25, high, 0.5, dtype=np.float32) - np.float32(middle)
-            for low, high, middle in ((x0, x1, centre[0]), (y0, y1, centre[1]))
+            for low, high, middle in ((x0, x1, center[0]), (y0, y1, center[1]))
         )
         u = (np.float32(cos) * xs + np.float32(sin) * ys[:, None]) / np.float32(scale)
         v = (np.float32(cos) * ys[:, None] - np.float32(sin) * xs) / np.float32(scale)
@@ -250,7 +250,7 @@ def _render(
         patch = inside * _pattern(texture, u, v, rng)
         patch = cv2.resize(patch, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA)
         canvas[y0:y1, x0:x1] += rng.uniform(*_CONTRAST) * patch
-        outline = scale * _outline(shape) @ rotation.T + centre
+        outline = scale * _outline(shape) @ rotation.T + center
         objects.append(Object(name, outline.clip(0, (width, height))))
     noisy = canvas[..., None] + rng.normal(0, _NOISE, (height, width, 3))
     return noisy.clip(0, 255).astype(np.uint8), objects
@@ -284,7 +284,7 @@ def _mask(shape: str) -> np.ndarray:
 
 
 def _corners(shape: str) -> Iterator[tuple[float, float]]:
-    """A polygon's corners about its centre, as far out as the disc's edge."""
+    """A polygon's corners about its center, as far out as the disc's edge."""
     radii: tuple[float, ...]
     if shape == "square":
         count, radii = 4, (1.0,)
@@ -306,4 +306,4 @@ def _outline(shape: str) -> np.ndarray:
     )
     # One pixel of the template is at most a third of one of the image: nothing is lost.
     points = cv2.approxPolyDP(contours[0], 1.0, closed=True)
-    return points[:, 0] + (0.5 - _TEMPLATE / 2)  # a template pixel's centre is at its index + 0.5
+    return points[:, 0] + (0.5 - _TEMPLATE / 2)  # a template pixel's center is at its index + 0.5

@@ -75,8 +75,8 @@ def submit(main: str, args: argparse.Namespace) -> Any:
     # One task a GPU; on CPUs, as many as asked for.
     given.setdefault("tasks_per_node", max(1, given.get("gpus_per_node", 0)))
     # The command's own flags travel; the request for submission has been met.
-    travelling = argparse.Namespace(**{**vars(args), "submit": None})
-    job = queue(DistributedJob(main, travelling), given, name="moco_d2")
+    traveling = argparse.Namespace(**{**vars(args), "submit": None})
+    job = queue(DistributedJob(main, traveling), given, name="moco_d2")
     print(f"job {job.job_id}, output in {job.paths.stdout}", file=sys.stderr)
     return job
 

@@ -93,7 +93,7 @@ class PretrainCheckpointer:
         self.scaler = scaler
         self.scaling = scaling or {}
         self._rng: dict[str, Any] | None = None
-        self.reinitialise = tuple(cfg.MOCO.CHECKPOINT.REINITIALISE)
+        self.reinitialize = tuple(cfg.MOCO.CHECKPOINT.REINITIALISE)
 
     def save(
         self, name: str, *, iteration: int, epoch: int, metrics: dict[str, Any] | None = None
@@ -212,15 +212,15 @@ class PretrainCheckpointer:
         if ours is not None:
             self._check_ours(path, ours)
         tensors = checkpoint["state_dict"]
-        load_official_state_dict(self.model, tensors, reinitialise=self.reinitialise)
+        load_official_state_dict(self.model, tensors, reinitialize=self.reinitialize)
         load_official_optimizer(
             self.optimizer,
             self.model,
             checkpoint["optimizer"],
             tensors,
-            reinitialise=self.reinitialise,
+            reinitialize=self.reinitialize,
         )
-        for part in self.reinitialise:
+        for part in self.reinitialize:
             logger.warning("the %s begins anew (MOCO.CHECKPOINT.REINITIALISE)", part)
         if ours is None:
             epoch = check_count(checkpoint.get("epoch", 0), "epoch")

@@ -1,7 +1,7 @@
 """The pretraining loop, on Detectron2's TrainerBase, hooks and storage.
 
 Effects of a run in OUTPUT_DIR: config.yaml, log.txt, metrics.json, TensorBoard events, checkpoints
-(checkpointing.py), sheets of nearest neighbours (monitor.py).
+(checkpointing.py), sheets of nearest neighbors (monitor.py).
 """
 
 import contextlib
@@ -181,8 +181,8 @@ class Pretrainer(TrainerBase):
         passes = self.cfg.MOCO.ACCUMULATION
         outputs = []
         self.optimizer.zero_grad(set_to_none=True)
-        for micro_batch, synchronisation in micro_batches(self.parallel_model, batch, passes):
-            with synchronisation:
+        for micro_batch, synchronization in micro_batches(self.parallel_model, batch, passes):
+            with synchronization:
                 with self._autocast():
                     outputs.append(self.parallel_model(micro_batch))
                 self.scaler.scale(_total_loss(outputs[-1]) / passes).backward()

@@ -14,7 +14,7 @@ from detectron2.engine import HookBase, hooks
 from moco_d2.files import atomic_write
 from moco_d2.pretrain.alarms import CollapseAlarm, DataTimeAdvice, ExpectedLoss, LeakAlarm
 from moco_d2.pretrain.probe.knn import Features, KNNMonitor
-from moco_d2.pretrain.probe.neighbour_sheet import as_array, neighbour_sheet
+from moco_d2.pretrain.probe.neighbor_sheet import as_array, neighbor_sheet
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def num_logits(cfg: CfgNode) -> int:
 
 class KNNEvaluation(hooks.EvalHook):
     """kNN accuracy of the query encoder before training, every `period` iterations and at the end,
-    with a sheet of nearest neighbours. One process evaluates, the others wait.
+    with a sheet of nearest neighbors. One process evaluates, the others wait.
     """
 
     def __init__(
@@ -97,15 +97,15 @@ class KNNEvaluation(hooks.EvalHook):
             knn.TRAIN,
             knn.TEST,
             size=cfg.MOCO.AUGMENTATION.SIZE,
-            neighbours=knn.NEIGHBOURS,
+            neighbors=knn.NEIGHBORS,
             temperature=knn.TEMPERATURE,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
         return cls(
             monitor if is_main else None,
             period=knn.PERIOD,
-            sheet_queries=cfg.MOCO.MONITOR.NEIGHBOURS,
-            sheet_folder=Path(cfg.OUTPUT_DIR) / "neighbours",
+            sheet_queries=cfg.MOCO.MONITOR.NEIGHBORS,
+            sheet_folder=Path(cfg.OUTPUT_DIR) / "neighbors",
         )
 
     def before_train(self) -> None:
@@ -128,7 +128,7 @@ class KNNEvaluation(hooks.EvalHook):
         self, monitor: KNNMonitor, train: Features, test: Features, accuracy: float
     ) -> None:
         storage = self.trainer.storage
-        sheet = neighbour_sheet(
+        sheet = neighbor_sheet(
             monitor.train,
             monitor.test,
             train,
@@ -138,7 +138,7 @@ class KNNEvaluation(hooks.EvalHook):
         )
         with atomic_write(self.sheet_folder / f"{storage.iter:07d}.png") as temporary:
             sheet.save(temporary)
-        storage.put_image("neighbours", as_array(sheet))
+        storage.put_image("neighbors", as_array(sheet))
 
 
 class PretextChance(HookBase):

@@ -37,12 +37,12 @@ def _official_name(name: str) -> str:
 
 
 def load_official_state_dict(
-    model: nn.Module, state_dict: dict[str, torch.Tensor], *, reinitialise: Iterable[str] = ()
+    model: nn.Module, state_dict: dict[str, torch.Tensor], *, reinitialize: Iterable[str] = ()
 ) -> None:
     """Load what official_state_dict wrote, or an official file's state_dict: all of it.
 
     Args:
-        reinitialise: PARTS that keep the model's own, new values.
+        reinitialize: PARTS that keep the model's own, new values.
 
     Raises:
         UserError: names or shapes differ; names the first, the config key behind it and, where
@@ -54,7 +54,7 @@ def load_official_state_dict(
     theirs = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
     current = model.state_dict()
     for official, name in ours.items():
-        if _is_part_of(official, reinitialise):
+        if _is_part_of(official, reinitialize):
             theirs[official] = current[name]
         if official not in theirs:
             raise UserError(
@@ -70,7 +70,7 @@ def load_official_state_dict(
                 f"change {key} back{_way(official)}"
             )
     for name in theirs:
-        if name not in ours and not _is_part_of(name, reinitialise):
+        if name not in ours and not _is_part_of(name, reinitialize):
             raise UserError(
                 f"the checkpoint has {name}, which this config's network has not; it was made with "
                 f"other settings: check MOCO.ENCODER against the config.yaml beside it{_way(name)}"
@@ -91,7 +91,7 @@ def load_official_optimizer(
     saved: dict[str, Any],
     state_dict: dict[str, torch.Tensor],
     *,
-    reinitialise: Iterable[str] = (),
+    reinitialize: Iterable[str] = (),
 ) -> None:
     """Load the momentum of every trained parameter; hyper-parameters stay those of the config.
 
@@ -110,7 +110,7 @@ def load_official_optimizer(
     trained = [(_official_name(name), p) for name, p in model.named_parameters() if p.requires_grad]
     state = {}
     for i, (name, parameter) in enumerate(trained):
-        if _is_part_of(name, reinitialise):
+        if _is_part_of(name, reinitialize):
             continue
         if number.get(name) in states:
             state[i] = states[number[name]]

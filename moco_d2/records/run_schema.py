@@ -44,10 +44,10 @@ class Origin(Part, frozen=True, kw_only=True):
     ]
 
 
-class Run(Part, frozen=True, kw_only=True):
+class Run(Part, frozen=True, kw_only=True, rename={"initialization": "initialisation"}):
     config_name: Annotated[str, about("The name of the config file, without `.yaml`.")]
     task: Annotated[Name, about("The task of the grid's cell.")]
-    initialisation: Annotated[Name, about("The initialization of the grid's cell.")]
+    initialization: Annotated[Name, about("The initialization of the grid's cell.")]
     seed: Annotated[Whole, about('The seed; a negative one is Detectron2\'s "from the clock".')]
     started: Annotated[
         Text | None, about("When the run began (ISO 8601); null for an imported run.")

@@ -137,7 +137,7 @@ class RunRecorder:
             run=Run(
                 config_name=name,
                 task=cfg.MOCO.TASK,
-                initialisation=name.removeprefix(f"{cfg.MOCO.TASK}_"),
+                initialization=name.removeprefix(f"{cfg.MOCO.TASK}_"),
                 seed=cfg.SEED,
                 started=self.started.isoformat(timespec="seconds"),
                 finished=finished.isoformat(timespec="seconds"),

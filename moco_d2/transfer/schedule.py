@@ -21,13 +21,13 @@ SYNCED_NORMS = ("SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
 _SYNCED_ON_CPU = ("naiveSyncBN", "naiveSyncBN_N")
 # The parts of the paper's models with a norm of their own.
 _NORMED = ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD", "SEM_SEG_HEAD")
-_PAPERS_BATCH = 16  # images that BatchNorm sees, 8 GPUs of 2 synchronised
+_PAPERS_BATCH = 16  # images that BatchNorm sees, 8 GPUs of 2 synchronized
 
 
 def scale_to_hardware(cfg: Any, world_size: int) -> tuple[Any, dict[str, Any]]:
     """The config as it will run on `world_size` processes, and its description for log and record.
 
-    A synchronised norm becomes BN on one process, where there is nothing to synchronise with, and
+    A synchronized norm becomes BN on one process, where there is nothing to synchronize with, and
     naiveSyncBN on several CPU processes, where torch's SyncBN does not run.
 
     Returns:
@@ -108,7 +108,7 @@ def describe(effective: Mapping[str, Any]) -> list[str]:
 
 
 def batchnorm_images(cfg: Any, world_size: int) -> int | None:
-    """The images that the backbone's BatchNorm normalises together; None where it is frozen."""
+    """The images that the backbone's BatchNorm normalizes together; None where it is frozen."""
     norm = cfg.MODEL.RESNETS.NORM
     if norm == "FrozenBN":
         return None

@@ -70,7 +70,7 @@ class AccumulatingTrainer(SimpleTrainer):
             start = time.perf_counter()
             batches.append(next(self._data_loader_iter))
             data_time += time.perf_counter() - start
-            with self._synchronisation(last=i == self.passes - 1):
+            with self._synchronization(last=i == self.passes - 1):
                 with self._autocast(), proposals_checked(batches):
                     of_pass = self.model(batches[-1])
                 self.grad_scaler.scale(sum(of_pass.values()) / self.passes).backward()
@@ -79,7 +79,7 @@ class AccumulatingTrainer(SimpleTrainer):
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
-    def _synchronisation(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
+    def _synchronization(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Gradients travel between the processes with the last pass only."""
         if last or not isinstance(self.model, nn.parallel.DistributedDataParallel):
             return contextlib.nullcontext()

@@ -37,11 +37,11 @@ def _scratch() -> tempfile.TemporaryDirectory[str]:
 
 
 def register_path_handlers() -> None:
-    """Teach Detectron2's PathManager ``random://``, random initialisation. Idempotent."""
+    """Teach Detectron2's PathManager ``random://``, random initialization. Idempotent."""
     from detectron2.utils.file_io import PathManager
     from iopath.common.file_io import PathHandler
 
-    class RandomInitialisationHandler(PathHandler):
+    class RandomInitializationHandler(PathHandler):
         """An empty checkpoint: every parameter keeps its random initial value."""
 
         def _get_supported_prefixes(self) -> list[str]:
@@ -56,7 +56,7 @@ def register_path_handlers() -> None:
         def _open(self, path: str, mode: str = "r", **kwargs: Any) -> Any:
             return Path(self._get_local_path(path)).open(mode)
 
-    PathManager.register_handler(RandomInitialisationHandler(), allow_override=True)
+    PathManager.register_handler(RandomInitializationHandler(), allow_override=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +226,7 @@ def check_weights_file(weights: str) -> None:
     check_weights_name(weights)
     if not weights:
         raise UserError(
-            f"MODEL.WEIGHTS is empty: write MODEL.WEIGHTS {RANDOM} for random initialisation, a "
+            f"MODEL.WEIGHTS is empty: write MODEL.WEIGHTS {RANDOM} for random initialization, a "
             "converted file, or published weights by name (moco://v2_800ep)"
         )
     if "://" not in weights and not Path(weights).is_file():
@@ -238,7 +238,7 @@ def check_weights_file(weights: str) -> None:
 
 def describe_weights(weights: str) -> dict[str, Any] | None:
     """File name, sha256 and provenance of a weight file for the run record; None for random
-    initialisation.
+    initialization.
     """
     if weights == RANDOM:
         return None

@@ -15,7 +15,7 @@ VOC = {"train": ["voc_2007_trainval", "voc_2012_trainval"], "test": ["voc_2007_t
 def content(
     *,
     task="voc_C4",
-    initialisation="moco",
+    initialization="moco",
     seed=1,
     metrics=None,
     data=None,
@@ -24,13 +24,13 @@ def content(
     base_lr=0.02,
 ) -> dict:
     data = data or VOC
-    name = hashlib.sha256(f"{initialisation} {seed}".encode())
+    name = hashlib.sha256(f"{initialization} {seed}".encode())
     noise = 1e-9 * int(name.hexdigest()[:4], 16)  # no two runs end alike to the last bit
     some = {"AP": 55.9, "AP50": 81.5, "AP75": 62.6, "AP-cat": 60.0}
     metrics = metrics or {"bbox": {metric: value + noise for metric, value in some.items()}}
     resolved = {
         "DATASETS": {"TRAIN": data["train"], "TEST": data["test"]},
-        "MODEL": {"WEIGHTS": f"{initialisation}.pth"},
+        "MODEL": {"WEIGHTS": f"{initialization}.pth"},
         "SEED": seed,
         "SOLVER": {"BASE_LR": base_lr, "IMS_PER_BATCH": 16},
     }
@@ -38,9 +38,9 @@ def content(
         "schema_version": 1,
         "kind": "transfer",
         "run": {
-            "config_name": f"{task}_{initialisation}",
+            "config_name": f"{task}_{initialization}",
             "task": task,
-            "initialisation": initialisation,
+            "initialisation": initialization,
             "seed": seed,
             "started": "2025-01-02T00:00:00+00:00",
             "finished": finished,
@@ -52,13 +52,13 @@ def content(
             "matched_sha256": matched_sha256(resolved),
         },
         "weights": None
-        if initialisation == "random"
+        if initialization == "random"
         else {
-            "file": f"{initialisation}.pth",
-            "sha256": hashlib.sha256(initialisation.encode()).hexdigest(),
+            "file": f"{initialization}.pth",
+            "sha256": hashlib.sha256(initialization.encode()).hexdigest(),
             "provenance": {"source": "moco_v1_200ep_pretrain.pth.tar"},
         },
-        "coverage": {"expected": 265, "loaded": 0 if initialisation == "random" else 265},
+        "coverage": {"expected": 265, "loaded": 0 if initialization == "random" else 265},
         "schedule": {
             "world_size": 8,
             "ims_per_batch": 16,
@@ -112,9 +112,9 @@ TABLE_2B = {
 
 @pytest.fixture
 def table_2b(write):
-    """Fifteen records: three initialisations, five seeds, the paper's means."""
-    for initialisation, means in TABLE_2B.items():
-        for seed, noise in enumerate(NOISE[initialisation], start=1):
+    """Fifteen records: three initializations, five seeds, the paper's means."""
+    for initialization, means in TABLE_2B.items():
+        for seed, noise in enumerate(NOISE[initialization], start=1):
             metrics = {"bbox": {name: mean + noise for name, mean in means.items()}}
-            write(content(initialisation=initialisation, seed=seed, metrics=metrics))
+            write(content(initialization=initialization, seed=seed, metrics=metrics))
     return write.folder

@@ -27,7 +27,7 @@ def cell():
     return transfer_cell(
         name="voc_C4/moco/seed1",
         task="voc_C4",
-        initialisation="moco",
+        initialization="moco",
         seed=1,
         config="voc_C4_moco.yaml",
         overrides={"MODEL.WEIGHTS": "{folder}/moco.pth"},

@@ -10,7 +10,7 @@ def page(make_content, write):
     """The page of two records, the second changed by a function; both with right fingerprints."""
 
     def page(change=lambda content: None, **kwargs):
-        contents = make_content(initialisation="supervised"), make_content(**kwargs)
+        contents = make_content(initialization="supervised"), make_content(**kwargs)
         change(contents[1])
         for content in contents:
             config = content["config"]
@@ -31,13 +31,13 @@ def test_matched_runs_differ_only_where_they_may(page):
     first = text.splitlines()[0]
     assert first == "**Matched**: the configs differ only in `MODEL.WEIGHTS` and `SEED`."
     assert row(text, "MODEL.WEIGHTS") == ["supervised.pth", "moco.pth"]
-    assert row(text, "initialisation") == ["supervised", "moco"]
+    assert row(text, "initialization") == ["supervised", "moco"]
     assert "The same in both: schedule, preflight, environment, hardware" in text
     assert "A: " not in text and "B: " not in text  # no reservations
 
 
 def test_equal_configs(page):
-    text = page(initialisation="supervised")
+    text = page(initialization="supervised")
     assert text.startswith("**Matched**: the configs are equal.\n")
 
 

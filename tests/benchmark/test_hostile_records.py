@@ -99,7 +99,7 @@ def test_a_number_that_overflows_is_no_other_config(make_content, write):
     """JSON that msgspec writes has null for infinity: two configs must not become one."""
     files = []
     for value in ("1e999", "null"):
-        content = make_content(initialisation=f"moco_{value}")
+        content = make_content(initialization=f"moco_{value}")
         content["config"]["resolved"]["SOLVER"]["BASE_LR"] = "HERE"
         files.append(write(content))
         files[-1].write_text(files[-1].read_text().replace('"HERE"', value))
@@ -173,7 +173,7 @@ def test_any_byte_may_be_wrong(make_content, write, caplog):
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_name_is_text_in_every_format(make_content, write, format):
     hostile = "<script>alert(1)</script>|`\\input{/etc/passwd}"
-    content = make_content(initialisation=hostile, task=hostile)
+    content = make_content(initialization=hostile, task=hostile)
     content["hardware"]["name"] = hostile
     text = render(read_records([write(content)]), format)
     assert "alert" in text

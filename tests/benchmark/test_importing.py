@@ -58,7 +58,7 @@ def changed(**sections):
 
 
 def import_moco(folder, **kwargs):
-    return import_run(folder, **{"task": "voc_C4", "initialisation": "moco", **kwargs})
+    return import_run(folder, **{"task": "voc_C4", "initialization": "moco", **kwargs})
 
 
 def test_what_the_files_say_is_in_the_record_and_nothing_else(folder):
@@ -67,7 +67,7 @@ def test_what_the_files_say_is_in_the_record_and_nothing_else(folder):
     assert path == folder / "record.json"
     (record,) = read_records([folder])
     assert record.origin == {"how": "imported", "source": str(folder.resolve())}
-    assert (record.task, record.initialisation, record.seed) == ("voc_C4", "moco", 3)
+    assert (record.task, record.initialization, record.seed) == ("voc_C4", "moco", 3)
     assert record.metrics == {"bbox/AP": 55.9, "bbox/AP50": 81.5, "bbox/AP75": None}
     assert [line["iteration"] for line in record.history] == [12000, 24000]
     assert record.images == 24000 * 16
@@ -81,7 +81,7 @@ def test_what_the_files_say_is_in_the_record_and_nothing_else(folder):
 
 
 def test_beside_ours_in_the_table_and_marked(folder, make_content, write):
-    write(make_content(initialisation="supervised"))
+    write(make_content(initialization="supervised"))
     import_moco(folder)
     text = render(read_records([write.folder, folder]))
     (row,) = [line for line in text.splitlines() if line.startswith("| moco")]
@@ -108,9 +108,9 @@ def test_several_test_sets_keep_their_names(folder):
     assert record.metrics == last
 
 
-def test_random_initialisation_and_the_default_seed(folder):
+def test_random_initialization_and_the_default_seed(folder):
     write(folder, changed(MODEL={"WEIGHTS": ""}, SEED=None), LOG)
-    path = import_moco(folder, initialisation="random")
+    path = import_moco(folder, initialization="random")
     assert read_content(path)["weights"] is None
     assert read_records([path])[0].seed == -1  # Detectron2's "from the clock"
 
@@ -133,7 +133,7 @@ def test_a_config_and_a_log_that_detectron2_itself_wrote(tmp_path):
         storage.put_scalars(**{"bbox/AP": 2.0}, smoothing_hint=False)
         writer.write()
     writer.close()
-    import_run(tmp_path, task="voc_C4", initialisation="supervised_msra")
+    import_run(tmp_path, task="voc_C4", initialization="supervised_msra")
     (record,) = read_records([tmp_path])
     assert record.metrics == {"bbox/AP": 2.0}
     assert [line["iteration"] for line in record.history] == [1, 4]
@@ -194,11 +194,11 @@ def test_a_config_that_is_none_is_refused(folder, config, said):
     ("given", "said"),
     [
         ({"task": "voc_c4"}, "did you mean 'voc_C4'"),
-        ({"initialisation": "MoCo"}, "did you mean 'moco'"),
-        ({"initialisation": "moco-v2_200ep"}, "did you mean 'moco_v2_200ep'"),
-        ({"initialisation": "random"}, "not random initialisation"),
-        ({"initialisation": "a\nb"}, "run.initialisation"),
-        ({"initialisation": "m" * 1000}, "run.initialisation"),
+        ({"initialization": "MoCo"}, "did you mean 'moco'"),
+        ({"initialization": "moco-v2_200ep"}, "did you mean 'moco_v2_200ep'"),
+        ({"initialization": "random"}, "not random initialization"),
+        ({"initialization": "a\nb"}, "run.initialisation"),
+        ({"initialization": "m" * 1000}, "run.initialisation"),
     ],
 )
 def test_names_are_checked(folder, given, said):
@@ -208,7 +208,7 @@ def test_names_are_checked(folder, given, said):
 
 def test_empty_weights_are_no_pretrained_ones(folder):
     write(folder, changed(MODEL={"WEIGHTS": ""}), LOG)
-    with pytest.raises(UserError, match="which is random initialisation"):
+    with pytest.raises(UserError, match="which is random initialization"):
         import_moco(folder)
 
 
@@ -222,7 +222,7 @@ def test_a_missing_file_is_named(folder, name):
 def test_a_record_is_never_overwritten(folder):
     before = import_moco(folder).read_text()
     with pytest.raises(UserError, match="exists.*--out"):
-        import_moco(folder, initialisation="densecl")
+        import_moco(folder, initialization="densecl")
     assert (folder / "record.json").read_text() == before
 
 

@@ -14,7 +14,7 @@ from scipy import stats
 
 from moco_d2.benchmark.records.results import read_records
 from moco_d2.benchmark.rendering import render
-from moco_d2.benchmark.statistics import agreement_band, summarise
+from moco_d2.benchmark.statistics import agreement_band, summarize
 from moco_d2.benchmark.tables.comparison import measured_tables
 
 METRICS = ("AP50", "AP", "AP75")
@@ -30,16 +30,16 @@ SEEDS = 5
 
 
 def noisy(means, rng, n=SEEDS):
-    """n runs of each initialisation: seeds x metrics, unrounded."""
+    """n runs of each initialization: seeds x metrics, unrounded."""
     return {name: mean + rng.normal(0, STD, (n, 3)) for name, mean in means.items()}
 
 
 @pytest.fixture
 def template(make_content, write):
-    """A record of each initialisation, as read from its file."""
+    """A record of each initialization, as read from its file."""
     for name in PAPER:
-        write(make_content(initialisation=name))
-    return {record.initialisation: record for record in read_records([write.folder])}
+        write(make_content(initialization=name))
+    return {record.initialization: record for record in read_records([write.folder])}
 
 
 def records_of(values, template):
@@ -60,7 +60,7 @@ def test_everything_in_the_table(make_content, write):
     for name, runs in values.items():
         for seed, run in enumerate(runs):
             metrics = {"bbox": dict(zip(METRICS, map(float, run), strict=True))}
-            write(make_content(initialisation=name, seed=seed, metrics=metrics))
+            write(make_content(initialization=name, seed=seed, metrics=metrics))
     lines = list(csv.DictReader(io.StringIO(render(read_records([write.folder]), "csv"))))
 
     expected = {}
@@ -77,7 +77,7 @@ def test_everything_in_the_table(make_content, write):
 
     seen = {}
     for line in lines:
-        name, metric = line["initialisation"], line["metric"].removeprefix("bbox/")
+        name, metric = line["initialization"], line["metric"].removeprefix("bbox/")
         i = METRICS.index(metric)
         if line["mean"]:
             runs, paper = values[name][:, i], PAPER[name][i]
@@ -165,7 +165,7 @@ def test_rate_of_the_band_however_little_is_published(n, published_std, trials):
     inside = []
     for _ in range(2000):
         printed = round(rng.normal(40, std / math.sqrt(runs)), 1)
-        ours = summarise(rng.normal(40, std, n))
+        ours = summarize(rng.normal(40, std, n))
         inside.append(abs(ours.mean - printed) <= agreement_band(ours, published_std, trials))
     # Three standard errors of 0.95 are 0.015. A published spread is better known here than the band
     # assumes, which counts most where there is no other.
@@ -185,7 +185,7 @@ def test_a_mismatched_record_among_them_is_marked(make_content, write):
         for seed, run in enumerate(runs):
             metrics = {"bbox": dict(zip(METRICS, map(float, run), strict=True))}
             lr = 0.01 if (name, seed) == ("moco", 3) else 0.02
-            record = make_content(initialisation=name, seed=seed, metrics=metrics, base_lr=lr)
+            record = make_content(initialization=name, seed=seed, metrics=metrics, base_lr=lr)
             write(record)
     records = read_records([write.folder])
     (table,) = measured_tables(records)

@@ -91,9 +91,9 @@ def page_of(write, tmp_path):
 
 
 def test_every_section_is_there(write, make_content, tmp_path):
-    for initialisation in ("random", "supervised", "moco"):
+    for initialization in ("random", "supervised", "moco"):
         for seed in (1, 2):
-            write(full(make_content, initialisation=initialisation, seed=seed))
+            write(full(make_content, initialization=initialization, seed=seed))
     text, page = page_of(write, tmp_path)
     words = " ".join(page.words)
     assert page.titles == TITLES
@@ -126,7 +126,7 @@ def test_one_run_of_version_1(write, make_content, tmp_path):
 
 def test_everything_in_a_record_is_escaped(write, make_content, tmp_path):
     for seed in (1, 2):
-        record = full(make_content, task=HOSTILE, initialisation=f"{HOSTILE}{seed}", seed=seed)
+        record = full(make_content, task=HOSTILE, initialization=f"{HOSTILE}{seed}", seed=seed)
         record["run"]["config_name"] = HOSTILE
         record["run"]["command"] = f"{HOSTILE} ' {seed}"
         record["config"]["resolved"] |= {HOSTILE: f"{HOSTILE}{seed}"}
@@ -156,9 +156,9 @@ def test_imported_runs_have_no_command(write, make_content):
 
 
 def test_runs_that_are_not_matched_are_named_with_their_keys(write, make_content):
-    write(make_content(initialisation="supervised"))
-    write(make_content(initialisation="moco", base_lr=0.01))
-    write(make_content(initialisation="moco", seed=2))
+    write(make_content(initialization="supervised"))
+    write(make_content(initialization="moco", base_lr=0.01))
+    write(make_content(initialization="moco", seed=2))
     section = config_section(by_task(read_records([write.folder])))
     assert "Not matched, see the keys below: voc_C4." in section.text
     (table,) = section.tables
@@ -181,11 +181,11 @@ def test_commands_that_differ_in_more_than_seed_and_folder_are_all_shown(write, 
 def losses(write, make_content):
     """Supervised loses 5 points to Loc in the mean, MoCo 3; all else is equal but for noise."""
     noise = (0.1, -0.1, 0.05, -0.05, 0.0)
-    for initialisation, loc in (("supervised", 5.0), ("moco", 3.0)):
+    for initialization, loc in (("supervised", 5.0), ("moco", 3.0)):
         for seed, error in enumerate(noise, start=1):
-            e = error if initialisation == "moco" else -error
+            e = error if initialization == "moco" else -error
             loss = {"Cls": 2 + e, "Loc": loc + e, "Both": 1 + e, "Dupe": 1.0, "Bkg": 3.0, "Miss": 4}
-            write(full(make_content, initialisation=initialisation, seed=seed, loss=loss))
+            write(full(make_content, initialization=initialization, seed=seed, loss=loss))
     return by_task(read_records([write.folder]))
 
 
@@ -199,8 +199,8 @@ def test_where_moco_wins_is_said_only_as_far_as_the_runs_support_it(losses, tmp_
 
 
 def test_without_spread_nothing_is_claimed(write, make_content, tmp_path):
-    for initialisation in ("supervised", "moco"):
-        write(full(make_content, initialisation=initialisation))
+    for initialization in ("supervised", "moco"):
+        write(full(make_content, initialization=initialization))
     (_, table, _) = error_section(by_task(read_records([write.folder])), tmp_path).tables
     assert "no difference is claimed" in table and "moco against" not in table
 
@@ -210,10 +210,10 @@ def test_detections_are_of_runs_that_have_kept_their_models(
 ):
     """One seed for all, that most have; a failure to draw leaves the rest of the page."""
     for seed, name, kept in ((1, "moco", True), (2, "moco", True), (2, "random", True)):
-        path = write(make_content(seed=seed, initialisation=name))
+        path = write(make_content(seed=seed, initialization=name))
         for file in ("config.yaml", "model_final.pth") if kept else ():
             (path.parent / file).touch()
-    write(make_content(seed=2, initialisation="supervised"))
+    write(make_content(seed=2, initialization="supervised"))
     tasks = by_task(read_records([write.folder]))
     chosen, seed = detection_report._choose(tasks["voc_C4"])
     assert (list(chosen), seed) == (["random", "moco"], 2)

@@ -170,7 +170,7 @@ def test_every_number_and_difference_is_in_the_csv():
             for value, difference in zip(values, differences, strict=True):
                 line = next(lines)
                 assert line["task"] == name
-                assert all(word in line["initialisation"] for word in words)
+                assert all(word in line["initialization"] for word in words)
                 assert (Decimal(line["mean"]) if line["mean"] else None) == value
                 found = Decimal(line["difference"]) if line["difference"] else None
                 assert found == difference, (name, words)

@@ -38,7 +38,7 @@ def test_published_tasks_exist_and_others_are_named_as_unknown(tmp_path):
 
 def test_another_step_has_no_published_cost(tmp_path):
     """A shorter run has the step of the paper's, a smaller image has not."""
-    content = {"tasks": ["voc_C4"], "initialisations": ["random"]}
+    content = {"tasks": ["voc_C4"], "initializations": ["random"]}
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump({**content, "overrides": {"SOLVER.MAX_ITER": 12000}}))
     assert "a run 1 h 47 min, 14.3 GPU-hours" in plan(file, folder=tmp_path)
@@ -70,7 +70,7 @@ def small_suite(tmp_path, **overrides):
         "DATASETS.TEST": f"('voc:{root}:test',)",
     }
     small = dict(zip(SMALL_DETECTOR[::2], SMALL_DETECTOR[1::2], strict=True))
-    content = {"tasks": ["voc_C4"], "initialisations": ["moco"]}
+    content = {"tasks": ["voc_C4"], "initializations": ["moco"]}
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump({**content, "overrides": {**small, **data, **overrides}}))
     return file

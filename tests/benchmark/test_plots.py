@@ -63,7 +63,7 @@ def test_ap_curves_mean_over_seeds_and_final_point(tmp_path, make_content, write
         record = make_content(seed=seed, metrics={"bbox": {"AP": ap}}, max_iter=200)
         record["history"] = [{"iteration": 99, "bbox/AP": ap - 20, "bbox/AP50": None}]
         write(record)
-    write(make_content(initialisation="random", metrics={"bbox": {"AP": 9.0}}, max_iter=200))
+    write(make_content(initialization="random", metrics={"bbox": {"AP": 9.0}}, max_iter=200))
     records = read_records([write.folder])
     plots.ap_curves(records, "bbox/AP", tmp_path / "ap.svg")
     assert drawn["moco (n=2)"] == ([100, 200], [32.0, 52.0])
@@ -87,7 +87,7 @@ def test_knn_curve(tmp_path, drawn):
         plots.knn_curve({"moco": METRICS}, tmp_path / "none.png")
 
 
-def test_styles_differ_in_more_than_colour():
+def test_styles_differ_in_more_than_color():
     names = ["moco", "random", "supervised", "a", "b", "c", "d"]
     styles = styles_of(names)
     for part in range(4):

@@ -175,10 +175,10 @@ def test_the_smoke_suite_draws_its_images_first():
         ("demo.py", ("--out", "{cell}", "--images", "960", "450", "0", "0")),
     )
     assert all(cell.needs == (images.name,) for cell in others)
-    trained = [c for c in others if c.initialisation != "random"]
+    trained = [c for c in others if c.initialization != "random"]
     assert [others.index(c) for c in others if c not in trained] == [0, 13]  # first of each seed
     assert [c.commands[-1][1][-2:] for c in others] == [("--num-gpus", "1")] * len(others)
-    configs = {c.initialisation: scaled(c, 960) for c in trained}
+    configs = {c.initialization: scaled(c, 960) for c in trained}
     assert {c["SOLVER.BASE_LR"] / c["SOLVER.IMS_PER_BATCH"] for c in configs.values()} == {
         0.03 / 256
     }

@@ -14,7 +14,7 @@ def test_fields(make_content, write):
     record = make_content()
     record["metrics"]["bbox"]["AP75"] = None
     (read,) = read_records([write(record).parent])
-    assert (read.task, read.initialisation, read.seed) == ("voc_C4", "moco", 1)
+    assert (read.task, read.initialization, read.seed) == ("voc_C4", "moco", 1)
     assert read.images == 24000 * 16
     assert read.datasets_test == ("voc_2007_test",)
     assert read.metrics["bbox/AP50"] == record["metrics"]["bbox"]["AP50"]
@@ -37,7 +37,7 @@ def test_a_version_1_record_as_it_was_written_still_reads():
     file = SUPPORT / "record_v1.json"
     (record,) = read_records([file])
     assert json.loads(file.read_text())["schema_version"] == 1
-    assert (record.task, record.initialisation, record.seed) == ("voc_C4", "random", 1)
+    assert (record.task, record.initialization, record.seed) == ("voc_C4", "random", 1)
     assert record.metrics["bbox/AP50"] == pytest.approx(0.603, abs=1e-3)
     assert record.environment["moco_d2"] == "0.1.0"
     assert record.origin == {"how": "trained", "source": None}

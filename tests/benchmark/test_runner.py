@@ -35,7 +35,7 @@ def _as_from_a_terminal():
 
 
 def start_runner(folder, *words):
-    """A runner of words NAME:BEHAVIOUR, in a process group of its own."""
+    """A runner of words NAME:BEHAVIOR, in a process group of its own."""
     return subprocess.Popen(
         [sys.executable, str(SUPPORT / "fake_suite.py"), str(folder), *words],
         start_new_session=True,
@@ -93,15 +93,15 @@ def test_a_failed_run_stops_no_other_and_is_named_with_the_end_of_its_log(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "said"),
+    ("behavior", "said"),
     [
         ("raise", "RuntimeError: this is why"),
         ("no_record", "no valid record"),
         ("die=1", "killed by SIGKILL"),
     ],
 )
-def test_failures_that_are_not_the_users_are_exit_code_1(tmp_path, capsys, behaviour, said):
-    assert run_cells(tmp_path, cell("bad", behaviour), cell("user", "exit=2")) == 1
+def test_failures_that_are_not_the_users_are_exit_code_1(tmp_path, capsys, behavior, said):
+    assert run_cells(tmp_path, cell("bad", behavior), cell("user", "exit=2")) == 1
     assert said in capsys.readouterr().out
 
 

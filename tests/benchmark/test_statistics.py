@@ -14,7 +14,7 @@ from moco_d2.benchmark.statistics import (
     holm,
     least_detectable,
     paired,
-    summarise,
+    summarize,
     welch,
 )
 
@@ -24,7 +24,7 @@ V2 = [67.7, 67.6, 67.4, 67.6, 67.3]
 
 
 def test_summary():
-    summary = summarise(V1)
+    summary = summarize(V1)
     assert summary.mean == pytest.approx(np.mean(V1))
     assert summary.std == pytest.approx(np.std(V1, ddof=1))
     assert summary.n == 5
@@ -32,9 +32,9 @@ def test_summary():
 
 
 def test_one_value_has_no_spread():
-    assert summarise([3.0]) == Summary(3.0, None, 1)
+    assert summarize([3.0]) == Summary(3.0, None, 1)
     with pytest.raises(ValueError, match="no value"):
-        summarise([])
+        summarize([])
 
 
 @pytest.mark.parametrize(("ours", "scipys"), [(paired, stats.ttest_rel), (welch, None)])

@@ -20,7 +20,7 @@ def write(tmp_path, **content):
 
 
 def small(**more):
-    return {"tasks": ["voc_C4"], "initialisations": ["random", "moco"], "seeds": [1, 2], **more}
+    return {"tasks": ["voc_C4"], "initializations": ["random", "moco"], "seeds": [1, 2], **more}
 
 
 @pytest.mark.parametrize("name", packaged_suites())
@@ -32,8 +32,8 @@ def test_packaged_suites_run_configs_that_exist(name):
         if cell.kind == "transfer":
             ((tool, words),) = cell.commands
             assert tool == "train_net.py"
-            assert words[:2] == ("--config-file", f"{cell.task}_{cell.initialisation}.yaml")
-            assert f"{cell.task}_{cell.initialisation}" in known
+            assert words[:2] == ("--config-file", f"{cell.task}_{cell.initialization}.yaml")
+            assert f"{cell.task}_{cell.initialization}" in known
             assert cell.iterations > 0
 
 
@@ -67,8 +67,8 @@ def test_a_suite_has_the_rows_of_its_tables(suite, tables):
     for name in tables:
         table = published[name]
         for row in table.rows:
-            found = {c.initialisation for c in cells if c.task == table.task}
-            assert len(found & set(row.initialisations)) == 1, (name, row.label)
+            found = {c.initialization for c in cells if c.task == table.task}
+            assert len(found & set(row.initializations)) == 1, (name, row.label)
         if table.trials:
             assert len({cell.seed for cell in cells}) == table.trials
 
@@ -79,7 +79,7 @@ def test_the_runs_of_ones_own_suite(tmp_path):
             tmp_path,
             **small(
                 tasks={"voc_C4": {"SOLVER.MAX_ITER": 10}, "coco_FPN_1x": {}},
-                initialisations={"random": None, "moco": {"MODEL.WEIGHTS": "mine.pth"}},
+                initializations={"random": None, "moco": {"MODEL.WEIGHTS": "mine.pth"}},
                 overrides={"SOLVER.MAX_ITER": 5, "SOLVER.STEPS": [3, 4]},
             ),
         )
@@ -98,11 +98,11 @@ def test_the_runs_of_ones_own_suite(tmp_path):
     assert [cell.iterations for cell in suite.cells] == [10] * 4 + [5] * 4
 
 
-def test_weights_of_ones_own_are_an_initialisation(tmp_path):
+def test_weights_of_ones_own_are_an_initialization(tmp_path):
     """A file like those of configs/init, as tools/convert.py --emit-config writes it."""
     (tmp_path / "dense_cl.yaml").write_text("MODEL:\n  WEIGHTS: weights/dense_cl.pth\n")
-    suite = load_suite(write(tmp_path, **small(initialisations=["moco", "dense_cl.yaml"])))
-    assert [cell.initialisation for cell in suite.cells][:2] == ["moco", "dense_cl"]
+    suite = load_suite(write(tmp_path, **small(initializations=["moco", "dense_cl.yaml"])))
+    assert [cell.initialization for cell in suite.cells][:2] == ["moco", "dense_cl"]
     ((path, text),) = suite.files.items()
     assert path == "configs/voc_C4_dense_cl.yaml"
     file = tmp_path / "voc_C4_dense_cl.yaml"
@@ -113,14 +113,21 @@ def test_weights_of_ones_own_are_an_initialisation(tmp_path):
     assert words[1] == "{folder}/configs/voc_C4_dense_cl.yaml"
 
 
+def test_a_suite_with_the_old_spelling_has_the_same_runs(tmp_path):
+    content = small()
+    new = load_suite(write(tmp_path, **content))
+    content["initialisations"] = content.pop("initializations")
+    assert load_suite(write(tmp_path, **content)) == new
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ({"seed": [1]}, "unknown key 'seed'; did you mean 'seeds'"),
         ({"kind": "transfr"}, "unknown kind 'transfr'; did you mean 'transfer'"),
         ({"tasks": ["voc_C5"]}, "unknown task 'voc_C5'; did you mean 'voc_C4'"),
-        ({"initialisations": ["superwised"]}, "unknown initialisation 'superwised'; did you mean"),
-        ({"initialisations": ["other.yaml"]}, "no file .*other.yaml"),
+        ({"initializations": ["superwised"]}, "unknown initialization 'superwised'; did you mean"),
+        ({"initializations": ["other.yaml"]}, "no file .*other.yaml"),
         ({"tasks": 3}, "tasks must be a list of names, or a mapping"),
         ({"tasks": []}, "tasks must be a list of names, or a mapping"),
         ({"seeds": [1, 1]}, "seeds must be a list of different numbers"),
@@ -128,6 +135,7 @@ def test_weights_of_ones_own_are_an_initialisation(tmp_path):
         ({"overrides": ["SOLVER.MAX_ITER", 1]}, "overrides are a mapping"),
         ({"overrides": {"SOLVER": {"MAX_ITER": 1}}}, "with their whole name, SOLVER.MAX_ITER"),
         ({"kind": "demo", "tasks": None}, "unknown key 'tasks'"),
+        ({"initialisations": ["moco"]}, "initialisations is the old name of initializations"),
     ],
 )
 def test_mistakes_are_one_sentence(tmp_path, content, message):
@@ -185,7 +193,7 @@ def test_a_point_stays_in_the_suites_folder(tmp_path, name):
     assert [path.name for path in tmp_path.rglob("*")] == ["mine.yaml"]
 
 
-@pytest.mark.parametrize("what", ["tasks", "initialisations"])
+@pytest.mark.parametrize("what", ["tasks", "initializations"])
 @pytest.mark.parametrize(
     "name", ["--config-file.yaml", "-x.yaml", "...yaml", "a b.yaml", "a\n.yaml"]
 )
@@ -215,8 +223,8 @@ HIDDEN = "shards:{pipe,pipe}:touch ran"
         pretext(points={"a": {}}, data="http://localhost:9/x"),
         small(overrides={"DATASETS.TEST": f"('{HIDDEN}',)"}),
         small(tasks={"voc_C4": {"DATASETS.TRAIN": [HIDDEN]}}),
-        small(initialisations={"moco": {"DATASETS.TRAIN": ["coco:s3://a.json:x"]}}),
-        small(initialisations=["own.yaml"]),
+        small(initializations={"moco": {"DATASETS.TRAIN": ["coco:s3://a.json:x"]}}),
+        small(initializations=["own.yaml"]),
     ],
 )
 def test_a_suite_names_data_of_this_machine_only(tmp_path, content):
@@ -284,8 +292,8 @@ def test_no_way_to_run_a_suite_takes_its_words_for_the_users(tmp_path, tool, mon
         (small(overrides={"SOLVER.MAX_ITER": "many"}), "SOLVER.MAX_ITER must be a whole number"),
         (small(seeds=list(range(9000))), "more than 2000 runs"),
         (small(seeds=[1 << 31]), "seeds must be a list"),
-        (small(initialisations=["~nobody_of_this_name/a.yaml"]), "no file"),
-        (small(initialisations=["a" * 5000 + ".yaml"]), "no file"),
+        (small(initializations=["~nobody_of_this_name/a.yaml"]), "no file"),
+        (small(initializations=["a" * 5000 + ".yaml"]), "no file"),
         ({"kind": "demo", "momentum": float("nan")}, "must be a number above 0"),
     ],
 )

@@ -251,7 +251,7 @@ def test_papers_noise_is_two_deviations_of_a_difference():
 def test_the_papers_own_order_agrees(read):
     """What a seed adds to all of its runs is no spread of their differences."""
     (study,) = read(figure_3(offset=-3, **ON_IMAGENET))
-    # 15 points: neighbours (2 + 5 + 5), and mechanisms (3 pairs at 3 places, and one at 3 more).
+    # 15 points: neighbors (2 + 5 + 5), and mechanisms (3 pairs at 3 places, and one at 3 more).
     assert len(orders(study)) == 12 + 9 + 3
     assert verdicts(study).count("same") >= 15 and verdicts(study).count("alike") == 5
     assert set(verdicts(study)) <= {"same", "alike", "towards"}
@@ -340,7 +340,7 @@ def test_tables_and_report_of_a_folder(tmp_path):
     assert "| MoCo | 53.7 ± 0.2 (n=3) | 55.4 ± 0.2 (n=3) | " in text
     assert re.search(r"\| paper: MoCo v1, Figure 3 \| 54.7, gap -1.0 \(within ±1.\d\d\) \| ", text)
     csv = render_folders([folder], "csv").splitlines()
-    assert csv[0].startswith("task,initialisation,metric,mean") and len(csv) == 1 + 3 * 6
+    assert csv[0].startswith("task,initialization,metric,mean") and len(csv) == 1 + 3 * 6
     write_page([folder], tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert page.count("data:image/svg+xml") == 1 and "19 have the same direction" in page

@@ -55,8 +55,8 @@ def test_order_is_claimed_only_where_the_tests_support_it(table_2b):
 
 
 def test_single_runs_support_no_order(make_content, write):
-    for initialisation, ap in (("supervised", 10.0), ("moco", 90.0)):
-        write(make_content(initialisation=initialisation, metrics={"bbox": {"AP": ap}}))
+    for initialization, ap in (("supervised", 10.0), ("moco", 90.0)):
+        write(make_content(initialization=initialization, metrics={"bbox": {"AP": ap}}))
     table = table_of(write.folder)
     assert not table.rows[1].cells[0].highlighted
     assert any("no order claimed: moco and supervised in AP." in note for note in table.notes)
@@ -65,10 +65,10 @@ def test_single_runs_support_no_order(make_content, write):
 
 
 def test_two_seeds_support_little_and_the_note_says_how_little(make_content, write):
-    for initialisation, values in (("supervised", (10.0, 11.0)), ("moco", (20.0, 22.0))):
+    for initialization, values in (("supervised", (10.0, 11.0)), ("moco", (20.0, 22.0))):
         for seed, ap in enumerate(values):
             metrics = {"bbox": {"AP": ap}}
-            write(make_content(initialisation=initialisation, seed=seed, metrics=metrics))
+            write(make_content(initialization=initialization, seed=seed, metrics=metrics))
     notes = table_of(write.folder).notes
     # t with 1 degree of freedom at 97.5 %: tan(0.475 pi) = 12.7; over sqrt 2.
     power = "With 2 seeds the tests have little power: a difference must exceed about 9 standard"
@@ -80,11 +80,11 @@ def test_two_seeds_support_little_and_the_note_says_how_little(make_content, wri
 
 def test_a_supported_difference_below_half_a_point_is_not_bold(make_content, write):
     """And -0.04 is 0.0, not -0.0."""
-    for initialisation, ap50, ap in (("supervised", 80.0, 50.0), ("moco", 80.4, 49.96)):
+    for initialization, ap50, ap in (("supervised", 80.0, 50.0), ("moco", 80.4, 49.96)):
         for seed in range(5):
-            noise = {"supervised": 0.01, "moco": 0.012}[initialisation] * seed
+            noise = {"supervised": 0.01, "moco": 0.012}[initialization] * seed
             metrics = {"bbox": {"AP50": ap50 + noise, "AP": ap + noise}}
-            write(make_content(initialisation=initialisation, seed=seed, metrics=metrics))
+            write(make_content(initialization=initialization, seed=seed, metrics=metrics))
     cell = table_of(write.folder).rows[1].cells[0]
     assert cell.comparison.supported and not cell.highlighted
     text = render(read_records([write.folder]))
@@ -93,22 +93,22 @@ def test_a_supported_difference_below_half_a_point_is_not_bold(make_content, wri
 
 
 def test_seeds_from_the_clock_are_no_pairs(make_content, write):
-    for initialisation in ("supervised", "moco"):
+    for initialization in ("supervised", "moco"):
         for hour in range(3):
             record = make_content(
-                initialisation=initialisation, seed=-1, finished=f"2025-01-02T0{hour}:00:00+00:00"
+                initialization=initialization, seed=-1, finished=f"2025-01-02T0{hour}:00:00+00:00"
             )
-            record["metrics"]["bbox"]["AP"] += hour * len(initialisation)
+            record["metrics"]["bbox"]["AP"] += hour * len(initialization)
             write(record)
     (pair,) = table_of(write.folder).pairs
     assert pair.comparisons[1].test == "Welch"
 
 
 def test_seeds_that_differ_are_no_pairs(make_content, write):
-    for initialisation, first in (("supervised", 1), ("moco", 1), ("moco_v2", 4)):
+    for initialization, first in (("supervised", 1), ("moco", 1), ("moco_v2", 4)):
         for seed in range(3):
-            record = make_content(initialisation=initialisation, seed=first + seed)
-            record["metrics"]["bbox"]["AP"] += seed * len(initialisation)
+            record = make_content(initialization=initialization, seed=first + seed)
+            record["metrics"]["bbox"]["AP"] += seed * len(initialization)
             write(record)
     table = table_of(write.folder)
     tests = {(p.label, p.against): p.comparisons[1].test for p in table.pairs}
@@ -124,9 +124,9 @@ def test_seeds_that_differ_are_no_pairs(make_content, write):
 
 
 def test_configs_that_differ_are_no_pairs(make_content, write):
-    for initialisation, lr in (("supervised", 0.02), ("moco", 0.01)):
+    for initialization, lr in (("supervised", 0.02), ("moco", 0.01)):
         for seed in range(3):
-            record = make_content(initialisation=initialisation, seed=seed, base_lr=lr)
+            record = make_content(initialization=initialization, seed=seed, base_lr=lr)
             record["metrics"]["bbox"]["AP"] += seed * lr
             write(record)
     (pair,) = table_of(write.folder).pairs
@@ -135,9 +135,9 @@ def test_configs_that_differ_are_no_pairs(make_content, write):
 
 def test_another_number_of_processes_is_no_pair(make_content, write):
     """It sees the images in another order."""
-    for initialisation, processes in (("supervised", 8), ("moco", 1)):
+    for initialization, processes in (("supervised", 8), ("moco", 1)):
         for seed in range(3):
-            record = make_content(initialisation=initialisation, seed=seed)
+            record = make_content(initialization=initialization, seed=seed)
             record["schedule"]["world_size"] = processes
             record["metrics"]["bbox"]["AP"] += seed * processes
             write(record)
@@ -146,8 +146,8 @@ def test_another_number_of_processes_is_no_pair(make_content, write):
 
 
 def test_another_number_of_images_is_a_mismatch(make_content, write):
-    for initialisation, images in (("supervised", 16551), ("moco", 16000), ("moco_v2", None)):
-        record = make_content(initialisation=initialisation)
+    for initialization, images in (("supervised", 16551), ("moco", 16000), ("moco_v2", None)):
+        record = make_content(initialization=initialization)
         record["data"] = {"train_images": images, "test_images": {"voc_2007_test": 4952}}
         write(record)
     table = table_of(write.folder)
@@ -155,9 +155,9 @@ def test_another_number_of_images_is_a_mismatch(make_content, write):
     assert dict(table.footnotes)["mismatched"].endswith("in the number of images")
 
 
-def test_many_initialisations_are_compared_with_the_baseline_only(make_content, write):
-    for initialisation in ("supervised", *(f"other{i}" for i in range(8))):
-        write(make_content(initialisation=initialisation))
+def test_many_initializations_are_compared_with_the_baseline_only(make_content, write):
+    for initialization in ("supervised", *(f"other{i}" for i in range(8))):
+        write(make_content(initialization=initialization))
     assert {pair.against for pair in table_of(write.folder).pairs} == {"supervised"}
     assert len(table_of(write.folder).pairs) == 8
 
@@ -179,8 +179,8 @@ def test_task_without_published_table(make_content, write):
 
 
 def test_mismatched_run_is_marked_with_the_keys_that_differ(make_content, write):
-    write(make_content(initialisation="supervised"))
-    write(make_content(initialisation="moco", base_lr=0.01))
+    write(make_content(initialization="supervised"))
+    write(make_content(initialization="moco", base_lr=0.01))
     table = table_of(write.folder)
     assert [row.marks for row in table.rows] == [(), ("mismatched",)]
     ((_, text),) = table.footnotes
@@ -189,8 +189,8 @@ def test_mismatched_run_is_marked_with_the_keys_that_differ(make_content, write)
 
 
 def test_the_config_counts_and_not_the_fingerprint_beside_it(make_content, write):
-    write(make_content(initialisation="supervised"))
-    record = make_content(initialisation="moco")
+    write(make_content(initialization="supervised"))
+    record = make_content(initialization="moco")
     record["config"]["resolved"]["SOLVER"]["BASE_LR"] = 0.01  # its matched_sha256 is now stale
     write(record)
     table = table_of(write.folder)
@@ -200,7 +200,7 @@ def test_the_config_counts_and_not_the_fingerprint_beside_it(make_content, write
 
 def test_reservations_are_marked(make_content, write):
     names = ("a", "b", "c", "d", "e", "random")
-    records = {name: make_content(initialisation=name) for name in names}
+    records = {name: make_content(initialization=name) for name in names}
     records["a"]["weights"]["provenance"] = None
     records["b"]["coverage"]["loaded"] = 264
     records["c"]["preflight"]["forced"] = True
@@ -234,8 +234,8 @@ def test_differences_are_to_what_the_paper_takes_them_to(make_content, write):
     data = {"train": ["lvis_v0.5_train"], "test": ["lvis_v0.5_val"]}
     task, metrics = "lvis_v0.5_FPN_2x", {"segm": {"AP": 24.0}}
 
-    def add(initialisation):
-        record = {"task": task, "initialisation": initialisation, "metrics": metrics, "data": data}
+    def add(initialization):
+        record = {"task": task, "initialization": initialization, "metrics": metrics, "data": data}
         write(make_content(**record, max_iter=180000))
 
     add("supervised")
@@ -245,19 +245,19 @@ def test_differences_are_to_what_the_paper_takes_them_to(make_content, write):
     assert table_of(write.folder).baseline == "supervised_frozen_bn"
 
 
-@pytest.mark.parametrize("more", ["seeds", "tasks", "initialisations", "configs", "repeats"])
+@pytest.mark.parametrize("more", ["seeds", "tasks", "initializations", "configs", "repeats"])
 def test_cost_grows_linearly(make_content, write, more):
     """Counted in calls of functions, which no other process disturbs."""
     write(make_content())
     (template,) = read_records([write.folder])
 
     def calls(n):
-        counts = {**dict.fromkeys(("seeds", "tasks", "initialisations"), 3), more: n}
+        counts = {**dict.fromkeys(("seeds", "tasks", "initializations"), 3), more: n}
         records = [
             dataclasses.replace(
                 template,
                 task=f"task{task}",
-                initialisation="supervised" if name == 0 else f"name{name}",
+                initialization="supervised" if name == 0 else f"name{name}",
                 seed=seed,
                 finished=template.finished + datetime.timedelta(repeat),
                 config={**template.config, "key": i * (more == "configs")},
@@ -266,7 +266,7 @@ def test_cost_grows_linearly(make_content, write, more):
             for i, (task, name, seed, repeat) in enumerate(
                 itertools.product(
                     range(counts["tasks"]),
-                    range(counts["initialisations"]),
+                    range(counts["initializations"]),
                     range(counts["seeds"]),
                     range(counts.get("repeats", 1)),
                 )
@@ -296,10 +296,10 @@ def _footnote(folder):
 
 
 def test_one_weights_file_under_two_names(make_content, write):
-    moco = make_content(initialisation="moco")
-    supervised = make_content(initialisation="supervised")
+    moco = make_content(initialization="moco")
+    supervised = make_content(initialization="supervised")
     supervised["weights"]["sha256"] = moco["weights"]["sha256"]
-    write(make_content(initialisation="random"))
+    write(make_content(initialization="random"))
     for record in (moco, supervised):
         write(record)
     marks, said = _footnote(write.folder)
@@ -309,7 +309,7 @@ def test_one_weights_file_under_two_names(make_content, write):
 
 def test_one_weights_file_in_networks_that_differ_is_no_doubt(make_content, write):
     """Supervised weights with tuned and with frozen BatchNorm."""
-    tuned, frozen = (make_content(initialisation=f"supervised{x}") for x in ("", "_frozen_bn"))
+    tuned, frozen = (make_content(initialization=f"supervised{x}") for x in ("", "_frozen_bn"))
     frozen["weights"]["sha256"] = tuned["weights"]["sha256"]
     frozen["config"]["resolved"]["MODEL"]["NORM"] = "FrozenBN"
     for record in (tuned, frozen):
@@ -319,7 +319,7 @@ def test_one_weights_file_in_networks_that_differ_is_no_doubt(make_content, writ
 
 
 @pytest.mark.parametrize(
-    ("initialisation", "pretext", "said"),
+    ("initialization", "pretext", "said"),
     [
         ("supervised", "moco", "supervised started from weights that were pretrained by moco"),
         ("moco_v2", "supervised", "moco_v2 started from weights that were pretrained by superv"),
@@ -329,18 +329,18 @@ def test_one_weights_file_in_networks_that_differ_is_no_doubt(make_content, writ
     ],
 )
 def test_weights_of_another_pretext_than_the_name(
-    make_content, write, initialisation, pretext, said
+    make_content, write, initialization, pretext, said
 ):
-    record = make_content(initialisation=initialisation)
+    record = make_content(initialization=initialization)
     record["weights"]["provenance"]["pretraining"] = {"pretext": pretext}
     write(record)
     marks, footnotes = _footnote(write.folder)
-    assert marks[initialisation] == (("weights",) if said else ())
+    assert marks[initialization] == (("weights",) if said else ())
     assert not said or footnotes["weights"].startswith(said)
 
 
 def test_a_random_row_that_started_from_weights(make_content, write):
-    record = make_content(initialisation="random")
+    record = make_content(initialization="random")
     record["weights"] = make_content()["weights"]
     write(record)
     marks, footnotes = _footnote(write.folder)
@@ -350,8 +350,8 @@ def test_a_random_row_that_started_from_weights(make_content, write):
 
 def test_results_that_are_there_twice_to_the_last_bit(make_content, write):
     """A folder that was copied, or a SEED that nothing has read."""
-    first = make_content(initialisation="supervised", seed=1)
-    again = make_content(initialisation="supervised", seed=2)
+    first = make_content(initialization="supervised", seed=1)
+    again = make_content(initialization="supervised", seed=2)
     again["metrics"] = first["metrics"]
     for record in (first, again, make_content(seed=1), make_content(seed=2)):
         write(record)
@@ -368,9 +368,9 @@ def test_runs_that_found_nothing_are_not_taken_for_one(make_content, write):
 
 def test_a_spreadsheet_takes_no_name_for_a_formula(make_content, write):
     for number, name in enumerate(("=1+1", "+1", "-1", "@SUM(A1)", "moco")):
-        write(make_content(task="=2+2", initialisation=name, seed=number))
+        write(make_content(task="=2+2", initialization=name, seed=number))
     lines = list(csv.DictReader(io.StringIO(render(read_records([write.folder]), "csv"))))
-    names = {line["initialisation"] for line in lines}
+    names = {line["initialization"] for line in lines}
     assert names == {"'=1+1", "'+1", "'-1", "'@SUM(A1)", "moco"}
     assert {line["task"] for line in lines} == {"'=2+2"}
 
@@ -393,7 +393,7 @@ def test_runs_seeded_from_the_clock_are_different_runs(make_content, write):
 def test_rows_in_paper_order_then_alphabetical(make_content, write):
     names = ["zebra", "moco", "moco_v2", "supervised_msra", "random", "supervised"]
     for name in names:
-        write(make_content(initialisation=name))
+        write(make_content(initialization=name))
     assert [row.label for row in table_of(write.folder).rows] == [
         *("random", "supervised", "supervised_msra", "moco", "moco_v2", "zebra"),
     ]
@@ -412,11 +412,11 @@ def test_nan_counts_as_missing(make_content, write):
 def test_coco_columns(make_content, write):
     metrics = {group: {"AP50": 2.0, "AP": 1.0, "AP75": 0.5} for group in ("segm", "bbox")}
     data = {"train": ["coco_2017_train"], "test": ["coco_2017_val"]}
-    for initialisation in ("random", "supervised"):
+    for initialization in ("random", "supervised"):
         write(
             make_content(
                 task="coco_FPN_1x",
-                initialisation=initialisation,
+                initialization=initialization,
                 metrics=metrics,
                 data=data,
                 max_iter=90000,
@@ -431,7 +431,7 @@ def test_coco_columns(make_content, write):
 def test_csv_has_the_numbers(table_2b):
     lines = list(csv.DictReader(io.StringIO(render(read_records([table_2b]), "csv"))))
     assert len(lines) == 12 and sum(bool(line["mean"]) for line in lines) == 9
-    line, other = (x for x in lines if x["initialisation"] == "moco" and x["metric"] == "bbox/AP75")
+    line, other = (x for x in lines if x["initialization"] == "moco" and x["metric"] == "bbox/AP75")
     assert float(line["difference"]) == pytest.approx(3.8)
     assert (line["against"], other["against"]) == ("supervised", "random")
     assert float(other["difference"]) == pytest.approx(62.6 - 33.1)
@@ -450,7 +450,7 @@ def test_markdown_cells(table_2b):
 
 def test_names_are_escaped(make_content, write):
     name = "<script>alert(1)</script>|a_b&"
-    write(make_content(task=name, initialisation=name))
+    write(make_content(task=name, initialization=name))
     records = read_records([write.folder])
     page = render(records, "html")
     assert "<script" not in page and "&lt;script&gt;" in page

@@ -154,7 +154,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def publish(server):
-    """Function: content -> it is on the server, and in the catalogue that is returned."""
+    """Function: content -> it is on the server, and in the catalog that is returned."""
 
     def entry(content: bytes = CONTENT, algorithm: str = "md5") -> Catalog:
         server.files["/papers/toy.pth.tar"] = content

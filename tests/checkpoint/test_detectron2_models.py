@@ -94,7 +94,7 @@ def datasets(tmp_path_factory):
     root = make_coco(tmp_path_factory.mktemp("coco"), images=IMAGES)
     register_coco_instances("families_coco", {}, str(root / "train.json"), str(root / "images"))
     Image.fromarray(np.eye(SIDE, dtype=np.uint8)).save(root / "labels.png")
-    labelled = [
+    labeled = [
         {
             "file_name": str(root / "images" / f"train{i}.jpg"),
             "sem_seg_file_name": str(root / "labels.png"),
@@ -103,7 +103,7 @@ def datasets(tmp_path_factory):
         }
         for i in range(IMAGES)
     ]
-    DatasetCatalog.register("families_sem_seg", lambda: labelled)
+    DatasetCatalog.register("families_sem_seg", lambda: labeled)
     MetadataCatalog.get("families_sem_seg").set(stuff_classes=list(CLASSES), ignore_label=255)
     yield {"detection": "families_coco", "segmentation": "families_sem_seg"}
     for name in ("families_coco", "families_sem_seg"):

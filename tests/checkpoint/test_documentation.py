@@ -17,8 +17,8 @@ def test_the_committed_page_is_made_from_the_families():
 
 def test_a_file_of_every_family_is_in_the_table():
     """Detectron2's own files have tests of their own."""
-    recognised = set(re.findall(r"^\| \d+ \| [^|]*\| (\w+)", COMMITTED_TABLE.read_text(), re.M))
-    assert {family.name for family in FAMILIES} - {"detectron2"} == recognised
+    recognized = set(re.findall(r"^\| \d+ \| [^|]*\| (\w+)", COMMITTED_TABLE.read_text(), re.M))
+    assert {family.name for family in FAMILIES} - {"detectron2"} == recognized
 
 
 def test_list_and_the_choices_of_the_command():

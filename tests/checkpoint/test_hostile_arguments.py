@@ -108,7 +108,7 @@ ARRAYS = {
     "a_buffer": Calls(np.ndarray, (8,), U1, b"x" * 8),
     "strides": Calls(np.ndarray, (8,), U1, b"x" * 8, 0, (1 << 40,)),
     "objects_over_bytes": Calls(np.ndarray, (1,), OBJECT, ADDRESS),
-    "uninitialised": Calls(np.ndarray, (1 << 20,), F4),
+    "uninitialized": Calls(np.ndarray, (1 << 20,), F4),
     "an_object_of_an_address": Calls(multiarray.scalar, OBJECT, ADDRESS),
     "a_scalar_of_fewer_bytes": Calls(multiarray.scalar, np.dtype("f8"), b"x"),
     "a_scalar_of_more_bytes": Calls(multiarray.scalar, F4, b"x" * 9),

@@ -8,8 +8,8 @@ import pytest
 from support.transfer.paper_settings import (
     DENSEPOSE_TASKS,
     EVERY_TASK,
-    MATCHED_INITIALISATIONS,
-    UNMATCHED_INITIALISATIONS,
+    MATCHED_INITIALIZATIONS,
+    UNMATCHED_INITIALIZATIONS,
 )
 
 from moco_d2.config.load import load_config
@@ -46,10 +46,10 @@ def test_values_and_differences_are_those_of_the_tables(densepose):
     expected = EVERY_TASK | DENSEPOSE_TASKS[TASK] | {"MOCO.TASK": TASK}
     reference = flatten(load_config(f"{TASK}_random.yaml"))
     assert {key: reference[key] for key in expected} == expected
-    for name, weights in MATCHED_INITIALISATIONS.items():
+    for name, weights in MATCHED_INITIALIZATIONS.items():
         resolved = flatten(load_config(f"{TASK}_{name}.yaml"))
         assert resolved == reference | {"MODEL.WEIGHTS": weights}
-    for name, differences in UNMATCHED_INITIALISATIONS.items():
+    for name, differences in UNMATCHED_INITIALIZATIONS.items():
         assert flatten(load_config(f"{TASK}_{name}.yaml")) == reference | differences
 
 

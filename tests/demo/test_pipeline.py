@@ -3,7 +3,7 @@
 import pytest
 
 from moco_d2.config.load import load_config
-from moco_d2.demo.cells import INITIALISATIONS, demo_cells
+from moco_d2.demo.cells import INITIALIZATIONS, demo_cells
 from moco_d2.demo.pipeline import knn_summary, loss_summary
 from moco_d2.demo.settings import LONG, SHORT
 
@@ -18,9 +18,9 @@ def commands_of(settings, name):
 def test_commands_of_a_task_are_matched(settings, task):
     """Every word of the three command lines is the same but config, weights and output."""
     resolved = []
-    for initialisation in INITIALISATIONS:
-        words = commands_of(settings, f"{task}/{initialisation}/seed1")["train_net.py"]
-        assert words[:3] == ("--config-file", f"{task}_{initialisation}.yaml", "--resume")
+    for initialization in INITIALIZATIONS:
+        words = commands_of(settings, f"{task}/{initialization}/seed1")["train_net.py"]
+        assert words[:3] == ("--config-file", f"{task}_{initialization}.yaml", "--resume")
         cfg = load_config(words[1], words[3:])
         cfg.MODEL.WEIGHTS = cfg.OUTPUT_DIR = ""
         resolved.append(cfg.dump())

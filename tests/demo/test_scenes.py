@@ -31,8 +31,8 @@ def digests(root: Path) -> dict[str, str]:
 
 def object_pixels(image: np.ndarray) -> np.ndarray:
     """Where a scene differs from its background, by more than noise."""
-    grey = image.astype(np.float32).mean(axis=2)
-    return np.abs(grey - np.median(grey)) > 25
+    gray = image.astype(np.float32).mean(axis=2)
+    return np.abs(gray - np.median(gray)) > 25
 
 
 def test_same_seed_same_bytes(dataset, tmp_path):
@@ -171,8 +171,8 @@ def test_one_object_fills_much_of_its_image(name):
     assert found.area > 0.08 * 48 * 48
 
 
-def test_mean_colour_tells_nothing_about_the_class():
-    """No class is brighter, nor more colourful, than another."""
+def test_mean_color_tells_nothing_about_the_class():
+    """No class is brighter, nor more colorful, than another."""
     rng = np.random.default_rng(0)
     means = np.array(
         [
@@ -181,7 +181,7 @@ def test_mean_colour_tells_nothing_about_the_class():
         ]
     )
     assert np.ptp(means.mean(axis=1)) < 15
-    assert np.ptp(means, axis=2).max() < 3  # grey
+    assert np.ptp(means, axis=2).max() < 3  # gray
 
 
 def test_jpegs_are_of_high_quality(dataset):

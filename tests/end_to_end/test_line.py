@@ -106,7 +106,7 @@ def test_mistakes_are_one_sentence_and_exit_code_2(tool, tmp_path, name, argumen
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_cpu_processes_synchronise_batchnorm(tmp_path):
+def test_two_cpu_processes_synchronize_batchnorm(tmp_path):
     """Stock Detectron2 v0.6 trains on several GPUs only."""
     make_voc(tmp_path / "VOC2007")
     done = subprocess.run(

@@ -15,7 +15,7 @@ from support.toy_data import make_class_folders
 from moco_d2.pretrain.data.sources import list_images
 from moco_d2.pretrain.model.encoder import build_encoder
 from moco_d2.pretrain.monitor import PretextChance, build_monitors
-from moco_d2.pretrain.probe.neighbour_sheet import neighbour_sheet
+from moco_d2.pretrain.probe.neighbor_sheet import neighbor_sheet
 from moco_d2.pretrain.schedule import scale_recipe
 
 
@@ -66,8 +66,8 @@ def test_knn_is_evaluated_at_the_start_each_period_and_the_end(make_config, imag
             "MOCO.KNN.TRAIN": images,
             "MOCO.KNN.TEST": images,
             "MOCO.KNN.EPOCHS": 2,
-            "MOCO.KNN.NEIGHBOURS": 1,
-            "MOCO.MONITOR.NEIGHBOURS": 3,
+            "MOCO.KNN.NEIGHBORS": 1,
+            "MOCO.MONITOR.NEIGHBORS": 3,
         }
     )
     cfg, _ = scale_recipe(cfg, world_size=1, num_images=24)  # an epoch is 3 iterations
@@ -81,7 +81,7 @@ def test_knn_is_evaluated_at_the_start_each_period_and_the_end(make_config, imag
     )
     trainer.train(0, 8)
     assert [at for _, at in trainer.storage.history("knn_accuracy").values()] == [0, 5, 8]
-    sheets = tmp_path / "out" / "neighbours"
+    sheets = tmp_path / "out" / "neighbors"
     assert sorted(p.name for p in sheets.iterdir()) == ["0000000.png", "0000005.png", "0000008.png"]
     with Image.open(sheets / "0000005.png") as sheet:
         sheet.verify()
@@ -98,17 +98,17 @@ def test_a_resumed_run_does_not_evaluate_at_its_start(make_config, images):
     assert [at for _, at in trainer.storage.history("knn_accuracy").values()] == [6]
 
 
-def test_the_sheet_frames_right_and_wrong_neighbours(tmp_path):
+def test_the_sheet_frames_right_and_wrong_neighbors(tmp_path):
     folder = make_class_folders(tmp_path / "images", per_class=2)
     listed = list_images(folder)
     # dark/0 is near dark/1 and far from light; light/0 is nearer to dark than to light/1.
     angles = torch.tensor([0.0, 0.1, 1.0, 2.5])
     features = torch.stack([angles.cos(), angles.sin()], dim=1), torch.tensor([0, 0, 1, 1])
     sheet = np.asarray(
-        neighbour_sheet(listed, listed, features, features, queries=2, title="iteration 0")
+        neighbor_sheet(listed, listed, features, features, queries=2, title="iteration 0")
     )
-    blue, orange = ((sheet == colour).all(axis=2) for colour in ((0, 114, 178), (213, 94, 0)))
-    cells = range(6 + 112, sheet.shape[1], 112)  # the columns of the neighbours' frames
+    blue, orange = ((sheet == color).all(axis=2) for color in ((0, 114, 178), (213, 94, 0)))
+    cells = range(6 + 112, sheet.shape[1], 112)  # the columns of the neighbors' frames
     frames = [[(blue[top, x + 1], orange[top, x + 1]) for x in cells] for top in (38, 38 + 128)]
     right, wrong = (True, False), (False, True)
     assert frames[0] == [right, right, wrong, wrong]  # dark: itself, the other, light, light

@@ -25,7 +25,7 @@ def _fields(kind: type, prefix: str = "") -> list[str]:
         info = _plain(msgspec.inspect.type_info(field.type))
         options = map(_plain, getattr(info, "types", [info]))
         structs = [p.cls for p in options if isinstance(p, msgspec.inspect.StructType)]
-        name = f"{prefix}{field.name}"
+        name = f"{prefix}{field.encode_name}"
         names += [n for s in structs for n in _fields(s, f"{name}.")] or [name]
     return names
 

@@ -1,8 +1,8 @@
 """A suite of runs that take no time, for the runner; run as a script, a runner of it.
 
-    python fake_suite.py FOLDER NAME:BEHAVIOUR ...
+    python fake_suite.py FOLDER NAME:BEHAVIOR ...
 
-See BEHAVIOURS of fake_tools/fake.py.
+See BEHAVIORS of fake_tools/fake.py.
 """
 
 import sys
@@ -14,14 +14,14 @@ from moco_d2.benchmark.runs.suites import Cell, Suite
 TOOLS = Path(__file__).parent / "fake_tools"
 
 
-def cell(name, *behaviours, needs=(), settings=None):
-    """A cell whose commands do what `behaviours` say."""
+def cell(name, *behaviors, needs=(), settings=None):
+    """A cell whose commands do what `behaviors` say."""
     return Cell(
         name=name,
         task="task",
-        initialisation="init",
+        initialization="init",
         seed=1,
-        commands=tuple(("fake.py", ("{cell}", behaviour)) for behaviour in behaviours),
+        commands=tuple(("fake.py", ("{cell}", behavior)) for behavior in behaviors),
         kind=None,
         needs=tuple(needs),
         settings=settings or {},

@@ -22,7 +22,7 @@ SMALL_DETECTOR = [
 
 
 def _scene(rng: np.random.Generator, label: int) -> tuple[Image.Image, tuple[int, int, int, int]]:
-    """A grey noisy image with one dark or light rectangle, and its box (x0, y0, x1, y1)."""
+    """A gray noisy image with one dark or light rectangle, and its box (x0, y0, x1, y1)."""
     pixels = rng.normal(128, 10, (SIDE, SIDE, 3))
     width, height = rng.integers(20, 40, 2)
     x, y = rng.integers(0, SIDE - width), rng.integers(0, SIDE - height)

@@ -1,4 +1,4 @@
-"""Small WebDataset shards for the tests; each image is of one colour that tells which it is."""
+"""Small WebDataset shards for the tests; each image is of one color that tells which it is."""
 
 import io
 import tarfile
@@ -7,15 +7,15 @@ from pathlib import Path
 from PIL import Image
 
 
-def colour(index: int) -> tuple[int, int, int]:
-    """The colour of image `index` of a set."""
+def color(index: int) -> tuple[int, int, int]:
+    """The color of image `index` of a set."""
     return (index % 256, index // 256, 99)
 
 
 def png(index: int, side: int = 8) -> bytes:
     """Image `index` as the bytes of a file."""
     file = io.BytesIO()
-    Image.new("RGB", (side, side), colour(index)).save(file, "PNG")
+    Image.new("RGB", (side, side), color(index)).save(file, "PNG")
     return file.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""Every task x initialisation: its values, its model, two steps and an evaluation on real files."""
+"""Every task x initialization: its values, its model, two steps and an evaluation on real files."""
 
 import argparse
 import itertools
@@ -13,9 +13,9 @@ from support.transfer.dataset_files import make_datasets
 from support.transfer.paper_settings import (
     DENSEPOSE_TASKS,
     EVERY_TASK,
-    MATCHED_INITIALISATIONS,
+    MATCHED_INITIALIZATIONS,
     TASKS,
-    UNMATCHED_INITIALISATIONS,
+    UNMATCHED_INITIALIZATIONS,
 )
 
 from moco_d2.benchmark.paper import paper_tables
@@ -83,10 +83,10 @@ def real_names(tmp_path_factory):
 
 def test_every_config_is_in_the_tables_of_this_test():
     assert set(PACKAGED) == set(TASKS)
-    initialisations = {path.stem for path in (config_root() / "init").glob("*.yaml")}
-    assert initialisations == {*MATCHED_INITIALISATIONS, *UNMATCHED_INITIALISATIONS}
+    initializations = {path.stem for path in (config_root() / "init").glob("*.yaml")}
+    assert initializations == {*MATCHED_INITIALIZATIONS, *UNMATCHED_INITIALIZATIONS}
     assert set(task_configs()) == {
-        f"{task}_{name}.yaml" for task, name in itertools.product(PACKAGED, initialisations)
+        f"{task}_{name}.yaml" for task, name in itertools.product(PACKAGED, initializations)
     }
 
 
@@ -105,17 +105,17 @@ def test_every_run_is_evaluated_six_times(task):
 
 
 @pytest.mark.parametrize("task", OURS)
-def test_matched_initialisations_differ_in_their_weights_only(task):
+def test_matched_initializations_differ_in_their_weights_only(task):
     reference = flatten(load_config(f"{task}_random.yaml"))
-    for name, weights in MATCHED_INITIALISATIONS.items():
+    for name, weights in MATCHED_INITIALIZATIONS.items():
         resolved = flatten(load_config(f"{task}_{name}.yaml"))
         assert resolved == reference | {"MODEL.WEIGHTS": weights}
 
 
 @pytest.mark.parametrize("task", OURS)
-def test_unmatched_initialisations_differ_in_exactly_what_is_listed(task):
+def test_unmatched_initializations_differ_in_exactly_what_is_listed(task):
     reference = flatten(load_config(f"{task}_supervised.yaml"))
-    for name, differences in UNMATCHED_INITIALISATIONS.items():
+    for name, differences in UNMATCHED_INITIALIZATIONS.items():
         resolved = flatten(load_config(f"{task}_{name}.yaml"))
         assert resolved == reference | differences
 
@@ -126,7 +126,7 @@ def test_unmatched_initialisations_differ_in_exactly_what_is_listed(task):
 def test_every_published_row_has_its_run_under_the_published_setting(table):
     for row in table.rows:
         # Records of runs outside our grid may call MoCo v2 after 200 epochs just moco_v2.
-        for name in set(row.initialisations) - {"moco_v2"}:
+        for name in set(row.initializations) - {"moco_v2"}:
             cfg = load_config(f"{table.task}_{name}.yaml")
             if table.setting:
                 images = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH

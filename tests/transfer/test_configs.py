@@ -1,4 +1,4 @@
-"""Runs by name: the packaged files, and compositions of a task and an initialisation."""
+"""Runs by name: the packaged files, and compositions of a task and an initialization."""
 
 import pytest
 

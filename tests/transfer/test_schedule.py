@@ -77,7 +77,7 @@ def test_what_changes_is_said():
 def test_accumulation_keeps_the_batch_but_not_batchnorms():
     overrides = ["SOLVER.REFERENCE_WORLD_SIZE", "0", "MOCO.ACCUMULATION", "4"]
     cfg = load_config("voc_C4_moco.yaml", [*overrides, "MODEL.DEVICE", "cuda"])
-    for processes, images in ((1, 4), (2, 4)):  # synchronised over two
+    for processes, images in ((1, 4), (2, 4)):  # synchronized over two
         scaled, effective = scale_to_hardware(cfg, processes)
         assert effective["ims_per_batch"] == scaled.SOLVER.IMS_PER_BATCH == 16
         assert effective["accumulation"] == 4

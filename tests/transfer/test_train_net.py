@@ -50,7 +50,7 @@ def test_two_steps_and_an_evaluation_leave_a_valid_record(run, request, config, 
     (record,) = read_records([folder])
     raw = json.loads((folder / "record.json").read_text())
     assert raw["run"]["task"] == config.removesuffix("_random.yaml")
-    assert raw["run"]["initialisation"] == record.initialisation == "random"
+    assert raw["run"]["initialisation"] == record.initialization == "random"
     assert raw["run"]["seed"] == 1
     assert set(raw["metrics"]) == metrics
     assert {"AP", "AP50", "AP75"} <= set(raw["metrics"]["bbox"])
@@ -78,7 +78,7 @@ def test_two_steps_and_an_evaluation_leave_a_valid_record(run, request, config, 
     imported = import_run(
         folder,
         task=record.task,
-        initialisation="random",
+        initialization="random",
         destination=folder / "imported.json",
     )
     (theirs,) = read_records([imported])
@@ -147,7 +147,7 @@ def test_rates_are_the_schedules_and_statistics_come_before_the_evaluation(run, 
 def test_the_rest_of_a_detector_starts_alike_whatever_the_backbone_starts_from(
     run, voc, tmp_path, monkeypatch
 ):
-    """Matched initialisations of one seed share the heads' initial values."""
+    """Matched initializations of one seed share the heads' initial values."""
 
     class BuiltError(Exception):
         pass

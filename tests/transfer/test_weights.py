@@ -92,7 +92,7 @@ def test_foreign_names_are_noticed(detector, tmp_path):
     assert load(detector("voc_C4_moco.yaml"), tmp_path / "foreign.pth").loaded == 0
 
 
-def test_random_initialisation_loads_nothing_and_changes_nothing(detector):
+def test_random_initialization_loads_nothing_and_changes_nothing(detector):
     model = detector("voc_C4_random.yaml")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert load(model, RANDOM).loaded == 0

@@ -160,9 +160,10 @@ def _config_rows(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Row]:
 
 def _run(file: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     run = content["run"]
-    names = ("task", "initialisation", "seed", "command", "finished", "seconds")
+    names = ("task", "seed", "command", "finished", "seconds")
     return {
         "record": str(file),
+        "initialization": run.get("initialisation"),
         **{name: run.get(name) for name in names},
         "origin": content["origin"]["how"],
         "source": content["origin"]["source"],
@@ -180,7 +181,7 @@ def _data(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _weights(content: Mapping[str, Any]) -> dict[str, Any]:
-    return {**(content["weights"] or {"file": "random initialisation"}), **content["coverage"]}
+    return {**(content["weights"] or {"file": "random initialization"}), **content["coverage"]}
 
 
 def _cost(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ from moco_d2.records.run_schema import (
 )
 
 CONFIG_NAME, METRICS_NAME = "config.yaml", "metrics.json"
-RANDOM = ("", "random://")  # MODEL.WEIGHTS of random initialisation: Detectron2's, and ours
+RANDOM = ("", "random://")  # MODEL.WEIGHTS of random initialization: Detectron2's, and ours
 
 _MOST_CONFIG_BYTES = 1 << 20  # Detectron2's own is 10 kB
 _MOST_METRICS_BYTES = 256 << 20  # 180,000 iterations of LVIS take 10 MB
@@ -81,14 +81,14 @@ class _Needed(msgspec.Struct):
 
 
 def import_run(
-    folder: str | Path, *, task: str, initialisation: str, destination: str | Path | None = None
+    folder: str | Path, *, task: str, initialization: str, destination: str | Path | None = None
 ) -> Path:
     """Write the record of a finished run from its config.yaml and metrics.json.
 
     Args:
         folder: the run's OUTPUT_DIR.
         task: one of configs/task, ``voc_C4``.
-        initialisation: any name; those of configs/init stand for what they are there.
+        initialization: any name; those of configs/init stand for what they are there.
         destination: of the record; by default record.json in `folder`.
 
     Returns:
@@ -96,11 +96,11 @@ def import_run(
 
     Raises:
         UserError: no such task; a file is missing or damaged; the run did not finish or was not
-            evaluated at its end; its weights contradict `initialisation`; or there is a record.
+            evaluated at its end; its weights contradict `initialization`; or there is a record.
     """
     folder = Path(folder)
     destination = Path(destination) if destination else folder / RECORD_FILE
-    _check_names(task, initialisation)
+    _check_names(task, initialization)
     for name in (CONFIG_NAME, METRICS_NAME):
         if not (folder / name).is_file():
             raise UserError(
@@ -116,11 +116,11 @@ def import_run(
         raise UserError(f"{destination} exists; delete it, or write elsewhere with --out FILE")
     config, needed = _read_config(folder / CONFIG_NAME)
     weights = needed.MODEL.WEIGHTS
-    if (weights in RANDOM) != (initialisation == "random"):
+    if (weights in RANDOM) != (initialization == "random"):
         raise UserError(
             f"MODEL.WEIGHTS in {folder / CONFIG_NAME} is {weights!r}, which is "
-            f"{'' if weights in RANDOM else 'not '}random initialisation; give the "
-            "--initialisation that the run had"
+            f"{'' if weights in RANDOM else 'not '}random initialization; give the "
+            "--initialization that the run had"
         )
     metrics_file = folder / METRICS_NAME
     try:
@@ -136,9 +136,9 @@ def import_run(
             kind="transfer",
             origin=Origin(how="imported", source=os.path.realpath(folder)),
             run=Run(
-                config_name=f"{task}_{initialisation}",
+                config_name=f"{task}_{initialization}",
                 task=task,
-                initialisation=initialisation,
+                initialization=initialization,
                 seed=needed.SEED,
                 started=None,
                 finished=finished.isoformat(timespec="seconds"),
@@ -183,8 +183,8 @@ def import_run(
     return destination
 
 
-def _check_names(task: str, initialisation: str) -> None:
-    tasks, initialisations = (
+def _check_names(task: str, initialization: str) -> None:
+    tasks, initializations = (
         sorted(file.stem for file in (config_root() / part).glob("*.yaml"))
         for part in ("task", "init")
     )
@@ -192,9 +192,9 @@ def _check_names(task: str, initialisation: str) -> None:
         advice = closest(task, tasks) or f"there is {', '.join(tasks)}"
         raise UserError(f"there is no task {task!r}; {advice}")
     # Any name may be new, but one that only looks new would stand in a row of its own.
-    for known in initialisations:
-        if initialisation != known and _bare(initialisation) == _bare(known):
-            raise UserError(f"initialisation {initialisation!r}: did you mean {known!r}?")
+    for known in initializations:
+        if initialization != known and _bare(initialization) == _bare(known):
+            raise UserError(f"initialization {initialization!r}: did you mean {known!r}?")
 
 
 def _bare(name: str) -> str:

@@ -11,9 +11,9 @@ from moco_d2.benchmark.records.results import Record
 from moco_d2.config.plain import FREE_KEYS, flatten, without_free_keys
 from moco_d2.files import sha256_of_json
 
-#: The initialisation that differences are taken to.
+#: The initialization that differences are taken to.
 BASELINE = "supervised"
-#: What pretraining writes into its checkpoints, and initialisations are named after.
+#: What pretraining writes into its checkpoints, and initializations are named after.
 PRETEXTS = ("moco", "supervised")
 _MOST_KEYS_NAMED = 6
 
@@ -41,20 +41,20 @@ FOOTNOTES = {
 
 
 def newest(records: Iterable[Record]) -> tuple[list[Record], list[str]]:
-    """One record for each task, initialisation and seed: the newest; and notes on the others.
+    """One record for each task, initialization and seed: the newest; and notes on the others.
 
     A negative seed is Detectron2's "seed from the clock", so such runs are different runs.
     """
     kept: dict[tuple[object, ...], Record] = {}
     notes = []
     for record in sorted(records, key=lambda r: r.finished):
-        key: tuple[object, ...] = (record.task, record.initialisation, record.seed)
+        key: tuple[object, ...] = (record.task, record.initialization, record.seed)
         if record.seed < 0:
             key += (record.finished, record.origin["source"])
         older = kept.pop(key, None)
         if older is not None:
             notes.append(
-                f"{record.initialisation}, seed {record.seed}: two records; "
+                f"{record.initialization}, seed {record.seed}: two records; "
                 f"the newest ({record.path}) counts, {older.path} does not."
             )
         kept[key] = record
@@ -72,13 +72,13 @@ class Matching:
     def __init__(self, records: Sequence[Record]) -> None:
         self._records = records
         self._fingerprints = {id(record): _fingerprint(record.config) for record in records}
-        among = [r for r in records if r.initialisation == BASELINE] or records
+        among = [r for r in records if r.initialization == BASELINE] or records
         commonest = Counter(map(self.fingerprint, among)).most_common(1)[0][0]
         self.reference = next(r for r in among if self.fingerprint(r) == commonest)
-        # Matched initialisations differ in their weights, so that one file has one name.
+        # Matched initializations differ in their weights, so that one file has one name.
         self._names: dict[tuple[str | None, str], set[str]] = {}
         for record in records:
-            self._names.setdefault(self._start(record), set()).add(record.initialisation)
+            self._names.setdefault(self._start(record), set()).add(record.initialization)
         numbers = Counter(map(_numbers, records))
         self._repeated = {id(r) for r in records if _numbers(r) and numbers[_numbers(r)] > 1}
 
@@ -87,8 +87,8 @@ class Matching:
         return self._fingerprints[id(record)]
 
     def marks(self, group: Sequence[Record]) -> Iterable[str]:
-        """Names, in MARKS, of what is to be said about the runs of one initialisation."""
-        pretrained = [r for r in group if r.initialisation != "random"]
+        """Names, in MARKS, of what is to be said about the runs of one initialization."""
+        pretrained = [r for r in group if r.initialization != "random"]
         expected = self.fingerprint(self.reference)
         if any(self.fingerprint(r) != expected or self._other_data(r) for r in group):
             yield "mismatched"
@@ -111,8 +111,8 @@ class Matching:
         return record.weights_sha256, self.fingerprint(record)
 
     def _doubts_about_weights(self, record: Record) -> str:
-        """Why a run's initialisation is not what its name says; empty if nothing speaks for it."""
-        name = record.initialisation
+        """Why a run's initialization is not what its name says; empty if nothing speaks for it."""
+        name = record.initialization
         if name == "random" and (record.weights_sha256 or record.loaded):
             return f"{name} started from weights"
         method = next((m for m in PRETEXTS if name.startswith(m)), None)
@@ -150,7 +150,7 @@ class Matching:
         named = sorted(keys)[:_MOST_KEYS_NAMED]
         more = f" and {len(keys) - len(named)} more" if len(keys) > len(named) else ""
         where = f" in {', '.join(named)}{more}" if named else ""
-        return f"not matched: differs from {self.reference.initialisation}{where}"
+        return f"not matched: differs from {self.reference.initialization}{where}"
 
 
 def _fingerprint(config: Mapping[str, Any]) -> str:

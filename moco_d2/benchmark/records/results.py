@@ -27,7 +27,7 @@ class Record:
 
     path: Path
     task: str
-    initialisation: str
+    initialization: str
     seed: int
     finished: datetime
     config: Mapping[str, Any]
@@ -135,7 +135,7 @@ def _record(path: Path, content: RunRecord, config: Mapping[str, Any]) -> Record
     return Record(
         path=path,
         task=run.task,
-        initialisation=run.initialisation,
+        initialization=run.initialization,
         seed=run.seed,
         finished=_time(run.finished),
         config=config,

@@ -1,4 +1,4 @@
-"""Detections of each initialisation in the same test images, as a section of the report."""
+"""Detections of each initialization in the same test images, as a section of the report."""
 
 import logging
 import warnings
@@ -14,7 +14,7 @@ TITLE = "Detections"
 _FILES = ("config.yaml", "model_final.pth")  # that a run leaves, and drawing needs
 _MOST_COLUMNS = 4  # of a picture that is legible on paper
 _INTRODUCTION = (
-    "The same test images for every initialisation, spread evenly over those with 1 to 8 objects, "
+    "The same test images for every initialization, spread evenly over those with 1 to 8 objects, "
     "not chosen by result. Of each run as many detections are drawn as there are objects, those "
     "with the highest scores. Solid blue: right, the class and an IoU of 0.5 or more with an "
     "object that no better detection has; dashed orange: wrong; white: annotated."
@@ -29,7 +29,7 @@ def detection_section(
     """A picture for every task whose runs have kept their models; why there is none for others.
 
     Args:
-        tasks: runs by task and initialisation, see grouping.by_task.
+        tasks: runs by task and initialization, see grouping.by_task.
         folder: where the pictures are written, detections_voc_C4.jpg for that task.
         images: rows of a picture.
     """
@@ -66,7 +66,7 @@ def detection_section(
 
 
 def _choose(runs: Mapping[str, Sequence[Record]]) -> tuple[dict[str, Record], int | None]:
-    """Of each initialisation a run that has kept its model, all with the seed that most have."""
+    """Of each initialization a run that has kept its model, all with the seed that most have."""
     kept = {
         name: {r.seed: r for r in group if all((r.path.parent / f).is_file() for f in _FILES)}
         for name, group in runs.items()

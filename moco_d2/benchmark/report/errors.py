@@ -1,4 +1,4 @@
-"""Where each initialisation loses AP50, as a section of the report: worse boxes, wrong classes, or
+"""Where each initialization loses AP50, as a section of the report: worse boxes, wrong classes, or
 objects that are not found.
 """
 
@@ -9,7 +9,7 @@ from moco_d2.benchmark.html import Image, Section, html_figure, html_table
 from moco_d2.benchmark.records.matching import BASELINE, Matching
 from moco_d2.benchmark.records.results import Record
 from moco_d2.benchmark.report.plots import grouped_bars
-from moco_d2.benchmark.statistics import Comparison, Summary, corrected, summarise
+from moco_d2.benchmark.statistics import Comparison, Summary, corrected, summarize
 from moco_d2.benchmark.tables.cell_text import p_value
 from moco_d2.benchmark.tables.comparison import compare_values, short_name
 from moco_d2.benchmark.tables.grouping import file_names
@@ -18,7 +18,7 @@ from moco_d2.records.run_schema import ERROR_TYPES
 TITLE = "Errors by kind"
 _MEANING = {
     "Cls": "of the wrong class, where an object of another is (classification)",
-    "Loc": "of the right class, but with an IoU of 0.1 to 0.5 only (localisation)",
+    "Loc": "of the right class, but with an IoU of 0.1 to 0.5 only (localization)",
     "Both": "of the wrong class, and with such an IoU",
     "Dupe": "right, but of an object that a better detection has",
     "Bkg": "where nothing is",
@@ -47,7 +47,7 @@ def error_section(tasks: Mapping[str, Runs], folder: Path) -> Section:
     """A table and a figure for every test set whose errors are known.
 
     Args:
-        tasks: runs by task and initialisation, see grouping.by_task.
+        tasks: runs by task and initialization, see grouping.by_task.
         folder: where the figures are written.
     """
     names = file_names(tasks)
@@ -77,11 +77,11 @@ def error_section(tasks: Mapping[str, Runs], folder: Path) -> Section:
 
 def _costs(runs: Runs, dataset: str) -> dict[str, dict[str, Summary]]:
     found = {}
-    for initialisation, group in runs.items():
+    for initialization, group in runs.items():
         values = {kind: _values(group, dataset, kind) for kind in ("AP50", *ERROR_TYPES)}
-        known = {kind: summarise(v for _, v in pairs) for kind, pairs in values.items() if pairs}
+        known = {kind: summarize(v for _, v in pairs) for kind, pairs in values.items() if pairs}
         if known:
-            found[initialisation] = known
+            found[initialization] = known
     return found
 
 
@@ -102,7 +102,7 @@ def _table(
         for name, of_one in costs.items()
     ]
     return html_table(
-        ["initialisation", *kinds],
+        ["initialization", *kinds],
         rows,
         caption=caption,
         notes=[*_differences(runs, dataset), _AP50_NOTE],

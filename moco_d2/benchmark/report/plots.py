@@ -1,4 +1,4 @@
-"""Curves and bars as PNG or SVG, told apart by colour, marker and line style."""
+"""Curves and bars as PNG or SVG, told apart by color, marker and line style."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from moco_d2.benchmark.drawing import STYLES, new_figure, plain, save, styles_of
 from moco_d2.benchmark.records.matching import newest
 from moco_d2.benchmark.records.results import Record
-from moco_d2.benchmark.statistics import Summary, summarise
+from moco_d2.benchmark.statistics import Summary, summarize
 from moco_d2.benchmark.tables.comparison import column_title, row_order
-from moco_d2.benchmark.tables.grouping import by_initialisation, is_voc
+from moco_d2.benchmark.tables.grouping import by_initialization, is_voc
 from moco_d2.errors import UserError
 from moco_d2.records.metrics_json import read_log
 
@@ -96,8 +96,8 @@ def knn_curve(
     for name, lines in runs.items():
         x, y = _series(lines, key)
         if x:
-            colour, marker, line, _ = styles[name]
-            axes.plot(x, y, color=colour, marker=marker, linestyle=line, label=plain(name))
+            color, marker, line, _ = styles[name]
+            axes.plot(x, y, color=color, marker=marker, linestyle=line, label=plain(name))
     if not axes.lines:
         raise UserError(f"no {key} in these metrics; set MOCO.KNN.TRAIN and MOCO.KNN.TEST")
     if chance is not None:
@@ -129,7 +129,7 @@ def ap_curves(records: Iterable[Record], metric: str | Sequence[str], path: str 
     if not metrics:
         raise UserError(f"no run has the metric {' or '.join(map(repr, wanted))}")
     voc = is_voc(records)
-    runs = by_initialisation(records)
+    runs = by_initialization(records)
     figure, panels = new_figure(
         "iteration", *(f"{column_title(m, voc=voc)} (%)" for m in metrics), wide=len(metrics) > 1
     )
@@ -146,27 +146,27 @@ def ap_curves(records: Iterable[Record], metric: str | Sequence[str], path: str 
 
 
 def _curve(axes: Axes, points: Mapping[int, Summary], style: tuple[Any, ...], label: str) -> None:
-    colour, marker, line, _ = style
+    color, marker, line, _ = style
     x = list(points)
     mean = [s.mean for s in points.values()]
     spread = [s.std or 0.0 for s in points.values()]
-    axes.plot(x, mean, color=colour, marker=marker, linestyle=line, label=plain(label))
+    axes.plot(x, mean, color=color, marker=marker, linestyle=line, label=plain(label))
     if len(x) > 1:
         low = [m - s for m, s in zip(mean, spread, strict=True)]
         high = [m + s for m, s in zip(mean, spread, strict=True)]
-        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
     else:  # a band needs two points
-        axes.errorbar(x, mean, yerr=spread, color=colour, capsize=4)
+        axes.errorbar(x, mean, yerr=spread, color=color, capsize=4)
 
 
 def grouped_bars(
     values: Mapping[str, Mapping[str, Summary]], path: str | Path, *, ylabel: str
 ) -> None:
-    """For each group, say a kind of error, a bar an initialisation, with the standard deviation
+    """For each group, say a kind of error, a bar an initialization, with the standard deviation
     over runs where there is one.
 
     Args:
-        values: by initialisation, then by group; groups in the order they come in.
+        values: by initialization, then by group; groups in the order they come in.
         path: ``.png`` or ``.svg``.
 
     Raises:
@@ -180,7 +180,7 @@ def grouped_bars(
     names = sorted(values, key=row_order)
     width = 0.8 / len(names)
     for i, name in enumerate(names):
-        colour, _, _, hatch = styles[name]
+        color, _, _, hatch = styles[name]
         present = [g for g in groups if g in values[name]]
         axes.bar(
             [groups.index(g) + (i - (len(names) - 1) / 2) * width for g in present],
@@ -189,7 +189,7 @@ def grouped_bars(
             yerr=[values[name][g].std or 0.0 for g in present],
             error_kw={"capsize": 2, "elinewidth": 1},
             facecolor="white",
-            edgecolor=colour,
+            edgecolor=color,
             hatch=hatch * 2,
             label=plain(name),
         )
@@ -215,7 +215,7 @@ def _points(runs: Sequence[Record], metric: str) -> dict[int, Summary]:
         for iteration, value in curve.items():
             if value is not None:
                 values.setdefault(iteration, []).append(value)
-    return {i: summarise(values[i]) for i in sorted(values)}
+    return {i: summarize(values[i]) for i in sorted(values)}
 
 
 def _series(lines: Iterable[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:

@@ -63,7 +63,7 @@ def config_section(tasks: Mapping[str, Runs]) -> Section:
 
 
 def _who(runs: Counter[str], all_runs: Runs) -> str:
-    """``supervised, moco (2 of 5)``: the initialisations of these runs."""
+    """``supervised, moco (2 of 5)``: the initializations of these runs."""
     return ", ".join(
         name if number == len(all_runs[name]) else f"{name} ({number} of {len(all_runs[name])})"
         for name, number in runs.items()
@@ -71,7 +71,7 @@ def _who(runs: Counter[str], all_runs: Runs) -> str:
 
 
 def cost_section(tasks: Mapping[str, Runs]) -> Section:
-    """Time, memory and hardware of every initialisation."""
+    """Time, memory and hardware of every initialization."""
     columns = ["", "runs", "iterations × images", "s / iteration", "a run takes"]
     columns += ["evaluation, s", "peak memory, GiB", "hardware"]
     tables, total, unknown = [], 0.0, 0
@@ -98,7 +98,7 @@ def cost_section(tasks: Mapping[str, Runs]) -> Section:
     if unknown:
         text += f"How long {unknown} of the runs took is not known. "
     text += (
-        "Where runs of one initialisation differ: smallest – largest. Peak memory is the GPU's, "
+        "Where runs of one initialization differ: smallest – largest. Peak memory is the GPU's, "
         "or on a CPU the process'."
     )
     return Section("Cost and hardware", text=text, tables=tables)
@@ -113,16 +113,16 @@ def command_section(records: Sequence[Record]) -> Section:
     rebuilt, imported = 0, []
     for record in records:
         if record.origin["how"] == "imported":
-            imported.append(f"{record.task} {record.initialisation} seed {record.seed}")
+            imported.append(f"{record.task} {record.initialization} seed {record.seed}")
             continue
         rebuilt += not record.command
-        key = (record.task, record.initialisation, *_shared_words(_command(record)))
+        key = (record.task, record.initialization, *_shared_words(_command(record)))
         groups.setdefault(key, []).append(record)
     commands = []
-    for (task, initialisation, *_), group in list(groups.items())[:_MOST_COMMANDS]:
+    for (task, initialization, *_), group in list(groups.items())[:_MOST_COMMANDS]:
         seeds = ", ".join(str(r.seed) for r in group)
         several = "; each with its own SEED and OUTPUT_DIR" * (len(group) > 1)
-        title = f"{task}, {initialisation}: seed{'s' * (len(group) > 1)} {seeds}{several}"
+        title = f"{task}, {initialization}: seed{'s' * (len(group) > 1)} {seeds}{several}"
         commands.append((title, _command(group[0])))
     text = ["Relative paths are those of the folder in which a run was started."]
     if len(groups) > _MOST_COMMANDS:

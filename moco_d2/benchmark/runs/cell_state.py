@@ -221,8 +221,8 @@ def _examine_record(cell: Cell, path: Path, folder: Path, *, by_hand: bool) -> S
         if by_hand:
             return _conflict(path.parent, f"{path} is no valid record of a run")
         return State("partial", problem=f"{path} is no valid record of a run ({error})")
-    there = (record.task, record.initialisation, record.seed)
-    here = (cell.task, cell.initialisation, cell.seed)
+    there = (record.task, record.initialization, record.seed)
+    here = (cell.task, cell.initialization, cell.seed)
     if there != here:
         names = "{} from {}, seed {}"
         return _conflict(

@@ -43,7 +43,7 @@ def visible_gpus() -> list[str]:
     """The GPUs that processes started here see, as CUDA_VISIBLE_DEVICES names them."""
     import torch
 
-    # Counted through NVML: CUDA must not be initialised before a fork.
+    # Counted through NVML: CUDA must not be initialized before a fork.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     count = torch.cuda.device_count()
     named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]

@@ -78,10 +78,10 @@ def _grid(suite: Suite, folder: Path, states: dict[str, cell_state.State]) -> It
         status = states[cell.name].status
         running = status != "conflict" and cell_state.is_running(cell, folder)
         mark = "running" if running else _MARKS[status]
-        places.setdefault((cell.task, cell.initialisation), {})[cell.seed] = mark
-    rows = [("task", "initialisation", *(f"seed {seed}" for seed in seeds))]
-    for (task, initialisation), marks in places.items():
-        rows.append((task, initialisation, *(marks.get(seed, "") for seed in seeds)))
+        places.setdefault((cell.task, cell.initialization), {})[cell.seed] = mark
+    rows = [("task", "initialization", *(f"seed {seed}" for seed in seeds))]
+    for (task, initialization), marks in places.items():
+        rows.append((task, initialization, *(marks.get(seed, "") for seed in seeds)))
     yield from _columns(rows)
     counts = Counter(state.status for state in states.values())
     yield ""
@@ -222,7 +222,7 @@ def _packaged_settings(name: str) -> dict[str, Any] | None:
 
 def _is_published_step(cell: Cell) -> bool:
     """Whether a step of the cell is that of the packaged config."""
-    packaged = _packaged_settings(f"{cell.task}_{cell.initialisation}.yaml")
+    packaged = _packaged_settings(f"{cell.task}_{cell.initialization}.yaml")
     if cell.kind != "transfer" or packaged is None:
         return False
     keys = (packaged.keys() | cell.settings.keys()) - _LENGTH

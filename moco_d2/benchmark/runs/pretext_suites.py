@@ -94,7 +94,7 @@ def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict
                 Cell(
                     name=f"{name}/seed{seed}",
                     task=TASK,
-                    initialisation=name,
+                    initialization=name,
                     seed=seed,
                     commands=(
                         _pretraining(config, {**overrides, "SEED": seed}),
@@ -115,7 +115,7 @@ def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict
                 Cell(
                     name=f"{RANDOM}/seed{seed}",
                     task=TASK,
-                    initialisation=RANDOM,
+                    initialization=RANDOM,
                     seed=seed,
                     commands=(_evaluation((RANDOM, "--arch", arch), evaluated_on, words, seed),),
                     record=_RECORD,
@@ -160,7 +160,7 @@ def _data(content: Mapping[str, Any], source: Path) -> tuple[tuple[Cell, ...], t
     cell = Cell(
         name=GENERATED,
         task=GENERATED,
-        initialisation="",
+        initialization="",
         seed=0,
         commands=(("demo.py", ("--out", CELL_FOLDER, "--images", *map(str, numbers), "0", "0")),),
         record="images.json",

@@ -275,7 +275,7 @@ def _warmed(tools: set[str]) -> Any:
     """A multiprocessing context whose processes need not import what `tools` need.
 
     On a CPU, that import takes as long as a small run. This process imports it, which neither
-    initialises CUDA nor starts threads of Python, and forks.
+    initializes CUDA nor starts threads of Python, and forks.
     """
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")

@@ -3,7 +3,7 @@
 A suite is a YAML file, a packaged one (moco_d2/benchmark/suites/*.yaml) or your own. Its `kind`
 says what its cells are:
 
-* ``transfer`` (the default): fine-tuning, every task x initialisation x seed. See
+* ``transfer`` (the default): fine-tuning, every task x initialization x seed. See
   transfer_suites.py.
 * ``pretext``: pretraining and what its features are worth. See pretext_suites.py.
 * ``demo``: the demo's whole line on generated images. See moco_d2/demo/cells.py.
@@ -49,7 +49,9 @@ CONFIGURED = ("train_net.py", "pretrain.py")
 # A part of a run's name, which is a folder, too; and the longest that file systems and tables bear.
 _NAME = re.compile(r"\w[\w.+=,-]*")
 _LONGEST_NAME, _LONGEST_PATH = 100, 200
-MOST_RUNS = 2_000  # all tasks and initialisations here, with 5 seeds, are 1080
+# Keys that suites were written with before, which still work.
+_RENAMED_KEYS = {"initialisations": "initializations"}
+MOST_RUNS = 2_000  # all tasks and initializations here, with 5 seeds, are 1080
 _LONGEST_REASON = 400
 _MOST_SEED = 2**31  # Detectron2 adds the process's number, and numpy takes 32 bits
 # Beside the runs' folders in the suite's: of transfer_suites.py, cluster.py, measuring.py and
@@ -63,7 +65,7 @@ class Cell:
 
     Attributes:
         name: also its folder, relative to the suite's: ``voc_C4/moco/seed1``.
-        task, initialisation, seed: its place in the grid.
+        task, initialization, seed: its place in the grid.
         commands: (file in tools/, arguments), run in this order. In an argument, ``{folder}`` is
             the suite's folder and ``{cell}`` the cell's. They must be restartable: a command that
             was killed is run again with the same words, one that has succeeded is not. The runner
@@ -81,7 +83,7 @@ class Cell:
 
     name: str
     task: str
-    initialisation: str
+    initialization: str
     seed: int
     commands: tuple[tuple[str, tuple[str, ...]], ...]
     record: str = "record.json"
@@ -126,7 +128,7 @@ def load_suite(name: str | Path) -> Suite:
         name: of a packaged one, or a YAML file.
 
     Raises:
-        UserError: no such suite; or a key, a kind, a task or an initialisation in it that is not
+        UserError: no such suite; or a key, a kind, a task or an initialization in it that is not
             known, with the closest.
     """
     source = _find(name)
@@ -135,8 +137,12 @@ def load_suite(name: str | Path) -> Suite:
     kind = str(content.pop("kind", "transfer"))
     if kind not in _KINDS:
         raise unknown("kind", kind, _KINDS, source)
-    title = str(content.pop("title", source.stem))
-    title = printable(title)
+    for old, new in _RENAMED_KEYS.items():
+        if old in content:
+            if new in content:
+                raise UserError(f"{source}: {old} is the old name of {new}; remove one of the two")
+            content[new] = content.pop(old)
+    title = printable(str(content.pop("title", source.stem)))
     shared = content.get("overrides") or {}
     cells, files = pkgutil.resolve_name(_KINDS[kind])(content, source)
     _check_cells(cells, source)

@@ -1,12 +1,12 @@
-"""Suites of kind ``transfer``: fine-tuning, every task x initialisation x seed.
+"""Suites of kind ``transfer``: fine-tuning, every task x initialization x seed.
 
 Keys of the YAML file, besides title and kind:
 
-* ``tasks`` and ``initialisations``: names of configs/task and configs/init, or YAML files like
+* ``tasks`` and ``initializations``: names of configs/task and configs/init, or YAML files like
   these, relative to the suite's. A list, or a mapping to overrides of config keys.
 * ``seeds``: a list of numbers; [1] if left out.
 * ``overrides``: config keys of all runs, ``{SOLVER.MAX_ITER: 100}``. Those of a task count over
-  them, and those of an initialisation over both.
+  them, and those of an initialization over both.
 """
 
 import itertools
@@ -35,25 +35,25 @@ from moco_d2.config.load import config_root
 from moco_d2.config.safe_yaml import expand_home, is_regular_file
 from moco_d2.errors import UserError
 
-_KEYS = ("tasks", "initialisations", "seeds", "overrides")
+_KEYS = ("tasks", "initializations", "seeds", "overrides")
 
 
 def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict[str, str]]:
-    """See suites.load_suite. A run is called ``{task}/{initialisation}/seed{seed}``."""
+    """See suites.load_suite. A run is called ``{task}/{initialization}/seed{seed}``."""
     check_keys(content, _KEYS, source)
     shared = check_overrides(content.get("overrides"), source)
     tasks = with_overrides(content.get("tasks"), "tasks", source)
-    initialisations = with_overrides(content.get("initialisations"), "initialisations", source)
+    initializations = with_overrides(content.get("initializations"), "initializations", source)
     seeds = check_seeds(content.get("seeds", [1]), source)
-    check_grid(len(tasks), len(initialisations), len(seeds), source=source)
+    check_grid(len(tasks), len(initializations), len(seeds), source=source)
     task_files = {given: _part("task", given, source) for given in tasks}
-    init_files = {given: _part("init", given, source) for given in initialisations}
+    init_files = {given: _part("init", given, source) for given in initializations}
     from_files = {
         (task, init): file_settings(task_files[task], init_files[init])
-        for task, init in itertools.product(tasks, initialisations)
+        for task, init in itertools.product(tasks, initializations)
     }
     cells, files = [], {}
-    for task, seed, init in itertools.product(tasks, seeds, initialisations):
+    for task, seed, init in itertools.product(tasks, seeds, initializations):
         task_name, init_name = task_files[task].stem, init_files[init].stem
         config = f"{task_name}_{init_name}.yaml"
         if config_root() not in task_files[task].parents or (
@@ -62,12 +62,12 @@ def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict
             parts = ", ".join(json.dumps(str(f)) for f in (task_files[task], init_files[init]))
             files[f"configs/{config}"] = f"_BASE_: [{parts}]\n"
             config = f"{FOLDER}/configs/{config}"
-        overrides = {**shared, **tasks[task], **initialisations[init]}
+        overrides = {**shared, **tasks[task], **initializations[init]}
         cells.append(
             transfer_cell(
                 name=f"{task_name}/{init_name}/seed{seed}",
                 task=task_name,
-                initialisation=init_name,
+                initialization=init_name,
                 seed=seed,
                 config=config,
                 overrides=overrides,
@@ -82,7 +82,7 @@ def transfer_cell(
     *,
     name: str,
     task: str,
-    initialisation: str,
+    initialization: str,
     seed: int,
     config: str,
     overrides: Mapping[str, Any],
@@ -93,7 +93,7 @@ def transfer_cell(
     """A run of tools/train_net.py.
 
     Args:
-        name, task, initialisation, seed, needs: see Cell.
+        name, task, initialization, seed, needs: see Cell.
         config: for --config-file.
         overrides: of config keys.
         settings: what the config file says.
@@ -107,7 +107,7 @@ def transfer_cell(
     return Cell(
         name=name,
         task=task,
-        initialisation=initialisation,
+        initialization=initialization,
         seed=seed,
         commands=(("train_net.py", ("--config-file", config, "--resume", *words)),),
         needs=needs,
@@ -119,7 +119,7 @@ def transfer_cell(
 
 
 def _part(folder: str, name: str, source: Path) -> Path:
-    """The file of a task or an initialisation."""
+    """The file of a task or an initialization."""
     if Path(name).suffix in (".yaml", ".yml"):
         path = source.parent / expand_home(name)
         if not is_regular_file(path):
@@ -129,6 +129,6 @@ def _part(folder: str, name: str, source: Path) -> Path:
         return path
     known = {path.stem: path for path in sorted((config_root() / folder).glob("*.yaml"))}
     if name not in known:
-        what = "task" if folder == "task" else "initialisation"
+        what = "task" if folder == "task" else "initialization"
         raise unknown(what, name, known, source)
     return known[name]

@@ -95,7 +95,7 @@ def paper_noise() -> float:
 def orders(study: Study) -> list[Order]:
     """Those that the paper's figure and the study both have.
 
-    Within a series: neighbours among the places that both have; where there are not two, the
+    Within a series: neighbors among the places that both have; where there are not two, the
     highest place against the lowest of either. Between series: at each place that both have; where
     there are not two, the averages over the places that the series share, on either side.
     """

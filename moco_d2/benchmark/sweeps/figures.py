@@ -24,7 +24,7 @@ from moco_d2.benchmark.sweeps.definitions import (
 )
 from moco_d2.benchmark.sweeps.points import Study, order_of, studies
 
-# MoCo has the colour that it has in every plot.
+# MoCo has the color that it has in every plot.
 _STYLES = {
     MOCO: STYLES[2],
     END_TO_END: STYLES[1],
@@ -137,16 +137,16 @@ def _most_runs(study: Study) -> int:
 def _line(
     axes: Axes, study: Study, places: Sequence[X], series: str, points: Mapping[X, Summary]
 ) -> None:
-    colour, marker, line, _ = _STYLES.get(series, STYLES[0])
+    color, marker, line, _ = _STYLES.get(series, STYLES[0])
     ordered = sorted(points, key=lambda place: order_of(study.sweep, place))
     x = [_position(places, place) for place in ordered]
     mean = [points[place].mean for place in ordered]
     spread = [points[place].std or 0.0 for place in ordered]
     if any(spread):
-        axes.errorbar(x, mean, yerr=spread, color=colour, linestyle="", capsize=3, linewidth=1)
+        axes.errorbar(x, mean, yerr=spread, color=color, linestyle="", capsize=3, linewidth=1)
     line = "" if study.sweep.nominal else line
     # Last, so that the caller finds it.
-    axes.plot(x, mean, color=colour, marker=marker, linestyle=line, markersize=5, linewidth=1.2)
+    axes.plot(x, mean, color=color, marker=marker, linestyle=line, markersize=5, linewidth=1.2)
 
 
 def _note(axes: Axes, x: float, text: str) -> None:

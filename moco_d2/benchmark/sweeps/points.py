@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moco_d2.benchmark.records.pretext_records import PretextRecord
-from moco_d2.benchmark.statistics import Summary, summarise
+from moco_d2.benchmark.statistics import Summary, summarize
 from moco_d2.benchmark.sweeps.definitions import END_TO_END, LINEAR, Sweep, X, sweeps
 
 _logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Study:
 
     def summary(self, series: str, place: X) -> Summary:
         """Over seeds."""
-        return summarise(self.values[series][place].values())
+        return summarize(self.values[series][place].values())
 
     @property
     def title(self) -> str:

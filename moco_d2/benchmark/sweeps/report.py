@@ -13,7 +13,7 @@ _INTRODUCTION = (
     "What the features are worth in classification, over the settings that the papers vary. Only "
     "runs that differ in nothing else are in one figure, by the configs in their checkpoints. On "
     "another dataset than ImageNet accuracies have another scale, so that orders are compared "
-    "instead: between neighbours on the x axis, and between series."
+    "instead: between neighbors on the x axis, and between series."
 )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from moco_d2.benchmark.records.pretext_records import PretextRecord
-from moco_d2.benchmark.statistics import agreement_band, summarise
+from moco_d2.benchmark.statistics import agreement_band, summarize
 from moco_d2.benchmark.sweeps.agreement import agreement, listed, paper_std
 from moco_d2.benchmark.sweeps.definitions import X, place_name
 from moco_d2.benchmark.sweeps.points import Study, order_of, studies
@@ -40,7 +40,7 @@ def _table(study: Study) -> Table:
     if orders := listed(study):
         notes.append(f"All orders that were compared: {orders}.")
     if study.untrained:
-        untrained = summarise(study.untrained)
+        untrained = summarize(study.untrained)
         spread = "" if untrained.std is None else f" ± {untrained.std:.1f}"
         notes.append(
             f"The same network without pretraining: {untrained.mean:.1f}{spread} (n={untrained.n})."

@@ -12,7 +12,7 @@ from moco_d2.benchmark.records.matching import MARKS
 from moco_d2.benchmark.statistics import Comparison
 from moco_d2.benchmark.tables.table import Cell, Row, Table
 
-#: Text and how it is set: "", "bold", "gain" (bold, and green where there are colours) or "mark"
+#: Text and how it is set: "", "bold", "gain" (bold, and green where there are colors) or "mark"
 #: (raised).
 Span = tuple[str, str]
 #: A label and its cells.
@@ -74,7 +74,7 @@ def value_lines(table: Table) -> Iterable[Line]:
 
 
 def difference_lines(table: Table) -> list[Line]:
-    """One line a pair of initialisations; none where nothing could be tested."""
+    """One line a pair of initializations; none where nothing could be tested."""
     if not any(c and c.test for pair in table.pairs for c in pair.comparisons):
         return []
     rows = {row.label: row for row in table.rows}

@@ -1,6 +1,6 @@
 """What the tables say, before it is written in any format.
 
-Initialisations x metrics, differences and their significance, the paper beside them, and all
+Initializations x metrics, differences and their significance, the paper beside them, and all
 reservations.
 """
 
@@ -16,7 +16,7 @@ from moco_d2.benchmark.statistics import (
     agreement_band,
     corrected,
     paired,
-    summarise,
+    summarize,
     welch,
 )
 from moco_d2.benchmark.tables import notes
@@ -24,7 +24,7 @@ from moco_d2.benchmark.tables.table import Cell, Pair, Row, Table
 
 #: Points from which the paper prints a difference to supervised in green (caption of its Table 2).
 HIGHLIGHT_FROM = 0.5
-#: With more initialisations than this, each is compared with the baseline only.
+#: With more initializations than this, each is compared with the baseline only.
 _MOST_COMPARED_PAIRWISE = 8
 
 # Rows in the paper's order; others follow alphabetically.
@@ -56,10 +56,10 @@ def column_title(metric: str, *, voc: bool) -> str:
     return {**_COLUMNS, **(_VOC_COLUMNS if voc else {})}.get(metric, metric)
 
 
-def row_order(initialisation: str) -> tuple[int, str]:
+def row_order(initialization: str) -> tuple[int, str]:
     """Sort key: the paper's order, then alphabetical."""
-    known = initialisation in _ROW_ORDER
-    return (_ROW_ORDER.index(initialisation) if known else len(_ROW_ORDER), initialisation)
+    known = initialization in _ROW_ORDER
+    return (_ROW_ORDER.index(initialization) if known else len(_ROW_ORDER), initialization)
 
 
 def _measured_table(task: str, records: list[Record]) -> Table:
@@ -70,8 +70,8 @@ def _measured_table(task: str, records: list[Record]) -> Table:
     metrics = tuple(m for m in order if m in present) or tuple(sorted(present))
     columns = tuple(column_title(m, voc=voc) for m in metrics)
     runs: dict[str, list[Record]] = {}
-    for record in sorted(records, key=lambda r: (row_order(r.initialisation), r.seed)):
-        runs.setdefault(record.initialisation, []).append(record)
+    for record in sorted(records, key=lambda r: (row_order(r.initialization), r.seed)):
+        runs.setdefault(record.initialization, []).append(record)
 
     matching = Matching(records)
     baseline = next((name for name in baseline_of(task) if name in runs), None)
@@ -172,7 +172,7 @@ def _cell(
     values = [value for _, value in _values(group, metric)]
     if not values:
         return Cell(metric)
-    summary = summarise(values)
+    summary = summarize(values)
     difference = comparison.difference if comparison else None
     return Cell(
         metric,

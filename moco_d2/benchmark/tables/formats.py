@@ -10,7 +10,7 @@ from moco_d2.benchmark.tables.cell_text import difference_lines, footnotes, grid
 from moco_d2.benchmark.tables.table import Pair, Table
 
 _CSV_COLUMNS = (
-    *("task", "initialisation", "metric", "mean", "std", "n", "difference", "against"),
+    *("task", "initialization", "metric", "mean", "std", "n", "difference", "against"),
     *("low", "high", "p", "p_holm", "test", "supported"),
     *("published", "gap", "band", "within", "marks"),
 )
@@ -54,7 +54,7 @@ def to_csv(tables: list[Table]) -> str:
         rows += [
             {
                 "task": table.task,
-                "initialisation": row.label,
+                "initialization": row.label,
                 **{c: getattr(cell, c) for c in _CSV_COLUMNS if hasattr(cell, c)},
                 **_csv_comparison(cell.comparison),
                 "against": None if cell.difference is None else table.baseline,
@@ -84,7 +84,7 @@ def _no_formula(value: object) -> object:
 
 
 def _csv_pair(table: Table, pair: Pair, metric: str, comparison: Comparison) -> dict[str, object]:
-    names = {"task": table.task, "initialisation": pair.label, "metric": metric}
+    names = {"task": table.task, "initialization": pair.label, "metric": metric}
     return {**names, "against": pair.against, **_csv_comparison(comparison)}
 
 

@@ -9,20 +9,20 @@ from moco_d2.benchmark.tables.comparison import row_order
 _LONGEST_NAME = 60
 
 
-def by_initialisation(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """Runs by initialisation, in the paper's order, those of each by seed."""
+def by_initialization(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Runs by initialization, in the paper's order, those of each by seed."""
     runs: dict[str, list[Record]] = {}
-    for record in sorted(records, key=lambda r: (row_order(r.initialisation), r.seed)):
-        runs.setdefault(record.initialisation, []).append(record)
+    for record in sorted(records, key=lambda r: (row_order(r.initialization), r.seed)):
+        runs.setdefault(record.initialization, []).append(record)
     return runs
 
 
 def by_task(records: Iterable[Record]) -> dict[str, dict[str, list[Record]]]:
-    """by_initialisation of each task, tasks by name."""
+    """by_initialization of each task, tasks by name."""
     tasks: dict[str, list[Record]] = {}
     for record in records:
         tasks.setdefault(record.task, []).append(record)
-    return {task: by_initialisation(tasks[task]) for task in sorted(tasks)}
+    return {task: by_initialization(tasks[task]) for task in sorted(tasks)}
 
 
 def is_voc(records: Iterable[Record]) -> bool:

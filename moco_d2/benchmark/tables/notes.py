@@ -24,11 +24,11 @@ _LONGEST_VALUE = 60  # characters; a record may say anything
 def on_paper(task: str, beside: Mapping[str, tuple[PaperTable, PaperRow] | None]) -> Iterable[str]:
     """Sources of the published values, and why there are none."""
     bands: dict[str, list[str]] = {}
-    for initialisation, found in beside.items():
+    for initialization, found in beside.items():
         if found is not None:
             table, _ = found
             text = f"{table.source}; {_runs(table)}; {_spread(table)}"
-            bands.setdefault(text, []).append(initialisation)
+            bands.setdefault(text, []).append(initialization)
     for text, names in bands.items():
         yield f"Paper values of {', '.join(names)}: {text}."
     if bands:
@@ -43,7 +43,7 @@ def on_paper(task: str, beside: Mapping[str, tuple[PaperTable, PaperRow] | None]
             f"{', '.join(other)}: other data or schedule than the paper's, "
             f"so no paper values are set beside {'them' if len(other) > 1 else 'it'}."
         )
-    if not any(find_row(task, initialisation) for initialisation in beside):
+    if not any(find_row(task, initialization) for initialization in beside):
         yield "No published row for these, so no paper values are set beside them."
 
 
@@ -60,12 +60,12 @@ def on_differences(
 
 
 def on_significance(
-    pairs: Sequence["Pair"], columns: Sequence[str], initialisations: int
+    pairs: Sequence["Pair"], columns: Sequence[str], initializations: int
 ) -> Iterable[str]:
     """The tests by name, and the only orders that may be claimed from the table."""
     if not pairs:
-        if initialisations > 1:
-            yield f"{initialisations} initialisations, too many to compare each with each."
+        if initializations > 1:
+            yield f"{initializations} initializations, too many to compare each with each."
         return
     compared = [c for pair in pairs for c in pair.comparisons if c]
     tested = [c for c in compared if c.test]
@@ -92,16 +92,16 @@ def on_significance(
 
 def on_runs(runs: Mapping[str, Sequence[Record]], metrics: Sequence[str]) -> Iterable[str]:
     """Missing metrics, several weights files, different machines."""
-    for initialisation, group in runs.items():
+    for initialization, group in runs.items():
         empty = sum(any(r.metrics.get(m) is None for m in metrics) for r in group)
         if empty:
             yield (
-                f"{initialisation}: {empty} of {len(group)} runs lack a metric; "
+                f"{initialization}: {empty} of {len(group)} runs lack a metric; "
                 "n counts those that have it."
             )
         weights = {r.weights_sha256 for r in group if r.weights_sha256}
         if len(weights) > 1:
-            yield f"{initialisation}: its runs start from {len(weights)} different weights files."
+            yield f"{initialization}: its runs start from {len(weights)} different weights files."
     machines = _environments(r for group in runs.values() for r in group)
     different = [f"{k} ({', '.join(sorted(v))})" for k, v in machines.items() if len(v) > 1]
     if different:

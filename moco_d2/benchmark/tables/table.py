@@ -9,7 +9,7 @@ from moco_d2.benchmark.statistics import (
 
 @dataclass(frozen=True)
 class Cell:
-    """One metric of one initialisation, in percent; a field is None where it does not apply.
+    """One metric of one initialization, in percent; a field is None where it does not apply.
 
     `difference` is to the baseline, `comparison` what is known of it. `published` is the paper's
     value, `gap` the mean minus that, `band` the largest |gap| that chance explains
@@ -35,7 +35,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One initialisation.
+    """One initialization.
 
     `marks` are names in MARKS and hold for every cell; `paper` labels the published row set beside
     this one.
@@ -73,4 +73,4 @@ class Table:
     pairs: tuple[Pair, ...] = ()
     footnotes: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
-    head: str = "initialisation"
+    head: str = "initialization"

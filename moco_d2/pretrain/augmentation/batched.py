@@ -1,4 +1,4 @@
-"""The views' colours, blur and flip for a whole batch on its device, with kornia.
+"""The views' colors, blur and flip for a whole batch on its device, with kornia.
 
 Workers crop, since images differ in size until then, and hand over bytes: a quarter of what floats
 take. The rest, three quarters of a worker's time for two v2 views of a 500 x 375 JPEG, is done
@@ -21,7 +21,7 @@ from moco_d2.pretrain.augmentation.views import IMAGENET_MEAN, IMAGENET_STD, Rec
 
 
 class DeviceAugmentation(nn.Module):
-    """Crops of bytes (N, 3, H, W) -> normalised random views (N, 3, H, W).
+    """Crops of bytes (N, 3, H, W) -> normalized random views (N, 3, H, W).
 
     Random numbers are drawn on the CPU, so the views do not depend on the device.
     """
@@ -44,8 +44,8 @@ class DeviceAugmentation(nn.Module):
             generator: of the CPU.
         """
         images = crops.float() / 255
-        colour = [self._jitter, self._to_gray]
-        for change in reversed(colour) if self.recipe.gray_first else colour:
+        color = [self._jitter, self._to_gray]
+        for change in reversed(color) if self.recipe.gray_first else color:
             images = change(images, generator)
         images = self._flip(self._blur(images, generator), generator)
         mean, std = (

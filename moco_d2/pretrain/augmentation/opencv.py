@@ -148,7 +148,7 @@ def _saturation(pixels: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _hue(pixels: np.ndarray, factor: float) -> np.ndarray:
-    """Turned by `factor` of the colour circle, of 256 steps as in Pillow."""
+    """Turned by `factor` of the color circle, of 256 steps as in Pillow."""
     hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL)
     hsv[..., 0] += np.uint8(int(factor * 255) % 256)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)

@@ -20,7 +20,7 @@ class Recipe:
     """What follows the random resized crop, before the flip of half the views.
 
     Attributes:
-        hue: the jitter's, as a share of the colour circle.
+        hue: the jitter's, as a share of the color circle.
         jitter_probability, gray_probability, blur_probability: share of views it is done to.
         gray_first: gray scale comes before the jitter, not after it.
         jitter: strength of the jitter of brightness, contrast and saturation.
@@ -51,7 +51,7 @@ def build_augmentation(
     crop_scale: tuple[float, float] = (0.2, 1.0),
     blur_sigma: tuple[float, float] = (0.1, 2.0),
 ) -> v2.Transform:
-    """A transform from a PIL image (RGB) to one random view, a normalised float tensor (3, size,
+    """A transform from a PIL image (RGB) to one random view, a normalized float tensor (3, size,
     size).
 
     Randomness comes from torch's CPU generator.
@@ -87,7 +87,7 @@ def _crop(size: int, scale: tuple[float, float]) -> opencv.Crop:
 
 
 def build_evaluation_transform(size: int) -> v2.Transform:
-    """A transform from a PIL image to its normalised centre (3, size, size), torchvision's
+    """A transform from a PIL image to its normalized center (3, size, size), torchvision's
     Resize-256-crop-224 scaled.
     """
     return v2.Compose(

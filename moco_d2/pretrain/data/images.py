@@ -63,8 +63,8 @@ def decode_image(content: bytes, name: str) -> Image.Image:
     """Decode the bytes of an image file, called `name` in errors, to RGB.
 
     As the official code (Pillow's ``convert("RGB")``): transparency is dropped and an EXIF
-    orientation is not applied. Where Pillow would cut 16-bit grey off at 255 (white), the upper 8
-    bits are taken, which is what it does itself with 16-bit colour.
+    orientation is not applied. Where Pillow would cut 16-bit gray off at 255 (white), the upper 8
+    bits are taken, which is what it does itself with 16-bit color.
 
     Raises:
         UnreadableImageError: it does not decode, or is larger than untrusted_images allows; names

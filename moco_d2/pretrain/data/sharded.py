@@ -1,14 +1,14 @@
 """Training data in tar shards: for sets that no folder holds, read from front to back.
 
 An epoch is the shards in a new order, laid end to end. Its images are cut into one run of
-neighbours for every worker of every process, so each image comes once an epoch whatever the number
+neighbors for every worker of every process, so each image comes once an epoch whatever the number
 and sizes of the shards, and a worker opens only the shards its run touches. Within its run a worker
 reads blocks of MOCO.DATA.SHARD_SHUFFLE images, still encoded, and shuffles each: any place in the
 stream is reached by reading one shard up to it, and nothing is decoded on the way. So the order
 depends on the number of workers and processes, besides the seed. A block of more than
 MAX_BLOCK_BYTES is an error: one that was cut short would have another order.
 
-Only neighbours are shuffled: write shards in a random order, not class by class.
+Only neighbors are shuffled: write shards in a random order, not class by class.
 """
 
 import array

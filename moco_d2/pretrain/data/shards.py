@@ -89,8 +89,8 @@ def list_shards(pattern: str, *, num_images: int = 0, num_workers: int = 0) -> S
     counts = array.array("q", (shard.images for shard in counted))
     if not sum(counts):
         raise UserError(f"no images in {pattern}: none of its {len(urls)} shards holds any")
-    labelled = all(shard.num_classes for shard in counted if shard.images)
-    num_classes = max(shard.num_classes for shard in counted) if labelled else 0
+    labeled = all(shard.num_classes for shard in counted if shard.images)
+    num_classes = max(shard.num_classes for shard in counted) if labeled else 0
     return ShardList(PathTable(urls), counts, sizes, num_classes)
 
 
@@ -137,13 +137,13 @@ def count_images(path: str) -> ShardCount:
 
     Damage takes the image before it along, whose members might not be all there.
     """
-    images = labelled = num_classes = 0
+    images = labeled = num_classes = 0
     try:
         with open_shard(path) as shard:
             for sample in _group(_headers(shard, path)):
                 images += 1
                 if LABEL in sample:
-                    labelled += 1
+                    labeled += 1
                     num_classes = max(num_classes, _class_index(sample[LABEL]) + 1)
     # Sizes beyond any file overflow, and names upon names recurse.
     except (
@@ -153,7 +153,7 @@ def count_images(path: str) -> ShardCount:
         problem = f"shard {path} is damaged after {images} images ({error}): using those"
     else:
         problem = "" if images else f"shard {path} holds no image"
-    return ShardCount(images, num_classes if labelled == images else 0, problem)
+    return ShardCount(images, num_classes if labeled == images else 0, problem)
 
 
 def _headers(shard: tarfile.TarFile, path: str) -> Iterator[dict[str, Any]]:

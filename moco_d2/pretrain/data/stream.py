@@ -30,7 +30,7 @@ class ViewMaker:
     """(image, position) -> the views of the image, drawn with the randomness of the position.
 
     Attributes:
-        transform: PIL image -> tensor (3, H, W), randomised by torch's CPU generator.
+        transform: PIL image -> tensor (3, H, W), randomized by torch's CPU generator.
         names: one view a name, ``("query", "key")``.
         seed: of the run.
     """

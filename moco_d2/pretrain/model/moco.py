@@ -95,7 +95,7 @@ class MoCo(nn.Module):
     @property
     def may_leak(self) -> bool:
         """Whether BatchNorm can give the positive key away (paper section 3.3): query and key are
-        of one batch, and normalised in the same group.
+        of one batch, and normalized in the same group.
         """
         return self.dictionary.key_encoder is not None and not self.needs_shuffle
 
@@ -130,7 +130,7 @@ class MoCo(nn.Module):
         queries = F.normalize(self.encoder_q(query).float(), dim=1)
         encoder = self.dictionary.key_encoder
         keys = None if encoder is None or key is None else self.encode_keys(key)
-        # The similarities stay in fp32: at T = 0.07, bf16's 8 bits would blur neighbouring logits.
+        # The similarities stay in fp32: at T = 0.07, bf16's 8 bits would blur neighboring logits.
         with torch.autocast(queries.device.type, enabled=False):
             logits, labels = self.dictionary.contrast(queries, keys, index)
             logits = logits / self.temperature

@@ -1,7 +1,7 @@
 """Keeping the contrastive task honest: ShuffleBN over processes, SplitBN on one device (paper
 section 3.3).
 
-BatchNorm lets the samples of a batch see each other. If a query and its key are normalised within
+BatchNorm lets the samples of a batch see each other. If a query and its key are normalized within
 the same group of images, the group's statistics give the match away and the loss falls without
 anything being learnt. ShuffleBN encodes the keys in an order of their own, so that query and key
 meet different groups. That needs more than one group: the processes of a distributed run are
@@ -56,13 +56,13 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
                 x, self.weight, self.bias, running, settings
             )
         else:
-            out = self._normalise_groups(x, means, variances)
+            out = self._normalize_groups(x, means, variances)
         self.running_mean.copy_(means.mean(0))
         self.running_var.copy_(variances.mean(0))
         self.num_batches_tracked.add_(1)
         return out
 
-    def _normalise_groups(
+    def _normalize_groups(
         self, x: torch.Tensor, means: torch.Tensor, variances: torch.Tensor
     ) -> torch.Tensor:
         """BatchNorm of each group of x (N, C, H, W); updates the groups' running statistics
@@ -74,7 +74,7 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
 
 
 class _GroupsInPlace(torch.autograd.Function):
-    """SplitBatchNorm2d._normalise_groups on a CPU, the same to the bit: the kernel there writes a
+    """SplitBatchNorm2d._normalize_groups on a CPU, the same to the bit: the kernel there writes a
     group to where it belongs, so the forward pass takes no longer than one BatchNorm.
     """
 

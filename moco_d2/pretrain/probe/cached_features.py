@@ -17,7 +17,7 @@ from moco_d2.files import atomic_write, sha256_of_json
 from moco_d2.pretrain.augmentation.views import build_evaluation_transform
 from moco_d2.pretrain.data.sources import ImageList
 from moco_d2.pretrain.probe.classifier import Recipe, new_classifier, topk_correct
-from moco_d2.pretrain.probe.labelled import build_training_transform, evaluation_loader
+from moco_d2.pretrain.probe.labeled import build_training_transform, evaluation_loader
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def extract_crops(
 ) -> Features:
     """Pooled features (M, V, D) on the CPU and labels (M,).
 
-    The first crop is the centre, further ones are random with flips, as in training.
+    The first crop is the center, further ones are random with flips, as in training.
 
     Args:
         network: images -> pooled features; put into evaluation mode.
@@ -150,7 +150,7 @@ def train_on_features(
 def score_on_features(
     layer: nn.Linear, test: Features, device: torch.device
 ) -> tuple[dict[str, float], float]:
-    """Top-1 and top-5 in percent on the centre crops, and the mean loss."""
+    """Top-1 and top-5 in percent on the center crops, and the mean loss."""
     features, labels = test[0][:, 0], test[1].to(device)
     logits = torch.cat([layer(part.to(device)) for part in features.split(4096)])
     top1, top5 = (100 * hits / len(labels) for hits in topk_correct(logits, labels))

@@ -27,7 +27,7 @@ from moco_d2.engine.loader import build_loader
 from moco_d2.engine.resume_checks import check_count, check_sgd, check_tensors, continuing
 from moco_d2.errors import UserError, as_raised
 from moco_d2.files import atomic_write
-from moco_d2.pretrain.probe.labelled import Epochs, LabelledImages
+from moco_d2.pretrain.probe.labeled import Epochs, LabeledImages
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +180,7 @@ class ClassifierTrainer(TrainerBase):
     def __init__(
         self,
         network: nn.Module,
-        train_images: LabelledImages,
+        train_images: LabeledImages,
         val_loader: DataLoader[Any],
         *,
         recipe: Recipe,

@@ -1,7 +1,7 @@
 """What features are worth without training on them: kNN classification (authors' CIFAR demo, after
 InstDisc).
 
-Legend: N test images, M training images, D feature width, k neighbours, T temperature.
+Legend: N test images, M training images, D feature width, k neighbors, T temperature.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ Features = tuple[torch.Tensor, torch.Tensor]  # of unit length (N, D), and label
 _TEST_CHUNK, _TRAIN_CHUNK = 1024, 65536
 
 
-class _LabelledImages(Dataset[Any]):
+class _LabeledImages(Dataset[Any]):
     def __init__(self, images: ImageList, transform: v2.Transform):
         self.images = images
         self.transform = transform
@@ -70,7 +70,7 @@ def extract_features(
     num_workers: int = 0,
     store_on: torch.device | str | None = None,
 ) -> Features:
-    """Unit-length pooled features (N, D) and labels (N,) of labelled images, centre crops of `size`
+    """Unit-length pooled features (N, D) and labels (N,) of labeled images, center crops of `size`
     pixels.
 
     Args:
@@ -84,7 +84,7 @@ def extract_features(
     device = next(network.parameters()).device
     store_on = device if store_on is None else store_on
     loader = build_loader(
-        _LabelledImages(images, build_evaluation_transform(size)),
+        _LabeledImages(images, build_evaluation_transform(size)),
         batch_size=batch_size,
         num_workers=num_workers,
     )
@@ -100,11 +100,11 @@ def extract_features(
     return torch.cat(features), torch.cat(labels)
 
 
-def nearest_neighbours(
+def nearest_neighbors(
     train: torch.Tensor,
     test: torch.Tensor,
     *,
-    neighbours: int,
+    neighbors: int,
     device: torch.device | str | None = None,
     chunks: tuple[int, int] = (_TEST_CHUNK, _TRAIN_CHUNK),
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -112,7 +112,7 @@ def nearest_neighbours(
 
     Args:
         train, test: unit-length features (M, D) and (N, D).
-        neighbours: k; where M is smaller, M.
+        neighbors: k; where M is smaller, M.
         device: where the similarities are computed; None: where `test` is. The features may lie
             elsewhere: they pass through it in pieces.
         chunks: test and training features compared at once; memory is bounded by them, not by N M.
@@ -121,7 +121,7 @@ def nearest_neighbours(
         similarities (N, k), descending, and indices into `train` (N, k), where `test` is.
     """
     device = test.device if device is None else device
-    k = min(neighbours, len(train))
+    k = min(neighbors, len(train))
     similarities, indices = [], []
     for chunk in test.split(chunks[0]):
         queries = chunk.to(device)
@@ -142,7 +142,7 @@ def knn_accuracy(
     train: Features,
     test: Features,
     *,
-    neighbours: int,
+    neighbors: int,
     temperature: float,
     device: torch.device | str | None = None,
 ) -> float:
@@ -152,14 +152,14 @@ def knn_accuracy(
     Args:
         train: unit-length features (M, D) and labels (M,).
         test: the same of the N test images.
-        neighbours: k, at most M.
-        temperature: T; a neighbour at cosine similarity s votes with weight exp(s / T).
-        device: of `nearest_neighbours`.
+        neighbors: k, at most M.
+        temperature: T; a neighbor at cosine similarity s votes with weight exp(s / T).
+        device: of `nearest_neighbors`.
     """
     train_features, train_labels = train
     test_features, test_labels = test
-    similarity, index = nearest_neighbours(
-        train_features, test_features, neighbours=neighbours, device=device
+    similarity, index = nearest_neighbors(
+        train_features, test_features, neighbors=neighbors, device=device
     )
     classes = int(train_labels.max()) + 1
     right = 0
@@ -173,7 +173,7 @@ def knn_accuracy(
 
 
 class KNNMonitor:
-    """kNN accuracy of a network on two labelled folders that are listed once."""
+    """kNN accuracy of a network on two labeled folders that are listed once."""
 
     def __init__(
         self,
@@ -181,14 +181,14 @@ class KNNMonitor:
         test: str,
         *,
         size: int,
-        neighbours: int = 200,
+        neighbors: int = 200,
         temperature: float = 0.1,
         num_workers: int = 0,
     ):
         """
         Args:
             train, test: class folders, the same classes in both.
-            size: side of the centre crop, pixels.
+            size: side of the center crop, pixels.
             num_workers: processes that read and decode.
 
         Raises:
@@ -201,7 +201,7 @@ class KNNMonitor:
         if share_images(train, test):
             logger.warning(
                 "MOCO.KNN.TRAIN %s and MOCO.KNN.TEST %s hold the same images, of which each is its "
-                "own nearest neighbour: the accuracy says nothing; name a set that is held out",
+                "own nearest neighbor: the accuracy says nothing; name a set that is held out",
                 train,
                 test,
             )
@@ -221,7 +221,7 @@ class KNNMonitor:
                 f"{', '.join(differ[:5])}"
             )
         self.size = size
-        self.neighbours = neighbours
+        self.neighbors = neighbors
         self.temperature = temperature
         self.num_workers = num_workers
 
@@ -240,7 +240,7 @@ class KNNMonitor:
         return knn_accuracy(
             train,
             test,
-            neighbours=self.neighbours,
+            neighbors=self.neighbors,
             temperature=self.temperature,
             device=device,
         )

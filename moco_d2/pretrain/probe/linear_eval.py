@@ -43,11 +43,11 @@ from moco_d2.pretrain.probe.classifier import (
     new_classifier,
 )
 from moco_d2.pretrain.probe.knn import knn_accuracy
-from moco_d2.pretrain.probe.labelled import (
-    LabelledImages,
+from moco_d2.pretrain.probe.labeled import (
+    LabeledImages,
     build_training_transform,
     evaluation_loader,
-    list_labelled,
+    list_labeled,
 )
 from moco_d2.records.environment import hardware, versions
 from moco_d2.records.pretext_schema import (
@@ -66,7 +66,7 @@ logger = logging.getLogger(__name__)
 
 FEATURES_FILE = "features.pth"
 # InstDisc's, which the authors' CIFAR demo uses too.
-KNN_NEIGHBOURS, KNN_TEMPERATURE = 200, 0.1
+KNN_NEIGHBORS, KNN_TEMPERATURE = 200, 0.1
 
 
 def evaluate_checkpoint(args: argparse.Namespace) -> None:
@@ -84,7 +84,7 @@ def evaluate_checkpoint(args: argparse.Namespace) -> None:
 
 def _evaluate(args: argparse.Namespace, started: datetime.datetime) -> None:
     """`evaluate_checkpoint` in an --output in which no other run is at work."""
-    train, val = list_labelled(args.data, args.val)
+    train, val = list_labeled(args.data, args.val)
     seed_all_rng(args.seed)
     if args.checkpoint == RANDOM:
         network, architecture, origin = random_backbone(args.arch)
@@ -196,7 +196,7 @@ class Job:
         before = backbone_sha256(self.network)
         trainer = ClassifierTrainer(
             self.network,
-            LabelledImages(self.train, build_training_transform(args.size), seed=args.seed),
+            LabeledImages(self.train, build_training_transform(args.size), seed=args.seed),
             evaluation_loader(
                 self.val,
                 build_evaluation_transform(args.size),
@@ -245,20 +245,20 @@ class Job:
 
     def _knn(self) -> dict[str, Any]:
         features = self._features()
-        normalised = {
+        normalized = {
             name: (F.normalize(values[:, 0], dim=1), labels)
             for name, (values, labels) in features.items()
         }
         share = knn_accuracy(
-            normalised["train"],
-            normalised["val"],
-            neighbours=KNN_NEIGHBOURS,
+            normalized["train"],
+            normalized["val"],
+            neighbors=KNN_NEIGHBORS,
             temperature=KNN_TEMPERATURE,
         )
-        neighbours = min(KNN_NEIGHBOURS, len(self.train))
+        neighbors = min(KNN_NEIGHBORS, len(self.train))
         return {
             "settings": {
-                "neighbours": neighbours,
+                "neighbors": neighbors,
                 "temperature": KNN_TEMPERATURE,
                 "size": self.args.size,
             },

@@ -19,8 +19,8 @@ from moco_d2.untrusted_images import check_regular, is_unreadable, open_image
 class SemanticMapper:
     """Reads an image and its labels, and augments both.
 
-    Detectron2's DatasetMapper reads labels as grey values. VOC's label files have a palette, so
-    that it would train on the brightness of the colours in which the classes are displayed.
+    Detectron2's DatasetMapper reads labels as gray values. VOC's label files have a palette, so
+    that it would train on the brightness of the colors in which the classes are displayed.
     """
 
     def __init__(
@@ -85,11 +85,11 @@ class SemanticMapper:
 
 
 def read_labels(file: str) -> np.ndarray:
-    """The labels (H, W) uint8 of an image file, grey or with a palette, whose colours do not
+    """The labels (H, W) uint8 of an image file, gray or with a palette, whose colors do not
     matter.
 
     Raises:
-        UserError: the file has colours, and no labels; or it cannot be read.
+        UserError: the file has colors, and no labels; or it cannot be read.
     """
     try:
         check_regular(file)
@@ -97,7 +97,7 @@ def read_labels(file: str) -> np.ndarray:
             if image.mode not in ("L", "P"):
                 raise UserError(
                     f"{file} is an image of mode {image.mode}, and labels are one byte a pixel, "
-                    "grey or with a palette: convert its colours to class numbers"
+                    "gray or with a palette: convert its colors to class numbers"
                 )
             return np.array(image)
     except Exception as error:

@@ -133,7 +133,7 @@ class _MappedImages(Dataset[Any]):
     """(position, index) -> the mapped image, drawn with the randomness of the position."""
 
     def __init__(self, dataset: Sequence[Sample], mapper: Callable[[Sample], Sample], seed: int):
-        # Serialised: of a list of dicts every worker would come to hold a copy.
+        # Serialized: of a list of dicts every worker would come to hold a copy.
         self.dicts = (
             dataset
             if isinstance(dataset, DatasetFromList)

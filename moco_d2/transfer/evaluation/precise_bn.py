@@ -5,7 +5,7 @@ Detectron2's hook lets each process estimate them from images of its own and kee
 (detectron2 issue 5398); what is evaluated and saved is then the statistics of some process. Here
 the sums of all processes are added up. fvcore's update_bn_stats, which that hook calls, keeps its
 sums to itself, and takes every layer's variance for torch's unbiased one over this process's
-images, which that of a synchronised norm is not; so sums are taken here from the layers' inputs.
+images, which that of a synchronized norm is not; so sums are taken here from the layers' inputs.
 In one process both agree.
 """
 
@@ -81,7 +81,7 @@ def update_statistics(model: nn.Module, batches: Iterable[Any]) -> None:
 
     Every value of a channel counts once, wherever it was computed. A layer without input keeps what
     it has, and no layer counts these batches as trained on. All processes must call, with the same
-    number of batches where layers synchronise.
+    number of batches where layers synchronize.
 
     Args:
         model: in training mode, not wrapped for several processes.

@@ -117,7 +117,7 @@ class VOCEvaluator(DatasetEvaluator):
         self._gathered = Detections(images, classes, scores, boxes)
         scores, boxes = _as_the_mode_sees(scores, boxes, self._mode)
         aps = self._average_precisions(split, images, classes, scores, boxes) * 100
-        return self._summarise(aps)
+        return self._summarize(aps)
 
     def box_errors(self) -> dict[str, float]:
         """tide.decompose of what evaluate has seen, in the main process.
@@ -166,7 +166,7 @@ class VOCEvaluator(DatasetEvaluator):
             aps[label] = average_precision(true, false, truth.positives, self._eleven_points)
         return aps
 
-    def _summarise(self, aps: np.ndarray) -> dict[str, dict[str, float]]:
+    def _summarize(self, aps: np.ndarray) -> dict[str, dict[str, float]]:
         # One mean after the other over contiguous numbers: another order rounds otherwise.
         means = [np.mean(column.copy()) for column in aps.T]
         summary = {"AP": np.mean(means), "AP50": means[0], "AP75": means[5]}

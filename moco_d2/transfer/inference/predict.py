@@ -57,7 +57,7 @@ def draw_predictions(cfg: Any, images: Sequence[str | Path]) -> list[Path]:
     """Write each image with its detections to OUTPUT_DIR/predictions/<name>.png.
 
     Detections of MOCO.DRAW_SCORE and more are drawn, with class names as far as DATASETS.TEST is
-    there; semantic segmentation is drawn as coloured regions.
+    there; semantic segmentation is drawn as colored regions.
 
     Args:
         cfg: the config of the finished run, MODEL.WEIGHTS its model_final.pth.

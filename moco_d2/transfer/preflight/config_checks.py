@@ -70,14 +70,14 @@ def _frozen(cfg: Any) -> Iterator[Finding]:
 def _norms(cfg: Any, world_size: int) -> Iterator[Finding]:
     norm = cfg.MODEL.RESNETS.NORM
     fpn_norm = cfg.MODEL.FPN.NORM if "fpn" in cfg.MODEL.BACKBONE.NAME else ""
-    # Frozen throughout, over pretrained statistics, is an initialisation of its own: what the paper
+    # Frozen throughout, over pretrained statistics, is an initialization of its own: what the paper
     # compares with on LVIS.
     if norm == "FrozenBN" and cfg.MODEL.WEIGHTS == RANDOM:
         yield Finding(
             "MODEL.RESNETS.NORM",
             norm,
             "the statistics of random weights are frozen at mean 0 and variance 1, and nothing "
-            "normalises; set SyncBN",
+            "normalizes; set SyncBN",
         )
     elif norm == "FrozenBN" and fpn_norm:
         yield Finding(
@@ -99,7 +99,7 @@ def _norms(cfg: Any, world_size: int) -> Iterator[Finding]:
             yield Finding(
                 key,
                 value,
-                "it synchronises processes, and there is one (facebookresearch/moco issue 112); "
+                "it synchronizes processes, and there is one (facebookresearch/moco issue 112); "
                 "set BN",
             )
 
@@ -267,7 +267,7 @@ def _contradictions(cfg: Any, provenance: dict[str, Any] | None) -> list[Finding
 
 
 def check_coverage(cfg: Any, coverage: Coverage) -> list[Finding]:
-    """A finding if pretrained weights did not arrive completely; random initialisation has none."""
+    """A finding if pretrained weights did not arrive completely; random initialization has none."""
     weights = cfg.MODEL.WEIGHTS
     if weights == RANDOM or not coverage.missing:
         return []

@@ -29,7 +29,7 @@ KS_LIMIT = 1.95 * math.sqrt(2 / VIEWS)
 
 
 def picture() -> Image.Image:
-    """Colours that change from left to right, and texture for the blur to take away."""
+    """Colors that change from left to right, and texture for the blur to take away."""
     x = np.linspace(0, 1, SIDE)
     ramp = np.stack([40 + 150 * x, 90 - 40 * x, 140 - 100 * x], axis=-1)[None]
     noise = np.random.default_rng(0).normal(0, 15, (SIDE, SIDE, 1))
@@ -72,7 +72,7 @@ def test_each_operation_is_torchvisions(on_pillow, on_device, factors):
 
 
 def statistics(views: torch.Tensor) -> dict[str, np.ndarray]:
-    """What the steps of the augmentation change, of each normalised view (N, 3, H, W): (N,)."""
+    """What the steps of the augmentation change, of each normalized view (N, 3, H, W): (N,)."""
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in (IMAGENET_MEAN, IMAGENET_STD))
     images = views * std + mean
     red, green, blue = images.unbind(dim=1)

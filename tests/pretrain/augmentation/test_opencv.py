@@ -14,7 +14,7 @@ from moco_d2.pretrain.augmentation import opencv
 
 @pytest.fixture(scope="module")
 def image() -> Image.Image:
-    """Smooth structure with fine noise, all levels and colours."""
+    """Smooth structure with fine noise, all levels and colors."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((120, 90), Image.Resampling.BICUBIC)).astype(int)

@@ -28,7 +28,7 @@ def around_one(strength: float) -> tuple[float, float]:
 
 
 def check_ends(steps: list, size: int) -> None:
-    """What both versions share: the crop they begin with, the normalisation they end with."""
+    """What both versions share: the crop they begin with, the normalization they end with."""
     crop, to_tensor = steps[0], steps[-1]
     assert isinstance(crop, v2.RandomResizedCrop)
     assert tuple(crop.size) == (size, size)
@@ -72,9 +72,9 @@ def test_v2_is_the_papers():
         opencv.ToNormalizedTensor,
     ]
     check_ends(steps, 224)
-    (colour,), (blur,) = steps[1].transforms, steps[3].transforms
+    (color,), (blur,) = steps[1].transforms, steps[3].transforms
     assert steps[1].p == 0.8
-    assert jitter(colour) == {
+    assert jitter(color) == {
         "brightness": around_one(0.4),
         "contrast": around_one(0.4),
         "saturation": around_one(0.4),
@@ -107,7 +107,7 @@ def test_settings_reach_the_transforms():
     assert steps[3].transforms[0].sigma == (1.0, 3.0)
 
 
-def test_evaluation_takes_the_normalised_centre():
+def test_evaluation_takes_the_normalized_center():
     image = Image.new("RGB", (512, 512), (0, 0, 0))
     image.paste((255, 0, 51), (32, 32, 480, 480))  # what Resize 256, CenterCrop 224 keeps of 512
     view = build_evaluation_transform(224)(image)

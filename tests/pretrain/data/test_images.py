@@ -29,7 +29,7 @@ def test_every_kind_of_picture_is_read_and_augmented(tmp_path, mode, size):
         assert build_augmentation(version, size=8)(image).isfinite().all()
 
 
-def test_colours_of_every_kind_of_picture(tmp_path):
+def test_colors_of_every_kind_of_picture(tmp_path):
     """One dull red in many encodings."""
     red = (200, 40, 30)
     picture = Image.new("RGB", (16, 16), red)

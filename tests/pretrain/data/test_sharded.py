@@ -3,7 +3,7 @@ import itertools
 
 import pytest
 import torch
-from support.toy_shards import colour, make_shards, png, write_shard
+from support.toy_shards import color, make_shards, png, write_shard
 from torchvision.transforms import v2
 
 from moco_d2.errors import UserError
@@ -45,7 +45,7 @@ def test_index_says_which_image_it_is(tmp_path):
     (batch,) = take(sharded(list_shards(make_shards(tmp_path, UNEVEN)), 37), 1)
     assert sorted(batch["index"].tolist()) == list(range(37))
     for view, index in zip(batch["query"], batch["index"].tolist(), strict=True):
-        assert tuple(view[:, 0, 0].tolist()) == colour(index)
+        assert tuple(view[:, 0, 0].tolist()) == color(index)
     assert batch["unreadable"] == [] and "label" not in batch
 
 
@@ -121,7 +121,7 @@ def test_piped_shards_are_those_of_the_files(tmp_path):
 
 
 def test_unequal_shards_of_a_stated_number_of_images(tmp_path):
-    """What a shard lacks is filled with its neighbours; what it has beyond its part is not seen."""
+    """What a shard lacks is filled with its neighbors; what it has beyond its part is not seen."""
     pattern = make_shards(tmp_path, [4, 8, 6])
     data = sharded(list_shards(pattern, num_images=18), 6)
     assert list(data.shards.counts) == [6, 6, 6]

@@ -68,7 +68,7 @@ def test_wider_networks_have_the_papers_sizes(factor, millions):
 
 
 def test_wider_networks_start_as_torchvisions():
-    """Kaiming's initialisation, also of the stem, which is made anew."""
+    """Kaiming's initialization, also of the stem, which is made anew."""
     network = build_encoder("resnet18", dim=8, width_factor=2, mlp=True)
     stem = network.conv1.weight
     assert stem.std().item() == pytest.approx((2 / (128 * 7 * 7)) ** 0.5, rel=0.05)

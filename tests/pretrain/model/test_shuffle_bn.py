@@ -61,7 +61,7 @@ def test_split_batchnorm_is_that_many_batchnorms(splits):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_a_cpu_normalises_in_place_to_the_same_bits(monkeypatch, dtype, layout):
+def test_a_cpu_normalizes_in_place_to_the_same_bits(monkeypatch, dtype, layout):
     x, weight = torch.randn(2, 8, CHANNELS, 5, 5, dtype=dtype)
     in_place, split = split_norm(4), split_norm(4)
     split.load_state_dict(in_place.state_dict())

@@ -14,7 +14,7 @@ from moco_d2.pretrain.probe.knn import (
     KNNMonitor,
     extract_features,
     knn_accuracy,
-    nearest_neighbours,
+    nearest_neighbors,
 )
 
 
@@ -23,8 +23,8 @@ def random_features(*sizes: int, dim: int = 3) -> list[torch.Tensor]:
     return [F.normalize(torch.randn(n, dim, generator=generator), dim=1) for n in sizes]
 
 
-@pytest.mark.parametrize(("neighbours", "temperature"), [(1, 0.1), (5, 0.1), (5, 1.0), (500, 0.5)])
-def test_knn_is_the_weighted_vote_of_the_nearest(neighbours, temperature):
+@pytest.mark.parametrize(("neighbors", "temperature"), [(1, 0.1), (5, 0.1), (5, 1.0), (500, 0.5)])
+def test_knn_is_the_weighted_vote_of_the_nearest(neighbors, temperature):
     train, test = random_features(30, 20)
     generator = torch.Generator().manual_seed(1)
     train_labels, test_labels = (torch.randint(4, (n,), generator=generator) for n in (30, 20))
@@ -32,31 +32,31 @@ def test_knn_is_the_weighted_vote_of_the_nearest(neighbours, temperature):
     for feature, label in zip(test.tolist(), test_labels.tolist(), strict=True):
         near = sorted(
             (
-                (sum(a * b for a, b in zip(feature, other, strict=True)), neighbour)
-                for other, neighbour in zip(train.tolist(), train_labels.tolist(), strict=True)
+                (sum(a * b for a, b in zip(feature, other, strict=True)), neighbor)
+                for other, neighbor in zip(train.tolist(), train_labels.tolist(), strict=True)
             ),
             reverse=True,
-        )[:neighbours]
+        )[:neighbors]
         votes = dict.fromkeys(range(4), 0.0)
-        for similarity, neighbour in near:
-            votes[neighbour] += math.exp(similarity / temperature)
+        for similarity, neighbor in near:
+            votes[neighbor] += math.exp(similarity / temperature)
         right += max(votes, key=votes.get) == label
     found = knn_accuracy(
         (train, train_labels),
         (test, test_labels),
-        neighbours=neighbours,
+        neighbors=neighbors,
         temperature=temperature,
     )
     assert found == pytest.approx(right / 20)
 
 
 @pytest.mark.parametrize("chunks", [(1, 1), (4, 7), (3, 50), (100, 100)])
-@pytest.mark.parametrize("neighbours", [1, 9, 60])
-def test_neighbours_do_not_depend_on_the_pieces(chunks, neighbours):
+@pytest.mark.parametrize("neighbors", [1, 9, 60])
+def test_neighbors_do_not_depend_on_the_pieces(chunks, neighbors):
     train, test = random_features(50, 11, dim=8)
-    similarity, index = nearest_neighbours(train, test, neighbours=neighbours, chunks=chunks)
+    similarity, index = nearest_neighbors(train, test, neighbors=neighbors, chunks=chunks)
     wanted = (test @ train.T).sort(dim=1, descending=True)
-    kept = min(neighbours, 50)
+    kept = min(neighbors, 50)
     torch.testing.assert_close(similarity, wanted.values[:, :kept])
     assert torch.equal(index, wanted.indices[:, :kept])
 
@@ -69,7 +69,7 @@ def test_similarities_never_exceed_the_pieces(monkeypatch):
     monkeypatch.setattr(
         torch.Tensor, "topk", lambda x, *a, **k: sizes.append(x.numel()) or topk(x, *a, **k)
     )
-    nearest_neighbours(train, test, neighbours=2, chunks=(4, 7))
+    nearest_neighbors(train, test, neighbors=2, chunks=(4, 7))
     assert max(sizes) == 4 * 7
 
 
@@ -110,7 +110,7 @@ def test_monitor_warns_of_images_that_are_searched_in_and_tested(
     monkeypatch.setattr(logging.getLogger("moco_d2"), "propagate", True)
     (tmp_path / "link").symlink_to(images)
     KNNMonitor(str(images), str(tmp_path / "link"), size=32)
-    assert "hold the same images, of which each is its own nearest neighbour" in caplog.text
+    assert "hold the same images, of which each is its own nearest neighbor" in caplog.text
     caplog.clear()
     held_out = make_class_folders(tmp_path / "held_out", per_class=1)
     monitor = KNNMonitor(str(images), str(held_out), size=32)
@@ -120,7 +120,7 @@ def test_monitor_warns_of_images_that_are_searched_in_and_tested(
 
 
 def test_monitor_finds_each_image_nearest_to_itself(images):
-    monitor = KNNMonitor(str(images), str(images), size=32, neighbours=1)
+    monitor = KNNMonitor(str(images), str(images), size=32, neighbors=1)
     assert monitor(build_encoder("resnet18", dim=8)) == 1.0
 
 

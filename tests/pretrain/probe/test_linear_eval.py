@@ -42,12 +42,12 @@ from moco_d2.pretrain.probe.classifier import (
     new_classifier,
     topk_correct,
 )
-from moco_d2.pretrain.probe.labelled import (
+from moco_d2.pretrain.probe.labeled import (
     Epochs,
-    LabelledImages,
+    LabeledImages,
     build_training_transform,
     evaluation_loader,
-    list_labelled,
+    list_labeled,
 )
 from moco_d2.pretrain.probe.linear_eval import evaluate_checkpoint
 from moco_d2.records.pretext_schema import RESULT_FILE, LinearEvalRecord
@@ -60,7 +60,7 @@ DEVICE = torch.device("cpu")
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """train/ of 2 x 11 images, so that the last batch of 8 is partial, and val/ of 2 x 5."""
-    root = tmp_path_factory.mktemp("labelled")
+    root = tmp_path_factory.mktemp("labeled")
     make_class_folders(root / "train", 11)
     make_class_folders(root / "val", 5, seed=1)
     return root
@@ -117,10 +117,10 @@ def make_trainer(data, folder, recipe):
     network = resnet18()
     network.train()(torch.randn(16, 3, SIZE, SIZE))
     network.fc = new_classifier(512, 2)
-    train, val = list_labelled(data)
+    train, val = list_labeled(data)
     return ClassifierTrainer(
         network,
-        LabelledImages(train, build_training_transform(SIZE), seed=SEED),
+        LabeledImages(train, build_training_transform(SIZE), seed=SEED),
         evaluation_loader(val, build_evaluation_transform(SIZE), batch_size=BATCH, num_workers=0),
         recipe=recipe,
         output=folder,
@@ -233,11 +233,11 @@ def test_fingerprint_sees_one_bit_of_a_buffer_and_not_the_classifier():
 
 
 @pytest.fixture(scope="module")
-def coloured(tmp_path_factory):
-    """Six classes of noisy images, each of a colour: more than five, and linearly separable."""
-    root = tmp_path_factory.mktemp("coloured")
+def colored(tmp_path_factory):
+    """Six classes of noisy images, each of a color: more than five, and linearly separable."""
+    root = tmp_path_factory.mktemp("colored")
     rng = np.random.default_rng(0)
-    colours = [
+    colors = [
         (200, 60, 60),
         (60, 200, 60),
         (60, 60, 200),
@@ -246,16 +246,16 @@ def coloured(tmp_path_factory):
         (20,) * 3,
     ]
     for split, count in (("train", 12), ("val", 6)):
-        for label, colour in enumerate(colours):
+        for label, color in enumerate(colors):
             (root / split / str(label)).mkdir(parents=True)
             for i in range(count):
-                pixels = rng.normal(colour, 30, (40, 40, 3)).clip(0, 255).astype(np.uint8)
+                pixels = rng.normal(color, 30, (40, 40, 3)).clip(0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(root / split / str(label) / f"{i}.png")
     return root
 
 
-def test_fast_is_close_to_the_full_protocol_and_twenty_times_cheaper(run, checkpoint, coloured):
-    words = ("--data", coloured, "--batch-size", 24)
+def test_fast_is_close_to_the_full_protocol_and_twenty_times_cheaper(run, checkpoint, colored):
+    words = ("--data", colored, "--batch-size", 24)
     full = run(checkpoint, *words, "--lr", 3, "--epochs", 15)
     fast = run(checkpoint, *words, "--fast", "--crops", 2)
     assert full["accuracy"]["top1"] > 80
@@ -370,7 +370,7 @@ def test_finetuning_trains_batch_norm_and_takes_random_weights(run):
 
 
 def test_accuracy_counts_every_image_once(data):
-    _, val = list_labelled(data)
+    _, val = list_labeled(data)
     transform = build_evaluation_transform(SIZE)
     loader = evaluation_loader(val, transform, batch_size=4, num_workers=0)
 
@@ -497,7 +497,7 @@ def test_a_damaged_image_in_a_worker_is_one_sentence(data, checkpoint, tmp_path,
     ],
 )
 def test_features_that_are_not_ours_are_made_anew(data, tmp_path, monkeypatch, damage):
-    train, val = list_labelled(data)
+    train, val = list_labeled(data)
     made = []
 
     def extract(*, images, crops):

@@ -76,7 +76,7 @@ def _folder() -> Path:
 
 def table() -> str:
     """Every file and what came of it, as Markdown."""
-    lines = ["| # | file of | recognised as | outcome | parity |", "|--:|---|---|---|--:|"]
+    lines = ["| # | file of | recognized as | outcome | parity |", "|--:|---|---|---|--:|"]
     for file in FILES:
         result = outcome(file)
         if result.report is None:

@@ -1,4 +1,4 @@
-"""A tool that takes no time: ``fake.py FOLDER BEHAVIOUR``. It counts up in steps that it saves, as
+"""A tool that takes no time: ``fake.py FOLDER BEHAVIOR``. It counts up in steps that it saves, as
 a training does, and continues from there when it is started again. A file "enough" in FOLDER ends
 it early.
 """
@@ -13,9 +13,9 @@ from pathlib import Path
 STEP_SECONDS = 0.05
 
 
-def main(folder: Path, behaviour: str) -> None:
+def main(folder: Path, behavior: str) -> None:
     print(f"pid {os.getpid()}, device {os.environ.get('CUDA_VISIBLE_DEVICES')}")
-    name, _, number = behaviour.partition("=")
+    name, _, number = behavior.partition("=")
     if name == "exit":
         print("this is why")
         sys.exit(int(number))

@@ -59,7 +59,7 @@ def make_voc_year(root: Path, splits: tuple[str, ...]) -> None:
 
 
 def _voc_labels(root: Path, name: str, labels: np.ndarray) -> None:
-    """VOC's own label files have a palette of its colours; those with SBD's are grey."""
+    """VOC's own label files have a palette of its colors; those with SBD's are gray."""
     for folder in ("SegmentationClass", "SegmentationClassAug"):
         (root / folder).mkdir(exist_ok=True)
         image = Image.fromarray(labels)
@@ -116,7 +116,7 @@ def make_coco(root: Path) -> None:
     instances = [{"id": c["id"], "name": c["name"], "supercategory": "x"} for c in things]
     person = {"keypoints": list(COCO_PERSON_KEYPOINT_NAMES), "skeleton": [], **instances[0]}
     spread = np.linspace(BOX[:2], BOX[2:], len(COCO_PERSON_KEYPOINT_NAMES)).round()
-    keypoints = [int(v) for x, y in spread for v in (x, y, 2)]  # 2: labelled and visible
+    keypoints = [int(v) for x, y in spread for v in (x, y, 2)]  # 2: labeled and visible
     for split in ("train2017", "val2017"):
         images = _coco_images(split)
         for image in images:

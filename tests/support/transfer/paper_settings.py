@@ -210,8 +210,8 @@ OTHER_TASKS = {
 }
 TASKS = DETECTION_TASKS | DENSEPOSE_TASKS | OTHER_TASKS
 
-# MODEL.WEIGHTS of every initialisation that differs in nothing else from the others of its task.
-MATCHED_INITIALISATIONS = {
+# MODEL.WEIGHTS of every initialization that differs in nothing else from the others of its task.
+MATCHED_INITIALIZATIONS = {
     "random": "random://",
     "supervised": "torchvision://resnet50",
     "moco": "moco://v1_200ep",
@@ -224,7 +224,7 @@ MATCHED_INITIALISATIONS = {
     "memory_bank": "weights/memory_bank.pth",
 }
 # And those that are not matched: everything in which they differ.
-UNMATCHED_INITIALISATIONS = {
+UNMATCHED_INITIALIZATIONS = {
     "supervised_msra": {
         "MODEL.WEIGHTS": "detectron2://ImageNetPretrained/MSRA/R-50.pkl",
         "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675],

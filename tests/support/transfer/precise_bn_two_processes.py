@@ -19,7 +19,7 @@ BATCHES, PROCESSES, SHARE, SIDE = 4, 2, 3, 8  # images of a process in a batch, 
 
 
 def network(norm: str) -> nn.Module:
-    """Two layers; the statistics of the second depend on how the first one normalises."""
+    """Two layers; the statistics of the second depend on how the first one normalizes."""
     from detectron2.layers import get_norm
 
     torch.manual_seed(5)

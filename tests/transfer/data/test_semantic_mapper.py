@@ -11,7 +11,7 @@ from moco_d2.errors import UserError
 from moco_d2.transfer.data.semantic_mapper import SemanticMapper, build_mapper, read_labels
 
 LABELS = np.array([[0, 7, 255], [20, 0, 0]], np.uint8)
-# Colours of VOC's label files: of classes 0, 7, 20 and of pixels to ignore.
+# Colors of VOC's label files: of classes 0, 7, 20 and of pixels to ignore.
 PALETTE = {0: (0, 0, 0), 7: (128, 128, 128), 20: (0, 64, 128), 255: (224, 224, 192)}
 
 
@@ -68,9 +68,9 @@ def test_a_label_of_no_class_is_named(sample):
         mapper(ignore_value=254)(sample)
 
 
-def test_coloured_labels_are_refused(sample):
+def test_colored_labels_are_refused(sample):
     Image.open(sample["sem_seg_file_name"]).convert("RGB").save(sample["sem_seg_file_name"])
-    with pytest.raises(UserError, match="of mode RGB, .* convert its colours to class numbers"):
+    with pytest.raises(UserError, match="of mode RGB, .* convert its colors to class numbers"):
         read_labels(sample["sem_seg_file_name"])
 
 

@@ -58,7 +58,7 @@ def test_detectrons_own_differ(ranks):
 
 
 def test_one_process_finds_the_same_in_the_same_images(ranks):
-    """Synchronised, a batch of all processes is normalised as one; else, each as its own."""
+    """Synchronized, a batch of all processes is normalized as one; else, each as its own."""
     together, apart = network("BN"), network("BN")
     update_statistics(together, list(images().flatten(1, 2)))
     update_statistics(apart, list(images().flatten(0, 1)))

@@ -71,7 +71,7 @@ def test_right_and_wrong_detections_have_other_lines(run, tmp_path, monkeypatch,
     draw_side_by_side({"moco": run}, tmp_path / "a.png", images=1)
     right, wrong = side_by_side._RIGHT, side_by_side._WRONG
     assert drawn[1:] == [wrong, right if found else wrong]
-    assert right["linestyle"] != wrong["linestyle"]  # not by colour alone
+    assert right["linestyle"] != wrong["linestyle"]  # not by color alone
 
 
 def test_what_lacks_is_named(run, tmp_path):

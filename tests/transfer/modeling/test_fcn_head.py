@@ -88,8 +88,8 @@ def test_an_image_is_evaluated_at_its_own_size(model, size):
     image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
     (output,) = model([{"image": image}])
     assert output["sem_seg"].shape == (21, *size)
-    normalised = (image - model.pixel_mean) / model.pixel_std
-    logits, _ = model.sem_seg_head(model.backbone(normalised[None]))
+    normalized = (image - model.pixel_mean) / model.pixel_std
+    logits, _ = model.sem_seg_head(model.backbone(normalized[None]))
     torch.testing.assert_close(output["sem_seg"], logits[0, :, : size[0], : size[1]])
 
 
@@ -103,7 +103,7 @@ def test_the_loss_is_the_mean_over_the_pixels_that_are_not_ignored():
     torch.testing.assert_close(head.losses(logits, targets)["loss_sem_seg"], 2 * expected)
 
 
-def test_a_batch_without_a_labelled_pixel_costs_nothing():
+def test_a_batch_without_a_labeled_pixel_costs_nothing():
     head = small_head().train()
     features = {"res5": torch.randn(2, 5, 3, 3)}
     result, losses = head(features, torch.full((2, 40, 40), 255))

@@ -43,7 +43,7 @@ def findings(config, *overrides, provenance=PROVENANCE, world_size=8):
 
 @pytest.mark.parametrize("world_size", [1, 4, 8])
 def test_no_packaged_run_has_a_finding(world_size):
-    """Every task with every initialisation; DensePose runs are another command's."""
+    """Every task with every initialization; DensePose runs are another command's."""
     runs = [name for name in task_configs() if "densepose" not in name]
     assert len(runs) > 150
     for name in runs:
@@ -140,7 +140,7 @@ def test_each_finding_names_key_value_and_fix(overrides, sentence):
     assert "set " in sentence
 
 
-def test_frozen_throughout_over_pretrained_statistics_is_an_initialisation():
+def test_frozen_throughout_over_pretrained_statistics_is_an_initialization():
     frozen = ("MODEL.RESNETS.NORM", "FrozenBN")
     assert findings("coco_FPN_1x_moco.yaml", *frozen, "MODEL.FPN.NORM", "") == []
     (random,) = findings("voc_C4_random.yaml", *frozen)
@@ -148,13 +148,13 @@ def test_frozen_throughout_over_pretrained_statistics_is_an_initialisation():
     assert random.endswith("set SyncBN")
 
 
-def test_a_norm_that_synchronises_nothing():
+def test_a_norm_that_synchronizes_nothing():
     """Those of the paper's models are replaced on one process; this is one of another model."""
     norm = ("MODEL.RETINANET.NORM", "SyncBN")
     assert findings("voc_C4_moco.yaml", *norm, world_size=8) == []
     (found,) = findings("voc_C4_moco.yaml", *norm, world_size=1)
     assert found == (
-        "MODEL.RETINANET.NORM is SyncBN: it synchronises processes, and there is one "
+        "MODEL.RETINANET.NORM is SyncBN: it synchronizes processes, and there is one "
         "(facebookresearch/moco issue 112); set BN"
     )
 

@@ -1,4 +1,4 @@
-"""Labelled class folders for evaluating a network by classification.
+"""Labeled class folders for evaluating a network by classification.
 
 Legend: N batch.
 """
@@ -24,7 +24,7 @@ from moco_d2.pretrain.data.stream import ViewMaker
 _VIEW = "image"
 
 
-def list_labelled(root: str | Path, val: str | Path | None = None) -> tuple[ImageList, ImageList]:
+def list_labeled(root: str | Path, val: str | Path | None = None) -> tuple[ImageList, ImageList]:
     """The training and validation images of ``root/{train,val}/CLASS/*``; with `val`, of
     ``root/CLASS/*`` and ``val/CLASS/*``.
 
@@ -75,7 +75,7 @@ def build_training_transform(size: int) -> v2.Transform:
     )
 
 
-class LabelledImages(Dataset[Any]):
+class LabeledImages(Dataset[Any]):
     """(position, index) -> a view of image `index`, drawn with the randomness of `position`, and
     its label.
 
@@ -136,7 +136,7 @@ def evaluation_loader(
     """This process' part of the images, in order; (view (N, 3, H, W), label (N,))."""
     indices = range(comm.get_rank(), len(images), comm.get_world_size())
     return build_loader(
-        LabelledImages(images, transform, seed=seed),
+        LabeledImages(images, transform, seed=seed),
         sampler=[(index, index) for index in indices],
         batch_size=batch_size,
         num_workers=num_workers,

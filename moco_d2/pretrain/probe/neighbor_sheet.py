@@ -1,8 +1,8 @@
 """A picture of the feature space: test images, each in a row with its nearest training images.
 
 Blue frame: the class of the row's first image. Orange frame with a cross: another class. The two
-colours are told apart with every kind of colour blindness (Okabe and Ito's palette), the cross
-without any colour.
+colors are told apart with every kind of color blindness (Okabe and Ito's palette), the cross
+without any color.
 """
 
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ from PIL import Image, ImageDraw, ImageFont
 
 from moco_d2.pretrain.data.images import read_image
 from moco_d2.pretrain.data.sources import ImageList
-from moco_d2.pretrain.probe.knn import Features, nearest_neighbours
+from moco_d2.pretrain.probe.knn import Features, nearest_neighbors
 
 _RIGHT, _WRONG, _QUERY = (0, 114, 178), (213, 94, 0), (0, 0, 0)
-_COLUMNS = 8  # neighbours of a query
+_COLUMNS = 8  # neighbors of a query
 _SIDE, _FRAME, _CAPTION, _GAP = 96, 5, 16, 6  # pixels
 _LETTERS = 16  # that fit below an image
 _FONT_SIZE = 11
 
 
-def neighbour_sheet(
+def neighbor_sheet(
     train_images: ImageList,
     test_images: ImageList,
     train: Features,
@@ -33,14 +33,14 @@ def neighbour_sheet(
     """The sheet as an image.
 
     Args:
-        train_images, test_images: labelled, with the same classes.
+        train_images, test_images: labeled, with the same classes.
         train, test: their features and labels.
         queries: rows; test images at even distances in their list, so of many classes.
         title: line at the top.
     """
     count = min(queries, len(test_images))
     rows = [i * len(test_images) // count for i in range(count)]
-    similarity, index = nearest_neighbours(train[0], test[0][rows], neighbours=_COLUMNS)
+    similarity, index = nearest_neighbors(train[0], test[0][rows], neighbors=_COLUMNS)
     cell = _SIDE + 2 * _FRAME + _GAP
     line = cell + _CAPTION
     head = 2 * _CAPTION + _GAP
@@ -61,24 +61,24 @@ def neighbour_sheet(
         for value, i in zip(near.tolist(), at, strict=True):
             found = train_images.label(i)
             name = train_images.classes[found]
-            colour = _RIGHT if found == label else _WRONG
-            cells.append((train_images.paths[i], colour, f"{value:.2f} {name}"))
-        for x, (path, colour, caption) in enumerate(cells):
+            color = _RIGHT if found == label else _WRONG
+            cells.append((train_images.paths[i], color, f"{value:.2f} {name}"))
+        for x, (path, color, caption) in enumerate(cells):
             left = _GAP + x * cell
-            sheet.paste(_framed(path, colour), (left, top))
+            sheet.paste(_framed(path, color), (left, top))
             draw.text((left, top + _SIDE + 2 * _FRAME), caption[:_LETTERS], "black", font)
     return sheet
 
 
-def _framed(path: str, colour: Sequence[int]) -> Image.Image:
-    """The image's centre in a frame; crossed if it is of the wrong class."""
+def _framed(path: str, color: Sequence[int]) -> Image.Image:
+    """The image's center in a frame; crossed if it is of the wrong class."""
     image = read_image(path)
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     image = image.crop((left, top, left + side, top + side)).resize((_SIDE, _SIDE))
-    framed = Image.new("RGB", (_SIDE + 2 * _FRAME,) * 2, tuple(colour))
+    framed = Image.new("RGB", (_SIDE + 2 * _FRAME,) * 2, tuple(color))
     framed.paste(image, (_FRAME, _FRAME))
-    if tuple(colour) == _WRONG:
+    if tuple(color) == _WRONG:
         draw = ImageDraw.Draw(framed)
         # In the upper right corner, a quarter of the side wide, on white to be seen on any image.
         left, right = _FRAME + _SIDE * 3 // 4, _FRAME + _SIDE - 1

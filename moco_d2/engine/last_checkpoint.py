@@ -1,27 +1,56 @@
-"""Which checkpoint of a folder a run continues: last_checkpoint names it, unless a crash came
-between.
+"""Write checkpoints, and find the one that a run continues.
+
+The file last_checkpoint names it, unless the run was killed before it could write the name.
 """
 
 import logging
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.engine.resume_checks import MOST
 from moco_d2.errors import UserError
-from moco_d2.files import read_regular_file, write_text
+from moco_d2.files import atomic_write, read_regular_file, write_text
 
 logger = logging.getLogger(__name__)
 
 LAST_CHECKPOINT = "last_checkpoint"
 _MOST_BYTES = 4096  # of last_checkpoint; Linux allows no longer path
-# An official file tells no iteration; nor does what is no checkpoint of a run.
+# The iteration of an official file, and of a file that is not a checkpoint of a run.
 _UNKNOWN = float("inf")
 
 
+def save_checkpoint(path: Path, content: dict[str, Any], *, name_it: bool = True) -> None:
+    """Write a checkpoint atomically, and its name into last_checkpoint.
+
+    Args:
+        path: The file to write.
+        content: What ``torch.save`` writes.
+        name_it: Whether last_checkpoint is written.
+
+    Raises:
+        UserError: If a file cannot be written. The previous checkpoint stays as it was.
+    """
+    try:
+        with atomic_write(path) as temporary:
+            torch.save(content, temporary)
+        if name_it:
+            write_text(path.with_name(LAST_CHECKPOINT), path.name)
+    # torch's zip writer raises RuntimeError on a full disk.
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(
+            f"cannot write {path} ({reason}): free some space and continue with --resume from the "
+            "previous checkpoint"
+        ) from error
+
+
 def named_checkpoint(folder: Path) -> Path:
-    """The file that last_checkpoint names; the folder itself where it names none: it is empty, or
-    not readable, or not the name of a file.
+    """Return the file that last_checkpoint names.
+
+    The result is the folder itself if last_checkpoint is empty, not readable or not a file name.
     """
     try:
         name = read_regular_file(folder / LAST_CHECKPOINT, _MOST_BYTES).decode().strip()
@@ -31,24 +60,28 @@ def named_checkpoint(folder: Path) -> Path:
 
 
 def newest_intact(folder: Path, pattern: str) -> tuple[Path, dict[str, Any]]:
-    """The file that last_checkpoint names; the one after it, where the run was killed when that was
-    written and not yet named; where the named is damaged, the newest of the others that is whole.
+    """Load the checkpoint that a run continues.
 
-    A run that went back behind an intact checkpoint would cut metrics.json back with it; were it
-    killed then, and the older one damaged, the newer would be continued with lines missing.
+    Usually last_checkpoint names it. If the run was killed after it wrote a newer checkpoint and
+    before it named it, the newer one is taken. If the named one is damaged, the newest intact one
+    of the others is taken.
+
+    Continuing from an older checkpoint than necessary would cut lines from metrics.json. If that
+    run were killed and the older checkpoint damaged, the newer checkpoint would be continued
+    without these lines.
 
     Args:
-        folder: has a last_checkpoint.
-        pattern: of the names of checkpoints.
+        folder: A folder that has a last_checkpoint.
+        pattern: Glob pattern of the checkpoints' names.
 
     Returns:
-        path and content.
+        Path and content of the checkpoint.
 
     Raises:
-        UserError: none can be read.
+        UserError: If no checkpoint can be read.
     """
     named = named_checkpoint(folder)
-    # Not beside `named`: an empty last_checkpoint names the folder itself.
+    # Search `folder`, not the parent of `named`: an empty last_checkpoint names the folder itself.
     others = set(folder.glob(pattern)) - {named}
     try:
         content = load_checkpoint(named)
@@ -57,7 +90,7 @@ def newest_intact(folder: Path, pattern: str) -> tuple[Path, dict[str, Any]]:
         if not intact:
             raise
         newest = intact[max(intact)]
-        logger.warning("%s; taking the newest that is whole, %s", damage, newest)
+        logger.warning("%s; continuing from the newest intact one, %s", damage, newest)
         return newest, load_checkpoint(newest)
     unnamed = _by_iteration({path for path in others if _is_unnamed(folder, path)})
     if unnamed and max(unnamed) > _iteration(content):
@@ -68,38 +101,40 @@ def newest_intact(folder: Path, pattern: str) -> tuple[Path, dict[str, Any]]:
 
 
 def name_last(folder: Path, path: Path) -> None:
-    """Let last_checkpoint name what newest_intact found, if it was not yet named.
+    """Write the name of newest_intact's result into last_checkpoint, if it is not yet named.
 
-    In the main process only, when all have found it.
+    Only the main process must call this, after all processes have loaded the checkpoint.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: If last_checkpoint cannot be written.
     """
     if path.parent == folder and _is_unnamed(folder, path):
         write_text(folder / LAST_CHECKPOINT, path.name)
 
 
 def _is_unnamed(folder: Path, path: Path) -> bool:
-    """Whether `path` is younger than last_checkpoint: every save ends with naming its file, and who
-    names an older one by hand does so later.
+    """Return whether `path` is younger than last_checkpoint.
+
+    Every save writes last_checkpoint at its end. A user who names an older checkpoint by hand also
+    makes last_checkpoint the younger file.
     """
     return path.stat().st_mtime_ns > (folder / LAST_CHECKPOINT).stat().st_mtime_ns
 
 
 def _by_iteration(paths: set[Path]) -> dict[float, Path]:
-    """Those that can be read and say how far they are."""
-    found = {}
+    """Return the readable checkpoints of known iteration."""
+    readable = {}
     for path in paths:
         try:
-            found[_iteration(load_checkpoint(path))] = path
+            readable[_iteration(load_checkpoint(path))] = path
         except UserError:
             continue
-    found.pop(_UNKNOWN, None)
-    return found
+    readable.pop(_UNKNOWN, None)
+    return readable
 
 
 def _iteration(content: dict[str, Any]) -> float:
-    """Of a checkpoint of pretraining or fine-tuning."""
-    ours = content.get("moco_d2", content)
-    iteration = ours.get("iteration") if isinstance(ours, dict) else None
+    """Return the iteration of a checkpoint of pretraining or fine-tuning."""
+    state = content.get("moco_d2", content)
+    iteration = state.get("iteration") if isinstance(state, dict) else None
     return iteration if type(iteration) is int and 0 <= iteration <= MOST else _UNKNOWN

@@ -1,14 +1,14 @@
-"""Pretraining checkpoints: the official layout (official_layout.py), and beside it, in the entry
-``moco_d2``, what an exact resume needs.
+"""Write and resume pretraining checkpoints.
 
-That entry has: iteration, state of every process (engine/process_state.py), gradient scaler,
-windows of the metrics, configuration and how it was scaled. Plain types only, so the file loads
+A checkpoint has the official layout (official_layout.py). Its further entry ``moco_d2`` has what an
+exact resume needs: iteration, state of every process (engine/process_state.py), gradient scaler,
+windows of the metrics, config and its scaling. All values are of plain types, so the file loads
 with ``weights_only=True``.
 
-``--resume`` takes the file that OUTPUT_DIR/last_checkpoint names; where that is damaged, the newest
-of the others that is whole; and where OUTPUT_DIR has none, the file MODEL.WEIGHTS names. Each may
-be an official file: it has no place within an epoch and no generator states, so it continues at
-the beginning of its epoch, and the log says so.
+``--resume`` takes the file that OUTPUT_DIR/last_checkpoint names. If it is damaged, ``--resume``
+takes the newest intact one. If OUTPUT_DIR has no checkpoint, it takes the file in MODEL.WEIGHTS.
+Each of them may be an official file, which has neither an iteration nor generator states. Such a
+file continues at the beginning of its epoch, and the log says so.
 """
 
 import logging
@@ -25,7 +25,12 @@ from torch.amp.grad_scaler import GradScaler
 
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.config.plain import flatten, to_plain
-from moco_d2.engine.last_checkpoint import LAST_CHECKPOINT, name_last, newest_intact
+from moco_d2.engine.last_checkpoint import (
+    LAST_CHECKPOINT,
+    name_last,
+    newest_intact,
+    save_checkpoint,
+)
 from moco_d2.engine.process_state import (
     check_process_states,
     gather_process_states,
@@ -42,7 +47,6 @@ from moco_d2.engine.resume_checks import (
     shown,
 )
 from moco_d2.errors import UserError
-from moco_d2.files import atomic_write, write_text
 from moco_d2.pretrain.official_layout import (
     load_official_optimizer,
     load_official_state_dict,
@@ -56,7 +60,7 @@ logger = logging.getLogger(__name__)
 FINAL_CHECKPOINT = "checkpoint_final.pth.tar"
 _NUMBERED = "checkpoint_[0-9]*.pth.tar"
 _ANY = "checkpoint_*.pth.tar"
-# Settings that may change at a resume without a word: where to write, how long, how to run.
+# Settings that may change at a resume without a warning: they do not change what is learned.
 _FREE_TO_CHANGE = (
     "OUTPUT_DIR",
     "MODEL.WEIGHTS",
@@ -70,7 +74,7 @@ _FREE_TO_CHANGE = (
 
 
 class PretrainCheckpointer:
-    """Saves to and resumes from OUTPUT_DIR."""
+    """Saves the state of a pretraining in OUTPUT_DIR and resumes it."""
 
     def __init__(
         self,
@@ -83,8 +87,8 @@ class PretrainCheckpointer:
     ):
         """
         Args:
-            cfg: as it runs.
-            scaling: how it came to be so (schedule.scale_recipe), for the record.
+            cfg: The scaled config of the run.
+            scaling: The description of the scaling (see schedule.scale_recipe), for the record.
         """
         self.folder = Path(cfg.OUTPUT_DIR)
         self.cfg = cfg
@@ -98,17 +102,17 @@ class PretrainCheckpointer:
     def save(
         self, name: str, *, iteration: int, epoch: int, metrics: dict[str, Any] | None = None
     ) -> Path:
-        """Write ``name`` atomically, point ``last_checkpoint`` at it, delete what is not kept.
+        """Write a checkpoint called ``name`` and delete old ones (MOCO.CHECKPOINT).
 
-        All processes must call; the main one writes.
+        All processes must call this; the main process writes.
 
         Args:
-            iteration: number of finished iterations.
-            epoch: number of finished epochs, the official entry.
-            metrics: see metrics_state.MetricsState.
+            iteration: Number of finished iterations.
+            epoch: Number of finished epochs, an official entry.
+            metrics: The result of metrics_state.MetricsState.state.
 
         Raises:
-            UserError: it cannot be written; the checkpoint before stays as it was.
+            UserError: If a file cannot be written. The previous checkpoint stays as it was.
         """
         path = self.folder / name
         processes = gather_process_states(self.model)
@@ -136,24 +140,14 @@ class PretrainCheckpointer:
                 "metrics": metrics or {},
             },
         }
-        try:
-            with atomic_write(path) as temporary:
-                torch.save(content, temporary)
-            write_text(self.folder / LAST_CHECKPOINT, name)
-        # torch's zip writer raises RuntimeError on a full disk
-        except (OSError, RuntimeError) as error:
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            raise UserError(
-                f"cannot write {path} ({reason}): free some space and continue with --resume from "
-                "the checkpoint before"
-            ) from error
+        save_checkpoint(path, content)
         self._prune(keep=path)
         return path
 
     def _prune(self, keep: Path) -> None:
-        """Delete numbered checkpoints but the last KEEP_LAST and every KEEP_EVERY-th.
+        """Delete numbered checkpoints, except the last KEEP_LAST and every KEEP_EVERY-th.
 
-        `keep` has just been written whole, so one that is intact always stays.
+        `keep` was just written, so at least one intact checkpoint always stays.
         """
         settings = self.cfg.MOCO.CHECKPOINT
         if settings.KEEP_LAST == 0:
@@ -165,10 +159,10 @@ class PretrainCheckpointer:
                 path.unlink(missing_ok=True)
 
     def check_fresh(self) -> None:
-        """Refuse to begin a run where there is one.
+        """Refuse to start a new run where a checkpoint should be continued.
 
         Raises:
-            UserError: OUTPUT_DIR has a checkpoint, or MODEL.WEIGHTS names one.
+            UserError: If OUTPUT_DIR has a checkpoint, or MODEL.WEIGHTS names one.
         """
         if (self.folder / LAST_CHECKPOINT).is_file():
             raise UserError(
@@ -177,7 +171,7 @@ class PretrainCheckpointer:
             )
         if self.cfg.MODEL.WEIGHTS:
             raise UserError(
-                f"MODEL.WEIGHTS {self.cfg.MODEL.WEIGHTS} is the checkpoint to continue: add "
+                f"MODEL.WEIGHTS {self.cfg.MODEL.WEIGHTS} names a checkpoint to continue: add "
                 "--resume, or set MODEL.WEIGHTS ''"
             )
 
@@ -185,32 +179,32 @@ class PretrainCheckpointer:
         """Load the newest intact checkpoint.
 
         Returns:
-            number of finished iterations, 0 if there is no checkpoint, and the metrics saved.
+            The number of finished iterations (0 without a checkpoint) and the saved metrics.
 
         Raises:
-            UserError: none is intact, or it was made with other settings, or holds what cannot be
-                used. Nothing has been written then.
+            UserError: If no checkpoint is intact, it was made with other settings, or one of its
+                entries cannot be used. No file has been written then.
         """
-        found = self._newest_intact()
-        if found is None:
+        newest = self._newest_intact()
+        if newest is None:
             return 0, {}
-        path, checkpoint = found
+        path, checkpoint = newest
         if "state_dict" not in checkpoint or "optimizer" not in checkpoint:
             raise UserError(f"{path} is not a training checkpoint: it has no optimizer to resume")
         with continuing(path):
-            place = self._load(path, checkpoint, iterations_per_epoch)
-        comm.synchronize()  # before it is named, all have found the same
+            progress = self._load(path, checkpoint, iterations_per_epoch)
+        comm.synchronize()  # name_last may change what another process would select
         if comm.is_main_process() and (self.folder / LAST_CHECKPOINT).is_file():
             name_last(self.folder, path)
-        return place
+        return progress
 
     def _load(
         self, path: Path, checkpoint: dict[str, Any], iterations_per_epoch: int
     ) -> tuple[int, dict[str, Any]]:
-        """`resume` from the content of a checkpoint."""
-        ours = checkpoint.get("moco_d2")
-        if ours is not None:
-            self._check_ours(path, ours)
+        """Resume from the content of a checkpoint; see `resume`."""
+        state = checkpoint.get("moco_d2")
+        if state is not None:
+            self._check_state(path, state)
         tensors = checkpoint["state_dict"]
         load_official_state_dict(self.model, tensors, reinitialize=self.reinitialize)
         load_official_optimizer(
@@ -221,66 +215,70 @@ class PretrainCheckpointer:
             reinitialize=self.reinitialize,
         )
         for part in self.reinitialize:
-            logger.warning("the %s begins anew (MOCO.CHECKPOINT.REINITIALISE)", part)
-        if ours is None:
+            logger.warning("the %s starts with new values (MOCO.CHECKPOINT.REINITIALISE)", part)
+        if state is None:
             epoch = check_count(checkpoint.get("epoch", 0), "epoch")
             iteration = check_count(epoch * iterations_per_epoch, "epoch in iterations")
             logger.warning(
                 "%s is an official file: it continues at the beginning of its epoch, iteration %d, "
-                "with generators seeded anew",
+                "with newly seeded generators",
                 path,
                 iteration,
             )
             return iteration, {}
-        if ours["grad_scaler"] and self.scaler.is_enabled():
-            self.scaler.load_state_dict(ours["grad_scaler"])
-        if set_process_state(self.model, ours["processes"]):
-            self._rng = ours["processes"][comm.get_rank()]["rng"]
+        if state["grad_scaler"] and self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["grad_scaler"])
+        if set_process_state(self.model, state["processes"]):
+            self._rng = state["processes"][comm.get_rank()]["rng"]
         else:
             logger.warning(
-                "%s was saved by %d process(es) and is continued by %d: the same images, but "
-                "another division into BatchNorm groups and other random numbers, so not bit for "
-                "bit",
+                "%s was saved by %d process(es) and is continued by %d: the images stay the same, "
+                "but BatchNorm groups and random numbers change, so the result is not bit-equal",
                 path,
-                len(ours["processes"]),
+                len(state["processes"]),
                 comm.get_world_size(),
             )
-        logger.info("continuing %s, from iteration %d", path, ours["iteration"])
-        return ours["iteration"], ours["metrics"]
+        logger.info("continuing %s from iteration %d", path, state["iteration"])
+        return state["iteration"], state["metrics"]
 
     def restore_generators(self) -> None:
-        """Set the generators as `resume` did: they may have been seeded in between."""
+        """Set the generators as `resume` did, because they may have been seeded since."""
         if self._rng is not None:
             set_rng_state(self._rng)
 
-    def _check_ours(self, path: Path, ours: Any) -> None:
-        """Check the entry that no official file has.
+    def _check_state(self, path: Path, state: Any) -> None:
+        """Check the entry ``moco_d2``, which no official file has.
 
         Raises:
-            UserError: it is of a run with another batch.
-            UnusableError: it has something that cannot be used.
+            UserError: If the run had another batch size.
+            UnusableError: If a value cannot be used.
         """
-        iteration = check_count(entry(ours, "iteration", int, "moco_d2"), "iteration")
-        self._compare(path, entry(ours, "config", dict, "moco_d2"))
-        check_grad_scaler(entry(ours, "grad_scaler", dict, "moco_d2"))
-        check_process_states(self.model, entry(ours, "processes", list, "moco_d2"))
-        require(bool(ours["processes"]), "its moco_d2.processes is empty")
-        check_metrics(entry(ours, "metrics", dict, "moco_d2"), iteration)
+        iteration = check_count(entry(state, "iteration", int, "moco_d2"), "iteration")
+        self._compare_configs(path, entry(state, "config", dict, "moco_d2"))
+        check_grad_scaler(entry(state, "grad_scaler", dict, "moco_d2"))
+        check_process_states(self.model, entry(state, "processes", list, "moco_d2"))
+        require(bool(state["processes"]), "its moco_d2.processes is empty")
+        check_metrics(entry(state, "metrics", dict, "moco_d2"), iteration)
 
     def _newest_intact(self) -> tuple[Path, dict[str, Any]] | None:
         if (self.folder / LAST_CHECKPOINT).is_file():
             return newest_intact(self.folder, _ANY)
-        given = self.cfg.MODEL.WEIGHTS
-        return (Path(given), load_checkpoint(given)) if given else None
+        weights = self.cfg.MODEL.WEIGHTS
+        return (Path(weights), load_checkpoint(weights)) if weights else None
 
-    def _compare(self, path: Path, config: dict[str, Any]) -> None:
-        """Say which settings differ from the checkpoint's; refuse what would move its place."""
+    def _compare_configs(self, path: Path, config: dict[str, Any]) -> None:
+        """Log the settings that differ from the checkpoint's config.
+
+        Raises:
+            UserError: If the batch size differs, since the data position is counted in batches.
+        """
         before, now = flatten(config), flatten(to_plain(self.cfg))
         changed = [key for key, value in before.items() if key in now and now[key] != value]
         if "SOLVER.IMS_PER_BATCH" in changed:
             raise UserError(
-                f"{path} was trained with SOLVER.IMS_PER_BATCH {before['SOLVER.IMS_PER_BATCH']}, "
-                "by which its place in the data is counted: set it back"
+                f"SOLVER.IMS_PER_BATCH is {now['SOLVER.IMS_PER_BATCH']}, but {path} was trained "
+                f"with {before['SOLVER.IMS_PER_BATCH']}: set it back, since the position in the "
+                "data is counted in batches"
             )
         for key in changed:
             if not key.startswith(_FREE_TO_CHANGE):
@@ -289,13 +287,13 @@ class PretrainCheckpointer:
 
 
 class SaveCheckpoint(HookBase):
-    """Saves every `period` iterations and at the end; in all processes."""
+    """Saves every `period` iterations and at the end. All processes need this hook."""
 
     def __init__(self, period: int, metrics: Callable[[], dict[str, Any]]):
         """
         Args:
-            period: iterations; 0: only at the end.
-            metrics: gives what the checkpoint is to hold of them.
+            period: Number of iterations between two checkpoints; 0 saves only at the end.
+            metrics: Returns the state of the metrics for the checkpoint.
         """
         self.period = period
         self._metrics = metrics
@@ -308,7 +306,9 @@ class SaveCheckpoint(HookBase):
             self.save_now()
 
     def save_now(self) -> None:
-        """Save the finished iteration under its number; the last one has its own name already."""
+        """Save the finished iteration under its number, unless it is the last one, which
+        `after_step` saves.
+        """
         done = self.trainer.iter + 1
         if done < self.trainer.max_iter:
             self._save(f"checkpoint_{done:07d}.pth.tar")

@@ -14,14 +14,13 @@ from torch import nn
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.checkpoint.targets import AUTHOR
 from moco_d2.engine.last_checkpoint import (
-    LAST_CHECKPOINT,
     name_last,
     named_checkpoint,
     newest_intact,
+    save_checkpoint,
 )
 from moco_d2.engine.process_state import gather_process_states
 from moco_d2.errors import UserError
-from moco_d2.files import atomic_write, write_text
 from moco_d2.transfer.divergence import DivergenceError
 from moco_d2.transfer.resume_checks import check_content
 from moco_d2.transfer.weights import check_weights_name
@@ -121,17 +120,7 @@ class TransferCheckpointer(WeightsCheckpointer):
         }
         path = Path(self.save_dir) / f"{name}.pth"
         self.logger.info("Saving checkpoint to %s", path)
-        try:
-            with atomic_write(path) as temporary:
-                torch.save(content, temporary)
-            write_text(path.with_name(LAST_CHECKPOINT), path.name)
-        # torch's zip writer raises RuntimeError on a full disk
-        except (OSError, RuntimeError) as error:
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            raise UserError(
-                f"cannot write {path} ({reason}): free some space and continue with --resume from "
-                "the checkpoint before"
-            ) from error
+        save_checkpoint(path, content)
 
     def newest_intact(self) -> str:
         """See last_checkpoint.newest_intact. The same in all processes.

@@ -170,7 +170,7 @@ def test_an_official_file_is_continued_at_its_epoch(
     if named_by == "last_checkpoint":
         (tmp_path / "out" / "last_checkpoint").write_text(path.name)
     assert resumed(other) == 5 * 3
-    assert "beginning of its epoch" in caplog.text and "seeded anew" in caplog.text
+    assert "beginning of its epoch" in caplog.text and "newly seeded" in caplog.text
     for name, tensor in official_state_dict(other.model).items():
         assert torch.equal(tensor, content["state_dict"][name]), name
     momentum = [state["momentum_buffer"] for state in other.optimizer.state.values()]
@@ -190,7 +190,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(
     newest.write_bytes(newest.read_bytes()[:5000])
     assert resumed(checkpointer()) == 6
     assert str(newest) in caplog.text
-    assert "taking the newest that is whole" in caplog.text
+    assert "continuing from the newest intact one" in caplog.text
     for path in (tmp_path / "out").glob("checkpoint_*"):
         path.write_bytes(b"")
     with pytest.raises(UserError, match=r"checkpoint_0000009\.pth\.tar is empty"):
@@ -249,7 +249,7 @@ def test_a_part_can_begin_anew(small_network, checkpointer, part, changed):
 
 def test_another_batch_size_is_refused(small_network, checkpointer):
     checkpointer().save("checkpoint.pth.tar", iteration=3, epoch=1)
-    with pytest.raises(UserError, match=r"SOLVER\.IMS_PER_BATCH 8, .* set it back"):
+    with pytest.raises(UserError, match=r"SOLVER\.IMS_PER_BATCH is 4, .* with 8: set it back"):
         resumed(checkpointer({"SOLVER.IMS_PER_BATCH": 4}))
 
 

@@ -158,7 +158,7 @@ def test_killed_twice_with_a_damaged_last_checkpoint(run, uninterrupted, caplog)
     last.write_bytes(last.read_bytes()[:-1000])
     run("damaged", resume=True)
     assert "model_0000005.pth is damaged or incomplete" in caplog.text
-    assert "taking the newest that is whole, " in caplog.text
+    assert "continuing from the newest intact one, " in caplog.text
     assert_same(everything(folder), everything(uninterrupted))
 
 

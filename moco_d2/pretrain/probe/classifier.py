@@ -23,10 +23,10 @@ from torch.utils.data import DataLoader
 
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.engine.hooks import DeferredWriters, EvalHook, ProgressBar, StopOnSignal
+from moco_d2.engine.last_checkpoint import save_checkpoint
 from moco_d2.engine.loader import build_loader
 from moco_d2.engine.resume_checks import check_count, check_sgd, check_tensors, continuing
 from moco_d2.errors import UserError, as_raised
-from moco_d2.files import atomic_write
 from moco_d2.pretrain.probe.labeled import Epochs, LabeledImages
 
 logger = logging.getLogger(__name__)
@@ -322,8 +322,7 @@ class ClassifierTrainer(TrainerBase):
             "optimizer": self.optimizer.state_dict(),
             "moco_d2": {"iteration": iteration, "identity": self.identity},
         }
-        with atomic_write(self.output / CHECKPOINT) as temporary:
-            torch.save(content, temporary)
+        save_checkpoint(self.output / CHECKPOINT, content, name_it=False)
 
     def resume(self) -> None:
         """Continue exactly from the checkpoint in the output folder, if there is one.

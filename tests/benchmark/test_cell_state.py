@@ -94,8 +94,12 @@ def test_one_dataset_needs_no_tuple(cell, record, tmp_path, words):
     [
         ("seed", 2, "seed 2, not voc_C4 from moco, seed 1"),
         ("initialisation", "supervised", "voc_C4 from supervised"),
-        ("weights", "other.pth", "MODEL.WEIGHTS other.pth there"),
-        ("length", 12000, "the number of training images 192000 there, 384000 here"),
+        ("weights", "other.pth", "MODEL.WEIGHTS is other.pth in the run"),
+        (
+            "length",
+            12000,
+            "the number of training images is 192000 in the run, 384000 in the suite",
+        ),
     ],
 )
 def test_a_record_of_another_run_is_a_conflict(cell, record, tmp_path, key, value, said):
@@ -116,7 +120,7 @@ def test_another_number_of_processes_is_a_conflict(cell, record, tmp_path):
     note_started(cell, tmp_path, processes=8, completed=0)
     put(tmp_path, cell, record)
     state = examine(cell, tmp_path, processes=1)
-    assert state.status == "conflict" and "8 process(es), now 1" in state.problem
+    assert state.status == "conflict" and "8 process(es), the suite 1" in state.problem
 
 
 def test_an_unreadable_note_is_a_conflict(cell, tmp_path):
@@ -149,9 +153,12 @@ HOSTILE = {
     "completed too many": ({"completed": 2}, "at most the number of commands"),
     "settings list": ({"settings": [1]}, "settings must be a mapping"),
     "settings number": ({"settings": {"SEED": 1}}, "values of settings must be text"),
-    "literal deep": ({"settings": {"SEED": "(" * 5000}}, "was run otherwise"),
-    "literal minus": ({"settings": {"SEED": "-" * 100_000 + "1"}}, "was run otherwise"),
-    "terminal": ({"settings": {"\x1b]0;x\x07": "\x1b[31m\nerror: y"}}, "was run otherwise"),
+    "literal deep": ({"settings": {"SEED": "(" * 5000}}, "has a run of other settings"),
+    "literal minus": ({"settings": {"SEED": "-" * 100_000 + "1"}}, "has a run of other settings"),
+    "terminal": (
+        {"settings": {"\x1b]0;x\x07": "\x1b[31m\nerror: y"}},
+        "has a run of other settings",
+    ),
 }
 
 
@@ -221,7 +228,7 @@ def test_a_damaged_record_is_said_once(cell, tmp_path, caplog):
     put(tmp_path, cell, '{"kind": "transfer", "schema_version": 2}')
     reader = logging.getLogger("moco_d2.benchmark.records.files")
     state = examine(cell, tmp_path, processes=8)
-    assert state.status == "partial" and "is no valid record of a run (" in state.problem
+    assert state.status == "partial" and "is not a valid record of a run (" in state.problem
     assert not caplog.records and not reader.disabled
     put(tmp_path, cell, '{"kind": "pretext"}')
     assert examine(cell, tmp_path, processes=8).status == "partial"

@@ -1,4 +1,4 @@
-"""What a runner shows of the runs at work."""
+"""The display of a runner while runs are at work."""
 
 import io
 from dataclasses import dataclass

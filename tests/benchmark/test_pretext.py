@@ -190,8 +190,8 @@ def test_the_smoke_suite_draws_its_images_first():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("data: imagenet\ngenerate: [9, 9]", "either data or generate"),
-        ("", "either data or generate"),
+        ("data: imagenet\ngenerate: [9, 9]", "exactly one of data and generate"),
+        ("", "exactly one of data and generate"),
         ("generate: [9]", "generate must be two numbers"),
         ("data: imagenet\nevaluation: --fast", "evaluation must be a list"),
         ("data: imagenet\nconfig: moco_v1_R50_20ep", "did you mean 'moco_v1_R50_200ep'"),

@@ -196,7 +196,9 @@ def test_another_config_in_the_place_of_a_run_is_refused(tmp_path):
     run_cells(tmp_path, cell("a", "count=1", settings={"SOLVER.MAX_ITER": 10}))
     other = cell("a", "count=1", settings={"SOLVER.MAX_ITER": 20})
     new = cell("b", "count=1")
-    with pytest.raises(UserError, match=r"SOLVER.MAX_ITER 10 there, 20 here; choose another --fol"):
+    with pytest.raises(
+        UserError, match=r"MAX_ITER is 10 in the run, 20 in the suite; choose another"
+    ):
         run_cells(tmp_path, new, other)
     assert not (tmp_path / "b").exists()
     same = cell("a", "count=1", settings={"SOLVER.MAX_ITER": "10"})

@@ -1,1 +1,1 @@
-"""Suites: which runs a table consists of, what they cost, and running what is missing."""
+"""Suites: the runs behind a table, their cost, and a runner for those that are missing."""

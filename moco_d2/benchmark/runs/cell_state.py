@@ -1,7 +1,8 @@
-"""How far a cell of a suite is, judged by what lies in its folder alone.
+"""The state of a cell of a suite, read from the files in its folder alone.
 
-In a cell's folder, beside what its tools write: ``cell.json`` (what was started), ``output.log``
-(what the tools printed) and ``.lock`` (held by the process that runs it, as long as it lives).
+Beside the outputs of its tools, the folder of a cell holds ``cell.json`` (the description of the
+run that was started), ``output.log`` (the output of the tools) and ``.lock``, which the process
+that runs the cell holds as long as it lives.
 """
 
 import contextlib
@@ -25,11 +26,11 @@ CELL_FILE = "cell.json"
 OUTPUT_LOG = "output.log"
 _LOCK = ".lock"
 _MOST_NAMED = 3  # settings in a message
-_LONGEST_SHOWN = 200  # characters of one
-_MOST_BYTES = 8 << 20  # of a cell.json or a record: a suite of 1 MiB sets all that is in them
+_LONGEST_SHOWN = 200  # characters of one setting
+_MOST_BYTES = 8 << 20  # of a cell.json or a record; the suite that sets them has at most 1 MiB
 
-# What a record's resolved config has otherwise than the config file: schedule.scale_to_hardware
-# carries it over to the number of processes, which keeps the number of images.
+# In these keys the resolved config of a record differs from the config file, because
+# schedule.scale_to_hardware adapts them to the number of processes. The number of images stays.
 _SCALED = {
     *("SOLVER.IMS_PER_BATCH", "SOLVER.BASE_LR", "SOLVER.MAX_ITER", "SOLVER.STEPS"),
     *("SOLVER.WARMUP_ITERS", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.REFERENCE_WORLD_SIZE"),
@@ -40,14 +41,14 @@ _IMAGES_TOLERANCE = 0.01  # scaled iterations are rounded
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """Of a cell.
+    """The state of a cell.
 
     Attributes:
-        status: "done"; "partial": started, to be continued; "missing"; or "conflict": its folder
-            holds another run.
-        completed: commands that have succeeded and need not be run again.
-        problem: of a conflict: a sentence with the fix; of a partial one: what is wrong with its
-            record. It has no control characters, which a terminal would obey.
+        status: "done", "partial" (started, to be continued), "missing", or "conflict" (its folder
+            holds another run).
+        completed: Number of commands that have succeeded, which are not repeated.
+        problem: For a conflict, a sentence with the fix; for a partial run, the fault of its
+            record. It has no control characters, which a terminal would execute.
     """
 
     status: str
@@ -59,59 +60,59 @@ class State:
 
 
 def examine(cell: Cell, folder: Path, *, processes: int) -> State:
-    """How far `cell` is in the suite's `folder`.
+    """Return the state of a cell.
 
     Args:
-        cell: what is to be run.
-        folder: the suite's.
-        processes: of each run; BatchNorm, and the schedule, depend on them.
+        cell: The cell.
+        folder: Folder of the suite.
+        processes: Number of processes of each run. BatchNorm and the schedule depend on it.
     """
-    home = folder / cell.name
-    record = home / cell.record
+    cell_folder = folder / cell.name
+    record = cell_folder / cell.record
     try:
-        _check_place(home, folder)
+        _check_place(cell_folder, folder)
     except UserError as error:
         return State("conflict", problem=str(error))
-    if not os.path.lexists(home / CELL_FILE):
+    if not os.path.lexists(cell_folder / CELL_FILE):
         return _examine_foreign(cell, record, folder)
     try:
-        started = _read_note(home / CELL_FILE)
+        started = _read_note(cell_folder / CELL_FILE)
     except (OSError, ValueError) as error:
-        return _conflict(home, f"{home / CELL_FILE} cannot be read ({error})")
-    differing = _differences(started, _description(cell, processes))
-    if differing:
-        return _conflict(home, f"{home} was run otherwise: {differing}")
+        return _conflict(cell_folder, f"{cell_folder / CELL_FILE} cannot be read ({error})")
+    difference = _differences(started, _description(cell, processes))
+    if difference:
+        return _conflict(cell_folder, f"{cell_folder} has a run of other settings: {difference}")
     if record.is_file():
         state = _examine_record(cell, record, folder, by_hand=False)
         if state.status != "partial":
             return state
     else:
-        state = State("partial", problem=f"{record} is not there")
-    last = len(cell.commands) - 1  # which writes the record: run again if that is not valid
+        state = State("partial", problem=f"{record} does not exist")
+    last = len(cell.commands) - 1  # it writes the record, so it runs again if that is not valid
     return dataclasses.replace(state, completed=min(started["completed"], last))
 
 
-def _check_place(home: Path, folder: Path) -> None:
-    """
+def _check_place(cell_folder: Path, folder: Path) -> None:
+    """Check that the files of a cell can be written.
+
     Raises:
-        UserError: a file is where the folder of a cell should be, or a link where its log or its
-            lock should be.
+        UserError: If a file has the name of its folder, or a link the name of its log or its lock.
     """
-    for place in (home, *home.parents):
+    for place in (cell_folder, *cell_folder.parents):
         if place == folder:
             break
         if os.path.lexists(place) and not place.is_dir():
             raise UserError(f"{place} must be a folder; choose another --folder, or remove it")
     for name in (OUTPUT_LOG, _LOCK):
-        check_own(home / name)
+        check_own(cell_folder / name)
 
 
 def _read_note(path: Path) -> dict[str, Any]:
-    """The content of a cell.json; anybody may have written it.
+    """Return the content of a cell.json, which anybody may have written.
 
     Raises:
-        ValueError: it is not what note_started writes.
-        OSError: it cannot be read.
+        ValueError: If it does not have the form that note_started writes.
+        OSError: If it cannot be read.
     """
     content = read_plain_json(path, _MOST_BYTES)
     if not isinstance(content, dict):
@@ -131,17 +132,19 @@ _KINDS = {list: "a list", dict: "a mapping", int: "a whole number >= 0"}
 
 
 def _examine_foreign(cell: Cell, record: Path, folder: Path) -> State:
-    """Of a cell that no suite has started; its run may have been, by hand or elsewhere."""
-    home = folder / cell.name
+    """Return the state of a cell that no suite has started. Its run may come from elsewhere."""
+    cell_folder = folder / cell.name
     if record.is_file():
         return _examine_record(cell, record, folder, by_hand=True)
-    if any((home / name).exists() for name in ("config.yaml", "metrics.json")):
-        return _conflict(home, f"{home} holds an unfinished run that no suite has started")
+    if any((cell_folder / name).exists() for name in ("config.yaml", "metrics.json")):
+        return _conflict(
+            cell_folder, f"{cell_folder} holds an unfinished run that no suite has started"
+        )
     return State("missing")
 
 
 def note_started(cell: Cell, folder: Path, *, processes: int, completed: int) -> None:
-    """Write cell.json: `completed` commands of `cell` have succeeded."""
+    """Write cell.json, which says that `completed` commands of `cell` have succeeded."""
     content = {**_description(cell, processes), "completed": completed}
     write_json(folder / cell.name / CELL_FILE, content)
 
@@ -155,33 +158,29 @@ def _description(cell: Cell, processes: int) -> dict[str, Any]:
     return json.loads(json.dumps(plain))
 
 
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """In words; "" if there are none."""
-    if there["processes"] != here["processes"]:
-        return f"on {there['processes']} process(es), now {here['processes']} are asked for"
-    pairs = _differing(there["settings"], here["settings"])
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Return how two descriptions differ, in words; "" if they are equal."""
+    if old["processes"] != new["processes"]:
+        return f"it has {old['processes']} process(es), the suite {new['processes']}"
+    pairs = _differing(old["settings"], new["settings"])
     if pairs:
         named = [_named(*pair) for pair in pairs[:_MOST_NAMED]]
         more = f", and {len(pairs) - _MOST_NAMED} more" if len(pairs) > _MOST_NAMED else ""
         return f"{'; '.join(named)}{more}"
-    if there["commands"] != here["commands"]:
-        return "with other commands"
-    return ""
+    return "" if old["commands"] == new["commands"] else "its commands differ"
 
 
-def _differing(
-    there: Mapping[str, Any], here: Mapping[str, Any]
-) -> list[tuple[str, tuple[Any, Any]]]:
+def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, tuple[Any, Any]]]:
     return [
-        (key, (there.get(key, "unset"), here.get(key, "unset")))
-        for key in sorted({*there, *here})
-        if _as_read(key, there.get(key)) != _as_read(key, here.get(key))
+        (key, (old.get(key, "unset"), new.get(key, "unset")))
+        for key in sorted({*old, *new})
+        if _as_read(key, old.get(key)) != _as_read(key, new.get(key))
     ]
 
 
 def _named(key: str, values: tuple[Any, Any]) -> str:
-    there, here = (f"{value!s:.{_LONGEST_SHOWN}}" for value in values)
-    return f"{key:.{_LONGEST_SHOWN}} {there} there, {here} here"
+    old, new = (f"{value!s:.{_LONGEST_SHOWN}}" for value in values)
+    return f"{key:.{_LONGEST_SHOWN}} is {old} in the run, {new} in the suite"
 
 
 def _as_read(key: str, value: Any) -> Any:
@@ -193,7 +192,7 @@ def _as_read(key: str, value: Any) -> Any:
 
 
 def _literal(value: Any) -> Any:
-    """A value as yacs would read it: "(1, 2)" and [1, 2] are the same."""
+    """Return a value as yacs reads it: "(1, 2)" and [1, 2] are the same."""
     if isinstance(value, str):
         try:
             value = decode(value)
@@ -203,41 +202,43 @@ def _literal(value: Any) -> Any:
 
 
 def _examine_record(cell: Cell, path: Path, folder: Path, *, by_hand: bool) -> State:
-    """
+    """Return the state of a cell that has a record.
+
     Args:
-        by_hand: the run was not started by a suite, so that its record alone says what it was.
+        by_hand: Whether the run was started without a suite. Then its settings are known from its
+            record alone.
     """
     if cell.kind != "transfer":
         return _examine_other_record(cell, path)
     from moco_d2.benchmark.records.results import read_content, to_record
 
     try:
-        # Not with read_records, which warns of a damaged record: the state says what is wrong.
+        # read_records would warn about a damaged record. Here the state has the problem.
         content = read_content(path)
         if content is None:
             raise ValueError("it is of another kind")
         record = to_record(path, content)
     except (OSError, ValueError) as error:
         if by_hand:
-            return _conflict(path.parent, f"{path} is no valid record of a run")
-        return State("partial", problem=f"{path} is no valid record of a run ({error})")
-    there = (record.task, record.initialization, record.seed)
-    here = (cell.task, cell.initialization, cell.seed)
-    if there != here:
+            return _conflict(path.parent, f"{path} is not a valid record of a run")
+        return State("partial", problem=f"{path} is not a valid record of a run ({error})")
+    recorded = (record.task, record.initialization, record.seed)
+    expected = (cell.task, cell.initialization, cell.seed)
+    if recorded != expected:
         names = "{} from {}, seed {}"
         return _conflict(
-            path.parent, f"{path} is of {names.format(*there)}, not {names.format(*here)}"
+            path.parent, f"{path} is of {names.format(*recorded)}, not {names.format(*expected)}"
         )
     if by_hand:
-        mine = {key: placed(str(v), cell, folder) for key, v in cell.settings.items()}
-        found = flatten(record.config)
+        settings = {key: placed(str(v), cell, folder) for key, v in cell.settings.items()}
+        config = flatten(record.config)
         compared = {
             key
-            for key in mine.keys() & found.keys()
+            for key in settings.keys() & config.keys()
             if key not in _SCALED and not key.endswith("NORM")
         }
-        pairs = _differing({k: found[k] for k in compared}, {k: mine[k] for k in compared})
-        images = _images(mine)
+        pairs = _differing({k: config[k] for k in compared}, {k: settings[k] for k in compared})
+        images = _images(settings)
         if not pairs and images and abs(record.images / images - 1) > _IMAGES_TOLERANCE:
             pairs = [("the number of training images", (record.images, images))]
         if pairs:
@@ -258,16 +259,16 @@ def _examine_other_record(cell: Cell, path: Path) -> State:
     except (OSError, ValueError) as error:
         return State("partial", problem=f"{path} cannot be read ({error})")
     if not isinstance(content, dict) or content.get("kind") != cell.kind:
-        return State("partial", problem=f"{path} is no record of kind {cell.kind}")
+        return State("partial", problem=f"{path} is not a record of kind {cell.kind}")
     return State("done", len(cell.commands))
 
 
-def _conflict(home: Path, problem: str) -> State:
-    return State("conflict", problem=f"{problem}; choose another --folder, or remove {home}")
+def _conflict(cell_folder: Path, problem: str) -> State:
+    return State("conflict", problem=f"{problem}; choose another --folder, or remove {cell_folder}")
 
 
 def placed(word: str, cell: Cell, folder: Path) -> str:
-    """An argument with ``{folder}`` and ``{cell}`` put in."""
+    """Return an argument with the folders in place of ``{folder}`` and ``{cell}``."""
     return word.replace(FOLDER, str(folder)).replace(CELL_FOLDER, str(folder / cell.name))
 
 
@@ -275,26 +276,27 @@ def placed(word: str, cell: Cell, folder: Path) -> str:
 
 
 def lock_of(cell: Cell, folder: Path) -> filelock.BaseFileLock:
-    """The lock that a process holds while it runs `cell`; the system frees it when that ends,
-    however it ends.
+    """Return the lock that a process holds while it runs `cell`.
+
+    The system frees it when the process ends, even after a kill.
 
     Raises:
-        UserError: the cell's folder cannot be made, or a link is in the place of the lock.
+        UserError: If the folder of the cell cannot be made, or a link has the name of the lock.
     """
-    home = folder / cell.name
+    cell_folder = folder / cell.name
     try:
-        home.mkdir(parents=True, exist_ok=True)
+        cell_folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_lock(cell, folder, error) from error
-    check_own(home / _LOCK)  # which filelock would empty
-    return filelock.FileLock(home / _LOCK)
+    check_own(cell_folder / _LOCK)  # filelock would empty the target of a link
+    return filelock.FileLock(cell_folder / _LOCK)
 
 
 def is_running(cell: Cell, folder: Path) -> bool:
-    """Whether some process runs `cell` now.
+    """Return whether some process runs `cell` now.
 
     Raises:
-        UserError: as lock_of; or the lock cannot be opened.
+        UserError: As in lock_of, or if the lock cannot be opened.
     """
     if not os.path.lexists(folder / cell.name / _LOCK):
         return False
@@ -310,6 +312,7 @@ def is_running(cell: Cell, folder: Path) -> bool:
 
 
 def cannot_lock(cell: Cell, folder: Path, error: OSError) -> UserError:
-    """The sentence for a lock that cannot be made or opened."""
-    home = folder / cell.name
-    return UserError(f"cannot write {home}: {error.strerror}; choose another --folder")
+    """Return the error for a lock that cannot be made or opened."""
+    return UserError(
+        f"cannot write {folder / cell.name}: {error.strerror}; choose another --folder"
+    )

@@ -1,4 +1,4 @@
-"""What would stop the runs of a suite, found before the first starts."""
+"""Checks of all runs of a suite before the first one starts."""
 
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -9,13 +9,14 @@ from moco_d2.benchmark.runs.suites import CONFIGURED, Cell, untrusted_words
 from moco_d2.errors import UserError
 from moco_d2.files import write_text
 
-_OWN = ("SEED", "OUTPUT_DIR")  # keys in which every cell differs
+_OWN = ("SEED", "OUTPUT_DIR")  # keys that differ between all cells
 
 
 def check_conflicts(cells: Iterable[Cell], folder: Path, processes: int) -> None:
-    """
+    """Check that no folder of a cell holds another run.
+
     Raises:
-        UserError: in the place of a cell is a run of another config.
+        UserError: If the run in the folder of a cell has another config.
     """
     for cell in cells:
         state = cell_state.examine(cell, folder, processes=processes)
@@ -30,18 +31,19 @@ def check_configs(
     *,
     processes: int = 1,
 ) -> None:
-    """Load the configs of `cells` and plan their runs, so that a mistake in a suite stops it, not
-    each of its runs.
+    """Load the configs of `cells` and scale their schedules.
+
+    A mistake in a suite is then reported once, and not by each of its runs.
 
     Args:
-        cells: of the suite.
-        folder: the suite's.
-        files: of the suite, that are not in `folder` yet: nothing is written there.
-        processes: of each run.
+        cells: Cells of the suite.
+        folder: Folder of the suite. Nothing is written there.
+        files: Config files of the suite, which are not in `folder` yet.
+        processes: Number of processes of each run.
 
     Raises:
-        UserError: an unknown key, with the closest, a value that cannot be, data that a file may
-            not name, or a batch that does not divide among the processes.
+        UserError: If a config has an unknown key, an invalid value or data that a suite may not
+            name, or if a batch cannot be divided among the processes.
     """
     with tempfile.TemporaryDirectory(prefix="moco_d2_") as name:
         for path, content in (files or {}).items():
@@ -53,7 +55,7 @@ def check_configs(
 
 
 def _check_configs(cells: Iterable[Cell], folder: Path, configs: Path, processes: int) -> None:
-    """`configs`: where those of the suite are, in place of `folder`."""
+    """Do the work of check_configs; `configs` is the folder with the config files of the suite."""
     from moco_d2.cli import argument_parser
     from moco_d2.engine.job import load_job
     from moco_d2.transfer.schedule import scale_to_hardware

@@ -13,21 +13,22 @@ from moco_d2.benchmark.runs.suites import Cell
 from moco_d2.engine.slurm import parse_words, queue
 from moco_d2.errors import UserError
 
-_JOBS = "jobs"  # of submitit's files, in the suite's folder
-_JOB = {"slurm": re.compile(r"\d+(_\d+)?"), "local": re.compile(r"\d+")}  # numbers of jobs
+_JOBS = "jobs"  # folder of submitit's files, inside the folder of the suite
+_JOB = {"slurm": re.compile(r"\d+(_\d+)?"), "local": re.compile(r"\d+")}  # form of job numbers
 
 
 class ClusterJob:
-    """What submitit runs: all commands of a cell that are left, each in a process of its own."""
+    """The callable for submitit. It runs all remaining commands of a cell, each in a process."""
 
     def __init__(self, cell: Cell, folder: Path, place: Place):
         self.arguments = (cell, folder.absolute(), place)
         self._process: Any = None
 
     def __call__(self) -> None:
-        """
+        """Run the commands.
+
         Raises:
-            UserError: a command failed; submitit marks the job as failed.
+            UserError: If a command failed. submitit then marks the job as failed.
         """
         cell, folder, place = self.arguments
         while True:
@@ -38,7 +39,7 @@ class ClusterJob:
             self._process.start()
             self._process.join()
             if self._process.exitcode == BUSY_EXIT_CODE:
-                return  # a runner, or another job, is at it
+                return  # a runner or another job runs the cell
             if self._process.exitcode:
                 log = folder / cell.name / cell_state.OUTPUT_LOG
                 raise UserError(f"{cell.name}: {run_log.last_line(log)} (whole log: {log})")
@@ -46,8 +47,9 @@ class ClusterJob:
                 return
 
     def checkpoint(self) -> Any:
-        """submitit's question what to run when the job is queued again: the same, which continues
-        from where the command that is told to stop here has saved.
+        """Save, and return the same job for submitit, which queues it again.
+
+        The new job continues from the checkpoint that the command saves when it stops here.
         """
         import submitit
 
@@ -58,7 +60,7 @@ class ClusterJob:
 
 
 def _main(cell: Cell, folder: Path, place: Place) -> None:
-    """The cluster warns every process of a job, but submitit, in the parent, is who acts."""
+    """Run a command and ignore the warnings of the cluster, which the parent process handles."""
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     main(cell, folder, place)
@@ -70,24 +72,24 @@ def submit_cells(
     """Queue a job for each cell that does not have one.
 
     Args:
-        cells: that can run now.
-        folder: the suite's.
-        place: of each run.
+        cells: Cells that can run now.
+        folder: Folder of the suite.
+        place: Devices of each run.
         words: KEY=VALUE, see slurm.submit.
-        gpus: of each run.
+        gpus: Number of GPUs of each run.
 
     Returns:
-        what became of each cell, by name: a few words with the job's number.
+        Name of each cell -> its outcome, in a few words with the number of the job.
 
     Raises:
-        UserError: see slurm.queue.
+        UserError: See slurm.queue.
     """
-    given = parse_words(words)
-    cluster = given.setdefault("cluster", "slurm")
-    # A run is one task, which starts a process a GPU itself.
-    given |= {"folder": given.get("folder", str(folder / _JOBS)), "tasks_per_node": 1}
+    options = parse_words(words)
+    cluster = options.setdefault("cluster", "slurm")
+    # A run is one task of the cluster. Its tool starts one process per GPU.
+    options |= {"folder": options.get("folder", str(folder / _JOBS)), "tasks_per_node": 1}
     if gpus:
-        given.setdefault("gpus_per_node", gpus)
+        options.setdefault("gpus_per_node", gpus)
     last = {line["cell"]: line for line in run_log.read_log(folder)}
     outcome = {}
     for cell in cells:
@@ -97,21 +99,21 @@ def submit_cells(
         elif line and line["event"] == "submitted" and not _is_over(line):
             outcome[cell.name] = f"is in the queue, job {line['job']}"
         else:
-            job = queue(ClusterJob(cell, folder, place), given, name=cell.name)
-            where = {"job": job.job_id, "cluster": cluster, "jobs": given["folder"]}
-            run_log.log_event(folder, "submitted", cell.name, **where)
+            job = queue(ClusterJob(cell, folder, place), options, name=cell.name)
+            fields = {"job": job.job_id, "cluster": cluster, "jobs": options["folder"]}
+            run_log.log_event(folder, "submitted", cell.name, **fields)
             outcome[cell.name] = f"submitted, job {job.job_id}"
     return outcome
 
 
 def _is_over(line: dict[str, Any]) -> bool:
-    """Whether the job of a log line has left the queue, as far as the cluster knows."""
+    """Return whether the job of a log line has left the queue, as far as the cluster knows."""
     import submitit
 
     jobs = {"slurm": submitit.SlurmJob, "local": submitit.LocalJob}
     cluster, job, place = (line.get(key) for key in ("cluster", "job", "jobs"))
     if not (isinstance(cluster, str) and isinstance(job, str) and isinstance(place, str)):
-        return True  # the log is anybody's
+        return True  # anybody may have written the log
     if cluster not in jobs or not _JOB[cluster].fullmatch(job):
         return True
     return jobs[cluster](place, job).done()

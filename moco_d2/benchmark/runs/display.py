@@ -1,4 +1,4 @@
-"""What a runner shows: a live table on a terminal, lines in a log."""
+"""The display of a runner: a live table on a terminal, or lines in a log."""
 
 import contextlib
 import datetime
@@ -13,29 +13,29 @@ from moco_d2.benchmark.runs.suites import Suite
 from moco_d2.files import read_tail
 from moco_d2.records.metrics_json import finite, parse_line
 
-_TAIL = 4096  # bytes at the end of metrics.json that hold its last line
-_MOST_FAILED = 5  # shown while others run; all are named at the end
+_TAIL = 4096  # bytes at the end of metrics.json; its last line is shorter
+_MOST_FAILED = 5  # failed runs in the live table; all are named at the end
 
 
 class Display(Protocol):
-    """Shows how far the cells are."""
+    """Shows the progress of the cells."""
 
     def event(self, task: Any, text: str) -> None:
-        """Something has happened to the cell of `task`."""
+        """Show that the cell of `task` has started, continued, stopped or ended."""
 
     def update(self, tasks: Iterable[Any]) -> None:
-        """`tasks` are all of the suite; called about twice a second."""
+        """Show all tasks of the suite; the runner calls this about twice a second."""
 
 
 @contextlib.contextmanager
 def display(suite: Suite, folder: Path) -> Iterator[Display]:
-    """The display that stdout allows."""
+    """Yield the display that fits stdout."""
     if not sys.stdout.isatty():
         yield _Lines(suite)
         return
     from rich.live import Live
 
-    # No thread of its own: it is drawn when the runner says so.
+    # Without auto_refresh it has no thread; the runner refreshes it.
     with Live(auto_refresh=False) as live:
         yield _Table(suite, folder, live)
 
@@ -70,8 +70,9 @@ class _Table:
 
         tasks = list(tasks)
         counts = Counter(task.status for task in tasks)
-        said = ", ".join(f"{counts[s]} {s}" for s in _ORDER if counts[s])
-        table = Table("run", "", "iteration", "left", "for", title=f"{self.suite.name}: {said}")
+        total = ", ".join(f"{counts[s]} {s}" for s in _ORDER if counts[s])
+        columns = ("run", "status", "iteration", "time left", "running for")
+        table = Table(*columns, title=f"{self.suite.name}: {total}")
         failed = [task for task in tasks if task.status == "failed"]
         shown = [task for task in tasks if task.status in ("running", "elsewhere")]
         for task in [*failed[-_MOST_FAILED:], *shown]:
@@ -96,17 +97,17 @@ _ORDER = ("done", "running", "elsewhere", "waiting", "failed")
 
 
 def last_metrics(path: Path) -> dict[str, Any]:
-    """The numbers in the last line of a metrics.json; {} if it has none, or is half written."""
+    """Return the numbers in the last line of a metrics.json; {} without a complete last line."""
     try:
         lines = read_tail(path, _TAIL).splitlines()
-    except (OSError, ValueError):  # absent, or no regular file
+    except (OSError, ValueError):  # the file is missing or not a regular file
         return {}
     line = parse_line(lines[-1]) if lines else None
     return {key: value for key, value in (line or {}).items() if finite(value) is not None}
 
 
 def duration(seconds: float) -> str:
-    """``45 s``, ``3 min``, ``2 h 05 min``, ``1 d 03 h``."""
+    """Return a duration as text: ``45 s``, ``3 min``, ``2 h 05 min``, ``1 d 03 h``."""
     minutes = round(seconds / 60)
     if seconds < 100:
         return f"{seconds:.0f} s"

@@ -1,4 +1,4 @@
-"""One command of one cell, in a process of its own."""
+"""Execution of one command of a cell, in a process of its own."""
 
 import contextlib
 import dataclasses
@@ -18,12 +18,12 @@ from moco_d2.engine.signals import STOP_SIGNALS
 from moco_d2.errors import USER_ERROR_EXIT_CODE, UserError, printable
 from moco_d2.files import PACKAGE, open_own
 
-#: Exit code of a process that found another one at work on its cell (sysexits.h: EX_TEMPFAIL).
+#: Exit code of a process whose cell another process runs already (sysexits.h: EX_TEMPFAIL).
 BUSY_EXIT_CODE = 75
 TOOLS = PACKAGE.parent / "tools"
-# Those that distribute over several GPUs by themselves.
+# Tools that distribute over several GPUs by themselves.
 _DISTRIBUTED = ("train_net.py", "pretrain.py", "linear_eval.py")
-# What each tool imports when it starts: a runner that forks has it ready.
+# The module that each tool imports first. A runner that forks imports it once for all runs.
 MODULES = {
     "demo.py": "moco_d2.demo.scenes",
     "train_net.py": "moco_d2.transfer.main",
@@ -35,13 +35,13 @@ MODULES = {
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a run runs.
+    """The devices of a run.
 
     Attributes:
-        processes: of the run, one a GPU; 1 on a CPU.
-        devices: GPUs, as CUDA_VISIBLE_DEVICES names them; (): CPU; None: all that are visible.
-        threads: of torch; 0: its default.
-        tools: folder of the tools.
+        processes: Number of processes: one per GPU, or 1 on a CPU.
+        devices: GPUs as in CUDA_VISIBLE_DEVICES. () is the CPU, None all visible GPUs.
+        threads: Number of torch threads; 0 is the default of torch.
+        tools: Folder of the tools.
     """
 
     processes: int = 1
@@ -51,17 +51,17 @@ class Place:
 
 
 def run_next(cell: Cell, folder: Path, place: Place) -> int:
-    """Run the first command of `cell` that has not succeeded, as ``python tools/TOOL`` would, in
-    this process and with the cell's lock.
+    """Run the first command of `cell` that has not succeeded, as ``python tools/TOOL`` would.
 
-    From when it has the lock, what this process prints goes to output.log in the cell's folder.
+    It runs in this process, which holds the lock of the cell meanwhile. With the lock, the process
+    redirects its output to output.log in the folder of the cell.
 
     Returns:
-        the command's exit code; 0 without having run anything if the cell is done; BUSY_EXIT_CODE
-        if another process runs it.
+        The exit code of the command; 0 if the cell is done and nothing was run; BUSY_EXIT_CODE if
+        another process runs the cell.
 
     Raises:
-        UserError: the cell's folder, its lock or its output.log cannot be written.
+        UserError: If the folder of the cell, its lock or its output.log cannot be written.
     """
     folder = folder.absolute()
     lock = cell_state.lock_of(cell, folder)
@@ -112,7 +112,7 @@ def _run_tool(cell: Cell, index: int, folder: Path, place: Place) -> int:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(place.devices)
     if place.threads:
         os.environ["OMP_NUM_THREADS"] = str(place.threads)
-        if "torch" in sys.modules:  # has read the variable already
+        if "torch" in sys.modules:  # torch has read the variable already
             sys.modules["torch"].set_num_threads(place.threads)
     script = place.tools / tool
     sys.argv = [str(script), *words]
@@ -131,23 +131,25 @@ def _run_tool(cell: Cell, index: int, folder: Path, place: Place) -> int:
 
 
 def _print_to(path: Path) -> None:
-    """Send what this process, and what it starts, prints to the end of a file."""
+    """Append the output of this process and of its child processes to a file."""
     sys.stdout.flush()
     sys.stderr.flush()
     handle = open_own(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    log = os.fdopen(handle, "a", encoding="utf-8", buffering=1)  # by lines: a kill loses little
+    log = os.fdopen(
+        handle, "a", encoding="utf-8", buffering=1
+    )  # line by line, so a kill loses little
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
     sys.stdout = sys.stderr = log
 
 
 def main(cell: Cell, folder: Path, place: Place) -> None:
-    """What a process runs that runs a command and nothing else.
+    """Run one command in a process that does nothing else, and exit with its code.
 
-    Ctrl-C, and a kill of the group of the process that started it, do not reach it. Call it with
-    STOP_SIGNALS blocked: it takes up their usual meaning.
+    Ctrl-C does not reach this process, nor does a kill of the group of its parent. The caller has
+    to block STOP_SIGNALS; this function restores their usual handlers and unblocks them.
     """
-    with contextlib.suppress(PermissionError):  # leads a session already
+    with contextlib.suppress(PermissionError):  # the process leads a session already
         os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

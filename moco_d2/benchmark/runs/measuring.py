@@ -1,4 +1,4 @@
-"""Times a few steps of the tasks of a suite on this machine, for its plan."""
+"""Timing of a few steps of each task of a suite on this machine, for the plan."""
 
 import os
 import subprocess
@@ -13,19 +13,19 @@ from moco_d2.benchmark.runs.suites import Cell, Suite, untrusted_words
 from moco_d2.files import read_plain_json, write_text
 from moco_d2.records.metrics_json import finite
 
-_TIMINGS = "timings"  # folder of what was found, in the suite's
-_MOST_BYTES = 1 << 20  # of one
+_TIMINGS = "timings"  # folder of the results, inside the folder of the suite
+_MOST_BYTES = 1 << 20  # of one result
 _NUMBERS = ("seconds_per_iteration", "steps", "iterations", "images_per_batch")
 
 
 def measure_tasks(suite: Suite, folder: Path, gpus_per_run: int) -> dict[str, str]:
-    """Time a few steps of each task of tools/train_net.py, and keep what that finds in `folder`.
+    """Time a few steps of each task of tools/train_net.py, and write the results to `folder`.
 
     Returns:
-        why those failed that did, by task.
+        Task -> reason, for each task that could not be timed.
 
     Raises:
-        UserError: not enough GPUs.
+        UserError: If there are too few GPUs.
     """
     place = make_places(gpus_per_run, None, runs=len(suite.cells), tools=TOOLS)[0]
     for path, content in suite.files.items():
@@ -48,7 +48,7 @@ def measure_tasks(suite: Suite, folder: Path, gpus_per_run: int) -> dict[str, st
 
 
 def _time(words: list[str], place: Place, file: Path) -> str:
-    """Time what `words` would run in tools/train_net.py; returns what went wrong."""
+    """Time a run of tools/train_net.py with `words`, and return the error message or ""."""
     environment = dict(os.environ)
     if place.devices is not None:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(place.devices)
@@ -56,7 +56,7 @@ def _time(words: list[str], place: Place, file: Path) -> str:
         environment["OMP_NUM_THREADS"] = str(place.threads)
     command = [sys.executable, "-m", "moco_d2.transfer.timing"]
     command += ["--num-gpus", str(place.processes), "--out", str(file), *words]
-    done = subprocess.run(  # noqa: S603 - our own
+    done = subprocess.run(  # noqa: S603 - a command of this package
         command, env=environment, capture_output=True, text=True, check=False
     )
     if done.returncode:
@@ -65,12 +65,12 @@ def _time(words: list[str], place: Place, file: Path) -> str:
 
 
 def timing_file(folder: Path, task: str, gpus_per_run: int) -> Path:
-    """Where the timing of a task is kept."""
+    """Return the file of the timing of a task."""
     return folder / _TIMINGS / f"{task}_{max(1, gpus_per_run)}.json"
 
 
 def read_timing(folder: Path, task: str, gpus_per_run: int) -> dict[str, Any] | None:
-    """What timing.measure wrote; None if the task has not been timed, or the file is damaged."""
+    """Return the timing of a task; None if it has not been timed or the file is damaged."""
     try:
         timing = read_plain_json(timing_file(folder, task, gpus_per_run), _MOST_BYTES)
     except (OSError, ValueError):
@@ -86,10 +86,5 @@ def read_timing(folder: Path, task: str, gpus_per_run: int) -> dict[str, Any] | 
 
 
 def hardware_of(timing: dict[str, Any], gpus: int) -> str:
-    """In words.
-
-    Args:
-        timing: from read_timing.
-        gpus: of a run.
-    """
+    """Return the hardware of a timing from read_timing in words; `gpus` is those of a run."""
     return f"{gpus} x {timing['hardware']}" if timing["on_gpu"] else timing["hardware"]

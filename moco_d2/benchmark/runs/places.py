@@ -1,4 +1,4 @@
-"""Where runs can run at the same time on this machine."""
+"""Distribution of parallel runs over the GPUs or cores of this machine."""
 
 import itertools
 import os
@@ -9,15 +9,15 @@ from moco_d2.errors import UserError
 
 
 def make_places(gpus_per_run: int, jobs: int | None, *, runs: int, tools: Path) -> list[Place]:
-    """A place for each of the runs at a time. With more jobs than groups of GPUs, runs share them.
+    """Return one Place per parallel run. With more jobs than groups of GPUs, runs share GPUs.
 
     Args:
-        gpus_per_run, jobs, tools: see runner.run.
-        runs: of the whole suite. The threads of each follow from it: a run that is resumed computes
-            with as many as before.
+        gpus_per_run, jobs, tools: See runner.run.
+        runs: Number of runs of the whole suite. It determines the number of threads of each run, so
+            a resumed run has as many threads as before.
 
     Raises:
-        UserError: not enough GPUs.
+        UserError: If there are too few GPUs.
     """
     gpus = visible_gpus() if gpus_per_run else []
     if gpus_per_run > max(1, len(gpus)):
@@ -40,10 +40,10 @@ def make_places(gpus_per_run: int, jobs: int | None, *, runs: int, tools: Path) 
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that processes started here see, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the GPUs that child processes see, as CUDA_VISIBLE_DEVICES names them."""
     import torch
 
-    # Counted through NVML: CUDA must not be initialized before a fork.
+    # NVML counts them, because CUDA must not be initialized before a fork.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     count = torch.cuda.device_count()
     named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
@@ -51,7 +51,7 @@ def visible_gpus() -> list[str]:
 
 
 def _cores() -> int:
-    """Those that this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

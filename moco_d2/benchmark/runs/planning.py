@@ -1,7 +1,8 @@
-"""The plan of a suite: its grid, what is done, and what the rest costs.
+"""The plan of a suite: its grid, the state of each run, and the cost of the remaining runs.
 
-A run's cost is estimated from what is there, each named with its source: published seconds a step
-(published_costs.yaml), steps timed on this machine, and runs of the suite that have finished.
+The cost of a run is estimated from up to three sources, each of which is named in the plan:
+published seconds per step (published_costs.yaml), steps timed on this machine, and finished runs
+of the suite.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from moco_d2.errors import UserError
 from moco_d2.records.metrics_json import finite
 
 _PUBLISHED = Path(__file__).with_name("published_costs.yaml")
-# What a suite may set otherwise than the packaged configs and a published step still be its step.
+# A suite may change these keys of the packaged configs without changing the cost of a step.
 _LENGTH = {"SEED", "MODEL.WEIGHTS", "SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.CHECKPOINT_PERIOD"}
 _MARKS = {"done": "done", "partial": "begun", "missing": "-", "conflict": "other"}
 
@@ -37,17 +38,17 @@ def plan(
     gpus_per_run: int = 1,
     measure: bool = False,
 ) -> str:
-    """The plan as text.
+    """Return the plan as text.
 
     Args:
-        suite: see suites.load_suite.
-        folder: of its outputs; default: output/SUITE.
-        gpus_per_run: see runner.run.
-        measure: time a few steps of each task on this machine; without it, what an earlier
-            measurement has found is shown.
+        suite: See suites.load_suite.
+        folder: Output directory. Default: output/SUITE.
+        gpus_per_run: See runner.run.
+        measure: Whether to time a few steps of each task on this machine. Otherwise the plan shows
+            the last measurement, if there is one.
 
     Raises:
-        UserError: no such suite, or not enough GPUs to measure on.
+        UserError: If there is no such suite, or if there are too few GPUs to measure.
     """
     loaded = load_suite(suite)
     folder = (Path("output") / loaded.name if folder is None else folder).absolute()
@@ -105,14 +106,14 @@ def _columns(rows: list[tuple[str, ...]]) -> Iterator[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What a run costs.
+    """The estimated cost of a run.
 
     Attributes:
-        source: where that is from, a few words.
-        seconds: of a run.
-        gpus: that it uses; 0: CPU.
-        here: it is of this machine.
-        note: a sentence that belongs to it.
+        source: Source of the estimate, in a few words.
+        seconds: Duration of a run.
+        gpus: Number of GPUs; 0 is the CPU.
+        here: Whether the estimate is for this machine.
+        note: A sentence that explains the estimate.
     """
 
     source: str
@@ -131,9 +132,9 @@ def _costs(
 ) -> Iterator[str]:
     left = [cell for cell in suite.cells if states[cell.name].status != "done"]
     if not left:
-        yield "nothing is left to run"
+        yield "all runs are done"
         return
-    yield "what is left:"
+    yield "remaining runs:"
     notes: dict[str, None] = {}
     for task in dict.fromkeys(cell.task for cell in left):
         cells = [cell for cell in left if cell.task == task]
@@ -143,18 +144,18 @@ def _costs(
         estimates = list(_estimates(suite, cells, folder, gpus_per_run))
         for estimate in estimates:
             at_a_time = _at_a_time(suite, gpus_per_run) if estimate.here else 1
-            yield f"    {estimate.source}: {_said(estimate, len(cells), at_a_time)}"
+            yield f"    {estimate.source}: {_cost_text(estimate, len(cells), at_a_time)}"
             if estimate.note:
                 notes[estimate.note] = None
         if task in problems:
             yield f"    not measured: {problems[task]}"
         if not estimates:
-            yield "    no published figure, and none measured here"
+            yield "    no published or measured cost"
     yield from notes
 
 
-def _said(estimate: Estimate, runs: int, at_a_time: int) -> str:
-    """Time and GPU-hours of one run and of all."""
+def _cost_text(estimate: Estimate, runs: int, at_a_time: int) -> str:
+    """Return time and GPU-hours of one run and of all runs."""
 
     def hours(count: int) -> str:
         if not estimate.gpus:
@@ -210,7 +211,7 @@ def _estimates(
 
 @functools.cache
 def published_costs() -> dict[str, Any]:
-    """published_costs.yaml."""
+    """Return the content of published_costs.yaml."""
     return load_yaml(_PUBLISHED)
 
 
@@ -221,7 +222,7 @@ def _packaged_settings(name: str) -> dict[str, Any] | None:
 
 
 def _is_published_step(cell: Cell) -> bool:
-    """Whether a step of the cell is that of the packaged config."""
+    """Return whether a step of the cell costs what a step of the packaged config costs."""
     packaged = _packaged_settings(f"{cell.task}_{cell.initialization}.yaml")
     if cell.kind != "transfer" or packaged is None:
         return False
@@ -230,7 +231,7 @@ def _is_published_step(cell: Cell) -> bool:
 
 
 def _finished_seconds(cells: Iterable[Cell], folder: Path) -> Iterator[float]:
-    """Of the cells that have run from beginning to end without a kill, all commands together."""
+    """Yield the duration of each cell that has run from beginning to end without a kill."""
     names = {cell.name: len(cell.commands) for cell in cells}
     spent: dict[str, list[dict[str, Any]]] = {}
     for line in run_log.read_log(folder):
@@ -239,7 +240,7 @@ def _finished_seconds(cells: Iterable[Cell], folder: Path) -> Iterator[float]:
     for name, lines in spent.items():
         ended = [line for line in lines if line["event"] == "ended" and line.get("exit_code") == 0]
         seconds = [finite(line.get("seconds")) for line in ended]
-        known = [second for second in seconds if second is not None]  # the log is anybody's
+        known = [s for s in seconds if s is not None]  # anybody may have written the log
         if len(known) == names[name] and len(lines) == 2 * len(known):
             yield sum(known)
 
@@ -247,7 +248,7 @@ def _finished_seconds(cells: Iterable[Cell], folder: Path) -> Iterator[float]:
 def _at_a_time(suite: Suite, gpus_per_run: int) -> int:
     try:
         return len(make_places(gpus_per_run, None, runs=len(suite.cells), tools=TOOLS))
-    except UserError:  # this machine has not what is asked for
+    except UserError:  # this machine has too few GPUs
         return 1
 
 

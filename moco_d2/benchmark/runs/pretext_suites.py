@@ -1,23 +1,23 @@
-"""Suites of kind ``pretext``: pretraining with tools/pretrain.py, and what its features are worth
-with tools/linear_eval.py; every point x seed.
+"""Suites of kind ``pretext``: every point x seed is pretrained by tools/pretrain.py and evaluated
+by tools/linear_eval.py.
 
 Keys of the YAML file, besides title and kind:
 
-* ``points``: what is compared, a mapping of names to overrides of config keys. ``config`` among
-  them names another config than the suite's.
-* ``config``: of configs/pretrain, or a YAML file.
-* ``seeds``: a list of numbers, of pretraining and evaluation alike; [1] if left out.
-* ``overrides``: config keys of all points. Those of a point count over them.
-* ``data``: what is classified: a folder that holds train/ and val/. The dataset that is pretrained
-  on is DATASETS.TRAIN, as in every config.
-* ``generate``: in its place, numbers of training and validation images that are drawn, and
-  pretrained on and classified.
-* ``evaluation``: words for tools/linear_eval.py, of those in _FLAGS; none: the paper's linear
-  protocol.
-* ``random``: true: an untrained network is evaluated too, for every seed.
-* ``images``: in the dataset that is pretrained on; only the plan's number of iterations needs it.
+* ``points``: a mapping of names to overrides of config keys. The key ``config`` of a point replaces
+  the config of the suite.
+* ``config``: a name in configs/pretrain, or a YAML file.
+* ``seeds``: a list of numbers (default: [1]). Pretraining and evaluation use the same seed.
+* ``overrides``: config keys of all points. Overrides of a point take precedence over them.
+* ``data``: a folder with train/ and val/, whose images are classified. The images of the
+  pretraining are those of DATASETS.TRAIN, as in every config.
+* ``generate``: instead of ``data``, numbers of training and validation images. These images are
+  generated and used for both pretraining and classification.
+* ``evaluation``: words for tools/linear_eval.py with flags of _FLAGS (default: the paper's linear
+  protocol).
+* ``random``: if true, an untrained network is evaluated too, for every seed.
+* ``images``: number of images of the pretraining. Only the plan needs it, to count iterations.
 
-The record of a run is the result.json of its evaluation, which records/pretext_records.py reads.
+The record of a run is the result.json of its evaluation; see records/pretext_records.py.
 """
 
 import os
@@ -51,13 +51,13 @@ _KEYS = (
     "images",
 )
 TASK = "pretext"
-RANDOM = "random"  # the network that tools/linear_eval.py calls so, and its cells
-GENERATED = "generated_images"  # the cell that draws them, and its folder
+RANDOM = "random"  # name of the untrained network in tools/linear_eval.py, and of its cells
+GENERATED = "generated_images"  # name of the cell that generates images, and of its folder
 _PRETRAINED = f"{CELL_FOLDER}/pretrain"
 _EVALUATED = "evaluation"
 _RECORD = f"{_EVALUATED}/result.json"
-_ONE_PROCESS = ("knn", "--fast")  # evaluations that several GPUs do not share
-# What a suite may say to tools/linear_eval.py: not where it reads and writes, nor on what machines.
+_ONE_PROCESS = ("knn", "--fast")  # evaluations that run on one GPU only
+# A suite may pass these flags to tools/linear_eval.py. Flags of paths and machines are not allowed.
 _FLAGS = (
     *("--protocol", "--crops", "--task", "--branch", "--epochs", "--batch-size", "--lr", "--size"),
     *("--workers", "--device"),
@@ -67,7 +67,7 @@ _WORD = re.compile(r"\w[\w.:+-]*")
 
 
 def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict[str, str]]:
-    """See suites.load_suite. A run is called ``{point}/seed{seed}``."""
+    """Build the cells; see suites.load_suite. Names are ``{point}/seed{seed}``."""
     check_keys(content, _KEYS, source)
     shared = check_overrides(content.get("overrides"), source)
     points = with_overrides(content.get("points"), "points", source)
@@ -81,7 +81,7 @@ def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict
     shared |= {"DATASETS.TRAIN": f"('{FOLDER}/{GENERATED}/pretrain',)"} if first else {}
     needs = tuple(cell.name for cell in first)
     cells = list(first)
-    # Seed by seed, so that a suite that is not finished has every point.
+    # Seeds are the outer loop, so that an unfinished suite already has every point.
     for seed in seeds:
         trained = []
         for name, point in points.items():
@@ -110,7 +110,7 @@ def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict
         if content.get("random"):
             arch = str(trained[0].settings.get("MOCO.ENCODER.ARCH", "resnet50"))
             if not _WORD.fullmatch(arch):
-                raise UserError(f"{source}: MOCO.ENCODER.ARCH {arch!r:.80} is no network")
+                raise UserError(f"{source}: MOCO.ENCODER.ARCH must be a network, got {arch!r:.80}")
             cells.append(
                 Cell(
                     name=f"{RANDOM}/seed{seed}",
@@ -139,16 +139,18 @@ def _evaluation(
     network: tuple[str, ...], data: tuple[str, ...], words: tuple[str, ...], seed: int
 ) -> tuple[str, tuple[str, ...]]:
     output = ("--output", f"{CELL_FOLDER}/{_EVALUATED}", "--seed", str(seed), "--resume")
-    # The last of two counts, and the runner's comes first.
+    # Of two values the last one counts, and the value of the runner comes first.
     alone = ("--num-gpus", "1") if set(_ONE_PROCESS) & set(words) else ()
     return "linear_eval.py", (*network, *data, *words, *output, *alone)
 
 
 def _data(content: Mapping[str, Any], source: Path) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
-    """The cell that draws the images, if they are drawn, and flags of tools/linear_eval.py."""
+    """Return the cell that generates images, if any, and the flags that name the data."""
     numbers, data = content.get("generate"), content.get("data")
     if (numbers is None) == (data is None):
-        raise UserError(f"{source}: give either data or generate: what the features classify")
+        raise UserError(
+            f"{source}: exactly one of data and generate must be set: the images to classify"
+        )
     if numbers is None:
         if not isinstance(data, str) or data.startswith("-") or not data:
             raise UserError(f"{source}: data must be a folder, got {data!r:.100}")
@@ -172,14 +174,15 @@ def _data(content: Mapping[str, Any], source: Path) -> tuple[tuple[Cell, ...], t
 
 
 def _words(content: Mapping[str, Any], source: Path) -> tuple[str, ...]:
-    """
+    """Return the words of ``evaluation``.
+
     Raises:
-        UserError: they are not flags of _FLAGS and _SWITCHES, each with its value.
+        UserError: If there are other words than _SWITCHES and _FLAGS with a value each.
     """
-    given = content.get("evaluation") or []
-    if not isinstance(given, list):
+    value = content.get("evaluation") or []
+    if not isinstance(value, list):
         raise UserError(f"{source}: evaluation must be a list of words, as in [--protocol, knn]")
-    words = tuple(map(str, given))
+    words = tuple(map(str, value))
     rest = iter(words)
     for flag in rest:
         if flag in _SWITCHES:
@@ -205,13 +208,14 @@ def _config(name: str, source: Path) -> Path:
 def _iterations(settings: Mapping[str, Any], images: int | None, source: Path) -> int | None:
     epochs = whole_number(settings, "MOCO.EPOCHS", source)
     if epochs <= 0:
-        there = "SOLVER.MAX_ITER" in settings
-        return whole_number(settings, "SOLVER.MAX_ITER", source) if there else None
+        if "SOLVER.MAX_ITER" not in settings:
+            return None
+        return whole_number(settings, "SOLVER.MAX_ITER", source)
     if not images:
         return None
     try:
-        share = read_value("MOCO.DATA.SHARE", settings.get("MOCO.DATA.SHARE", 1))
+        fraction = read_value("MOCO.DATA.SHARE", settings.get("MOCO.DATA.SHARE", 1))
     except ValueError as error:
         raise UserError(f"{source}: {error}") from error
     batch = whole_number(settings, "SOLVER.IMS_PER_BATCH", source)
-    return epochs * (int(images * share) // batch) if batch else None
+    return epochs * (int(images * fraction) // batch) if batch else None

@@ -1,4 +1,4 @@
-"""The log of what ran in a suite's folder: that no run ran twice can be read from it."""
+"""The log of the commands that ran in the folder of a suite. It shows that no run ran twice."""
 
 import contextlib
 import datetime
@@ -12,28 +12,30 @@ from typing import Any
 from moco_d2.errors import UserError, printable
 from moco_d2.files import check_own, open_own, read_regular_file, read_tail
 
-#: JSON lines: one when a command of a cell starts ("started"), and one when it ends ("ended", with
-#: its exit code; "killed", where a runner saw that); one when a job is queued ("submitted").
+#: JSON lines. A command of a cell writes "started" and "ended" with its exit code. A runner writes
+#: "killed" if the command could not, and "submitted" if it queued a job.
 RUN_LOG = "runs.jsonl"
 _MOST_BYTES = 64 << 20  # 2000 runs of three commands, each started 10 times, take 30 MB
-_TAIL = 1 << 16  # bytes at the end of an output.log that hold its last line
-_LONGEST_LINE = 1000  # characters of it that are shown
+_TAIL = 1 << 16  # bytes at the end of an output.log; its last line is shorter
+_LONGEST_LINE = 1000  # characters of the last line in a message
 
 
 def check_log(folder: Path) -> None:
-    """
+    """Check that the log can be written.
+
     Raises:
-        UserError: the log is a link, or no file.
+        UserError: If the log is a link or not a file.
     """
     check_own(folder / RUN_LOG)
 
 
 def log_event(folder: Path, event: str, cell: str, **more: Any) -> None:
-    """Append a line about the cell of this name; in one write, so that the lines of several
-    processes stay whole.
+    """Append a line about the cell with this name.
+
+    The line is written at once, so lines of several processes do not mix.
 
     Raises:
-        UserError: the log is a link, or no file.
+        UserError: If the log is a link or not a file.
     """
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
     line = {"time": now, "event": event, "cell": cell, "host": socket.gethostname(), **more}
@@ -45,10 +47,10 @@ def log_event(folder: Path, event: str, cell: str, **more: Any) -> None:
 
 
 def read_log(folder: Path) -> Iterator[dict[str, Any]]:
-    """The lines of runs.jsonl, oldest first; a damaged one is passed over.
+    """Yield the lines of runs.jsonl, oldest first, without damaged ones.
 
     Raises:
-        UserError: the log is a link, no file, or too large for one.
+        UserError: If the log is a link, not a file, or too large.
     """
     check_log(folder)
     try:
@@ -67,7 +69,7 @@ def read_log(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def last_line(path: Path) -> str:
-    """The last line with text in it, of a log, as a terminal can show it."""
+    """Return the last line of a log that is not empty, without control characters."""
     try:
         lines = read_tail(path, _TAIL).decode("utf-8", errors="replace").splitlines()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Runs what is missing of a suite: a process a run, a few at a time, restartable at any point."""
+"""The runner of suites: one process per run, several at the same time, restartable at any point."""
 
 import contextlib
 import dataclasses
@@ -47,25 +47,26 @@ def run(
 ) -> int:
     """Run, or submit, every cell that is not done.
 
-    Killed at any point, and started again, it continues what was begun, and repeats nothing that
-    was finished. Of several runners of a suite on one folder, each run is had by one.
+    After a kill at any point, the same call continues unfinished runs and repeats no finished run.
+    Several runners may share a suite and its folder: each run is executed by one of them.
 
     Args:
-        suite: see suites.load_suite; or a suite itself.
-        folder: of its outputs; default: output/SUITE.
-        gpus_per_run: of each run; 0: CPU. Without a GPU, 1 is CPU too.
-        jobs: runs at a time; default: as many as the GPUs allow, and on a CPU one a core.
-        submit: words KEY=VALUE for slurm.submit; None: run here.
-        tools: the folder of the cells' tools.
+        suite: A suite, or its name or file for suites.load_suite.
+        folder: Output directory. Default: output/SUITE.
+        gpus_per_run: GPUs of each run. 0 is the CPU, and so is 1 on a machine without a GPU.
+        jobs: Maximum number of parallel runs. Default: as many as there are groups of GPUs, or one
+            per core on a CPU.
+        submit: Words KEY=VALUE for slurm.submit. None: run on this machine.
+        tools: Folder of the tools that the cells name.
 
     Returns:
-        an exit code: 0; 2 if what failed are user errors alone; 1 if something else failed.
+        Exit code: 0 if no run failed, 2 if all failures are user errors, otherwise 1.
 
     Raises:
-        UserError: nothing was started: no such suite, the folder holds other runs, another suite is
-            being run in it, or there are fewer GPUs.
-        SystemExit: on SIGINT, SIGTERM and SIGHUP, when the runs have saved and stopped; 128 + its
-            number.
+        UserError: If nothing was started: there is no such suite, the folder holds other runs,
+            another suite runs in it, or there are too few GPUs.
+        SystemExit: With 128 + signal number, after SIGINT, SIGTERM or SIGHUP, when all runs have
+            saved and stopped.
     """
     suite = suite if isinstance(suite, Suite) else load_suite(suite)
     folder = (Path("output") / suite.name if folder is None else folder).absolute()
@@ -87,7 +88,7 @@ def _run(
     submit: list[str] | None,
     tools: Path,
 ) -> int:
-    """`run` in a folder in which no other suite is being run."""
+    """Do the work of `run`, in a folder that no other suite uses now."""
     processes = max(1, gpus_per_run)
     run_log.check_log(folder)
     check_conflicts(suite.cells, folder, processes)
@@ -107,12 +108,15 @@ def _run(
     return _report(tasks)
 
 
-# ---- what is left to do --------------------------------------------------------------------------
+# ---- remaining cells -----------------------------------------------------------------------------
 
 
 @dataclasses.dataclass
 class _Task:
-    """A cell, and what became of it: "waiting", "running", "elsewhere", "done" or "failed"."""
+    """A cell with its status: "waiting", "running", "elsewhere", "done" or "failed".
+
+    "elsewhere" means that another process runs it.
+    """
 
     cell: Cell
     status: str = "waiting"
@@ -121,7 +125,7 @@ class _Task:
 
 
 class _Tasks:
-    """The cells of a suite and how far they are."""
+    """The cells of a suite with their states."""
 
     def __init__(self, suite: Suite, folder: Path, processes: int):
         self.suite, self.folder, self.processes = suite, folder, processes
@@ -143,7 +147,7 @@ class _Tasks:
         task.status, task.exit_code, task.problem = "failed", exit_code, problem
 
     def ready(self) -> Iterator[_Task]:
-        """What can be started now; what cannot be any more becomes failed."""
+        """Yield the tasks that can start now. A task whose need has failed becomes failed."""
         for task in self.of("waiting", "elsewhere"):
             needed = [self.all[name] for name in task.cell.needs]
             failed = next((t for t in needed if t.status == "failed"), None)
@@ -166,10 +170,10 @@ class _Runner:
         self.context = _warmed({tool for cell in left for tool, _ in cell.commands})
 
     def run(self) -> None:
-        """Until nothing is left.
+        """Run all cells that are left.
 
         Raises:
-            SystemExit: told to stop.
+            SystemExit: After a signal to stop.
         """
         try:
             while self.running or (self.tasks.of("waiting", "elsewhere") and not self.stop.number):
@@ -177,8 +181,8 @@ class _Runner:
                 self._collect()
                 self.shown.update(self.tasks.all.values())
                 if self.stop.number:
-                    self._tell_to_stop()
-        finally:  # by an error here: let nothing go on that nobody reports
+                    self._stop_processes()
+        finally:  # after an error in this process nobody would report on the runs
             for process in self.running:
                 process.terminate()
         if self.stop.number:
@@ -204,7 +208,7 @@ class _Runner:
                 continue
             place = self.free.pop(0)
             process = self.context.Process(target=main, args=(task.cell, self.tasks.folder, place))
-            # A signal to the new process must find its own handlers, not those of this one.
+            # The new process must not handle a signal before it has its own handlers.
             with held_back():
                 process.start()
             self.running[process] = task, place
@@ -223,44 +227,44 @@ class _Runner:
             self._judge(task, process.exitcode, process.pid)
 
     def _judge(self, task: _Task, exit_code: int, pid: int) -> None:
-        # Killed, or ended by a signal before it trained: it could not say so itself.
-        if exit_code < 0 or not self._has_said(task, pid):
+        # A process that was killed could not write the end of its command into the log.
+        if exit_code < 0 or not self._has_logged_end(task, pid):
             run_log.log_event(
                 self.tasks.folder, "killed", task.cell.name, pid=pid, exit_code=exit_code
             )
         state = self.tasks.state(task.cell)
         if state.status == "done":
             self._done(task)
-        elif exit_code in (0, BUSY_EXIT_CODE):  # its next command; or it is not ours to run now
+        elif exit_code in (0, BUSY_EXIT_CODE):  # it has more commands, or another process runs it
             task.status = "waiting"
         elif self.stop.number:
             task.status = "waiting"
             self.shown.event(task, "stopped")
         else:
-            said = (
+            problem = (
                 f"killed by {signal.Signals(-exit_code).name}"
                 if exit_code < 0
                 else run_log.last_line(self.tasks.log(task.cell))
             )
             code = USER_ERROR_EXIT_CODE if exit_code == USER_ERROR_EXIT_CODE else _FAILED_EXIT_CODE
-            self.tasks.fail(task, code, said)
-            self.shown.event(task, f"failed: {said}")
+            self.tasks.fail(task, code, problem)
+            self.shown.event(task, f"failed: {problem}")
 
-    def _has_said(self, task: _Task, pid: int) -> bool:
-        """Whether the log has the end of a process as often as its start."""
-        of = [
+    def _has_logged_end(self, task: _Task, pid: int) -> bool:
+        """Return whether the log has as many ends as starts of a process."""
+        events = [
             line["event"]
             for line in run_log.read_log(self.tasks.folder)
             if line["cell"] == task.cell.name and line.get("pid") == pid
         ]
-        return of.count("started") <= of.count("ended")
+        return events.count("started") <= events.count("ended")
 
     def _done(self, task: _Task) -> None:
         task.status = "done"
         self.shown.event(task, "done")
 
-    def _tell_to_stop(self) -> None:
-        """The first time: to save and stop. Again: at once."""
+    def _stop_processes(self) -> None:
+        """Ask the runs to save and stop after the first signal, and kill them after the second."""
         if self.stop.count > self.stop.served:
             self.stop.served = self.stop.count
             for process in self.running:
@@ -272,10 +276,10 @@ class _Runner:
 
 
 def _warmed(tools: set[str]) -> Any:
-    """A multiprocessing context whose processes need not import what `tools` need.
+    """Return a multiprocessing context whose processes have the imports of `tools` already.
 
-    On a CPU, that import takes as long as a small run. This process imports it, which neither
-    initializes CUDA nor starts threads of Python, and forks.
+    On a CPU these imports take as long as a small run. This process imports the modules and forks.
+    The imports neither initialize CUDA nor start Python threads.
     """
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
@@ -288,8 +292,8 @@ def _warmed(tools: set[str]) -> Any:
 
 @dataclasses.dataclass
 class _StopRequest:
-    """Signals received: the last one's number and time, how many there were and how many were
-    passed on.
+    """Signals to this process: number and time of the last one, their count, and the count of those
+    that were passed on to the runs.
     """
 
     number: int = 0
@@ -319,7 +323,7 @@ def _stop_signals() -> Iterator[_StopRequest]:
 
 
 def _report(tasks: _Tasks) -> int:
-    """Say what failed, last."""
+    """Print the failed runs, and return the exit code."""
     failed = tasks.of("failed")
     done = len(tasks.of("done"))
     print(f"{done} of {len(tasks.all)} runs done, in {tasks.folder}")
@@ -339,5 +343,5 @@ def _submit(tasks: _Tasks, place: Place, gpus: int, words: list[str]) -> int:
         print(f"{name}: {outcome}")
     waiting = len(tasks.of("waiting")) - len(ready)
     if waiting:
-        print(f"{waiting} more need these: give the same command again when they are done")
+        print(f"{waiting} more depend on these: repeat the command when these are done")
     return 0

@@ -1,16 +1,15 @@
-"""Suites: which runs a table, or a figure, consists of.
+"""A suite lists the runs behind a table or a figure.
 
-A suite is a YAML file, a packaged one (moco_d2/benchmark/suites/*.yaml) or your own. Its `kind`
-says what its cells are:
+It is a YAML file: a packaged one (moco_d2/benchmark/suites/*.yaml) or a file of the user. Its
+`kind` says what its cells are:
 
-* ``transfer`` (the default): fine-tuning, every task x initialization x seed. See
-  transfer_suites.py.
-* ``pretext``: pretraining and what its features are worth. See pretext_suites.py.
-* ``demo``: the demo's whole line on generated images. See moco_d2/demo/cells.py.
+* ``transfer`` (default): every task x initialization x seed is fine-tuned. See transfer_suites.py.
+* ``pretext``: every point x seed is pretrained and evaluated. See pretext_suites.py.
+* ``demo``: all steps of the demo run on generated images. See moco_d2/demo/cells.py.
 
-A suite is anybody's, as a config is. What it says names settings of our own tools, folders inside
-its output folder and data on this machine: no other flag, no other place, no command. The tools are
-told that its overrides are of a file (`untrusted_words`), whoever runs them.
+Anybody may have written a suite. It can set config keys of our own tools, and name folders inside
+its output folder and data on this machine: no other flag, no other location, no command. The tools
+learn from a flag that its overrides come from a file, whoever runs them (`untrusted_words`).
 """
 
 import dataclasses
@@ -35,9 +34,9 @@ from moco_d2.config.safe_yaml import (
 )
 from moco_d2.errors import UserError, closest, printable
 
-#: In a cell's arguments: the suite's folder, and the cell's own inside it.
+#: Placeholders in the arguments of a cell: the folder of the suite, and the folder of the cell.
 FOLDER, CELL_FOLDER = "{folder}", "{cell}"
-# Builders of cells; see load_suite.
+# Functions that build the cells; see load_suite.
 _KINDS = {
     "transfer": "moco_d2.benchmark.runs.transfer_suites:build_cells",
     "pretext": "moco_d2.benchmark.runs.pretext_suites:build_cells",
@@ -46,16 +45,16 @@ _KINDS = {
 _PACKAGED = Path(__file__).parents[1] / "suites"
 #: Tools that take a config file and KEY VALUE words.
 CONFIGURED = ("train_net.py", "pretrain.py")
-# A part of a run's name, which is a folder, too; and the longest that file systems and tables bear.
+# One part of the name of a run, which is also the name of a folder.
 _NAME = re.compile(r"\w[\w.+=,-]*")
-_LONGEST_NAME, _LONGEST_PATH = 100, 200
-# Keys that suites were written with before, which still work.
+_LONGEST_NAME, _LONGEST_PATH = 100, 200  # characters; file systems and tables limit them
+# Old keys of suites, which still work.
 _RENAMED_KEYS = {"initialisations": "initializations"}
-MOST_RUNS = 2_000  # all tasks and initializations here, with 5 seeds, are 1080
+MOST_RUNS = 2_000  # all packaged tasks and initializations with 5 seeds are 1080 runs
 _LONGEST_REASON = 400
-_MOST_SEED = 2**31  # Detectron2 adds the process's number, and numpy takes 32 bits
-# Beside the runs' folders in the suite's: of transfer_suites.py, cluster.py, measuring.py and
-# run_log.py.
+_MOST_SEED = 2**31  # Detectron2 adds the rank of the process, and numpy takes 32 bits
+# These names stand beside the folders of the runs. They belong to transfer_suites.py, cluster.py,
+# measuring.py and run_log.py.
 _RESERVED = ("configs", "jobs", "timings", "runs.jsonl")
 
 
@@ -64,21 +63,22 @@ class Cell:
     """One run of a suite.
 
     Attributes:
-        name: also its folder, relative to the suite's: ``voc_C4/moco/seed1``.
-        task, initialization, seed: its place in the grid.
-        commands: (file in tools/, arguments), run in this order. In an argument, ``{folder}`` is
-            the suite's folder and ``{cell}`` the cell's. They must be restartable: a command that
-            was killed is run again with the same words, one that has succeeded is not. The runner
-            adds ``--num-gpus N`` in front where a run has several GPUs and the tool takes it.
-        record: the JSON file, relative to the cell's folder, that says that the run is done. The
-            last command writes it, and last.
-        kind: of the record: ``transfer`` (records/results.py reads it), or what its key ``kind``
-            says; None: it has no such key.
-        needs: names of cells that must be done before.
-        settings: what the run is, ``{"SOLVER.MAX_ITER": 24000, ...}``, for telling a run of other
-            settings in the same folder; at least what its arguments and config files say.
-        iterations: of training, as the config says it, before it is scaled to the hardware; None:
-            unknown.
+        name: Name of the run, and its folder inside that of the suite: ``voc_C4/moco/seed1``.
+        task, initialization, seed: Position in the grid.
+        commands: Pairs (file in tools/, arguments), which run in this order. In an argument,
+            ``{folder}`` stands for the folder of the suite and ``{cell}`` for that of the cell. A
+            command must be restartable: after a kill it is run again with the same words. The
+            runner inserts ``--num-gpus N`` if a run has several GPUs and the tool has this flag.
+        record: JSON file, relative to the folder of the cell, whose presence says that the run is
+            done. It is the last file that the last command writes.
+        kind: Kind of the record: ``transfer`` (see records/results.py) or the value of its key
+            ``kind``. None if it has no such key.
+        needs: Names of cells that must be done first.
+        settings: All settings of the run, ``{"SOLVER.MAX_ITER": 24000, ...}``: at least those of
+            its arguments and config files. A run with other settings in the same folder is
+            recognized by them.
+        iterations: Training iterations in the config, before the schedule is scaled to the
+            hardware. None if unknown.
     """
 
     name: str
@@ -98,12 +98,12 @@ class Suite:
     """Runs that belong together.
 
     Attributes:
-        name: file name without ``.yaml``.
-        title: what they are for.
-        cells: the runs, each after those that it needs.
-        settings: overrides that all of them share.
-        files: config files that the runner writes before the first run: path relative to the
-            suite's folder -> content.
+        name: Name of the file without ``.yaml``.
+        title: Purpose of the runs.
+        cells: The runs; each comes after the cells that it needs.
+        settings: Overrides of all runs.
+        files: Config files that the runner writes before the first run: path relative to the
+            folder of the suite -> content.
     """
 
     name: str
@@ -114,22 +114,22 @@ class Suite:
 
 
 def packaged_suites() -> dict[str, Path]:
-    """The packaged suites by name."""
+    """Return the packaged suites by name."""
     return {path.stem: path for path in sorted(_PACKAGED.glob("*.yaml"))}
 
 
 def load_suite(name: str | Path) -> Suite:
     """Read a suite.
 
-    Its cells come from ``build_cells(content, source)`` of its kind: `content` is the YAML file's
-    mapping without ``title`` and ``kind``, `source` the file; it returns (cells, files of Suite).
+    Its kind has a function ``build_cells(content, source)``, which returns the cells and the files
+    of the Suite. `content` is the mapping in the YAML file `source` without ``title`` and ``kind``.
 
     Args:
-        name: of a packaged one, or a YAML file.
+        name: Name of a packaged suite, or a YAML file.
 
     Raises:
-        UserError: no such suite; or a key, a kind, a task or an initialization in it that is not
-            known, with the closest.
+        UserError: If there is no such suite, or if it has an unknown key, kind, task or
+            initialization. The message has the closest known name.
     """
     source = _find(name)
     check_name(source.stem, "file name", source)
@@ -165,9 +165,9 @@ def _find(name: str | Path) -> Path:
 
 
 def _check_cells(cells: Iterable[Cell], source: Path) -> None:
-    """Names are unique and lead to folders of their own, and what a cell needs comes before it."""
+    """Check that each run has a folder of its own and comes after the cells that it needs."""
     seen: set[str] = set()
-    within: set[str] = set()  # folders that have a run's inside
+    within: set[str] = set()  # folders that contain the folder of a run
     for cell in cells:
         check_name(cell.name, "run", source)
         outer = list(itertools.accumulate(cell.name.split("/"), "{}/{}".format))[:-1]
@@ -179,13 +179,13 @@ def _check_cells(cells: Iterable[Cell], source: Path) -> None:
             raise UserError(f"{source}: two runs are called {cell.name}; rename one")
         if missing := set(cell.needs) - seen:
             raise UserError(
-                f"{source}: {cell.name} needs {min(missing)}, which is not there before it"
+                f"{source}: {cell.name} needs {min(missing)}, which must come before it"
             )
         seen.add(cell.name)
 
 
 def _check_settings(cells: Iterable[Cell], source: Path) -> None:
-    """What names data names some of this machine, whether a suite or a config of it says so."""
+    """Check that all data, named in the suite or in its configs, is on this machine."""
     checked = set()
     for cell in cells:
         for key in DATA_KEYS:
@@ -196,8 +196,9 @@ def _check_settings(cells: Iterable[Cell], source: Path) -> None:
 
 
 def untrusted_words(tool: str, words: Iterable[str]) -> list[str]:
-    """The words of a cell's command as they are run: where there are overrides among them, the tool
-    is told first that a file says so, and not its user.
+    """Return the words of a command, with the flag that its overrides come from a file.
+
+    Only tools that take overrides have this flag.
     """
     return [*(["--overrides-from-file"] if tool in CONFIGURED else []), *words]
 
@@ -206,14 +207,18 @@ def untrusted_words(tool: str, words: Iterable[str]) -> list[str]:
 
 
 def check_name(name: str, what: str, source: Path) -> None:
-    """
+    """Check a name that becomes a folder, ``end_to_end/K32``, or a file.
+
+    A valid name cannot leave its folder and cannot be taken for a flag.
+
     Args:
-        name: becomes a folder, ``end_to_end/K32``, or the name of a file.
-        what: it is called in the error.
+        name: The name.
+        what: Noun for the error, "run".
+        source: The suite, for the error.
 
     Raises:
-        UserError: `name` is not made of letters, digits, ``_.+=,-`` and single slashes, or begins
-            anywhere with another of them than ``_``; so that it stays in its folder and is no flag.
+        UserError: If a part of `name` between slashes has other characters than letters, digits
+            and ``_.+=,-``, or does not begin with a letter, a digit or ``_``.
     """
     parts = name.split("/")
     plain = all(_NAME.fullmatch(part) and len(part) <= _LONGEST_NAME for part in parts)
@@ -227,10 +232,10 @@ def check_name(name: str, what: str, source: Path) -> None:
 
 
 def whole_number(settings: Mapping[str, Any], key: str, source: Path, default: int = 0) -> int:
-    """A setting that counts something.
+    """Return a setting that counts something.
 
     Raises:
-        UserError: it is no whole number >= 0.
+        UserError: If it is not a whole number >= 0.
     """
     value = decode(settings.get(key, default))
     if type(value) is not int or value < 0:
@@ -239,36 +244,39 @@ def whole_number(settings: Mapping[str, Any], key: str, source: Path, default: i
 
 
 def check_grid(*sizes: int, source: Path) -> None:
-    """
+    """Check the number of runs of a grid.
+
     Args:
-        sizes: of the axes.
+        sizes: Lengths of the axes.
+        source: The suite, for the error.
 
     Raises:
-        UserError: so many runs are no suite.
+        UserError: If the grid has more than MOST_RUNS runs.
     """
     if math.prod(sizes) > MOST_RUNS:
         raise UserError(f"{source}: it has more than {MOST_RUNS} runs; split it")
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """A YAML file's mapping.
+    """Return the mapping in a YAML file.
 
     Raises:
-        UserError: unreadable, not YAML, or not a mapping.
+        UserError: If the file cannot be read, is not YAML, or is not a mapping.
     """
     try:
         content = load_yaml(path)
     except UNREADABLE as error:
         raise UserError(f"cannot read the suite {path}: {_reason(error)}") from error
     if not isinstance(content, dict):
-        raise UserError(f"the suite {path} is no mapping of keys to values")
+        raise UserError(f"the suite {path} must be a mapping of keys to values")
     return content
 
 
 def check_keys(content: Mapping[str, Any], known: Iterable[str], source: Path) -> None:
-    """
+    """Check the keys of a suite.
+
     Raises:
-        UserError: `content` has another key than `known`.
+        UserError: If `content` has a key that is not in `known`.
     """
     known = list(known)
     for key in content:
@@ -284,7 +292,7 @@ def _reason(error: Exception) -> str:
 
 
 def unknown(what: str, name: str, known: Iterable[str], source: Path) -> UserError:
-    """The error for a `name` that is none of `known`."""
+    """Return the error for a `name` that is not in `known`, with the closest name."""
     known = list(known)
     return UserError(
         f"{source}: unknown {what} {name!r:.200}; "
@@ -293,10 +301,10 @@ def unknown(what: str, name: str, known: Iterable[str], source: Path) -> UserErr
 
 
 def with_overrides(value: Any, what: str, source: Path) -> dict[str, dict[str, Any]]:
-    """A list of names, or a mapping of names to overrides, as the latter.
+    """Return a mapping of names to overrides from such a mapping or from a list of names.
 
     Raises:
-        UserError: neither, or empty.
+        UserError: If `value` is neither of them, or is empty.
     """
     if isinstance(value, str):
         value = [value]
@@ -311,10 +319,10 @@ def with_overrides(value: Any, what: str, source: Path) -> dict[str, dict[str, A
 
 
 def check_overrides(value: Any, source: Path) -> dict[str, Any]:
-    """Overrides KEY: VALUE; None is none.
+    """Return overrides KEY: VALUE with keys as text; None stands for no overrides.
 
     Raises:
-        UserError: not a mapping of config keys to plain values.
+        UserError: If `value` is not a mapping of config keys to plain values.
     """
     if value is None:
         return {}
@@ -325,24 +333,25 @@ def check_overrides(value: Any, source: Path) -> dict[str, Any]:
     nested = next((k for k, v in value.items() if isinstance(v, dict)), None)
     if nested is not None:
         raise UserError(
-            f"{source}: write overrides with their whole name, {nested}."
+            f"{source}: write the key of an override in full, {nested}."
             f"{next(iter(value[nested]), 'KEY')!s:.100}: VALUE"
         )
     for key, plain in value.items():
         try:
             check_value(plain)
             if str(decode(str(plain))).startswith("--"):  # never a flag, however it is parsed
-                raise ValueError(f"{str(plain)[:40]!r} begins as a flag does")
+                raise ValueError(f"a value must not begin with --, got {str(plain)[:40]!r}")
         except ValueError as error:
             raise UserError(f"{source}: {key!s:.100}: {error}") from error
     return {str(key): plain for key, plain in value.items()}
 
 
 def check_seeds(value: Any, source: Path) -> list[int]:
-    """
+    """Return the seeds of a suite.
+
     Raises:
-        UserError: not a list of different whole numbers, or negative ones, with which Detectron2
-            seeds from the clock, or not at all.
+        UserError: If `value` is not a list of different whole numbers in [0, 2**31). Detectron2
+            takes a negative seed from the clock, so no run could be repeated.
     """
     whole = isinstance(value, list) and all(
         type(seed) is int and 0 <= seed < _MOST_SEED for seed in value
@@ -356,17 +365,18 @@ def check_seeds(value: Any, source: Path) -> list[int]:
 
 
 def arguments_of(overrides: Mapping[str, Any]) -> tuple[str, ...]:
-    """KEY VALUE words for a tool's command line."""
+    """Return KEY VALUE words for the command line of a tool."""
     return tuple(word for key, value in overrides.items() for word in (key, str(value)))
 
 
 def file_settings(*files: Path) -> dict[str, Any]:
-    """What config files say, later ones first: ``{"SOLVER.MAX_ITER": 24000, ...}``.
+    """Return the settings in config files, ``{"SOLVER.MAX_ITER": 24000, ...}``.
 
-    Without Detectron2's defaults, which would cost its import.
+    A later file overrides an earlier one. The defaults of Detectron2 are not included, because
+    they would need its import.
 
     Raises:
-        UserError: a file cannot be read.
+        UserError: If a file cannot be read.
     """
     settings: dict[str, Any] = {}
     for file in files:

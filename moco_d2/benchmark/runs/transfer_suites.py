@@ -1,12 +1,12 @@
-"""Suites of kind ``transfer``: fine-tuning, every task x initialization x seed.
+"""Suites of kind ``transfer``: every task x initialization x seed is fine-tuned.
 
 Keys of the YAML file, besides title and kind:
 
-* ``tasks`` and ``initializations``: names of configs/task and configs/init, or YAML files like
-  these, relative to the suite's. A list, or a mapping to overrides of config keys.
-* ``seeds``: a list of numbers; [1] if left out.
-* ``overrides``: config keys of all runs, ``{SOLVER.MAX_ITER: 100}``. Those of a task count over
-  them, and those of an initialization over both.
+* ``tasks`` and ``initializations``: names of configs/task and configs/init, or YAML files of the
+  same form, relative to the suite. Either a list, or a mapping of names to overrides.
+* ``seeds``: a list of numbers (default: [1]).
+* ``overrides``: config keys of all runs, ``{SOLVER.MAX_ITER: 100}``. Overrides of a task take
+  precedence over them, and overrides of an initialization over both.
 """
 
 import itertools
@@ -39,15 +39,15 @@ _KEYS = ("tasks", "initializations", "seeds", "overrides")
 
 
 def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict[str, str]]:
-    """See suites.load_suite. A run is called ``{task}/{initialization}/seed{seed}``."""
+    """Build the cells; see suites.load_suite. Names are ``{task}/{initialization}/seed{seed}``."""
     check_keys(content, _KEYS, source)
     shared = check_overrides(content.get("overrides"), source)
     tasks = with_overrides(content.get("tasks"), "tasks", source)
     initializations = with_overrides(content.get("initializations"), "initializations", source)
     seeds = check_seeds(content.get("seeds", [1]), source)
     check_grid(len(tasks), len(initializations), len(seeds), source=source)
-    task_files = {given: _part("task", given, source) for given in tasks}
-    init_files = {given: _part("init", given, source) for given in initializations}
+    task_files = {name: _part("task", name, source) for name in tasks}
+    init_files = {name: _part("init", name, source) for name in initializations}
     from_files = {
         (task, init): file_settings(task_files[task], init_files[init])
         for task, init in itertools.product(tasks, initializations)
@@ -90,17 +90,17 @@ def transfer_cell(
     source: Path,
     needs: tuple[str, ...] = (),
 ) -> Cell:
-    """A run of tools/train_net.py.
+    """Return the cell of one run of tools/train_net.py.
 
     Args:
-        name, task, initialization, seed, needs: see Cell.
-        config: for --config-file.
-        overrides: of config keys.
-        settings: what the config file says.
-        source: the suite, for errors.
+        name, task, initialization, seed, needs: See Cell.
+        config: Value of --config-file.
+        overrides: Config keys and their values.
+        settings: Settings in the config file.
+        source: The suite, for errors.
 
     Raises:
-        UserError: SOLVER.MAX_ITER is no number.
+        UserError: If SOLVER.MAX_ITER is not a number.
     """
     settings = {**settings, **overrides, "SEED": seed}
     words = arguments_of({**overrides, "SEED": seed, "OUTPUT_DIR": CELL_FOLDER})
@@ -119,13 +119,13 @@ def transfer_cell(
 
 
 def _part(folder: str, name: str, source: Path) -> Path:
-    """The file of a task or an initialization."""
+    """Return the file of a task or an initialization."""
     if Path(name).suffix in (".yaml", ".yml"):
         path = source.parent / expand_home(name)
         if not is_regular_file(path):
-            raise UserError(f"{source}: no file {str(path)!r:.300}")
+            raise UserError(f"{source}: {str(path)!r:.300} is not a file")
         path = Path(os.path.realpath(path))
-        check_name(path.stem, "file name", source)  # the runs are called so
+        check_name(path.stem, "file name", source)  # it becomes a part of the name of a run
         return path
     known = {path.stem: path for path in sorted((config_root() / folder).glob("*.yaml"))}
     if name not in known:

@@ -13,7 +13,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from moco_d2.benchmark.tables.comparison import row_order
+from moco_d2.benchmark.tables.grouping import row_order
 from moco_d2.errors import UserError
 from moco_d2.files import atomic_write
 

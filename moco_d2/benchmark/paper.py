@@ -1,4 +1,4 @@
-"""The published tables of ``paper_tables.yaml``, whose head documents their fields."""
+"""The published tables of ``paper_tables.yaml``. The comment at its top explains the fields."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from moco_d2.benchmark.records.matching import BASELINE
 from moco_d2.benchmark.records.results import Record
 from moco_d2.errors import UserError, closest
 
-# The C parser is a safe loader too, and reads the file ten times as fast.
+# The C parser is a safe loader too, and ten times as fast.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -26,7 +26,12 @@ class Setting:
     images_per_batch: int
 
     def matches(self, train: Sequence[str], test: Sequence[str], images: int) -> bool:
-        """Whether a run used the same data and as many images (iterations x images a batch)."""
+        """Return whether a run has the same data and number of images.
+
+        Args:
+            train, test: Names of datasets.
+            images: Iterations x images per batch.
+        """
         return (
             set(train) == set(self.train)
             and set(test) == set(self.test)
@@ -36,7 +41,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class PaperRow:
-    """One published row. `values` follow the table's metrics; None where nothing is printed."""
+    """One published row, with one of `values` per metric; None if nothing is printed."""
 
     label: str
     values: tuple[float | None, ...]
@@ -49,9 +54,8 @@ class PaperRow:
 class PaperTable:
     """One published table.
 
-    `task` and `setting` are None where no run is set beside it, `trials` where the source does not
-    say. `std` is, for each metric, the published standard deviation of single runs; empty where
-    none is.
+    `task` and `setting` are None if no run is compared with it, and `trials` if the source does not
+    say it. `std` is the published standard deviation of single runs for each metric, or empty.
     """
 
     name: str
@@ -69,27 +73,27 @@ class PaperTable:
 
     @property
     def baseline(self) -> PaperRow | None:
-        """The row that differences are taken to."""
+        """The row that differences are taken to, if any."""
         marked = [row for row in self.rows if row.baseline]
         supervised = [row for row in self.rows if "supervised" in row.initializations]
         return next(iter(marked + supervised), None)
 
     @property
     def std_text(self) -> str:
-        """``0.2 / 0.2 / 0.4, which the README expects``."""
+        """The standard deviations with their source: ``0.2 / 0.2 / 0.4, which the README ...``."""
         return f"{' / '.join(map(str, self.std))}, {self.std_source}"
 
 
 @cache
 def paper_tables() -> tuple[PaperTable, ...]:
-    """Every table, in file order."""
+    """Return all tables in the order of the file."""
     text = resources.files("moco_d2.benchmark").joinpath("paper_tables.yaml").read_text("utf-8")
-    content = yaml.load(text, Loader=_LOADER)  # noqa: S506 - a safe one
+    content = yaml.load(text, Loader=_LOADER)  # noqa: S506 - it is a safe loader
     return tuple(_table(name, entry) for name, entry in content.items())
 
 
 def find_row(task: str, initialization: str) -> tuple[PaperTable, PaperRow] | None:
-    """The published row for `initialization` on `task`, from the first table that has one."""
+    """Return the published row of an initialization from the first table that has one."""
     for table in paper_tables():
         if table.task == task:
             for row in table.rows:
@@ -99,7 +103,7 @@ def find_row(task: str, initialization: str) -> tuple[PaperTable, PaperRow] | No
 
 
 def baseline_of(task: str) -> tuple[str, ...]:
-    """Initializations that differences on `task` may be taken to, the paper's choice first."""
+    """Return the initializations that can be the baseline of a task; the paper's comes first."""
     rows = [table.baseline for table in paper_tables() if table.task == task and table.baseline]
     return (*(rows[0].initializations if rows else ()), BASELINE)
 
@@ -107,22 +111,19 @@ def baseline_of(task: str) -> tuple[str, ...]:
 def row_beside(
     task: str, initialization: str, runs: Iterable[Record]
 ) -> tuple[PaperTable, PaperRow] | None:
-    """The published row for `runs` of one initialization, if all have its data and schedule."""
-    found = find_row(task, initialization)
-    if found is None:
+    """Return the published row for runs of one initialization if all match its setting."""
+    published = find_row(task, initialization)
+    if published is None or (setting := published[0].setting) is None:
         return None
-    setting = found[0].setting
-    same = setting is not None and all(
-        setting.matches(r.datasets_train, r.datasets_test, r.images) for r in runs
-    )
-    return found if same else None
+    same = all(setting.matches(r.datasets_train, r.datasets_test, r.images) for r in runs)
+    return published if same else None
 
 
 def tables_named(name: str | None) -> list[PaperTable]:
-    """The table `name`, or the tables of the task `name`; None for all.
+    """Return the table `name`, or the tables of the task `name`; None stands for all tables.
 
     Raises:
-        UserError: there is none; names the closest.
+        UserError: If there is no such table. The message has the closest name.
     """
     tables = [t for t in paper_tables() if name in (None, t.name, t.task)]
     if not tables:

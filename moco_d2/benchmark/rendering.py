@@ -1,4 +1,4 @@
-"""The paper's tables from run records, and the paper's own, as Markdown, CSV, LaTeX or HTML."""
+"""Tables of run records and published tables as Markdown, CSV, LaTeX or HTML."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,7 +12,7 @@ from moco_d2.benchmark.tables.published import published_tables
 from moco_d2.benchmark.tables.table import Table
 from moco_d2.errors import UserError, closest
 
-#: Writers by name; each turns tables into text.
+#: Name of a format -> function that writes tables as text.
 FORMATS: dict[str, Callable[[list[Table]], str]] = {
     "markdown": to_markdown,
     "csv": to_csv,
@@ -22,22 +22,23 @@ FORMATS: dict[str, Callable[[list[Table]], str]] = {
 
 
 def render(records: Iterable[Record], format: str = "markdown") -> str:
-    """One table a task from run records.
+    """Return one table per task from run records.
 
     Args:
-        format: a key of FORMATS. ``csv`` has one line a cell, unrounded; ``html`` is a fragment.
+        records: The runs.
+        format: A key of FORMATS. ``csv`` has one line per cell, unrounded; ``html`` is a fragment.
 
     Raises:
-        UserError: unknown format.
+        UserError: If the format is unknown.
     """
     return _writer(format)(measured_tables(records))
 
 
 def render_folders(paths: Iterable[str | Path], format: str = "markdown") -> str:
-    """One table a task from the run records in folders, and one a sweep of the pretraining.
+    """Return one table per task from the run records in folders, and one per pretraining sweep.
 
     Raises:
-        UserError: unknown format, a path does not exist, or there is neither.
+        UserError: If the format is unknown, a path does not exist, or there are no records.
     """
     writer, paths = _writer(format), list(paths)
     sweeps = sweep_tables(read_pretext_records(paths))
@@ -45,13 +46,14 @@ def render_folders(paths: Iterable[str | Path], format: str = "markdown") -> str
 
 
 def render_paper(name: str | None = None, format: str = "markdown") -> str:
-    """The paper's own tables, with differences recomputed from the printed values.
+    """Return published tables with differences recomputed from the printed values.
 
     Args:
-        name: a table's or a task's name; None for all.
+        name: Name of a table or of a task; None for all tables.
+        format: A key of FORMATS.
 
     Raises:
-        UserError: unknown name or format.
+        UserError: If the name or the format is unknown.
     """
     return _writer(format)(published_tables(name))
 
@@ -59,5 +61,5 @@ def render_paper(name: str | None = None, format: str = "markdown") -> str:
 def _writer(format: str) -> Callable[[list[Table]], str]:
     if format not in FORMATS:
         hint = closest(format, FORMATS) or f"there are {', '.join(FORMATS)}"
-        raise UserError(f"no table format {format!r}; {hint}")
+        raise UserError(f"unknown table format {format!r}; {hint}")
     return FORMATS[format]

@@ -1,7 +1,7 @@
 """Spread over seeds, tests between initializations, and agreement with a published number.
 
-Welch's t and its degrees of freedom: Welch, Biometrika 34 (1947). Correction for several
-comparisons: Holm, Scandinavian Journal of Statistics 6 (1979).
+The source of Welch's t and its degrees of freedom is Welch, Biometrika 34 (1947). The source of the
+correction for several comparisons is Holm, Scandinavian Journal of Statistics 6 (1979).
 """
 
 import math
@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 from scipy import special
 
-#: Of confidence intervals and bands; 1 - LEVEL is the level of tests.
+#: Level of confidence intervals and bands. Tests have the level 1 - LEVEL.
 LEVEL = 0.95
-# Points. Runs that agree better than this did not vary, and nothing can be tested against them.
+# Points. Runs that differ less than this have no spread, so nothing can be tested against them.
 _NO_SPREAD = 1e-9
 # Standard deviation of the error of a number that was rounded to 0.1.
 _ROUNDING = 0.1 / math.sqrt(12)
@@ -27,14 +27,17 @@ class Summary:
     std: float | None
     n: int
 
+    def __str__(self) -> str:
+        return f"{self.mean:.1f}" + ("" if self.std is None else f" ± {self.std:.1f}")
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """Mean of one set of runs minus that of another.
+    """Mean of one set of runs minus the mean of another.
 
-    `test` is "paired" or "Welch", `low` and `high` bound the difference at LEVEL and `p` is
-    two-sided, neither corrected for other comparisons; `p_holm` is. All are None where there is no
-    spread to test against.
+    `test` is "paired" or "Welch". `low` and `high` bound the difference at LEVEL. `p` is two-sided.
+    Only `p_holm` is corrected for other comparisons. All of them are None if there is no spread to
+    test against.
     """
 
     difference: float
@@ -47,15 +50,15 @@ class Comparison:
 
     @property
     def supported(self) -> bool:
-        """Whether a table may claim this order."""
+        """Whether the tests support this order, so that a table may claim it."""
         return self.p_holm is not None and self.p_holm < 1 - LEVEL
 
 
 def summarize(values: Iterable[float]) -> Summary:
-    """Mean, sample standard deviation and number of `values`.
+    """Return mean, sample standard deviation and number of `values`.
 
     Raises:
-        ValueError: there is no value.
+        ValueError: If there is no value.
     """
     values = list(values)
     if not values:
@@ -65,7 +68,7 @@ def summarize(values: Iterable[float]) -> Summary:
 
 
 def paired(values: Sequence[float], others: Sequence[float]) -> Comparison:
-    """Student's t-test of the differences between runs that share a seed, in the same order."""
+    """Apply Student's t-test to differences between runs with equal seeds, in the same order."""
     differences = summarize(a - b for a, b in zip(values, others, strict=True))
     n = (len(values), len(others))
     if differences.std is None:
@@ -75,7 +78,7 @@ def paired(values: Sequence[float], others: Sequence[float]) -> Comparison:
 
 
 def welch(values: Sequence[float], others: Sequence[float]) -> Comparison:
-    """Welch's t-test of independent runs, whose spreads may differ."""
+    """Apply Welch's t-test to independent runs, whose spreads may differ."""
     one, other = summarize(values), summarize(others)
     difference, n = one.mean - other.mean, (one.n, other.n)
     if one.std is None or other.std is None:
@@ -85,10 +88,10 @@ def welch(values: Sequence[float], others: Sequence[float]) -> Comparison:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's p-values, corrected for their number; their order is kept.
+    """Return p-values after Holm's correction, in the same order.
 
-    Calling those below 5 % significant, the chance of one or more false calls among all of them is
-    at most 5 %, however they depend on each other.
+    If all values below 5 % are called significant, the chance of at least one false call is at most
+    5 %, whatever the dependence between the tests.
     """
     corrected = [0.0] * len(p_values)
     largest = 0.0
@@ -100,7 +103,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def corrected(comparisons: Iterable[Comparison]) -> list[Comparison]:
-    """All comparisons that are read together, each with its `p_holm`."""
+    """Return comparisons that are read together, each with its `p_holm`."""
     comparisons = list(comparisons)
     tested = [(i, c.p) for i, c in enumerate(comparisons) if c.p is not None]
     for (i, _), p in zip(tested, holm([p for _, p in tested]), strict=True):
@@ -111,15 +114,16 @@ def corrected(comparisons: Iterable[Comparison]) -> list[Comparison]:
 def agreement_band(
     summary: Summary, published_std: float | None = None, trials: int | None = None
 ) -> float | None:
-    """The largest |mean - published value| that chance explains in LEVEL of all cases.
+    """Return the largest |mean - published value| that chance explains in LEVEL of all cases.
 
-    It is Welch's interval for the difference of two means, ours over n runs and the published one
-    over `trials` runs; and the interval of its rounding to 0.1, added in quadrature. Where one side
-    has no spread of its own, the other's stands in for it; None where neither has.
+    It is Welch's interval for the difference between our mean of n runs and the published mean of
+    `trials` runs, plus in quadrature the interval for rounding to 0.1. A side without a spread
+    takes the spread of the other side. The result is None if neither side has a spread.
 
     Args:
-        published_std: standard deviation of single runs behind the published number, in points.
-        trials: their number; one is assumed where the source does not say.
+        summary: Our runs.
+        published_std: Standard deviation of the published single runs, in points.
+        trials: Number of published runs; one is assumed if the source does not say it.
     """
     trials = trials or 1
     ours = None if summary.std is None else (summary.std, summary.n - 1)
@@ -132,15 +136,16 @@ def agreement_band(
     else:
         std, freedom = known
         parts = [(std**2 * (1 / summary.n + 1 / trials), freedom)]
-    # As one more part of the variance, known exactly, rounding would make a small spread of two or
-    # three runs look well known too: the band then held 89 % instead of 95.
+    # Rounding is not a further part of the variance: its infinite degrees of freedom would make the
+    # spread of two or three runs look well known. The band then held 89 % of cases instead of 95 %.
     return math.hypot(_half_width(parts), _half_width([(_ROUNDING**2, math.inf)]))
 
 
 def least_detectable(n: int, comparisons: int) -> float:
-    """The difference that a paired test of n >= 2 seeds finds, in its own standard deviations.
+    """Return the smallest difference that a paired test of n >= 2 seeds supports.
 
-    The largest of `comparisons` differences, to which Holm's correction is strictest.
+    The unit is the standard deviation of the difference. Of `comparisons` differences the largest
+    is meant, for which Holm's correction is strictest.
     """
     return float(special.stdtrit(n - 1, 1 - (1 - LEVEL) / 2 / comparisons)) / math.sqrt(n)
 
@@ -162,13 +167,13 @@ def _half_width(parts: Sequence[tuple[float, float]]) -> float:
 
 
 def _combined(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Sum of independent variances, and its degrees of freedom after Welch and Satterthwaite.
+    """Return a sum of independent variances with its Welch-Satterthwaite degrees of freedom.
 
     Args:
-        parts: variance of a mean and the degrees of freedom it was estimated with.
+        parts: Pairs of the variance of a mean and the degrees of freedom of its estimate.
     """
     variance = sum(part for part, _ in parts)
     if not variance:
         return 0.0, math.inf
-    share = sum((part / variance) ** 2 / freedom for part, freedom in parts)
-    return variance, (1 / share if share else math.inf)
+    inverse = sum((part / variance) ** 2 / freedom for part, freedom in parts)
+    return variance, (1 / inverse if inverse else math.inf)

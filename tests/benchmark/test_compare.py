@@ -162,7 +162,7 @@ def test_mistakes_are_named(make_content, write, tmp_path):
         compare(file, tmp_path / "nowhere")
     with pytest.raises(UserError, match="no record"):
         compare(tmp_path, file)
-    with pytest.raises(UserError, match="no record of fine-tuning"):
+    with pytest.raises(UserError, match="not a record of fine-tuning"):
         compare(file, write({"kind": "pretext"}))
     (damaged := tmp_path / "damaged.json").write_text(file.read_text()[:-50])
     with pytest.raises(UserError, match="damaged.json: damaged, not JSON"):

@@ -70,7 +70,7 @@ def test_a_value_that_none_has(make_content, write, caplog, section, key, value,
     [
         ("", "damaged, not JSON"),
         ("[" * 100_000, "damaged, not JSON"),
-        ("[]", "no JSON object"),
+        ("[]", "not a JSON object"),
         ('{"seconds": 1' + "0" * 5000 + "}", "damaged, not JSON"),
         ("\ufeff{}", "damaged, not JSON"),
         (b"\xff\xfe{\x00}\x00", "damaged, not JSON"),

@@ -143,7 +143,7 @@ def test_a_config_and_a_log_that_detectron2_itself_wrote(tmp_path):
 @pytest.mark.parametrize(
     ("log", "said"),
     [
-        ([], "no line that can be read"),
+        ([], "no valid line"),
         (LOG[:2], "ends at iteration 12000 of 24000"),
         (LOG[:3], "last evaluation .* is of iteration 12000 of 24000"),
         (LOG[2:3], "no evaluation"),
@@ -171,13 +171,13 @@ def test_a_run_that_cannot_be_a_result_is_refused(folder, log, said):
             "!!python/object/apply:os.system ['touch executed']",
             "damaged.*could build any obj",
         ),
-        ("- 1", "no config of Detectron2"),
+        ("- 1", "not a config of Detectron2"),
         ("&a [*a]", "unfolds to more than 100000 values"),
         ("a: &a [*a]", "unfolds to more than 100000 values"),
         (BOMB, "unfolds to more than 100000 values"),
         ("a: " + "[" * 5000, "damaged"),
         ("a: " + "9" * 5000, "damaged"),
-        ("#" * (2 << 20), "larger than any config"),
+        ("#" * (2 << 20), "must be at most 1 MiB"),
     ],
     ids=lambda value: str(value)[:20] if isinstance(value, str) else None,
 )

@@ -4,18 +4,17 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 from submitit.local.local import LocalJobEnvironment
+from support.commands import Python
 from support.fake_suite import TOOLS, cell, run_cells
 from support.paths import SUPPORT
 
 from moco_d2.benchmark.runs import run_log
 from moco_d2.benchmark.runs.cell_state import CELL_FILE, is_running
 from moco_d2.benchmark.runs.places import make_places
-from moco_d2.engine.signals import STOP_SIGNALS
 from moco_d2.errors import UserError
 
 
@@ -29,20 +28,13 @@ def steps_of(folder, name):
     return [int(line) for line in (folder / name / "trained").read_text().splitlines()]
 
 
-def _as_from_a_terminal():
-    for number in STOP_SIGNALS:  # nohup, or the & of a script, may have ignored them
-        signal.signal(number, signal.SIG_DFL)
-
-
 def start_runner(folder, *words):
     """A runner of words NAME:BEHAVIOR, in a process group of its own."""
-    return subprocess.Popen(
-        [sys.executable, str(SUPPORT / "fake_suite.py"), str(folder), *words],
+    return Python(
+        [SUPPORT / "fake_suite.py", folder, *words],
         start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
-        preexec_fn=_as_from_a_terminal,  # noqa: PLW1509 - tests have no threads
     )
 
 

@@ -59,7 +59,7 @@ def test_single_runs_support_no_order(make_content, write):
         write(make_content(initialization=initialization, metrics={"bbox": {"AP": ap}}))
     table = table_of(write.folder)
     assert not table.rows[1].cells[0].highlighted
-    assert any("no order claimed: moco and supervised in AP." in note for note in table.notes)
+    assert any("no order is claimed: moco and supervised in AP." in note for note in table.notes)
     assert not any("Orders" in note or "Differences" in note for note in table.notes)
     assert "| difference |" not in render(read_records([write.folder]))
 
@@ -175,7 +175,7 @@ def test_no_paper_values_beside_another_setting(make_content, write, other):
 
 def test_task_without_published_table(make_content, write):
     write(make_content(task="demo", data={"train": ["shapes_train"], "test": ["shapes_val"]}))
-    assert any("No published row" in note for note in table_of(write.folder).notes)
+    assert any("The paper has no rows" in note for note in table_of(write.folder).notes)
 
 
 def test_mismatched_run_is_marked_with_the_keys_that_differ(make_content, write):
@@ -287,7 +287,7 @@ def test_what_else_was_not_the_same_is_said(make_content, write):
         record = make_content(seed=seed)
         record["environment"]["torch"] = torch
         write(record)
-    assert "Not the same in all runs: torch (2.11.0, 2.13.0)." in table_of(write.folder).notes
+    assert "Different between runs: torch (2.11.0, 2.13.0)." in table_of(write.folder).notes
 
 
 def _footnote(folder):

@@ -1,1 +1,1 @@
-"""Run records and results of pretraining: their form, reading them, importing and comparing."""
+"""Run records and results of pretraining: readers, import and comparison."""

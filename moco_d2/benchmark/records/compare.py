@@ -1,4 +1,4 @@
-"""What differs between two runs, by their records: Markdown that reads on a terminal, too."""
+"""The differences between two runs by their records, as Markdown that is readable as text."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from moco_d2.records.run_schema import RECORD_FILE
 _ABSENT = "–"
 _WIDEST = 64  # characters of a cell: a sha256
 _MOST_KEYS_NAMED = 6
-_MOST_ALONE = 5  # keys of one section that only one config has, before they are counted
+_MOST_ALONE = 5  # keys of one section that only one config has; more are only counted
 _MOST_CLASSES = 10
 # A metric of a single class: "bbox/AP50-car", "sem_seg/IoU-car".
 _OF_A_CLASS = re.compile(r"/(AP\d*|IoU|ACC|BoundaryIoU|min\(IoU, B-Iou\))-")
@@ -24,15 +24,13 @@ Row = tuple[str, ...]
 
 
 def compare(a: str | Path, b: str | Path) -> str:
-    """What differs between two runs, the first line of which says whether they are matched, and if
-    not, why.
+    """Return the differences between two runs. The first line says whether they are matched.
 
     Args:
-        a: an output folder, or a record in a file of any name.
-        b: likewise. Differences are b minus a.
+        a, b: Output folders, or records in files of any name. Differences are b minus a.
 
     Raises:
-        UserError: there is no record, or it is damaged.
+        UserError: If a record does not exist or is damaged.
     """
     files = [_file(Path(run)) for run in (a, b)]
     first, second = contents = [_content(file) for file in files]
@@ -55,13 +53,13 @@ def compare(a: str | Path, b: str | Path) -> str:
         "Classes that differ most": of_classes,
         "AP50 lost to each kind of error": lost,
     }
-    found = {title: list(rows) for title, rows in sections.items()}
-    same = [title.lower() for title, rows in found.items() if not rows]
+    texts = {title: list(rows) for title, rows in sections.items()}
+    same = [title.lower() for title, rows in texts.items() if not rows]
     parts = [
         _verdict(records, contents),
         *_reservations(records),
         *([f"The same in both: {', '.join(same)}."] if same else []),
-        *(_section(title, ("A", "B"), rows) for title, rows in found.items() if rows),
+        *(_section(title, ("A", "B"), rows) for title, rows in texts.items() if rows),
         *(_section(title, ("A", "B", "B - A"), rows) for title, rows in numbers.items() if rows),
     ]
     return "\n\n".join(parts) + "\n"
@@ -72,7 +70,7 @@ def _file(path: Path) -> Path:
     if not file.is_file():
         raise UserError(
             f"there is no record {file}; give the output folder of a finished run of "
-            "tools/train_net.py, or first import one: tools/benchmark.py import"
+            "tools/train_net.py, or import the run first: tools/benchmark.py import"
         )
     return file
 
@@ -85,7 +83,9 @@ def _content(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{file}: {error}; run it again") from error
     if content is None:
-        raise UserError(f"{file} is no record of fine-tuning; give that of tools/train_net.py")
+        raise UserError(
+            f"{file} is not a record of fine-tuning; give a record of tools/train_net.py"
+        )
     return content
 
 
@@ -135,14 +135,16 @@ def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def _rows(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Row]:
-    """All that is known of either."""
+    """Return a row for each field that at least one of the two runs has."""
     a, b = ({k: v for k, v in flatten(x).items() if v is not None} for x in (a, b))
     for key in {**a, **b}:
         yield key, *_values(a, b, key)
 
 
 def _config_rows(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Row]:
-    """The keys that differ; many of one section that only one config has are one row."""
+    """Yield a row for each key that differs. Many keys of a section that only one config has are
+    one row.
+    """
     a, b = flatten(a), flatten(b)
     alone: dict[str, list[str]] = {}
     for key in _differing_keys(a, b):
@@ -192,12 +194,12 @@ def _cost(content: Mapping[str, Any]) -> dict[str, Any]:
 def _metric_rows(
     a: Mapping[str, float | None], b: Mapping[str, float | None]
 ) -> tuple[list[Row], list[Row]]:
-    """Of all classes together, and of the classes that differ most."""
+    """Return the rows of all classes together, and of the classes that differ most."""
     classes = {key for key in {**a, **b} if _OF_A_CLASS.search(key)}
     apart = {
-        key: abs(theirs - ours)
+        key: abs(second - first)
         for key in classes
-        if (ours := a.get(key)) is not None and (theirs := b.get(key)) is not None
+        if (first := a.get(key)) is not None and (second := b.get(key)) is not None
     }
     both = [key for key, points in apart.items() if points]
     most = sorted(both, key=lambda key: (-apart[key], key))[:_MOST_CLASSES]
@@ -208,15 +210,15 @@ def _metric_rows(
 def _number_rows(a: Mapping[str, float | None], b: Mapping[str, float | None]) -> list[Row]:
     rows = []
     for key in {**a, **b}:
-        ours, theirs = a.get(key), b.get(key)
-        cells = [_ABSENT if number is None else f"{number:.2f}" for number in (ours, theirs)]
-        difference = None if ours is None or theirs is None else theirs - ours
+        first, second = a.get(key), b.get(key)
+        cells = [_ABSENT if number is None else f"{number:.2f}" for number in (first, second)]
+        difference = None if first is None or second is None else second - first
         rows.append((key, *cells, _ABSENT if difference is None else f"{difference:+.2f}"))
     return rows
 
 
 def _values(a: Mapping[str, Any], b: Mapping[str, Any], key: str) -> tuple[str, str]:
-    """Of a key, as text; of long ones the part in which they begin to differ."""
+    """Return both values of a key as text. Long values begin where they begin to differ."""
     first, second = (_text(values[key]) if key in values else _ABSENT for values in (a, b))
     pairs = enumerate(zip(first, second, strict=False))
     differ = next((i for i, (x, y) in pairs if x != y), min(len(first), len(second)))
@@ -242,7 +244,7 @@ def _section(title: str, columns: Row, rows: list[Row]) -> str:
 
 
 def _code(text: str) -> str:
-    """As Markdown's code, in which nothing is markup; on one line, and not long."""
+    """Return text as code in Markdown, where nothing is markup, on one line of limited length."""
     text = "".join(c if c.isprintable() else "?" for c in text[: _WIDEST + 1])
     if len(text) > _WIDEST:
         text = text[: _WIDEST - 1] + "…"

@@ -1,7 +1,6 @@
-"""Reading JSON records of any kind: found, bounded, checked against their form; what is damaged
-is named and left out.
+"""A reader of JSON records of any kind. It names damaged files and leaves them out.
 
-A record may come from anywhere, so that nothing in it may be believed before it is checked.
+A record may come from anywhere, so its size, values and form are checked first.
 """
 
 import contextlib
@@ -19,10 +18,10 @@ from moco_d2.errors import UserError, printable
 from moco_d2.records.plain_values import Limits, check_values
 
 MOST_BYTES = 64 << 20  # 20 evaluations of LVIS, class by class, take 4 MB
-MOST_VALUES = 2_000_000  # those 20 evaluations have 50,000; yaml's aliases can stand for billions
-MOST_LEVELS = 32  # a record has some 8; what walks through a config does so recursively
+MOST_VALUES = 2_000_000  # those 20 evaluations have 50,000; aliases in yaml can make billions
+MOST_LEVELS = 32  # a record has about 8; the functions that walk through a config are recursive
 LIMITS = Limits(values=MOST_VALUES, levels=MOST_LEVELS, key=300, text=100_000, all_text=MOST_BYTES)
-_LONGEST_MESSAGE = 300  # characters; a record's own text may be in it
+_LONGEST_MESSAGE = 300  # characters; a message may contain text of the record
 
 _logger = logging.getLogger(__name__)
 
@@ -32,37 +31,41 @@ T = TypeVar("T")
 def collect(
     paths: Iterable[str | Path], name: str, read: Callable[[Path], T | None]
 ) -> tuple[list[T], int]:
-    """All that `read` makes of the files among `paths`, and of those called `name` in its folders
-    at any depth, links to other folders not followed; each file once.
+    """Read all records among files and folders, each file once.
 
-    A file for which `read` raises OSError or ValueError is named in a warning and left out as a
-    whole; one for which it gives None is passed over.
+    A file for which `read` raises OSError or ValueError is named in a warning and left out. A file
+    for which it returns None is skipped.
+
+    Args:
+        paths: Files, and folders that are searched at any depth. Links to folders are not followed.
+        name: Name of the files in folders.
+        read: Reader of one file.
 
     Returns:
-        what was read, and the number of files that were left out.
+        The records, and the number of files that were left out.
 
     Raises:
-        UserError: a path does not exist.
+        UserError: If a path does not exist.
     """
-    found, left_out = [], 0
+    records, left_out = [], 0
     for file in _find_files(paths, name):
         try:
-            one = read(file)
+            record = read(file)
         except (OSError, ValueError) as error:
             _logger.warning("left out %s: %s; make it again or remove the file", file, error)
             left_out += 1
             continue
-        if one is not None:
-            found.append(one)
-    return found, left_out
+        if record is not None:
+            records.append(record)
+    return records, left_out
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Return the JSON object in a file.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: it is damaged: no JSON object, or see `check_values`.
+        OSError: If the file cannot be read.
+        ValueError: If it is damaged: it is not a JSON object, or see `check_values`.
     """
     if not path.is_file():
         raise ValueError("not a regular file")
@@ -70,7 +73,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"larger than {MOST_BYTES >> 20} MiB, which no record is")
     content = _decoded(path.read_bytes())
     if not isinstance(content, dict):
-        raise ValueError("damaged, no JSON object")
+        raise ValueError("damaged, not a JSON object")
     check_values(content, LIMITS)
     return content
 
@@ -78,8 +81,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def _decoded(data: bytes) -> Any:
     with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return msgspec.json.decode(data)
-    # json has better words for NaN, and takes half surrogates and numbers that overflow, for which
-    # the checks to come have better words.
+    # For NaN the errors of json are clearer. It also accepts half surrogates and numbers that
+    # overflow, for which the errors of the later checks are clearer.
     try:
         return json.loads(
             data.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite
@@ -99,7 +102,10 @@ def _find_files(paths: Iterable[str | Path], name: str) -> list[Path]:
 
 
 def _under(folder: Path, name: str) -> Iterator[Path]:
-    """Not Path.rglob: it passes over a link that leads nowhere, which is then missed by nobody."""
+    """Yield the files `name` in a folder at any depth.
+
+    Path.rglob would skip a link to a missing file, and nobody would notice the missing record.
+    """
     for root, folders, files in os.walk(folder):
         folders.sort()
         if name in files or name in folders:
@@ -115,6 +121,6 @@ def _refuse_constant(name: str) -> float:
 
 
 def _finite(text: str) -> float | str:
-    """A number; as text if it overflows, since infinity would be written, and hashed, as null."""
+    """Return a number, or its text if it overflows: infinity would be written as null."""
     number = float(text)
     return number if math.isfinite(number) else text

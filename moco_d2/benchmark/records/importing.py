@@ -1,8 +1,8 @@
-"""A Detectron2 run made elsewhere, as a run record.
+"""Import of a Detectron2 run from elsewhere as a run record.
 
-Read are the two files that every run of Detectron2 leaves in its OUTPUT_DIR, those of the official
-MoCo code included: config.yaml, as data, whatever keys it has, and metrics.json. What they do not
-tell, the record does not: which tensors arrived, where the weights come from, on what it ran.
+Every run of Detectron2, also with the official MoCo code, leaves two files in its OUTPUT_DIR:
+config.yaml, which is read as plain data and may have any keys, and metrics.json. The record has no
+other information: not which tensors were loaded, not the origin of the weights, not the hardware.
 """
 
 import json
@@ -44,7 +44,7 @@ from moco_d2.records.run_schema import (
 )
 
 CONFIG_NAME, METRICS_NAME = "config.yaml", "metrics.json"
-RANDOM = ("", "random://")  # MODEL.WEIGHTS of random initialization: Detectron2's, and ours
+RANDOM = ("", "random://")  # MODEL.WEIGHTS of random initialization in Detectron2 and in moco_d2
 
 _MOST_CONFIG_BYTES = 1 << 20  # Detectron2's own is 10 kB
 _MOST_METRICS_BYTES = 256 << 20  # 180,000 iterations of LVIS take 10 MB
@@ -72,7 +72,7 @@ class _Solver(msgspec.Struct):
 
 
 class _Needed(msgspec.Struct):
-    """What a record needs of a config."""
+    """The part of a config that a record needs."""
 
     DATASETS: _Datasets
     MODEL: _Model
@@ -86,17 +86,18 @@ def import_run(
     """Write the record of a finished run from its config.yaml and metrics.json.
 
     Args:
-        folder: the run's OUTPUT_DIR.
-        task: one of configs/task, ``voc_C4``.
-        initialization: any name; those of configs/init stand for what they are there.
-        destination: of the record; by default record.json in `folder`.
+        folder: OUTPUT_DIR of the run.
+        task: A name in configs/task, ``voc_C4``.
+        initialization: Any name. A name in configs/init has the meaning that it has there.
+        destination: File of the record. Default: record.json in `folder`.
 
     Returns:
-        the record's path.
+        The file of the record.
 
     Raises:
-        UserError: no such task; a file is missing or damaged; the run did not finish or was not
-            evaluated at its end; its weights contradict `initialization`; or there is a record.
+        UserError: If there is no such task; a file is missing or damaged; the run did not finish or
+            was not evaluated at its end; its weights contradict `initialization`; or the record
+            exists already.
     """
     folder = Path(folder)
     destination = Path(destination) if destination else folder / RECORD_FILE
@@ -109,8 +110,8 @@ def import_run(
             )
     if (folder / METRICS_NAME).stat().st_size > _MOST_METRICS_BYTES:
         raise UserError(
-            f"{folder / METRICS_NAME} is larger than {_MOST_METRICS_BYTES >> 20} MiB, which none "
-            "is; give that of one run"
+            f"{folder / METRICS_NAME} must be at most {_MOST_METRICS_BYTES >> 20} MiB; give the "
+            "file of one run"
         )
     if destination.exists():
         raise UserError(f"{destination} exists; delete it, or write elsewhere with --out FILE")
@@ -178,7 +179,7 @@ def import_run(
         check_values(content, LIMITS)
         parse(content, RunRecord, "valid record")
     except ValueError as error:
-        raise UserError(f"{folder} cannot be imported: what it gives is {error}") from error
+        raise UserError(f"{folder} cannot be imported: its record is {error}") from error
     write_json(destination, content)
     return destination
 
@@ -189,9 +190,9 @@ def _check_names(task: str, initialization: str) -> None:
         for part in ("task", "init")
     )
     if task not in tasks:
-        advice = closest(task, tasks) or f"there is {', '.join(tasks)}"
+        advice = closest(task, tasks) or f"there are {', '.join(tasks)}"
         raise UserError(f"there is no task {task!r}; {advice}")
-    # Any name may be new, but one that only looks new would stand in a row of its own.
+    # Any name may be new, but a variant of a known name would get a row of its own by mistake.
     for known in initializations:
         if initialization != known and _bare(initialization) == _bare(known):
             raise UserError(f"initialization {initialization!r}: did you mean {known!r}?")
@@ -202,23 +203,22 @@ def _bare(name: str) -> str:
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], _Needed]:
-    """The config as plain JSON, and what a record needs of it."""
+    """Return the config as plain JSON, and the part that a record needs."""
     advice = f"give the {CONFIG_NAME} that Detectron2 itself wrote into OUTPUT_DIR"
     try:
         if path.stat().st_size > _MOST_CONFIG_BYTES:
-            raise UserError(f"{path} is larger than any config; {advice}")
-        # Only plain values: a tag that would build an object is refused.
-        read = load_yaml(path)
-        check_values(read, LIMITS)
+            raise UserError(f"{path} must be at most {_MOST_CONFIG_BYTES >> 20} MiB; {advice}")
+        content = load_yaml(path)  # only plain values: a tag that builds an object is an error
+        check_values(content, LIMITS)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except UNREADABLE as error:
         raise UserError(f"{path} is damaged ({_one_line(error)}); {advice}") from error
-    if not isinstance(read, dict):
-        raise UserError(f"{path} is no config of Detectron2; {advice}")
-    # Dates and the like, which yaml knows and JSON does not, as text.
-    config = json.loads(json.dumps(to_plain(read), default=str))
-    config.setdefault("SEED", -1)  # Detectron2's default: from the clock
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a config of Detectron2; {advice}")
+    # Types that yaml has and JSON lacks, such as dates, become text.
+    config = json.loads(json.dumps(to_plain(content), default=str))
+    config.setdefault("SEED", -1)  # the default of Detectron2: a seed from the clock
     try:
         return config, parse(config, _Needed, "config of a detector")
     except ValueError as error:
@@ -228,11 +228,12 @@ def _read_config(path: Path) -> tuple[dict[str, Any], _Needed]:
 def _last_evaluation(
     log: Sequence[dict[str, Any]], config: _Needed, path: Path
 ) -> dict[str, dict[str, float | None]]:
-    """``{"bbox": {"AP": 12.3}}`` of the end of training; of several test sets,
-    ``{"voc_2007_test/bbox": ...}``, as Detectron2 names them.
+    """Return the metrics at the end of training, ``{"bbox": {"AP": 12.3}}``.
+
+    With several test sets the keys are ``voc_2007_test/bbox``, as in Detectron2.
     """
     if not log:
-        raise UserError(f"{path} has no line that can be read; give that of a finished run")
+        raise UserError(f"{path} has no valid line; give the file of a finished run")
     max_iter, last = config.SOLVER.MAX_ITER, log[-1]["iteration"]
     if last < max_iter - 1:
         raise UserError(
@@ -241,9 +242,9 @@ def _last_evaluation(
         )
     if last > max_iter:
         raise UserError(
-            f"{path} goes on to iteration {last}, and SOLVER.MAX_ITER in {CONFIG_NAME} is "
+            f"{path} ends at iteration {last}, and SOLVER.MAX_ITER in {CONFIG_NAME} is "
             f"{max_iter}: they are of different runs, or Detectron2 has scaled the schedule to "
-            "other GPUs; give the config that it ran with"
+            "the GPUs; give the config of this run"
         )
     tests = config.DATASETS.TEST
     prefixes = [f"{name}/" for name in tests] if len(tests) > 1 else [""]

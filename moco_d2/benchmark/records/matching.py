@@ -1,4 +1,4 @@
-"""Which runs of a task may be compared, and what has to be said about those that may not."""
+"""Rules for which runs of a task are matched, and footnotes for all others."""
 
 import functools
 from collections import Counter
@@ -11,13 +11,13 @@ from moco_d2.benchmark.records.results import Record
 from moco_d2.config.plain import FREE_KEYS, flatten, without_free_keys
 from moco_d2.files import sha256_of_json
 
-#: The initialization that differences are taken to.
+#: Differences are taken to this initialization.
 BASELINE = "supervised"
-#: What pretraining writes into its checkpoints, and initializations are named after.
+#: Pretexts in the checkpoints of tools/pretrain.py. Initializations are named after them.
 PRETEXTS = ("moco", "supervised")
 _MOST_KEYS_NAMED = 6
 
-#: Footnote signs, in the order they are printed.
+#: Footnote signs, in printed order.
 MARKS = {
     "mismatched": "†",
     "altered": "#",
@@ -30,20 +30,20 @@ MARKS = {
     "unconfirmed": "*",
 }
 FOOTNOTES = {
-    "altered": "the config in the record has not the fingerprint that the run recorded of it",
+    "altered": "the config in the record does not have the fingerprint that the run recorded",
     "repeated": "another run has the same numbers to the last bit: one run under two names",
-    "provenance": "pretrained weights without provenance: nothing says where they come from",
+    "provenance": "the pretrained weights have no provenance, so their origin is unknown",
     "coverage": "not every backbone tensor is known to have been loaded from the weights",
-    "forced": "the preflight check objected and the run was forced",
-    "imported": "run elsewhere and imported: its preflight, weights and environment are not known",
+    "forced": "the run was forced in spite of findings of the preflight",
+    "imported": "the run was imported: its preflight, weights and environment are not known",
     "unconfirmed": "typed from memory of the paper, unconfirmed",
 }
 
 
 def newest(records: Iterable[Record]) -> tuple[list[Record], list[str]]:
-    """One record for each task, initialization and seed: the newest; and notes on the others.
+    """Return the newest record of each task, initialization and seed, and notes on older ones.
 
-    A negative seed is Detectron2's "seed from the clock", so such runs are different runs.
+    A negative seed is taken from the clock in Detectron2, so runs with it are different runs.
     """
     kept: dict[tuple[object, ...], Record] = {}
     notes = []
@@ -62,11 +62,11 @@ def newest(records: Iterable[Record]) -> tuple[list[Record], list[str]]:
 
 
 class Matching:
-    """Which of the runs of one task have the same config, apart from FREE_KEYS, and the same data.
+    """Compares the runs of one task: matched runs have equal configs, except FREE_KEYS, and data.
 
-    Judged by the config in the record, not by the fingerprint beside it, and by the numbers of
-    images that were found. `reference` is the run that the others are held against: it has the
-    commonest config, among the baseline's runs if there are any.
+    It compares the configs in the records, not the fingerprints beside them, and the recorded
+    numbers of images. All runs are compared with `reference`, which has the most common config of
+    the baseline, or of all runs if there is no baseline.
     """
 
     def __init__(self, records: Sequence[Record]) -> None:
@@ -75,7 +75,7 @@ class Matching:
         among = [r for r in records if r.initialization == BASELINE] or records
         commonest = Counter(map(self.fingerprint, among)).most_common(1)[0][0]
         self.reference = next(r for r in among if self.fingerprint(r) == commonest)
-        # Matched initializations differ in their weights, so that one file has one name.
+        # Matched initializations differ in their weights, so each weights file has one name.
         self._names: dict[tuple[str | None, str], set[str]] = {}
         for record in records:
             self._names.setdefault(self._start(record), set()).add(record.initialization)
@@ -83,11 +83,11 @@ class Matching:
         self._repeated = {id(r) for r in records if _numbers(r) and numbers[_numbers(r)] > 1}
 
     def fingerprint(self, record: Record) -> str:
-        """Equal for matched runs."""
+        """Return a hash of the config that is equal for matched runs."""
         return self._fingerprints[id(record)]
 
     def marks(self, group: Sequence[Record]) -> Iterable[str]:
-        """Names, in MARKS, of what is to be said about the runs of one initialization."""
+        """Yield the names in MARKS that apply to the runs of one initialization."""
         pretrained = [r for r in group if r.initialization != "random"]
         expected = self.fingerprint(self.reference)
         if any(self.fingerprint(r) != expected or self._other_data(r) for r in group):
@@ -111,7 +111,7 @@ class Matching:
         return record.weights_sha256, self.fingerprint(record)
 
     def _doubts_about_weights(self, record: Record) -> str:
-        """Why a run's initialization is not what its name says; empty if nothing speaks for it."""
+        """Return why the weights of a run contradict its name; "" if they do not."""
         name = record.initialization
         if name == "random" and (record.weights_sha256 or record.loaded):
             return f"{name} started from weights"
@@ -124,14 +124,12 @@ class Matching:
         return ""
 
     def _other_data(self, record: Record) -> bool:
-        """Whether a dataset of the same name held another number of images."""
+        """Return whether a dataset of the same name had another number of images."""
         counts = (_counts(record), _counts(self.reference))
         return any(counts[0][key] != counts[1][key] for key in counts[0].keys() & counts[1].keys())
 
     def footnote(self, mark: str) -> str:
-        """What `mark` means; for "mismatched" with the config keys that differ, and for "weights"
-        with the reason.
-        """
+        """Return the text of `mark`, with the differing keys or the reason where there are any."""
         if mark == "weights":
             return "; ".join(
                 dict.fromkeys(filter(None, map(self._doubts_about_weights, self._records)))
@@ -154,7 +152,7 @@ class Matching:
 
 
 def _fingerprint(config: Mapping[str, Any]) -> str:
-    """As matched_sha256, whose canonical JSON takes longer than all else; runs share configs."""
+    """Return the same hash as matched_sha256, but compute it once for runs with equal configs."""
     return _sha256_of(msgspec.json.encode(without_free_keys(config)))
 
 
@@ -164,13 +162,13 @@ def _sha256_of(config: bytes) -> str:
 
 
 def _counts(record: Record) -> dict[str, int]:
-    """Images of training and of each test set, where the record says."""
+    """Return the recorded numbers of images of the training set and of each test set."""
     data = record.data or {}
     counts = {"train": data.get("train_images"), **data.get("test_images", {})}
     return {key: value for key, value in counts.items() if value is not None}
 
 
 def _numbers(record: Record) -> tuple[tuple[str, float], ...]:
-    """The results by which two runs are told apart; none where there are only zeros."""
-    found = [(name, value) for name, value in record.metrics.items() if value is not None]
-    return tuple(sorted(found)) if any(value for _, value in found) else ()
+    """Return all metrics of a run, for the search of repeated runs; () if all are 0."""
+    metrics = [(name, value) for name, value in record.metrics.items() if value is not None]
+    return tuple(sorted(metrics)) if any(value for _, value in metrics) else ()

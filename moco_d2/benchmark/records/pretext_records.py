@@ -1,7 +1,6 @@
-"""Reading the ``result.json`` that every run of tools/linear_eval.py leaves: what a pretraining is
-worth in classification.
+"""A reader of ``result.json``, the result of a run of tools/linear_eval.py.
 
-Its form is moco_d2.records.pretext_schema.LinearEvalRecord.
+The form of the file is moco_d2.records.pretext_schema.LinearEvalRecord.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,18 +26,18 @@ class PretextRecord:
     """One evaluated network.
 
     Attributes:
-        path: of the file.
-        config: of its pretraining as it ran, ``{"MOCO.MOMENTUM": 0.999, ...}``; empty where there
-            was none, or none of tools/pretrain.py.
-        images: in the dataset that it was pretrained on; None where the checkpoint does not say.
-        processes: of the pretraining.
-        top1: percent.
+        path: The file.
+        config: Resolved config of the pretraining, ``{"MOCO.MOMENTUM": 0.999, ...}``; empty if the
+            network was not pretrained by tools/pretrain.py.
+        images: Number of images of the pretraining; None if the checkpoint does not say it.
+        processes: Number of processes of the pretraining.
+        top1: Top-1 accuracy, percent.
         protocol: "linear", "linear-fast", "knn" or "finetune".
-        evaluation: all that accuracies must have in common to be compared.
-        seed: of the pretraining, or of the network's random weights.
-        evaluation_seed: of the classifier.
-        started: when the evaluation began, ISO 8601.
-        content: the whole file.
+        evaluation: Settings that must be equal for two accuracies to be compared.
+        seed: Seed of the pretraining, or of the random weights of an untrained network.
+        evaluation_seed: Seed of the classifier.
+        started: Start of the evaluation, ISO 8601.
+        content: Content of the file.
     """
 
     path: Path
@@ -55,17 +54,17 @@ class PretextRecord:
 
     @property
     def is_random(self) -> bool:
-        """Whether the network is an untrained one."""
+        """Whether the network is untrained."""
         return self.content["checkpoint"]["family"] == RANDOM
 
 
 def read_pretext_records(paths: Iterable[str | Path]) -> list[PretextRecord]:
-    """All valid ones among files and, recursively, folders; there may be none.
+    """Read all valid records among files and, recursively, folders; there may be none.
 
-    A damaged one is named in a warning and left out as a whole.
+    A damaged record is named in a warning and left out.
 
     Raises:
-        UserError: a path does not exist.
+        UserError: If a path does not exist.
     """
     records, _ = collect(paths, RESULT_FILE, _read)
     return records
@@ -79,7 +78,7 @@ def _read(path: Path) -> PretextRecord | None:
         content, LinearEvalRecord, f"version {SCHEMA_VERSION} result of linear evaluation"
     )
     run = record.pretraining
-    # --fast chooses its rate for every network.
+    # --fast chooses the learning rate separately for each network.
     chosen = ("base_lr",) if record.protocol == "linear-fast" else ()
     return PretextRecord(
         path=path,
@@ -91,7 +90,7 @@ def _read(path: Path) -> PretextRecord | None:
         evaluation={
             "protocol": record.protocol,
             "settings": {k: v for k, v in record.settings.items() if k not in chosen},
-            # Its name is another one on every machine.
+            # The name is a path, which differs between machines.
             "data": {key: value for key, value in content["data"].items() if key != "name"},
             "architecture": record.checkpoint.architecture,
         },
@@ -105,12 +104,12 @@ def _read(path: Path) -> PretextRecord | None:
 def _seed(config: Mapping[str, Any]) -> int:
     seed = config["SEED"]
     if type(seed) is not int:
-        raise ValueError(f"the pretraining's SEED is no number: {seed!r:.40}")
+        raise ValueError(f"SEED of the pretraining must be an integer, got {seed!r:.40}")
     return seed
 
 
 def _upgrade(content: dict[str, Any]) -> dict[str, Any]:
-    """A version 1 result as one of version 2; it does not say how the pretraining was made."""
+    """Return a result of version 1 as one of version 2, without the pretraining."""
     if content.get("kind") != "linear_eval" or content.get("schema_version") != 1:
         return content
     content = {**content, "kind": KIND, "schema_version": SCHEMA_VERSION, "pretraining": None}

@@ -1,4 +1,4 @@
-"""Reading the ``record.json`` that every fine-tuning run leaves in its output folder."""
+"""A reader of ``record.json``, which every fine-tuning run writes to its output folder."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,11 +18,12 @@ from moco_d2.records.run_schema import RECORD_FILE, RunRecord, Weights, upgrade
 class Record:
     """One finished fine-tuning run.
 
-    Metrics are in percent and keyed as in Detectron2's ``metrics.json``, e.g. ``bbox/AP50``; None
-    where the run gave NaN. `images` is what the schedule sees: iterations x images a batch.
-    `pretext` is what made the weights by their own account, if they are of our pretraining.
-    `origin`, `cost` and `errors` are as in RunRecord; `command` is as it was typed, and
-    `seconds` how long the run took, pauses left out. `data` counts its images, if that was noted.
+    Metrics are in percent and have the keys of Detectron2's ``metrics.json``, e.g. ``bbox/AP50``.
+    A metric that was NaN is None. `images` is the number of images that the training sees:
+    iterations x images per batch. `pretext` is the pretext in the provenance of the weights, if
+    tools/pretrain.py made them. `command` is the command line, `seconds` the duration of the run
+    without pauses. `data` has the numbers of images, if recorded. For `origin`, `cost` and
+    `errors` see RunRecord.
     """
 
     path: Path
@@ -67,13 +68,13 @@ class Record:
 
 
 def read_records(paths: Iterable[str | Path], *, required: bool = True) -> list[Record]:
-    """All valid run records among files and, recursively, folders; each file once.
+    """Read all valid run records among files and, recursively, folders; each file once.
 
-    A record that is damaged or does not follow the schema is named in a warning and left out as a
-    whole. Records of another ``kind`` belong to other tools and are passed over.
+    A damaged record, or one that does not follow the schema, is named in a warning and left out.
+    Records of another ``kind`` belong to other tools and are skipped.
 
     Raises:
-        UserError: a path does not exist, or with `required`, there is no valid record at all.
+        UserError: If a path does not exist, or if `required` and there is no valid record.
     """
     paths = list(paths)
     known: dict[bytes, Any] = {}
@@ -81,21 +82,22 @@ def read_records(paths: Iterable[str | Path], *, required: bool = True) -> list[
     if required and not records:
         raise UserError(
             f"no {'valid ' if left_out else ''}{RECORD_FILE} under {', '.join(map(str, paths))}; "
-            "fine-tune first: tools/train_net.py --config-file ... leaves one in its OUTPUT_DIR"
+            "fine-tune first: tools/train_net.py --config-file ... writes one to its OUTPUT_DIR"
         )
     return records
 
 
 def read_content(path: Path) -> dict[str, Any] | None:
-    """The checked content of a run record, brought up to the newest version; None if it is of
-    another kind. Unlike the struct it also has the fields that are not known here.
+    """Return the content of a run record in the newest version; None if it is of another kind.
+
+    Unlike RunRecord, the content also has unknown fields.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: it is damaged, or of a version that is not known here.
+        OSError: If the file cannot be read.
+        ValueError: If it is damaged, or of an unknown version.
     """
-    found = _read(path)
-    return None if found is None else found[0]
+    pair = _read(path)
+    return None if pair is None else pair[0]
 
 
 def _read(path: Path) -> tuple[dict[str, Any], RunRecord] | None:
@@ -107,24 +109,24 @@ def _read(path: Path) -> tuple[dict[str, Any], RunRecord] | None:
 
 
 def _read_record(path: Path, known: dict[bytes, Any]) -> Record | None:
-    found = _read(path)
-    if found is None:
+    pair = _read(path)
+    if pair is None:
         return None
-    resolved = found[1].config.resolved
-    # Runs of a suite differ in few sections of their configs. Each is kept once: else thousands of
-    # records would take gigabytes, and the garbage collector's time.
+    resolved = pair[1].config.resolved
+    # Runs of a suite differ in few sections of their configs. Equal sections are one object in
+    # memory, because thousands of records would otherwise take gigabytes.
     config = {
         name: known.setdefault(msgspec.json.encode(section), section)
         for name, section in resolved.items()
     }
-    return _record(path, found[1], config)
+    return _record(path, pair[1], config)
 
 
 def to_record(path: Path, content: dict[str, Any]) -> Record:
-    """The record with this content, from read_content.
+    """Return the record with this content, which comes from read_content.
 
     Raises:
-        ValueError: the time it finished is none.
+        ValueError: If the end of the run is not a valid time.
     """
     record = parse(content, RunRecord, "run record")
     return _record(path, record, record.config.resolved)
@@ -175,16 +177,16 @@ def _plain(part: msgspec.Struct) -> dict[str, Any]:
 
 def _pretext(weights: Weights | None) -> str | None:
     pretraining = weights.provenance.get("pretraining") if weights and weights.provenance else None
-    found = pretraining.get("pretext") if isinstance(pretraining, dict) else None
-    return found if isinstance(found, str) else None
+    pretext = pretraining.get("pretext") if isinstance(pretraining, dict) else None
+    return pretext if isinstance(pretext, str) else None
 
 
 def _time(text: str) -> datetime:
-    """ISO 8601 to an aware time; without a zone it counts as UTC, so that any two compare."""
-    if text.endswith("Z"):  # Python 3.10 does not read it
+    """Return an aware time from ISO 8601; a time without a zone counts as UTC."""
+    if text.endswith("Z"):  # Python 3.10 cannot read it
         text = text[:-1] + "+00:00"
     try:
         time = datetime.fromisoformat(text)
     except ValueError as error:
-        raise ValueError(f"$.run.finished is no ISO 8601 time: {text!r:.40}") from error
+        raise ValueError(f"$.run.finished must be an ISO 8601 time, got {text!r:.40}") from error
     return time if time.tzinfo else time.replace(tzinfo=timezone.utc)

@@ -11,8 +11,8 @@ from moco_d2.benchmark.drawing import STYLES, new_figure, plain, save, styles_of
 from moco_d2.benchmark.records.matching import newest
 from moco_d2.benchmark.records.results import Record
 from moco_d2.benchmark.statistics import Summary, summarize
-from moco_d2.benchmark.tables.comparison import column_title, row_order
-from moco_d2.benchmark.tables.grouping import by_initialization, is_voc
+from moco_d2.benchmark.tables.comparison import column_title
+from moco_d2.benchmark.tables.grouping import by_initialization, is_voc, row_order
 from moco_d2.errors import UserError
 from moco_d2.records.metrics_json import read_log
 

@@ -1,1 +1,1 @@
-"""Records -> what may be said of them -> tables in four formats; the paper's the same way."""
+"""Tables from run records, or of published values, in four formats."""

@@ -1,8 +1,8 @@
-"""What is printed in each cell of a table, as spans of text that every format sets its own way.
+"""The text of each cell of a table, as spans that each format styles in its own way.
 
-A measured cell reads ``55.9 ± 0.2 (n=5) (+2.4)``: mean, sample standard deviation over seeds, runs,
-difference to supervised. Bold follows the paper's green, from +0.5 points on, and only where the
-tests support the difference. Below it the differences: ``+2.4 [+2.1, +2.7] p 0.0004``, with
+A measured cell is ``55.9 ± 0.2 (n=5) (+2.4)``: mean, sample standard deviation over seeds, number
+of runs, difference to supervised. Bold stands for the paper's green: differences from +0.5 points
+on, and only where the tests support them. A difference is ``+2.4 [+2.1, +2.7] p 0.0004``, with
 confidence interval and corrected p.
 """
 
@@ -12,8 +12,7 @@ from moco_d2.benchmark.records.matching import MARKS
 from moco_d2.benchmark.statistics import Comparison
 from moco_d2.benchmark.tables.table import Cell, Row, Table
 
-#: Text and how it is set: "", "bold", "gain" (bold, and green where there are colors) or "mark"
-#: (raised).
+#: Text and its style: "", "bold", "gain" (bold, and green in color) or "mark" (superscript).
 Span = tuple[str, str]
 #: A label and its cells.
 Line = tuple[list[Span], list[list[Span]]]
@@ -21,14 +20,14 @@ Line = tuple[list[Span], list[list[Span]]]
 _SMALLEST_P = 1e-4
 
 
-def _signed(value: float) -> str:
-    """One decimal with its sign, as the paper prints it: +2.4, -0.4, 0.0."""
+def signed(value: float) -> str:
+    """Return a difference as the paper prints it, with one decimal: +2.4, -0.4, 0.0."""
     value = round(value, 1)
     return f"{value:+.1f}" if value else "0.0"
 
 
 def _number(value: float) -> str:
-    """As printed: a whole number is a count (parameters, epochs), others have a decimal or more."""
+    """Return a published number as printed. Integers are counts; others have 1 or 2 decimals."""
     if isinstance(value, int) or value == round(value, 1):
         return str(value)
     return f"{value:.2f}"
@@ -37,7 +36,7 @@ def _number(value: float) -> str:
 def _cell_spans(cell: Cell, row: Row) -> list[Span]:
     if cell.mean is None:
         return [("–", "")]
-    # A measured value has as many digits as its spread is worth; a published one those it has.
+    # A measured value has one decimal, because of its spread; a published one has its own digits.
     spans = [(_number(cell.mean) if cell.n is None else f"{cell.mean:.1f}", "")]
     if cell.std is not None:
         spans = [(f"{cell.mean:.1f} ± {cell.std:.1f}", "")]
@@ -47,7 +46,7 @@ def _cell_spans(cell: Cell, row: Row) -> list[Span]:
         spans.append((f" (n={cell.n})", ""))
     if cell.difference is not None:
         spans.append((" ", ""))
-        spans.append((f"({_signed(cell.difference)})", "gain" if cell.highlighted else ""))
+        spans.append((f"({signed(cell.difference)})", "gain" if cell.highlighted else ""))
     return spans
 
 
@@ -58,15 +57,15 @@ def _signs(row: Row) -> str:
 def _paper_spans(cell: Cell) -> list[Span]:
     if cell.published is None or cell.gap is None:
         return [("–", "")]
-    text = f"{_number(cell.published)}, gap {_signed(cell.gap)}"
+    text = f"{_number(cell.published)}, gap {signed(cell.gap)}"
     if cell.band is not None:
-        # Not rounded towards 0.0, nor to where a gap outside would seem to be inside.
+        # With two decimals, a gap outside the band cannot seem to be inside.
         text += f" ({'within' if cell.within else 'outside'} ±{cell.band:.2f})"
     return [(text, "")]
 
 
 def value_lines(table: Table) -> Iterable[Line]:
-    """The printed lines: a row's label and cells, and the paper's row below where there is one."""
+    """Yield the label and cells of each row, and of the paper's row below it if there is one."""
     for row in table.rows:
         yield [(row.label, "")], [_cell_spans(cell, row) for cell in row.cells]
         if row.paper:
@@ -74,7 +73,7 @@ def value_lines(table: Table) -> Iterable[Line]:
 
 
 def difference_lines(table: Table) -> list[Line]:
-    """One line a pair of initializations; none where nothing could be tested."""
+    """Return one line per pair of initializations; none if nothing could be tested."""
     if not any(c and c.test for pair in table.pairs for c in pair.comparisons):
         return []
     rows = {row.label: row for row in table.rows}
@@ -94,28 +93,29 @@ def _marked(row: Row) -> list[Span]:
 def _difference_spans(comparison: Comparison | None) -> list[Span]:
     if comparison is None:
         return [("–", "")]
-    spans = [(_signed(comparison.difference), "bold" if comparison.supported else "")]
+    spans = [(signed(comparison.difference), "bold" if comparison.supported else "")]
     low, high, p = comparison.low, comparison.high, comparison.p_holm
     if low is not None and high is not None and p is not None:
-        spans.append((f" [{_signed(low)}, {_signed(high)}] p {p_value(p)}", ""))
+        spans.append((f" [{signed(low)}, {signed(high)}] p {p_value(p)}", ""))
     return spans
 
 
 def p_value(value: float) -> str:
+    """Return a p value as text: 0.04, <0.0001, 1.0."""
     if value < _SMALLEST_P:
         return f"<{_SMALLEST_P:.4f}"
     return f"{value:.2g}" if value < 0.995 else "1.0"
 
 
 def footnotes(table: Table) -> list[Span]:
-    """Every sentence below the table with its footnote sign, which is empty for a plain note."""
+    """Return each sentence below the table with its sign, which is "" for a plain note."""
     return [(text, MARKS[mark]) for mark, text in table.footnotes] + [
         (note, "") for note in table.notes
     ]
 
 
 def grids(table: Table) -> Iterable[tuple[str, list[Line]]]:
-    """What is set as a table: the rows, and their differences if any were tested."""
+    """Yield header and lines of the rows, and of their differences if any were tested."""
     yield table.head, list(value_lines(table))
     if differences := difference_lines(table):
         yield "difference", differences

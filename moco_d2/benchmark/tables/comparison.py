@@ -1,14 +1,14 @@
-"""What the tables say, before it is written in any format.
+"""Tables from run records, before they are written in a format.
 
-Initializations x metrics, differences and their significance, the paper beside them, and all
-reservations.
+A table has initializations x metrics, differences with their significance, the published values
+beside them, and footnotes.
 """
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
 from moco_d2.benchmark.paper import PaperRow, PaperTable, baseline_of, row_beside
-from moco_d2.benchmark.records.matching import BASELINE, MARKS, Matching, newest
+from moco_d2.benchmark.records.matching import MARKS, Matching, newest
 from moco_d2.benchmark.records.results import Record
 from moco_d2.benchmark.statistics import (
     Comparison,
@@ -20,16 +20,15 @@ from moco_d2.benchmark.statistics import (
     welch,
 )
 from moco_d2.benchmark.tables import notes
+from moco_d2.benchmark.tables.grouping import by_initialization, is_voc
 from moco_d2.benchmark.tables.table import Cell, Pair, Row, Table
 
-#: Points from which the paper prints a difference to supervised in green (caption of its Table 2).
+#: The paper prints a difference to supervised in green from here on, points (caption of Table 2).
 HIGHLIGHT_FROM = 0.5
 #: With more initializations than this, each is compared with the baseline only.
 _MOST_COMPARED_PAIRWISE = 8
 
-# Rows in the paper's order; others follow alphabetically.
-_ROW_ORDER = ("random", BASELINE, "supervised_msra", "moco")
-# Columns in the paper's order: AP50 leads in its VOC tables, AP in all others.
+# Columns in the paper's order: AP50 comes first in its VOC tables, AP in all others.
 _VOC_COLUMNS = {"bbox/AP50": "AP50", "bbox/AP": "AP", "bbox/AP75": "AP75"}
 _COLUMNS = {
     f"{group}/{name}": f"AP{short}{name.removeprefix('AP')}"
@@ -44,7 +43,7 @@ _COLUMNS = {
 
 
 def measured_tables(records: Iterable[Record]) -> list[Table]:
-    """One table a task, from run records."""
+    """Return one table per task."""
     by_task: dict[str, list[Record]] = {}
     for record in records:
         by_task.setdefault(record.task, []).append(record)
@@ -52,27 +51,18 @@ def measured_tables(records: Iterable[Record]) -> list[Table]:
 
 
 def column_title(metric: str, *, voc: bool) -> str:
-    """The paper's name of a metric: ``bbox/AP50`` is AP50 on VOC and APbb50 elsewhere."""
+    """Return the paper's name of a metric: ``bbox/AP50`` is AP50 on VOC and APbb50 elsewhere."""
     return {**_COLUMNS, **(_VOC_COLUMNS if voc else {})}.get(metric, metric)
-
-
-def row_order(initialization: str) -> tuple[int, str]:
-    """Sort key: the paper's order, then alphabetical."""
-    known = initialization in _ROW_ORDER
-    return (_ROW_ORDER.index(initialization) if known else len(_ROW_ORDER), initialization)
 
 
 def _measured_table(task: str, records: list[Record]) -> Table:
     records, repeated = newest(records)
-    voc = any("voc" in name.lower() for r in records for name in (task, *r.datasets_test))
+    voc = is_voc(records)
     order = _VOC_COLUMNS if voc else _COLUMNS
     present = {m for r in records for m in r.metrics}
     metrics = tuple(m for m in order if m in present) or tuple(sorted(present))
     columns = tuple(column_title(m, voc=voc) for m in metrics)
-    runs: dict[str, list[Record]] = {}
-    for record in sorted(records, key=lambda r: (row_order(r.initialization), r.seed)):
-        runs.setdefault(record.initialization, []).append(record)
-
+    runs = by_initialization(records)
     matching = Matching(records)
     baseline = next((name for name in baseline_of(task) if name in runs), None)
     pairs = _pairs(runs, metrics, matching, baseline)
@@ -91,7 +81,7 @@ def _measured_table(task: str, records: list[Record]) -> Table:
         )
         for name, group in runs.items()
     )
-    found = {mark for row in rows for mark in row.marks}
+    marks = {mark for row in rows for mark in row.marks}
     tests = sorted({short_name(d) for r in records for d in r.datasets_test})
     return Table(
         task=task,
@@ -101,7 +91,7 @@ def _measured_table(task: str, records: list[Record]) -> Table:
         rows=rows,
         baseline=baseline,
         pairs=pairs,
-        footnotes=tuple((m, matching.footnote(m)) for m in MARKS if m in found),
+        footnotes=tuple((m, matching.footnote(m)) for m in MARKS if m in marks),
         notes=(
             *notes.on_paper(task, beside),
             *notes.on_differences(baseline, HIGHLIGHT_FROM),
@@ -113,7 +103,7 @@ def _measured_table(task: str, records: list[Record]) -> Table:
 
 
 def short_name(dataset: str) -> str:
-    """A dataset given by path, ``coco:/a/b/test.json:/a/images``, without the folders before it."""
+    """Return the name of a dataset without folders: ``coco:/a/b/c.json:/d/e`` is coco:c.json:e."""
     return ":".join(part.rstrip("/").rsplit("/", 1)[-1] for part in dataset.split(":"))
 
 
@@ -132,7 +122,7 @@ def _pairs(
         compared = [(later, earlier) for earlier, later in itertools.combinations(names, 2)]
     else:
         compared = [(name, baseline) for name in names if baseline not in (None, name)]
-    # Differences read from the baseline, whichever of the two comes first in the table.
+    # A difference to the baseline is always the other row minus the baseline.
     compared = [(b, a) if a == baseline else (a, b) for a, b in compared]
     values = {(name, m): _values(group, m) for name, group in runs.items() for m in metrics}
     family = {
@@ -151,9 +141,10 @@ def _pairs(
 def compare_values(
     runs: list[tuple[Record, float]], others: list[tuple[Record, float]], matching: Matching
 ) -> Comparison:
-    """Paired where the runs come in pairs: one seed, one config, as many processes on both sides.
+    """Test the difference of two initializations.
 
-    The seed then gives both the same data order and the same head to begin with.
+    The test is paired if seeds, configs and numbers of processes are equal on both sides. The seed
+    then gives both runs of a pair the same data order and the same initial head.
     """
 
     def design(side: list[tuple[Record, float]]) -> list[tuple[int, str, int | None]]:
@@ -194,7 +185,7 @@ def _cell(
 def _beside_paper(
     metric: str, summary: Summary, paper: tuple[PaperTable, PaperRow] | None
 ) -> dict[str, float | None]:
-    """The cell's fields about the published value, if there is one."""
+    """Return the fields of the cell for the published value, if there is one."""
     if paper is None or metric not in paper[0].metrics:
         return {}
     table, row = paper

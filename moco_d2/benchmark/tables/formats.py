@@ -18,7 +18,7 @@ _CSV_COMPARISON = ("difference", "low", "high", "p", "p_holm", "test")
 
 
 def to_markdown(tables: list[Table]) -> str:
-    """A heading, tables and paragraphs; every character of a name is text."""
+    """Return headings, tables and paragraphs; Markdown in a name is escaped."""
 
     def escape(text: str) -> str:
         for special in "\\`*_|<>[]":
@@ -44,10 +44,10 @@ def to_markdown(tables: list[Table]) -> str:
 
 
 def to_csv(tables: list[Table]) -> str:
-    """For other programs: numbers unrounded, marks by name, no notes.
+    """Return CSV for other programs: unrounded numbers, names of marks, no notes.
 
-    One line a cell, with its difference to the baseline; then one for every other difference that
-    was tested, without a mean.
+    Each cell is one line, with its difference to the baseline. Each other difference that was
+    tested is one more line, without a mean.
     """
     rows: list[dict[str, object]] = []
     for table in tables:
@@ -78,9 +78,9 @@ def to_csv(tables: list[Table]) -> str:
 
 
 def _no_formula(value: object) -> object:
-    """A name from a record may begin as what a spreadsheet takes for a formula, and runs."""
-    runs = isinstance(value, str) and value.startswith(("=", "+", "-", "@"))
-    return f"'{value}" if runs else value
+    """Escape a name from a record that a spreadsheet would run as a formula."""
+    formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@"))
+    return f"'{value}" if formula else value
 
 
 def _csv_pair(table: Table, pair: Pair, metric: str, comparison: Comparison) -> dict[str, object]:
@@ -117,7 +117,7 @@ _LATEX = {
 
 
 def to_latex(tables: list[Table]) -> str:
-    """Plain ``tabular``: needs no package."""
+    """Return LaTeX with ``tabular``, which needs no package."""
 
     def escape(text: str) -> str:
         return "".join(_LATEX.get(c, c) for c in text.replace("\n", " "))
@@ -141,7 +141,7 @@ def to_latex(tables: list[Table]) -> str:
             texts = ["".join(span(*s) for s in cell) for cell in (label, *cells)]
             lines.append(" & ".join(texts) + r" \\")
         lines += [r"\hline", r"\end{tabular}"]
-        for label, cells in difference_lines(table):  # too wide for columns, so a sentence each
+        for label, cells in difference_lines(table):  # too wide for columns
             texts = [
                 f"{escape(column)} {''.join(span(*s) for s in cell)}"
                 for column, cell in zip(table.columns, cells, strict=True)
@@ -156,13 +156,14 @@ def to_latex(tables: list[Table]) -> str:
     return "\n".join(parts)
 
 
-# Spaces where a narrow column breaks no line: "55.9 ± 0.2", "[-0.1, +0.3]", "p 0.04".
+# No line break at these spaces in a narrow column: "55.9 ± 0.2", "[-0.1, +0.3]", "p 0.04".
 _UNBROKEN = re.compile(r" (?=±)|(?<=±) |(?<=\d,) (?=[+-]?\d)|(?<=\bp) ")
 
 
 def to_html(tables: list[Table]) -> str:
-    """Return a fragment for benchmark/page.html, which has the styles: green, with a sign that
-    needs no color.
+    """Return a fragment for benchmark/page.html, which has the styles.
+
+    A gain is green and has a sign for readers who do not see colors.
     """
 
     def span(text: str, style: str) -> str:

@@ -1,16 +1,24 @@
-"""Runs in the order in which tables and figures show them."""
+"""The order of runs in tables and figures."""
 
 import re
 from collections.abc import Iterable
 
+from moco_d2.benchmark.records.matching import BASELINE
 from moco_d2.benchmark.records.results import Record
-from moco_d2.benchmark.tables.comparison import row_order
 
-_LONGEST_NAME = 60
+# Rows in the paper's order; others follow alphabetically.
+_ROW_ORDER = ("random", BASELINE, "supervised_msra", "moco")
+_LONGEST_NAME = 60  # characters
+
+
+def row_order(initialization: str) -> tuple[int, str]:
+    """Return a sort key: the paper's order, then alphabetical."""
+    known = initialization in _ROW_ORDER
+    return (_ROW_ORDER.index(initialization) if known else len(_ROW_ORDER), initialization)
 
 
 def by_initialization(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """Runs by initialization, in the paper's order, those of each by seed."""
+    """Return runs by initialization in the paper's order, sorted by seed."""
     runs: dict[str, list[Record]] = {}
     for record in sorted(records, key=lambda r: (row_order(r.initialization), r.seed)):
         runs.setdefault(record.initialization, []).append(record)
@@ -18,7 +26,7 @@ def by_initialization(records: Iterable[Record]) -> dict[str, list[Record]]:
 
 
 def by_task(records: Iterable[Record]) -> dict[str, dict[str, list[Record]]]:
-    """by_initialization of each task, tasks by name."""
+    """Return by_initialization of each task, sorted by task."""
     tasks: dict[str, list[Record]] = {}
     for record in records:
         tasks.setdefault(record.task, []).append(record)
@@ -26,12 +34,12 @@ def by_task(records: Iterable[Record]) -> dict[str, dict[str, list[Record]]]:
 
 
 def is_voc(records: Iterable[Record]) -> bool:
-    """Whether the runs are named and printed as in the paper's VOC tables."""
+    """Return whether the runs belong to the paper's VOC tables, which name metrics differently."""
     return any("voc" in name.lower() for r in records for name in (r.task, *r.datasets_test))
 
 
 def file_names(tasks: Iterable[str]) -> dict[str, str]:
-    """A different name for the files of each task, its own where that is a name for files."""
+    """Return a unique file name for each task: the name of the task if that is a file name."""
     names = {}
     for i, task in enumerate(tasks):
         plain = re.sub(r"[^A-Za-z0-9_-]", "_", task)[:_LONGEST_NAME]

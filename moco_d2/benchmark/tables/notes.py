@@ -1,4 +1,4 @@
-"""The sentences below a table: what was tested and how, what may be claimed, what was left out."""
+"""The sentences below a table: the tests, the claims that they support, and missing runs."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -16,17 +16,17 @@ _TESTS = {
     "paired": "paired t-test over seeds (one seed: the same data order and initial head)",
     "Welch": "Welch's t-test",
 }
-# With no more seeds than this the tests are weak, and the note says how weak.
+# Up to this number of seeds a note says how little power the tests have.
 _FEW_SEEDS = 3
-_LONGEST_VALUE = 60  # characters; a record may say anything
+_LONGEST_VALUE = 60  # characters; the text of a record may be long
 
 
 def on_paper(task: str, beside: Mapping[str, tuple[PaperTable, PaperRow] | None]) -> Iterable[str]:
-    """Sources of the published values, and why there are none."""
+    """Yield the sources of the published values, and why some are missing."""
     bands: dict[str, list[str]] = {}
-    for initialization, found in beside.items():
-        if found is not None:
-            table, _ = found
+    for initialization, published in beside.items():
+        if published is not None:
+            table, _ = published
             text = f"{table.source}; {_runs(table)}; {_spread(table)}"
             bands.setdefault(text, []).append(initialization)
     for text, names in bands.items():
@@ -34,25 +34,25 @@ def on_paper(task: str, beside: Mapping[str, tuple[PaperTable, PaperRow] | None]
     if bands:
         yield (
             f"Within: the gap to the paper is inside the {_PERCENT} band of Welch's t for the "
-            "difference of two means, ours and the paper's, which is rounded to 0.1. A side "
-            "without spread takes the other's; without both there is no band."
+            "difference between our mean and the paper's, which is rounded to 0.1. A side without "
+            "a spread takes the spread of the other; without both there is no band."
         )
-    other = [name for name, found in beside.items() if found is None and find_row(task, name)]
+    other = [name for name, row in beside.items() if row is None and find_row(task, name)]
     if other:
         yield (
             f"{', '.join(other)}: other data or schedule than the paper's, "
             f"so no paper values are set beside {'them' if len(other) > 1 else 'it'}."
         )
     if not any(find_row(task, initialization) for initialization in beside):
-        yield "No published row for these, so no paper values are set beside them."
+        yield "The paper has no rows for these initializations, so no paper values are shown."
 
 
 def on_differences(
     baseline: str | None, highlight_from: float, *, measured: bool = True
 ) -> Iterable[str]:
-    """What stands in parentheses and what is bold."""
+    """Yield the meaning of parentheses and of bold."""
     if baseline is None:
-        yield f"No {BASELINE} run, so no differences."
+        yield f"There is no {BASELINE} run, so there are no differences."
         return
     rule = f"at least +{highlight_from}"
     rule += " and an order that the tests support" if measured else ""
@@ -62,10 +62,10 @@ def on_differences(
 def on_significance(
     pairs: Sequence["Pair"], columns: Sequence[str], initializations: int
 ) -> Iterable[str]:
-    """The tests by name, and the only orders that may be claimed from the table."""
+    """Yield the names of the tests, and all orders that may be claimed from the table."""
     if not pairs:
         if initializations > 1:
-            yield f"{initializations} initializations, too many to compare each with each."
+            yield f"{initializations} initializations are too many to compare all pairs."
         return
     compared = [c for pair in pairs for c in pair.comparisons if c]
     tested = [c for c in compared if c.test]
@@ -85,13 +85,13 @@ def on_significance(
             yield f"With {fewest} seeds the tests have little power{_least(fewest, tested)}."
     if untested:
         yield (
-            "No spread to test against (a single run, or runs without any difference), no order "
-            f"claimed: {'; '.join(untested)}."
+            "No spread to test against (a single run, or equal runs), so no order is claimed: "
+            f"{'; '.join(untested)}."
         )
 
 
 def on_runs(runs: Mapping[str, Sequence[Record]], metrics: Sequence[str]) -> Iterable[str]:
-    """Missing metrics, several weights files, different machines."""
+    """Yield notes on missing metrics, several weights files and different machines."""
     for initialization, group in runs.items():
         empty = sum(any(r.metrics.get(m) is None for m in metrics) for r in group)
         if empty:
@@ -105,7 +105,7 @@ def on_runs(runs: Mapping[str, Sequence[Record]], metrics: Sequence[str]) -> Ite
     machines = _environments(r for group in runs.values() for r in group)
     different = [f"{k} ({', '.join(sorted(v))})" for k, v in machines.items() if len(v) > 1]
     if different:
-        yield f"Not the same in all runs: {', '.join(different)}."
+        yield f"Different between runs: {', '.join(different)}."
 
 
 def _environments(records: Iterable[Record]) -> dict[str, set[str]]:
@@ -122,7 +122,7 @@ def _runs(table: PaperTable) -> str:
     return (
         f"mean of {table.trials} runs"
         if table.trials
-        else "number of runs not stated, taken as one"
+        else "number of runs not stated, so one is assumed"
     )
 
 
@@ -130,7 +130,7 @@ def _spread(table: PaperTable) -> str:
     if table.std:
         return f"standard deviation {table.std_text}"
     remark = f"; {table.spread_remark}" if table.spread_remark else ""
-    return f"spread not published, taken as ours{remark}"
+    return f"spread not published, so ours is used{remark}"
 
 
 def _least(fewest: int, tested: Sequence[Comparison]) -> str:
@@ -164,13 +164,13 @@ def _on_tests(pairs: Sequence["Pair"], tested: Sequence[Comparison]) -> Iterable
 def _listed(
     pairs: Sequence["Pair"], columns: Sequence[str], wanted: Callable[[Comparison], bool]
 ) -> list[str]:
-    """``moco above supervised in AP, AP75``, one entry a pair and direction."""
-    said: dict[tuple[str, str, str], list[str]] = {}
+    """Return ``moco above supervised in AP, AP75`` for each pair and direction."""
+    orders: dict[tuple[str, str, str], list[str]] = {}
     for pair in pairs:
         for column, comparison in zip(columns, pair.comparisons, strict=True):
             if comparison and wanted(comparison):
                 word = "and"
                 if comparison.supported:
                     word = "above" if comparison.difference > 0 else "below"
-                said.setdefault((pair.label, word, pair.against), []).append(column)
-    return [f"{' '.join(key)} in {', '.join(titles)}" for key, titles in said.items()]
+                orders.setdefault((pair.label, word, pair.against), []).append(column)
+    return [f"{' '.join(key)} in {', '.join(titles)}" for key, titles in orders.items()]

@@ -1,4 +1,4 @@
-"""The published tables in the same form as measured ones, with differences recomputed."""
+"""The published tables in the form of measured tables, with recomputed differences."""
 
 from collections.abc import Iterable
 
@@ -10,13 +10,13 @@ from moco_d2.benchmark.tables.table import Cell, Row, Table
 
 
 def published_tables(name: str | None = None) -> list[Table]:
-    """The paper's own tables; bold follows the paper, by size alone.
+    """Return the published tables. As in the paper, bold depends only on the size of a difference.
 
     Args:
-        name: a table's name or a task's, whose tables are wanted; None for all.
+        name: Name of a table or of a task; None for all tables.
 
     Raises:
-        UserError: there is no such table.
+        UserError: If there is no such table.
     """
     return [_published_table(table) for table in tables_named(name)]
 
@@ -27,7 +27,7 @@ def _published_table(table: PaperTable) -> Table:
         Row(row.label, _cells(table, row), ("unconfirmed",) if row.unconfirmed else ())
         for row in table.rows
     )
-    found = {mark for row in rows for mark in row.marks}
+    marks = {mark for row in rows for mark in row.marks}
     return Table(
         task=table.name,
         title=table.title,
@@ -35,7 +35,7 @@ def _published_table(table: PaperTable) -> Table:
         columns=tuple(column_title(m, voc=voc) for m in table.metrics),
         rows=rows,
         baseline=table.baseline.label if table.baseline else None,
-        footnotes=tuple((mark, FOOTNOTES[mark]) for mark in MARKS if mark in found),
+        footnotes=tuple((mark, FOOTNOTES[mark]) for mark in MARKS if mark in marks),
         notes=tuple(_notes(table)),
     )
 
@@ -46,7 +46,7 @@ def _cells(table: PaperTable, row: PaperRow) -> tuple[Cell, ...]:
         base = table.baseline.values
     cells = []
     for metric, value, other in zip(table.metrics, row.values, base, strict=True):
-        # Rounded because 81.5 - 81.3 is a hair above 0.2.
+        # In floating point 81.5 - 81.3 is slightly above 0.2.
         difference = None if value is None or other is None else round(value - other, 2)
         highlighted = difference is not None and difference >= HIGHLIGHT_FROM
         cells.append(Cell(metric, mean=value, difference=difference, highlighted=highlighted))

@@ -1,19 +1,17 @@
-"""What a table consists of."""
+"""The parts of a table."""
 
 from dataclasses import dataclass
 
-from moco_d2.benchmark.statistics import (
-    Comparison,
-)
+from moco_d2.benchmark.statistics import Comparison
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One metric of one initialization, in percent; a field is None where it does not apply.
+    """One metric of one initialization, in percent. A field is None if it does not apply.
 
-    `difference` is to the baseline, `comparison` what is known of it. `published` is the paper's
-    value, `gap` the mean minus that, `band` the largest |gap| that chance explains
-    (statistics.agreement_band).
+    `difference` is the difference to the baseline and `comparison` its test. `published` is the
+    paper's value, `gap` the mean minus the published value, and `band` the largest |gap| that
+    chance explains (statistics.agreement_band).
     """
 
     metric: str
@@ -29,7 +27,7 @@ class Cell:
 
     @property
     def within(self) -> bool | None:
-        """Whether chance explains the gap to the paper; None where nothing can be said."""
+        """Whether chance explains the gap to the paper; None without a band."""
         return None if self.band is None or self.gap is None else abs(self.gap) <= self.band
 
 
@@ -37,8 +35,8 @@ class Cell:
 class Row:
     """One initialization.
 
-    `marks` are names in MARKS and hold for every cell; `paper` labels the published row set beside
-    this one.
+    `marks` are names in MARKS that apply to every cell. `paper` is the label of the published row
+    that stands beside this one.
     """
 
     label: str
@@ -49,7 +47,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Pair:
-    """Row `label` minus row `against`, by metric; None where one of them has no value."""
+    """Row `label` minus row `against` for each metric; None if one of them has no value."""
 
     label: str
     against: str
@@ -58,10 +56,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Table:
-    """One task. `footnotes` explain the marks, by name; `notes` are sentences below the table.
+    """One task. `footnotes` are pairs of a mark and its text, `notes` sentences below the table.
 
-    `baseline` labels the row that differences are taken to; `pairs` is what was tested, and
-    corrected for its number, together. `head` says what the rows are.
+    `baseline` is the label of the row that differences are taken to. `pairs` are all comparisons
+    that were tested and corrected together. `head` is the title of the column with the row labels.
     """
 
     task: str

@@ -1,7 +1,7 @@
-"""What a run tells while it learns: kNN accuracy, and alarms for what goes wrong silently.
+"""Monitor a pretraining: kNN accuracy, accuracy of guessing, and the alarms of alarms.py.
 
-Scalars go through Detectron2's EventStorage, so into metrics.json and TensorBoard: here
-``knn_accuracy`` and ``pretext_chance``. The alarms are in alarms.py.
+The scalars ``knn_accuracy`` and ``pretext_chance`` go through Detectron2's EventStorage into
+metrics.json and TensorBoard.
 """
 
 import logging
@@ -13,21 +13,22 @@ from detectron2.engine import HookBase, hooks
 
 from moco_d2.files import atomic_write
 from moco_d2.pretrain.alarms import CollapseAlarm, DataTimeAdvice, ExpectedLoss, LeakAlarm
-from moco_d2.pretrain.probe.knn import Features, KNNMonitor
+from moco_d2.pretrain.probe.knn import KNNMonitor
+from moco_d2.pretrain.probe.labeled import Features
 from moco_d2.pretrain.probe.neighbor_sheet import as_array, neighbor_sheet
 
 logger = logging.getLogger(__name__)
 
 
 def build_monitors(cfg: CfgNode, *, is_main: bool) -> list[HookBase]:
-    """All monitoring hooks of a pretraining run; after the timer and before the writers.
+    """Return the monitoring hooks of a pretraining. They run after the timer, before the writers.
 
     Args:
-        cfg: after `schedule.scale_recipe`.
-        is_main: whether this process is the one that evaluates and warns; the others wait for it.
+        cfg: A config that `schedule.scale_recipe` has scaled.
+        is_main: Whether this process evaluates and warns. The other processes wait for it.
 
     Raises:
-        UserError: the kNN folders cannot be compared, or MOCO.MONITOR.EXPECTED_LOSS is no range.
+        UserError: If the kNN folders cannot be compared.
     """
     monitors: list[HookBase] = []
     knn = cfg.MOCO.KNN
@@ -54,15 +55,17 @@ def build_monitors(cfg: CfgNode, *, is_main: bool) -> list[HookBase]:
 
 
 def num_logits(cfg: CfgNode) -> int:
-    """Keys that a query is compared with: its own and the dictionary's K, or the batch's."""
+    """Return the number of keys that a query is compared with."""
     if cfg.MOCO.DICTIONARY.NAME == "EndToEnd":
         return cfg.SOLVER.IMS_PER_BATCH // cfg.MOCO.ACCUMULATION
     return 1 + cfg.MOCO.DICTIONARY.SIZE
 
 
 class KNNEvaluation(hooks.EvalHook):
-    """kNN accuracy of the query encoder before training, every `period` iterations and at the end,
-    with a sheet of nearest neighbors. One process evaluates, the others wait.
+    """Measures the kNN accuracy of the query encoder, and draws a sheet of nearest neighbors.
+
+    It runs before training, every `period` iterations and at the end. One process evaluates, the
+    others wait.
     """
 
     def __init__(
@@ -75,10 +78,10 @@ class KNNEvaluation(hooks.EvalHook):
     ):
         """
         Args:
-            monitor: None in the processes that wait.
-            period: iterations; 0: only at the start and the end.
-            sheet_queries: rows of the sheet; 0: none.
-            sheet_folder: gets ITERATION.png, numbered as in metrics.json.
+            monitor: The measurement; None in the processes that wait.
+            period: Iterations between two evaluations; 0 evaluates only at the start and the end.
+            sheet_queries: Rows of the sheet; 0 draws no sheet.
+            sheet_folder: The folder for ITERATION.png, numbered as in metrics.json.
         """
         super().__init__(period, self._evaluate)
         self.monitor = monitor
@@ -87,10 +90,10 @@ class KNNEvaluation(hooks.EvalHook):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, *, is_main: bool) -> "KNNEvaluation":
-        """From ``cfg.MOCO.KNN`` and ``cfg.MOCO.MONITOR``; both folders are listed now.
+        """Build from ``cfg.MOCO.KNN`` and ``cfg.MOCO.MONITOR``, and list both folders.
 
         Raises:
-            UserError: they cannot be compared.
+            UserError: If the folders cannot be compared.
         """
         knn = cfg.MOCO.KNN
         monitor = KNNMonitor(
@@ -109,7 +112,7 @@ class KNNEvaluation(hooks.EvalHook):
         )
 
     def before_train(self) -> None:
-        if self.trainer.start_iter == 0:  # the random network: the value to compare with
+        if self.trainer.start_iter == 0:  # measure the random network, for comparison
             self._do_eval()
 
     def _evaluate(self) -> dict[str, float]:
@@ -142,19 +145,21 @@ class KNNEvaluation(hooks.EvalHook):
 
 
 class PretextChance(HookBase):
-    """What guessing gives: in the log, and beside ``pretext_accuracy`` as ``pretext_chance``."""
+    """Reports what guessing reaches: in the log, and as ``pretext_chance`` in the metrics."""
 
     def __init__(self, logits: int, *, symmetric: bool = False):
         """
         Args:
-            logits: of which one is right.
-            symmetric: the loss is the sum of two.
+            logits: Number of logits, of which one is right.
+            symmetric: Whether the loss is the sum of two directions.
         """
         self.chance = 1 / logits
         self.loss = (2 if symmetric else 1) * math.log(logits)
 
     def before_train(self) -> None:
-        logger.info("by chance, pretext_accuracy is %.3g and the loss %.2f", self.chance, self.loss)
+        logger.info(
+            "guessing has a pretext_accuracy of %.3g and a loss of %.2f", self.chance, self.loss
+        )
 
     def after_step(self) -> None:
         self.trainer.storage.put_scalar("pretext_chance", self.chance, smoothing_hint=False)

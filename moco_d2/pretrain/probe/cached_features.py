@@ -1,4 +1,4 @@
-"""Evaluation on cached features: every image goes through the backbone once, or once a crop.
+"""Evaluate on cached features: every crop goes through the backbone only once.
 
 Legend: M images, V crops of each, D feature width, C classes.
 """
@@ -17,19 +17,22 @@ from moco_d2.files import atomic_write, sha256_of_json
 from moco_d2.pretrain.augmentation.views import build_evaluation_transform
 from moco_d2.pretrain.data.sources import ImageList
 from moco_d2.pretrain.probe.classifier import Recipe, new_classifier, topk_correct
-from moco_d2.pretrain.probe.labeled import build_training_transform, evaluation_loader
+from moco_d2.pretrain.probe.labeled import (
+    Features,
+    build_training_transform,
+    evaluation_loader,
+    extract,
+)
 
 logger = logging.getLogger(__name__)
 
-# Candidates of the fast mode, for batches of 256: from the paper's rate of MoCo features down to
-# what features of larger norm need.
+# Learning rates that the fast mode tries, for batches of 256. The paper uses 30 for MoCo features;
+# features of larger norm need smaller ones.
 FAST_LRS = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1)
-_HELD_OUT = 0.1  # share of each class' training images that the learning rate is chosen on
+_HELD_OUT = 0.1  # fraction of each class' training images on which the learning rate is chosen
+_SCORE_CHUNK = 4096  # features whose logits are computed at once
 
-Features = tuple[Tensor, Tensor]
 
-
-@torch.no_grad()
 def extract_crops(
     network: nn.Module,
     images: ImageList,
@@ -41,13 +44,13 @@ def extract_crops(
     seed: int,
     device: torch.device,
 ) -> Features:
-    """Pooled features (M, V, D) on the CPU and labels (M,).
+    """Return pooled features (M, V, D) on the CPU and labels (M,).
 
-    The first crop is the center, further ones are random with flips, as in training.
+    The first crop is the center crop. Further crops are random and flipped at random.
 
     Args:
-        network: images -> pooled features; put into evaluation mode.
-        size: side of a crop, pixels.
+        network: images -> pooled features. It is put into evaluation mode.
+        size: Side of a crop, pixels.
         crops: V.
     """
     network.to(device).eval()
@@ -57,14 +60,10 @@ def extract_crops(
         loader = evaluation_loader(
             images, transform, batch_size=batch_size, num_workers=num_workers, seed=seed + crop
         )
-        features, labels = [], []
-        for batch, label in tqdm(
-            loader, desc=f"features, crop {crop + 1} of {crops}", disable=None
-        ):
-            features.append(network(batch.to(device, non_blocking=True)).cpu())
-            labels.append(label)
-        views.append(torch.cat(features))
-    return torch.stack(views, dim=1), torch.cat(labels)
+        progress = tqdm(loader, desc=f"features, crop {crop + 1} of {crops}", disable=None)
+        features, labels = extract(network, progress, device=device, store_on="cpu")
+        views.append(features)
+    return torch.stack(views, dim=1), labels
 
 
 def cached_features(
@@ -75,28 +74,32 @@ def cached_features(
     splits: dict[str, dict[str, Any]],
     **options: Any,
 ) -> dict[str, Features]:
-    """Features of each split, from `file` if it was made with the same `key` and holds features of
-    these images; else they are made and written there.
+    """Return the features of each split.
+
+    They are read from `file` if it has the same `key` and features of these images. Otherwise they
+    are computed and written to `file`.
 
     Args:
-        key: what the features depend on; JSON types.
-        reuse: look for `file`.
-        splits: name -> arguments of `extract_crops` of the split.
-        options: arguments of `extract_crops` for all.
+        key: Everything that the features depend on, of JSON types.
+        reuse: Whether `file` may be read.
+        splits: Name of a split -> its arguments of `extract_crops`.
+        options: Arguments of `extract_crops` for all splits.
     """
     if reuse and file.is_file():
         content = load_checkpoint(file)
-        if _is_of(content, key, splits):
+        if _has_key_and_features(content, key, splits):
             logger.info("features from %s", file)
             return {name: tuple(content[name]) for name in splits}
-    made = {name: extract_crops(**arguments, **options) for name, arguments in splits.items()}
+    computed = {name: extract_crops(**arguments, **options) for name, arguments in splits.items()}
     with atomic_write(file) as temporary:
-        torch.save({"key": key, **{name: list(pair) for name, pair in made.items()}}, temporary)
-    return made
+        torch.save({"key": key, **{name: list(pair) for name, pair in computed.items()}}, temporary)
+    return computed
 
 
-def _is_of(content: dict[Any, Any], key: dict[str, Any], splits: dict[str, Any]) -> bool:
-    """Whether `content` was written by cached_features with this key, and holds what it wrote."""
+def _has_key_and_features(
+    content: dict[Any, Any], key: dict[str, Any], splits: dict[str, Any]
+) -> bool:
+    """Return whether the content of a cache file has this key and features of these splits."""
     try:
         if sha256_of_json(content.get("key")) != sha256_of_json(key):
             return False
@@ -106,7 +109,7 @@ def _is_of(content: dict[Any, Any], key: dict[str, Any], splits: dict[str, Any])
 
 
 def _are_features(pair: Any, *, images: ImageList, crops: int) -> bool:
-    """Whether `pair` is what extract_crops may give of these images and as many crops."""
+    """Return whether `pair` can be a result of `extract_crops` for these arguments."""
     features, labels = pair
     return (
         isinstance(features, Tensor)
@@ -124,7 +127,7 @@ def _are_features(pair: Any, *, images: ImageList, crops: int) -> bool:
 def train_on_features(
     train: Features, *, num_classes: int, recipe: Recipe, seed: int, device: torch.device
 ) -> nn.Linear:
-    """A linear classifier on cached features; each epoch sees one random crop of each image."""
+    """Train a linear classifier on features. Each epoch uses one random crop of each image."""
     features, labels = train
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
@@ -150,9 +153,9 @@ def train_on_features(
 def score_on_features(
     layer: nn.Linear, test: Features, device: torch.device
 ) -> tuple[dict[str, float], float]:
-    """Top-1 and top-5 in percent on the center crops, and the mean loss."""
+    """Return top-1 and top-5 in percent on the center crops, and the mean loss."""
     features, labels = test[0][:, 0], test[1].to(device)
-    logits = torch.cat([layer(part.to(device)) for part in features.split(4096)])
+    logits = torch.cat([layer(part.to(device)) for part in features.split(_SCORE_CHUNK)])
     top1, top5 = (100 * hits / len(labels) for hits in topk_correct(logits, labels))
     return {"top1": top1, "top5": top5}, F.cross_entropy(logits, labels).item()
 
@@ -160,32 +163,36 @@ def score_on_features(
 def choose_recipe(
     train: Features, recipes: list[Recipe], *, num_classes: int, seed: int, device: torch.device
 ) -> tuple[Recipe, list[dict[str, float]]]:
-    """The recipe with the best top-1 (then the lowest loss) on training images held out from it.
+    """Choose the recipe with the best top-1 accuracy on held-out training images.
+
+    Of two recipes with the same accuracy, the one with the lower loss is better.
 
     Returns:
-        the recipe, and ``{"base_lr", "held_out_top1"}`` of each.
+        The best recipe, and ``{"base_lr", "held_out_top1"}`` of each recipe.
     """
     features, labels = train
-    kept, held_out = hold_out(labels, seed=seed)
-    tried, best, best_score = [], recipes[0], (-1.0, 0.0)
+    fitted, held_out = hold_out(labels, seed=seed)
+    scores, best, best_score = [], recipes[0], (-1.0, 0.0)
     for recipe in tqdm(recipes, desc="learning rates", disable=None):
         layer = train_on_features(
-            (features[kept], labels[kept]),
+            (features[fitted], labels[fitted]),
             num_classes=num_classes,
             recipe=recipe,
             seed=seed,
             device=device,
         )
         accuracy, loss = score_on_features(layer, (features[held_out], labels[held_out]), device)
-        tried.append({"base_lr": recipe.base_lr, "held_out_top1": accuracy["top1"]})
+        scores.append({"base_lr": recipe.base_lr, "held_out_top1": accuracy["top1"]})
         if (accuracy["top1"], -loss) > best_score:
             best, best_score = recipe, (accuracy["top1"], -loss)
-    return best, tried
+    return best, scores
 
 
 def hold_out(labels: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices to train on and indices to choose on: a tenth of each class, at least one image, and
-    none of a class that has only one.
+    """Split the images into indices to train on and held-out indices.
+
+    A tenth of each class is held out, but at least one image. A class of one image has none held
+    out.
     """
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.zeros(len(labels), dtype=torch.bool)

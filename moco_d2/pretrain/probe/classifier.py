@@ -1,4 +1,4 @@
-"""Image classification with one ResNet: a linear layer on frozen features, or all of the network.
+"""Train an image classifier: a linear layer on frozen features, or the whole ResNet.
 
 Legend: N batch, C classes.
 """
@@ -32,25 +32,25 @@ from moco_d2.pretrain.probe.labeled import Epochs, LabeledImages
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pth.tar"
-REFERENCE_BATCH = 256  # images a step that the recipes' learning rates are for
+REFERENCE_BATCH = 256  # images per step for which the recipes give the learning rate
 _LOG_PERIOD = 20  # iterations between two lines of metrics.json, as Detectron2's default
-_INITIAL_STD = 0.01  # of the classifier's weights, main_lincls.py
+_INITIAL_STD = 0.01  # standard deviation of the classifier's weights, main_lincls.py
 TOPK = (1, 5)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a classifier is trained, by SGD.
+    """The settings of a classifier's training with SGD.
 
     Attributes:
-        base_lr: learning rate for batches of 256 images; scaled linearly with the batch.
-        weight_decay: on all trained parameters.
-        milestones: shares of training after which the rate is divided by ten.
-        train_backbone: end to end, BatchNorm included; False: ``fc`` alone, with the backbone in
-            evaluation mode.
-        epochs: passes over the training images.
-        batch_size: images a step over all processes.
-        momentum: of SGD.
+        base_lr: Learning rate for batches of 256 images. It is scaled linearly with the batch.
+        weight_decay: Weight decay of all trained parameters.
+        milestones: Fractions of training after which the learning rate is divided by ten.
+        train_backbone: Whether the backbone is trained, too, including its BatchNorm. If not, it
+            stays in evaluation mode.
+        epochs: Passes over the training images.
+        batch_size: Images per step over all processes.
+        momentum: SGD momentum, in [0, 1).
     """
 
     base_lr: float
@@ -63,21 +63,21 @@ class Recipe:
 
     @property
     def lr(self) -> float:
-        """The learning rate of this batch size."""
+        """The learning rate for this batch size."""
         return self.base_lr * self.batch_size / REFERENCE_BATCH
 
     def schedule(self, iterations_per_epoch: int) -> MultiStepParamScheduler:
-        """Factor on the learning rate over the progress of training in [0, 1]."""
-        steps = {round(share * self.epochs) for share in self.milestones}
-        kept = sorted(step for step in steps if 0 < step < self.epochs)
+        """Return the factor on the learning rate as a function of progress in [0, 1]."""
+        steps = {round(fraction * self.epochs) for fraction in self.milestones}
+        milestones = sorted(step for step in steps if 0 < step < self.epochs)
         return MultiStepParamScheduler(
-            [0.1**i for i in range(len(kept) + 1)],
+            [0.1**i for i in range(len(milestones) + 1)],
             num_updates=self.epochs * iterations_per_epoch,
-            milestones=[step * iterations_per_epoch for step in kept],
+            milestones=[step * iterations_per_epoch for step in milestones],
         )
 
     def optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.SGD:
-        """SGD on the parameters at the rate of this batch size."""
+        """Return the SGD optimizer of the parameters."""
         return torch.optim.SGD(
             parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )
@@ -86,20 +86,21 @@ class Recipe:
 # The official main_lincls.py: lr 30, no weight decay, x0.1 after epochs 60 and 80 of 100.
 LINEAR = Recipe(base_lr=30.0, weight_decay=0.0, milestones=(0.6, 0.8), train_backbone=False)
 
-# End-to-end fine-tuning, paper appendix: learning rate from pretrained and from random weights.
+# Learning rates of end-to-end fine-tuning, from pretrained and from random weights (paper
+# appendix).
 FINETUNE_LR = {"imagenet": (0.03, 0.1), "inaturalist": (0.025, 0.1)}
-# The appendix states 100 epochs and /10 at 70 and 90 % for iNaturalist. Weight decay and batch are
-# those of the paper's ImageNet training.
+# For iNaturalist, the appendix states 100 epochs and a division by 10 at 70 and 90 %. Weight decay
+# and batch size are those of the paper's ImageNet training.
 _FINETUNE_DECAY = 1e-4
 _FINETUNE_MILESTONES = (0.7, 0.9)
 
 
 def finetune_recipe(task: str, *, scratch: bool) -> Recipe:
-    """The paper's end-to-end recipe.
+    """Return the paper's recipe of end-to-end fine-tuning.
 
     Args:
-        task: a key of `FINETUNE_LR`.
-        scratch: from random weights.
+        task: A key of `FINETUNE_LR`.
+        scratch: Whether training starts from random weights.
     """
     return Recipe(
         base_lr=FINETUNE_LR[task][scratch],
@@ -110,7 +111,7 @@ def finetune_recipe(task: str, *, scratch: bool) -> Recipe:
 
 
 def new_classifier(num_features: int, num_classes: int) -> nn.Linear:
-    """A linear layer with weights N(0, 0.01) and biases 0."""
+    """Return a linear layer with weights drawn from N(0, 0.01) and biases 0."""
     layer = nn.Linear(num_features, num_classes)
     nn.init.normal_(layer.weight, std=_INITIAL_STD)
     nn.init.zeros_(layer.bias)
@@ -118,13 +119,13 @@ def new_classifier(num_features: int, num_classes: int) -> nn.Linear:
 
 
 def topk_correct(logits: Tensor, labels: Tensor, topk: tuple[int, ...] = TOPK) -> list[int]:
-    """How many of N images have their label among the k highest of their C scores, for each k.
+    """Count the images whose label is among their k highest logits, for each k.
 
-    With fewer than k classes, all are among the highest.
+    With at most k classes, every image counts.
 
     Args:
-        logits: (N, C).
-        labels: (N,).
+        logits: Logits (N, C).
+        labels: Class indices (N,).
     """
     highest = logits.topk(min(max(topk), logits.shape[1]), dim=1).indices
     hits = highest == labels[:, None]
@@ -133,10 +134,11 @@ def topk_correct(logits: Tensor, labels: Tensor, topk: tuple[int, ...] = TOPK) -
 
 @torch.no_grad()
 def evaluate(network: nn.Module, loader: DataLoader[Any], device: torch.device) -> dict[str, float]:
-    """Top-1 and top-5 accuracy in percent over what the loaders of all processes hold.
+    """Return the top-1 and top-5 accuracy in percent over the images of all processes.
 
     Args:
-        network: images (N, 3, H, W) -> logits (N, C); left in the mode it was in.
+        network: images (N, 3, H, W) -> logits (N, C). Its training mode is restored at the end.
+        loader: The local images and labels.
     """
     was_training = network.training
     network.eval()
@@ -153,7 +155,7 @@ def evaluate(network: nn.Module, loader: DataLoader[Any], device: torch.device) 
 
 
 def backbone_sha256(network: nn.Module) -> str:
-    """Fingerprint of every parameter and buffer except the classifier's, bit by bit."""
+    """Return the SHA-256 of all parameters and buffers except those of the classifier."""
     content = hashlib.sha256()
     for name, tensor in network.state_dict().items():
         if not name.startswith("fc."):
@@ -171,11 +173,12 @@ def _save_at_end_of_epoch(trainer: "ClassifierTrainer") -> None:
 class ClassifierTrainer(TrainerBase):
     """Trains ``network.fc``, or the whole network, as a Detectron2 job.
 
-    The output folder gets metrics.json, TensorBoard events and a checkpoint every epoch, in the
-    layout of torchvision: ``{"state_dict", "optimizer", "epoch", "moco_d2"}``.
+    It writes metrics.json, TensorBoard events and a checkpoint of every epoch into the output
+    folder. A checkpoint is ``{"state_dict", "optimizer", "epoch", "moco_d2"}``, and its names of
+    tensors are torchvision's.
     """
 
-    iter: int  # TrainerBase's, the iteration that runs or has run last
+    iter: int  # attribute of TrainerBase: the current iteration
 
     def __init__(
         self,
@@ -192,22 +195,24 @@ class ClassifierTrainer(TrainerBase):
     ):
         """
         Args:
-            network: a torchvision ResNet with its classifier; images (N, 3, H, W) -> (N, C).
-            train_images: read in a new order every epoch.
-            val_loader: this process' part of the validation images.
-            identity: what a resumed run must have in common with the one that it continues; JSON
-                types.
-            num_workers: processes that read and decode.
-            seed: of the order and the augmentation.
+            network: A torchvision ResNet with its classifier: images (N, 3, H, W) -> (N, C).
+            train_images: The training images, which every epoch reads in a new order.
+            val_loader: The local validation images.
+            recipe: The settings of the training.
+            output: The output folder.
+            identity: The settings that must not change when a run is resumed, of JSON types.
+            num_workers: Number of processes that read and decode images.
+            seed: Seed of the order and of the augmentation.
+            device: The device of the network.
 
         Raises:
-            UserError: the batch does not divide among the processes.
+            UserError: If the number of processes does not divide the batch size.
         """
         super().__init__()
         world_size = comm.get_world_size()
         if recipe.batch_size % world_size:
             raise UserError(
-                f"--batch-size {recipe.batch_size} does not divide among {world_size} processes; "
+                f"--batch-size {recipe.batch_size} is not divisible by {world_size} processes: "
                 "give a multiple"
             )
         self.recipe, self.output, self.identity, self.device = recipe, output, identity, device
@@ -254,28 +259,28 @@ class ClassifierTrainer(TrainerBase):
         return [*built, self.stop]
 
     def train(self) -> None:
-        """Run from the start, or from where `resume` found the last run, to the end.
+        """Train from the start, or from the iteration that `resume` has loaded, to the end.
 
         Raises:
-            UserError: an image does not decode, or the loss is no longer finite.
+            UserError: If an image cannot be decoded, or the loss is not finite.
         """
         self.order.start_iteration = self.start_iter
         loader = build_loader(
             self.train_images, batch_sampler=self.order, num_workers=self.num_workers
         )
         self._batches = iter(loader)
-        # BatchNorm of a frozen backbone is not to be updated, so it stays in evaluation mode.
+        # In evaluation mode, BatchNorm of a frozen backbone is not updated.
         self.parallel_network.train(self.recipe.train_backbone)
         try:
             super().train(self.start_iter, self.max_iter)
         except UserError as error:
             raise as_raised(error) from error
         finally:
-            # Now: workers left to the garbage collector take 5 seconds each to end.
+            # End the workers now: the garbage collector would take 5 seconds for each.
             del self._batches
 
     def run_step(self) -> None:
-        """One iteration: data, loss, gradients, optimizer."""
+        """Take one training step."""
         start = time.perf_counter()
         images, labels = next(self._batches)
         data_time = time.perf_counter() - start
@@ -286,7 +291,7 @@ class ClassifierTrainer(TrainerBase):
         loss.backward()
         self.optimizer.step()
         value = loss.item()
-        if comm.get_world_size() > 1:  # all stop after the same step
+        if comm.get_world_size() > 1:  # all processes stop after the same step
             self.stop.agreed = max(comm.all_gather(self.stop.received))
         if not math.isfinite(value):
             raise UserError(
@@ -298,7 +303,7 @@ class ClassifierTrainer(TrainerBase):
 
     def _evaluate(self) -> dict[str, float]:
         if comm.get_world_size() > 1:
-            # Between two steps every process has BatchNorm statistics of its own.
+            # BatchNorm statistics differ between the processes.
             for buffer in self.network.buffers():
                 torch.distributed.broadcast(buffer, src=0)
         self.accuracy = evaluate(self.network, self.val_loader, self.device)
@@ -306,7 +311,7 @@ class ClassifierTrainer(TrainerBase):
         return {f"val_{name}": value for name, value in self.accuracy.items()}
 
     def after_train(self) -> None:
-        """TrainerBase's, with the iteration right where there was nothing left to train."""
+        """Run the hooks, with the right iteration also if no step was left to train."""
         self.iter = min(self.iter, self.max_iter)
         super().after_train()
 
@@ -315,7 +320,7 @@ class ClassifierTrainer(TrainerBase):
             self.save(self.iter + 1)
 
     def save(self, iteration: int) -> None:
-        """Write the checkpoint of `iteration` finished iterations, atomically."""
+        """Write a checkpoint after `iteration` finished iterations."""
         content = {
             "epoch": iteration // self.order.iterations_per_epoch,
             "state_dict": self.network.state_dict(),
@@ -325,13 +330,13 @@ class ClassifierTrainer(TrainerBase):
         save_checkpoint(self.output / CHECKPOINT, content, name_it=False)
 
     def resume(self) -> None:
-        """Continue exactly from the checkpoint in the output folder, if there is one.
+        """Continue exactly from the checkpoint in the output folder, if it exists.
 
-        Order and augmentation follow from seed and position, so there is nothing else to restore.
+        Order and augmentation depend only on seed and position, so no generator state is needed.
 
         Raises:
-            UserError: it belongs to a run with other settings, of which the first is named; or
-                holds what cannot be used.
+            UserError: If the checkpoint belongs to a run with other settings (the message names the
+                first one), or one of its entries cannot be used.
         """
         path = self.output / CHECKPOINT
         if not path.is_file():
@@ -341,21 +346,21 @@ class ClassifierTrainer(TrainerBase):
             self._load(path, checkpoint)
 
     def _load(self, path: Path, checkpoint: dict[str, Any]) -> None:
-        """`resume` from the content of a checkpoint."""
-        ours = checkpoint.get("moco_d2")
+        """Resume from the content of a checkpoint; see `resume`."""
+        state = checkpoint.get("moco_d2")
         if (
-            not isinstance(ours, dict)
-            or not isinstance(found := ours.get("identity"), dict)
-            or "iteration" not in ours
+            not isinstance(state, dict)
+            or not isinstance(identity := state.get("identity"), dict)
+            or "iteration" not in state
         ):
             raise UserError(f"{path} is not a checkpoint of this command; give another --output")
-        for key, wanted in self.identity.items():
-            if found.get(key) != wanted:
+        for key, value in self.identity.items():
+            if identity.get(key) != value:
                 raise UserError(
-                    f"{path} is of a run with {key} {found.get(key)!s:.200}, and this one has "
-                    f"{wanted}: give the same, or another --output"
+                    f"{path} belongs to a run with {key} {identity.get(key)!s:.200}, and this run "
+                    f"has {value}: give the same, or another --output"
                 )
-        iteration = check_count(ours["iteration"], "iteration")
+        iteration = check_count(state["iteration"], "iteration")
         check_tensors(checkpoint.get("state_dict"), self.network.state_dict(), "state_dict")
         check_sgd(checkpoint.get("optimizer"), self.optimizer)
         self.network.load_state_dict(checkpoint["state_dict"])

@@ -1,5 +1,6 @@
-"""What features are worth without training on them: kNN classification (authors' CIFAR demo, after
-InstDisc).
+"""Evaluate features without training, by kNN classification.
+
+The method is InstDisc's, as in the authors' CIFAR demo.
 
 Legend: N test images, M training images, D feature width, k neighbors, T temperature.
 """
@@ -7,48 +8,27 @@ Legend: N test images, M training images, D feature width, k neighbors, T temper
 import contextlib
 import logging
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import Dataset
-from torchvision.transforms import v2
 
-from moco_d2.engine.loader import build_loader
-from moco_d2.errors import UserError, as_raised
+from moco_d2.errors import UserError
 from moco_d2.pretrain.augmentation.views import build_evaluation_transform
-from moco_d2.pretrain.data.images import UnreadableImageError, read_image
 from moco_d2.pretrain.data.sources import ImageList, list_images, share_images
+from moco_d2.pretrain.probe.labeled import Features, evaluation_loader, extract
 
 logger = logging.getLogger(__name__)
 
-Features = tuple[torch.Tensor, torch.Tensor]  # of unit length (N, D), and labels (N,)
-
-# Test and training images whose similarities are in memory at once: 256 MiB in fp32.
+# Test and training images that are compared at once. Their similarities take 256 MiB in fp32.
 _TEST_CHUNK, _TRAIN_CHUNK = 1024, 65536
-
-
-class _LabeledImages(Dataset[Any]):
-    def __init__(self, images: ImageList, transform: v2.Transform):
-        self.images = images
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        try:
-            image = read_image(self.images.paths[index])
-        except UnreadableImageError as error:
-            raise UserError(str(error)) from error  # the class whose sentence leaves a worker whole
-        return self.transform(image), self.images.label(index)
 
 
 @contextlib.contextmanager
 def backbone_in_evaluation(network: nn.Module) -> Iterator[nn.Module]:
-    """`network` in evaluation mode and without its ``fc``: images (N, 3, H, W) -> pooled features
-    (N, D).
+    """Put `network` into evaluation mode, without its ``fc``, for the length of a block.
+
+    It then is images (N, 3, H, W) -> pooled features (N, D).
     """
     head, was_training = network.fc, network.training
     network.fc = nn.Identity()
@@ -60,7 +40,6 @@ def backbone_in_evaluation(network: nn.Module) -> Iterator[nn.Module]:
         network.train(was_training)
 
 
-@torch.no_grad()
 def extract_features(
     network: nn.Module,
     images: ImageList,
@@ -70,34 +49,32 @@ def extract_features(
     num_workers: int = 0,
     store_on: torch.device | str | None = None,
 ) -> Features:
-    """Unit-length pooled features (N, D) and labels (N,) of labeled images, center crops of `size`
-    pixels.
+    """Return the pooled features (N, D) of images, of unit length, and their labels (N,).
 
     Args:
-        num_workers: processes that read and decode. Training's randomness does not depend on them.
-        store_on: device of the result; None: the network's. The features of ImageNet-1M by a
-            ResNet-50 take 10.5 GB.
+        network: A torchvision ResNet. Its mode and its ``fc`` are restored at the end.
+        images: Labeled images.
+        size: Side of the center crop, pixels.
+        batch_size: Images per forward pass.
+        num_workers: Number of processes that read and decode images.
+        store_on: Device of the result; None means the network's device. The features of ImageNet-1M
+            from a ResNet-50 take 10.5 GB.
 
     Raises:
-        UserError: an image does not decode.
+        UserError: If an image cannot be decoded.
     """
     device = next(network.parameters()).device
     store_on = device if store_on is None else store_on
-    loader = build_loader(
-        _LabeledImages(images, build_evaluation_transform(size)),
-        batch_size=batch_size,
-        num_workers=num_workers,
+    loader = evaluation_loader(
+        images, build_evaluation_transform(size), batch_size=batch_size, num_workers=num_workers
     )
-    features, labels = [], []
     with backbone_in_evaluation(network) as backbone:
-        try:
-            for batch, label in loader:
-                found = F.normalize(backbone(batch.to(device)).float(), dim=1)
-                features.append(found.to(store_on))
-                labels.append(label.to(store_on))
-        except UserError as error:
-            raise as_raised(error) from error
-    return torch.cat(features), torch.cat(labels)
+        return extract(
+            lambda batch: F.normalize(backbone(batch).float(), dim=1),
+            loader,
+            device=device,
+            store_on=store_on,
+        )
 
 
 def nearest_neighbors(
@@ -108,17 +85,18 @@ def nearest_neighbors(
     device: torch.device | str | None = None,
     chunks: tuple[int, int] = (_TEST_CHUNK, _TRAIN_CHUNK),
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The nearest training features of each test feature, by cosine similarity.
+    """Find the nearest training features of each test feature, by cosine similarity.
 
     Args:
-        train, test: unit-length features (M, D) and (N, D).
-        neighbors: k; where M is smaller, M.
-        device: where the similarities are computed; None: where `test` is. The features may lie
-            elsewhere: they pass through it in pieces.
-        chunks: test and training features compared at once; memory is bounded by them, not by N M.
+        train, test: Features (M, D) and (N, D) of unit length.
+        neighbors: k. If M is smaller, M is used.
+        device: The device that computes the similarities; None means the device of `test`. Features
+            on another device are copied to it in chunks.
+        chunks: Numbers of test and training features that are compared at once. They bound the
+            memory.
 
     Returns:
-        similarities (N, k), descending, and indices into `train` (N, k), where `test` is.
+        Similarities (N, k), descending, and indices into `train` (N, k), on the device of `test`.
     """
     device = test.device if device is None else device
     k = min(neighbors, len(train))
@@ -131,8 +109,8 @@ def nearest_neighbors(
             near = queries @ train[start : start + chunks[1]].to(device).T
             near, at = near.topk(min(k, near.shape[1]), dim=1)
             best, index = torch.cat([best, near], dim=1), torch.cat([index, at + start], dim=1)
-            best, kept = best.topk(min(k, best.shape[1]), dim=1)
-            index = index.gather(1, kept)
+            best, columns = best.topk(min(k, best.shape[1]), dim=1)
+            index = index.gather(1, columns)
         similarities.append(best.to(test.device))
         indices.append(index.to(test.device))
     return torch.cat(similarities), torch.cat(indices)
@@ -146,15 +124,14 @@ def knn_accuracy(
     temperature: float,
     device: torch.device | str | None = None,
 ) -> float:
-    """Share of test images whose class the weighted vote of their nearest training images gets
-    right.
+    """Return the fraction of test images that a weighted vote of their neighbors classifies right.
 
     Args:
-        train: unit-length features (M, D) and labels (M,).
-        test: the same of the N test images.
+        train: Features (M, D) of unit length and labels (M,) of the training images.
+        test: Features (N, D) of unit length and labels (N,) of the test images.
         neighbors: k, at most M.
-        temperature: T; a neighbor at cosine similarity s votes with weight exp(s / T).
-        device: of `nearest_neighbors`.
+        temperature: T. A neighbor at cosine similarity s votes with weight exp(s / T).
+        device: See `nearest_neighbors`.
     """
     train_features, train_labels = train
     test_features, test_labels = test
@@ -173,7 +150,7 @@ def knn_accuracy(
 
 
 class KNNMonitor:
-    """kNN accuracy of a network on two labeled folders that are listed once."""
+    """Measures the kNN accuracy of a network on two labeled folders."""
 
     def __init__(
         self,
@@ -187,21 +164,24 @@ class KNNMonitor:
     ):
         """
         Args:
-            train, test: class folders, the same classes in both.
-            size: side of the center crop, pixels.
-            num_workers: processes that read and decode.
+            train, test: Class folders with the same classes.
+            size: Side of the center crop, pixels.
+            neighbors: k.
+            temperature: T; see `knn_accuracy`.
+            num_workers: Number of processes that read and decode images.
 
         Raises:
-            UserError: a folder is missing, empty or flat, or the classes differ.
+            UserError: If a folder is missing, empty or flat, or the classes differ.
         """
         if not train or not test:
             raise UserError(
-                "kNN needs both folders: set MOCO.KNN.TRAIN and MOCO.KNN.TEST, or neither"
+                "kNN needs two folders, but only one is set: set both MOCO.KNN.TRAIN and "
+                "MOCO.KNN.TEST, or neither"
             )
         if share_images(train, test):
             logger.warning(
-                "MOCO.KNN.TRAIN %s and MOCO.KNN.TEST %s hold the same images, of which each is its "
-                "own nearest neighbor: the accuracy says nothing; name a set that is held out",
+                "MOCO.KNN.TRAIN %s and MOCO.KNN.TEST %s hold the same images, so each image is its "
+                "own nearest neighbor and the accuracy says nothing: name a held-out set",
                 train,
                 test,
             )
@@ -212,13 +192,14 @@ class KNNMonitor:
         ):
             if images.labels is None:
                 raise UserError(
-                    f"MOCO.KNN.{key} {folder} is a flat folder; kNN needs one folder a class"
+                    f"MOCO.KNN.{key} {folder} has images without labels: name a folder that has "
+                    "one folder per class"
                 )
         if self.train.classes != self.test.classes:
             differ = sorted(set(self.train.classes) ^ set(self.test.classes))
             raise UserError(
-                "MOCO.KNN.TRAIN and MOCO.KNN.TEST have different class folders: "
-                f"{', '.join(differ[:5])}"
+                "MOCO.KNN.TRAIN and MOCO.KNN.TEST have different class folders "
+                f"({', '.join(differ[:5])}): make the same class folders in both"
             )
         self.size = size
         self.neighbors = neighbors
@@ -226,7 +207,7 @@ class KNNMonitor:
         self.num_workers = num_workers
 
     def features(self, network: nn.Module) -> tuple[Features, Features]:
-        """Features and labels of both folders, in main memory; leaves the network as it was."""
+        """Return features and labels of both folders, in main memory. `network` is unchanged."""
         train, test = (
             extract_features(
                 network, images, size=self.size, num_workers=self.num_workers, store_on="cpu"
@@ -236,7 +217,7 @@ class KNNMonitor:
         return train, test
 
     def accuracy(self, train: Features, test: Features, device: torch.device | str) -> float:
-        """Accuracy in [0, 1] of what `features` gave, computed on `device`."""
+        """Return the accuracy in [0, 1] of the two results of `features`, computed on `device`."""
         return knn_accuracy(
             train,
             test,
@@ -246,5 +227,5 @@ class KNNMonitor:
         )
 
     def __call__(self, network: nn.Module) -> float:
-        """Accuracy in [0, 1]; leaves the network as it was."""
+        """Return the accuracy in [0, 1]. `network` is unchanged."""
         return self.accuracy(*self.features(network), next(network.parameters()).device)

@@ -1,21 +1,20 @@
-"""Labeled class folders for evaluating a network by classification.
+"""Labeled class folders, and the features of their images.
 
-Legend: N batch.
+Legend: N batch, M images, D feature width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.utils import comm
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
 from moco_d2.engine.loader import build_loader
 from moco_d2.engine.seeding import Purpose, derive_seed
-from moco_d2.errors import UserError
+from moco_d2.errors import UserError, as_raised
 from moco_d2.pretrain.augmentation.views import IMAGENET_MEAN, IMAGENET_STD
 from moco_d2.pretrain.data.images import read_image
 from moco_d2.pretrain.data.sources import ImageList, list_images, share_images
@@ -23,47 +22,50 @@ from moco_d2.pretrain.data.stream import ViewMaker
 
 _VIEW = "image"
 
+Features = tuple[Tensor, Tensor]  # features of M images and their labels (M,)
+
 
 def list_labeled(root: str | Path, val: str | Path | None = None) -> tuple[ImageList, ImageList]:
-    """The training and validation images of ``root/{train,val}/CLASS/*``; with `val`, of
-    ``root/CLASS/*`` and ``val/CLASS/*``.
+    """List the training images and the validation images of a dataset.
+
+    They are in ``root/{train,val}/CLASS/*``, or with `val` in ``root/CLASS/*`` and ``val/CLASS/*``.
 
     Raises:
-        UserError: a folder is missing, empty or without class folders, the classes differ, or one
-            folder is, or is in, the other.
+        UserError: If a folder is missing, empty or without class folders, the classes differ, or
+            one folder contains the other.
     """
     root = Path(root).expanduser()
     folders = (root / "train", root / "val") if val is None else (root, Path(val).expanduser())
     if share_images(*folders):
         raise UserError(
-            f"{folders[0]} and {folders[1]} hold the same images; an accuracy on those that were "
-            "trained on says nothing: name others"
+            f"{folders[0]} and {folders[1]} hold the same images, and an accuracy on training "
+            "images says nothing: choose another folder"
         )
     splits = []
     for folder in folders:
         if not folder.is_dir():
             raise UserError(
-                f"there is no folder {folder}; --data names the folder that holds train/ and "
-                "val/, each with one folder a class, or with --val the first of the two itself"
+                f"folder {folder} does not exist: --data is a folder with train/ and val/, each "
+                "with one folder per class; with --val, --data itself has the training classes"
             )
         images = list_images(folder)
         if images.labels is None:
             raise UserError(
-                f"{folder} holds images without class folders; make one folder a class in it"
+                f"{folder} has images without class folders: make one folder per class in it"
             )
         splits.append(images)
     train, val_images = splits
     if train.classes != val_images.classes:
         differ = sorted(set(train.classes) ^ set(val_images.classes))
         raise UserError(
-            f"{folders[0]} and {folders[1]} differ in their class folders "
-            f"({', '.join(differ[:5])}): make the same ones in both"
+            f"{folders[0]} and {folders[1]} have different class folders "
+            f"({', '.join(differ[:5])}): make the same class folders in both"
         )
     return train, val_images
 
 
 def build_training_transform(size: int) -> v2.Transform:
-    """A transform from a PIL image to a random crop, flipped or not: (3, size, size)."""
+    """Return a transform: PIL image -> random crop (3, size, size), flipped at random."""
     return v2.Compose(
         [
             v2.RandomResizedCrop(size, antialias=True),
@@ -76,10 +78,10 @@ def build_training_transform(size: int) -> v2.Transform:
 
 
 class LabeledImages(Dataset[Any]):
-    """(position, index) -> a view of image `index`, drawn with the randomness of `position`, and
-    its label.
+    """(position, index) -> a view of image `index`, and its label.
 
-    An image that does not decode is an error: an accuracy without it is another one.
+    The random numbers of the view depend on `position`. An image that cannot be decoded is an
+    error, because skipping it would change the accuracy.
     """
 
     def __init__(self, images: ImageList, transform: v2.Transform, *, seed: int):
@@ -95,8 +97,8 @@ class LabeledImages(Dataset[Any]):
 class Epochs(Sampler[list[tuple[int, int]]]):
     """Batches of (position, index) for one process, from an iteration to the end of training.
 
-    The last batch of an epoch may be smaller, as in the official code. An epoch is filled up from
-    its start to a multiple of the number of processes, so that all have equal shares.
+    The last batch of an epoch may be smaller, as in the official code. An epoch is extended to a
+    multiple of the number of processes by repeating its first images.
     """
 
     def __init__(
@@ -116,7 +118,7 @@ class Epochs(Sampler[list[tuple[int, int]]]):
         self.start_iteration = 0
 
     def order(self, epoch: int) -> Tensor:
-        """The images of an epoch over all processes, (length,)."""
+        """Return the image indices of an epoch over all processes, (length,)."""
         seed = derive_seed(Purpose.ORDER, self.seed, epoch)
         order = torch.randperm(self.num_images, generator=torch.Generator().manual_seed(seed))
         return torch.cat([order, order])[: self.length] if self.length > len(order) else order
@@ -131,13 +133,52 @@ class Epochs(Sampler[list[tuple[int, int]]]):
 
 
 def evaluation_loader(
-    images: ImageList, transform: v2.Transform, *, batch_size: int, num_workers: int, seed: int = 0
+    images: ImageList,
+    transform: v2.Transform,
+    *,
+    batch_size: int,
+    num_workers: int,
+    seed: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> DataLoader[Any]:
-    """This process' part of the images, in order; (view (N, 3, H, W), label (N,))."""
-    indices = range(comm.get_rank(), len(images), comm.get_world_size())
+    """Return a loader of (views (N, 3, H, W), labels (N,)) in the order of the list.
+
+    With several processes, it has every `world_size`-th image, from image `rank` on.
+    """
+    indices = range(rank, len(images), world_size)
     return build_loader(
         LabeledImages(images, transform, seed=seed),
         sampler=[(index, index) for index in indices],
         batch_size=batch_size,
         num_workers=num_workers,
     )
+
+
+@torch.no_grad()
+def extract(
+    encode: Callable[[Tensor], Tensor],
+    loader: Iterable[Any],
+    *,
+    device: torch.device | str,
+    store_on: torch.device | str,
+) -> Features:
+    """Return the features and labels of all images of a loader.
+
+    Args:
+        encode: images (N, 3, H, W) -> features (N, D).
+        loader: The images; see `evaluation_loader`.
+        device: The device on which `encode` runs.
+        store_on: The device of the result.
+
+    Raises:
+        UserError: If an image cannot be decoded.
+    """
+    features, labels = [], []
+    try:
+        for images, label in loader:
+            features.append(encode(images.to(device, non_blocking=True)).to(store_on))
+            labels.append(label.to(store_on))
+    except UserError as error:
+        raise as_raised(error) from error
+    return torch.cat(features), torch.cat(labels)

@@ -1,7 +1,7 @@
-"""What a checkpoint's features are worth in classification; what tools/linear_eval.py runs in every
-process.
+"""Evaluate the features of a checkpoint by classification: linear probe, kNN or fine-tuning.
 
-A run leaves ``result.json`` in its folder, of the form of LinearEvalRecord.
+tools/linear_eval.py runs this in every process. The result is ``result.json`` in the output folder,
+a LinearEvalRecord.
 """
 
 import argparse
@@ -28,7 +28,6 @@ from moco_d2.files import sha256_of_json, write_json
 from moco_d2.pretrain.augmentation.views import build_evaluation_transform
 from moco_d2.pretrain.probe.cached_features import (
     FAST_LRS,
-    Features,
     cached_features,
     choose_recipe,
     score_on_features,
@@ -44,6 +43,7 @@ from moco_d2.pretrain.probe.classifier import (
 )
 from moco_d2.pretrain.probe.knn import knn_accuracy
 from moco_d2.pretrain.probe.labeled import (
+    Features,
     LabeledImages,
     build_training_transform,
     evaluation_loader,
@@ -65,16 +65,18 @@ from moco_d2.records.pretext_schema import (
 logger = logging.getLogger(__name__)
 
 FEATURES_FILE = "features.pth"
-# InstDisc's, which the authors' CIFAR demo uses too.
+# The values of InstDisc and of the authors' CIFAR demo.
 KNN_NEIGHBORS, KNN_TEMPERATURE = 200, 0.1
 
 
 def evaluate_checkpoint(args: argparse.Namespace) -> None:
-    """Check, load, evaluate by the protocol and write the result; see tools/linear_eval.py --help
-    for the flags.
+    """Load a checkpoint, evaluate it by the protocol and write the result.
+
+    Args:
+        args: The flags; see tools/linear_eval.py --help.
 
     Raises:
-        UserError: flags, data or checkpoint that cannot work; nothing has been written then.
+        UserError: If flags, data or checkpoint cannot be used. No file has been written then.
     """
     started = datetime.datetime.now(datetime.timezone.utc)
     _check_flags(args)
@@ -83,7 +85,7 @@ def evaluate_checkpoint(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace, started: datetime.datetime) -> None:
-    """`evaluate_checkpoint` in an --output in which no other run is at work."""
+    """Do the work of `evaluate_checkpoint` while this run holds --output."""
     train, val = list_labeled(args.data, args.val)
     seed_all_rng(args.seed)
     if args.checkpoint == RANDOM:
@@ -101,17 +103,17 @@ def _evaluate(args: argparse.Namespace, started: datetime.datetime) -> None:
         len(val),
         len(train.classes),
     )
-    found = job.run()
+    outcome = job.run()
     if not comm.is_main_process():
         return
-    accuracy = found.pop("accuracy")
-    about = dataclasses.asdict(origin)
-    pretraining = about.pop("pretraining")
+    accuracy = outcome.pop("accuracy")
+    provenance = dataclasses.asdict(origin)
+    pretraining = provenance.pop("pretraining")
     elapsed = datetime.datetime.now(datetime.timezone.utc) - started
     result = LinearEvalRecord(
         schema_version=SCHEMA_VERSION,
         kind=KIND,
-        checkpoint=Checkpoint(**about, architecture=str(architecture)),
+        checkpoint=Checkpoint(**provenance, architecture=str(architecture)),
         pretraining=pretraining and Pretraining(**pretraining),
         protocol=job.protocol,
         data=Images(
@@ -121,7 +123,7 @@ def _evaluate(args: argparse.Namespace, started: datetime.datetime) -> None:
             classes=len(train.classes),
         ),
         accuracy=Accuracy(**accuracy),
-        **found,
+        **outcome,
         seed=args.seed,
         processes=comm.get_world_size(),
         hardware=hardware(str(job.device)),
@@ -136,7 +138,7 @@ def _evaluate(args: argparse.Namespace, started: datetime.datetime) -> None:
 
 
 class Job:
-    """One evaluation: the protocol, its recipe, and what it works on."""
+    """One evaluation: its protocol, recipe, network and images."""
 
     def __init__(
         self,
@@ -150,7 +152,8 @@ class Job:
     ):
         """
         Raises:
-            UserError: --batch-size does not fit the processes, or there is no such device.
+            UserError: If the number of processes does not divide --batch-size, or --device does not
+                exist.
         """
         self.args, self.network, self.train, self.val = args, network, train, val
         self.num_features = num_features
@@ -161,11 +164,11 @@ class Job:
         recipe = (
             finetune_recipe(args.task, scratch=scratch) if self.protocol == "finetune" else LINEAR
         )
-        given = {"base_lr": args.lr, "epochs": args.epochs, "batch_size": args.batch_size}
+        changes = {"base_lr": args.lr, "epochs": args.epochs, "batch_size": args.batch_size}
         self.recipe = dataclasses.replace(
-            recipe, **{name: value for name, value in given.items() if value is not None}
+            recipe, **{name: value for name, value in changes.items() if value is not None}
         )
-        # What an interrupted run and its continuation must share.
+        # The settings that must not change when a run is resumed.
         self.identity = {
             "checkpoint": origin.sha256 or f"{RANDOM} {args.arch}",
             "branch": origin.branch,
@@ -177,12 +180,12 @@ class Job:
         }
         if self.recipe.batch_size % comm.get_world_size():
             raise UserError(
-                f"--batch-size {self.recipe.batch_size} does not divide among "
-                f"{comm.get_world_size()} processes; give a multiple"
+                f"--batch-size {self.recipe.batch_size} is not divisible by "
+                f"{comm.get_world_size()} processes: give a multiple"
             )
 
     def run(self) -> dict[str, Any]:
-        """Evaluate; the parts of the result that depend on the protocol."""
+        """Evaluate, and return the fields of the result that depend on the protocol."""
         if self.protocol == "knn":
             return self._knn()
         if self.protocol == "linear-fast":
@@ -191,7 +194,7 @@ class Job:
 
     def _train(self) -> dict[str, Any]:
         args, recipe = self.args, self.recipe
-        self._say_lr(recipe)
+        self._log_lr(recipe)
         self.network.fc = new_classifier(self.num_features, len(self.train.classes))
         before = backbone_sha256(self.network)
         trainer = ClassifierTrainer(
@@ -202,10 +205,12 @@ class Job:
                 build_evaluation_transform(args.size),
                 batch_size=max(recipe.batch_size // comm.get_world_size(), 1),
                 num_workers=args.workers,
+                rank=comm.get_rank(),
+                world_size=comm.get_world_size(),
             ),
             recipe=recipe,
             output=self.folder,
-            # Through _plain, since the checkpoint is read back as plain types.
+            # The checkpoint is read back as plain types, and then compared with this.
             identity={**self.identity, "recipe": _plain(recipe)},
             num_workers=args.workers,
             seed=args.seed,
@@ -231,14 +236,14 @@ class Job:
         options = {"num_classes": len(self.train.classes), "seed": args.seed, "device": self.device}
         rates = FAST_LRS if args.lr is None else (args.lr,)
         recipes = [dataclasses.replace(self.recipe, base_lr=rate) for rate in rates]
-        recipe, tried = choose_recipe(features["train"], recipes, **options)
-        self._say_lr(recipe)
+        recipe, scores = choose_recipe(features["train"], recipes, **options)
+        self._log_lr(recipe)
         layer = train_on_features(features["train"], recipe=recipe, **options)
         accuracy, _ = score_on_features(layer, features["val"], self.device)
         return {
             "settings": {**_plain(recipe), "size": args.size, "crops": args.crops},
             "effective_lr": recipe.lr,
-            "learning_rates": tried,
+            "learning_rates": scores,
             "accuracy": accuracy,
             **self._unchanged_backbone(),
         }
@@ -249,7 +254,7 @@ class Job:
             name: (F.normalize(values[:, 0], dim=1), labels)
             for name, (values, labels) in features.items()
         }
-        share = knn_accuracy(
+        accuracy = knn_accuracy(
             normalized["train"],
             normalized["val"],
             neighbors=KNN_NEIGHBORS,
@@ -263,7 +268,7 @@ class Job:
                 "size": self.args.size,
             },
             "effective_lr": None,
-            "accuracy": {"top1": 100 * share},
+            "accuracy": {"top1": 100 * accuracy},
             **self._unchanged_backbone(),
         }
 
@@ -291,14 +296,14 @@ class Job:
     def _unchanged_backbone(self) -> dict[str, Any]:
         after = backbone_sha256(self.network)
         if after != self._before:
-            raise RuntimeError("the backbone changed while its features were read")
+            raise RuntimeError("the backbone changed while its features were extracted")
         crops = self.args.crops if self.protocol == "linear-fast" else 1
         return {
             "backbone_images": crops * len(self.train) + len(self.val),
             "backbone_sha256": after,
         }
 
-    def _say_lr(self, recipe: Recipe) -> None:
+    def _log_lr(self, recipe: Recipe) -> None:
         logger.info(
             "learning rate %g: %g for batches of 256, scaled to batches of %d; %d epochs",
             recipe.lr,
@@ -312,24 +317,25 @@ def _check_flags(args: argparse.Namespace) -> None:
     for flag in ("epochs", "batch_size", "lr", "size", "crops"):
         value = getattr(args, flag)
         if value is not None and not value > 0:
-            raise UserError(f"--{flag.replace('_', '-')} {value} must be greater than 0")
+            raise UserError(f"--{flag.replace('_', '-')} must be greater than 0, got {value}")
     if args.workers < 0:
-        raise UserError(f"--workers {args.workers} must not be negative")
+        raise UserError(f"--workers must be 0 or greater, got {args.workers}")
     if args.fast and args.protocol != "linear":
-        raise UserError(f"--fast is of --protocol linear, not of {args.protocol}; leave it out")
+        raise UserError(f"--fast is only for --protocol linear, got {args.protocol}: leave it out")
     if args.crops > 1 and not args.fast:
-        raise UserError("--crops is for --fast; the other protocols do not cache random crops")
+        raise UserError("--crops is only for --fast: leave it out, or add --fast")
     if args.checkpoint == RANDOM and not args.arch:
-        raise UserError("a random network needs --arch, e.g. --arch resnet50")
+        raise UserError("a random network needs an architecture: add --arch, e.g. --arch resnet50")
     if args.checkpoint != RANDOM and args.arch:
         raise UserError(
-            f"--arch is for {RANDOM!r} in the checkpoint's place; a file says it itself"
+            f"--arch is only for the checkpoint {RANDOM!r}, since a file names its architecture: "
+            "leave it out"
         )
     if (args.fast or args.protocol == "knn") and comm.get_world_size() > 1:
         raise UserError("--fast and --protocol knn run in one process: leave out --num-gpus")
     output = Path(args.output)
     if output.exists() and not output.is_dir():
-        raise UserError(f"--output {output} is not a folder; name another")
+        raise UserError(f"--output {output} is not a folder: choose another")
 
 
 def _find_device(name: str | None) -> torch.device:
@@ -338,10 +344,12 @@ def _find_device(name: str | None) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"--device {name!r} is unknown; give cpu or cuda") from error
+        raise UserError(f"--device {name!r} is unknown: give cpu or cuda") from error
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise UserError(f"--device {name}, but no GPU is usable here; give --device cpu")
+            raise UserError(
+                f"--device is {name}, but this machine has no usable GPU: give --device cpu"
+            )
         return torch.device("cuda", torch.cuda.current_device())
     return device
 
@@ -350,14 +358,16 @@ def _prepare_folder(output: str) -> None:
     try:
         Path(output).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror}; choose another") from error
+        raise UserError(
+            f"cannot write --output {output} ({error.strerror}): choose another folder"
+        ) from error
     for name in ("moco_d2", "detectron2"):
         setup_logger(output, distributed_rank=comm.get_rank(), name=name, abbrev_name=name)
     logging.getLogger("detectron2.engine.train_loop").addFilter(without_user_errors)
 
 
 def _name_of_data(data: str, val: str | None) -> str:
-    """Of the folder that holds both sets."""
+    """Return the name of the folder that has both sets."""
     folders = [os.path.realpath(expand_home(folder)) for folder in (data, val) if folder]
     return Path(os.path.commonpath(folders)).name
 

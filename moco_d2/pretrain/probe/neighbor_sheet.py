@@ -1,8 +1,7 @@
-"""A picture of the feature space: test images, each in a row with its nearest training images.
+"""Draw test images, each in a row with its nearest training images.
 
-Blue frame: the class of the row's first image. Orange frame with a cross: another class. The two
-colors are told apart with every kind of color blindness (Okabe and Ito's palette), the cross
-without any color.
+A blue frame means the class of the row's first image, an orange frame with a cross another class.
+The colors are from Okabe and Ito's palette for color-blind readers, and the cross needs no color.
 """
 
 from collections.abc import Sequence
@@ -12,12 +11,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from moco_d2.pretrain.data.images import read_image
 from moco_d2.pretrain.data.sources import ImageList
-from moco_d2.pretrain.probe.knn import Features, nearest_neighbors
+from moco_d2.pretrain.probe.knn import nearest_neighbors
+from moco_d2.pretrain.probe.labeled import Features
 
 _RIGHT, _WRONG, _QUERY = (0, 114, 178), (213, 94, 0), (0, 0, 0)
 _COLUMNS = 8  # neighbors of a query
 _SIDE, _FRAME, _CAPTION, _GAP = 96, 5, 16, 6  # pixels
-_LETTERS = 16  # that fit below an image
+_LETTERS = 16  # characters that fit below an image
 _FONT_SIZE = 11
 
 
@@ -30,13 +30,14 @@ def neighbor_sheet(
     queries: int,
     title: str,
 ) -> Image.Image:
-    """The sheet as an image.
+    """Return the sheet as an image.
 
     Args:
-        train_images, test_images: labeled, with the same classes.
-        train, test: their features and labels.
-        queries: rows; test images at even distances in their list, so of many classes.
-        title: line at the top.
+        train_images, test_images: Labeled images with the same classes.
+        train, test: Their features and labels.
+        queries: Number of rows. Their test images have even distances in the list, to show many
+            classes.
+        title: The line at the top.
     """
     count = min(queries, len(test_images))
     rows = [i * len(test_images) // count for i in range(count)]
@@ -59,9 +60,9 @@ def neighbor_sheet(
         label = test_images.label(row)
         cells = [(test_images.paths[row], _QUERY, test_images.classes[label])]
         for value, i in zip(near.tolist(), at, strict=True):
-            found = train_images.label(i)
-            name = train_images.classes[found]
-            color = _RIGHT if found == label else _WRONG
+            neighbor_label = train_images.label(i)
+            name = train_images.classes[neighbor_label]
+            color = _RIGHT if neighbor_label == label else _WRONG
             cells.append((train_images.paths[i], color, f"{value:.2f} {name}"))
         for x, (path, color, caption) in enumerate(cells):
             left = _GAP + x * cell
@@ -71,7 +72,7 @@ def neighbor_sheet(
 
 
 def _framed(path: str, color: Sequence[int]) -> Image.Image:
-    """The image's center in a frame; crossed if it is of the wrong class."""
+    """Return the center of an image in a frame, with a cross if the class is wrong."""
     image = read_image(path)
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -80,7 +81,7 @@ def _framed(path: str, color: Sequence[int]) -> Image.Image:
     framed.paste(image, (_FRAME, _FRAME))
     if tuple(color) == _WRONG:
         draw = ImageDraw.Draw(framed)
-        # In the upper right corner, a quarter of the side wide, on white to be seen on any image.
+        # The cross is in the upper right corner, on white, to be visible on any image.
         left, right = _FRAME + _SIDE * 3 // 4, _FRAME + _SIDE - 1
         top, bottom = _FRAME, _FRAME + _SIDE // 4
         draw.rectangle((left, top, right, bottom), "white")
@@ -90,7 +91,7 @@ def _framed(path: str, color: Sequence[int]) -> Image.Image:
 
 
 def as_array(sheet: Image.Image) -> torch.Tensor:
-    """The sheet as bytes (3, H, W), as Detectron2's EventStorage.put_image takes it."""
+    """Return the sheet as uint8 (3, H, W), the form that EventStorage.put_image takes."""
     from torchvision.transforms.functional import pil_to_tensor
 
     return pil_to_tensor(sheet)

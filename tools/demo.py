@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The whole line on generated images: pretrain, convert, fine-tune, table."""
+"""Run all steps on generated images: pretrain, convert, fine-tune, table."""
 
 import argparse
 import time
@@ -14,16 +14,18 @@ def parse_args() -> argparse.Namespace:
         "Pretrain, convert, fine-tune and tabulate on generated images.",
         "tools/demo.py --out output/demo",
     )
-    parser.add_argument("--out", type=Path, help="folder to write (default: output/demo[-long])")
+    parser.add_argument("--out", type=Path, help="output folder (default: output/demo[-long])")
     parser.add_argument(
-        "--long", action="store_true", help="larger sets and schedules, up to an hour on two cores"
+        "--long",
+        action="store_true",
+        help="use larger datasets and longer schedules, up to an hour on two cores",
     )
     parser.add_argument(
         "--images",
         nargs=4,
         type=int,
         metavar="N",
-        help="only draw the images: for pretraining and kNN, scenes to train and to test on",
+        help="only draw this many images for pretraining, for kNN, for training and for testing",
     )
     return parser.parse_args()
 

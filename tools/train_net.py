@@ -23,21 +23,21 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--force",
         action="store_true",
-        help="run in spite of preflight findings; the record keeps them",
+        help="run in spite of preflight findings; the record lists them",
     )
-    finished = parser.add_argument_group("with MODEL.WEIGHTS a finished detector")
+    finished = parser.add_argument_group("if MODEL.WEIGHTS is a finished detector")
     finished = finished.add_mutually_exclusive_group()
     finished.add_argument("--eval-only", action="store_true", help="evaluate it on DATASETS.TEST")
     finished.add_argument(
         "--predict",
         nargs="+",
         metavar="IMAGE",
-        help="draw what it finds in images: OUTPUT_DIR/predictions (KEY VALUE may follow)",
+        help="draw its detections in images, in OUTPUT_DIR/predictions (KEY VALUE may follow)",
     )
     finished.add_argument(
         "--export",
         metavar="FILE.pth",
-        help="write it as a plain Detectron2 model: FILE.pth and FILE.yaml",
+        help="write it as a plain Detectron2 model, to FILE.pth and FILE.yaml",
     )
     return parser.parse_args()
 

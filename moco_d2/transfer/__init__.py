@@ -1,5 +1,5 @@
 """Detectron2 weights -> detectors and run records, with matched schedules.
 
 Reads: converted weights, registered datasets or paths. Writes: OUTPUT_DIR with its ``record.json``.
-May import: pretrain's shared parts, cli, engine, checkpoint, config, records.
+May import: the shared parts of pretrain, cli, engine, checkpoint, config, records.
 """

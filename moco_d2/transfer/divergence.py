@@ -1,4 +1,4 @@
-"""A loss that is no longer finite: what it looked like, and what it likely came from."""
+"""The error for a loss that is no longer finite, and its most likely cause."""
 
 import contextlib
 import math
@@ -13,17 +13,17 @@ from moco_d2.transfer.schedule import reference_config
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
-# Beyond the warm-up by as much again, a divergence still is one of the first, steepest steps.
+# A divergence within this many warm-up lengths is blamed on the warm-up.
 _EARLY = 2
-_LR_TOLERANCE = 1.01
+_LR_TOLERANCE = 1.01  # a learning rate is too high if it is more than 1% above the task's
 
 
 class DivergenceError(UserError):
-    """The loss, or a weight, is no longer finite; `explain` says why.
+    """The loss or a weight is no longer finite; `explain` names the likely cause.
 
     Attributes:
-        losses: name -> value, mean over all processes.
-        bad_annotations: sentences about the images of the step; empty if they are in order.
+        losses: Mean of each loss over all processes, by name.
+        bad_annotations: Sentences about unusable images of the step; empty if there are none.
     """
 
     def __init__(self, losses: Mapping[str, float], bad_annotations: list[str] | None = None):
@@ -33,30 +33,30 @@ class DivergenceError(UserError):
 
 
 def annotations_in_error(batches: Iterable[list[dict[str, Any]]]) -> list[str]:
-    """One sentence about every image whose pixels or boxes no loss can be computed from."""
-    found = []
+    """Return a sentence about every image with pixels or boxes that make the loss not finite."""
+    problems = []
     for sample in (sample for batch in batches for sample in batch):
         name = sample.get("file_name", "?")
         if not torch.isfinite(sample["image"].float()).all():
-            found.append(f"the pixels of {name} are not finite")
+            problems.append(f"the pixels of {name} are not finite")
         if "instances" not in sample:
             continue
         boxes = sample["instances"].gt_boxes.tensor
         sizes = boxes[:, 2:] - boxes[:, :2]
         if not torch.isfinite(boxes).all() or (sizes <= 0).any():
-            found.append(f"a box of {name} is empty, turned around or not finite")
-    return found
+            problems.append(f"a box of {name} is empty, inverted or not finite")
+    return problems
 
 
 @contextlib.contextmanager
 def proposals_checked(batches: Iterable[list[dict[str, Any]]] = ()) -> Iterator[None]:
-    """Turn what Detectron2's RPN raises for proposals that are not finite into our error.
+    """Turn the error that Detectron2's RPN raises for non-finite proposals into DivergenceError.
 
     Args:
-        batches: what the model is given, to be looked at.
+        batches: The inputs of the model; they are checked for the cause.
 
     Raises:
-        DivergenceError: in the process whose proposals they are.
+        DivergenceError: If proposals are not finite; in the process that computed them.
     """
     try:
         yield
@@ -65,47 +65,47 @@ def proposals_checked(batches: Iterable[list[dict[str, Any]]] = ()) -> Iterator[
 
 
 def likely_cause(cfg: "CfgNode", iteration: int, error: DivergenceError) -> str:
-    """What the divergence most likely came from, and the key to change; part of a sentence.
+    """Return the most likely cause of a divergence and the key to change, as part of a sentence.
 
     Args:
-        cfg: as it runs.
-        iteration: at which it was seen.
-        error: what was seen.
+        cfg: The config of the run.
+        iteration: The iteration at which the loss was not finite.
+        error: The error that was raised there.
     """
     return next(_causes(cfg, iteration, error))
 
 
 def _causes(cfg: "CfgNode", iteration: int, error: DivergenceError) -> Iterator[str]:
-    """In the order in which a cause excludes the next: data, number type, missing norms, and then
-    the learning rate, of which there is always too much.
+    """Yield the causes from the most to the least specific: data, number type, missing norms, and
+    the learning rate, which is always a possible cause.
     """
     solver = cfg.SOLVER
     for sentence in error.bad_annotations:
-        yield f"{sentence}: mend the annotation or remove it"
+        yield f"{sentence}: correct the annotation or remove it"
     if solver.AMP.ENABLED and cfg.MOCO.AMP_DTYPE == "float16":
         yield (
-            "SOLVER.AMP.ENABLED with MOCO.AMP_DTYPE float16, which ends at 65504: set MOCO."
-            "AMP_DTYPE bfloat16"
+            "SOLVER.AMP.ENABLED is True with MOCO.AMP_DTYPE float16, which overflows above 65504: "
+            "set MOCO.AMP_DTYPE bfloat16"
         )
     frozen = cfg.MODEL.RESNETS.NORM == "FrozenBN"
     if "fpn" in cfg.MODEL.BACKBONE.NAME and not cfg.MODEL.FPN.NORM and not frozen:
         yield (
-            "MODEL.FPN.NORM is empty, without which such runs diverge (facebookresearch/moco issue "
+            "MODEL.FPN.NORM is empty, with which such runs diverge (facebookresearch/moco issue "
             "23): set MODEL.FPN.NORM SyncBN"
         )
     reference = reference_config(cfg.MOCO.TASK)
     if reference is not None:
-        theirs = reference.SOLVER.BASE_LR * solver.IMS_PER_BATCH / reference.SOLVER.IMS_PER_BATCH
-        if theirs * _LR_TOLERANCE < solver.BASE_LR:
+        expected = reference.SOLVER.BASE_LR * solver.IMS_PER_BATCH / reference.SOLVER.IMS_PER_BATCH
+        if expected * _LR_TOLERANCE < solver.BASE_LR:
             yield (
-                f"SOLVER.BASE_LR {solver.BASE_LR:g} is more than the task's {theirs:g} for "
+                f"SOLVER.BASE_LR {solver.BASE_LR:g} is more than the task's {expected:g} for "
                 f"{solver.IMS_PER_BATCH} images a step: lower it"
             )
     if frozen:
         yield (
             "MODEL.RESNETS.NORM is FrozenBN, which does not adapt to the features "
-            "(facebookresearch/moco issue 40): set SyncBN, or a quarter of SOLVER.BASE_LR "
-            f"({solver.BASE_LR:g})"
+            "(facebookresearch/moco issue 40): set it to SyncBN, or lower SOLVER.BASE_LR "
+            f"({solver.BASE_LR:g}) to a quarter"
         )
     if iteration < _EARLY * max(solver.WARMUP_ITERS, 1):
         yield (
@@ -116,10 +116,13 @@ def _causes(cfg: "CfgNode", iteration: int, error: DivergenceError) -> Iterator[
 
 
 def explain(cfg: "CfgNode", iteration: int, error: DivergenceError, last_good: str) -> str:
-    """The whole sentence.
+    """Return the whole error message.
 
     Args:
-        last_good: the newest checkpoint, or "".
+        cfg: The config of the run.
+        iteration: The iteration at which the loss was not finite.
+        error: The error that was raised there.
+        last_good: The newest checkpoint, or "" if there is none.
     """
     worst = [name for name, value in error.losses.items() if not math.isfinite(value)]
     where = f" ({', '.join(worst)})" if worst else ""

@@ -1,6 +1,6 @@
-"""What tools/train_net.py runs in every process: load, plan, check, train, record.
+"""The job of tools/train_net.py in every process: load, plan, check, train, record.
 
-Each stage hands on one value: plan.LoadedRun, plan.RunPlan, the findings, the metrics.
+The stages return plan.LoadedRun, plan.RunPlan, the findings and the metrics, in this order.
 """
 
 import argparse
@@ -29,10 +29,10 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     """Check, scale, train or evaluate, and record; see tools/train_net.py --help for the flags.
 
     Returns:
-        the evaluation results, in the main process.
+        The evaluation results in the main process.
 
     Raises:
-        UserError: something the user can mend. If training has not begun, nothing is written.
+        UserError: If the user has to fix something. Nothing is written before training begins.
     """
     held = hold_log()
     loaded = load_run(args)
@@ -62,10 +62,10 @@ def _train(
     args: argparse.Namespace,
     held: logging.handlers.MemoryHandler,
 ) -> dict[str, Any]:
-    """Train, and record what came of it.
+    """Train and write the record.
 
-    The model is built and filled before the first file is written: a run that is refused leaves
-    nothing behind.
+    The model is built and loaded before the first file is written, so a refused run leaves no
+    files.
     """
     cfg = plan.cfg
     if args.force:

@@ -1,4 +1,4 @@
-"""The first two stages of a fine-tuning run: what it is given, and what it will do with that."""
+"""The first two stages of a fine-tuning run: load its inputs and plan it for this hardware."""
 
 import argparse
 import dataclasses
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class LoadedRun:
-    """What a run is given.
+    """The inputs of a run.
 
     Attributes:
-        config_file: name of the config file, ``voc_C4_moco.yaml``.
-        cfg: the config, not yet scaled to the hardware.
-        weights: see weights.describe_weights.
+        config_file: Name of the config file, ``voc_C4_moco.yaml``.
+        cfg: The config, not yet scaled to the hardware.
+        weights: The result of weights.describe_weights.
     """
 
     config_file: str
@@ -32,15 +32,15 @@ class LoadedRun:
 
 @dataclasses.dataclass(frozen=True)
 class RunPlan:
-    """What a run will do: everything that its checks, its training and its record need to know.
+    """The plan of a run: everything that its checks, its training and its record need.
 
     Attributes:
-        config_file: name of the config file.
-        cfg: the config as it will run, frozen.
-        schedule: what was scaled, to what and why: see schedule.scale_to_hardware.
-        weights: see weights.describe_weights.
-        world_size: number of processes.
-        eval_only: the run evaluates MODEL.WEIGHTS and does not train.
+        config_file: Name of the config file.
+        cfg: The frozen config as it will run.
+        schedule: The scaled schedule with its reasons; see schedule.scale_to_hardware.
+        weights: The result of weights.describe_weights.
+        world_size: Number of processes.
+        eval_only: Whether the run evaluates MODEL.WEIGHTS and does not train.
     """
 
     config_file: str
@@ -52,15 +52,15 @@ class RunPlan:
 
     @property
     def provenance(self) -> dict[str, Any] | None:
-        """The converter's report inside the weight file, if it has one."""
+        """Return the converter's report inside the weight file, if it has one."""
         return (self.weights or {}).get("provenance")
 
 
 def load_run(args: argparse.Namespace) -> LoadedRun:
-    """Load the config and read the account that the weights give of themselves. All processes call.
+    """Load the config and the description of the weights. All processes must call this function.
 
     Raises:
-        UserError: the config or the weights cannot be used, or differ between the processes.
+        UserError: If the config or the weights cannot be used or differ between the processes.
     """
     cfg = load_job(args, fine_tunes=True)
     check_weights_file(cfg.MODEL.WEIGHTS)
@@ -73,7 +73,7 @@ def plan_run(loaded: LoadedRun, world_size: int, *, eval_only: bool = False) -> 
     """Scale the schedule and the norms to the number of processes.
 
     Raises:
-        UserError: the batch does not divide among the processes and passes.
+        UserError: If the batch does not divide among the processes and passes.
     """
     cfg, schedule = scale_to_hardware(loaded.cfg, world_size)
     cfg.freeze()

@@ -1,7 +1,7 @@
-"""The record that every fine-tuning run leaves: all that a table needs, and all that a reader may
-doubt.
+"""The record that every fine-tuning run leaves: everything that a table needs or a reader may want
+to verify.
 
-Its form is moco_d2.records.run_schema.RunRecord, with which it is read, too.
+moco_d2.records.run_schema.RunRecord defines its fields.
 """
 
 import dataclasses
@@ -53,21 +53,22 @@ def _now() -> datetime.datetime:
 
 @dataclasses.dataclass
 class RunRecorder:
-    """Collects the record while a run goes on; its state is part of checkpoints, as what the run
-    began with is not known to the process that resumes it.
+    """Collects the record during a run. Its state is part of checkpoints, because the process that
+    resumes a run does not know how the run started.
 
     Attributes:
-        config_file: name of the config, ``voc_C4_moco.yaml``.
-        schedule: from schedule.scale_to_hardware.
-        findings: preflight findings that were overruled, by any of its processes.
-        weights: from weights.describe_weights, at the start: the file may be gone at the end.
-        coverage: what of them arrived.
-        started: when the run began.
-        seconds_before: that it had run when it was resumed.
-        evaluation_seconds: that the last evaluation took, if it was timed.
-        errors: by test set, what AP50 is lost to, if that was found out.
-        command: as it was typed, if it was.
-        train_images: in the training set, those left out not counted; test_images: by test set.
+        config_file: Name of the config, ``voc_C4_moco.yaml``.
+        schedule: The result of schedule.scale_to_hardware.
+        findings: Preflight findings that --force overruled, at the start or at any resume.
+        weights: The result of weights.describe_weights at the start (the file may be gone later).
+        coverage: Which of the pretrained tensors arrived.
+        started: Time at which the run began.
+        seconds_before: Seconds that the run had taken before it was resumed.
+        evaluation_seconds: Duration of the last evaluation, if it was timed.
+        errors: AP50 lost to each kind of error, by test set, if it was computed.
+        command: The command line, if there was one.
+        train_images: Number of images in the training set, without those that were left out.
+        test_images: Number of images of each test set, by name.
     """
 
     config_file: str
@@ -87,7 +88,7 @@ class RunRecorder:
         self._resumed = self.started
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run cannot find out, as plain types."""
+        """Return the values that a resumed run cannot find out, as plain types."""
         return {
             "findings": [dataclasses.asdict(finding) for finding in self.findings],
             "weights": self.weights,
@@ -97,10 +98,10 @@ class RunRecorder:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what state_dict gave; findings of today are added.
+        """Restore a state that state_dict returned, and keep the findings of this process, too.
 
         Raises:
-            UnusableError: an entry cannot be used.
+            UnusableError: If an entry cannot be used.
         """
         check_record(state)
         before = [Finding(**finding) for finding in state["findings"]]
@@ -120,13 +121,14 @@ class RunRecorder:
         """Write OUTPUT_DIR/record.json for a finished run.
 
         Args:
-            cfg: its config.
-            metrics: what its evaluation gave, ``{"bbox": {"AP": ...}}`` in percent; of several
-                test sets, one such by name.
+            cfg: The config of the run.
+            metrics: Results of the evaluation, ``{"bbox": {"AP": ...}}`` in percent; with several
+                test sets, one such dict per name.
         """
         finished = _now()
         coverage = self.coverage or Coverage(0, ())
-        name = Path(self.config_file).name.removesuffix(".yaml")  # may be lvis_v0.5_..._moco
+        # Path.stem would cut a name without the suffix, such as lvis_v0.5_FPN_1x_moco, at its dot.
+        name = Path(self.config_file).name.removesuffix(".yaml")
         plain = to_plain(cfg)
         results = _grouped(metrics)
         log = read_log(Path(cfg.OUTPUT_DIR) / "metrics.json")
@@ -179,15 +181,15 @@ class RunRecorder:
 
 
 def _weights(weights: dict[str, Any]) -> Weights:
-    """Field by field: a checkpoint, from which a resumed run has them, may hold more."""
+    """Copy field by field, because the checkpoint of a resumed run may hold more fields."""
     return Weights(
         file=weights["file"], sha256=weights["sha256"], provenance=weights.get("provenance")
     )
 
 
 def _grouped(metrics: dict[str, Any]) -> dict[str, dict[str, float | None]]:
-    """``{"bbox": {"AP": 12.3}}`` with NaN as None; of several test sets, ``{"voc_2007_test/bbox":
-    ...}``, as Detectron2 names them in metrics.json.
+    """Return ``{"bbox": {"AP": 12.3}}`` with None for NaN. With several test sets, the names are
+    ``voc_2007_test/bbox`` and so on, as Detectron2 writes them to metrics.json.
     """
     grouped: dict[str, dict[str, float | None]] = {}
     for name, values in metrics.items():
@@ -199,24 +201,28 @@ def _grouped(metrics: dict[str, Any]) -> dict[str, dict[str, float | None]]:
 
 
 def _percentages(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Metrics with None in place of what is no percentage: one such number would keep the whole
-    record, of a run that may have taken days, out of the tables.
+    """Replace values above 100 by None: one such number would keep the whole record, of a run that
+    may have taken days, out of the tables.
     """
     wrong = [k for k, v in metrics.items() if k != "iteration" and v is not None and v > 100]
     if wrong:
-        logger.warning("left out of the record, as no percentages: %s", ", ".join(wrong))
+        logger.warning(
+            "left out of the record, because these are not percentages: %s", ", ".join(wrong)
+        )
     return {**metrics, **dict.fromkeys(wrong)}
 
 
 def _peak_memory(device: str) -> dict[str, Any]:
-    """Of this process: what torch has held on its GPU; on a CPU, its resident set (Linux only)."""
+    """Return the peak memory of this process: torch's memory on a GPU, or the resident set on a CPU
+    (Linux only).
+    """
     if torch.device(device).type == "cuda":
         gib = torch.cuda.max_memory_allocated() / 2**30
         return {"peak_memory_gib": round(gib, 3), "peak_memory_of": "gpu"}
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.is_file() else []
     for line in lines:
-        # Not getrusage's: that begins with the memory of the process that started this one.
+        # getrusage's ru_maxrss is no alternative: it includes the memory of the parent process.
         if line.startswith("VmHWM:"):
             gib = int(line.split()[1]) / 2**20  # KiB
             return {"peak_memory_gib": round(gib, 3), "peak_memory_of": "process"}
@@ -224,11 +230,11 @@ def _peak_memory(device: str) -> dict[str, Any]:
 
 
 def _environment() -> dict[str, str]:
-    found = versions("fvcore", "pycocotools", "faster-coco-eval")
+    environment = versions("fvcore", "pycocotools", "faster-coco-eval")
     import detectron2
 
     from moco_d2.plugin import compat
 
     operators = "with" if compat.has_compiled_operators() else "without"
-    found["detectron2"] = f"{detectron2.__version__} {operators} compiled operators"
-    return found
+    environment["detectron2"] = f"{detectron2.__version__} {operators} compiled operators"
+    return environment

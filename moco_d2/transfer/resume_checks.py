@@ -1,5 +1,5 @@
-"""Checks of what a resumed fine-tuning run takes from its checkpoint, before it is used; see
-engine/resume_checks.py, which turns them into one sentence.
+"""Checks of the entries that a resumed fine-tuning run reads from its checkpoint.
+engine/resume_checks.py turns a failed check into one sentence.
 """
 
 import datetime
@@ -24,18 +24,18 @@ from moco_d2.engine.resume_checks import (
     shown,
 )
 
-# Constants of the config, which some versions of Detectron2 save and others do not.
+# Constants from the config, which only some versions of Detectron2 save.
 _CONSTANTS = ("pixel_mean", "pixel_std")
-_SCHEDULER = "LRScheduler"  # the one hook of Detectron2 that has a state
+_SCHEDULER = "LRScheduler"  # Detectron2's only hook with a state
 
 
 def check_content(content: dict[str, Any], model: nn.Module) -> None:
-    """Check a checkpoint as TransferCheckpointer.save wrote it, or Detectron2's.
+    """Check a checkpoint that TransferCheckpointer.save or Detectron2 wrote.
 
-    The entries ``trainer`` and ``record`` are checked by those who take them up.
+    The entries ``trainer`` and ``record`` are checked when they are restored.
 
     Raises:
-        UnusableError: it is none of this network, or an entry cannot be used.
+        UnusableError: If it belongs to another network, or an entry cannot be used.
     """
     tensors = entry(content, "model", dict)
     for name in tensors:
@@ -54,10 +54,10 @@ def check_content(content: dict[str, Any], model: nn.Module) -> None:
 
 
 def check_trainer(state: Any, optimizer: torch.optim.Optimizer) -> None:
-    """Check what Detectron2's DefaultTrainer gave as its state, the optimizer included.
+    """Check the state of Detectron2's DefaultTrainer with its optimizer.
 
     Raises:
-        UnusableError: an entry cannot be used.
+        UnusableError: If an entry cannot be used.
     """
     iteration = check_count(entry(state, "iteration", int, "trainer"), "iteration")
     hooks = entry(state, "hooks", dict, "trainer")
@@ -76,7 +76,7 @@ def check_trainer(state: Any, optimizer: torch.optim.Optimizer) -> None:
 def _check_scheduler(state: dict[str, Any], iteration: int, groups: int) -> None:
     for key in state:
         known = type(key) is str and key in ("base_lrs", "last_epoch")
-        require(known, f"its schedule has {shown(key)}, which is no state of one")
+        require(known, f"its schedule has the unknown entry {shown(key)}")
     place = check_count(entry(state, "last_epoch", int, _SCHEDULER), "place in the schedule")
     same = place == iteration + 1
     require(same, f"its schedule is at {place} and its training at iteration {iteration}")
@@ -86,11 +86,11 @@ def _check_scheduler(state: dict[str, Any], iteration: int, groups: int) -> None
         check_number(rate, "learning rate", least=0)
 
 
-def check_ours(state: Any, iteration: int) -> None:
-    """Check what Trainer.state_dict has beside Detectron2's.
+def check_own_entry(state: Any, iteration: int) -> None:
+    """Check the entry ``moco_d2`` that Trainer.state_dict adds to Detectron2's.
 
     Raises:
-        UnusableError: an entry cannot be used.
+        UnusableError: If it cannot be used.
     """
     where = "trainer.moco_d2"
     check_count(entry(state, "data_seed", int, where), "data_seed")
@@ -99,10 +99,10 @@ def check_ours(state: Any, iteration: int) -> None:
 
 
 def check_record(state: Any) -> None:
-    """Check what RunRecorder.state_dict gave: it is written as JSON at the end of the run.
+    """Check the state of a RunRecorder, which is written as JSON at the end of the run.
 
     Raises:
-        UnusableError: an entry cannot be used.
+        UnusableError: If an entry cannot be used.
     """
     for finding in entry(state, "findings", list, "record"):
         for key in ("key", "value", "message"):
@@ -133,7 +133,7 @@ def _check_weights(weights: Any) -> None:
     try:
         json.dumps(weights, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise UnusableError("its record.weights is not what JSON can hold") from error
+        raise UnusableError("its record.weights cannot be written as JSON") from error
 
 
 def _check_start(text: str) -> None:
@@ -141,4 +141,4 @@ def _check_start(text: str) -> None:
         zone = datetime.datetime.fromisoformat(text).tzinfo
     except ValueError:
         zone = None
-    require(zone is not None, f"its record.started is {shown(text)}, not a time with its zone")
+    require(zone is not None, f"its record.started is {shown(text)}, not a time with a time zone")

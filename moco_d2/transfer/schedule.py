@@ -1,9 +1,9 @@
-"""One reference schedule, run on the hardware at hand, and said out loud.
+"""Scaling of one reference schedule to the available hardware, with a description for the log.
 
-The configs describe the paper's 8 GPUs with 2 images each. Detectron2's own
-SOLVER.REFERENCE_WORLD_SIZE carries that over to W processes: batch and learning rate by W / 8,
-steps, warm-up and periods by 8 / W. What follows from W besides are the norms. MOCO.ACCUMULATION
-keeps the batch where memory is short, at the price of BatchNorm's.
+The configs describe the paper's 8 GPUs with 2 images each. For W processes, Detectron2's
+SOLVER.REFERENCE_WORLD_SIZE multiplies batch and learning rate by W / 8, and steps, warm-up and
+periods by 8 / W. The norms depend on W, too. MOCO.ACCUMULATION keeps the batch if memory is short,
+but BatchNorm then sees fewer images at a time.
 """
 
 import functools
@@ -16,28 +16,30 @@ from moco_d2.config.load import config_root, load_config
 from moco_d2.config.plain import flatten
 from moco_d2.errors import UserError
 
-# Norms that need several processes, and those of them that run without CUDA.
+# Norms that need several processes, and the ones among them that run without CUDA.
 SYNCED_NORMS = ("SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
 _SYNCED_ON_CPU = ("naiveSyncBN", "naiveSyncBN_N")
-# The parts of the paper's models with a norm of their own.
+# The parts of the paper's models that have their own NORM key.
 _NORMED = ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD", "SEM_SEG_HEAD")
-_PAPERS_BATCH = 16  # images that BatchNorm sees, 8 GPUs of 2 synchronized
+_PAPERS_BATCH = (
+    16  # images that BatchNorm sees in the paper: 8 synchronized GPUs with 2 images each
+)
 
 
 def scale_to_hardware(cfg: Any, world_size: int) -> tuple[Any, dict[str, Any]]:
-    """The config as it will run on `world_size` processes, and its description for log and record.
+    """Scale a config to `world_size` processes, and describe the result for log and record.
 
-    A synchronized norm becomes BN on one process, where there is nothing to synchronize with, and
-    naiveSyncBN on several CPU processes, where torch's SyncBN does not run.
+    A synchronized norm becomes BN on one process. On several CPU processes, on which torch's
+    SyncBN does not run, it becomes naiveSyncBN.
 
     Returns:
-        a new config, frozen as the given one is, and ``{"world_size", "ims_per_batch",
+        A new config (frozen if `cfg` is frozen) and ``{"world_size", "ims_per_batch",
         "accumulation", "base_lr", "max_iter", "steps", "warmup_iters", "eval_period",
-        "checkpoint_period", "norm", "batchnorm_images", "notes"}``, notes being sentences and
-        batchnorm_images None where BatchNorm is frozen.
+        "checkpoint_period", "norm", "batchnorm_images", "notes"}``. Notes are sentences, and
+        batchnorm_images is None if BatchNorm is frozen.
 
     Raises:
-        UserError: the batch does not divide among the processes and passes.
+        UserError: If the batch does not divide among the processes and passes.
     """
     from detectron2.engine import DefaultTrainer
 
@@ -94,21 +96,21 @@ def scale_to_hardware(cfg: Any, world_size: int) -> tuple[Any, dict[str, Any]]:
 
 
 def describe(effective: Mapping[str, Any]) -> list[str]:
-    """What scale_to_hardware has made of the schedule, as lines for the log."""
+    """Return the scaled schedule as lines for the log."""
     steps = ", ".join(map(str, effective["steps"]))
-    evaluated = effective["eval_period"]
-    on_the_way = f"every {evaluated} and " if 0 < evaluated < effective["max_iter"] else ""
+    period = effective["eval_period"]
+    periodic = f"every {period} and " if 0 < period < effective["max_iter"] else ""
     first = (
         f"{effective['max_iter']} steps of {effective['ims_per_batch']} images on "
         f"{effective['world_size']} process(es), lr {effective['base_lr']:g} after a warm-up of "
-        f"{effective['warmup_iters']}, lowered at {steps or 'no step'}; evaluated {on_the_way}at "
+        f"{effective['warmup_iters']}, lowered at {steps or 'no step'}; evaluated {periodic}at "
         f"the end, saved every {effective['checkpoint_period']}"
     )
     return [first, *effective["notes"]]
 
 
 def batchnorm_images(cfg: Any, world_size: int) -> int | None:
-    """The images that the backbone's BatchNorm normalizes together; None where it is frozen."""
+    """Return how many images the backbone's BatchNorm normalizes together; None if it is frozen."""
     norm = cfg.MODEL.RESNETS.NORM
     if norm == "FrozenBN":
         return None
@@ -117,7 +119,7 @@ def batchnorm_images(cfg: Any, world_size: int) -> int | None:
 
 
 def normed_keys(cfg: Any) -> dict[str, str]:
-    """Every norm of the model by its key, ``{"MODEL.FPN.NORM": "SyncBN", ...}``."""
+    """Return every norm of the model by its key, ``{"MODEL.FPN.NORM": "SyncBN", ...}``."""
     return {
         f"MODEL.{key}": value
         for key, value in flatten(cfg.MODEL).items()
@@ -127,7 +129,7 @@ def normed_keys(cfg: Any) -> dict[str, str]:
 
 @functools.cache
 def reference_config(task: str) -> Any:
-    """The packaged config of a task, before any scaling; None for a task of the user's own."""
+    """Return the packaged config of a task before any scaling; None for a user-defined task."""
     path = config_root() / "task" / f"{task}.yaml"
     return load_config(path) if path.is_file() else None
 
@@ -137,7 +139,7 @@ def _check_division(cfg: Any, world_size: int) -> None:
     if reference and batch % reference:
         raise UserError(
             f"SOLVER.IMS_PER_BATCH {batch} does not divide among the {reference} processes of "
-            "SOLVER.REFERENCE_WORLD_SIZE, for which it is given: choose a multiple"
+            f"SOLVER.REFERENCE_WORLD_SIZE: choose a multiple of {reference}"
         )
     passes = cfg.MOCO.ACCUMULATION
     batch = batch * world_size // reference if reference else batch

@@ -1,4 +1,4 @@
-"""Times steps of the trainer, for tools/benchmark.py plan --measure.
+"""Time steps of the trainer, for tools/benchmark.py plan --measure.
 
 python -m moco_d2.transfer.timing --config-file voc_C4_random.yaml --out timing.json KEY VALUE
 """
@@ -13,17 +13,17 @@ from pathlib import Path
 from moco_d2.cli import argument_parser, run_command, start_job
 
 WARM_UP, STEPS = 3, 10
-_ENOUGH_SECONDS = 60.0  # of slow steps, fewer will do
+_ENOUGH_SECONDS = 60.0  # after this time, slow hardware may stop before STEPS steps
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Time steps of a run from random weights, whose worth does not matter, and write
+    """Time steps of a run from random weights (their values do not change the speed), and write
     ``{"seconds_per_iteration", "steps", "iterations", "images_per_batch", "world_size", "on_gpu",
-    "hardware", "peak_memory_gib"}``: the median, over how many steps; the iterations of a whole run
-    and images a step on this number of processes.
+    "hardware", "peak_memory_gib"}``. The seconds are the median over ``steps`` steps; iterations
+    and images per batch are those of a whole run on this number of processes.
 
     Raises:
-        UserError: as tools/train_net.py.
+        UserError: As in tools/train_net.py.
     """
     import torch
     from detectron2.utils import comm
@@ -43,7 +43,7 @@ def measure(args: argparse.Namespace) -> None:
     enforce(check_datasets(cfg), force=False, logger=logging.getLogger(__name__))
     on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
     with tempfile.TemporaryDirectory() as folder:
-        cfg.OUTPUT_DIR = folder  # nothing is kept
+        cfg.OUTPUT_DIR = folder
         plan = plan_run(LoadedRun(args.config_file, cfg, weights=None), comm.get_world_size())
         trainer = Trainer(plan.cfg)
         trainer.model.train()
@@ -55,7 +55,7 @@ def measure(args: argparse.Namespace) -> None:
                 if on_gpu:
                     torch.cuda.synchronize()
                 seconds.append(time.perf_counter() - start)
-                # All processes must decide alike.
+                # All processes follow the first one, because they must stop at the same step.
                 if comm.all_gather(sum(seconds))[0] > _ENOUGH_SECONDS and len(seconds) > 1:
                     break
         trainer._trainer.close()
@@ -75,13 +75,13 @@ def measure(args: argparse.Namespace) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    made = argument_parser(
+    """Return the parser of the command line."""
+    command = argument_parser(
         "Time a few steps of fine-tuning.",
         "python -m moco_d2.transfer.timing --config-file voc_C4_random.yaml --out timing.json",
     )
-    made.add_argument("--out", type=Path, required=True, metavar="FILE")
-    return made
+    command.add_argument("--out", type=Path, required=True, metavar="FILE")
+    return command
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""One training step: forward and backward passes, and what all processes have to know of it."""
+"""One training step: forward and backward passes, and the exchange of losses between processes."""
 
 import contextlib
+import itertools
 import math
 import time
 from typing import Any
@@ -21,10 +22,10 @@ from moco_d2.transfer.divergence import (
 
 
 class AccumulatingTrainer(SimpleTrainer):
-    """Detectron2's SimpleTrainer with several passes a step, autocast on any device, and a loss
-    that is checked before it changes the weights.
+    """Extends Detectron2's SimpleTrainer by several passes per step, autocast on any device, and a
+    check of the loss before it changes the weights.
 
-    With one pass and without autocast, a step is SimpleTrainer's to the last bit.
+    With one pass and without autocast, a step equals SimpleTrainer's bit for bit.
     """
 
     def __init__(
@@ -39,30 +40,29 @@ class AccumulatingTrainer(SimpleTrainer):
     ):
         """
         Args:
-            model: a Detectron2 model in training mode, wrapped for several processes or not.
-            data_loader: iterable of the batches of this process, one a pass; its iterator is a
-                generator.
-            optimizer: over the parameters of `model`.
-            stop: is told which signal any process was sent.
-            passes: forward and backward passes a step. The gradient is the mean of theirs, as
-                that of several processes is.
-            amp_dtype: of autocast; None: none.
+            model: A Detectron2 model in training mode, wrapped for several processes or not.
+            data_loader: Iterable of the batches of this process, one per pass. Its iterator must
+                be a generator.
+            optimizer: Optimizer of the parameters of `model`.
+            stop: Hook that stops the run; it gets the signals of all processes.
+            passes: Number of forward and backward passes per step. Their gradients are averaged,
+                as those of several processes are.
+            amp_dtype: Number type of autocast; None turns autocast off.
         """
         super().__init__(model, data_loader, optimizer)
         self.passes = passes
         self._stop = stop
         self._amp_dtype = amp_dtype
         self._device_type = next(model.parameters()).device.type
-        # float16's smallest number is large enough to lose gradients: scale them. Does nothing
-        # where it is not enabled.
+        # Small gradients become 0 in float16 if they are not scaled. Disabled, it does nothing.
         self.grad_scaler = GradScaler(self._device_type, enabled=amp_dtype == torch.float16)
 
     def run_step(self) -> None:
-        """Load, compute, check, and update the weights.
+        """Load batches, compute losses, check them, and update the weights.
 
         Raises:
-            DivergenceError: in all processes, if the loss of one is not finite; the weights are
-                before the step.
+            DivergenceError: If the loss of any process is not finite; in all processes. The weights
+                are then still those before the step.
         """
         self.optimizer.zero_grad(set_to_none=True)
         batches, losses, data_time = [], [], 0.0
@@ -72,15 +72,15 @@ class AccumulatingTrainer(SimpleTrainer):
             data_time += time.perf_counter() - start
             with self._synchronization(last=i == self.passes - 1):
                 with self._autocast(), proposals_checked(batches):
-                    of_pass = self.model(batches[-1])
-                self.grad_scaler.scale(sum(of_pass.values()) / self.passes).backward()
-            losses.append({name: loss.detach() for name, loss in of_pass.items()})
+                    pass_losses = self.model(batches[-1])
+                self.grad_scaler.scale(sum(pass_losses.values()) / self.passes).backward()
+            losses.append({name: loss.detach() for name, loss in pass_losses.items()})
         self._record(_mean(losses), data_time, batches)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
     def _synchronization(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Gradients travel between the processes with the last pass only."""
+        """Return a context that exchanges gradients between processes in the last pass only."""
         if last or not isinstance(self.model, nn.parallel.DistributedDataParallel):
             return contextlib.nullcontext()
         return self.model.no_sync()
@@ -93,43 +93,43 @@ class AccumulatingTrainer(SimpleTrainer):
     def _record(self, losses: dict[str, float], data_time: float, batches: list[Any]) -> None:
         """Put the mean losses of all processes into the storage, under Detectron2's names.
 
-        The same exchange tells all whether one has been sent a signal.
+        The same exchange shares the signals that any process has received.
         """
-        told = comm.all_gather(
+        ranks = comm.all_gather(
             {"losses": losses, "data_time": data_time, "signal": self._stop.received}
         )
-        if len(told) > 1:
-            self._stop.agreed = max(one["signal"] for one in told)
-        means = {name: sum(one["losses"][name] for one in told) / len(told) for name in losses}
+        if len(ranks) > 1:
+            self._stop.agreed = max(rank["signal"] for rank in ranks)
+        means = {name: sum(rank["losses"][name] for rank in ranks) / len(ranks) for name in losses}
         total = sum(means.values())
         if not math.isfinite(total):
-            found = comm.all_gather(annotations_in_error(batches))
-            raise DivergenceError(means, [sentence for of_rank in found for sentence in of_rank])
+            problems = comm.all_gather(annotations_in_error(batches))
+            raise DivergenceError(means, list(itertools.chain.from_iterable(problems)))
         storage = get_event_storage()
-        # The slowest process is the one that all wait for.
-        storage.put_scalar("data_time", max(one["data_time"] for one in told))
+        # All processes wait for the slowest one.
+        storage.put_scalar("data_time", max(rank["data_time"] for rank in ranks))
         storage.put_scalar("total_loss", total)
         storage.put_scalars(**means)
 
     def close(self) -> None:
-        """End the workers that load images: left to the garbage collector, each takes seconds."""
+        """End the workers that load images. The garbage collector would need seconds for each."""
         self._data_loader_iter.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """SimpleTrainer's, and the gradient scaler's as in Detectron2's AMPTrainer."""
+        """Return the state of SimpleTrainer and of the gradient scaler, as in AMPTrainer."""
         state = super().state_dict()
         if self.grad_scaler.is_enabled():
             state["grad_scaler"] = self.grad_scaler.state_dict()
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what state_dict gave."""
+        """Restore a state that state_dict returned."""
         super().load_state_dict(state_dict)
         if self.grad_scaler.is_enabled() and "grad_scaler" in state_dict:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
 
 
 def _mean(losses: list[dict[str, torch.Tensor]]) -> dict[str, float]:
-    """The mean over passes, with one wait for the device."""
+    """Return the mean over passes. The host waits for the device only once."""
     stacked = torch.stack([torch.stack(list(of_pass.values())).float() for of_pass in losses])
     return dict(zip(losses[0], stacked.double().mean(0).tolist(), strict=True))

@@ -1,5 +1,5 @@
-"""Detectron2's DefaultTrainer, with the checks, the exact resume and the record of a matched
-comparison.
+"""A trainer that adds the checks, the exact resume and the record of a matched comparison to
+Detectron2's DefaultTrainer.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from moco_d2.transfer.data.training_data import TrainingBatches, build_training_
 from moco_d2.transfer.divergence import DivergenceError, explain
 from moco_d2.transfer.evaluation.build import TestMapper, box_errors, build_evaluator
 from moco_d2.transfer.evaluation.precise_bn import PreciseBN
-from moco_d2.transfer.resume_checks import check_ours, check_trainer
+from moco_d2.transfer.resume_checks import check_own_entry, check_trainer
 from moco_d2.transfer.train_step import AccumulatingTrainer
 from moco_d2.transfer.weights import Coverage, loading, measure_coverage, unwrapped
 
@@ -43,13 +43,13 @@ _LOG_PERIOD = 20  # iterations between two lines of metrics.json, Detectron2's d
 class Trainer(DefaultTrainer):
     """Fine-tunes a detector.
 
-    A run that was stopped, or killed, and resumed has the weights of one that was not: bit for bit
-    where the device computes so.
+    A run that was stopped or killed and then resumed ends with the weights of an uninterrupted
+    run. They are equal bit for bit on a device that computes deterministically.
 
     Attributes:
-        box_errors: of the last evaluation, see build.box_errors; None before it.
-        evaluation_seconds: that the last evaluation took; None before it.
-        test_images: the number of images of each test set that this trainer has evaluated.
+        box_errors: The result of build.box_errors for the last evaluation; None before it.
+        evaluation_seconds: Duration of the last evaluation; None before it.
+        test_images: Number of images of each test set that this trainer has evaluated, by name.
 
     Examples:
     ::
@@ -58,18 +58,18 @@ class Trainer(DefaultTrainer):
         trainer.train()
     """
 
-    iter: int  # DefaultTrainer's, the iteration that runs or has run last
-    _trainer: SimpleTrainer  # DefaultTrainer's, which is replaced
+    iter: int  # set by DefaultTrainer: the iteration that runs or has run last
+    _trainer: SimpleTrainer  # set by DefaultTrainer, and replaced below
     box_errors: dict[str, dict[str, float]] | None = None
     evaluation_seconds: float | None = None
 
     def __init__(self, cfg: CfgNode):
         """
         Args:
-            cfg: a config as it will run; see schedule.scale_to_hardware.
+            cfg: The config as it will run; see schedule.scale_to_hardware.
 
         Raises:
-            UserError: settings that cannot be: DATALOADER.SAMPLER_TRAIN, MOCO.AMP_DTYPE.
+            UserError: If DATALOADER.SAMPLER_TRAIN or MOCO.AMP_DTYPE cannot be used.
         """
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         detectron2_cfg = cfg.clone()
@@ -77,7 +77,7 @@ class Trainer(DefaultTrainer):
         detectron2_cfg.SOLVER.AMP.ENABLED = False  # Detectron2's AMPTrainer needs CUDA
         super().__init__(detectron2_cfg)
         self.cfg = cfg
-        # Detectron2's own have been built only to be replaced; the hooks look these up when called.
+        # Detectron2's trainer and checkpointer are replaced. Its hooks look them up when called.
         model, batches = self._trainer.model, self._trainer.data_loader
         self._trainer = AccumulatingTrainer(
             model,
@@ -93,26 +93,26 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainingBatches:
-        """See training_data.build_training_batches."""
+        """Return training_data.build_training_batches of the config."""
         return build_training_batches(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader[Any]:
-        """Detectron2's, with build.TestMapper."""
-        theirs = build_detection_test_loader(cfg, dataset_name, mapper=TestMapper(cfg))
+        """Return Detectron2's test loader with build.TestMapper."""
+        loader = build_detection_test_loader(cfg, dataset_name, mapper=TestMapper(cfg))
         return SteadyLoader(  # its workers leave signals to this process
-            theirs.dataset,
-            batch_sampler=theirs.batch_sampler,
-            num_workers=theirs.num_workers,
-            collate_fn=theirs.collate_fn,
+            loader.dataset,
+            batch_sampler=loader.batch_sampler,
+            num_workers=loader.num_workers,
+            collate_fn=loader.collate_fn,
         )
 
     @classmethod
     def test(cls, cfg: CfgNode, model: Any, evaluators: Any = None) -> dict[str, Any]:
-        """Detectron2's.
+        """Evaluate as Detectron2 does.
 
         Raises:
-            UserError: a test image or its labels cannot be read.
+            UserError: If a test image or its labels cannot be read.
         """
         try:
             return super().test(cfg, model, evaluators)
@@ -123,12 +123,12 @@ class Trainer(DefaultTrainer):
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
     ) -> DatasetEvaluator:
-        """See build.build_evaluator."""
+        """Return build.build_evaluator of the config and the dataset."""
         return build_evaluator(cfg, dataset_name)
 
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's hooks in their order, PreciseBN and checkpoints replaced by ours, a progress
-        bar, and a stop that saves.
+        """Return Detectron2's hooks in their order, with PreciseBN and checkpoints of this package,
+        a progress bar, and a hook that saves and stops on a signal.
         """
         cfg = self.cfg
         writers = DeferredWriters(self.build_writers, cfg.OUTPUT_DIR)
@@ -145,7 +145,8 @@ class Trainer(DefaultTrainer):
             built.append(hooks.PeriodicWriter([writers], period=_LOG_PERIOD))
             built.append(DataTime())
             built.append(ProgressBar(cfg.MOCO.TASK or "training"))
-        # The generators come last before the first step, and a checkpoint last after each.
+        # The order matters: the generators are restored after everything else that precedes the
+        # first step, and a checkpoint is saved after everything else in a step.
         return [*built, _RestoreGenerators(), saver, self._stop]
 
     def _evaluate(self) -> dict[str, Any]:
@@ -154,16 +155,17 @@ class Trainer(DefaultTrainer):
         evaluators = {name: self.build_evaluator(self.cfg, name) for name in names}
         test_images = self.test_images
 
-        # Detectron2's test is the class's, and the number is this run's.
-        class Counting(type(self)):  # type: ignore[misc]  # a subclass keeps what it overrides
+        # Detectron2's test() is a class method, but the counts belong to this instance. The base
+        # is type(self), because a subclass keeps the methods that it overrides.
+        class Counting(type(self)):  # type: ignore[misc]
             @classmethod
             def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader[Any]:
                 loader = super().build_test_loader(cfg, dataset_name)
                 test_images[dataset_name] = len(cast(Sized, loader.dataset))
                 return loader
 
-        # A loader draws a seed when it starts: without this, how often a run is evaluated would
-        # change which regions it samples next.
+        # A loader draws a seed when it starts. Without `seeded`, the number of evaluations would
+        # change the regions that training samples next.
         with seeded(self.data_loader.seed, next(model.parameters()).device):
             started = time.perf_counter()
             self._last_eval_results = Counting.test(self.cfg, model, list(evaluators.values()))
@@ -173,29 +175,28 @@ class Trainer(DefaultTrainer):
         return self._last_eval_results
 
     def after_train(self) -> None:
-        """TrainerBase's, with the iteration right where there was nothing left to train."""
+        """Call TrainerBase.after_train with a valid iteration, also if no step was left to run."""
         self.iter = min(self.iter, self.max_iter)
         super().after_train()
 
     def resume_or_load(self, resume: bool = True) -> Coverage:
-        """Load the newest intact checkpoint in OUTPUT_DIR, or MODEL.WEIGHTS.
+        """Load the newest intact checkpoint in OUTPUT_DIR, or MODEL.WEIGHTS if there is none.
 
         Returns:
-            which of the pretrained tensors arrived.
+            The coverage: which of the pretrained tensors arrived.
 
         Raises:
-            UserError: Detectron2 cannot read the file, as happens with one that is not converted;
-                or the checkpoint is of a run with another batch, or holds what cannot be used; or
-                without `resume`, OUTPUT_DIR holds a run;
-                or the processes have other weights or data.
+            UserError: If Detectron2 cannot read the file (it may not be converted), if the
+                checkpoint has another batch size or an entry that cannot be used, if OUTPUT_DIR
+                holds a run and `resume` is False, or if weights or data differ between processes.
         """
-        found = self.checkpointer.has_checkpoint()
-        if found and not resume:
+        has_run = self.checkpointer.has_checkpoint()
+        if has_run and not resume:
             raise UserError(
                 f"OUTPUT_DIR {self.cfg.OUTPUT_DIR} holds a run: continue it with --resume, or "
                 "choose another folder"
             )
-        if found:
+        if has_run:
             file = self.checkpointer.newest_intact()
             with continuing(file), measure_coverage(unwrapped(self.model)) as measured:
                 rest = self.checkpointer.resume(file)
@@ -222,19 +223,21 @@ class Trainer(DefaultTrainer):
         return measured.result
 
     def restore_generators(self) -> None:
-        """Take up the state of this process where the checkpoint left it."""
+        """Restore the random generators of this process from the checkpoint of a resumed run."""
         if not self._processes:
             return
         if not set_process_state(unwrapped(self.model), self._processes):
             logger.warning(
-                "the checkpoint was saved by %d process(es) and is continued by %d: the same "
-                "images, but not bit for bit",
+                "the checkpoint was saved by %d process(es) and is continued by %d: the run sees "
+                "the same images, but its numbers will not be equal bit for bit",
                 len(self._processes),
                 comm.get_world_size(),
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Iteration, hooks and optimizer, under the names that today's main uses; and ours."""
+        """Return iteration, hooks and optimizer under the names of Detectron2's main, and the
+        package's own entry ``moco_d2``.
+        """
         state = super().state_dict()
         if not compat.checkpoints_hold_the_optimizer(DefaultTrainer):
             state["_trainer"] = self._trainer.state_dict()
@@ -246,12 +249,12 @@ class Trainer(DefaultTrainer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what state_dict gave.
+        """Restore a state that state_dict returned.
 
         Raises:
-            UserError: the checkpoint has no optimizer: it was written by stock Detectron2 v0.6; or
-                it was made with another batch, by which its place in the data is counted.
-            UnusableError: an entry cannot be used.
+            UserError: If the checkpoint has no optimizer (stock Detectron2 v0.6 wrote it), or if it
+                was trained with another batch size, on which its position in the data depends.
+            UnusableError: If an entry cannot be used.
         """
         if "_trainer" not in state_dict:
             raise UserError(
@@ -259,19 +262,19 @@ class Trainer(DefaultTrainer):
                 "it cannot be resumed; start again without --resume"
             )
         check_trainer(state_dict, self.optimizer)
-        ours = state_dict.get("moco_d2")  # absent from a checkpoint of today's Detectron2
-        if ours is not None:
-            check_ours(ours, state_dict["iteration"])
+        own = state_dict.get("moco_d2")  # absent from a checkpoint of stock Detectron2
+        if own is not None:
+            check_own_entry(own, state_dict["iteration"])
             batch = self.cfg.SOLVER.IMS_PER_BATCH
-            if ours["ims_per_batch"] != batch:
+            if own["ims_per_batch"] != batch:
                 raise UserError(
-                    f"the checkpoint was trained with {ours['ims_per_batch']} images a step, by "
-                    f"which its schedule is counted, and this run has {batch}: resume on as many "
-                    "processes, or with SOLVER.REFERENCE_WORLD_SIZE 0 and SOLVER.IMS_PER_BATCH "
-                    f"{ours['ims_per_batch']}"
+                    f"the checkpoint was trained with {own['ims_per_batch']} images a step, and "
+                    f"this run has {batch}, but the schedule depends on this number: resume on the "
+                    "same number of processes, or set SOLVER.REFERENCE_WORLD_SIZE 0 and "
+                    f"SOLVER.IMS_PER_BATCH {own['ims_per_batch']}"
                 )
-            self._metrics.restored = ours["metrics"]
-            self.data_loader.reseed(ours["data_seed"])
+            self._metrics.restored = own["metrics"]
+            self.data_loader.reseed(own["data_seed"])
         rates = list(self.scheduler.base_lrs)
         super().load_state_dict(state_dict)
         if not compat.checkpoints_hold_the_optimizer(DefaultTrainer):
@@ -279,39 +282,41 @@ class Trainer(DefaultTrainer):
         self._set_rates(rates)
 
     def _set_rates(self, rates: list[float]) -> None:
-        """Let the config decide on the learning rate, not the checkpoint: who resumes a run that
-        has diverged may have lowered it.
+        """Take the learning rate from the config, not from the checkpoint: a user who resumes a
+        diverged run may have lowered it.
         """
         before, self.scheduler.base_lrs = self.scheduler.base_lrs, rates
         if before != rates:
             logger.warning(
-                "resuming with SOLVER.BASE_LR %g; the checkpoint had another",
+                "resuming with SOLVER.BASE_LR %g; the checkpoint had another learning rate",
                 self.cfg.SOLVER.BASE_LR,
             )
-        # A function of the iteration alone, which has been restored.
+        # The schedule depends only on the iteration, which is restored.
         for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
             group["lr"] = rate
 
     def train(self) -> dict[str, Any]:
-        """Train, evaluate, and return the evaluation results ``{"bbox": {"AP": ...}}`` (main
-        process; else empty).
+        """Train and evaluate.
+
+        Returns:
+            The evaluation results ``{"bbox": {"AP": ...}}`` in the main process; empty in others.
 
         Raises:
-            UserError: the loss is no longer finite, or a training image cannot be used.
+            UserError: If the loss is no longer finite, or a training image cannot be used.
         """
         try:
             with contextlib.closing(self._trainer):
                 super().train()
         except DivergenceError as error:
-            # No checkpoint is written with a tensor that is not finite: the newest is good.
+            # TransferCheckpointer writes no tensor that is not finite, so the newest file is good.
             last_good = self.checkpointer.get_checkpoint_file()
             raise UserError(explain(self.cfg, self.iter, error, last_good)) from error
         return getattr(self, "_last_eval_results", None) or {}
 
 
 class _WriteEvaluation(HookBase):
-    """Writes right after an evaluation: of several between two lines, the next would have the
-    last only.
+    """Writes metrics right after an evaluation. Otherwise, the next periodic line would hold only
+    the last of several evaluations.
     """
 
     def __init__(self, period: int, writers: DeferredWriters):
@@ -324,7 +329,7 @@ class _WriteEvaluation(HookBase):
 
 
 class _RestoreGenerators(HookBase):
-    """After all that draws random numbers on the way to the first step."""
+    """Restores the generators after everything that draws random numbers before the first step."""
 
     def before_train(self) -> None:
         self.trainer.restore_generators()

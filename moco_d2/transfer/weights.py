@@ -1,4 +1,4 @@
-"""What MODEL.WEIGHTS may say, and whether all of it arrived in the model."""
+"""Checks of the value of MODEL.WEIGHTS, and of whether all its tensors arrived in the model."""
 
 import contextlib
 import dataclasses
@@ -19,33 +19,31 @@ from moco_d2.errors import UserError, closest
 from moco_d2.files import sha256
 
 RANDOM = "random://"
-# Names whose files are held against the sha256 they were published with; see checkpoint/catalog.py.
+# Prefixes of names whose files are compared with their published sha256; see checkpoint/catalog.py.
 _PUBLISHED = ("moco://", "torchvision://")
-# What is left of Detectron2's own names, ``detectron2://ImageNetPretrained/MSRA/R-50.pkl``, as an
-# address.
+# The address that ``detectron2://`` stands for, as in
+# ``detectron2://ImageNetPretrained/MSRA/R-50.pkl``.
 _MODEL_ZOO = "https://dl.fbaipublicfiles.com/detectron2/"
 
-_LONGEST = 150  # characters of an address in an error
+_LONGEST = 150  # maximum number of characters of an address in an error message
 
 
 @functools.cache
 def _scratch() -> tempfile.TemporaryDirectory[str]:
-    """Return this process's temporary folder, which is made when it is needed for the first time
-    and removed when the process ends.
-    """
+    """Return this process's temporary folder, which is removed when the process ends."""
     return tempfile.TemporaryDirectory(prefix="moco_d2_")
 
 
 def register_path_handlers() -> None:
-    """Teach Detectron2's PathManager ``random://``, random initialization. Idempotent."""
+    """Make Detectron2's PathManager accept ``random://`` (random initialization). Idempotent."""
     from detectron2.utils.file_io import PathManager
     from iopath.common.file_io import PathHandler
 
     class RandomInitializationHandler(PathHandler):
-        """An empty checkpoint: every parameter keeps its random initial value."""
+        """Gives an empty checkpoint, with which every parameter keeps its random initial value."""
 
         def _get_supported_prefixes(self) -> list[str]:
-            # Without the slashes: today's main takes the name apart and together, which loses them.
+            # Without the slashes, because Detectron2's main splits and joins the name without them.
             return [RANDOM.rstrip("/")]
 
         def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
@@ -61,11 +59,11 @@ def register_path_handlers() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Coverage:
-    """How many of the tensors that pretraining could supply came from the weight file.
+    """Counts which tensors of the pretrained ResNet came from the weight file.
 
     Attributes:
-        expected: tensors of the ResNet in the detector: backbone, and res5 in a C4 head.
-        missing: names of those that did not arrive.
+        expected: Number of tensors of the ResNet in the detector (backbone, and res5 in a C4 head).
+        missing: Names of the tensors that did not arrive.
     """
 
     expected: int
@@ -73,20 +71,20 @@ class Coverage:
 
     @property
     def loaded(self) -> int:
-        """Number of tensors that arrived."""
+        """Return the number of tensors that arrived."""
         return self.expected - len(self.missing)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model itself, where it is wrapped for several processes."""
+    """Return the model itself if it is wrapped for several processes."""
     return getattr(model, "module", model)
 
 
 def pretrained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors of a detector that a pretrained ResNet supplies, by name.
+    """Return the tensors of a detector that a pretrained ResNet supplies, by name.
 
-    The ResNet itself, under the backbone or under an FPN's ``bottom_up``, and the blocks of a C4
-    head's res5. BatchNorm's batch counters are left out: nothing depends on them.
+    They are the ResNet (under the backbone or an FPN's ``bottom_up``) and the blocks of res5 in a
+    C4 head. BatchNorm's batch counters are left out, because nothing depends on them.
     """
     prefixes = []
     for name, module in model.named_children():
@@ -105,7 +103,7 @@ def pretrained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-# What Detectron2, fvcore and torch raise for a file that is not theirs.
+# The errors that Detectron2, fvcore and torch raise for a file that they cannot read.
 _UNREADABLE = (
     ValueError,
     LookupError,
@@ -121,14 +119,14 @@ _UNREADABLE = (
 
 @contextlib.contextmanager
 def loading(source: str, advice: str) -> Iterator[None]:
-    """Turn what Detectron2 raises for a file it cannot read into a sentence.
+    """Turn the errors that Detectron2 raises for an unreadable file into one sentence.
 
     Args:
-        source: what is loaded, as the user knows it.
-        advice: what to do instead.
+        source: The user's name of the file.
+        advice: The fix that the error names.
 
     Raises:
-        UserError: the file cannot be read, as happens with one that is not converted.
+        UserError: If the file cannot be read, for example because it is not converted.
     """
     try:
         yield
@@ -138,11 +136,11 @@ def loading(source: str, advice: str) -> Iterator[None]:
 
 
 class measure_coverage:  # noqa: N801  a context manager reads as a verb
-    """Measure which tensors a loading step fills, whatever does the loading.
+    """Measure which tensors are filled while the context is open, by any loader.
 
-    Every tensor that should arrive is set to NaN first; one that is still NaN afterwards did not
-    arrive, and gets its initial value back. This needs no knowledge of file formats and cannot
-    mistake "found" for "loaded".
+    Every expected tensor is first set to NaN. A tensor that is still NaN at the end did not arrive
+    and gets its initial value back. This is independent of file formats, and it cannot count a
+    tensor that is in the file but was not loaded.
 
     Examples:
     ::
@@ -171,14 +169,14 @@ class measure_coverage:  # noqa: N801  a context manager reads as a verb
 
 
 def check_weights_name(weights: str) -> None:
-    """Refuse weights that would be fetched from an address, by Detectron2's PathManager: nobody
-    would notice other weights there tomorrow.
+    """Refuse weights that Detectron2's PathManager would fetch from an address: a change of the
+    file at that address would go unnoticed.
 
-    Accepted are random://, published weights by name, which are held against their sha256, and
-    files of this machine.
+    Accepted are ``random://``, names of published weights (their sha256 is checked) and local
+    files.
 
     Raises:
-        UserError: `weights` is an address.
+        UserError: If `weights` is an address.
     """
     address = re.match(r"[A-Za-z][\w+.-]*:/", weights)
     if not address or weights == RANDOM or weights.startswith(_PUBLISHED):
@@ -186,18 +184,18 @@ def check_weights_name(weights: str) -> None:
     plain = re.sub(r"[?#].*", "", weights)
     if published := _published_at(plain):
         raise UserError(
-            f"MODEL.WEIGHTS {weights:.{_LONGEST}} is an address: write MODEL.WEIGHTS {published}, "
-            "which fetches this file, checks and converts it"
+            f"MODEL.WEIGHTS {weights:.{_LONGEST}} is an address: set MODEL.WEIGHTS {published}, "
+            "which fetches, checks and converts this file"
         )
     names = [entry.name for entry in PUBLISHED]
     scheme = address[0].partition(":")[0]
     if closest(scheme, {name.partition(":")[0] for name in names}):
         raise UserError(
-            f"MODEL.WEIGHTS {weights:.{_LONGEST}} is no name of published weights; "
-            + (closest(plain, names) or f"there are {', '.join(names)}")
+            f"MODEL.WEIGHTS {weights:.{_LONGEST}} is not a name of published weights; "
+            + (closest(plain, names) or f"the names are {', '.join(names)}")
         )
     source = "it"
-    convert = "; a checkpoint that is not in Detectron2's form goes through tools/convert.py first"
+    convert = "; convert a file that is not in Detectron2's format with tools/convert.py first"
     if weights.startswith("detectron2://"):
         source, convert = plain.replace("detectron2://", _MODEL_ZOO)[:_LONGEST], ""
     name = plain.rstrip("/").rpartition("/")[2]
@@ -208,9 +206,9 @@ def check_weights_name(weights: str) -> None:
 
 
 def _published_at(address: str) -> str | None:
-    """The name of the published weights that their authors serve at an address, if it is one."""
-    found = _without_scheme(address)
-    return next((entry.name for entry in PUBLISHED if _without_scheme(entry.url) == found), None)
+    """Return the name of the published weights at an address; None if there are none."""
+    bare = _without_scheme(address)
+    return next((entry.name for entry in PUBLISHED if _without_scheme(entry.url) == bare), None)
 
 
 def _without_scheme(address: str) -> str:
@@ -221,13 +219,13 @@ def check_weights_file(weights: str) -> None:
     """Refuse a MODEL.WEIGHTS that cannot be loaded, before anything is written.
 
     Raises:
-        UserError: empty, an address, or no such file.
+        UserError: If it is empty, an address, or a file that does not exist.
     """
     check_weights_name(weights)
     if not weights:
         raise UserError(
-            f"MODEL.WEIGHTS is empty: write MODEL.WEIGHTS {RANDOM} for random initialization, a "
-            "converted file, or published weights by name (moco://v2_800ep)"
+            f"MODEL.WEIGHTS is empty: set it to {RANDOM} for random initialization, to a converted "
+            "file, or to a name of published weights (moco://v2_800ep)"
         )
     if "://" not in weights and not Path(weights).is_file():
         raise UserError(
@@ -237,7 +235,7 @@ def check_weights_file(weights: str) -> None:
 
 
 def describe_weights(weights: str) -> dict[str, Any] | None:
-    """File name, sha256 and provenance of a weight file for the run record; None for random
+    """Return file name, sha256 and provenance of a weight file for the run record; None for random
     initialization.
     """
     if weights == RANDOM:
@@ -247,8 +245,8 @@ def describe_weights(weights: str) -> dict[str, Any] | None:
 
 
 def _local_file(weights: str) -> Path:
-    """The file behind MODEL.WEIGHTS; what has to be fetched is fetched by one process a machine,
-    and its failure is everyone's.
+    """Return the local file of MODEL.WEIGHTS. One process per machine fetches it if necessary, and
+    its failure is raised in all processes.
     """
     from detectron2.utils import comm
     from detectron2.utils.file_io import PathManager
@@ -271,7 +269,7 @@ def _local_file(weights: str) -> Path:
     path = Path(PathManager.get_local_path(weights))
     if not path.is_file():
         raise UserError(
-            f"MODEL.WEIGHTS {weights} leads to no file; name a converted file, or published "
-            "weights as in moco://v2_800ep and torchvision://resnet50"
+            f"MODEL.WEIGHTS {weights} is not a file; set it to a converted file, or to a name of "
+            "published weights (moco://v2_800ep, torchvision://resnet50)"
         )
     return path

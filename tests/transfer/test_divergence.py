@@ -12,7 +12,7 @@ FPN, C4 = "coco_FPN_1x_moco.yaml", "voc_C4_moco.yaml"
 @pytest.mark.parametrize(
     ("config", "overrides", "iteration", "cause"),
     [
-        (FPN, ("MODEL.FPN.NORM", ""), 700, "MODEL.FPN.NORM is empty, without which such runs div"),
+        (FPN, ("MODEL.FPN.NORM", ""), 700, "MODEL.FPN.NORM is empty, with which such runs diverge"),
         (FPN, ("SOLVER.BASE_LR", "0.2"), 9, "SOLVER.BASE_LR 0.2 is more than the task's 0.02 for"),
         (C4, ("SOLVER.IMS_PER_BATCH", "8"), 9, "SOLVER.BASE_LR 0.02 is more than the task's 0.01"),
         (C4, ("MODEL.RESNETS.NORM", "FrozenBN"), 40, "MODEL.RESNETS.NORM is FrozenBN, which does"),
@@ -22,7 +22,8 @@ FPN, C4 = "coco_FPN_1x_moco.yaml", "voc_C4_moco.yaml"
             FPN,
             ("SOLVER.AMP.ENABLED", "True", "MOCO.AMP_DTYPE", "float16"),
             5000,
-            "SOLVER.AMP.ENABLED with MOCO.AMP_DTYPE float16, which ends at 65504: set MOCO.AMP_D",
+            "SOLVER.AMP.ENABLED is True with MOCO.AMP_DTYPE float16, which overflows above 65504: "
+            "set MOCO.AMP_D",
         ),
         (
             FPN,
@@ -39,11 +40,11 @@ def test_each_cause_is_named_with_its_key(config, overrides, iteration, cause):
 
 def test_bad_data_comes_before_all_else():
     error = DivergenceError(
-        {"loss_box_reg": NAN}, ["a box of a.jpg is empty, turned around or not finite"]
+        {"loss_box_reg": NAN}, ["a box of a.jpg is empty, inverted or not finite"]
     )
     found = likely_cause(load_config(FPN, ["MODEL.FPN.NORM", ""]), 3, error)
     assert (
-        found == "a box of a.jpg is empty, turned around or not finite: mend the annotation or "
+        found == "a box of a.jpg is empty, inverted or not finite: correct the annotation or "
         "remove it"
     )
 

@@ -76,7 +76,7 @@ def test_a_metric_that_is_no_percentage_is_null_and_the_record_still_reads(tmp_p
     (record,) = read_records([path])
     expected = {"bbox/AP": 100.0, "bbox/APr": None, "bbox/APs": None, "bbox/count": None}
     assert record.metrics == expected and record.history == ({"iteration": 9, **expected},)
-    assert "as no percentages: count" in caplog.text
+    assert "because these are not percentages: count" in caplog.text
 
 
 def test_several_test_sets_are_named_as_in_metrics_json(tmp_path):

@@ -8,11 +8,10 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
+from support.commands import run_processes
 from support.paths import SUPPORT
 
 from moco_d2.errors import UserError
@@ -250,19 +249,8 @@ def test_two_processes_stop_together_and_resume(run, tiny, voc, tmp_path):
     settings = voc | LENGTH | SLIM | more
     words = [*tiny, *(str(word) for pair in settings.items() for word in pair)]
     (tmp_path / "overrides.json").write_text(json.dumps(words))
-    script = str(SUPPORT / "transfer" / "resume_two_processes.py")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, script, str(tmp_path), str(rank), str(tmp_path / "overrides.json")],
-            stderr=subprocess.DEVNULL,
-        )
-        for rank in range(2)
-    ]
-    try:
-        assert [process.wait(600) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
+    script = SUPPORT / "transfer" / "resume_two_processes.py"
+    run_processes(2, script, tmp_path, tmp_path / "overrides.json")
     assert (tmp_path / "stopped0").exists() and (tmp_path / "stopped1").exists()
     assert (tmp_path / "parts" / "model_0000003.pth").is_file()
     whole = everything(tmp_path / "whole")

@@ -74,7 +74,7 @@ HOSTILE = {
         r"is damaged \(AttributeError",
     ),
     "a hook that a terminal obeys": (trainer("hooks", "\x1b[31m", value={}), "name of a hook is"),
-    "schedule with code's name": (schedule("get_lr", 5), "schedule has 'get_lr', which is no"),
+    "schedule with code's name": (schedule("get_lr", 5), "schedule has the unknown entry 'get_lr'"),
     "schedule elsewhere": (schedule("last_epoch", 5), "schedule is at 5 and its training at it"),
     "schedule is text": (schedule("last_epoch", "x"), "LRScheduler.last_epoch is 'x'"),
     "rates are text": (schedule("base_lrs", "x"), "LRScheduler.base_lrs is 'x'"),
@@ -107,7 +107,7 @@ HOSTILE = {
     "weights is text": (record("weights", value="x"), "record.weights is 'x', no dict"),
     "weights is no JSON": (
         record("weights", value={"file": "x", "sha256": "0", "provenance": {"x": NAN}}),
-        "record.weights is not what JSON can hold",
+        "record.weights cannot be written as JSON",
     ),
     "coverage is a number": (record("coverage", value=5), "record.coverage is 5, no dict"),
     "coverage without names": (
@@ -115,7 +115,7 @@ HOSTILE = {
         "coverage.missing is 3",
     ),
     "started is text": (record("started", value="x"), "record.started is 'x', not a time"),
-    "started in no zone": (record("started", value="2024-01-01T00:00:00"), "not a time with its"),
+    "started in no zone": (record("started", value="2024-01-01T00:00:00"), "not a time with a"),
     "seconds is text": (record("seconds", value="x"), "record.seconds is 'x'"),
     "seconds is infinite": (record("seconds", value=float("inf")), "record.seconds is inf"),
 }

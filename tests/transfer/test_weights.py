@@ -100,7 +100,7 @@ def test_random_initialization_loads_nothing_and_changes_nothing(detector):
 
 
 def test_empty_or_missing_weights_are_refused():
-    with pytest.raises(UserError, match="write MODEL.WEIGHTS random:// for random"):
+    with pytest.raises(UserError, match="MODEL.WEIGHTS is empty: set it to random:// for random"):
         check_weights_file("")
     with pytest.raises(UserError, match="weights/none.pth does not exist: make it with tools/conv"):
         check_weights_file("weights/none.pth")
@@ -183,12 +183,12 @@ def test_the_address_of_published_weights_is_answered_with_their_name(entry, cha
         weights = changed.format(address)
         with pytest.raises(UserError) as caught:
             check_weights_file(weights)
-        assert f"write MODEL.WEIGHTS {entry.name}, which" in str(caught.value)
+        assert f"set MODEL.WEIGHTS {entry.name}, which" in str(caught.value)
 
 
 def test_any_other_address_is_named_once_in_a_short_sentence():
     address = "https://example.org/moco/r-50-1000ep.pth.tar"
-    with pytest.raises(UserError, match=r"goes through tools/convert\.py first$") as caught:
+    with pytest.raises(UserError, match=r"with tools/convert\.py first$") as caught:
         check_weights_file(address)
     assert str(caught.value).count("example.org") == 1 and len(str(caught.value)) <= 260
     with pytest.raises(UserError) as caught:

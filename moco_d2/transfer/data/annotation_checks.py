@@ -1,6 +1,4 @@
-"""Whether a detector can be trained on the boxes and masks of a dataset, and on those that were
-meant.
-"""
+"""Checks that a detector can be trained on the boxes, masks and keypoints of a dataset."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -19,37 +17,39 @@ from moco_d2.transfer.data.mask_checks import (
 )
 
 _SIDES = 4
-_FURTHEST = 1e9  # pixels: beyond, a box is no number that Detectron2 can compute with
+_MAX_COORDINATE = 1e9  # pixels; Detectron2 cannot compute with larger ones
 
 
 def check_annotations(name: str, dicts: Sequence[dict[str, Any]]) -> None:
-    """Refuse a dataset with nothing in it, with images larger than are read, or with a box, a mask
-    or keypoints that are none. Boxes of no area, or beside their image, are left to Detectron2,
-    which passes them over.
+    """Refuse an empty dataset, images above the size limit, and damaged boxes, masks or keypoints.
+    Boxes without area or outside their image are accepted, because Detectron2 skips them.
 
     Args:
-        name: of the dataset.
-        dicts: Detectron2's; those without "annotations" (semantic segmentation) are let be.
+        name: Name of the dataset.
+        dicts: Detectron2's dataset dicts. Those without "annotations" (semantic segmentation) have
+            only their image size checked.
 
     Raises:
-        UserError: names the image.
+        UserError: If something is refused. The message names the image.
     """
     if not dicts:
-        raise UserError(f"dataset {name!r} has no images: see its annotations or its split")
+        raise UserError(f"dataset {name!r} has no images: check its annotations or its split")
     sizes = _sizes(name, dicts)
     annotated = [(d, size) for d, size in zip(dicts, sizes, strict=True) if "annotations" in d]
     if not annotated:
         return
     objects = [(d, a) for d, _ in annotated for a in d["annotations"]]
     if not any(a.get("iscrowd", 0) == 0 for _, a in objects):
-        raise UserError(f"dataset {name!r} has no annotated object but crowds: see its annotations")
+        raise UserError(
+            f"dataset {name!r} has no annotated object except crowds: check its annotations"
+        )
     masks = ((d, a, size) for d, size in annotated for a in d["annotations"])
     problems = itertools.chain(
         _problems(objects), _mask_problems(masks), _keypoint_problems(objects)
     )
     for sample, problem in problems:
         raise UserError(
-            f"dataset {name!r}: an annotation of {sample['file_name']} {problem}; mend it or "
+            f"dataset {name!r}: an annotation of {sample['file_name']} {problem}; correct it or "
             "remove it"
         )
 
@@ -61,7 +61,7 @@ def _sizes(name: str, dicts: Sequence[dict[str, Any]]) -> list[Size | None]:
             sizes.append(size_of(sample))
         except ValueError as error:
             raise UserError(
-                f"dataset {name!r}: {sample.get('file_name')} {error}; mend its annotations or "
+                f"dataset {name!r}: {sample.get('file_name')} {error}; correct its annotations or "
                 "remove it"
             ) from error
     return sizes
@@ -70,8 +70,8 @@ def _sizes(name: str, dicts: Sequence[dict[str, Any]]) -> list[Size | None]:
 def _mask_problems(
     objects: Iterator[tuple[dict[str, Any], dict[str, Any], Size | None]],
 ) -> Iterator[tuple[dict[str, Any], str]]:
-    """Samples and what is wrong with a mask of theirs."""
-    encoded: list[tuple[dict[str, Any], str]] = []
+    """Yield the samples with a damaged mask, and the problem."""
+    rle_problems: list[tuple[dict[str, Any], str]] = []
 
     def polygons() -> Iterator[Polygon]:
         for sample, annotation, size in objects:
@@ -81,10 +81,10 @@ def _mask_problems(
             elif isinstance(mask, dict):
                 problem = rle_problem(mask, size)
                 if problem:
-                    encoded.append((sample, problem))
+                    rle_problems.append((sample, problem))
 
     yield from polygon_problems(polygons())
-    yield from encoded
+    yield from rle_problems
 
 
 def _keypoint_problems(
@@ -96,23 +96,24 @@ def _keypoint_problems(
             continue
         try:
             numbers = np.array(points, dtype=np.float64)
-            sound = numbers.size % 3 == 0 and bool((np.abs(numbers) < _FURTHEST).all())
+            valid = numbers.size % 3 == 0 and bool((np.abs(numbers) < _MAX_COORDINATE).all())
         except (TypeError, ValueError, OverflowError):
-            sound = False
-        if not sound:
-            yield sample, "has keypoints that are no finite x, y and visibility each"
+            valid = False
+        if not valid:
+            yield sample, "has keypoints that are not triples of finite x, y and visibility"
 
 
 def _problems(
     objects: list[tuple[dict[str, Any], dict[str, Any]]],
 ) -> Iterator[tuple[dict[str, Any], str]]:
-    """Samples and what is wrong with an annotation of theirs; of damaged ones, each."""
+    """Yield the samples with a damaged box, and the problem."""
     try:
-        boxes = np.array([a["bbox"] for _, a in objects])  # millions: all at once
-        sound = boxes.dtype.kind in "iuf" and boxes.shape[1:] == (_SIDES,)
+        # One array for all boxes, because a dataset can have millions.
+        boxes = np.array([a["bbox"] for _, a in objects])
+        regular = boxes.dtype.kind in "iuf" and boxes.shape[1:] == (_SIDES,)
     except (KeyError, ValueError):
-        sound = False
-    if not sound:
+        regular = False
+    if not regular:
         for sample, annotation in objects:
             problem = _malformed(annotation.get("bbox"))
             if problem:
@@ -120,11 +121,11 @@ def _problems(
         return
     absolute = np.array([a["bbox_mode"] == BoxMode.XYXY_ABS for _, a in objects])
     sizes = np.where(absolute[:, None], boxes[:, 2:] - boxes[:, :2], boxes[:, 2:])
-    finite = (np.abs(boxes) < _FURTHEST).all(1)  # NaN is not
+    finite = (np.abs(boxes) < _MAX_COORDINATE).all(1)  # False for NaN
     for i in np.flatnonzero(~finite):
         yield objects[i][0], f"has a box that is not finite, {list(map(float, boxes[i]))}"
     for i in np.flatnonzero(finite & (sizes < 0).any(1)):
-        yield objects[i][0], f"has a box that is turned around, {list(map(float, boxes[i]))}"
+        yield objects[i][0], f"has an inverted box, {list(map(float, boxes[i]))}"
 
 
 def _malformed(box: Any) -> str:
@@ -132,8 +133,8 @@ def _malformed(box: Any) -> str:
         return "has no bbox"
     numbers = isinstance(box, Sequence | np.ndarray) and not isinstance(box, str)
     if not numbers or not all(isinstance(v, int | float | np.number) for v in box):
-        return f"has the bbox {box!r:.60}, which is no list of numbers"
+        return f"has the bbox {box!r:.60}, which is not a list of numbers"
     if len(box) != _SIDES:
         return f"has a bbox of {len(box)} numbers, not {_SIDES}"
-    # Whole numbers of JSON have any length, and are then none of NumPy's.
-    return "" if all(abs(v) < _FURTHEST for v in box) else "has a box that is not finite"
+    # JSON integers of any length end here, because NumPy has no number type for them.
+    return "" if all(abs(v) < _MAX_COORDINATE for v in box) else "has a box that is not finite"

@@ -1,21 +1,21 @@
-"""Whether the entries of a COCO file are of the types that Detectron2's reader takes them for."""
+"""Checks that the entries of a COCO file have the types that Detectron2's reader expects."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 
 class _Field(NamedTuple):
-    """One of an entry.
+    """One field of an entry.
 
     Attributes:
-        name: its key.
-        is_sound: whether a value is of its type.
-        type: that type, for a sentence.
-        required: whether each entry has it.
+        name: The key of the field.
+        is_valid: Function that returns whether a value has the right type.
+        type: Name of the type for error messages.
+        required: Whether each entry must have the field.
     """
 
     name: str
-    is_sound: Callable[[Any], bool]
+    is_valid: Callable[[Any], bool]
     type: str
     required: bool = True
 
@@ -32,7 +32,7 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and "\0" not in value
 
 
-def _are_words(value: Any) -> bool:
+def _is_text_list(value: Any) -> bool:
     return value is None or (isinstance(value, list) and all(isinstance(v, str) for v in value))
 
 
@@ -45,7 +45,7 @@ def _is_area(value: Any) -> bool:
 
 
 def _is_mask(value: Any) -> bool:
-    """What of it is damaged is said by mask_checks."""
+    """Check only the type; mask_checks checks the content."""
     if isinstance(value, list):
         return all(isinstance(polygon, list) for polygon in value)
     return not value or isinstance(value, dict)
@@ -70,21 +70,21 @@ _FIELDS = {
     "categories": (
         _Field("id", _is_whole, "a whole number"),
         _Field("name", _is_text, "text"),
-        _Field("keypoints", _are_words, "a list of text", required=False),
+        _Field("keypoints", _is_text_list, "a list of text", required=False),
     ),
 }
 
 
 def coco_problem(content: dict[str, Any]) -> str:
-    """What is wrong with the first entry that is not as COCO's are, as a clause; or nothing.
+    """Return the problem of the first invalid entry as a clause, or "".
 
     Args:
-        content: of a file, with "images", "annotations" and "categories".
+        content: The content of a file, with "images", "annotations" and "categories".
     """
     for part, fields in _FIELDS.items():
         entries = content[part]
         if not isinstance(entries, list):
-            return f"{part!r} is {entries!r:.60}, which is no list"
+            return f"{part!r} is {entries!r:.60}, which is not a list"
         for number, entry in enumerate(entries):
             problem = next(_problems(entry, fields), "")
             if problem:
@@ -94,11 +94,11 @@ def coco_problem(content: dict[str, Any]) -> str:
 
 def _problems(entry: Any, fields: tuple[_Field, ...]) -> Iterator[str]:
     if not isinstance(entry, dict):
-        yield f"is {entry!r:.60}, which has no keys"
+        yield f"is {entry!r:.60}, which is not a mapping"
         return
     for field in fields:
         if field.name not in entry:
             if field.required:
                 yield f"has no {field.name!r}"
-        elif not field.is_sound(entry[field.name]):
+        elif not field.is_valid(entry[field.name]):
             yield f"has the {field.name} {entry[field.name]!r:.60}, which is not {field.type}"

@@ -1,11 +1,11 @@
-"""Detection datasets by path, without code.
+"""Registration of detection datasets by path, without code.
 
-* ``voc:FOLDER:SPLIT``              a folder as a VOC year: JPEGImages, Annotations, ImageSets/Main
+* ``voc:FOLDER:SPLIT``              a folder with JPEGImages, Annotations and ImageSets/Main
 * ``coco:ANNOTATIONS.json:IMAGES``  a COCO file of boxes, masks or keypoints, and its image folder
 
-The classes are those that the files name: of COCO in the order of their ids, which need not be
-contiguous; of VOC sorted by name, over all annotations of the folder, so that its splits agree, or
-as FOLDER/classes.txt lists them, one a line.
+The files name the classes. COCO's classes are in the order of their ids, which need not be
+contiguous. VOC's classes are in the order of FOLDER/classes.txt (one per line) or, without this
+file, sorted by name over all annotations of the folder, so all its splits have the same classes.
 """
 
 import json
@@ -23,7 +23,7 @@ from moco_d2.transfer.data.voc_annotations import parse_xml
 
 FORMS = "voc:FOLDER:SPLIT or coco:ANNOTATIONS.json:IMAGES"
 VOC_CLASSES_FILE = "classes.txt"
-VOC_07_METRIC_YEAR = 2007  # 11-point AP, as the paper's VOC numbers
+VOC_07_METRIC_YEAR = 2007  # 11-point AP, as in the paper's VOC results
 
 _COCO_KEYS = ("images", "annotations", "categories")
 
@@ -32,20 +32,20 @@ def register_by_path(name: str) -> bool:
     """Register `name` with Detectron2 if it is a path in one of the two forms.
 
     Returns:
-        whether it is one.
+        Whether it is such a path.
 
     Raises:
-        UserError: the path is not such a dataset.
+        UserError: If there is no such dataset at the path.
     """
     kind, _, rest = name.partition(":")
     if kind not in ("voc", "coco"):
         return False
-    # The folder of a VOC year and the image folder of COCO may have colons in their names.
+    # The VOC folder and COCO's image folder may have colons in their names.
     first, colon, second = rest.rpartition(":") if kind == "voc" else rest.partition(":")
     if not (first and colon and second):
         raise UserError(f"dataset {name!r}: write {FORMS}")
     if "://" in rest:
-        raise UserError(f"dataset {name!r} is not on this machine: fetch it, and write {FORMS}")
+        raise UserError(f"dataset {name!r} is an address: download it, and write {FORMS}")
     register = _register_voc if kind == "voc" else _register_coco
     register(name, expand_home(first), second)
     return True
@@ -55,7 +55,7 @@ def _register_voc(name: str, root: Path, split: str) -> None:
     split_file = root / "ImageSets" / "Main" / f"{split}.txt"
     if not is_regular_file(split_file):
         raise UserError(
-            f"dataset {name!r}: {split_file} does not exist; {root} must be a VOC year with "
+            f"dataset {name!r}: {split_file} does not exist; {root} must be a VOC folder with "
             f"JPEGImages, Annotations and ImageSets/Main/{split}.txt"
         )
     classes = _voc_classes(name, root)
@@ -75,7 +75,7 @@ def _voc_classes(name: str, root: Path) -> list[str]:
         try:
             objects = parse_xml(file).iter("object")
         except expat.ExpatError as error:
-            raise UserError(f"dataset {name!r}: {file} is no XML file ({error})") from error
+            raise UserError(f"dataset {name!r}: {file} is not an XML file ({error})") from error
         except ValueError as error:
             raise UserError(f"dataset {name!r}: {file} is refused: {error}") from error
         for obj in objects:
@@ -91,7 +91,7 @@ def _voc_classes(name: str, root: Path) -> list[str]:
         if label not in classes:
             raise UserError(
                 f"dataset {name!r}: {file} has an object {label!r}, which {listed} does not list; "
-                "add it there"
+                "add it to the list"
             )
     return classes
 
@@ -115,32 +115,32 @@ def _register_coco(name: str, file: Path, images: str) -> None:
 
 
 def _coco_categories(name: str, file: Path) -> list[dict[str, Any]]:
-    """Categories in the order of their ids, which is the order Detectron2 numbers them in."""
-    wrong = f"dataset {name!r}: {file} is not a COCO instances file"
+    """Return the categories in the order of their ids, in which Detectron2 numbers them."""
+    invalid = f"dataset {name!r}: {file} is not a COCO instances file"
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # damaged, no UTF-8, a number of 5000 digits
-        raise UserError(f"{wrong} ({error})") from error
+    except (ValueError, RecursionError) as error:  # damaged, not UTF-8, a number of 5000 digits
+        raise UserError(f"{invalid} ({error})") from error
     missing = [k for k in _COCO_KEYS if not isinstance(content, dict) or k not in content]
     if missing:
-        raise UserError(f"{wrong}: it has no {missing[0]!r}")
+        raise UserError(f"{invalid}: it has no {missing[0]!r}")
     problem = coco_problem(content)
     if problem:
-        raise UserError(f"{wrong}: {problem}")
+        raise UserError(f"{invalid}: {problem}")
     categories = sorted(content["categories"], key=lambda category: category["id"])
     names = [category["name"] for category in categories]
     if not names or len(set(names)) < len(names):
-        raise UserError(f"{wrong}: its categories must be some, each of another name")
+        raise UserError(f"{invalid}: it must have categories with different names")
     used = {annotation["category_id"] for annotation in content["annotations"]}
     unknown = used - {category["id"] for category in categories}
     if unknown:
         raise UserError(
-            f"{wrong}: annotations have category_id {min(unknown)}, which 'categories' lacks"
+            f"{invalid}: annotations have category_id {min(unknown)}, which 'categories' lacks"
         )
     return categories
 
 
 def _flip_map(keypoints: list[str]) -> list[tuple[str, str]]:
-    """The pairs that change places in a mirrored image: ``left_x`` and ``right_x``."""
+    """Return the pairs ``left_x`` and ``right_x``, which are exchanged in a mirrored image."""
     mirrored = ((left, left.replace("left", "right", 1)) for left in keypoints if "left" in left)
     return [(left, right) for left, right in mirrored if right in keypoints]

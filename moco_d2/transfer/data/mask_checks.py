@@ -1,7 +1,7 @@
-"""Whether the masks of a dataset are what they say: before C code decodes them.
+"""Checks of a dataset's masks before C code decodes them.
 
-pycocotools allocates the size that a run-length code (RLE) claims, reads behind the end of one that
-breaks off, and leaves pixels that no run covers as they happen to lie in memory.
+For a damaged run-length code (RLE), pycocotools allocates any size that it claims, reads beyond the
+end of a truncated one, and returns uninitialized memory for pixels that no run covers.
 """
 
 import contextlib
@@ -17,34 +17,36 @@ from pycocotools.coco import COCO
 
 from moco_d2.untrusted_images import MAX_PIXELS
 
-#: How far from its image a polygon may reach, in longer sides of the image. Crops of larger
-#: annotated pictures leave some outside.
+#: The largest coordinate of a polygon, as a multiple of the image's longer side. Polygons may leave
+#: the image, because some images are crops of larger annotated pictures.
 MAX_REACH = 10
 #: The longest outline of a polygon in pixels: pycocotools takes 80 bytes for each.
 MAX_OUTLINE = 4_000_000
 
-# Six bits a character, from "0" on: five of a number, lowest first, and whether more follow. Six
-# characters hold what an image of MAX_PIXELS can need, with the sign.
+# COCO's compressed RLE: each character is "0" plus six bits. Five bits belong to a number (lowest
+# first), the sixth says whether the number continues. Six characters hold any signed run length of
+# an image with MAX_PIXELS.
 _RUNS = re.compile(rb"(?:[P-o]{0,5}[0-O])+")
 _FIRST, _BITS = 48, 5
 _MORE, _SIGN, _VALUE = 0b100000, 0b010000, 0b011111
-_CHUNK = 20_000  # polygons at a time: some 10 million numbers
-_SIDE_UNKNOWN = 100_000.0
-_THREE = 6  # numbers of three corners
+_CHUNK = 20_000  # polygons that are checked together: about 10 million numbers
+_SIDE_UNKNOWN = 100_000.0  # assumed longer side of an image without a size
+_TRIANGLE = 6  # numbers of three corners
 
 
 class Size(NamedTuple):
-    """Of an image, in pixels."""
+    """The size of an image in pixels."""
 
     height: float
     width: float
 
 
 def size_of(sample: Mapping[str, Any]) -> Size | None:
-    """The size that a dataset dict declares; None where it does not, as in segmentation of regions.
+    """Return the size that a dataset dict declares; None if it declares none, as in semantic
+    segmentation.
 
     Raises:
-        ValueError: it is none, or of more than MAX_PIXELS; says what it is.
+        ValueError: If it is not a size, or has more than MAX_PIXELS. The message is a clause.
     """
     if "width" not in sample and "height" not in sample:
         return None
@@ -53,35 +55,34 @@ def size_of(sample: Mapping[str, Any]) -> Size | None:
         raise ValueError(f"has height {height!r:.40} and width {width!r:.40}, which is no size")
     if height * width > MAX_PIXELS:
         raise ValueError(
-            f"has height {height} and width {width}, and images of at most {MAX_PIXELS:,} pixels "
-            "are read"
+            f"has height {height} and width {width}, but the limit is {MAX_PIXELS:,} pixels"
         )
     return Size(height, width)
 
 
 def _is_side(side: Any) -> TypeGuard[float]:
     number = isinstance(side, int | float | np.integer | np.floating) and not isinstance(side, bool)
-    return number and 1 <= side <= MAX_PIXELS  # NaN is not
+    return number and 1 <= side <= MAX_PIXELS  # False for NaN
 
 
 def rle_problem(rle: Mapping[str, Any], image: Size | None) -> str:
-    """What is wrong with a run-length code, compressed or not, as a clause; or nothing.
+    """Return the problem of a run-length code (compressed or not) as a clause, or "".
 
     Args:
         rle: COCO's ``{"size": [height, width], "counts": ...}``.
-        image: the size that it must have.
+        image: The size that the mask must have; None accepts any.
     """
     size = rle.get("size")
     if not _is_size(size):
-        return f"has a mask of size {size!r:.60}, which is no height and width"
+        return f"has a mask of size {size!r:.60}, which is not a height and a width"
     height, width = size
     if image is not None and (height, width) != tuple(image):
         return (
-            f"has a mask of {height} x {width} pixels (height x width), and the image has "
+            f"has a mask of {height} x {width} pixels (height x width), but the image has "
             f"{image.height} x {image.width}"
         )
     if height * width > MAX_PIXELS:
-        return f"has a mask of {height} x {width} pixels, and at most {MAX_PIXELS:,} are read"
+        return f"has a mask of {height} x {width} pixels, but the limit is {MAX_PIXELS:,}"
     return _counts_problem(rle.get("counts"), height * width)
 
 
@@ -91,10 +92,10 @@ def _counts_problem(counts: Any, pixels: float) -> str:
     except (TypeError, ValueError, OverflowError):
         return f"has a mask whose counts are damaged ({counts!r:.40})"
     if runs.size == 0 or runs.min() < 0 or runs.max() > pixels:
-        return f"has a mask whose counts are no runs within its {pixels} pixels"
+        return f"has a mask whose counts are not runs within its {pixels} pixels"
     covered = int(runs.sum())
     if covered != pixels:
-        return f"has a mask whose counts are of {covered} pixels, and its size of {pixels}"
+        return f"has a mask whose counts cover {covered} pixels, but its size has {pixels}"
     return ""
 
 
@@ -103,10 +104,10 @@ def _is_size(size: Any) -> TypeGuard[Sequence[float]]:
 
 
 def _runs(counts: Any) -> np.ndarray:
-    """The lengths of the runs as int64.
+    """Return the lengths of the runs as int64.
 
     Raises:
-        TypeError, ValueError, OverflowError: there are none.
+        TypeError, ValueError, OverflowError: If `counts` cannot be decoded.
     """
     if not isinstance(counts, str | bytes):
         runs = np.array(counts)
@@ -123,7 +124,7 @@ def _runs(counts: Any) -> np.ndarray:
     place = np.arange(len(code)) - np.repeat(starts, lengths)
     values = np.add.reduceat((characters & _VALUE) << (_BITS * place), starts)
     values -= ((characters[ends] & _SIGN) != 0) * (1 << (_BITS * lengths))
-    # From the fourth on, a run is stored as its difference from the one two before.
+    # From the fourth run on, COCO stores the difference from the run two places before.
     values[1::2] = values[1::2].cumsum()
     values[2::2] = values[2::2].cumsum()
     return values
@@ -131,27 +132,27 @@ def _runs(counts: Any) -> np.ndarray:
 
 @contextlib.contextmanager
 def guarded_reading() -> Iterator[None]:
-    """Hold Detectron2's reading of annotations to two things that cannot be seen in its result.
+    """Add two checks to Detectron2's reader of COCO files that its result no longer allows.
 
-    An uncompressed code that is damaged stays as it is, for rle_problem to find: pycocotools would
-    write behind its memory. And the polygons of less than three corners, which Detectron2 leaves
-    out but pycocotools' evaluation draws, are looked at.
+    A damaged uncompressed RLE is not packed but left for rle_problem, because pycocotools would
+    write beyond its memory. Polygons of fewer than three corners are checked, because Detectron2
+    drops them but pycocotools' evaluation draws them.
 
     Raises:
-        ValueError: there is such a polygon, and it is damaged.
+        ValueError: If such a polygon is damaged.
     """
     pack, index = pycocotools_mask.frPyObjects, COCO.createIndex
 
-    def pack_sound(objects: Any, height: Any, width: Any) -> Any:
+    def pack_valid(objects: Any, height: Any, width: Any) -> Any:
         if isinstance(objects, Mapping) and rle_problem(objects, None):
             return objects
         return pack(objects, height, width)
 
-    def index_sound(api: COCO) -> None:
+    def check_and_index(api: COCO) -> None:
         _check_short_polygons(api.dataset.get("annotations", ()))
         index(api)
 
-    pycocotools_mask.frPyObjects, COCO.createIndex = pack_sound, index_sound
+    pycocotools_mask.frPyObjects, COCO.createIndex = pack_valid, check_and_index
     try:
         yield
     finally:
@@ -162,7 +163,9 @@ def _check_short_polygons(annotations: Sequence[dict[str, Any]]) -> None:
     for annotation in annotations:
         segmentation = annotation.get("segmentation")
         for corners in segmentation if isinstance(segmentation, list) else ():
-            if not isinstance(corners, list) or (len(corners) >= _THREE and len(corners) % 2 == 0):
+            if not isinstance(corners, list):
+                continue
+            if len(corners) >= _TRIANGLE and len(corners) % 2 == 0:
                 continue
             numbers = corners[: len(corners) // 2 * 2]
             problem = numbers and _polygon_problem(Polygon(None, numbers, None))
@@ -171,12 +174,12 @@ def _check_short_polygons(annotations: Sequence[dict[str, Any]]) -> None:
 
 
 class Polygon(NamedTuple):
-    """One of an object's.
+    """One polygon of an annotated object.
 
     Attributes:
-        owner: what it is of, given back with a problem.
-        corners: x, y, x, y, ..., or whatever else the annotations have in this place.
-        image: its size.
+        owner: Any object that identifies the polygon; it is returned with a problem.
+        corners: x, y, x, y, ..., or any other value that the annotation file has instead.
+        image: Size of the image, if it is known.
     """
 
     owner: Any
@@ -185,17 +188,17 @@ class Polygon(NamedTuple):
 
 
 def polygon_problems(polygons: Iterator[Polygon]) -> Iterator[tuple[Any, str]]:
-    """Owners of damaged polygons, and what is wrong, as a clause."""
+    """Yield the owner of each damaged polygon and the problem as a clause."""
     while chunk := list(itertools.islice(polygons, _CHUNK)):
-        if not _all_sound(chunk):
+        if not _all_valid(chunk):
             for polygon in chunk:
                 problem = _polygon_problem(polygon)
                 if problem:
                     yield polygon.owner, problem
 
 
-def _all_sound(polygons: list[Polygon]) -> bool:
-    """As _polygon_problem says of each, at a hundredth of the time."""
+def _all_valid(polygons: list[Polygon]) -> bool:
+    """Return whether _polygon_problem is "" for all polygons, in a hundredth of its time."""
     try:
         numbers = np.array(list(itertools.chain.from_iterable(p.corners for p in polygons)))
         lengths = np.array([len(p.corners) for p in polygons])
@@ -208,7 +211,7 @@ def _all_sound(polygons: list[Polygon]) -> bool:
     starts = np.concatenate(([0], lengths.cumsum()[:-1]))
     numbers = numbers.astype(np.float64, copy=False)
     reach = np.maximum.reduceat(np.abs(numbers), starts)
-    if not (reach <= [_most_reach(p.image) for p in polygons]).all():  # NaN is not
+    if not (reach <= [_max_reach(p.image) for p in polygons]).all():  # False for NaN
         return False
     corners, firsts = numbers.reshape(-1, 2), starts // 2
     following = np.roll(corners, -1, axis=0)
@@ -217,38 +220,38 @@ def _all_sound(polygons: list[Polygon]) -> bool:
     return bool((np.add.reduceat(steps, firsts) <= MAX_OUTLINE).all())
 
 
-def _most_reach(image: Size | None) -> float:
+def _max_reach(image: Size | None) -> float:
     return MAX_REACH * (_SIDE_UNKNOWN if image is None else max(image))
 
 
 def _polygon_problem(polygon: Polygon) -> str:
     corners = polygon.corners
     if isinstance(corners, str) or not isinstance(corners, Sequence | np.ndarray):
-        return f"has the polygon {corners!r:.60}, which is no list of numbers"
+        return f"has the polygon {corners!r:.60}, which is not a list of numbers"
     for value in corners:
         if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-            return f"has a polygon with {value!r:.40}, which is no number"
+            return f"has a polygon with {value!r:.40}, which is not a number"
         if not -math.inf < value < math.inf:
             return f"has a polygon that is not finite ({value})"
     if len(corners) < 2 or len(corners) % 2:
-        return f"has a polygon of {len(corners)} numbers, which are no pairs"
+        return f"has a polygon of {len(corners)} numbers, which are not x, y pairs"
     return _extent_problem(polygon)
 
 
 def _extent_problem(polygon: Polygon) -> str:
     corners = polygon.corners
-    reach, limit = max(map(abs, corners)), _most_reach(polygon.image)
+    reach, limit = max(map(abs, corners)), _max_reach(polygon.image)
     if reach > limit:
         return (
-            f"has a polygon that reaches to {_rounded(reach)} pixels, and at most {limit:.0f}, "
-            f"{MAX_REACH} times the image, is taken for one"
+            f"has a polygon with the coordinate {_rounded(reach)}, but the limit is {limit:.0f} "
+            f"pixels, {MAX_REACH} times the image's longer side"
         )
     points = np.array(corners, dtype=np.float64).reshape(-1, 2)
     outline = np.abs(np.roll(points, -1, axis=0) - points).max(axis=1).sum()
     if outline > MAX_OUTLINE:
         return (
-            f"has a polygon with an outline of {outline:.0f} pixels, and at most {MAX_OUTLINE:,} "
-            "are drawn"
+            f"has a polygon with an outline of {outline:.0f} pixels, but the limit is "
+            f"{MAX_OUTLINE:,}"
         )
     return ""
 

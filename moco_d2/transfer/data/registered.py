@@ -1,4 +1,4 @@
-"""Registered datasets: found, read, and freed of images whose files are missing."""
+"""Registered datasets: look them up, read them, and leave out images with missing files."""
 
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ from moco_d2.transfer.data.voc_annotations import read_objects, read_split, spli
 
 
 def register_datasets(names: tuple[str, ...]) -> None:
-    """Register those of `names` that are paths; check that the others are registered. Idempotent.
+    """Register each of `names` that is a path, and check that the others are registered.
+    Idempotent.
 
     Raises:
-        UserError: unknown name (names the closest), or a path that is not such a dataset.
+        UserError: If a name is unknown (the message names the closest one), or a path is not such a
+            dataset.
     """
     for name in names:
         if name in DatasetCatalog.list():
@@ -31,11 +33,11 @@ def register_datasets(names: tuple[str, ...]) -> None:
 
 
 def load_dicts(name: str) -> list[dict[str, Any]]:
-    """The dicts of a registered dataset.
+    """Return the dicts of a registered dataset.
 
     Raises:
-        UserError: its annotations are missing, cannot be read or cannot be trained on; names the
-            file.
+        UserError: If its annotations are missing, cannot be read or cannot be trained on. The
+            message names the file.
     """
     check_annotation_files(name)
     _check_xml(name)
@@ -53,31 +55,31 @@ def _load(name: str) -> list[dict[str, Any]]:
             f"dataset {name!r}: {error.filename} does not exist; set DETECTRON2_DATASETS to the "
             "folder that holds VOC2007/, VOC2012/, coco/, lvis/ or cityscapes/"
         ) from error
-    except AssertionError as error:  # Detectron2's loaders: an inconsistent file, or one missing
+    except AssertionError as error:  # Detectron2's loaders assert that files exist and match
         reason = " ".join(str(error).split())
-        raise UserError(f"dataset {name!r} cannot be read, because of: {reason}") from error
+        raise UserError(f"dataset {name!r} cannot be read: {reason}") from error
     except ModuleNotFoundError as error:
         raise UserError(f"dataset {name!r} needs {error.name}: pip install {error.name}") from error
     except (
         *(KeyError, TypeError, ValueError, IndexError, AttributeError),
         *(OverflowError, RecursionError),
     ) as error:
-        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(
-            f"dataset {name!r}: its annotations are damaged, and Detectron2's reader finds {what}; "
-            "mend the file"
+            f"dataset {name!r}: its annotations are damaged (Detectron2's reader reports: {reason}"
+            "); repair the file"
         ) from error
 
 
 def _check_xml(name: str) -> None:
-    """Read VOC annotations as the evaluation does, before Detectron2's reader, which expands the
-    entities that they declare.
+    """Read VOC annotations as the evaluation does. It must happen before Detectron2's reader, which
+    would expand XML entities.
     """
     metadata = MetadataCatalog.get(name)
     if metadata.get("evaluator_type") != "pascal_voc":
         return
     if not Path(split_file(metadata.dirname, metadata.split)).is_file():
-        return  # of what is missing Detectron2 tells
+        return  # Detectron2's reader reports the missing file
     for image in read_split(metadata.dirname, metadata.split):
         file = Path(metadata.dirname) / "Annotations" / f"{image}.xml"
         if file.is_file():
@@ -85,8 +87,8 @@ def _check_xml(name: str) -> None:
 
 
 def leave_out_missing(names: tuple[str, ...]) -> None:
-    """Register datasets anew without the images of which a file is missing: what --force does to
-    those of DATASETS.TRAIN. All processes must call.
+    """Register datasets again without the images with a missing file, as --force does for
+    DATASETS.TRAIN. All processes must call this function.
     """
     for name in names:
         load = DatasetCatalog[name]
@@ -100,11 +102,11 @@ def leave_out_missing(names: tuple[str, ...]) -> None:
 
 
 def missing_files(dicts: list[dict[str, Any]]) -> set[str]:
-    """The files of a dataset that any process lacks. All processes must call."""
-    here = {file for d in dicts for file in files_of(d) if not Path(file).is_file()}
-    return set().union(*comm.all_gather(here))
+    """Return the files of a dataset that any process lacks. All processes must call it."""
+    missing = {file for d in dicts for file in files_of(d) if not Path(file).is_file()}
+    return set().union(*comm.all_gather(missing))
 
 
 def files_of(sample: dict[str, Any]) -> set[str]:
-    """The image, and in semantic segmentation that of its labels."""
+    """Return the image file and, in semantic segmentation, the label file."""
     return {sample[key] for key in ("file_name", "sem_seg_file_name") if key in sample}

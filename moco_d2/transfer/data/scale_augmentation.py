@@ -1,5 +1,5 @@
-"""Augmentation for semantic segmentation (paper, appendix A.5): an image is scaled by a random
-ratio, cropped to a fixed size, and mirrored.
+"""Augmentation for semantic segmentation (paper, appendix A.5): scale an image by a random ratio,
+crop it to a fixed size, and mirror it.
 """
 
 from typing import Any
@@ -14,21 +14,21 @@ from moco_d2.errors import UserError
 
 
 class RandomScale(T.Augmentation):
-    """Scales an image by a ratio drawn uniformly from a range, its aspect kept.
+    """Scales an image by a ratio drawn uniformly from a range, and keeps its aspect ratio.
 
-    Detectron2's ResizeScale scales towards a size; by how much depends on the image's own.
+    Detectron2's ResizeScale scales to a target size, so its ratio depends on the image's size.
     """
 
     def __init__(self, min_ratio: float, max_ratio: float):
         """
         Args:
-            min_ratio, max_ratio: of the new side to the old one, positive.
+            min_ratio, max_ratio: Range of the ratio of the new side to the old one, above 0.
         """
         super().__init__()
         self.min_ratio, self.max_ratio = min_ratio, max_ratio
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        """The resizing of an image (H, W, C), to one pixel a side at least."""
+        """Return the resizing of an image (H, W, C); each side keeps at least one pixel."""
         ratio = np.random.uniform(self.min_ratio, self.max_ratio)
         height, width = image.shape[:2]
         scaled = (max(1, round(side * ratio)) for side in (height, width))
@@ -36,8 +36,8 @@ class RandomScale(T.Augmentation):
 
 
 class PadToSize(T.Augmentation):
-    """Extends an image that is smaller than the crop to the right and downwards, as DeepLab does:
-    the batch always has the crop's size, and what is added is neither seen nor trained on.
+    """Pads an image that is smaller than the crop at the right and the bottom, as DeepLab does. The
+    batch then always has the crop's size, and the loss ignores the padding.
     """
 
     def __init__(
@@ -45,9 +45,9 @@ class PadToSize(T.Augmentation):
     ):
         """
         Args:
-            size: height and width.
-            pixel: value of an added pixel, in the channels' order; the mean becomes 0.
-            ignore_value: label of an added pixel.
+            size: Height and width.
+            pixel: Value of the padding, in the order of the channels. The mean pixel becomes 0.
+            ignore_value: Label of the padding.
         """
         super().__init__()
         self.size = tuple(size)
@@ -55,7 +55,7 @@ class PadToSize(T.Augmentation):
         self.ignore_value = ignore_value
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        """The padding of an image (H, W, C)."""
+        """Return the padding of an image (H, W, C)."""
         height, width = (
             max(side, wanted) for side, wanted in zip(image.shape[:2], self.size, strict=True)
         )
@@ -63,22 +63,22 @@ class PadToSize(T.Augmentation):
 
 
 class PadTransform(Transform):
-    """Extends to a height and width; fvcore's gives all channels one value."""
+    """Pads to a height and width with a value per channel; fvcore's PadTransform has only one."""
 
     def __init__(self, height: int, width: int, pixel: tuple[float, ...], ignore_value: int):
         super().__init__()
         self._set_attributes(locals())
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """(h, w, C) -> (height, width, C)."""
+        """Pad (h, w, C) to (height, width, C)."""
         return self._extend(img, np.round(self.pixel))
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """(h, w) -> (height, width)."""
+        """Pad (h, w) to (height, width)."""
         return self._extend(segmentation, self.ignore_value)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """Nothing moves."""
+        """Return the coordinates unchanged."""
         return coords
 
     def _extend(self, old: np.ndarray, value: Any) -> np.ndarray:
@@ -89,16 +89,16 @@ class PadTransform(Transform):
 
 
 def build_scale_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
-    """RandomScale by MOCO.RANDOM_SCALE, a crop of INPUT.CROP.SIZE, padding to it, and what
-    INPUT.RANDOM_FLIP says.
+    """Return RandomScale with MOCO.RANDOM_SCALE, a crop to INPUT.CROP.SIZE, padding to the same
+    size, and the flips of INPUT.RANDOM_FLIP.
 
     Raises:
-        UserError: INPUT.CROP is not of an absolute size.
+        UserError: If INPUT.CROP has no absolute size.
     """
     crop = cfg.INPUT.CROP
     if not crop.ENABLED or crop.TYPE != "absolute":
         raise UserError(
-            "MOCO.RANDOM_SCALE makes images of many sizes, which a crop makes one: set "
+            "MOCO.RANDOM_SCALE needs a crop, because it makes images of different sizes: set "
             "INPUT.CROP.ENABLED True, INPUT.CROP.TYPE absolute and INPUT.CROP.SIZE in pixels"
         )
     height, width = (int(side) for side in crop.SIZE)

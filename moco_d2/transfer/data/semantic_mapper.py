@@ -1,4 +1,4 @@
-"""Dataset dicts of semantic segmentation -> training images with their labels."""
+"""The mapper from dataset dicts of semantic segmentation to training images with labels."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +20,7 @@ class SemanticMapper:
     """Reads an image and its labels, and augments both.
 
     Detectron2's DatasetMapper reads labels as gray values. VOC's label files have a palette, so
-    that it would train on the brightness of the colors in which the classes are displayed.
+    DatasetMapper would train on the brightness of the palette's colors.
     """
 
     def __init__(
@@ -33,10 +33,10 @@ class SemanticMapper:
     ):
         """
         Args:
-            augmentations: applied in order.
+            augmentations: Augmentations in the order in which they are applied.
             image_format: "RGB" or "BGR".
-            num_classes: labels are 0 to num_classes - 1, or
-            ignore_value: of pixels that are not trained on.
+            num_classes: Number of classes; labels are 0 to num_classes - 1.
+            ignore_value: Label of pixels that the loss ignores.
         """
         self._augmentations = T.AugmentationList(list(augmentations))
         self._image_format = image_format
@@ -46,12 +46,12 @@ class SemanticMapper:
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """
         Returns:
-            the dict with "image", (3, H, W) uint8, and "sem_seg", (H, W) int64, without
+            The dict with "image", (3, H, W) uint8, and "sem_seg", (H, W) int64, without
             "sem_seg_file_name".
 
         Raises:
-            SizeMismatchError: the labels are not of the image's size.
-            UserError: as in read_labels, or a label is that of no class.
+            SizeMismatchError: If the labels have another size than the image.
+            UserError: If the labels cannot be read (see read_labels), or one is not a class.
         """
         sample = dict(dataset_dict)
         image = read_image(sample["file_name"], format=self._image_format)
@@ -72,31 +72,30 @@ class SemanticMapper:
         return sample
 
     def _check_classes(self, labels: np.ndarray, file: str) -> None:
-        # On a GPU such a label would be an assertion in a kernel.
+        # On a GPU, such a label would fail an assertion in a kernel, without the name of the file.
         counts = np.bincount(labels.ravel())
         present = np.flatnonzero(counts)
         unknown = present[(present >= self._num_classes) & (present != self._ignore_value)]
         if unknown.size:
             raise UserError(
-                f"{file} has label {unknown[0]}, and the head {self._num_classes} classes: labels "
-                f"must be 0 to {self._num_classes - 1}, or {self._ignore_value} for pixels that "
-                "are ignored"
+                f"{file} has label {unknown[0]}, but the head has {self._num_classes} classes: "
+                f"labels must be 0 to {self._num_classes - 1}, or {self._ignore_value} for pixels "
+                "to ignore"
             )
 
 
 def read_labels(file: str) -> np.ndarray:
-    """The labels (H, W) uint8 of an image file, gray or with a palette, whose colors do not
-    matter.
+    """Return the labels (H, W) uint8 of a gray image file, or the indices of one with a palette.
 
     Raises:
-        UserError: the file has colors, and no labels; or it cannot be read.
+        UserError: If the file has color channels, or cannot be read.
     """
     try:
         check_regular(file)
         with PathManager.open(file, "rb") as f, open_image(f) as image:
             if image.mode not in ("L", "P"):
                 raise UserError(
-                    f"{file} is an image of mode {image.mode}, and labels are one byte a pixel, "
+                    f"{file} is an image of mode {image.mode}, but labels have one byte per pixel, "
                     "gray or with a palette: convert its colors to class numbers"
                 )
             return np.array(image)
@@ -106,24 +105,25 @@ def read_labels(file: str) -> np.ndarray:
 
 
 def raise_if_labels_unreadable(error: Exception, file: str) -> None:
-    """Raise a UserError that names a label file if `error` came of reading it."""
+    """Raise a UserError that names the label file if `error` means that it cannot be read."""
     if is_unreadable(error):
         reason = " ".join(str(error).split())
         raise UserError(f"labels {file} cannot be read ({reason}); replace the file") from error
 
 
 def build_mapper(cfg: CfgNode) -> DatasetMapper | SemanticMapper:
-    """What makes training images of dataset dicts: SemanticMapper for a SemanticSegmentor, with
-    build_scale_augmentations if MOCO.RANDOM_SCALE is set; else Detectron2's.
+    """Return the mapper from dataset dicts to training images: SemanticMapper for a
+    SemanticSegmentor (with build_scale_augmentations if MOCO.RANDOM_SCALE is set), otherwise
+    Detectron2's.
 
     Raises:
-        UserError: as in build_scale_augmentations, or MOCO.RANDOM_SCALE for a detector.
+        UserError: As in build_scale_augmentations, or if MOCO.RANDOM_SCALE is set for a detector.
     """
     if cfg.MODEL.META_ARCHITECTURE != "SemanticSegmentor":
         if cfg.MOCO.RANDOM_SCALE:
             raise UserError(
-                f"MOCO.RANDOM_SCALE is for a SemanticSegmentor, and MODEL.META_ARCHITECTURE is "
-                f"{cfg.MODEL.META_ARCHITECTURE}: set INPUT.MIN_SIZE_TRAIN, and MOCO.RANDOM_SCALE ()"
+                f"MOCO.RANDOM_SCALE is for a SemanticSegmentor, but MODEL.META_ARCHITECTURE is "
+                f"{cfg.MODEL.META_ARCHITECTURE}: set MOCO.RANDOM_SCALE (), and INPUT.MIN_SIZE_TRAIN"
             )
         return DatasetMapper(cfg, is_train=True)
     return SemanticMapper(

@@ -1,11 +1,10 @@
 """The training images in an order that a resumed run continues: Detectron2's samplers, grouping and
-mapper, with every random choice a function of (SEED, position).
+mapper, where every random choice is a function of (SEED, position).
 
-Detectron2 starts its sampler anew at a resume, draws augmentations from the process's generators,
-and hands images to workers one by one, so that the batches depend on their number. Here a batch is
-planned from the annotations alone, so that the first million can be skipped in seconds, and an
-image is augmented with a generator of its own, so that the same batches come from any number of
-workers.
+Detectron2 restarts its sampler at a resume. It also draws augmentations from the generators of the
+process and sends single images to workers, so its batches depend on the number of workers. Here, a
+batch is planned from the annotations alone, and a resumed run skips a million batches in seconds.
+Each image has its own random state, so the batches are the same with any number of workers.
 """
 
 import contextlib
@@ -30,18 +29,18 @@ from moco_d2.errors import UserError, as_raised, closest
 from moco_d2.transfer.data.semantic_mapper import build_mapper
 from moco_d2.untrusted_images import is_unreadable, open_image
 
-Sample = dict[str, Any]  # what a mapper makes of a dataset dict
+Sample = dict[str, Any]  # a dataset dict, before or after the mapper
 
 
 class TrainingBatches:
     """Endless batches of this process: lists of mapped dataset dicts.
 
-    Position counts the images of all processes since the start of training, as Detectron2's
-    samplers deal them out: the k-th image of rank r has position k * world size + r.
+    The position of an image counts the images of all processes since the start of training, in the
+    order of Detectron2's samplers: the k-th image of rank r has position k * world size + r.
 
     Attributes:
-        images: in the dataset.
-        start: the batch that iteration begins with; set it before the first one is taken.
+        images: Number of images in the dataset.
+        start: Index of the first batch; set it before the iteration starts.
     """
 
     def __init__(
@@ -57,15 +56,16 @@ class TrainingBatches:
     ):
         """
         Args:
-            dataset: dataset dicts.
-            mapper: as Detectron2's DatasetMapper; its randomness comes from the global generators
-                of Python, NumPy and torch.
-            build_sampler: seed -> endless indices of this process, as Detectron2's samplers.
-            batch_size: images of this process in a batch.
-            seed: of the order and the augmentations; the same in all processes.
-            aspect_ratio_grouping: landscapes and the others in batches of their own, as in
+            dataset: Dataset dicts.
+            mapper: A mapper like Detectron2's DatasetMapper, which draws random numbers from the
+                global generators of Python, NumPy and torch.
+            build_sampler: Function from a seed to endless indices of this process, like
+                Detectron2's samplers.
+            batch_size: Number of images of this process in a batch.
+            seed: Seed of the order and the augmentations, equal in all processes.
+            aspect_ratio_grouping: Whether wide and tall images are in separate batches, as in
                 Detectron2.
-            num_workers: processes that load images; 0: this one does.
+            num_workers: Number of processes that load images; with 0, this process loads them.
         """
         self.images = len(dataset)
         self.batch_size = batch_size
@@ -78,23 +78,23 @@ class TrainingBatches:
 
     @property
     def dicts(self) -> Sequence[Sample]:
-        """The dataset dicts."""
+        """Return the dataset dicts."""
         return self._images.dicts
 
     def reseed(self, seed: int) -> None:
-        """Take another seed, that of the run which is resumed."""
+        """Set the seed of the run that is resumed."""
         self.seed = seed
         self._images = self._images.reseeded(seed)
 
     def __iter__(self) -> Iterator[list[Sample]]:
-        # A generator: v0.6 asks for an iterator when the trainer is built, before `start` is known.
+        # A generator, because v0.6 calls iter() when the trainer is built, before `start` is set.
         yield from self._batches(self._build_sampler(self.seed), self._images, self.start)
 
     def other(self, stream: int) -> Generator[list[Sample], None, None]:
-        """Batches from the beginning of another stream, which shares no random choice with training
-        or with streams of another number.
+        """Yield the batches of another stream from its beginning. It shares no random choice with
+        training or with streams of another number.
         """
-        seed = derive_seed(Purpose.ORDER, self.seed, stream) % 2**63  # torch's are signed
+        seed = derive_seed(Purpose.ORDER, self.seed, stream) % 2**63  # torch's seeds are signed
         yield from self._batches(self._build_sampler(seed), self._images.reseeded(seed), 0)
 
     def _batches(
@@ -105,7 +105,8 @@ class TrainingBatches:
             batch_sampler=itertools.islice(self._plan(sampler), start, None),
             num_workers=self._num_workers,
             collate_fn=list,
-            # A loader draws a seed when it starts; a resumed run starts one more.
+            # A loader draws a seed when it starts, and a resumed run starts one more loader. Its
+            # own generator keeps the global one unchanged.
             generator=torch.Generator(),
         )
         batches = iter(loader)
@@ -118,7 +119,7 @@ class TrainingBatches:
             del batches  # ends the workers now
 
     def _plan(self, sampler: Sampler[int]) -> Iterator[list[tuple[int, int]]]:
-        """Batches of (position, index in the dataset), in the order of Detectron2's loader."""
+        """Yield batches of (position, index in the dataset) in the order of Detectron2's loader."""
         rank, world_size = comm.get_rank(), comm.get_world_size()
         groups: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
         for i, index in enumerate(sampler):
@@ -130,10 +131,10 @@ class TrainingBatches:
 
 
 class _MappedImages(Dataset[Any]):
-    """(position, index) -> the mapped image, drawn with the randomness of the position."""
+    """Maps (position, index) to the mapped image, whose random choices depend on the position."""
 
     def __init__(self, dataset: Sequence[Sample], mapper: Callable[[Sample], Sample], seed: int):
-        # Serialized: of a list of dicts every worker would come to hold a copy.
+        # Serialized, because every worker would gradually copy a list of dicts.
         self.dicts = (
             dataset
             if isinstance(dataset, DatasetFromList)
@@ -143,11 +144,11 @@ class _MappedImages(Dataset[Any]):
         self._seed = seed
 
     def reseeded(self, seed: int) -> "_MappedImages":
-        """The same images with other randomness."""
+        """Return the same images with another seed."""
         return _MappedImages(self.dicts, self._mapper, seed)
 
-    def __getitem__(self, place: tuple[int, int]) -> Sample:
-        position, index = place
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        position, index = key
         sample = self.dicts[index]
         name = sample.get("file_name")
         try:
@@ -158,17 +159,18 @@ class _MappedImages(Dataset[Any]):
             raise
 
 
-def raise_if_unusable(error: Exception, what: str) -> None:
-    """Raise a UserError if `error`, of a mapper, says that an image cannot be read, or has another
-    size than was annotated.
+def raise_if_unusable(error: Exception, image: str) -> None:
+    """Raise a UserError if a mapper's `error` means that an image cannot be read or has not its
+    annotated size.
 
     Args:
-        what: the image, as the sentence begins.
+        error: The error that the mapper raised.
+        image: Description of the image, with which the message begins.
     """
     if isinstance(error, SizeMismatchError) or is_unreadable(error):
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{what} cannot be used ({reason}); mend it or remove its annotations"
+            f"{image} cannot be used ({reason}); repair it or remove its annotations"
         ) from error
 
 
@@ -177,8 +179,8 @@ def seeded(seed: int, device: str | torch.device = "cpu") -> Iterator[None]:
     """Seed the generators of Python, NumPy and torch, and restore them afterwards.
 
     Args:
-        seed: 64 bits.
-        device: also this device's generator, if it is a GPU.
+        seed: A number of 64 bits.
+        device: If it is a GPU, its generator is seeded and restored, too.
     """
     before = random.getstate(), np.random.get_state()
     device = torch.device(device)
@@ -186,7 +188,7 @@ def seeded(seed: int, device: str | torch.device = "cpu") -> Iterator[None]:
     with torch.random.fork_rng(devices=gpus):
         random.seed(seed)
         np.random.seed(seed % 2**32)
-        # torch.manual_seed would seed every GPU, which nobody restores.
+        # torch.manual_seed would also seed the other GPUs, which are not restored.
         torch.default_generator.manual_seed(seed)
         for gpu in gpus:
             with torch.cuda.device(gpu):
@@ -199,16 +201,16 @@ def seeded(seed: int, device: str | torch.device = "cpu") -> Iterator[None]:
 
 
 def build_training_batches(cfg: CfgNode) -> TrainingBatches:
-    """The batches of a config, of SOLVER.IMS_PER_BATCH / MOCO.ACCUMULATION images over all
-    processes.
+    """Return the batches of a config. A batch has SOLVER.IMS_PER_BATCH / MOCO.ACCUMULATION images
+    over all processes.
 
     Args:
-        cfg: as it runs. With a negative SEED, the processes agree on a random one.
+        cfg: The config as it runs. With a negative SEED, the processes agree on a random one.
 
     Raises:
-        UserError: DATALOADER.SAMPLER_TRAIN is neither TrainingSampler nor
-            RepeatFactorTrainingSampler (Detectron2's others read keys that not every version
-            has), or as in build_mapper.
+        UserError: If DATALOADER.SAMPLER_TRAIN is neither TrainingSampler nor
+            RepeatFactorTrainingSampler (Detectron2's other samplers read keys that not every
+            version has), or as in build_mapper.
     """
     dicts = get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN,
@@ -240,14 +242,14 @@ def _sampler_builder(cfg: CfgNode, dicts: list[Sample]) -> Callable[[int], Sampl
         return lambda seed: RepeatFactorTrainingSampler(factors, seed=seed)
     known = ("TrainingSampler", "RepeatFactorTrainingSampler")
     raise UserError(
-        f"DATALOADER.SAMPLER_TRAIN {name!r} is not known here; "
+        f"DATALOADER.SAMPLER_TRAIN {name!r} is not supported; "
         + (closest(name, known) or f"choose {' or '.join(known)}")
     )
 
 
 def _is_landscape(sample: Sample) -> bool:
     width, height = sample.get("width"), sample.get("height")
-    if width is None or height is None:  # semantic segmentation does not say
+    if width is None or height is None:  # as in semantic segmentation
         try:
             with open_image(sample["file_name"]) as image:
                 width, height = image.size

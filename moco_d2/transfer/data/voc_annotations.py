@@ -1,4 +1,4 @@
-"""Annotations of a VOC-format dataset, read once and without trusting their XML."""
+"""Annotations of a VOC-format dataset, with a cache and a reader for untrusted XML."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from detectron2.utils.file_io import PathManager
 from moco_d2.errors import UserError
 from moco_d2.files import read_regular_file
 
-# Of a split's names, and of an annotation; those of VOC have some 200 kB and 3 kB.
+# Size limits of a split's list and of an annotation. VOC's have about 200 kB and 3 kB.
 MOST_BYTES, MOST_BYTES_OF_ONE = 256 << 20, 16 << 20
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 class VOCObject(NamedTuple):
-    """One ``<object>``: its class, its box in pixels counted from 1 with the last one included, and
-    whether the annotators found it difficult.
+    """One ``<object>``: its class, its box, and whether the annotators marked it as difficult. Box
+    coordinates are pixels counted from 1, and the last pixel belongs to the box.
     """
 
     name: str
@@ -31,13 +31,13 @@ class VOCObject(NamedTuple):
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """Annotated objects of one class, those of an image together.
+    """Annotated objects of one class, ordered by image.
 
     Attributes:
-        boxes: (G, 4) as VOCObject.box.
-        difficult: (G,) bool; such an object is neither to be found nor a mistake.
-        start, count: (images,) where each image's objects begin, and how many there are.
-        positives: number of objects that are not difficult.
+        boxes: (G, 4), each like VOCObject.box.
+        difficult: (G,) bool. A difficult object counts neither if detected nor if missed.
+        start, count: (images,) index of each image's first object, and number of its objects.
+        positives: Number of objects that are not difficult.
     """
 
     boxes: np.ndarray
@@ -48,44 +48,44 @@ class GroundTruth:
 
 
 def read_split(root: str, split: str) -> Counter[str]:
-    """Image names of ROOT/ImageSets/Main/SPLIT.txt, in order, and how often each is listed.
+    """Return the image names of ROOT/ImageSets/Main/SPLIT.txt, in order, with their counts.
 
     Raises:
-        UserError: there is no such file, or it is no text.
+        UserError: If the file does not exist or is not text.
     """
     path = split_file(root, split)
     try:
         text = read_regular_file(PathManager.get_local_path(path), MOST_BYTES).decode()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot read {path}: {reason}; give a VOC year's folder") from error
+        raise UserError(f"cannot read {path}: {reason}; use a VOC folder") from error
     return Counter(line.strip() for line in text.split("\n") if line.strip())
 
 
 def split_file(root: str, split: str) -> str:
-    """ROOT/ImageSets/Main/SPLIT.txt"""
+    """Return ROOT/ImageSets/Main/SPLIT.txt."""
     return f"{root}/ImageSets/Main/{split}.txt"
 
 
 def read_ground_truths(root: str, split: Counter[str], class_names: list[str]) -> list[GroundTruth]:
-    """The objects of each class in the images of `split`; those of other classes are left out.
+    """Return the objects of each class in the images of `split`; other classes are left out.
 
     Raises:
-        UserError: an annotation is absent or damaged; names the file.
+        UserError: If an annotation is missing or damaged. The message names the file.
     """
     folder = Path(PathManager.get_local_path(f"{root}/Annotations/"))
     labels = {name: label for label, name in enumerate(class_names)}
-    found: list[list[tuple[int, VOCObject]]] = [[] for _ in class_names]
+    by_class: list[list[tuple[int, VOCObject]]] = [[] for _ in class_names]
     positives = [0] * len(class_names)
     for image, (name, listed) in enumerate(split.items()):
         for item in read_objects(folder / f"{name}.xml"):
             label = labels.get(item.name)
             if label is not None:
-                found[label].append((image, item))
+                by_class[label].append((image, item))
                 positives[label] += 0 if item.difficult else listed
     return [
         _collect(objects, len(split), total)
-        for objects, total in zip(found, positives, strict=True)
+        for objects, total in zip(by_class, positives, strict=True)
     ]
 
 
@@ -101,17 +101,18 @@ def _collect(objects: list[tuple[int, VOCObject]], images: int, positives: int) 
 
 
 def read_objects(path: Path) -> tuple[VOCObject, ...]:
-    """The objects of one annotation, in the file's order. Read once for as long as it is unchanged.
+    """Return the objects of one annotation in the order of the file. The result is cached until the
+    file changes.
 
     Raises:
-        UserError: the file is absent, is no VOC annotation, or declares an XML entity.
+        UserError: If the file is missing, is not a VOC annotation, or declares an XML entity.
     """
     try:
         return _read_objects(path, path.stat().st_mtime_ns)
     except OSError as error:
         raise UserError(
-            f"cannot read annotation {path}: {error.strerror}; put it there or take the image out "
-            "of its split"
+            f"cannot read annotation {path}: {error.strerror}; add the file or remove the image "
+            "from its split"
         ) from error
 
 
@@ -121,8 +122,8 @@ def _read_objects(path: Path, modified: int) -> tuple[VOCObject, ...]:
         return tuple(_object(element) for element in parse_xml(path).findall("object"))
     except (expat.ExpatError, TypeError, ValueError) as error:
         raise UserError(
-            f"annotation {path} is damaged ({error}); it must be a VOC annotation, each object "
-            "with a name and a bndbox of four numbers"
+            f"annotation {path} is damaged ({error}); each object of a VOC annotation must have a "
+            "name and a bndbox of four numbers"
         ) from error
 
 
@@ -135,14 +136,14 @@ def _object(element: Element) -> VOCObject:
 
 
 def parse_xml(path: Path) -> Element:
-    """The root element of an XML file.
+    """Return the root element of an XML file.
 
-    An entity can stand for gigabytes of text or for another file; one that is declared is refused
-    before anything refers to it.
+    An entity can expand to gigabytes of text or to another file, so a declaration of one is
+    refused.
 
     Raises:
-        xml.parsers.expat.ExpatError: not well-formed.
-        ValueError: an entity is declared, or it is no regular file of a sound size.
+        xml.parsers.expat.ExpatError: If the file is not well-formed.
+        ValueError: If it declares an entity, is not a regular file or is too large.
     """
     content = read_regular_file(path, MOST_BYTES_OF_ONE)
 

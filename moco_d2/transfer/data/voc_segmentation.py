@@ -1,15 +1,15 @@
 """Semantic segmentation of PASCAL VOC 2012, with train_aug: VOC's training images and those that
 SBD annotates, 10,582 in all (paper, appendix A.5).
 
-Below the folder that DETECTRON2_DATASETS names:
+These files are read below the folder DETECTRON2_DATASETS:
 
     VOC2012/JPEGImages/*.jpg
-    VOC2012/ImageSets/Segmentation/{train,val,trainval}.txt     as VOC distributes it
+    VOC2012/ImageSets/Segmentation/{train,val,trainval}.txt     as VOC distributes them
     VOC2012/SegmentationClass/*.png
     VOC2012/ImageSets/Segmentation/{train_aug,trainaug}.txt     either name
-    VOC2012/SegmentationClassAug/*.png                          the labels of all of train_aug
+    VOC2012/SegmentationClassAug/*.png                          labels of all images of train_aug
 
-Label files hold class numbers, 0 being the background and 255 pixels to ignore.
+Label files hold class numbers: 0 is the background, and 255 marks pixels to ignore.
 """
 
 import functools
@@ -31,11 +31,11 @@ _AUGMENTED_LISTS = ("train_aug", "trainaug")  # both are in use
 
 
 def register_voc_segmentation(root: str | Path | None = None) -> None:
-    """Register ``voc_2012_sem_seg_{train,val,trainval,train_aug}`` with Detectron2. Those that are
-    registered already stay as they are.
+    """Register ``voc_2012_sem_seg_{train,val,trainval,train_aug}`` with Detectron2. Splits that are
+    already registered are not changed.
 
     Args:
-        root: holds VOC2012; None: what DETECTRON2_DATASETS names, as Detectron2 does.
+        root: The folder that holds VOC2012 (default: DETECTRON2_DATASETS, as in Detectron2).
     """
     if root is None:
         root = os.getenv("DETECTRON2_DATASETS", "datasets")
@@ -55,14 +55,14 @@ def register_voc_segmentation(root: str | Path | None = None) -> None:
 
 
 def load_voc_segmentation(folder: str | Path, split: str) -> list[dict[str, Any]]:
-    """The images of a split, ``{"file_name", "sem_seg_file_name", "image_id"}`` each.
+    """Return ``{"file_name", "sem_seg_file_name", "image_id"}`` for each image of a split.
 
     Args:
-        folder: VOC2012.
-        split: one of SPLITS.
+        folder: The folder VOC2012.
+        split: One of SPLITS.
 
     Raises:
-        UserError: the split's list or a label file is not there; names it.
+        UserError: If the list of the split or a label file is missing. The message names the file.
     """
     folder = Path(folder)
     labels = folder / ("SegmentationClassAug" if split == _AUGMENTED else "SegmentationClass")
@@ -79,29 +79,29 @@ def load_voc_segmentation(folder: str | Path, split: str) -> list[dict[str, Any]
     if missing:
         raise UserError(
             f"VOC segmentation {split}: {len(missing)} of {len(dicts)} label files are missing, "
-            f"first {missing[0]}; put them there{_advice(split)}"
+            f"first {missing[0]}; add them{_advice(split)}"
         )
     return dicts
 
 
 def _split_list(folder: Path, split: str) -> Path:
-    """The list of image names of a split."""
+    """Return the file that lists the image names of a split."""
     lists = folder / "ImageSets" / "Segmentation"
     names = _AUGMENTED_LISTS if split == _AUGMENTED else (split,)
     files = [lists / f"{name}.txt" for name in names]
-    found = next((file for file in files if file.is_file()), None)
-    if found is None:
-        raise UserError(
-            f"VOC segmentation {split}: there is no {' or '.join(map(str, files))}; set "
-            f"DETECTRON2_DATASETS to the folder that holds {_FOLDER}/{_advice(split)}"
-        )
-    return found
+    for file in files:
+        if file.is_file():
+            return file
+    raise UserError(
+        f"VOC segmentation {split}: there is no {' or '.join(map(str, files))}; set "
+        f"DETECTRON2_DATASETS to the folder that holds {_FOLDER}/{_advice(split)}"
+    )
 
 
 def _advice(split: str) -> str:
     if split != _AUGMENTED:
         return ""
     return (
-        ": train_aug is not part of VOC, its list and labels (SegmentationClassAug) are made of "
+        ": train_aug is not part of VOC; its list and labels (SegmentationClassAug) are made from "
         "VOC's train and SBD"
     )

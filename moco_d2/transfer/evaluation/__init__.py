@@ -1,5 +1,5 @@
-"""Evaluators as the paper's, PreciseBN, and what average precision is lost to.
+"""The paper's evaluation, PreciseBN, and the AP that is lost to each kind of error.
 
-Reads: detections and annotations. Writes: what Detectron2's evaluators write in OUTPUT_DIR.
+Reads: detections and annotations. Writes: the files of Detectron2's evaluators in OUTPUT_DIR.
 May import: transfer.data, engine.
 """

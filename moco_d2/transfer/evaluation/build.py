@@ -1,6 +1,4 @@
-"""The evaluators of a dataset, by its metadata: what every Detectron2 project copies into its
-script.
-"""
+"""Choice of a dataset's evaluators by its metadata."""
 
 import importlib
 import importlib.util
@@ -37,12 +35,12 @@ _CITYSCAPES_EVALUATION = "cityscapesscripts.evaluation.evalInstanceLevelSemantic
 
 
 class TestMapper:
-    """Detectron2's DatasetMapper of test images, with one sentence where an image cannot be read.
+    """Detectron2's DatasetMapper for test images, with a UserError if an image cannot be read.
 
-    Where it runs in a worker process, DataLoader wraps the sentence: see errors.as_raised.
+    In a worker process, DataLoader wraps this error; errors.as_raised unwraps it.
     """
 
-    __test__ = False  # no test, whatever pytest makes of the name
+    __test__ = False  # pytest must not collect this class because of its name
 
     def __init__(self, cfg: CfgNode):
         self._mapper = DatasetMapper(cfg, is_train=False)
@@ -50,7 +48,7 @@ class TestMapper:
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
         """
         Raises:
-            UserError: the image cannot be read, or has another size than was annotated.
+            UserError: If the image cannot be read, or has not its annotated size.
         """
         try:
             return self._mapper(sample)
@@ -60,28 +58,28 @@ class TestMapper:
 
 
 class COCOBoxEvaluator(COCOEvaluator):
-    """Detectron2's COCOEvaluator, which can also say what kinds of errors the boxes have."""
+    """Detectron2's COCOEvaluator, which can also decompose the errors of the boxes."""
 
     def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: Any = None) -> None:
         super()._eval_predictions(predictions, img_ids)
-        # Of all processes, and by now with the categories of the annotation file.
+        # At this point, predictions of all processes have the category ids of the annotation file.
         self._gathered = [item for image in predictions for item in image["instances"]]
 
     def box_errors(self) -> dict[str, float]:
-        """tide.decompose of what evaluate has seen, in the main process.
+        """Return tide.decompose of the evaluated detections, in the main process.
 
         Raises:
-            ValueError: there is no object to be found.
+            ValueError: As in tide.decompose.
         """
-        found = self._gathered
+        detections = self._gathered
         truth = self._coco_api.dataset["annotations"]
         crowd = np.array([bool(item.get("iscrowd", 0)) for item in truth], dtype=bool)
         return decompose(
             Detections(
-                np.array([item["image_id"] for item in found], dtype=np.int64),
-                np.array([item["category_id"] for item in found], dtype=np.int64),
-                np.array([item["score"] for item in found], dtype=np.float64),
-                _corners(found),
+                np.array([item["image_id"] for item in detections], dtype=np.int64),
+                np.array([item["category_id"] for item in detections], dtype=np.int64),
+                np.array([item["score"] for item in detections], dtype=np.float64),
+                _corners(detections),
             ),
             Objects(
                 np.array([item["image_id"] for item in truth], dtype=np.int64),
@@ -94,17 +92,17 @@ class COCOBoxEvaluator(COCOEvaluator):
 
 
 def _corners(items: list[dict[str, Any]]) -> np.ndarray:
-    """(N, 4) x0, y0, x1, y1 of COCO's x, y, width, height."""
+    """Convert COCO's x, y, width, height to x0, y0, x1, y1, (N, 4)."""
     boxes = np.array([item["bbox"] for item in items], dtype=np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     return boxes
 
 
 class MeanIoUEvaluator(SemSegEvaluator):
-    """Detectron2's SemSegEvaluator with one definition of mIoU, whichever Detectron2 is installed:
-    the mean over the classes that occur in the ground truth.
+    """Detectron2's SemSegEvaluator with the same mIoU for every version of Detectron2: the mean
+    over the classes that occur in the ground truth.
 
-    Detectron2's versions differ in the divisor (plugin/compat.py). They agree where every class
+    Detectron2's versions divide by different numbers (plugin/compat.py). They agree if every class
     occurs, as in the validation sets of VOC and Cityscapes.
     """
 
@@ -116,20 +114,20 @@ class MeanIoUEvaluator(SemSegEvaluator):
         """Count the pixels of each class in images and their labels.
 
         Raises:
-            UserError: a label file cannot be read.
+            UserError: If a label file cannot be read.
         """
         for sample, output in zip(inputs, outputs, strict=True):
             labels = self.input_file_to_gt_file[sample["file_name"]]
             try:
-                check_regular(labels)  # Detectron2 would wait for what comes out of a pipe
+                check_regular(labels)  # Detectron2 would wait for the content of a pipe
                 super().process([sample], [output])
             except Exception as error:
                 raise_if_labels_unreadable(error, labels)
                 raise
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        """``{"sem_seg": {"mIoU", "fwIoU", "mACC", "pACC", "IoU-<class>"...}}`` in percent, in the
-        main process; empty in others.
+        """Return ``{"sem_seg": {"mIoU", "fwIoU", "mACC", "pACC", "IoU-<class>"...}}`` in percent in
+        the main process, and an empty dict in others.
         """
         results = super().evaluate()
         if results is None:
@@ -141,7 +139,7 @@ class MeanIoUEvaluator(SemSegEvaluator):
 
 
 def _read_labels(file: str, dtype: Any) -> np.ndarray:
-    """(H, W) of `dtype`, a copy."""
+    """Return the labels (H, W) as an array of `dtype`."""
     with open_image(file) as image:
         return np.array(image, dtype=dtype)
 
@@ -149,15 +147,16 @@ def _read_labels(file: str, dtype: Any) -> np.ndarray:
 class QuietCityscapesInstanceEvaluator(CityscapesInstanceEvaluator):
     """Detectron2's CityscapesInstanceEvaluator without the files that Cityscapes' scripts leave.
 
-    They write all matches to matches.json in the working folder, for nobody to read, and fail at it
-    on current NumPy, whose counts are no numbers to json.
+    The scripts write all matches to matches.json in the working folder, which nothing reads. On
+    current NumPy this fails, because json cannot write NumPy's numbers.
     """
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        """``{"segm": {"AP", "AP50"}}`` in percent, in the main process; empty in others.
+        """Return ``{"segm": {"AP", "AP50"}}`` in percent in the main process, and an empty dict in
+        others.
 
         Raises:
-            UserError: a label file cannot be read.
+            UserError: If a label file cannot be read.
         """
         scripts: Any = importlib.import_module(_CITYSCAPES_EVALUATION)
         write = scripts.writeDict2JSON
@@ -165,7 +164,7 @@ class QuietCityscapesInstanceEvaluator(CityscapesInstanceEvaluator):
         try:
             results = super().evaluate()
         except Exception as error:
-            # An error with a number is the machine's: the scripts write files, too.
+            # An error with an errno comes from the machine, because the scripts also write files.
             if getattr(error, "errno", None) is not None or not is_unreadable(error):
                 raise
             reason = " ".join(str(error).split())
@@ -212,23 +211,23 @@ _BUILDERS: dict[str, Callable[[Any, str, str], DatasetEvaluator]] = {
     "coco": _coco,  # boxes, masks, keypoints, whichever the detector predicts
     "lvis": _lvis,
     "cityscapes_instance": _cityscapes_instance,
-    # The mIoU over the 19 training classes is the same on one scale, and needs no scripts.
+    # At one test scale, this gives the same mIoU over the 19 training classes as the scripts.
     "cityscapes_sem_seg": _sem_seg,
     "sem_seg": _sem_seg,
 }
 
 
 def evaluator_types(dataset_name: str) -> list[str]:
-    """The ``evaluator_type`` in a dataset's metadata, each one that build_evaluator knows.
+    """Return the ``evaluator_type`` in a dataset's metadata as a list.
 
     Raises:
-        UserError: none is set, or there is no evaluator for it.
+        UserError: If none is set, or build_evaluator has no evaluator for it.
     """
     types = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if not types:
         raise UserError(
-            f"dataset {dataset_name!r} does not say how it is evaluated: "
-            f"MetadataCatalog.get({dataset_name!r}).set(evaluator_type=...), one of "
+            f"dataset {dataset_name!r} has no evaluator_type: call "
+            f"MetadataCatalog.get({dataset_name!r}).set(evaluator_type=...) with one of "
             f"{', '.join(_BUILDERS)}"
         )
     types = [types] if isinstance(types, str) else list(types)
@@ -236,14 +235,14 @@ def evaluator_types(dataset_name: str) -> list[str]:
     if unknown is not None:
         raise UserError(
             f"dataset {dataset_name!r} has evaluator_type {unknown!r}; "
-            + (closest(str(unknown), _BUILDERS) or f"there is {', '.join(_BUILDERS)}")
+            + (closest(str(unknown), _BUILDERS) or f"use one of {', '.join(_BUILDERS)}")
         )
     return types
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-    """The evaluator for `dataset_name`, chosen by the ``evaluator_type`` in its metadata: one name,
-    or several, whose results are then merged.
+    """Return the evaluator for the ``evaluator_type`` in a dataset's metadata. The results of
+    several types are merged.
 
     ========================================  ================================================
     ``pascal_voc``                            voc_evaluation.VOCEvaluator; MOCO.VOC_EVALUATION
@@ -257,7 +256,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     Predictions are written to OUTPUT_DIR/inference.
 
     Raises:
-        UserError: as in evaluator_types, or what the evaluator needs is not installed.
+        UserError: As in evaluator_types, or if a package that the evaluator needs is not installed.
     """
     types = evaluator_types(dataset_name)
     folder = str(Path(cfg.OUTPUT_DIR) / INFERENCE_FOLDER)
@@ -267,19 +266,18 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
 
 
 def box_errors(evaluators: Mapping[str, DatasetEvaluator]) -> dict[str, dict[str, float]] | None:
-    """What the boxes of each dataset lose AP50 to (tide.decompose), of evaluators that
-    have evaluated, by name of the dataset; in the main process.
+    """Return tide.decompose for each dataset by name, after the evaluation and in the main process.
 
-    None where no evaluator can say: regions, LVIS, Cityscapes. A failure is a warning: a run must
-    not end for what is only an explanation of its result.
+    The result is None if no evaluator supports it (semantic segmentation, LVIS, Cityscapes). A
+    failure is only a warning, because the decomposition only explains the result of a run.
     """
-    found = {}
+    errors = {}
     for name, evaluator in evaluators.items():
-        for one in getattr(evaluator, "_evaluators", [evaluator]):  # of DatasetEvaluators
-            if not hasattr(one, "box_errors"):
+        for part in getattr(evaluator, "_evaluators", [evaluator]):  # parts of DatasetEvaluators
+            if not hasattr(part, "box_errors"):
                 continue
             try:
-                found[name] = one.box_errors()
+                errors[name] = part.box_errors()
             except Exception as error:
-                logger.warning("no decomposition of the errors on %s: %r", name, error)
-    return found or None
+                logger.warning("the errors on %s cannot be decomposed: %r", name, error)
+    return errors or None

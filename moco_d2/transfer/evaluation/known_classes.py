@@ -1,4 +1,4 @@
-"""The classes of a dataset beside those of the head; --force allows a head to have more."""
+"""Comparison of a dataset's classes with the head's; with --force, the head may have more."""
 
 from typing import Any
 
@@ -8,14 +8,16 @@ from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
 
 def head_classes(cfg: CfgNode) -> tuple[int, str]:
-    """Number of classes of the head, and the key that says so."""
+    """Return the head's number of classes and its config key."""
     if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
         return cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
     return cfg.MODEL.ROI_HEADS.NUM_CLASSES, "MODEL.ROI_HEADS.NUM_CLASSES"
 
 
 def dataset_classes(cfg: CfgNode, dataset_name: str) -> list[str]:
-    """The names of a registered dataset's classes, of the kind that the head finds; may be none."""
+    """Return the class names of a registered dataset: stuff classes for a SemanticSegmentor, thing
+    classes for a detector. The list may be empty.
+    """
     semantic = cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor"
     kind = "stuff_classes" if semantic else "thing_classes"
     return list(MetadataCatalog.get(dataset_name).get(kind, ()))
@@ -24,28 +26,28 @@ def dataset_classes(cfg: CfgNode, dataset_name: str) -> list[str]:
 def only_known_classes(
     cfg: CfgNode, dataset_name: str, evaluator: DatasetEvaluator
 ) -> DatasetEvaluator:
-    """The evaluator of a dataset; where the head has more classes, as KnownClasses."""
+    """Return `evaluator`, in a KnownClasses if the head has more classes than the dataset."""
     classes = len(dataset_classes(cfg, dataset_name))
     return KnownClasses(evaluator, classes) if 0 < classes < head_classes(cfg)[0] else evaluator
 
 
 class KnownClasses(DatasetEvaluators):
-    """An evaluator that is given only what a detector finds of the dataset's own classes.
+    """An evaluator that ignores detections of classes that the dataset does not have.
 
-    Detectron2's evaluators stop at a class that the dataset does not have.
+    Detectron2's evaluators raise an error for such a class.
     """
 
     def __init__(self, evaluator: DatasetEvaluator, classes: int):
         """
         Args:
-            evaluator: of the dataset.
-            classes: number of its classes, which are the head's first.
+            evaluator: The evaluator of the dataset.
+            classes: The dataset's number of classes, which are the first ones of the head.
         """
         super().__init__([evaluator])
         self._classes = classes
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Take the outputs of some images, without the other classes."""
+        """Process the outputs of some images without the head's other classes."""
         super().process(inputs, [self._known(output) for output in outputs])
 
     def _known(self, output: dict[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,12 @@
-"""BatchNorm statistics of the model as it is ("precise BN", arXiv 2105.07576 section 3), the same
-in every process.
+"""BatchNorm statistics of the current weights ("precise BN", arXiv 2105.07576 section 3), equal in
+all processes.
 
-Detectron2's hook lets each process estimate them from images of its own and keep what it found
-(detectron2 issue 5398); what is evaluated and saved is then the statistics of some process. Here
-the sums of all processes are added up. fvcore's update_bn_stats, which that hook calls, keeps its
-sums to itself, and takes every layer's variance for torch's unbiased one over this process's
-images, which that of a synchronized norm is not; so sums are taken here from the layers' inputs.
-In one process both agree.
+With Detectron2's hook, each process estimates the statistics from its own images and keeps them
+(detectron2 issue 5398), so the evaluated and saved statistics are those of one process. Here, the
+sums of all processes are added. The hook's function, fvcore's update_bn_stats, cannot be used for
+that: it does not return its sums, and it assumes torch's unbiased variance over the images of this
+process, which a synchronized norm does not compute. Therefore the sums are computed here from the
+inputs of the layers. In one process, both methods agree.
 """
 
 import contextlib
@@ -29,22 +29,23 @@ from moco_d2.transfer.weights import unwrapped
 
 logger = logging.getLogger(__name__)
 
-_STREAM = 1  # of the training data; see TrainingBatches.other
+_STREAM = 1  # number of a stream of training batches; see TrainingBatches.other
 
 
 class PreciseBN(HookBase):
     """Updates the statistics before every evaluation.
 
-    The images and the regions sampled in them are the same each time, a function of the seed: two
-    evaluations differ by their weights, and a resumed run finds what an uninterrupted one does.
+    The images and the sampled regions depend only on the seed and are the same each time.
+    Therefore two evaluations differ only in their weights, and a resumed run gets the statistics of
+    an uninterrupted one.
     """
 
     def __init__(self, period: int, batches: TrainingBatches, num_iter: int):
         """
         Args:
-            period: iterations; 0: only at the end.
-            batches: of this process.
-            num_iter: batches to use, TEST.PRECISE_BN.NUM_ITER.
+            period: Number of iterations between updates; 0 updates only at the end.
+            batches: Training batches of this process.
+            num_iter: Number of batches to use, TEST.PRECISE_BN.NUM_ITER.
         """
         self._period = period
         self._batches = batches
@@ -56,10 +57,10 @@ class PreciseBN(HookBase):
             self.update()
 
     def update(self) -> None:
-        """Update the trainer's model now. All processes must call.
+        """Update the statistics of the trainer's model. All processes must call this method.
 
         Raises:
-            DivergenceError: proposals are not finite.
+            DivergenceError: If proposals are not finite.
         """
         model = self.trainer.model
         device = next(model.parameters()).device
@@ -67,7 +68,7 @@ class PreciseBN(HookBase):
         logger.info("precise BatchNorm statistics from %d batches a process", self._num_iter)
         with (
             contextlib.closing(self._batches.other(_STREAM)) as batches,
-            EventStorage(),  # of the losses that the model computes on the way; nobody reads it
+            EventStorage(),  # the model in training mode writes its losses here; they are not used
             seeded(seed, device),
             proposals_checked(),
         ):
@@ -79,35 +80,35 @@ def update_statistics(model: nn.Module, batches: Iterable[Any]) -> None:
     """Set running_mean and running_var of every BatchNorm layer in training mode to the mean and
     variance of its input over `batches` of all processes.
 
-    Every value of a channel counts once, wherever it was computed. A layer without input keeps what
-    it has, and no layer counts these batches as trained on. All processes must call, with the same
-    number of batches where layers synchronize.
+    Every value of a channel has the same weight. A layer without input keeps its statistics, and
+    num_batches_tracked does not change. All processes must call this function; if layers
+    synchronize, all need the same number of batches.
 
     Args:
-        model: in training mode, not wrapped for several processes.
-        batches: what ``model(batch)`` takes.
+        model: A model in training mode, not wrapped for several processes.
+        batches: Inputs of the model.
     """
     layers = [layer for layer in get_bn_modules(model) if layer.running_mean is not None]
     if not layers:
         return
     sums = [_Sums(layer.num_features, layer.running_mean.device) for layer in layers]
     handles = [
-        layer.register_forward_pre_hook(of_layer.add)
-        for layer, of_layer in zip(layers, sums, strict=True)
+        layer.register_forward_pre_hook(layer_sums.add)
+        for layer, layer_sums in zip(layers, sums, strict=True)
     ]
-    trained = [layer.num_batches_tracked.clone() for layer in layers]
+    counts = [layer.num_batches_tracked.clone() for layer in layers]
     try:
         for batch in batches:
             model(batch)
     finally:
         for handle in handles:
             handle.remove()
-        for layer, count in zip(layers, trained, strict=True):
+        for layer, count in zip(layers, counts, strict=True):
             layer.num_batches_tracked.copy_(count)
-    everything = torch.cat([of_layer.flat for of_layer in sums])
+    all_sums = torch.cat([layer_sums.flat for layer_sums in sums])
     if comm.get_world_size() > 1:
-        torch.distributed.all_reduce(everything)
-    parts = everything.split([of_layer.flat.numel() for of_layer in sums])
+        torch.distributed.all_reduce(all_sums)
+    parts = all_sums.split([layer_sums.flat.numel() for layer_sums in sums])
     for layer, part in zip(layers, parts, strict=True):
         count = part[0]
         if count > 0:
@@ -117,13 +118,14 @@ def update_statistics(model: nn.Module, batches: Iterable[Any]) -> None:
 
 
 class _Sums:
-    """Of one layer's input: ``flat`` is [number of values, their sums (C), sums of squares (C)].
+    """Sums over the input of one layer.
 
-    In float64: the variance is a small difference of large numbers.
+    Attributes:
+        flat: [number of values, their sums (C), sums of their squares (C)], in float64, because the
+            variance is a small difference of large numbers. MPS has only float32.
     """
 
     def __init__(self, channels: int, device: torch.device):
-        # MPS has no float64.
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self.flat = torch.zeros(1 + 2 * channels, dtype=dtype, device=device)
 

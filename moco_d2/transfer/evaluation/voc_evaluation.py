@@ -1,4 +1,4 @@
-"""Pascal VOC average precision as a Detectron2 evaluator; what it computes is in voc_metric.py."""
+"""Pascal VOC average precision as a Detectron2 evaluator; voc_metric.py has the formulas."""
 
 import logging
 from collections import Counter
@@ -19,44 +19,43 @@ logger = logging.getLogger(__name__)
 
 MODES = ("compatible", "exact")
 IOU_THRESHOLDS = np.arange(50, 100, 5) / 100.0
-ELEVEN_POINTS_YEAR = 2007  # the devkit of 2012 takes the area under the curve instead
-AREA_YEAR = 2012
-# Decimals of the text files in which the devkit takes its results.
+ELEVEN_POINTS_YEAR = 2007  # the devkit of this year computes 11-point AP
+AREA_YEAR = 2012  # the devkit of this year computes the area under the curve
+# Decimals in the text files that the devkit reads.
 _SCORE_DECIMALS = 3
 _BOX_DECIMALS = 1
 
 
 class VOCEvaluator(DatasetEvaluator):
-    """AP, AP50, AP75 and each class's AP50 of a VOC-format dataset.
+    """Computes AP, AP50, AP75 and the AP50 of each class for a VOC-format dataset.
 
-    Takes the place of Detectron2's PascalVOCDetectionEvaluator, and returns the same keys and
-    ``AP50-<class>``. 11-point AP for 2007, area under the curve for 2012; boxes include their last
-    pixel ("+1"). It contains a synchronization, so it has to be called from all processes.
+    It replaces Detectron2's PascalVOCDetectionEvaluator and returns the same keys and
+    ``AP50-<class>``. It computes 11-point AP for 2007 and the area under the curve for 2012. Boxes
+    include their last pixel ("+1"). All processes must call it, because it synchronizes them.
 
     Modes:
 
-    * ``compatible``: Detectron2's numbers, bit for bit, and so those of the paper. Scores are
-      rounded to 3 decimals and boxes to 0.1 pixels, as in the devkit's text files; many scores
-      become equal, and detections with equal scores are ranked by an unstable sort of the order in
-      which they arrived.
-    * ``exact``: nothing is rounded, and the precision-recall curve has one point for each
-      distinct score, after all detections that have it. Among equal scores it makes no difference
-      to the counts which of several detections of an object is the true positive, so the result
-      does not depend on the order of images or on how they are divided among processes.
+    * ``compatible``: The numbers equal Detectron2's bit for bit, and so those of the paper. Scores
+      are rounded to 3 decimals and boxes to 0.1 pixels, as in the devkit's text files. Many scores
+      become equal, and an unstable sort of the detections' input order ranks equal scores.
+    * ``exact``: Nothing is rounded, and the precision-recall curve has one point per distinct
+      score, after all detections with this score. The counts at these points do not depend on the
+      order of equal scores, so the result does not depend on the order of images or on their
+      distribution over processes.
     """
 
     def __init__(self, dataset_name: str, *, mode: str = "compatible"):
         """
         Args:
-            dataset_name: registered, with metadata ``dirname``, ``split``, ``year`` and
-                ``thing_classes``.
-            mode: see the class.
+            dataset_name: Name of a registered dataset with metadata ``dirname``, ``split``,
+                ``year`` and ``thing_classes``.
+            mode: One of MODES.
 
         Raises:
-            UserError: no such mode, or a year without a metric.
+            UserError: If there is no such mode, or the year has no metric.
         """
         if mode not in MODES:
-            raise UserError(f"MOCO.VOC_EVALUATION {mode!r} is none of {', '.join(MODES)}")
+            raise UserError(f"MOCO.VOC_EVALUATION must be one of {', '.join(MODES)}, got {mode!r}")
         metadata = MetadataCatalog.get(dataset_name)
         year = metadata.get("year")
         if year not in (ELEVEN_POINTS_YEAR, AREA_YEAR):
@@ -73,12 +72,12 @@ class VOCEvaluator(DatasetEvaluator):
         self.reset()
 
     def reset(self) -> None:
-        """Forget all detections."""
+        """Discard all detections."""
         self._image_ids: list[str] = []
         self._detections: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Take the detections of some images, in the format of GeneralizedRCNN."""
+        """Add the detections of some images, in the format of GeneralizedRCNN."""
         for image, output in zip(inputs, outputs, strict=True):
             instances = output["instances"]
             self._image_ids.append(str(image["image_id"]))
@@ -91,12 +90,11 @@ class VOCEvaluator(DatasetEvaluator):
             )
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        """``{"bbox": {"AP", "AP50", "AP75", "AP50-<class>"...}}`` in percent, in the main process;
-        empty in others.
+        """Return ``{"bbox": {"AP", "AP50", "AP75", "AP50-<class>"...}}`` in percent in the main
+        process, and an empty dict in others.
 
         Raises:
-            UserError: an annotation cannot be read, or a detection is of an image outside the
-                split.
+            UserError: If an annotation cannot be read, or an evaluated image is not in the split.
         """
         parts = comm.gather((self._image_ids, *_concatenate(self._detections)), dst=0)
         if not comm.is_main_process():
@@ -115,25 +113,25 @@ class VOCEvaluator(DatasetEvaluator):
             )
         images = np.repeat(np.array([position[i] for i in ids], dtype=np.int64), counts)
         self._gathered = Detections(images, classes, scores, boxes)
-        scores, boxes = _as_the_mode_sees(scores, boxes, self._mode)
+        scores, boxes = _prepared(scores, boxes, self._mode)
         aps = self._average_precisions(split, images, classes, scores, boxes) * 100
         return self._summarize(aps)
 
     def box_errors(self) -> dict[str, float]:
-        """tide.decompose of what evaluate has seen, in the main process.
+        """Return tide.decompose of the evaluated detections, in the main process.
 
-        Nothing is rounded, whatever the mode. A difficult object excuses what overlaps it by an IoU
-        of 0.5.
+        Nothing is rounded in either mode. A detection that overlaps a difficult object by an IoU of
+        0.5 or more is not an error.
 
         Raises:
-            UserError, ValueError: as evaluate and decompose.
+            UserError, ValueError: As in evaluate and tide.decompose.
         """
-        found = self._gathered._replace(boxes=self._gathered.boxes.astype(np.float64))
+        detections = self._gathered._replace(boxes=self._gathered.boxes.astype(np.float64))
         truths = read_ground_truths(
             self._root, read_split(self._root, self._split), self._class_names
         )
         boxes = np.concatenate([truth.boxes for truth in truths])
-        boxes[:, :2] -= 1.0  # counted from 0, the last pixel not added
+        boxes[:, :2] -= 1.0  # to coordinates from 0 without the "+1" of the last pixel
         objects = Objects(
             np.concatenate([np.repeat(np.arange(len(t.count)), t.count) for t in truths]),
             np.repeat(np.arange(len(truths)), [len(t.boxes) for t in truths]),
@@ -141,7 +139,7 @@ class VOCEvaluator(DatasetEvaluator):
             np.concatenate([truth.difficult for truth in truths]),
             np.zeros(len(boxes), dtype=bool),
         )
-        return decompose(found, objects)
+        return decompose(detections, objects)
 
     def _average_precisions(
         self,
@@ -151,12 +149,12 @@ class VOCEvaluator(DatasetEvaluator):
         scores: np.ndarray,
         boxes: np.ndarray,
     ) -> np.ndarray:
-        """AP of every class and IoU threshold, (classes, T), in [0, 1]."""
+        """Return the AP of every class and IoU threshold, (classes, T), in [0, 1]."""
         truths = read_ground_truths(self._root, split, self._class_names)
         aps = np.zeros((len(truths), len(IOU_THRESHOLDS)))
         for label, truth in enumerate(truths):
             (members,) = np.nonzero(classes == label)
-            # The order of equal scores is the sort's; Detectron2 sorts the same numbers with it.
+            # The same unstable sort as in Detectron2, which determines the order of equal scores.
             members = members[np.argsort(-scores[members])]
             true, false = match(truth, images[members], boxes[members], IOU_THRESHOLDS)
             true, false = np.cumsum(true, axis=1), np.cumsum(false, axis=1)
@@ -167,7 +165,7 @@ class VOCEvaluator(DatasetEvaluator):
         return aps
 
     def _summarize(self, aps: np.ndarray) -> dict[str, dict[str, float]]:
-        # One mean after the other over contiguous numbers: another order rounds otherwise.
+        # Means over contiguous columns, one after the other: another order rounds differently.
         means = [np.mean(column.copy()) for column in aps.T]
         summary = {"AP": np.mean(means), "AP50": means[0], "AP75": means[5]}
         per_class = {
@@ -184,7 +182,7 @@ class VOCEvaluator(DatasetEvaluator):
 
 
 def _last_of_equal(sorted_scores: np.ndarray) -> np.ndarray:
-    """Indices after which the score changes."""
+    """Return the last index of each distinct score."""
     (changes,) = np.nonzero(sorted_scores[1:] != sorted_scores[:-1])
     return np.append(changes, len(sorted_scores) - 1) if len(sorted_scores) else changes
 
@@ -192,7 +190,9 @@ def _last_of_equal(sorted_scores: np.ndarray) -> np.ndarray:
 def _concatenate(
     detections: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(images,) number of each image's detections; (D,) classes, (D,) scores, (D, 4) boxes."""
+    """Return the number of detections of each image (images,), and of all detections the classes
+    (D,), scores (D,) and boxes (D, 4).
+    """
     counts = np.array([len(scores) for _, scores, _ in detections], dtype=np.int64)
     if len(detections) == 0:
         return counts, np.empty(0, np.int64), np.empty(0, np.float32), np.empty((0, 4), np.float32)
@@ -200,25 +200,25 @@ def _concatenate(
     return counts, classes, scores, boxes
 
 
-def _as_the_mode_sees(
-    scores: np.ndarray, boxes: np.ndarray, mode: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and boxes as float64, boxes counted from pixel 1; rounded in compatible mode."""
+def _prepared(scores: np.ndarray, boxes: np.ndarray, mode: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return scores and boxes as float64, with box coordinates from 1, and rounded in compatible
+    mode.
+    """
     if mode == "exact":
         boxes = boxes.astype(np.float64)
         boxes[:, :2] += 1.0
         return scores.astype(np.float64), boxes
-    # Detectron2 adds 1 to each number by itself, whose type is another before NumPy 2.
+    # Detectron2 adds 1 to NumPy scalars, whose result type depends on the version of NumPy.
     boxes = boxes.astype((boxes.dtype.type(0) + 1).dtype)
     boxes[:, :2] += 1
-    return _as_written(scores, _SCORE_DECIMALS), _as_written(boxes, _BOX_DECIMALS)
+    return _rounded(scores, _SCORE_DECIMALS), _rounded(boxes, _BOX_DECIMALS)
 
 
-def _as_written(values: np.ndarray, decimals: int) -> np.ndarray:
-    """What is read back after `values` were written with this many decimals.
+def _rounded(values: np.ndarray, decimals: int) -> np.ndarray:
+    """Return the numbers that are read after `values` were written with this many decimals.
 
-    A float32 times 10 or 1000 is exact in float64, so this rounds as printing does; and a decimal
-    number is read as the float64 next to it, which is what the division gives.
+    A float32 times 10 or 1000 is exact in float64, so np.rint rounds as printing does. The division
+    gives the float64 nearest to the decimal number, as reading does.
     """
     scale = 10.0**decimals
     return np.rint(values.astype(np.float64) * scale) / scale

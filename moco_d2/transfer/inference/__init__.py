@@ -1,5 +1,5 @@
-"""A trained detector on images: predictions, side-by-side sheets, export.
+"""Use of a trained detector: predictions, side-by-side sheets, export.
 
-Reads: a finished run, images. Writes: pictures, JSON, exported programs.
-May import: transfer's other parts.
+Reads: a finished run, images. Writes: pictures, JSON, exported models.
+May import: the other parts of transfer.
 """

@@ -1,4 +1,4 @@
-"""Our backbones and heads in Detectron2's registries.
+"""Backbones and heads that the package adds to Detectron2's registries.
 
 Reads and writes: nothing. May import: resnet, errors.
 """

@@ -1,5 +1,5 @@
-"""Backbones with a dilated conv5: the paper's R50-dilated-C5 (appendix A.1), and that of its FCN
-(A.5).
+"""Backbones with a dilated conv5: the paper's R50-dilated-C5 (appendix A.1) and the backbone of its
+FCN (appendix A.5).
 """
 
 from detectron2.config import CfgNode
@@ -18,22 +18,22 @@ NECK_OUTPUT = "c5"
 
 
 class DilatedC5(Backbone):
-    """A ResNet whose conv5 is reduced to fewer channels by a 3x3 convolution with a norm and ReLU.
+    """A ResNet with a 3x3 convolution, norm and ReLU that reduce the channels of conv5.
 
-    Images (N, 3, H, W) -> ``{"c5": (N, channels, h, w)}``, h and w being H and W divided by the
-    stride of conv5, rounded up.
+    It maps images (N, 3, H, W) to ``{"c5": (N, channels, h, w)}``, where h and w are H and W
+    divided by the stride of conv5 and rounded up.
 
-    Stock Detectron2's dilated-C5 models lack the reduction, so that their box head begins with four
-    times as many channels.
+    Detectron2's dilated-C5 models lack this reduction, so their box head gets four times as many
+    channels.
     """
 
     def __init__(self, bottom_up: Backbone, *, in_feature: str, channels: int, norm: str):
         """
         Args:
-            bottom_up: gives `in_feature`. Its tensors keep their names behind ``bottom_up.``, as in
-                Detectron2's FPN.
-            channels: of the output.
-            norm: as for detectron2.layers.get_norm.
+            bottom_up: The ResNet. Its tensors are named ``bottom_up.*``, as in Detectron2's FPN.
+            in_feature: The feature of `bottom_up` that is reduced.
+            channels: Number of channels of the output.
+            norm: Name of the norm for detectron2.layers.get_norm.
         """
         super().__init__()
         shape = bottom_up.output_shape()[in_feature]
@@ -52,21 +52,21 @@ class DilatedC5(Backbone):
         self._shape = ShapeSpec(channels=channels, stride=shape.stride)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """See the class."""
+        """Return ``{"c5": (N, channels, h, w)}`` of images (N, 3, H, W)."""
         return {NECK_OUTPUT: self.neck(self.bottom_up(images)[self._in_feature])}
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride of the output."""
+        """Return channels and stride of the output."""
         return {NECK_OUTPUT: self._shape}
 
 
 @BACKBONE_REGISTRY.register()
 def build_dilated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
-    """Detectron2's ResNet with MODEL.RESNETS.RES5_DILATION: at 2, conv5 keeps the stride 16 of
-    conv4, and its 3x3 convolutions are dilated instead.
+    """Build Detectron2's ResNet with MODEL.RESNETS.RES5_DILATION. With 2, conv5 keeps the stride 16
+    of conv4, and its 3x3 convolutions are dilated.
 
     Raises:
-        UserError: ResNet-18 or 34, whose blocks cannot be dilated.
+        UserError: If the network is ResNet-18 or 34, whose blocks Detectron2 cannot dilate.
     """
     resnets = cfg.MODEL.RESNETS
     if resnets.RES5_DILATION > 1 and resnets.DEPTH in BASIC_DEPTHS:
@@ -80,10 +80,10 @@ def build_dilated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNe
 
 @BACKBONE_REGISTRY.register()
 def build_dilated_c5_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DilatedC5:
-    """DilatedC5 on build_dilated_resnet_backbone, all with the norm MODEL.RESNETS.NORM.
+    """Build DilatedC5 with build_dilated_resnet_backbone; all layers use MODEL.RESNETS.NORM.
 
     Raises:
-        UserError: as there.
+        UserError: As in build_dilated_resnet_backbone.
     """
     return DilatedC5(
         build_dilated_resnet_backbone(cfg, input_shape),

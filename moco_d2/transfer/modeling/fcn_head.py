@@ -1,7 +1,8 @@
 """The paper's FCN-16s head for semantic segmentation (appendix A.5), for Detectron2's
 SemanticSegmentor.
 
-Shapes: N images of H x W pixels, padded to one size; K classes; h = ceil(H / stride), w likewise.
+Shapes: N images of H x W pixels, padded to one size; K classes; h = ceil(H / stride) and
+w = ceil(W / stride).
 """
 
 from typing import Any
@@ -16,9 +17,9 @@ from torch.nn import functional as F
 
 from moco_d2.errors import UserError
 
-CONVOLUTIONS = 2  # extra 3x3 convolutions, and their dilation: paper, appendix A.5
-DILATION = 6
-_CLASSIFIER_STD = 0.01  # not in the paper; of DeepLab, whose code the authors adapted
+CONVOLUTIONS = 2  # number of extra 3x3 convolutions (paper, appendix A.5)
+DILATION = 6  # dilation of these convolutions (paper, appendix A.5)
+_CLASSIFIER_STD = 0.01  # not in the paper; taken from DeepLab, whose code the authors adapted
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -26,7 +27,7 @@ class FCNHead(nn.Module):
     """Dilated 3x3 convolutions with norm and ReLU, a 1x1 classifier, and bilinear interpolation to
     the pixels.
 
-    Detectron2's SemSegFPNHead interpolates by a factor, which leads from 513 pixels to 528.
+    Detectron2's SemSegFPNHead interpolates by a fixed factor, which turns 513 pixels into 528.
     """
 
     @configurable
@@ -43,12 +44,13 @@ class FCNHead(nn.Module):
     ):
         """
         Args:
-            input_shape: of the backbone's features.
-            in_feature: the one that is read.
-            conv_dim: channels of the 3x3 convolutions.
-            norm: theirs, as for detectron2.layers.get_norm.
-            ignore_value: label of pixels that are not trained on.
-            loss_weight: factor of the loss.
+            input_shape: Shapes of the backbone's features.
+            in_feature: Name of the feature that the head reads.
+            num_classes: Number of classes, K.
+            conv_dim: Number of channels of the 3x3 convolutions.
+            norm: Name of their norm for detectron2.layers.get_norm.
+            ignore_value: Label of pixels that the loss ignores.
+            loss_weight: Factor of the loss.
         """
         super().__init__()
         self.in_feature = in_feature
@@ -80,13 +82,13 @@ class FCNHead(nn.Module):
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         """
         Raises:
-            UserError: MODEL.SEM_SEG_HEAD.IN_FEATURES is not one feature of the backbone.
+            UserError: If MODEL.SEM_SEG_HEAD.IN_FEATURES is not one feature of the backbone.
         """
         head = cfg.MODEL.SEM_SEG_HEAD
         features = list(head.IN_FEATURES)
         if len(features) != 1 or features[0] not in input_shape:
             raise UserError(
-                f"MODEL.SEM_SEG_HEAD.IN_FEATURES is {features}, and FCNHead reads one feature of "
+                f"MODEL.SEM_SEG_HEAD.IN_FEATURES is {features}, but FCNHead reads one feature of "
                 f"the backbone: set it to one of {sorted(input_shape)}"
             )
         return {
@@ -104,13 +106,12 @@ class FCNHead(nn.Module):
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
         """
         Args:
-            features: of the backbone.
-            targets: (N, H, W) labels, used in training.
+            features: Features of the backbone.
+            targets: Labels (N, H, W), which training needs.
 
         Returns:
-            in training, None and ``{"loss_sem_seg"}``; else logits (N, K, h * stride, w * stride)
-            and an empty dict. The images are the logits' top left part, which SemanticSegmentor
-            cuts out.
+            In training, None and ``{"loss_sem_seg"}``. Otherwise, logits (N, K, h * stride,
+            w * stride) and an empty dict; SemanticSegmentor crops the logits to the image size.
         """
         logits = self.layers(features)
         if self.training:
@@ -120,15 +121,15 @@ class FCNHead(nn.Module):
         return to_pixels(logits, self.stride), {}
 
     def layers(self, features: dict[str, Tensor]) -> Tensor:
-        """Logits (N, K, h, w)."""
+        """Return logits (N, K, h, w)."""
         return self.classifier(self.convs(features[self.in_feature]))
 
     def losses(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Mean cross-entropy over the pixels that are not ignored; 0 where all are.
+        """Return the mean cross-entropy over all pixels that are not ignored; 0 if all are ignored.
 
         Args:
-            logits: (N, K, h, w).
-            targets: (N, H, W).
+            logits: Logits (N, K, h, w).
+            targets: Labels (N, H, W).
         """
         height, width = targets.shape[-2:]
         total = F.cross_entropy(
@@ -142,28 +143,29 @@ class FCNHead(nn.Module):
 
 
 def to_pixels(grid: Tensor, stride: int, size: tuple[int, int] | None = None) -> Tensor:
-    """Bilinear interpolation of what a convolutional network computes, to its input's pixels.
+    """Interpolate the output of a convolutional network bilinearly to the pixels of its input.
 
-    With the symmetric padding of a ResNet, cell i looks at pixel i * stride, whatever the size of
-    the image. So a pixel is given what lies at its own place: for a crop of 16 k + 1 pixels, as the
-    paper's 513 and 769 are, this is interpolation with aligned corners, as in DeepLab, and
-    evaluation at another size has the same geometry. Pixels behind the last cell have its value.
+    With the symmetric padding of a ResNet, cell i is centered on pixel i * stride for any image
+    size. The interpolation keeps this geometry in training and evaluation. For a crop of 16 k + 1
+    pixels, such as the paper's 513 and 769, it is interpolation with aligned corners, as in
+    DeepLab. Pixels beyond the last cell get its value.
 
     Args:
-        grid: (N, K, h, w).
-        size: H and W of the images; None: the largest with that many cells.
+        grid: The output (N, K, h, w).
+        stride: Distance of neighboring cells in pixels.
+        size: H and W of the images; None stands for h * stride and w * stride.
 
     Returns:
-        (N, K, H, W), 32-bit.
+        Values (N, K, H, W) in 32 bits.
     """
     cells = grid.shape[-2:]
     height, width = size or (cells[0] * stride, cells[1] * stride)
     last_row, last_column = ((n - 1) * stride for n in cells)
     pixels = F.interpolate(
-        grid.float(),  # in 16 bits, the sums would be of 16 bits
+        grid.float(),  # interpolation in 16 bits would round each sum to 16 bits
         (last_row + 1, last_column + 1),
         mode="bilinear",
         align_corners=True,
     )
-    behind = (0, width - last_column - 1, 0, height - last_row - 1)
-    return F.pad(pixels, behind, mode="replicate") if any(behind) else pixels
+    padding = (0, width - last_column - 1, 0, height - last_row - 1)
+    return F.pad(pixels, padding, mode="replicate") if any(padding) else pixels

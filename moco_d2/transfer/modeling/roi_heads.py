@@ -1,5 +1,5 @@
-"""The C4 head of the paper: conv5 on each region, then one more BatchNorm (section 4.2, official
-train_net.py).
+"""The C4 head of the paper: conv5 on each region, then one more BatchNorm (section 4.2 and the
+official train_net.py).
 """
 
 from typing import Any
@@ -11,18 +11,18 @@ from detectron2.modeling.backbone.resnet import BasicBlock, ResNet
 from detectron2.modeling.roi_heads import Res5ROIHeads
 from torch import nn
 
-_BASIC_BLOCKS = {18: 2, 34: 3}  # blocks in conv5 of the ResNets without bottlenecks
+_BASIC_BLOCKS = {18: 2, 34: 3}  # ResNet depth -> number of basic blocks in conv5
 
 
 @ROI_HEADS_REGISTRY.register()
 class Res5ROIHeadsExtraNorm(Res5ROIHeads):
-    """Res5ROIHeads with a norm layer after res5, on the map before pooling, for boxes and masks.
+    """Res5ROIHeads with a norm layer between res5 and the pooling, for boxes and masks.
 
-    Its parameters are ``roi_heads.res5.norm.*``, and those of res5 keep the names Detectron2 gives
-    them (``roi_heads.res5.0.conv1.weight``): wrapped in another module they would be renamed, and a
-    pretrained res5 would silently not be loaded.
+    The parameters of the norm are ``roi_heads.res5.norm.*``. The parameters of res5 keep
+    Detectron2's names (``roi_heads.res5.0.conv1.weight``). A wrapper module would rename them, and
+    pretrained weights of res5 would silently not be loaded.
 
-    Unlike Detectron2's, it also builds the BasicBlock res5 of ResNet-18 and 34.
+    Unlike Detectron2's head, it also builds the BasicBlock res5 of ResNet-18 and 34.
     """
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The third stage of a fine-tuning run: everything that would make it measure the wrong thing."""
+"""The third stage of a fine-tuning run: find everything that would make its result wrong."""
 
 from detectron2.utils import comm
 
@@ -17,7 +17,7 @@ from moco_d2.transfer.preflight.memory import available_bytes
 def check(plan: RunPlan) -> list[Finding]:
     """Return all findings that need no model; findings.enforce refuses a run that has any.
 
-    All processes call, and get the same.
+    All processes must call this function, and all get the same findings.
     """
     cfg = plan.cfg
     findings = check_datasets(cfg, eval_only=plan.eval_only)
@@ -34,6 +34,6 @@ def check(plan: RunPlan) -> list[Finding]:
 
 
 def _smallest_of_processes(number: int | None) -> int | None:
-    """The smallest that any process has, so that all decide alike; None if one does not know."""
+    """Return the smallest number of all processes; None if any process has None."""
     numbers = comm.all_gather(number)
     return None if None in numbers else min(numbers)

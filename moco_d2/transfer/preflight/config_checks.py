@@ -1,8 +1,8 @@
-"""Finds what would make a run silently measure the wrong thing; dataset_checks.py finds what is
-wrong with its data.
+"""Checks of the config for settings that would silently make a result wrong; dataset_checks.py
+checks the data.
 
-Each finding says which key, its value, and what to do. ``--force`` turns findings into warnings,
-and the run record keeps them, so that a table can mark the run.
+Each finding names the key, its value and the fix. ``--force`` turns findings into warnings. The run
+record lists them, and tables mark the run.
 """
 
 import logging
@@ -18,9 +18,9 @@ from moco_d2.transfer.weights import RANDOM, Coverage
 
 logger = logging.getLogger(__name__)
 
-_ROUNDING = 0.002  # steps and rates are rounded when they are scaled
-# What follows from the machine (schedule.py), from the weights (_contradictions), or has findings
-# of its own.
+_ROUNDING = 0.002  # relative tolerance: steps and rates are rounded when they are scaled
+# Keys that depend on the machine (schedule.py) or on the weights (_contradictions), or that other
+# findings check.
 _OF_HARDWARE_OR_WEIGHTS = (
     "DATALOADER.NUM_WORKERS",
     "INPUT.FORMAT",
@@ -42,12 +42,12 @@ _OF_HARDWARE_OR_WEIGHTS = (
 
 
 def check_config(cfg: Any, provenance: dict[str, Any] | None, *, world_size: int) -> list[Finding]:
-    """Findings that need no model.
+    """Return the findings about norms, seed and weights.
 
     Args:
-        cfg: the config as it will run.
-        provenance: the converter's report inside the weight file, if it has one.
-        world_size: number of processes.
+        cfg: The config as it will run.
+        provenance: The converter's report inside the weight file, if it has one.
+        world_size: Number of processes.
     """
     return [
         *_frozen(cfg),
@@ -62,29 +62,29 @@ def _frozen(cfg: Any) -> Iterator[Finding]:
         yield Finding(
             "MODEL.BACKBONE.FREEZE_AT",
             str(cfg.MODEL.BACKBONE.FREEZE_AT),
-            "it freezes the first stages with their BatchNorm, which the protocol tunes; set it "
-            "to 0",
+            "it freezes the first stages and their BatchNorm, but the paper's protocol tunes "
+            "them; set it to 0",
         )
 
 
 def _norms(cfg: Any, world_size: int) -> Iterator[Finding]:
     norm = cfg.MODEL.RESNETS.NORM
     fpn_norm = cfg.MODEL.FPN.NORM if "fpn" in cfg.MODEL.BACKBONE.NAME else ""
-    # Frozen throughout, over pretrained statistics, is an initialization of its own: what the paper
-    # compares with on LVIS.
+    # No finding for BatchNorm that is frozen everywhere with pretrained statistics: the paper
+    # compares with this initialization on LVIS.
     if norm == "FrozenBN" and cfg.MODEL.WEIGHTS == RANDOM:
         yield Finding(
             "MODEL.RESNETS.NORM",
             norm,
-            "the statistics of random weights are frozen at mean 0 and variance 1, and nothing "
-            "normalizes; set SyncBN",
+            "with random weights its statistics stay at mean 0 and variance 1, so it does not "
+            "normalize; set SyncBN",
         )
     elif norm == "FrozenBN" and fpn_norm:
         yield Finding(
             "MODEL.RESNETS.NORM",
             norm,
-            f"the protocol tunes BatchNorm, and MODEL.FPN.NORM is {fpn_norm}; set SyncBN, or to "
-            "freeze all of it on purpose MODEL.FPN.NORM ''",
+            f"the paper's protocol tunes BatchNorm, and MODEL.FPN.NORM is {fpn_norm}; set SyncBN, "
+            "or set MODEL.FPN.NORM '' to freeze all BatchNorm on purpose",
         )
     if norm != "FrozenBN" and "fpn" in cfg.MODEL.BACKBONE.NAME and not fpn_norm:
         yield Finding(
@@ -99,8 +99,8 @@ def _norms(cfg: Any, world_size: int) -> Iterator[Finding]:
             yield Finding(
                 key,
                 value,
-                "it synchronizes processes, and there is one (facebookresearch/moco issue 112); "
-                "set BN",
+                "it synchronizes processes, but there is only one (facebookresearch/moco issue "
+                "112); set BN",
             )
 
 
@@ -109,19 +109,20 @@ def _seed(cfg: Any) -> Iterator[Finding]:
         yield Finding(
             "SEED",
             str(cfg.SEED),
-            "runs could not be told apart or repeated, and today's Detectron2 gives all of them "
+            "runs could not be distinguished or repeated, and Detectron2's main gives all of them "
             "the same order of images; set SEED 1, and another number for each repetition",
         )
 
 
 def check_schedule(cfg: Any) -> list[Finding]:
-    """Findings where a run on a task's own data is not as long, or as steep, as the task says.
+    """Return findings for a schedule that differs from the task's, for a run on the task's data.
 
-    Whatever the batch: compared are the images seen, where in the run the rate is lowered, and the
-    rate an image. A task or data of the user's own has no reference.
+    The comparison is independent of the batch: it is over the number of images, the fractions of
+    the run at which the rate is lowered, and the rate per image. A user-defined task or dataset has
+    no reference.
 
     Args:
-        cfg: the config as it will run, scaled.
+        cfg: The scaled config as it will run.
     """
     reference = _reference(cfg)
     if reference is None:
@@ -138,22 +139,22 @@ def check_schedule(cfg: Any) -> list[Finding]:
         Finding(
             key,
             str(value),
-            f"the task has {theirs} at {run.IMS_PER_BATCH} images a step "
+            f"the task has {wanted} at {run.IMS_PER_BATCH} images a step "
             f"({key.rpartition('.')[2]} {task[key.rpartition('.')[2]]} at {task.IMS_PER_BATCH}); "
-            "leave it to the task and SOLVER.REFERENCE_WORLD_SIZE, or set "
-            f"SOLVER.REFERENCE_WORLD_SIZE 0 and {key} {theirs}",
+            "do not set it, as SOLVER.REFERENCE_WORLD_SIZE scales it, or set "
+            f"SOLVER.REFERENCE_WORLD_SIZE 0 and {key} {wanted}",
         )
-        for key, (value, theirs) in expected.items()
-        if not _close(value, theirs)
+        for key, (value, wanted) in expected.items()
+        if not _close(value, wanted)
     ]
 
 
 def check_settings(cfg: Any) -> list[Finding]:
-    """Findings where a run on a task's own data has other settings than the task, in what does not
-    follow from the hardware or from the weights.
+    """Return findings for settings that differ from the task's and depend neither on the hardware
+    nor on the weights, for a run on the task's data.
 
     Args:
-        cfg: the config as it will run, scaled.
+        cfg: The scaled config as it will run.
     """
     reference = _reference(cfg)
     if reference is None:
@@ -163,16 +164,15 @@ def check_settings(cfg: Any) -> list[Finding]:
         Finding(
             key,
             str(run[key]) or "empty",
-            f"the task has {theirs}; leave it to the task, or call the run by a MOCO.TASK of its "
-            "own",
+            f"the task has {expected}; do not set it, or set MOCO.TASK to a name of your own",
         )
-        for key, theirs in task.items()
-        if _is_of_the_task(key) and to_plain(run[key]) != to_plain(theirs)
+        for key, expected in task.items()
+        if _is_task_key(key) and to_plain(run[key]) != to_plain(expected)
     ]
 
 
-def _is_of_the_task(key: str) -> bool:
-    """Whether a key decides on what is measured, and no other finding is about it."""
+def _is_task_key(key: str) -> bool:
+    """Return whether a key defines what is measured, and no other finding checks it."""
     return key == "MOCO.RANDOM_SCALE" or (
         key.startswith(("INPUT.", "MODEL.", "SOLVER.", "TEST.", "DATALOADER."))
         and not key.startswith(_OF_HARDWARE_OR_WEIGHTS)
@@ -181,7 +181,7 @@ def _is_of_the_task(key: str) -> bool:
 
 
 def _reference(cfg: Any) -> Any:
-    """The config of a packaged task on its own data; None for a task or data of the user's own."""
+    """Return the config of a packaged task; None if the task or its data is user-defined."""
     reference = reference_config(cfg.MOCO.TASK)
     if reference is None or any(
         tuple(cfg.DATASETS[split]) != tuple(reference.DATASETS[split])
@@ -192,53 +192,54 @@ def _reference(cfg: Any) -> Any:
 
 
 def _close(value: Any, expected: Any) -> bool:
-    """Equal but for the rounding that scaling brings."""
-    ours, theirs = (v if isinstance(v, tuple) else (v,) for v in (value, expected))
-    return len(ours) == len(theirs) and all(
+    """Return whether both are equal up to the rounding of scaled numbers."""
+    values, wanted = (v if isinstance(v, tuple) else (v,) for v in (value, expected))
+    return len(values) == len(wanted) and all(
         math.isclose(a, b, rel_tol=_ROUNDING, abs_tol=1 if isinstance(b, int) else 0)
-        for a, b in zip(ours, theirs, strict=True)
+        for a, b in zip(values, wanted, strict=True)
     )
 
 
 def check_memory(cfg: Any, *, available: int | None, world_size: int) -> list[Finding]:
-    """A finding if a pass needs more memory than there is, with the number of passes that would do.
+    """Return a finding if a pass needs more memory than is available. It names the number of passes
+    that fits.
 
     Args:
-        cfg: the config as it will run.
-        available: bytes for one process, memory.available_bytes; None: not known.
-        world_size: number of processes.
+        cfg: The config as it will run.
+        available: Bytes for one process (memory.available_bytes); None if unknown.
+        world_size: Number of processes.
     """
     if available is None:
         return []
-    share = cfg.SOLVER.IMS_PER_BATCH // world_size
+    local_batch_size = cfg.SOLVER.IMS_PER_BATCH // world_size
+    images = local_batch_size // cfg.MOCO.ACCUMULATION
     try:
-        needed = {
-            images: training_bytes(cfg, images) for images in (share // cfg.MOCO.ACCUMULATION, 1)
-        }
-    except Exception as error:  # whatever a model of the user's own makes of shapes without numbers
-        logger.info("no estimate of the memory for this model: %s", error)
+        needed = training_bytes(cfg, images)
+        for_one = needed if images == 1 else training_bytes(cfg, 1)
+    except Exception as error:  # a user's model may raise anything on the meta device
+        logger.info("the memory of this model cannot be estimated: %s", error)
         return []
-    (images, wanted), one = next(iter(needed.items())), needed[1]
-    if wanted <= available:
+    if needed <= available:
         return []
-    an_image = (wanted - one) / max(images - 1, 1)
+    per_image = (needed - for_one) / max(images - 1, 1)
     advice = "set SOLVER.AMP.ENABLED True, or smaller images in INPUT.MIN_SIZE_TRAIN"
-    for passes in range(cfg.MOCO.ACCUMULATION + 1, share + 1):
-        if share % passes == 0 and one + an_image * (share // passes - 1) <= available:
+    for passes in range(cfg.MOCO.ACCUMULATION + 1, local_batch_size + 1):
+        micro_batch = local_batch_size // passes
+        if local_batch_size % passes == 0 and for_one + per_image * (micro_batch - 1) <= available:
             advice = f"set MOCO.ACCUMULATION {passes}"
             break
     return [
         Finding(
             "SOLVER.IMS_PER_BATCH",
             str(cfg.SOLVER.IMS_PER_BATCH),
-            f"{images} image(s) a pass need about {wanted / 2**30:.1f} GiB in a process ({HOW}), "
-            f"and there are {available / 2**30:.1f}; {advice}",
+            f"{images} image(s) a pass need about {needed / 2**30:.1f} GiB in a process ({HOW}), "
+            f"and {available / 2**30:.1f} GiB are available; {advice}",
         )
     ]
 
 
 def _contradictions(cfg: Any, provenance: dict[str, Any] | None) -> list[Finding]:
-    """Findings where the config and the weight file's own account of itself differ."""
+    """Return findings for keys whose value differs from the provenance in the weight file."""
     if provenance is None:
         return []
     preprocessing = provenance.get("preprocessing", {})
@@ -260,14 +261,14 @@ def _contradictions(cfg: Any, provenance: dict[str, Any] | None) -> list[Finding
         "MODEL.RESNETS.STEM_OUT_CHANNELS": (cfg.MODEL.RESNETS.STEM_OUT_CHANNELS, 64 * factor),
     }
     return [
-        Finding(key, str(configured), f"MODEL.WEIGHTS was made with {made!r}; set {key} to that")
-        for key, (configured, made) in wanted.items()
-        if made is not None and configured != made
+        Finding(key, str(value), f"MODEL.WEIGHTS was made with {expected!r}; set {key} to that")
+        for key, (value, expected) in wanted.items()
+        if expected is not None and value != expected
     ]
 
 
 def check_coverage(cfg: Any, coverage: Coverage) -> list[Finding]:
-    """A finding if pretrained weights did not arrive completely; random initialization has none."""
+    """Return a finding if pretrained weights did not arrive completely."""
     weights = cfg.MODEL.WEIGHTS
     if weights == RANDOM or not coverage.missing:
         return []
@@ -276,7 +277,8 @@ def check_coverage(cfg: Any, coverage: Coverage) -> list[Finding]:
             "MODEL.WEIGHTS",
             weights,
             f"only {coverage.loaded} of {coverage.expected} backbone tensors arrived, first "
-            f"missing {coverage.missing[0]}; the rest would train from random values. Convert the "
-            "checkpoint with tools/convert.py, and check MODEL.RESNETS.DEPTH and WIDTH_PER_GROUP",
+            f"missing {coverage.missing[0]}; the missing ones would train from random values. "
+            "Convert the checkpoint with tools/convert.py, and check MODEL.RESNETS.DEPTH and "
+            "WIDTH_PER_GROUP",
         )
     ]

@@ -1,7 +1,6 @@
-"""Whether a run's datasets are known, their files there, and their classes those of the head.
+"""Checks that the datasets of a run are known, their files exist, and their classes match the head.
 
-DATASETS.TRAIN and TEST take Detectron2's registered names, and paths
-(data/custom_datasets.py).
+DATASETS.TRAIN and TEST accept Detectron2's registered names and paths (data/custom_datasets.py).
 """
 
 from collections.abc import Iterator
@@ -20,43 +19,43 @@ from moco_d2.transfer.preflight.findings import Finding, Refusal
 
 
 def check_datasets(cfg: Any, *, eval_only: bool = False) -> list[Finding]:
-    """Findings where datasets are not there, or have other classes than the head.
+    """Return a finding for every dataset that is missing or has other classes than the head.
 
     Args:
-        cfg: the config as it will run.
-        eval_only: only DATASETS.TEST is used.
+        cfg: The config as it will run.
+        eval_only: Whether only DATASETS.TEST is used.
 
     Returns:
-        what is wrong; a Refusal for a run that cannot be made: a dense pose run, one with proposals
-        from a file, which Detectron2 unpickles, or one with several test sets.
+        The findings; among them a Refusal for a dense pose run, for proposals from a file (which
+        Detectron2 unpickles) and for several test sets.
     """
     if uses_densepose(cfg):
-        return [_sent_to_densepose(cfg)]
-    found: list[Finding] = []
+        return [_densepose_refusal(cfg)]
+    findings: list[Finding] = []
     if cfg.MODEL.LOAD_PROPOSALS:
-        found.append(
+        findings.append(
             Refusal(
                 "MODEL.LOAD_PROPOSALS",
                 "True",
-                "Detectron2 reads proposals from pickles, which can run code, and no task here "
-                "uses any; set it to False",
+                "Detectron2 reads proposals from pickles, which can run code, and no task of the "
+                "package uses them; set it to False",
             )
         )
     if len(cfg.DATASETS.TEST) > 1:
-        found.append(
+        findings.append(
             Refusal(
                 "DATASETS.TEST",
                 str(tuple(cfg.DATASETS.TEST)),
-                f"it names {len(cfg.DATASETS.TEST)} sets, and a run is recorded with the results "
-                "of one; name one",
+                f"it names {len(cfg.DATASETS.TEST)} sets, but a record has the results of one; "
+                "name one",
             )
         )
-    there: list[tuple[str, str]] = []
+    loaded: list[tuple[str, str]] = []
     trained_on: set[str] = set()
     for split in ("TEST",) if eval_only else ("TRAIN", "TEST"):
         key, names = f"DATASETS.{split}", tuple(cfg.DATASETS[split])
         if not names:
-            found.append(Refusal(key, str(names), f"it names no dataset; write {FORMS}"))
+            findings.append(Refusal(key, str(names), f"it names no dataset; write {FORMS}"))
         for name in names:
             try:
                 register_datasets((name,))
@@ -64,16 +63,16 @@ def check_datasets(cfg: Any, *, eval_only: bool = False) -> list[Finding]:
                 if split == "TEST":
                     evaluator_types(name)
             except UserError as error:
-                found.append(Refusal(key, str(names), str(error)))
+                findings.append(Refusal(key, str(names), str(error)))
                 continue
-            there.append((key, name))
-            found += _check_files(key, names, name, dicts)
+            loaded.append((key, name))
+            findings += _check_files(key, names, name, dicts)
             images = {str(Path(d["file_name"]).absolute()) for d in dicts}
             if split == "TRAIN":
                 trained_on |= images
             else:
-                found += _check_apart(key, names, images, trained_on)
-    return [*found, *_check_number_of_classes(cfg, there), *_check_class_names(cfg, there)]
+                findings += _check_apart(key, names, images, trained_on)
+    return [*findings, *_check_number_of_classes(cfg, loaded), *_check_class_names(cfg, loaded)]
 
 
 def _check_files(
@@ -83,14 +82,14 @@ def _check_files(
     if not absent:
         return
     incomplete = sum(not absent.isdisjoint(files_of(d)) for d in dicts)
-    what = (
+    message = (
         f"dataset {name!r}: files of {incomplete} of its {len(dicts)} images are missing, first "
-        f"{min(absent)}; put them there or remove their annotations"
+        f"{min(absent)}; add the files or remove their annotations"
     )
     if key == "DATASETS.TRAIN":
-        yield Finding(key, str(names), f"{what}, or train without these images")
-    else:  # the evaluation reads the annotations by itself, and would count these as not found
-        yield Refusal(key, str(names), what)
+        yield Finding(key, str(names), f"{message}, or train without these images")
+    else:  # the evaluators read all annotations, and would count these objects as missed
+        yield Refusal(key, str(names), message)
 
 
 def _check_apart(
@@ -111,15 +110,15 @@ def _check_number_of_classes(cfg: Any, datasets: list[tuple[str, str]]) -> Itera
     numbers = {name: len(dataset_classes(cfg, name)) for _, name in datasets}
     numbers = {name: number for name, number in numbers.items() if number}
     for number in sorted(set(numbers.values()) - {head}):
-        names = " and ".join(repr(name) for name, of_it in numbers.items() if of_it == number)
-        what = f"there are {number} classes in {names}"
-        alike = set(numbers.values()) == {number}
-        fix = f"set {key} {number}" if alike else "let all their files name the same classes"
+        names = " and ".join(repr(name) for name, classes in numbers.items() if classes == number)
+        problem = f"there are {number} classes in {names}"
+        equal = set(numbers.values()) == {number}
+        fix = f"set {key} {number}" if equal else "let all their files name the same classes"
         if number < head:
-            what += ", and the head's others are left out of the evaluation"
-            yield Finding(key, str(head), f"{what}; {fix}")
+            problem += ", and the evaluation ignores the head's other classes"
+            yield Finding(key, str(head), f"{problem}; {fix}")
         else:
-            yield Refusal(key, str(head), f"{what}; {fix}")
+            yield Refusal(key, str(head), f"{problem}; {fix}")
     if not cfg.MODEL.KEYPOINT_ON:
         return
     head, key = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS, "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"
@@ -130,27 +129,27 @@ def _check_number_of_classes(cfg: Any, datasets: list[tuple[str, str]]) -> Itera
 
 
 def _check_class_names(cfg: Any, datasets: list[tuple[str, str]]) -> Iterator[Finding]:
-    """Where a dataset numbers its classes otherwise than the first one."""
+    """Yield a finding for each dataset that numbers its classes differently from the first one."""
     classes = [(key, name, dataset_classes(cfg, name)) for key, name in datasets]
-    for key, name, theirs in classes[1:]:
+    for key, name, class_names in classes[1:]:
         _, first, expected = classes[0]
-        pairs = enumerate(zip(theirs, expected, strict=False))
-        different = [(number, one, other) for number, (one, other) in pairs if one != other]
-        if not different:
+        pairs = enumerate(zip(class_names, expected, strict=False))
+        different = next(((i, one, other) for i, (one, other) in pairs if one != other), None)
+        if different is None:
             continue
-        number, one, other = different[0]
+        number, one, other = different
         # Detectron2 itself refuses to join training sets of other classes.
         kind = Refusal if key == "DATASETS.TRAIN" else Finding
         yield kind(
             key,
             str(tuple(cfg.DATASETS[key.rpartition(".")[2]])),
-            f"class {number} of dataset {name!r} is {one!r}, and of {first!r} {other!r}; let their "
+            f"class {number} is {one!r} in dataset {name!r} and {other!r} in {first!r}; let their "
             "files name the same classes in the same order",
         )
 
 
-def _sent_to_densepose(cfg: Any) -> Refusal:
-    """Our command would train without the labels of dense pose."""
+def _densepose_refusal(cfg: Any) -> Refusal:
+    """Refuse dense pose, because this package would train without its labels."""
     return Refusal(
         "MODEL.DENSEPOSE_ON",
         str(cfg.MODEL.DENSEPOSE_ON),

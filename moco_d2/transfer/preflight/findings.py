@@ -1,4 +1,4 @@
-"""What is wrong with a run before its first step, and what --force makes of it."""
+"""Findings of the preflight checks, and the effect of --force on them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ class Finding:
     """Something in the config, the data or the weights that makes the comparison wrong.
 
     Attributes:
-        key: the config key.
-        value: its value.
-        message: what is wrong and what to set.
+        key: The config key.
+        value: The value of the key.
+        message: The problem and its fix.
     """
 
     key: str
@@ -26,19 +26,19 @@ class Finding:
 
 
 class Refusal(Finding):
-    """A finding with which nothing can be trained or evaluated: --force does not overrule it."""
+    """A finding that makes training and evaluation impossible: --force does not overrule it."""
 
 
 def has_refusal(findings: Sequence[Finding]) -> bool:
-    """Whether --force is of no use."""
+    """Return whether there is a finding that --force does not overrule."""
     return any(isinstance(finding, Refusal) for finding in findings)
 
 
 def enforce(findings: Sequence[Finding], *, force: bool, logger: Any) -> None:
-    """Stop on findings and name them all, or warn about them with `force`.
+    """Raise an error that names all findings; with `force`, only warn about them.
 
     Raises:
-        UserError: there are findings and `force` is not set, or one that it does not overrule.
+        UserError: If there are findings and `force` is not set, or if there is a Refusal.
     """
     stopping = [f for f in findings if not force or isinstance(f, Refusal)]
     if stopping:
@@ -48,7 +48,7 @@ def enforce(findings: Sequence[Finding], *, force: bool, logger: Any) -> None:
 
 
 def _listed(findings: Sequence[Finding]) -> list[str]:
-    """One finding as a sentence; several on a line each."""
+    """Return one finding as a sentence, or several with one line each."""
     if len(findings) == 1:
         return [f"{findings[0]}; {_force(findings)}"]
     lines = [f"the run has {len(findings)} findings; {_force(findings)}"]

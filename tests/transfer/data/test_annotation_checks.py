@@ -22,11 +22,11 @@ def dicts(*annotations):
     [
         ({"bbox": [1, 2, math.nan, 4]}, "odd.jpg has a box that is not finite"),
         ({"bbox": [1, 2, math.inf, 4]}, "odd.jpg has a box that is not finite"),
-        ({"bbox": [1, 2, -3, 4]}, "odd.jpg has a box that is turned around"),
-        ({"bbox": [9, 9, 3, 12], "bbox_mode": BoxMode.XYXY_ABS}, "odd.jpg has a box that is turn"),
+        ({"bbox": [1, 2, -3, 4]}, "odd.jpg has an inverted box"),
+        ({"bbox": [9, 9, 3, 12], "bbox_mode": BoxMode.XYXY_ABS}, "odd.jpg has an inverted box"),
         ({"bbox": [1, 2, 3]}, "odd.jpg has a bbox of 3 numbers, not 4"),
-        ({"bbox": ["1", "2", "3", "4"]}, "odd.jpg has the bbox .*, which is no list of numbers"),
-        ({"bbox": "1234"}, "odd.jpg has the bbox '1234', which is no list of numbers"),
+        ({"bbox": ["1", "2", "3", "4"]}, "odd.jpg has the bbox .*, which is not a list of numbers"),
+        ({"bbox": "1234"}, "odd.jpg has the bbox '1234', which is not a list of numbers"),
         ({"bbox": None}, "odd.jpg has no bbox"),
         ({"bbox": [1, 2, 10**30, 4]}, "odd.jpg has a box that is not finite"),
         ({"bbox": [1, 2, 1e30, 4]}, "odd.jpg has a box that is not finite"),
@@ -34,12 +34,12 @@ def dicts(*annotations):
         ({"segmentation": {"size": [60, 80], "counts": "P"}}, "odd.jpg has a mask whose counts"),
         (
             {"segmentation": [[1, 1, 1e30, 1, 9, 9]]},
-            r"a polygon that reaches to 1e\+30",
+            r"a polygon with the coordinate 1e\+30",
         ),
         ({"segmentation": [[1, 1, math.nan, 1, 9, 9]]}, "odd.jpg has a polygon that is not finite"),
-        ({"keypoints": [1, 2]}, "odd.jpg has keypoints that are no finite"),
-        ({"keypoints": [1, math.nan, 2]}, "odd.jpg has keypoints that are no finite"),
-        ({"keypoints": "abc"}, "odd.jpg has keypoints that are no finite"),
+        ({"keypoints": [1, 2]}, "odd.jpg has keypoints that are not triples of finite"),
+        ({"keypoints": [1, math.nan, 2]}, "odd.jpg has keypoints that are not triples of finite"),
+        ({"keypoints": "abc"}, "odd.jpg has keypoints that are not triples of finite"),
     ],
 )
 def test_a_box_that_is_none_is_refused_with_its_image(change, message):
@@ -56,7 +56,7 @@ def test_nothing_to_train_on_is_refused():
     with pytest.raises(UserError, match="'mine' has no images"):
         check_annotations("mine", [])
     crowds = [{"file_name": "a.jpg", "annotations": [SOUND | {"iscrowd": 1}]}]
-    with pytest.raises(UserError, match="no annotated object but crowds"):
+    with pytest.raises(UserError, match="no annotated object except crowds"):
         check_annotations("mine", crowds)
     check_annotations("segmentation", [{"file_name": "a.jpg", "sem_seg_file_name": "a.png"}])
 

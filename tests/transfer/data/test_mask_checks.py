@@ -69,14 +69,14 @@ RUNS_OF_ALL = [600, 600]
     [
         ({"size": [60_000, 60_000]}, "a mask of 60000 x 60000 pixels .* image has 30 x 40"),
         ({"size": [40, 30]}, "a mask of 40 x 30 pixels"),
-        ({"size": [30]}, "which is no height and width"),
-        ({"size": None}, "which is no height and width"),
-        ({"size": [-30, -40]}, "which is no height and width"),
-        ({"size": ["30", "40"]}, "which is no height and width"),
-        ({"counts": [600, 601]}, "counts are of 1201 pixels, and its size of 1200"),
-        ({"counts": [600]}, "counts are of 600 pixels"),
-        ({"counts": [-600, 1800]}, "no runs within"),
-        ({"counts": [0, 4_294_967_295] * 3}, "no runs within"),
+        ({"size": [30]}, "which is not a height and a width"),
+        ({"size": None}, "which is not a height and a width"),
+        ({"size": [-30, -40]}, "which is not a height and a width"),
+        ({"size": ["30", "40"]}, "which is not a height and a width"),
+        ({"counts": [600, 601]}, "counts cover 1201 pixels, but its size has 1200"),
+        ({"counts": [600]}, "counts cover 600 pixels"),
+        ({"counts": [-600, 1800]}, "not runs within"),
+        ({"counts": [0, 4_294_967_295] * 3}, "not runs within"),
         ({"counts": [10**30, 5]}, "counts are damaged"),
         ({"counts": [600.5, 599.5]}, "counts are damaged"),
         ({"counts": []}, "counts are damaged"),
@@ -85,7 +85,7 @@ RUNS_OF_ALL = [600, 600]
         ({"counts": 7}, "counts are damaged"),
         ({"counts": {"a": 1}}, "counts are damaged"),
         ({"counts": ""}, "counts are damaged"),
-        ({"counts": "hb0"}, "counts are of"),
+        ({"counts": "hb0"}, "counts cover"),
         ({"counts": "P"}, "counts are damaged"),  # breaks off
         ({"counts": b"o" * 5000}, "counts are damaged"),
         ({"counts": "\xff\xfe"}, "counts are damaged"),
@@ -103,7 +103,7 @@ def test_a_code_that_is_none_is_refused(change, message):
 
 def test_without_a_declared_size_the_pixels_are_bounded():
     rle = {"size": [60_000, 60_000], "counts": [3_600_000_000]}
-    assert "at most 100,000,000 are read" in rle_problem(rle, None)
+    assert "the limit is 100,000,000" in rle_problem(rle, None)
 
 
 def test_pycocotools_itself_would_take_the_memory():
@@ -140,15 +140,15 @@ def test_polygons_somewhat_outside_are_sound():
 @pytest.mark.parametrize(
     ("corners", "message"),
     [
-        ([1, 1, 1e30, 1, 9, 9], "reaches to 1e+30 pixels"),
-        ([1, 1, 10**400, 1, 9, 9], "reaches to more than 1e308 pixels"),
-        ([1, 1, 401, 1, 9, 9], "reaches to 401 pixels, and at most 400"),
+        ([1, 1, 1e30, 1, 9, 9], "with the coordinate 1e+30"),
+        ([1, 1, 10**400, 1, 9, 9], "with the coordinate more than 1e308"),
+        ([1, 1, 401, 1, 9, 9], "with the coordinate 401, but the limit is 400"),
         ([1, 1, float("nan"), 1, 9, 9], "is not finite (nan)"),
         ([1, 1, float("-inf"), 1, 9, 9], "is not finite (-inf)"),
-        ([1, 1, "9", 1, 9, 9], "with '9', which is no number"),
-        ([1, 1, None, 1, 9, 9], "with None, which is no number"),
-        ([1, 1, [9], 1, 9, 9], "with [9], which is no number"),
-        ([1, 1, 9, 1, 9], "of 5 numbers, which are no pairs"),
+        ([1, 1, "9", 1, 9, 9], "with '9', which is not a number"),
+        ([1, 1, None, 1, 9, 9], "with None, which is not a number"),
+        ([1, 1, [9], 1, 9, 9], "with [9], which is not a number"),
+        ([1, 1, 9, 1, 9], "of 5 numbers, which are not x, y pairs"),
         ([], "of 0 numbers"),
         ("123456", "the polygon '123456'"),
         (7, "the polygon 7"),

@@ -197,5 +197,5 @@ def test_images_of_rare_classes_are_repeated(cfg):
 
 def test_an_unknown_sampler_is_refused(cfg):
     """Today's main has one more, which reads a key that nothing defines."""
-    with pytest.raises(UserError, match="'WeightedTrainingSampler' is not known here"):
+    with pytest.raises(UserError, match="'WeightedTrainingSampler' is not supported"):
         build_training_batches(cfg("DATALOADER.SAMPLER_TRAIN", "WeightedTrainingSampler"))

@@ -274,7 +274,7 @@ def test_mode_of_the_voc_evaluator_is_the_configs(tmp_path, cfg):
     evaluator = build_evaluator(cfg, case.dataset)
     assert isinstance(evaluator, VOCEvaluator)
     cfg.MOCO.VOC_EVALUATION = "rough"
-    with pytest.raises(UserError, match="'rough' is none of"):
+    with pytest.raises(UserError, match="got 'rough'"):
         build_evaluator(cfg, case.dataset)
 
 
@@ -306,10 +306,10 @@ def test_several_types_of_one_dataset_give_all_their_results(tmp_path, cfg):
 @pytest.mark.parametrize(
     ("kind", "sentence"),
     [
-        (None, r"does not say how it is evaluated: .*evaluator_type=\.\.\."),
-        ("", "does not say how it is evaluated"),
+        (None, r"has no evaluator_type: .*evaluator_type=\.\.\."),
+        ("", "has no evaluator_type"),
         ("pascal-voc", "evaluator_type 'pascal-voc'; did you mean 'pascal_voc'"),
-        (("coco", "tea"), "evaluator_type 'tea'; there is pascal_voc, coco"),
+        (("coco", "tea"), "evaluator_type 'tea'; use one of pascal_voc, coco"),
     ],
 )
 def test_type_that_is_not_known_is_one_sentence(cfg, kind, sentence):

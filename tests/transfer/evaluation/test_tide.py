@@ -330,4 +330,4 @@ def test_a_failure_is_a_warning_and_other_evaluators_say_nothing(coco, caplog):
     evaluator._gathered = None
     with caplog.at_level(logging.WARNING):
         assert box_errors({"a": evaluator}) is None
-    assert "no decomposition of the errors on a" in caplog.text
+    assert "the errors on a cannot be decomposed" in caplog.text

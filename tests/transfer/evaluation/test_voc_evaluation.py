@@ -2,20 +2,19 @@
 
 import math
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import PascalVOCDetectionEvaluator
-from support.paths import SUPPORT, TESTS
+from support.commands import run_processes
+from support.paths import SUPPORT
 from support.toy_data import make_voc
 from support.transfer.voc_cases import evaluate, make_case
 
 from moco_d2.errors import UserError
 from moco_d2.transfer.data.voc_annotations import parse_xml, read_objects
-from moco_d2.transfer.evaluation.voc_evaluation import VOCEvaluator, _as_written
+from moco_d2.transfer.evaluation.voc_evaluation import VOCEvaluator, _rounded
 
 CASES = 200
 METRICS = ("AP", "AP50", "AP75")
@@ -123,28 +122,12 @@ def test_rounding_is_that_of_printed_text():
     values = np.concatenate((rng.uniform(-1, 500, 20_000), np.arange(0, 40, 0.125))).astype("f4")
     for decimals in (1, 3):
         printed = np.array([float(f"{v:.{decimals}f}") for v in values.tolist()])
-        np.testing.assert_array_equal(_as_written(values, decimals), printed)
+        np.testing.assert_array_equal(_rounded(values, decimals), printed)
 
 
 def test_two_processes_give_the_result_of_one(tmp_path):
-    script = SUPPORT / "transfer" / "voc_two_processes.py"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, script, tmp_path, str(rank)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(TESTS)},
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        output = [process.communicate(timeout=240)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(output)
-    assert "equal" in output[0]
+    outputs = run_processes(2, SUPPORT / "transfer" / "voc_two_processes.py", tmp_path)
+    assert "equal" in outputs[0]
 
 
 def test_no_detections_and_no_images_at_all(tmp_path):
@@ -215,7 +198,7 @@ def test_annotations_and_splits_are_regular_files_of_a_sound_size(tmp_path):
 
 def test_what_cannot_be_evaluated_is_refused(tmp_path):
     case = make_case(tmp_path, 1, year=2007)
-    with pytest.raises(UserError, match="'precise' is none of compatible, exact"):
+    with pytest.raises(UserError, match="must be one of compatible, exact, got 'precise'"):
         VOCEvaluator(case.dataset, mode="precise")
     case.inputs[0]["image_id"] = "stranger"
     with pytest.raises(UserError, match=r"image stranger .* not in .*test\.txt"):

@@ -57,13 +57,13 @@ WEIGHTS_SAY = "MODEL.WEIGHTS was made with"
 STATED = {
     "first stages frozen": (
         ("MODEL.BACKBONE.FREEZE_AT", "2"),
-        "MODEL.BACKBONE.FREEZE_AT is 2: it freezes the first stages with their BatchNorm, which "
-        "the protocol tunes; set it to 0",
+        "MODEL.BACKBONE.FREEZE_AT is 2: it freezes the first stages and their BatchNorm, but the "
+        "paper's protocol tunes them; set it to 0",
     ),
     "BatchNorm frozen": (
         ("MODEL.RESNETS.NORM", "FrozenBN"),
-        "MODEL.RESNETS.NORM is FrozenBN: the protocol tunes BatchNorm, and MODEL.FPN.NORM is SyncBN"
-        "; set SyncBN, or to freeze all of it on purpose MODEL.FPN.NORM ''",
+        "MODEL.RESNETS.NORM is FrozenBN: the paper's protocol tunes BatchNorm, and MODEL.FPN.NORM "
+        "is SyncBN; set SyncBN, or set MODEL.FPN.NORM '' to freeze all BatchNorm on purpose",
     ),
     "FPN without norm": (
         ("MODEL.FPN.NORM", ""),
@@ -72,26 +72,26 @@ STATED = {
     ),
     "no seed": (
         ("SEED", "-1"),
-        "SEED is -1: runs could not be told apart or repeated, and today's Detectron2 gives all of "
-        "them the same order of images; set SEED 1, and another number for each repetition",
+        "SEED is -1: runs could not be distinguished or repeated, and Detectron2's main gives all "
+        "of them the same order of images; set SEED 1, and another number for each repetition",
     ),
     "length": (
         ("SOLVER.MAX_ITER", "80000"),
         "SOLVER.MAX_ITER is 80000: the task has 90000 at 16 images a step (MAX_ITER 90000 at 16); "
-        "leave it to the task and SOLVER.REFERENCE_WORLD_SIZE, or set SOLVER.REFERENCE_WORLD_SIZE "
-        "0 and SOLVER.MAX_ITER 90000",
+        "do not set it, as SOLVER.REFERENCE_WORLD_SIZE scales it, or set "
+        "SOLVER.REFERENCE_WORLD_SIZE 0 and SOLVER.MAX_ITER 90000",
     ),
     "steps": (
         ("SOLVER.STEPS", "(60000,)"),
         "SOLVER.STEPS is (60000,): the task has (60000, 80000) at 16 images a step (STEPS (60000, "
-        "80000) at 16); leave it to the task and SOLVER.REFERENCE_WORLD_SIZE, or set "
+        "80000) at 16); do not set it, as SOLVER.REFERENCE_WORLD_SIZE scales it, or set "
         "SOLVER.REFERENCE_WORLD_SIZE 0 and SOLVER.STEPS (60000, 80000)",
     ),
     "rate": (
         ("SOLVER.BASE_LR", "0.01"),
-        "SOLVER.BASE_LR is 0.01: the task has 0.02 at 16 images a step (BASE_LR 0.02 at 16); leave "
-        "it to the task and SOLVER.REFERENCE_WORLD_SIZE, or set SOLVER.REFERENCE_WORLD_SIZE 0 and "
-        "SOLVER.BASE_LR 0.02",
+        "SOLVER.BASE_LR is 0.01: the task has 0.02 at 16 images a step (BASE_LR 0.02 at 16); do "
+        "not set it, as SOLVER.REFERENCE_WORLD_SIZE scales it, or set SOLVER.REFERENCE_WORLD_SIZE "
+        "0 and SOLVER.BASE_LR 0.02",
     ),
     "channel order": (
         ("INPUT.FORMAT", "BGR"),
@@ -144,7 +144,7 @@ def test_frozen_throughout_over_pretrained_statistics_is_an_initialization():
     frozen = ("MODEL.RESNETS.NORM", "FrozenBN")
     assert findings("coco_FPN_1x_moco.yaml", *frozen, "MODEL.FPN.NORM", "") == []
     (random,) = findings("voc_C4_random.yaml", *frozen)
-    assert random.startswith("MODEL.RESNETS.NORM is FrozenBN: the statistics of random weights are")
+    assert random.startswith("MODEL.RESNETS.NORM is FrozenBN: with random weights its statistics")
     assert random.endswith("set SyncBN")
 
 
@@ -154,7 +154,7 @@ def test_a_norm_that_synchronizes_nothing():
     assert findings("voc_C4_moco.yaml", *norm, world_size=8) == []
     (found,) = findings("voc_C4_moco.yaml", *norm, world_size=1)
     assert found == (
-        "MODEL.RETINANET.NORM is SyncBN: it synchronizes processes, and there is one "
+        "MODEL.RETINANET.NORM is SyncBN: it synchronizes processes, but there is only one "
         "(facebookresearch/moco issue 112); set BN"
     )
 
@@ -165,8 +165,8 @@ def test_a_schedule_is_compared_by_the_images(world_size):
     found = findings("voc_C4_moco.yaml", *unscaled, world_size=world_size)
     assert found[0].startswith(
         "SOLVER.MAX_ITER is 24000: the task has 8000 at 48 images a step (MAX_ITER 24000 at 16); "
-        "leave it to the task and SOLVER.REFERENCE_WORLD_SIZE, or set SOLVER.REFERENCE_WORLD_SIZE "
-        "0 and SOLVER.MAX_ITER 8000"
+        "do not set it, as SOLVER.REFERENCE_WORLD_SIZE scales it, or set "
+        "SOLVER.REFERENCE_WORLD_SIZE 0 and SOLVER.MAX_ITER 8000"
     )
     advice = [
         word for sentence in found for word in (sentence.partition(" 0 and ")[2]).split(" ", 1)
@@ -202,8 +202,8 @@ def test_a_schedule_is_compared_by_the_images(world_size):
 def test_a_setting_that_is_not_the_tasks(key, value, theirs, world_size):
     (found,) = findings("voc_C4_moco.yaml", key, value, world_size=world_size)
     assert found == (
-        f"{key} is {value}: the task has {theirs}; leave it to the task, or call the run by a "
-        "MOCO.TASK of its own"
+        f"{key} is {value}: the task has {theirs}; do not set it, or set MOCO.TASK to a name of "
+        "your own"
     )
 
 
@@ -232,8 +232,8 @@ def test_too_little_memory_names_the_passes_that_would_do():
     assert check_memory(cfg, available=16 * GIB, world_size=8) == []
     (found,) = check_memory(cfg, available=8 * GIB, world_size=8)
     assert re.match(
-        r"SOLVER.IMS_PER_BATCH is 16: 2 image\(s\) a pass need about 9\.\d GiB in a process \(what "
-        r"backbone, .*\), and there are 8\.0; set MOCO.ACCUMULATION 2$",
+        r"SOLVER.IMS_PER_BATCH is 16: 2 image\(s\) a pass need about 9\.\d GiB in a process \(the "
+        r"tensors that backbone, .*\), and 8\.0 GiB are available; set MOCO.ACCUMULATION 2$",
         str(found),
     )
     cfg = as_run("voc_C4_moco.yaml", "MOCO.ACCUMULATION", "2", world_size=8)
@@ -250,7 +250,7 @@ def test_memory_that_nobody_knows_is_no_finding(caplog):
     cfg.MODEL.BACKBONE.NAME = "unknown"
     with caplog.at_level(logging.INFO):
         assert check_memory(cfg, available=1, world_size=8) == []
-    assert "no estimate of the memory for this model" in caplog.text
+    assert "the memory of this model cannot be estimated" in caplog.text
 
 
 def test_weights_without_provenance_are_not_contradicted():

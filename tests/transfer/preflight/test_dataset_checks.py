@@ -148,8 +148,11 @@ def test_coco_keypoints_come_with_their_names_and_mirror_pairs(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"categories": []}, "categories must be some"),
-        ({"categories": [{"id": 40, "name": "a"}, {"id": 41, "name": "a"}]}, "of another name"),
+        ({"categories": []}, "must have categories with"),
+        (
+            {"categories": [{"id": 40, "name": "a"}, {"id": 41, "name": "a"}]},
+            "with different names",
+        ),
         ({"categories": [{"id": 1, "name": "a"}]}, "category_id 40, which 'categories' lacks"),
     ],
 )
@@ -195,10 +198,10 @@ def test_fields_of_another_type_are_one_sentence(tmp_path, part, field, values):
         )
         assert "\n" not in str(raised.value)
     for entry in (5, None, [], "x"):
-        with pytest.raises(UserError, match=f"entry 0 of {part!r} is .*, which has no keys"):
+        with pytest.raises(UserError, match=f"entry 0 of {part!r} is .*, which is not a mapping"):
             register_datasets((coco_file(tmp_path, **_one(part) | {part: [entry]}),))
     for entries in (5, None, {}, "x"):
-        with pytest.raises(UserError, match=f"{part!r} is .*, which is no list"):
+        with pytest.raises(UserError, match=f"{part!r} is .*, which is not a list"):
             register_datasets((coco_file(tmp_path, **_one(part) | {part: entries}),))
 
 
@@ -271,7 +274,7 @@ def test_voc_class_that_is_not_listed_is_named(tmp_path):
 def test_broken_voc_annotation_is_named(tmp_path):
     root = make_voc(tmp_path / "VOC2007")
     (root / "Annotations" / "test003.xml").write_text("<annotation>")
-    with pytest.raises(UserError, match=r"test003.xml is no XML file"):
+    with pytest.raises(UserError, match=r"test003.xml is not an XML file"):
         register_datasets((f"voc:{root}:test",))
 
 
@@ -303,7 +306,7 @@ def test_another_number_of_classes_than_the_head(check, voc, number, can_run):
     key = "MODEL.ROI_HEADS.NUM_CLASSES"
     (found,) = check(key, str(number))
     train, test = voc["DATASETS.TRAIN"][0], voc["DATASETS.TEST"][0]
-    fate = ", and the head's others are left out of the evaluation" if can_run else ""
+    fate = ", and the evaluation ignores the head's other classes" if can_run else ""
     assert str(found) == (
         f"{key} is {number}: there are 2 classes in {train!r} and {test!r}{fate}; set {key} 2"
     )
@@ -326,8 +329,8 @@ def test_classes_in_another_order(check, voc, tmp_path):
     (other,) = voc["DATASETS.TEST"]
     (found,) = check(*data(f"voc:{root}:trainval", other))
     assert str(found) == (
-        f"DATASETS.TEST is ({other!r},): class 0 of dataset {other!r} is 'dark', and of 'voc:{root}"
-        ":trainval' 'light'; let their files name the same classes in the same order"
+        f"DATASETS.TEST is ({other!r},): class 0 is 'dark' in dataset {other!r} and 'light' in "
+        f"'voc:{root}:trainval'; let their files name the same classes in the same order"
     )
     assert not isinstance(found, Refusal)
     both = f"('voc:{root}:trainval', {other!r})"
@@ -389,7 +392,7 @@ def test_two_test_sets_are_refused(voc, words):
     cfg = load_config(VOC, [*words(voc), *TWO, "DATASETS.TEST", names])
     found = check_datasets(cfg)[0]
     assert isinstance(found, Refusal)
-    assert "it names 2 sets, and a run is recorded with the results of one" in str(found)
+    assert "it names 2 sets, but a record has the results of one" in str(found)
 
 
 @pytest.mark.parametrize("kind", ["voc", "coco"])
@@ -409,13 +412,13 @@ def test_images_that_are_missing(tmp_path, kind):
     in_train, in_test = check_datasets(cfg)
     assert str(in_train) == (
         f"DATASETS.TRAIN is ({train!r},): dataset {train!r}: files of 1 of its 6 images are "
-        f"missing, first {victims[0]}; put them there or remove their annotations, or train "
+        f"missing, first {victims[0]}; add the files or remove their annotations, or train "
         "without these images"
     )
     assert not isinstance(in_train, Refusal)
     assert str(in_test) == (
         f"DATASETS.TEST is ({test!r},): dataset {test!r}: files of 1 of its 6 images are missing, "
-        f"first {victims[1]}; put them there or remove their annotations"
+        f"first {victims[1]}; add the files or remove their annotations"
     )
     assert isinstance(in_test, Refusal)
     assert check_datasets(cfg, eval_only=True) == [in_test]
@@ -466,7 +469,7 @@ def test_how_a_dataset_is_evaluated_is_asked_before_training(check):
     DatasetCatalog.register("without evaluator", lambda: [{"file_name": __file__}])
     MetadataCatalog.get("without evaluator").set(thing_classes=list(CLASSES))
     (found,) = check("DATASETS.TEST", "('without evaluator',)")
-    assert isinstance(found, Refusal) and "does not say how it is evaluated" in found.message
+    assert isinstance(found, Refusal) and "has no evaluator_type" in found.message
     DatasetCatalog.remove("without evaluator")
 
 
@@ -477,6 +480,6 @@ def test_what_detectron2_asserts_about_a_dataset_is_one_sentence(tmp_path):
     folders = (str(tmp_path / kind / "train") for kind in ("leftImg8bit", "gtFine"))
     name = f"cityscapes in {tmp_path}"
     DatasetCatalog.register(name, functools.partial(load_cityscapes_semantic, *folders))
-    with pytest.raises(UserError, match=r"cannot be read, because of: .*createTrainIdLabelImgs.py"):
+    with pytest.raises(UserError, match=r"cannot be read: .*createTrainIdLabelImgs.py"):
         load_dicts(name)
     DatasetCatalog.remove(name)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from moco_d2.config.load import load_config
-from moco_d2.transfer.preflight.memory import _SavedBytes, available_bytes, training_bytes
+from moco_d2.transfer.preflight.memory import _SavedTensors, available_bytes, training_bytes
 
 # Detectron2's baselines freeze the first stages and all BatchNorm.
 FROZEN = (
@@ -66,7 +66,7 @@ def test_logits_of_every_class_are_counted(config, key, few, many, values, times
 def test_what_is_saved_is_counted_once_and_without_the_weights():
     model = nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 3))
     x = torch.randn(4, 7)
-    saved = _SavedBytes(model)
+    saved = _SavedTensors(model)
     with saved.counting():
         model(x).sum()
     # The first layer's input, and the ReLU's output, which the next layer saves too.

@@ -1,20 +1,20 @@
 #!/usr/bin/env python3
-"""From a grid of fine-tuning runs to the paper's tables."""
+"""Plan and run grids of fine-tuning runs, and make the paper's tables from their records."""
 
 import argparse
 from pathlib import Path
 
 from moco_d2.cli import command_parser, run_command
 
-_FORMATS = ("markdown", "csv", "latex", "html")  # those of moco_d2.benchmark.rendering
+_FORMATS = ("markdown", "csv", "latex", "html")  # as in moco_d2.benchmark.rendering
 _EXAMPLES = """
-  tools/benchmark.py plan table_2b                           the runs of Table 2b and their cost
-  tools/benchmark.py run table_2b --gpus-per-run 8           whatever of them is missing
-  tools/benchmark.py run smoke                               two small tasks on drawn images
+  tools/benchmark.py plan table_2b                           runs of Table 2b with their cost
+  tools/benchmark.py run table_2b --gpus-per-run 8           start those that are not done
+  tools/benchmark.py run smoke                               two small tasks, generated images
   tools/benchmark.py table output/table_2b --format latex    the table of these runs
   tools/benchmark.py report output/table_2b --out page.html  tables, curves, detections, errors
-  tools/benchmark.py compare output/a output/b               what differs between two runs
-  tools/benchmark.py paper --task voc_C4                     what the paper printed
+  tools/benchmark.py compare output/a output/b               differences between two runs
+  tools/benchmark.py paper --task voc_C4                     the published table
 """
 
 
@@ -28,55 +28,63 @@ def parse_args() -> argparse.Namespace:
             name, help=text, description=text, epilog=f"example: tools/benchmark.py {example}"
         )
 
-    plan = add("plan", "the runs of a suite, what is done and what the rest costs", "plan smoke")
-    run = add("run", "run what is missing of a suite", "run smoke --folder output/smoke")
+    plan = add("plan", "show the runs of a suite, their states and their cost", "plan smoke")
+    run = add("run", "start all unfinished runs of a suite", "run smoke --folder output/smoke")
     for command in (plan, run):
-        command.add_argument("suite", metavar="SUITE", help="a name, or your own YAML file")
+        command.add_argument("suite", metavar="SUITE", help="name of a suite, or a YAML file")
         command.add_argument(
-            "--folder", type=Path, metavar="DIR", help="of its outputs; default: output/SUITE"
+            "--folder", type=Path, metavar="DIR", help="output directory (default: output/SUITE)"
         )
         command.add_argument(
-            "--gpus-per-run", type=int, default=1, metavar="N", help="of each run; 0: CPU"
+            "--gpus-per-run", type=int, default=1, metavar="N", help="GPUs of each run (0: CPU)"
         )
     plan.add_argument(
         "--measure", action="store_true", help="time a few steps of each task on this machine"
     )
-    run.add_argument("--jobs", type=int, metavar="N", help="runs at a time; default: what fits")
+    run.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="parallel runs (default: as the hardware allows)",
+    )
     run.add_argument(
         "--submit",
         nargs="*",
         metavar="KEY=VALUE",
-        help="a job a run through submitit, as in tools/train_net.py",
+        help="submit one job per run through submitit, as in tools/train_net.py",
     )
 
     table = add(
         "table",
-        "mean, spread, differences and significance from run records",
+        "print mean, spread, differences and significance of run records",
         "table output/voc_C4_* --format latex --out voc.tex",
     )
     report = add(
-        "report", "one self-contained page", "report output/voc_C4 --out output/voc_C4/report.html"
+        *("report", "write one self-contained page about run records"),
+        "report output/voc_C4 --out output/voc_C4/report.html",
     )
     for command in (table, report):
         command.add_argument(
-            "records", nargs="+", metavar="FOLDER", help="searched for records at any depth"
+            "records", nargs="+", metavar="FOLDER", help="folder with records at any depth"
         )
-    report.add_argument("--out", type=Path, required=True, metavar="FILE", help="the HTML page")
-    paper = add("paper", "the published tables", "paper --task coco_FPN_1x")
-    paper.add_argument("--task", metavar="NAME", help="one task or table only, e.g. voc_C4")
+    report.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="HTML page to write"
+    )
+    paper = add("paper", "print the published tables", "paper --task coco_FPN_1x")
+    paper.add_argument("--task", metavar="NAME", help="task or table, e.g. voc_C4 (default: all)")
     for command in (table, paper):
         command.add_argument("--format", choices=_FORMATS, default="markdown")
-        command.add_argument("--out", type=Path, metavar="FILE", help="instead of printing")
+        command.add_argument("--out", type=Path, metavar="FILE", help="default: print")
 
-    compare = add("compare", "what differs between two runs", "compare output/a output/b")
+    compare = add("compare", "print the differences between two runs", "compare output/a output/b")
     compare.add_argument("runs", nargs=2, metavar="RUN", help="output folder or record.json")
 
     imported = add(
         "import",
-        "make a record of a Detectron2 run made elsewhere",
+        "write the record of a Detectron2 run from elsewhere",
         "import other/run --task voc_C4 --initialization moco",
     )
-    imported.add_argument("run", type=Path, metavar="DIR", help="has metrics.json and config.yaml")
+    imported.add_argument("run", type=Path, metavar="DIR", help="with metrics.json and config.yaml")
     imported.add_argument("--task", required=True, metavar="NAME", help="e.g. voc_C4")
     imported.add_argument(
         *("--initialization", "--initialisation"), required=True, metavar="NAME", help="e.g. moco"
@@ -90,7 +98,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> int | None:
     """Run the command."""
     args = parse_args()
-    # Each imports after parsing what it needs: --help answers at once.
+    # Each command imports its modules after parsing, so --help is fast.
     return _COMMANDS[args.command](args)
 
 

@@ -1,8 +1,7 @@
-"""What all figures share: styles told apart by color, marker, line and hatch; letters, legends and
-files.
+"""Styles, font sizes, legends and files of all figures.
 
-Colors: Okabe and Ito's palette, which color-blind readers tell apart
-(https://jfly.uni-koeln.de/color/).
+The colors are the palette of Okabe and Ito, which color-blind readers can distinguish
+(https://jfly.uni-koeln.de/color/). Styles differ in marker, line and hatch as well.
 """
 
 from collections.abc import Iterable
@@ -27,46 +26,48 @@ STYLES = (
     ("#56B4E9", "P", (0, (3, 1, 1, 1)), "++"),
     ("#E69F00", "X", (0, (1, 1)), "oo"),
 )
-# These look the same in every plot; the rest take what is left.
+# These names have the same style in every plot. Other names get the remaining styles.
 _FIXED_STYLES = {"random": 0, "supervised": 1, "moco": 2}
 _FORMATS = (".png", ".svg")
 _SIZE = (6.4, 4.0)  # inches
 _PAGE_SIZE = (6.7, 2.9)  # A4 between margins of 2 cm
 _PAGE_LETTERS = 9  # points
 _LONGEST_LABEL = 32
-# Of a legend with such letters on such a page: letters a line, and as many as a handle takes.
-_LETTERS_A_LINE, _LETTERS_A_HANDLE = 95, 8
+# Width of a legend on such a page, and width of a handle in it, both in letters.
+_LETTERS_PER_LINE, _LETTERS_PER_HANDLE = 95, 8
 _LEGEND_LINE = 0.18  # inches
 
 
 def styles_of(names: Iterable[str]) -> dict[str, tuple[Any, ...]]:
-    """A style for each name, the same in every plot for the paper's three.
+    """Return a style for each name. The paper's three initializations have fixed styles.
 
-    More names than styles get other combinations of the same colors, markers, lines and hatches.
+    If there are more names than styles, the others get new combinations of colors, markers, lines
+    and hatches.
     """
     names = list(names)
     free = [i for i in range(len(STYLES)) if i not in _FIXED_STYLES.values()]
     others = [n for n in sorted(names, key=row_order) if n not in _FIXED_STYLES]
-    found = {n: STYLES[i] for n, i in _FIXED_STYLES.items()}
+    styles = {n: STYLES[i] for n, i in _FIXED_STYLES.items()}
     for k, name in enumerate(others):
         turn, color = divmod(k, len(free))
         rest = STYLES[free[(color + turn) % len(free)]]
-        found[name] = (STYLES[free[color]][0], *rest[1:])
-    return {n: found[n] for n in names}
+        styles[name] = (STYLES[free[color]][0], *rest[1:])
+    return {n: styles[n] for n in names}
 
 
 def plain(label: str) -> str:
-    """A label as it is, but not too long: matplotlib reads mathematics between two dollar signs."""
+    """Return a label of limited length without mathematics, which matplotlib reads between $."""
     if len(label) > _LONGEST_LABEL:
         label = f"{label[:_LONGEST_LABEL]}…"
     return label.replace("$", r"\$")
 
 
 def new_figure(xlabel: str, *ylabels: str, wide: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure with a panel for each of `ylabels`; a wide one fills the width of a page of paper at
-    its own size, so that its letters are as large there as here.
+    """Return a figure with one panel for each of `ylabels`.
+
+    A wide figure fits the width of a page of paper without scaling, so its font size stays.
     """
-    # Figure itself instead of pyplot: no global state, no window system.
+    # Unlike pyplot, Figure has no global state and needs no window system.
     figure = Figure(figsize=_PAGE_SIZE if wide else _SIZE, layout="constrained")
     panels = figure.subplots(1, len(ylabels), squeeze=False)[0].tolist()
     for axes, ylabel in zip(panels, ylabels, strict=True):
@@ -83,25 +84,26 @@ def new_figure(xlabel: str, *ylabels: str, wide: bool = False) -> tuple[Figure, 
 
 
 def save(figure: Figure, path: str | Path, *, legend: bool = True) -> None:
-    """Write a figure, the same bytes for the same numbers.
+    """Write a figure; equal numbers give equal bytes.
 
     Args:
+        figure: The figure.
         path: ``.png`` or ``.svg``.
-        legend: above the panels, of all that is labeled in them.
+        legend: Whether to draw a legend of all labels above the panels.
 
     Raises:
-        UserError: `path` has another suffix, or cannot be written.
+        UserError: If `path` has another suffix or cannot be written.
     """
     path = Path(path)
     if path.suffix not in _FORMATS:
-        raise UserError(f"cannot draw {path.name}; name it {' or '.join(_FORMATS)}")
+        raise UserError(f"{path.name} must end in {' or '.join(_FORMATS)}")
     if legend:  # above the axes, where it covers nothing; once for all panels
         entries = {
             label: handle
             for axes in figure.axes
             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }
-        columns = _LETTERS_A_LINE // (max(map(len, entries), default=0) + _LETTERS_A_HANDLE)
+        columns = _LETTERS_PER_LINE // (max(map(len, entries), default=0) + _LETTERS_PER_HANDLE)
         columns = min(max(columns, 1), max(len(entries), 1))
         lines = -(-len(entries) // columns)
         figure.set_figheight(figure.get_figheight() + (lines - 1) * _LEGEND_LINE)
@@ -113,7 +115,7 @@ def save(figure: Figure, path: str | Path, *, legend: bool = True) -> None:
             frameon=False,
             fontsize=_PAGE_LETTERS,
         )
-    # Neither a date nor random ids: the same numbers give the same file.
+    # Without a date and random ids, equal numbers give equal files.
     date = {"Date": None} if path.suffix == ".svg" else {}
     with matplotlib.rc_context({"svg.hashsalt": "moco_d2"}), atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=150, metadata=date)

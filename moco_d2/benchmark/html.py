@@ -1,4 +1,4 @@
-"""One self-contained HTML page of text, tables and images: it opens anywhere and loads nothing."""
+"""A self-contained HTML page of text, tables and images, which loads no other files."""
 
 import base64
 from collections.abc import Iterable, Sequence
@@ -24,7 +24,7 @@ _MIME_TYPES = {
 
 @dataclass(frozen=True)
 class Image:
-    """An image file, the sentence below it, and its alternative text: by default that sentence."""
+    """An image file with its caption and its alternative text (default: the caption)."""
 
     path: str | Path
     caption: str
@@ -35,9 +35,9 @@ class Image:
 class Section:
     """A heading with, in this order, text, HTML, tables and images.
 
-    `text` is plain and escaped; an empty line separates paragraphs. `html` and `tables` go in as
-    they are: pass only what escaped its own content, as html_table, html_code, html_figure and
-    ``rendering.render(records, "html")`` do.
+    `text` is plain text, which is escaped; an empty line separates paragraphs. `html` and `tables`
+    are not escaped. They must come from functions that escape their content: html_table, html_code,
+    html_figure and ``rendering.render(records, "html")``.
     """
 
     title: str
@@ -55,14 +55,14 @@ def html_table(
     notes: Iterable[str] = (),
     wrap: bool = False,
 ) -> str:
-    """A table for Section.tables; every text in it is escaped.
+    """Return a table for Section.tables; all its text is escaped.
 
     Args:
-        columns: titles.
-        rows: as many cells each as there are columns; the first is the row's title.
-        caption: above it.
-        notes: sentences below it.
-        wrap: break lines within cells; for words, not for numbers.
+        columns: Titles of the columns.
+        rows: Rows with one cell per column; the first cell is the title of the row.
+        caption: Text above the table.
+        notes: Sentences below the table.
+        wrap: Whether lines break within cells, for words instead of numbers.
     """
     head = "".join(f'<th scope="col">{escape(title)}</th>' for title in columns)
     lines = [f'<div class="table{" text" if wrap else ""}"><table>']
@@ -77,7 +77,7 @@ def html_table(
 
 
 def html_code(commands: Iterable[tuple[str, str]]) -> str:
-    """Command lines for Section.html, each below its title, if it has one; escaped."""
+    """Return (title, command line) pairs as escaped HTML for Section.html; a title may be ""."""
     return "\n".join(
         (f'<p class="note">{escape(title)}</p>\n' if title else "")
         + f"<pre><code>{escape(line)}</code></pre>"
@@ -86,10 +86,10 @@ def html_code(commands: Iterable[tuple[str, str]]) -> str:
 
 
 def html_figure(image: Image) -> str:
-    """An image with its caption, for Section.html or among its tables.
+    """Return an image with its caption, for Section.html or Section.tables.
 
     Raises:
-        UserError: it is missing, or of a type browsers do not show.
+        UserError: If the file does not exist, or browsers do not show its type.
     """
     return (
         f'<figure><img src="{_data_uri(image.path)}" alt="{escape(image.alt or image.caption)}">'
@@ -98,10 +98,10 @@ def html_figure(image: Image) -> str:
 
 
 def render_report(*, title: str, sections: Sequence[Section]) -> str:
-    """The page as HTML, images as base64 data URIs.
+    """Return the page as HTML with images as base64 data URIs.
 
     Raises:
-        UserError: an image is missing or of a type browsers do not show.
+        UserError: If an image does not exist, or browsers do not show its type.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("moco_d2.benchmark", "."),
@@ -114,7 +114,7 @@ def render_report(*, title: str, sections: Sequence[Section]) -> str:
         {
             "title": section.title,
             "paragraphs": [p for p in section.text.split("\n\n") if p.strip()],
-            # What its maker has escaped, by the contract of Section.
+            # By the contract of Section these parts are escaped already.
             "html": [Markup(part) for part in _parts(section) if part],  # noqa: S704
         }
         for section in sections
@@ -127,10 +127,10 @@ def _parts(section: Section) -> list[str]:
 
 
 def write_report(path: str | Path, *, title: str, sections: Sequence[Section]) -> None:
-    """Write the page of render_report to `path`, atomically.
+    """Write the page of render_report to `path` atomically.
 
     Raises:
-        UserError: as render_report, or `path` cannot be written.
+        UserError: As in render_report, or if `path` cannot be written.
     """
     write_text(path, render_report(title=title, sections=sections))
 
@@ -139,7 +139,7 @@ def _data_uri(path: str | Path) -> str:
     path = Path(path)
     mime = _MIME_TYPES.get(path.suffix.lower())
     if mime is None:
-        raise UserError(f"{path} is not an image for a page; use one of {', '.join(_MIME_TYPES)}")
+        raise UserError(f"{path} must be an image of type {', '.join(_MIME_TYPES)}")
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -41,7 +41,7 @@ def nested(depth: int) -> list:
         ("run", "seconds", 10**300, "$.run.seconds"),
         ("config", "resolved", {"DATASETS": {"TRAIN": "abc", "TEST": []}}, "DATASETS.TRAIN"),
         ("config", "resolved", {"DATASETS": {"TRAIN": [], "TEST": []}, "A": nested(40)}, "deeper"),
-        ("hardware", "name", "\x1b]0;title\x07", "no text in ?]0;title?"),
+        ("hardware", "name", "\x1b]0;title\x07", "control character in ?]0;title?"),
         ("hardware", "name", "\ud800", "no text"),
         ("environment", "k" * 1000, "", "too long"),
         ("environment", "torch", ["2.11.0"], "$.environment.torch"),

@@ -100,11 +100,11 @@ def test_every_section_is_there(write, make_content, tmp_path):
     assert "voc_C4: 6 runs, from random, supervised, moco (seeds 1, 2)." in words
     assert (
         "80.0\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.0" in words
-        and "of the right class, but with an IoU of 0.1 to 0.5" in words
+        and "with the right class, but an IoU of only 0.1 to 0.5" in words
     )
     assert "no run has kept its model: config.yaml and model_final.pth" in words
-    assert "Matched, different in nothing but MODEL.WEIGHTS: voc_C4." in words
-    assert "8 processes" in words and "11.2" in words and "18.4 h in all" in words
+    assert "Matched, the configs differ only in MODEL.WEIGHTS: voc_C4." in words
+    assert "8 processes" in words and "11.2" in words and "Total time: 18.4 h" in words
     assert "voc_C4, moco: seeds 1, 2; each with its own SEED and OUTPUT_DIR" in words
     # A figure says what it shows to who does not see it.
     assert len(page.alts) == text.count("<img") == 2
@@ -119,9 +119,9 @@ def test_one_run_of_version_1(write, make_content, tmp_path):
     words = " ".join(page.words)
     assert page.titles == TITLES
     assert "set TEST.EVAL_PERIOD" in words
-    assert "No record says what kinds of errors" in words
+    assert "No record has the errors of its detector" in words
     assert "tools/train_net.py --config-file voc_C4_moco.yaml SEED 1" in words
-    assert "The records of 1 do not say how they were started" in words
+    assert "Records without a command: 1." in words
 
 
 def test_everything_in_a_record_is_escaped(write, make_content, tmp_path):
@@ -151,8 +151,8 @@ def test_imported_runs_have_no_command(write, make_content):
     write(record)
     records = read_records([write.folder])
     section = command_section(records)
-    assert "imported: voc_C4 moco seed 1" in section.text and "train_net" not in section.html
-    assert "How long 1 of the runs took is not known" in cost_section(by_task(records)).text
+    assert "was imported: voc_C4 moco seed 1" in section.text and "train_net" not in section.html
+    assert "The time of 1 runs is not known" in cost_section(by_task(records)).text
 
 
 def test_runs_that_are_not_matched_are_named_with_their_keys(write, make_content):
@@ -237,7 +237,7 @@ def test_many_runs_make_a_page_of_bounded_length(write, make_content, tmp_path):
         write(record)
     sections = page_sections(read_records([write.folder]), tmp_path)
     assert sum(len(s.html) for s in sections) < 20_000
-    assert "60 more are in the records" in sections[TITLES.index("Commands")].text
+    assert "60 more are in run.command of the records" in sections[TITLES.index("Commands")].text
 
 
 def test_no_runs_and_no_folder(tmp_path, caplog):

@@ -49,7 +49,7 @@ def test_page_is_self_contained_and_escaped(tmp_path):
 
 def test_images_that_cannot_be_embedded(tmp_path):
     page = tmp_path / "page.html"
-    for name, said in (("missing.png", "draw it first"), ("notes.txt", "not an image")):
+    for name, said in (("missing.png", "draw it first"), ("notes.txt", "must be an image")):
         with pytest.raises(UserError, match=said):
             write_report(page, title="", sections=[Section("", images=[Image(name, "")])])
     assert not page.exists()

@@ -231,7 +231,7 @@ def test_a_suite_names_data_of_this_machine_only(tmp_path, content):
     (tmp_path / "own.yaml").write_text(f"DATASETS:\n  TRAIN: ['{HIDDEN}']\n")
     file = write(tmp_path, **content)
     for use in (load_suite, plan, lambda suite: run(suite, folder=tmp_path / "out")):
-        with pytest.raises(UserError, match="which is taken from no file: copy the data to files"):
+        with pytest.raises(UserError, match="which a file may not do: copy the data to files"):
             use(file)
     assert {path.name for path in tmp_path.rglob("*")} == {"mine.yaml", "own.yaml"}
 

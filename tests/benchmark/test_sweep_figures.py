@@ -12,7 +12,7 @@ from moco_d2.benchmark.records.pretext_records import read_pretext_records
 from moco_d2.benchmark.rendering import render_folders
 from moco_d2.benchmark.report.page import write_page
 from moco_d2.benchmark.sweeps import figures as sweep_figures
-from moco_d2.benchmark.sweeps.agreement import agreement, orders, paper_noise
+from moco_d2.benchmark.sweeps.agreement import agreement, agreement_table, orders, paper_noise
 from moco_d2.benchmark.sweeps.points import studies
 from moco_d2.errors import UserError
 
@@ -256,10 +256,15 @@ def test_the_papers_own_order_agrees(read):
     assert verdicts(study).count("same") >= 15 and verdicts(study).count("alike") == 5
     assert set(verdicts(study)) <= {"same", "alike", "towards"}
     text = agreement(study)
-    assert text.startswith("Of 19 orders in the paper's figure (differences over 0.6 points), 19 ")
-    assert "none the opposite" in text
-    assert "Of 5 pairs that the paper has alike, none is apart" in text
-    assert "paired t-test" in text and "Holm's correction for 24 comparisons; 3 seeds" in text
+    assert text.startswith("Orders in the paper's figure (differences over 0.6 points): 19. Same ")
+    assert "Same direction here: 19, supported" in text and "Opposite direction: 0, supp" in text
+    assert "Alike in the paper: 5, apart here by more than that, supported: 0." in text
+    assert "paired t-test" in text
+    assert "in Holm's correction: 24. Least number of seeds: 3." in text
+    titles, *rows = agreement_table(study)
+    assert titles == ("first minus second", "in the paper", "here", "corrected p", "agrees")
+    assert len(rows) == 24 and {row[4].split()[0] for row in rows} <= {"yes", "undecided"}
+    assert [row[4] == "yes" for row in rows] == [v == "same" for v in verdicts(study)]
 
 
 def test_another_order_is_named(read):
@@ -272,10 +277,14 @@ def test_another_order_is_named(read):
     ]
     assert opposite[1].ours.difference == pytest.approx(-7.5, abs=0.1)
     assert (
-        "17 have the same direction here (17 supported by the tests), 2 the opposite "
-        "(2 supported)" in agreement(study)
+        "Same direction here: 17, supported by the tests: 17. Opposite direction: 2, supported: 2."
+        in agreement(study)
     )
-    assert "MoCo minus memory bank at 4096: -7.5 here, +2.5 in the paper" in agreement(study)
+    disagreeing = [row for row in agreement_table(study) if row[4].startswith("no")]
+    assert disagreeing[1] == (
+        *("MoCo minus memory bank at 4096", "+2.5", "-7.5", "<0.0001", "no (opposite direction)"),
+    )
+    assert len(disagreeing) == 2
 
 
 def test_within_the_spread_nothing_is_claimed(read):
@@ -283,20 +292,24 @@ def test_within_the_spread_nothing_is_claimed(read):
     (study,) = read(momentum({0.9: 50.0, 0.99: 50.5, 0.999: 50.2, 0.9999: 50.0}, seeds=seeds))
     assert verdicts(study) == ["towards", "against", "alike"]
     text = agreement(study)
-    assert "1 has the same direction here (0 supported by the tests)" in text
-    assert "1 the opposite (0 supported)" in text
+    assert "Same direction here: 1, supported by the tests: 0." in text
+    assert "Opposite direction: 1, supported: 0." in text
+    assert {row[4].split()[0] for row in agreement_table(study)[1:]} == {"undecided"}
 
 
 def test_apart_where_the_paper_has_them_alike(read):
     (study,) = read(momentum({0.9: 50.0, 0.99: 52.0, 0.999: 53.0, 0.9999: 43.0}, seeds=MANY_SEEDS))
     assert verdicts(study) == ["same", "same", "apart"]
-    assert "Apart: 0.9999 minus 0.999: -10.0 here, -0.1 in the paper" in agreement(study)
+    *_, last = agreement_table(study)
+    assert last[:3] == ("0.9999 minus 0.999", "-0.1", "-10.0")
+    assert last[4] == "no (alike in the paper, apart here)"
 
 
 def test_single_runs_support_nothing(read):
     (study,) = read(figure_3(seeds=ONE_SEED, **ON_IMAGENET))
     assert set(verdicts(study)) == {"towards", "alike"}
-    assert "Single runs" in agreement(study)
+    assert "single runs" in agreement(study)
+    assert {row[3] for row in agreement_table(study)[1:]} == {"–"}
 
 
 def test_a_momentum_that_fails_in_the_paper_is_said_and_not_compared(read):
@@ -339,11 +352,16 @@ def test_tables_and_report_of_a_folder(tmp_path):
     assert "| dictionary size K; top-1 (%) | 256 | 512 | 1024 | 4096 | 16384 | 65536 |" in text
     assert "| MoCo | 53.7 ± 0.2 (n=3) | 55.4 ± 0.2 (n=3) | " in text
     assert re.search(r"\| paper: MoCo v1, Figure 3 \| 54.7, gap -1.0 \(within ±1.\d\d\) \| ", text)
+    assert "| first minus second | in the paper | here | corrected p | agrees |" in text
+    order = r"\| MoCo minus memory bank at 256 \| \+4.7 \| \+4.\d \| 0.0\d+ \| yes \|"
+    assert re.search(order, text)
+    assert "MoCo minus memory bank at 256: in the paper +4.7; " in render_folders([folder], "latex")
     csv = render_folders([folder], "csv").splitlines()
     assert csv[0].startswith("task,initialization,metric,mean") and len(csv) == 1 + 3 * 6
     write_page([folder], tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
-    assert page.count("data:image/svg+xml") == 1 and "19 have the same direction" in page
+    assert page.count("data:image/svg+xml") == 1 and "Same direction here: 19" in page
+    assert "<td>yes</td>" in page
     other = write_results(tmp_path / "other", OTHERS["momentum"])
     assert "| paper: MoCo, ImageNet, linear top-1 (%) | – | 55.2 |" in render_folders([other])
 

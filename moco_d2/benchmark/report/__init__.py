@@ -1,1 +1,1 @@
-"""Records -> one self-contained page of tables, figures and detections."""
+"""One self-contained page with tables, figures and detections of run records."""

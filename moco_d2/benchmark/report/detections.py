@@ -1,4 +1,4 @@
-"""Detections of each initialization in the same test images, as a section of the report."""
+"""The section of the report with detections of each initialization in the same test images."""
 
 import logging
 import warnings
@@ -11,13 +11,14 @@ from moco_d2.benchmark.tables.grouping import file_names
 from moco_d2.errors import UserError
 
 TITLE = "Detections"
-_FILES = ("config.yaml", "model_final.pth")  # that a run leaves, and drawing needs
-_MOST_COLUMNS = 4  # of a picture that is legible on paper
+_FILES = ("config.yaml", "model_final.pth")  # files of a run that are needed to draw
+_MOST_COLUMNS = 4  # a picture with more is not legible on paper
 _INTRODUCTION = (
-    "The same test images for every initialization, spread evenly over those with 1 to 8 objects, "
-    "not chosen by result. Of each run as many detections are drawn as there are objects, those "
-    "with the highest scores. Solid blue: right, the class and an IoU of 0.5 or more with an "
-    "object that no better detection has; dashed orange: wrong; white: annotated."
+    "The test images are the same for every initialization. They are spread evenly over those with "
+    "1 to 8 objects, and not chosen by result. For each run the detections with the highest scores "
+    "are drawn, as many as there are objects. Solid blue: correct, with the class of an object, an "
+    "IoU of at least 0.5 with it, and no better detection of it. Dashed orange: wrong. White: "
+    "annotated."
 )
 
 _logger = logging.getLogger(__name__)
@@ -26,12 +27,12 @@ _logger = logging.getLogger(__name__)
 def detection_section(
     tasks: Mapping[str, Mapping[str, Sequence[Record]]], folder: Path, *, images: int = 4
 ) -> Section:
-    """A picture for every task whose runs have kept their models; why there is none for others.
+    """Return a picture of each task whose runs have their models, and a reason for each other task.
 
     Args:
-        tasks: runs by task and initialization, see grouping.by_task.
-        folder: where the pictures are written, detections_voc_C4.jpg for that task.
-        images: rows of a picture.
+        tasks: Runs by task and initialization, see grouping.by_task.
+        folder: Folder of the pictures, such as detections_voc_C4.jpg.
+        images: Number of rows of a picture.
     """
     drawn, sentences = [], []
     files = file_names(tasks)
@@ -46,19 +47,19 @@ def detection_section(
             sentences.append(f"{task}: not drawn, {error}.")
             continue
         except Exception as error:
-            # Whatever a model or dataset from elsewhere may do: the rest of the page stands.
+            # A model or dataset from elsewhere may fail in any way; the rest of the page is valid.
             _logger.warning("detections of %s are not drawn: %r", task, error)
             sentences.append(f"{task}: not drawn, {type(error).__name__}: {error}.")
             continue
         if left_out:
             sentences.append(
-                f"{task}: without {', '.join(left_out)}, whose models are not there, or for which "
-                "there is no room."
+                f"{task}: {', '.join(left_out)} not shown, because the models do not exist or the "
+                f"picture has {_MOST_COLUMNS} columns already."
             )
         caption = f"{task}, seed {seed}: {', '.join(names)}"
         alt = (
-            f"Test images of {task} with annotated boxes, and what the detectors from "
-            f"{', '.join(shown)} find in each; rows: {', '.join(names)}"
+            f"Test images of {task} with annotated boxes and the detections of "
+            f"{', '.join(shown)}; rows: {', '.join(names)}"
         )
         drawn.append(Image(path, caption, alt))
     text = "\n\n".join(([_INTRODUCTION] if drawn else []) + sentences)
@@ -66,7 +67,7 @@ def detection_section(
 
 
 def _choose(runs: Mapping[str, Sequence[Record]]) -> tuple[dict[str, Record], int | None]:
-    """Of each initialization a run that has kept its model, all with the seed that most have."""
+    """Return one run with a model per initialization, and their seed, the most common one."""
     kept = {
         name: {r.seed: r for r in group if all((r.path.parent / f).is_file() for f in _FILES)}
         for name, group in runs.items()
@@ -88,14 +89,14 @@ def _draw(
     if not shown:
         folder = next(iter(runs.values()))[0].path.parent
         raise UserError(
-            f"no run has kept its model: {' and '.join(_FILES)} must lie beside record.json, as "
-            f"tools/train_net.py leaves them (looked in {folder} and its like)"
+            f"no run has kept its model: {' and '.join(_FILES)} of tools/train_net.py must be "
+            f"beside record.json, for example in {folder}"
         )
     try:
         from moco_d2.transfer.inference.side_by_side import draw_side_by_side
     except ImportError as error:
         raise UserError(f"drawing needs Detectron2 ({error})") from error
-    with warnings.catch_warnings():  # Detectron2's calls of what torch deprecates
+    with warnings.catch_warnings():  # Detectron2 calls deprecated functions of torch
         warnings.simplefilter("ignore")
         folders = {name: record.path.parent for name, record in shown.items()}
         return draw_side_by_side(folders, path, images=images)

@@ -1,6 +1,4 @@
-"""Where each initialization loses AP50, as a section of the report: worse boxes, wrong classes, or
-objects that are not found.
-"""
+"""The section of the report with the AP50 that each initialization loses to each kind of error."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,26 +15,25 @@ from moco_d2.records.run_schema import ERROR_TYPES
 
 TITLE = "Errors by kind"
 _MEANING = {
-    "Cls": "of the wrong class, where an object of another is (classification)",
-    "Loc": "of the right class, but with an IoU of 0.1 to 0.5 only (localization)",
-    "Both": "of the wrong class, and with such an IoU",
-    "Dupe": "right, but of an object that a better detection has",
-    "Bkg": "where nothing is",
-    "Miss": "not found, and would not be by correcting a Cls or Loc error",
+    "Cls": "a detection at the place of an object, with the wrong class (classification)",
+    "Loc": "a detection with the right class, but an IoU of only 0.1 to 0.5 (localization)",
+    "Both": "a detection with the wrong class and such an IoU",
+    "Dupe": "a correct detection of an object that has a better detection",
+    "Bkg": "a detection of background",
+    "Miss": "an object without a detection, even if Cls and Loc errors were corrected",
 }
 _INTRODUCTION = (
-    "Points of AP50 that each kind of error costs: by how much AP50 would rise if every error of "
-    "that kind alone were corrected (TIDE, Bolya et al., 2020; IoU thresholds 0.5 and 0.1), for "
-    "the boxes of the last evaluation. The costs need not add up to what is missing to 100, and a "
-    "detector that is better throughout may lose more to one kind, having more to lose."
+    "The cost of a kind of error is the rise of AP50, in points, if all errors of this kind alone "
+    "were corrected (TIDE, Bolya et al., 2020; IoU thresholds 0.5 and 0.1). It is computed for the "
+    "boxes of the last evaluation. The costs need not add up to 100 - AP50. A detector that is "
+    "better in general may lose more to one kind of error, because it has more to lose."
 )
 _ABSENT = (
-    "No record says what kinds of errors its detector made: that is found out at the end of a run, "
-    "for boxes evaluated as VOC's or COCO's, and not known of imported runs and of records of "
-    "version 1."
+    "No record has the errors of its detector. They are computed at the end of a run, for boxes of "
+    "VOC's or COCO's evaluation. Imported runs and records of version 1 do not have them."
 )
 _AP50_NOTE = (
-    "AP50 is COCO's here, the mean precision at 101 recalls, whatever the dataset: it is not the "
+    "AP50 here is that of COCO for every dataset: the mean precision at 101 recalls. It is not the "
     "11-point AP50 of VOC 2007 in the tables above."
 )
 
@@ -44,11 +41,11 @@ Runs = Mapping[str, Sequence[Record]]
 
 
 def error_section(tasks: Mapping[str, Runs], folder: Path) -> Section:
-    """A table and a figure for every test set whose errors are known.
+    """Return a table and a figure for every test set whose errors are known.
 
     Args:
-        tasks: runs by task and initialization, see grouping.by_task.
-        folder: where the figures are written.
+        tasks: Runs by task and initialization, see grouping.by_task.
+        folder: Folder of the figures.
     """
     names = file_names(tasks)
     parts: list[str] = []
@@ -69,20 +66,18 @@ def error_section(tasks: Mapping[str, Runs], folder: Path) -> Section:
             parts.append(html_figure(image))
     if not parts:
         return Section(TITLE, text=_ABSENT)
-    meanings = html_table(
-        ["kind", "a detection, or an object, that is"], _MEANING.items(), wrap=True
-    )
+    meanings = html_table(["kind", "meaning"], _MEANING.items(), wrap=True)
     return Section(TITLE, text=_INTRODUCTION, tables=[meanings, *parts])
 
 
 def _costs(runs: Runs, dataset: str) -> dict[str, dict[str, Summary]]:
-    found = {}
+    costs = {}
     for initialization, group in runs.items():
         values = {kind: _values(group, dataset, kind) for kind in ("AP50", *ERROR_TYPES)}
         known = {kind: summarize(v for _, v in pairs) for kind, pairs in values.items() if pairs}
         if known:
-            found[initialization] = known
-    return found
+            costs[initialization] = known
+    return costs
 
 
 def _values(group: Sequence[Record], dataset: str, kind: str) -> list[tuple[Record, float]]:
@@ -110,16 +105,11 @@ def _table(
 
 
 def _cell(summary: Summary | None) -> str:
-    if summary is None:
-        return "–"
-    spread = (
-        "" if summary.std is None else f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{summary.std:.1f}"
-    )
-    return f"{summary.mean:.1f}{spread}"
+    return "–" if summary is None else str(summary).replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _differences(runs: Runs, dataset: str) -> Iterable[str]:
-    """Which differences to the baseline the spread over runs supports."""
+    """Yield the differences to the baseline that the tests support."""
     others = [name for name in runs if name != BASELINE]
     if BASELINE not in runs or not others:
         return
@@ -127,14 +117,14 @@ def _differences(runs: Runs, dataset: str) -> Iterable[str]:
     family: dict[tuple[str, str], Comparison] = {}
     for name in others:
         for kind in ERROR_TYPES:
-            ours = _values(runs[name], dataset, kind)
-            theirs = _values(runs[BASELINE], dataset, kind)
-            if ours and theirs:
-                family[name, kind] = compare_values(ours, theirs, matching)
+            values = _values(runs[name], dataset, kind)
+            baseline = _values(runs[BASELINE], dataset, kind)
+            if values and baseline:
+                family[name, kind] = compare_values(values, baseline, matching)
     tested = dict(zip(family, corrected(family.values()), strict=True))
     if not any(c.p is not None for c in tested.values()):
         if tested:
-            yield "Runs without spread to test against: no difference is claimed."
+            yield "There is no spread to test against, so no difference is claimed."
         return
     unclear = []
     for name in others:
@@ -157,7 +147,7 @@ def _differences(runs: Runs, dataset: str) -> Iterable[str]:
 
 
 def _described(task: str, kinds: Mapping[str, Mapping[str, Summary]]) -> str:
-    """What the figure shows, for who does not see it."""
+    """Return the content of the figure in words, for readers who cannot see it."""
     parts = [
         f"{name}: " + ", ".join(f"{kind} {summary.mean:.1f}" for kind, summary in of.items())
         for name, of in kinds.items()

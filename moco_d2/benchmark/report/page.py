@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML page on a folder of runs."""
+"""The report: one self-contained HTML page about folders of runs."""
 
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +20,7 @@ from moco_d2.benchmark.report.runs import (
 from moco_d2.benchmark.sweeps.report import sweep_section
 from moco_d2.benchmark.tables.grouping import by_task, file_names, is_voc
 
-# Drawn side by side, in the order of the paper's tables.
+# These curves are drawn side by side, in the order of the paper's tables.
 _CURVES = ("AP", "AP50", "AP75", "mIoU")
 _VOC_CURVES = ("AP50", "AP", "AP75", "mIoU")
 
@@ -29,11 +29,12 @@ Runs = Mapping[str, Sequence[Record]]
 
 
 def write_page(folders: Iterable[str | Path], out: str | Path) -> None:
-    """Write the page on all runs in `folders`, fine-tuning and sweeps of pretraining, to `out`,
-    atomically.
+    """Write the page about all runs in `folders`, fine-tuning and sweeps of pretraining, to `out`.
+
+    The file is written atomically.
 
     Raises:
-        UserError: a folder does not exist or holds no record of either, or `out` cannot be written.
+        UserError: If a folder does not exist, there are no records, or `out` cannot be written.
     """
     folders = list(folders)
     with tempfile.TemporaryDirectory() as scratch:
@@ -47,15 +48,15 @@ def write_page(folders: Iterable[str | Path], out: str | Path) -> None:
 
 
 def page_sections(records: Sequence[Record], folder: Path) -> list[Section]:
-    """The sections of the page, for a page that has others as well.
+    """Return the sections of the page.
 
-    A section whose matter is not in the records says why, and how to get it.
+    A section whose data are missing in the records says why, and how to get the data.
 
     Args:
-        records: of any tasks.
-        folder: where figures are written, for as long as the page is not.
+        records: Runs of any tasks.
+        folder: Folder of the figures, which must exist until the page is written.
     """
-    counted, _ = newest(records)  # as the tables count them
+    counted, _ = newest(records)  # the tables use the same records
     tasks = by_task(counted)
     return [
         Section("Results", text=_summary(tasks), tables=[rendering.render(records, "html")]),
@@ -97,27 +98,27 @@ def _curve_section(tasks: Mapping[str, Runs], folder: Path) -> Section:
     text = ""
     if without:
         text = (
-            f"No run of {', '.join(without)} was evaluated while it was trained, so that there is "
-            "only the point at its end. For a curve set TEST.EVAL_PERIOD, in iterations: "
+            f"No run of {', '.join(without)} was evaluated during training, so its curve is only "
+            "the point at the end. To get a curve, set TEST.EVAL_PERIOD in iterations: "
             "tools/train_net.py ... TEST.EVAL_PERIOD 2000"
         )
     return Section("AP over iterations", text=text, images=images)
 
 
 def _curves(records: Sequence[Record]) -> dict[str, list[str]]:
-    """Metrics to draw side by side, by what they measure, "bbox" or "voc_2007_test/bbox"."""
-    found: dict[str, list[str]] = {}
+    """Return the metrics of each figure by their group, "bbox" or "voc_2007_test/bbox"."""
+    curves: dict[str, list[str]] = {}
     names = _VOC_CURVES if is_voc(records) else _CURVES
     present = dict.fromkeys(m for r in records for m, v in r.metrics.items() if v is not None)
     for prefix in dict.fromkeys(m.rpartition("/")[0] for m in present):
         metrics = [f"{prefix}/{name}" for name in names if f"{prefix}/{name}" in present]
         if metrics:
-            found[prefix] = metrics
-    return found
+            curves[prefix] = metrics
+    return curves
 
 
 def _described(caption: str, runs: Runs, metrics: Sequence[str]) -> str:
-    """What the figure shows, for who does not see it: where the curves end."""
+    """Return the ends of the curves in words, for readers who cannot see the figure."""
     ends = []
     for metric in metrics:
         values = {

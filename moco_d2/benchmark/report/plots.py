@@ -1,4 +1,4 @@
-"""Curves and bars as PNG or SVG, told apart by color, marker and line style."""
+"""Curves and bars as PNG or SVG. Runs differ in color, marker and line style."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,15 +16,15 @@ from moco_d2.benchmark.tables.grouping import by_initialization, is_voc, row_ord
 from moco_d2.errors import UserError
 from moco_d2.records.metrics_json import read_log
 
-# Keys of the pretext loss in metrics.json: MoCo's, the supervised twin's, Detectron2's sum.
+# Keys of the pretext loss in metrics.json: of MoCo, of supervised pretraining, and the sum.
 _LOSS_KEYS = ("loss_contrastive", "loss_classification", "total_loss")
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """`metrics_json.read_log` of a file that has to be there.
+    """Return the lines of metrics.json, as metrics_json.read_log does.
 
     Raises:
-        UserError: the file cannot be read or holds no complete line.
+        UserError: If the file cannot be read or has no complete line.
     """
     try:
         log = read_log(path)
@@ -42,18 +42,18 @@ def training_curves(
     dictionary_size: int | None = None,
     loss_key: str | None = None,
 ) -> None:
-    """The pretext loss in nats over iterations, with the chance level ln(K + 1).
+    """Draw the pretext loss in nats over iterations, with the chance level ln(K + 1).
 
     Args:
-        pretext_metrics: lines of ``metrics.json``, see read_metrics.
+        pretext_metrics: Lines of ``metrics.json``, see read_metrics.
         path: ``.png`` or ``.svg``.
-        dictionary_size: K, the number of negatives a query is told from (paper eq. 1); no chance
-            level without it.
-        loss_key: which number to draw; by default the first that is there of loss_contrastive,
+        dictionary_size: K, the number of negatives of a query (paper eq. 1). Without it there is no
+            chance level.
+        loss_key: Key of the loss. Default: the first existing one of loss_contrastive,
             loss_classification and total_loss.
 
     Raises:
-        UserError: no line has a loss, or `path` has another suffix.
+        UserError: If no line has a loss, or `path` has another suffix.
     """
     lines = list(pretext_metrics)
     keys = (loss_key,) if loss_key else _LOSS_KEYS
@@ -80,16 +80,16 @@ def knn_curve(
     key: str = "knn_accuracy",
     chance: float | None = None,
 ) -> None:
-    """kNN accuracy over iterations, one line a pretraining run.
+    """Draw kNN accuracy over iterations, with one line per pretraining run.
 
     Args:
-        runs: lines of ``metrics.json`` by the name of the run.
+        runs: Name of a run -> lines of ``metrics.json``.
         path: ``.png`` or ``.svg``.
-        key: which number to draw, a share in [0, 1].
-        chance: 1 / number of classes, drawn if given.
+        key: Key of the accuracy, a fraction in [0, 1].
+        chance: 1 / number of classes, drawn as a line if not None.
 
     Raises:
-        UserError: no line has `key`, or `path` has another suffix.
+        UserError: If no line has `key`, or `path` has another suffix.
     """
     figure, (axes,) = new_figure("iteration", "kNN accuracy")
     styles = styles_of(runs)
@@ -106,19 +106,19 @@ def knn_curve(
 
 
 def ap_curves(records: Iterable[Record], metric: str | Sequence[str], path: str | Path) -> None:
-    """Metrics in percent over fine-tuning iterations, side by side: mean and band of one standard
-    deviation.
+    """Draw metrics in percent over fine-tuning iterations: mean and band of one standard deviation.
 
-    The final metrics are the point at max_iter. Where an evaluation is missing in some runs, the
-    others count.
+    The final metrics are the point at max_iter. If some runs lack an evaluation, its point is the
+    mean of the other runs.
 
     Args:
-        records: runs of one task.
-        metric: one or several, e.g. ``bbox/AP50``; those that no run has are left out.
+        records: Runs of one task.
+        metric: One or several metrics, e.g. ``bbox/AP50``. Metrics that no run has are left out.
         path: ``.png`` or ``.svg``.
 
     Raises:
-        UserError: several tasks, no run has any such metric, or `path` has another suffix.
+        UserError: If there are several tasks, no run has any of the metrics, or `path` has another
+            suffix.
     """
     records, _ = newest(records)
     tasks = sorted({r.task for r in records})
@@ -141,7 +141,7 @@ def ap_curves(records: Iterable[Record], metric: str | Sequence[str], path: str 
                 label = f"{name} (n={max(s.n for s in points.values())})"
                 _curve(axes, points, styles[name], label)
         low, high = axes.get_ylim()
-        axes.set_ylim(max(low, 0), max(high, 1))  # no metric is below 0, nor hundredths of interest
+        axes.set_ylim(max(low, 0), max(high, 1))  # percent; below 0 is nothing
     save(figure, path)
 
 
@@ -162,15 +162,17 @@ def _curve(axes: Axes, points: Mapping[int, Summary], style: tuple[Any, ...], la
 def grouped_bars(
     values: Mapping[str, Mapping[str, Summary]], path: str | Path, *, ylabel: str
 ) -> None:
-    """For each group, say a kind of error, a bar an initialization, with the standard deviation
-    over runs where there is one.
+    """Draw one bar per initialization in each group, such as a kind of error.
+
+    A whisker is the standard deviation over runs.
 
     Args:
-        values: by initialization, then by group; groups in the order they come in.
+        values: Initialization -> group -> summary. The order of groups is kept.
         path: ``.png`` or ``.svg``.
+        ylabel: Label of the y axis.
 
     Raises:
-        UserError: there is nothing to draw, or `path` has another suffix.
+        UserError: If there is nothing to draw, or `path` has another suffix.
     """
     groups = list(dict.fromkeys(group for of_one in values.values() for group in of_one))
     if not groups:
@@ -200,11 +202,11 @@ def grouped_bars(
 
 
 def _points(runs: Sequence[Record], metric: str) -> dict[int, Summary]:
-    """Summary over runs at each number of finished iterations."""
+    """Return the summary over runs for each number of finished iterations."""
     values: dict[int, list[float]] = {}
     for run in runs:
-        # Detectron2 counts iterations from 0: an evaluation at 99 is one after 100 of them. The
-        # last one, after training, it counts as one more.
+        # Detectron2 counts iterations from 0, so an evaluation at 99 comes after 100 iterations.
+        # The one after training counts as one more.
         curve = {
             min(int(iteration) + 1, run.max_iter): e.get(metric)
             for e in run.history

@@ -1,4 +1,4 @@
-"""What the runs were, as sections of the report: configs, cost, commands, environment."""
+"""Sections of the report about the runs: configs, cost, commands, environment."""
 
 import json
 import shlex
@@ -12,17 +12,17 @@ from moco_d2.config.plain import FREE_KEYS, flatten
 
 _ABSENT = "–"
 _LONGEST_VALUE = 160  # characters in a cell
-_MOST_VALUES = 3  # of one key, in a cell
+_MOST_VALUES = 3  # different values in a cell
 _MOST_ROWS = 80  # of a table
 _MOST_COMMANDS = 40
-# Largest unit in which a time is not below 1, and its seconds.
+# Units of time, the largest first, and their seconds.
 _UNITS = (("h", 3600), ("min", 60), ("s", 1))
 
 Runs = Mapping[str, Sequence[Record]]
 
 
 def config_section(tasks: Mapping[str, Runs]) -> Section:
-    """For every task, the config keys in which its runs differ."""
+    """Return, for every task, the config keys that differ between its runs."""
     tables, matched = [], []
     for task, runs in tasks.items():
         configs = [(name, flatten(r.config)) for name, group in runs.items() for r in group]
@@ -31,18 +31,17 @@ def config_section(tasks: Mapping[str, Runs]) -> Section:
             for name, config in configs:
                 of_value = values.setdefault(key, {}).setdefault(_text(config.get(key)), Counter())
                 of_value[name] += 1
-        # Seed and folder are each run's own.
         differing = {
-            key: found
-            for key, found in values.items()
-            if len(found) > 1 and key not in ("SEED", "OUTPUT_DIR")
+            key: counts
+            for key, counts in values.items()
+            if len(counts) > 1 and key not in ("SEED", "OUTPUT_DIR")
         }
         if set(differing) <= set(FREE_KEYS):
             matched.append(task)
         rows = [
             [key, value, _who(of_value, runs)]
-            for key, found in differing.items()
-            for value, of_value in found.items()
+            for key, counts in differing.items()
+            for value, of_value in counts.items()
         ]
         same = len(values) - len(differing)
         notes = [f"{same} other keys are equal in all {len(configs)} runs."]
@@ -53,9 +52,9 @@ def config_section(tasks: Mapping[str, Runs]) -> Section:
             tables.append(
                 html_table(columns, rows[:_MOST_ROWS], caption=task, notes=notes, wrap=True)
             )
-    text = "Apart from SEED and OUTPUT_DIR, which are each run's own. "
+    text = "SEED and OUTPUT_DIR differ in all runs and are not compared. "
     if matched:
-        text += f"Matched, different in nothing but MODEL.WEIGHTS: {', '.join(matched)}. "
+        text += f"Matched, the configs differ only in MODEL.WEIGHTS: {', '.join(matched)}. "
     other = [task for task in tasks if task not in matched]
     if other:
         text += f"Not matched, see the keys below: {', '.join(other)}."
@@ -63,7 +62,7 @@ def config_section(tasks: Mapping[str, Runs]) -> Section:
 
 
 def _who(runs: Counter[str], all_runs: Runs) -> str:
-    """``supervised, moco (2 of 5)``: the initializations of these runs."""
+    """Return the initializations of these runs: ``supervised, moco (2 of 5)``."""
     return ", ".join(
         name if number == len(all_runs[name]) else f"{name} ({number} of {len(all_runs[name])})"
         for name, number in runs.items()
@@ -71,7 +70,7 @@ def _who(runs: Counter[str], all_runs: Runs) -> str:
 
 
 def cost_section(tasks: Mapping[str, Runs]) -> Section:
-    """Time, memory and hardware of every initialization."""
+    """Return time, memory and hardware of every initialization."""
     columns = ["", "runs", "iterations × images", "s / iteration", "a run takes"]
     columns += ["evaluation, s", "peak memory, GiB", "hardware"]
     tables, total, unknown = [], 0.0, 0
@@ -94,20 +93,20 @@ def cost_section(tasks: Mapping[str, Runs]) -> Section:
                 ]
             )
         tables.append(html_table(columns, rows, caption=task, wrap=True))
-    text = f"{_duration([total])} in all, evaluations included and pauses left out. "
+    text = f"Total time: {_duration([total])}, with evaluations and without pauses. "
     if unknown:
-        text += f"How long {unknown} of the runs took is not known. "
+        text += f"The time of {unknown} runs is not known. "
     text += (
-        "Where runs of one initialization differ: smallest – largest. Peak memory is the GPU's, "
-        "or on a CPU the process'."
+        "If runs of one initialization differ, a cell has the smallest – largest value. Peak "
+        "memory is that of the GPU, or of the process on a CPU."
     )
     return Section("Cost and hardware", text=text, tables=tables)
 
 
 def command_section(records: Sequence[Record]) -> Section:
-    """How the runs were started, as it was typed, or the closest to it that the records know.
+    """Return the command lines of the runs, rebuilt from the config if they were not recorded.
 
-    Runs that differ in SEED and OUTPUT_DIR only share a line.
+    Runs that differ only in SEED and OUTPUT_DIR share one command.
     """
     groups: dict[tuple[str, ...], list[Record]] = {}
     rebuilt, imported = 0, []
@@ -126,17 +125,17 @@ def command_section(records: Sequence[Record]) -> Section:
         commands.append((title, _command(group[0])))
     text = ["Relative paths are those of the folder in which a run was started."]
     if len(groups) > _MOST_COMMANDS:
-        text.append(f"{len(groups) - _MOST_COMMANDS} more are in the records, run.command.")
+        text.append(f"{len(groups) - _MOST_COMMANDS} more are in run.command of the records.")
     if rebuilt:
         text.append(
-            f"The records of {rebuilt} do not say how they were started: the command shown has "
-            "their config and seed, and what else was set is in config.yaml beside the record."
+            f"Records without a command: {rebuilt}. The command here has their config and seed; "
+            "all other settings are in config.yaml beside the record."
         )
     if imported:
         more = f" and {len(imported) - _MOST_COMMANDS} more" * (len(imported) > _MOST_COMMANDS)
         text.append(
-            f"Run elsewhere and imported: {', '.join(imported[:_MOST_COMMANDS])}{more}; how they "
-            "were started is not known."
+            f"No command is known, because the run was imported: "
+            f"{', '.join(imported[:_MOST_COMMANDS])}{more}."
         )
     return Section("Commands", text="\n\n".join(text), html=html_code(commands))
 
@@ -149,17 +148,17 @@ def _command(record: Record) -> str:
 
 
 def _shared_words(command: str) -> list[str]:
-    """The words of a command without those that are each run's own."""
+    """Return the words of a command without SEED, OUTPUT_DIR and --resume."""
     try:
         words = shlex.split(command)
-    except ValueError:  # a record may hold anything
+    except ValueError:  # anybody may have written the record
         words = command.split()
     own = {i + 1 for i, word in enumerate(words) if word in ("SEED", "OUTPUT_DIR")}
     return [word for i, word in enumerate(words) if i not in own and word != "--resume"]
 
 
 def environment_section(records: Sequence[Record]) -> Section:
-    """Versions of what the runs computed with."""
+    """Return the versions of the packages of the runs."""
     packages = sorted({name for r in records for name in r.environment})
     rows = []
     for name in packages:
@@ -171,7 +170,7 @@ def environment_section(records: Sequence[Record]) -> Section:
         more = [f"{len(versions) - len(shown)} more"] if len(versions) > len(shown) else []
         rows.append([name, "; ".join(shown + more)])
     if not rows:
-        return Section("Environment", text="The records do not name it: all were imported.")
+        return Section("Environment", text="No record has its environment: all were imported.")
     return Section("Environment", tables=[html_table(["package", "version"], rows, wrap=True)])
 
 
@@ -194,7 +193,7 @@ def _duration(seconds: Iterable[float | None]) -> str:
 
 
 def _range(values: Iterable[Any]) -> str:
-    """Smallest to largest of the numbers that are known."""
+    """Return the smallest to the largest of the known numbers as text."""
     known = [v for v in values if isinstance(v, int | float)]
     if not known:
         return _ABSENT
@@ -205,13 +204,13 @@ def _range(values: Iterable[Any]) -> str:
 
 
 def _distinct(values: Iterable[Any]) -> str:
-    found = list(dict.fromkeys(map(_text, values)))
-    more = f" and {len(found) - _MOST_VALUES} more" if len(found) > _MOST_VALUES else ""
-    return "; ".join(found[:_MOST_VALUES]) + more
+    texts = list(dict.fromkeys(map(_text, values)))
+    more = f" and {len(texts) - _MOST_VALUES} more" if len(texts) > _MOST_VALUES else ""
+    return "; ".join(texts[:_MOST_VALUES]) + more
 
 
 def _text(value: Any) -> str:
-    """Anything that a record may hold, on one line and not too long."""
+    """Return any value of a record on one line of limited length."""
     if value is None:
         return _ABSENT
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

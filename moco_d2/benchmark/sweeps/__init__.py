@@ -1,1 +1,1 @@
-"""The papers' sweeps of the pretext side, with our points beside theirs."""
+"""Sweeps of the pretraining: figures and tables with the papers' points beside measured ones."""

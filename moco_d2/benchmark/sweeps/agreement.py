@@ -1,10 +1,11 @@
-"""What agrees with the paper in kind: which of the orders in its figure are the same here.
+"""Agreement of a sweep with the paper: which orders in the paper's figure are measured here, too.
 
-Numbers on another dataset have another scale; orders can be compared on any.
+Accuracies on another dataset have another scale, but orders can be compared on any dataset.
 """
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,32 +13,36 @@ from moco_d2.benchmark.paper import tables_named
 from moco_d2.benchmark.statistics import LEVEL, Comparison, corrected, paired, welch
 from moco_d2.benchmark.sweeps.definitions import Published, X, place_name
 from moco_d2.benchmark.sweeps.points import Study, Trial, order_of
+from moco_d2.benchmark.tables.cell_text import p_value, signed
 
-_MEANING = {
-    "same": "same, supported",
-    "towards": "same, not supported",
-    "opposite": "opposite, supported",
-    "against": "opposite, not supported",
-    "equal": "equal here",
-    "alike": "alike in the paper, not apart here",
-    "apart": "alike in the paper, apart here, supported",
+# Verdict of an order -> whether it agrees with the paper.
+_AGREES = {
+    "same": "yes",
+    "towards": "undecided (same direction)",
+    "opposite": "no (opposite direction)",
+    "against": "undecided (opposite direction)",
+    "equal": "undecided (equal here)",
+    "alike": "undecided (alike in the paper, not apart here)",
+    "apart": "no (alike in the paper, apart here)",
 }
+_TITLES = ("first minus second", "in the paper", "here", "corrected p", "agrees")
 
 Trials = Mapping[Trial, float]
-# First, second, where, the paper's difference, and ours.
+# First and second point, location, the paper's difference, and the measured one.
 _Pair = tuple[str, str, str, float, Comparison]
 
 
 @dataclass(frozen=True)
 class Order:
-    """Two points, or averages of points, of the paper's figure, and the same two here.
+    """The order of two points, or averages of points, in the paper's figure and here.
 
     Attributes:
-        first, second, where: what is compared, "MoCo", "memory bank", "at 256".
-        paper: the paper's difference, first minus second, points.
-        ours: the same here, corrected for all that are compared together.
-        threshold: difference, in points, up to which the paper's two count as alike; and here, for
-            saying that they are not.
+        first, second, where: Names of the points and their location: "MoCo", "memory bank",
+            "at 256".
+        paper: First minus second in the paper, points.
+        ours: First minus second here, corrected for all orders of a study.
+        threshold: Difference, in points, up to which the paper's points count as alike. The points
+            here are apart only if they differ by more.
     """
 
     first: str
@@ -53,31 +58,37 @@ class Order:
 
     @property
     def verdict(self) -> str:
-        """``same`` or ``opposite``, supported by the tests; ``towards`` or ``against``, the same
-        direction or the other without that; ``equal`` as printed; where the paper's two are alike,
-        ``alike`` or ``apart``, the latter supported and beyond the threshold.
+        """The agreement with the paper.
+
+        ``same`` and ``opposite`` are directions that the tests support, ``towards`` and ``against``
+        are the same directions without support. ``equal`` is a printed difference of 0.0. If the
+        paper's points are alike, the verdict is ``apart`` if the tests support a difference beyond
+        the threshold, otherwise ``alike``.
         """
         if self.alike_in_paper:
             apart = self.ours.supported and abs(self.ours.difference) > self.threshold
             return "apart" if apart else "alike"
         same = self.paper * self.ours.difference > 0
-        if not self.ours.supported and _signed(self.ours.difference) == _signed(0):
+        if not self.ours.supported and signed(self.ours.difference) == signed(0):
             return "equal"
         if self.ours.supported:
             return "same" if same else "opposite"
         return "towards" if same else "against"
 
-    def text(self) -> str:
-        """``MoCo and memory bank at 256: +1.2 here, +4.7 in the paper``"""
-        where = f" {self.where}" if self.where else ""
+    @property
+    def row(self) -> tuple[str, ...]:
+        """The row of the table: ``MoCo minus memory bank at 256``, +4.7, +1.2, 0.03, yes."""
         return (
-            f"{self.first} minus {self.second}{where}: {_signed(self.ours.difference)} here, "
-            f"{_signed(self.paper)} in the paper"
+            f"{self.first} minus {self.second} {self.where}".strip(),
+            signed(self.paper),
+            signed(self.ours.difference),
+            "–" if self.ours.p_holm is None else p_value(self.ours.p_holm),
+            _AGREES[self.verdict],
         )
 
 
 def paper_std() -> float:
-    """Standard deviation of the papers' single runs, points: the authors' of five runs of v1."""
+    """Return the standard deviation of single runs in points, from the authors' five runs of v1."""
     table = tables_named("linear_readme_trials")[0]
     std = table.rows[0].values[table.metrics.index("standard deviation")]
     if std is None:
@@ -86,73 +97,58 @@ def paper_std() -> float:
 
 
 def paper_noise() -> float:
-    """Points up to which two of the papers' single runs count as alike: two standard deviations of
-    their difference.
+    """Return the difference, in points, up to which two single runs of the papers count as alike.
+
+    It is two standard deviations of the difference of two runs.
     """
     return 2 * math.sqrt(2) * paper_std()
 
 
 def orders(study: Study) -> list[Order]:
-    """Those that the paper's figure and the study both have.
+    """Return the orders that exist both in the paper's figure and in the study.
 
-    Within a series: neighbors among the places that both have; where there are not two, the
-    highest place against the lowest of either. Between series: at each place that both have; where
-    there are not two, the averages over the places that the series share, on either side.
+    Within a series, neighbors among the common places are compared; with fewer than two common
+    places, the highest place with the lowest one on each side. Two series are compared at each
+    common place; with fewer than two common places, by their averages over the places that both
+    series have, on each side.
     """
     paper = study.sweep.points()
     series = [name for name in study.values if name in paper]
-    found: list[_Pair] = []
+    pairs: list[_Pair] = []
     for name in series:
-        found += _within(study, name, paper)
+        pairs += _within(study, name, paper)
     for i, name in enumerate(series):
         for other in series[:i]:
-            found += _between(study, name, other, paper[name], paper[other])
-    tested = corrected(ours for *_, ours in found)
+            pairs += _between(study, name, other, paper[name], paper[other])
+    tested = corrected(ours for *_, ours in pairs)
     threshold = paper_noise()
     return [
         Order(first, second, where, value, ours, threshold)
-        for (first, second, where, value, _), ours in zip(found, tested, strict=True)
+        for (first, second, where, value, _), ours in zip(pairs, tested, strict=True)
     ]
 
 
+def agreement_table(study: Study) -> tuple[tuple[str, ...], ...]:
+    """Return titles and rows of a table with all orders; () if there are none."""
+    rows = tuple(order.row for order in orders(study))
+    return (_TITLES, *rows) if rows else ()
+
+
 def agreement(study: Study) -> str:
-    """Sentences on what agrees in kind and what does not, from the numbers alone."""
-    found = orders(study)
-    if not found:
+    """Return sentences that count the rows of the table and name the tests."""
+    compared = orders(study)
+    if not compared:
         return "This figure and the paper's have no order in common to compare."
-    by: dict[str, list[Order]] = {}
-    for order in found:
-        by.setdefault(order.verdict, []).append(order)
-    number = {verdict: len(members) for verdict, members in by.items()}
-    same, other = (
-        (number.get(supported, 0), number.get(within, 0))
-        for supported, within in (("same", "towards"), ("opposite", "against"))
+    n = Counter(order.verdict for order in compared)
+    alike = n["alike"] + n["apart"]
+    counts = (
+        f"Orders in the paper's figure (differences over {compared[0].threshold:.1f} points): "
+        f"{len(compared) - alike}. Same direction here: {n['same'] + n['towards']}, supported by "
+        f"the tests: {n['same']}. Opposite direction: {n['opposite'] + n['against']}, supported: "
+        f"{n['opposite']}. Equal here: {n['equal']}. Alike in the paper: {alike}, apart here by "
+        f"more than that, supported: {n['apart']}."
     )
-    parts = []
-    equal = number.get("equal", 0)
-    if total := sum(same) + sum(other) + equal:
-        opposite = f"{sum(other)} the opposite ({other[0]} supported)" if sum(other) else ""
-        parts.append(
-            f"Of {_count(total, 'order')} in the paper's figure (differences over "
-            f"{found[0].threshold:.1f} points), {sum(same)} {_have(sum(same))} the same direction "
-            f"here ({same[0]} supported by the tests), {opposite or 'none the opposite'}"
-            f"{f', {equal} no difference' if equal else ''}."
-        )
-    parts += _list("Opposite, supported", by.get("opposite"))
-    parts += _list("Opposite, not supported", by.get("against"))
-    if alike := number.get("alike", 0) + number.get("apart", 0):
-        apart = number.get("apart", 0)
-        parts.append(
-            f"Of {_count(alike, 'pair')} that the paper has alike, {apart or 'none'} "
-            f"{'are' if apart > 1 else 'is'} apart here by more than that, supported by the tests."
-        )
-    parts += _list("Apart", by.get("apart"))
-    return " ".join([*parts, _on_tests(found), *_on_failures(study)])
-
-
-def listed(study: Study) -> str:
-    """Every order that is compared, with both differences."""
-    return "; ".join(f"{order.text()} ({_MEANING[order.verdict]})" for order in orders(study))
+    return " ".join([counts, _on_tests(compared), *_on_failures(study)])
 
 
 def _within(study: Study, name: str, paper: Published) -> Iterable[_Pair]:
@@ -164,8 +160,8 @@ def _within(study: Study, name: str, paper: Published) -> Iterable[_Pair]:
     def order(pair: Sequence[X], where: str, difference: float) -> _Pair:
         low, high = pair
         compared = _compare(ours[high], ours[low])
-        of = f" ({name})" if len(paper) > 1 else ""
-        return f"{place_name(high)}{of}", place_name(low), where, difference, compared
+        series = f" ({name})" if len(paper) > 1 else ""
+        return f"{place_name(high)}{series}", place_name(low), where, difference, compared
 
     shared = sort(set(ours) & set(published))
     if len(shared) > 1:
@@ -182,53 +178,50 @@ def _within(study: Study, name: str, paper: Published) -> Iterable[_Pair]:
 def _between(
     study: Study, name: str, other: str, one: Mapping[X, float], two: Mapping[X, float]
 ) -> Iterable[_Pair]:
-    ours, theirs = study.values[name], study.values[other]
-    here, papers = [x for x in ours if x in theirs], [x for x in one if x in two]
-    if not here or not papers:
+    first, second = study.values[name], study.values[other]
+    measured, published = [x for x in first if x in second], [x for x in one if x in two]
+    if not measured or not published:
         return
-    shared = [x for x in here if x in papers]
+    shared = [x for x in measured if x in published]
     if len(shared) < 2 and not study.on_the_papers_scale:  # averages say more than one place
         shared = []
     for place in shared:
         where = f"at {place_name(place)}"
-        yield name, other, where, one[place] - two[place], _compare(ours[place], theirs[place])
+        yield name, other, where, one[place] - two[place], _compare(first[place], second[place])
     if not shared:
-        difference = sum(one[x] - two[x] for x in papers) / len(papers)
-        where = f"on average over {_places(here)} here and {_places(papers)} in the paper"
-        compared = _compare(_average([ours[x] for x in here]), _average([theirs[x] for x in here]))
-        yield name, other, where, difference, compared
+        difference = sum(one[x] - two[x] for x in published) / len(published)
+        where = f"on average over {_places(measured)} here and {_places(published)} in the paper"
+        averages = [_average([points[x] for x in measured]) for points in (first, second)]
+        yield name, other, where, difference, _compare(*averages)
 
 
 def _average(points: Sequence[Trials]) -> Trials:
-    """Over places, of the trials that have all of them."""
+    """Return averages over places, one for each trial that has all places."""
     common = set(points[0]).intersection(*points[1:])
-    if not common:  # as many values as the point with the fewest runs
+    if not common:  # then there are as many averages as the point with the fewest runs has runs
         columns = zip(*(p.values() for p in points), strict=False)
         return {(-1 - i, 0): sum(c) / len(c) for i, c in enumerate(columns)}
     return {trial: sum(p[trial] for p in points) / len(points) for trial in sorted(common)}
 
 
 def _compare(one: Trials, two: Trials) -> Comparison:
-    """Paired where both have the same seeds, from which they have the same images in the same
-    order.
-    """
+    """Test a difference; the test is paired if both have the same seeds and so the same images."""
     same = set(one) == set(two) and all(seed >= 0 for seed, _ in one)
     if same:
         return paired([one[t] for t in one], [two[t] for t in one])
     return welch(list(one.values()), list(two.values()))
 
 
-def _on_tests(found: Sequence[Order]) -> str:
-    tests = sorted({o.ours.test for o in found if o.ours.test}, reverse=True)
+def _on_tests(compared: Sequence[Order]) -> str:
+    tests = sorted({o.ours.test for o in compared if o.ours.test}, reverse=True)
     if not tests:
-        return "Single runs, or runs without any spread: there is nothing to test against."
+        return "There are single runs, or runs without spread, so nothing can be tested."
     names = {"paired": "paired t-test over seeds", "Welch": "Welch's t-test"}
-    number = sum(o.ours.p is not None for o in found)
-    fewest = min(min(o.ours.n) for o in found)
+    number = sum(o.ours.p is not None for o in compared)
+    fewest = min(min(o.ours.n) for o in compared)
     return (
-        f"Supported: corrected p < {1 - LEVEL:.2f} in the "
-        f"{' or '.join(names[t] for t in tests)}, Holm's correction for "
-        f"{_count(number, 'comparison')}; {_count(fewest, 'seed')} or more a point."
+        f"Supported: corrected p < {1 - LEVEL:.2f} in the {' or '.join(names[t] for t in tests)}. "
+        f"Number of comparisons in Holm's correction: {number}. Least number of seeds: {fewest}."
     )
 
 
@@ -237,30 +230,11 @@ def _on_failures(study: Study) -> list[str]:
     for name, places in study.sweep.missing.items():
         for place, how in places.items():
             if place in study.values.get(name, {}):
-                summary = study.summary(name, place)
-                spread = "" if summary.std is None else f" ± {summary.std:.1f}"
                 parts.append(
-                    f"The paper's run at {place} {how}; here it gives {summary.mean:.1f}{spread}."
+                    f"The paper's run at {place} {how}; here it gives {study.summary(name, place)}."
                 )
     return parts
 
 
-def _list(title: str, found: Sequence[Order] | None) -> list[str]:
-    return [f"{title}: {'; '.join(o.text() for o in found)}."] if found else []
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
-
-
-def _have(number: int) -> str:
-    return "has" if number == 1 else "have"
-
-
 def _places(places: Sequence[X]) -> str:
     return ", ".join(map(place_name, places))
-
-
-def _signed(value: float) -> str:
-    value = round(value, 1)
-    return f"{value:+.1f}" if value else "0.0"

@@ -1,7 +1,6 @@
-"""The sweeps of the papers' pretext side: what each varies, where a run stands in it, and the
-published points.
+"""The sweeps of the papers' pretraining: varied settings, places of runs, and published points.
 
-Where a run stands follows from the config in its checkpoint, never from a name.
+The place of a run follows from the config in its checkpoint, never from a name.
 """
 
 import dataclasses
@@ -11,15 +10,15 @@ from functools import cache
 from moco_d2.benchmark.paper import PaperTable, tables_named
 from moco_d2.benchmark.records.pretext_records import PretextRecord
 
-#: A place on the x axis: a number, or one of Sweep.categories.
+#: A place on the x axis: a number or a name in Sweep.categories.
 X = float | str
 #: Series -> place -> accuracy, percent.
 Published = Mapping[str, Mapping[X, float]]
 
-#: Numbers from here on are printed short; dictionaries are smaller, datasets larger.
+#: Numbers from here on are abbreviated. Dictionaries are smaller, datasets are larger.
 SHORT_FROM = 100_000
-_LARGEST = 1e12  # of any number on an axis
-#: What the paper's numbers are, but for the size of the dataset.
+_LARGEST = 1e12  # on any axis
+#: Metric of the published points of all sweeps except that of the dataset size.
 LINEAR = "ImageNet, linear top-1 (%)"
 
 
@@ -28,19 +27,19 @@ class Sweep:
     """One of the papers' sweeps.
 
     Attributes:
-        name: of the suite and of the paper's table where there is one.
-        title: for captions.
-        xlabel: what is on the x axis.
-        place: series and place of a run; None for one that has none here.
-        varied: keys of `points.setting` that its points differ in.
-        source: of the published points.
-        points: gives them.
-        categories: places in their order, where the axis is not a number.
-        nominal: they have no order, and no line between them.
-        log: the axis is logarithmic.
-        paper_label: what the paper's numbers are.
-        missing: series -> places where the paper's run failed, and how.
-        batch_is_dictionary: for end-to-end runs, whose batch is K, so that it varies too.
+        name: Name of the suite, and of the paper's table if there is one.
+        title: Title in captions.
+        xlabel: Label of the x axis.
+        place: Function that returns series and place of a run, or None if it has no place here.
+        varied: Keys of `points.setting` that differ between the points.
+        source: Source of the published points.
+        points: Function that returns the published points.
+        categories: Places in their order, if they are not numbers.
+        nominal: Whether the places have no order, so no line connects them.
+        log: Whether the x axis is logarithmic.
+        paper_label: Metric of the published points.
+        missing: Series -> place where the paper's run failed -> how it failed.
+        batch_is_dictionary: Whether the batch varies too, because it is K in end-to-end runs.
     """
 
     name: str
@@ -59,9 +58,13 @@ class Sweep:
 
 
 def _number(value: object) -> float:
-    """A place on an axis of numbers. ValueError: a record's config has none there."""
+    """Return a place on an axis of numbers.
+
+    Raises:
+        ValueError: If the config of a record has no positive number there.
+    """
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < _LARGEST:
-        raise ValueError(f"{value!r:.40} is no number to be drawn")
+        raise ValueError(f"a place must be a positive number, got {value!r:.40}")
     return value
 
 
@@ -74,7 +77,7 @@ _MECHANISMS = {"EndToEnd": END_TO_END, "MemoryBank": MEMORY_BANK, "Queue": MOCO}
 def _dictionary(record: PretextRecord) -> tuple[str, X] | None:
     config = record.config
     mechanism = _MECHANISMS.get(config["MOCO.DICTIONARY.NAME"])
-    if mechanism == END_TO_END:  # negatives are those of one forward pass
+    if mechanism == END_TO_END:  # the negatives come from one forward pass
         size = config["SOLVER.IMS_PER_BATCH"] // max(config["MOCO.ACCUMULATION"], 1)
         return mechanism, _number(size)
     return (mechanism, _number(config["MOCO.DICTIONARY.SIZE"])) if mechanism else None
@@ -96,7 +99,7 @@ def _temperature(record: PretextRecord) -> tuple[str, X] | None:
 
 # ---- MoCo v2 -------------------------------------------------------------------------------------
 
-# Place -> MLP, augmentation, schedule, temperature; and the row of the paper's table.
+# Place -> (MLP, augmentation, schedule, temperature), row of the paper's table.
 _V2_ROWS = {
     "v1": ((False, "v1", "step", 0.07), "MoCo v1 200 epochs"),
     "(a) MLP": ((True, "v1", "step", 0.2), "(a) MLP 200 epochs"),
@@ -114,8 +117,8 @@ _V2_EPOCHS: dict[X, str] = {200: "(d) MLP aug+ cos 200 epochs", 800: "(e) MLP au
 
 
 def _v2_row(record: PretextRecord) -> tuple[str, X] | None:
-    found = tuple(record.config[key] for key in _V2_KEYS)
-    return next(((MOCO, name) for name, (wanted, _) in _V2_ROWS.items() if wanted == found), None)
+    values = tuple(record.config[key] for key in _V2_KEYS)
+    return next(((MOCO, name) for name, (row, _) in _V2_ROWS.items() if row == values), None)
 
 
 def _length(record: PretextRecord) -> tuple[str, X] | None:
@@ -130,7 +133,7 @@ def _length(record: PretextRecord) -> tuple[str, X] | None:
 
 # ---- dataset size --------------------------------------------------------------------------------
 
-# Images of the datasets in MoCo v1, sections 4 and 4.1: ImageNet-1M has 1.28 million, IG-1B 940.
+# Numbers of images in MoCo v1, sections 4 and 4.1.
 _DATASETS = {
     "MoCo IN-1M": 1_281_167,
     "MoCo IN-14M": 14e6,
@@ -151,7 +154,7 @@ def _table(name: str) -> PaperTable:
 
 
 def _by_column(name: str, place: Callable[[str], X] = float) -> Callable[[], Published]:
-    """Of a table with a row a series and a column a place."""
+    """Return the points of a table that has one row per series and one column per place."""
     return lambda: {
         row.label: {
             place(metric): value
@@ -163,19 +166,19 @@ def _by_column(name: str, place: Callable[[str], X] = float) -> Callable[[], Pub
 
 
 def _by_row(name: str, rows: Mapping[X, str], metric: str) -> Callable[[], Published]:
-    """Of rows of a table, one a place; one series."""
+    """Return the points of one series from a table that has one row per place."""
 
     def points() -> Published:
         column = _table(name).metrics.index(metric)
         values = {row.label: row.values[column] for row in _table(name).rows}
-        of_places = ((place, values[label]) for place, label in rows.items())
-        return {MOCO: {place: value for place, value in of_places if value is not None}}
+        pairs = ((place, values[label]) for place, label in rows.items())
+        return {MOCO: {place: value for place, value in pairs if value is not None}}
 
     return points
 
 
 def place_name(place: X) -> str:
-    """As printed: 4096, 128k, 1.28M, 0.999."""
+    """Return the printed name of a place: 4096, 128k, 1.28M, 0.999."""
     if isinstance(place, str):
         return place
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
@@ -186,7 +189,7 @@ def place_name(place: X) -> str:
 
 @cache
 def sweeps() -> tuple[Sweep, ...]:
-    """All of them, in the papers' order."""
+    """Return all sweeps in the papers' order."""
     return (
         Sweep(
             "figure_3",

@@ -1,7 +1,7 @@
-"""The paper's figure of each sweep, with our points beside the paper's.
+"""The paper's figure of each sweep, with measured points beside the published ones.
 
-On the paper's scale (ImageNet, ResNet-50, the linear protocol) both are in one panel. Anything else
-has another scale: two panels with the same x axis, and orders are what can be compared.
+On the paper's scale (ImageNet, ResNet-50, linear protocol) both are in one panel. On another scale
+there are two panels with the same x axis, and only orders can be compared.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +24,7 @@ from moco_d2.benchmark.sweeps.definitions import (
 )
 from moco_d2.benchmark.sweeps.points import Study, order_of, studies
 
-# MoCo has the color that it has in every plot.
+# MoCo has the same color in every plot.
 _STYLES = {
     MOCO: STYLES[2],
     END_TO_END: STYLES[1],
@@ -39,8 +39,8 @@ _PROTOCOLS = {
     "finetune": "top-1 after fine-tuning (%)",
 }
 _MOST_TICKS = 6
-_LETTERS = 9  # points, as drawing's on a page
-# To either side of the outermost places, as a share of the axis.
+_LETTERS = 9  # points, as in drawing.py
+# Space on both sides of the outermost places, as a fraction of the axis.
 _MARGIN = 0.06
 
 
@@ -48,14 +48,14 @@ def figures(records: Iterable[PretextRecord], folder: Path) -> list[Image]:
     """Draw the figure of every sweep that has two points to compare among `records`.
 
     Args:
-        records: of any sweeps.
-        folder: where the figures are written, as SVG.
+        records: Results of any sweeps.
+        folder: Folder of the figures, which are SVG files.
 
     Returns:
-        them in the papers' order, each with a caption; none where there is no sweep.
+        The figures in the papers' order, each with a caption; none if there is no sweep.
 
     Raises:
-        UserError: `folder` cannot be written.
+        UserError: If `folder` cannot be written.
     """
     images: list[Image] = []
     for study in studies(records):
@@ -66,17 +66,18 @@ def figures(records: Iterable[PretextRecord], folder: Path) -> list[Image]:
 
 
 def caption(study: Study) -> str:
-    """What is shown; what agrees with the paper is in agreement.agreement."""
-    ours = "mean and standard deviation over seeds" if _most_runs(study) > 1 else "single runs"
-    return f"{study.sweep.title}. Hollow: {study.sweep.source}; filled: here, {ours}."
+    """Return the caption of a figure."""
+    most = max(len(trials) for points in study.values.values() for trials in points.values())
+    values = "mean and standard deviation over seeds" if most > 1 else "single runs"
+    return f"{study.sweep.title}. Hollow: {study.sweep.source}; filled: here, {values}."
 
 
 def described(study: Study) -> str:
-    """The numbers, for who does not see the figure."""
+    """Return the numbers in words, for readers who cannot see the figure."""
     parts = [f"{study.sweep.title}: {study.title}, {_protocol(study)}"]
     for series, points in study.values.items():
         values = ", ".join(
-            f"{place_name(place)} {_value(study.summary(series, place))}" for place in points
+            f"{place_name(place)} {study.summary(series, place)}" for place in points
         )
         parts.append(f"{series}: {values}")
     return "; ".join(parts)
@@ -86,10 +87,11 @@ def draw(study: Study, path: str | Path) -> None:
     """Draw one study.
 
     Args:
+        study: Points of a sweep.
         path: ``.png`` or ``.svg``.
 
     Raises:
-        UserError: `path` has another suffix, or cannot be written.
+        UserError: If `path` has another suffix or cannot be written.
     """
     sweep, paper = study.sweep, study.sweep.points()
     places = sorted(
@@ -120,7 +122,7 @@ def draw(study: Study, path: str | Path) -> None:
         _axis(axes, study, places)
     if not together:
         papers.set_title(sweep.source, fontsize=_LETTERS)
-        # Part by part: what is too long is cut.
+        # Each part is shortened separately.
         title = ", ".join(plain(part) for part in study.title.split(", "))
         ours.set_title(f"here: {title}", fontsize=_LETTERS)
     save(figure, path)
@@ -128,10 +130,6 @@ def draw(study: Study, path: str | Path) -> None:
 
 def _protocol(study: Study) -> str:
     return _PROTOCOLS[study.evaluation["protocol"]]
-
-
-def _most_runs(study: Study) -> int:
-    return max(len(trials) for points in study.values.values() for trials in points.values())
 
 
 def _line(
@@ -145,7 +143,7 @@ def _line(
     if any(spread):
         axes.errorbar(x, mean, yerr=spread, color=color, linestyle="", capsize=3, linewidth=1)
     line = "" if study.sweep.nominal else line
-    # Last, so that the caller finds it.
+    # The caller expects this line as the last one.
     axes.plot(x, mean, color=color, marker=marker, linestyle=line, markersize=5, linewidth=1.2)
 
 
@@ -162,12 +160,12 @@ def _note(axes: Axes, x: float, text: str) -> None:
 
 
 def _position(places: Sequence[X], place: X) -> float:
-    """On the axis: the number itself, or the index of a category."""
+    """Return the position on the axis: the number itself, or the index of a category."""
     return places.index(place) if isinstance(place, str) else float(place)
 
 
 def _axis(axes: Axes, study: Study, places: Sequence[X]) -> None:
-    """The same for every panel of a figure."""
+    """Set up the x axis, in the same way for every panel of a figure."""
     at = [_position(places, place) for place in places]
     if study.sweep.log:
         axes.set_xscale("log")
@@ -183,11 +181,6 @@ def _axis(axes: Axes, study: Study, places: Sequence[X]) -> None:
     names = {_position(places, place): place_name(place) for place in places}
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: names.get(x, place_name(x))))
     axes.xaxis.set_minor_locator(NullLocator())
-    if study.sweep.nominal:  # words
+    if study.sweep.nominal:  # the labels are words
         for label in axes.get_xticklabels():
             label.set(rotation=30, ha="right")
-
-
-def _value(summary: Summary) -> str:
-    spread = "" if summary.std is None else f" ± {summary.std:.1f}"
-    return f"{summary.mean:.1f}{spread}"

@@ -1,5 +1,6 @@
-"""Evaluated networks as points of the papers' sweeps: which belong together, and which are the same
-point with another seed.
+"""Evaluated networks as points of the papers' sweeps.
+
+Runs are grouped into studies by all settings that a sweep does not vary, and into points by seed.
 """
 
 import json
@@ -14,17 +15,17 @@ from moco_d2.benchmark.sweeps.definitions import END_TO_END, LINEAR, Sweep, X, s
 
 _logger = logging.getLogger(__name__)
 
-#: What tells runs of one point apart: seed of the pretraining, of the evaluation.
+#: Seed of the pretraining and seed of the evaluation, which differ between the runs of a point.
 Trial = tuple[int, int]
 
-# Keys in which runs may differ without being other experiments: where, how often and how fast.
-# Data is compared by the number of its images, since its path is another one on every machine.
+# Runs of one experiment may differ in these keys. Data are compared by the number of images,
+# because paths differ between machines.
 _FREE = (
     *("SEED", "OUTPUT_DIR", "DATASETS.", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.STEPS"),
     *("MOCO.CHECKPOINT.", "MOCO.KNN.", "MOCO.MONITOR.", "MOCO.COMPILE", "MOCO.CHANNELS_LAST"),
     *("MOCO.REFERENCE_BATCH", "MOCO.DATA.MAX_UNREADABLE", "MOCO.DATA.SHARD"),
 )
-# Replaced by quantities that do not depend on the batch.
+# Function `setting` replaces these keys by quantities that do not depend on the batch.
 _REPLACED = ("SOLVER.BASE_LR", "SOLVER.MAX_ITER", "MOCO.LR_STEP_EVERY", "MOCO.BN_SPLITS")
 _OF_THE_BATCH = ("SOLVER.IMS_PER_BATCH", "BatchNorm group", "MOCO.ACCUMULATION")
 _RATE_DIGITS = 9
@@ -33,14 +34,15 @@ _IMAGENET = {"train_images": 1_281_167, "classes": 1000}
 
 @dataclass(frozen=True)
 class Study:
-    """Points of one sweep that differ in nothing but what it varies, and the seed.
+    """Points of one sweep. They differ only in the settings that the sweep varies, and in the seed.
 
     Attributes:
-        values: series -> place -> trial -> top-1, percent; places in their order.
-        evaluation: what all have in common, see PretextRecord.
-        records: those that count.
-        untrained: top-1 of networks that were not pretrained, evaluated in the same way.
-        notes: sentences on what was left out.
+        sweep: The sweep.
+        values: Series -> place -> trial -> top-1 accuracy, percent; places are in order.
+        evaluation: Settings of all evaluations, see PretextRecord.
+        records: Records of the points.
+        untrained: Top-1 accuracies of networks without pretraining, evaluated in the same way.
+        notes: Sentences about records that were left out.
     """
 
     sweep: Sweep
@@ -51,12 +53,12 @@ class Study:
     notes: tuple[str, ...] = field(default=())
 
     def summary(self, series: str, place: X) -> Summary:
-        """Over seeds."""
+        """Return the summary of a point over seeds."""
         return summarize(self.values[series][place].values())
 
     @property
     def title(self) -> str:
-        """Network, data and number of runs: ``ResNet-18, generated_images, n = 3``."""
+        """Network, data and number of runs per point: ``ResNet-18, generated_images, n = 3``."""
         runs = [len(trials) for of in self.values.values() for trials in of.values()]
         n = f"{min(runs)}" if min(runs) == max(runs) else f"{min(runs)} to {max(runs)}"
         data = self.records[0].content["data"]
@@ -65,9 +67,7 @@ class Study:
 
     @property
     def on_the_papers_scale(self) -> bool:
-        """Whether the numbers can be set beside the paper's: ImageNet, ResNet-50, linear protocol,
-        where the paper's are that.
-        """
+        """Whether the numbers have the paper's scale: ImageNet, ResNet-50, linear protocol."""
         data, network = self.evaluation["data"], self.evaluation["architecture"]
         return (
             self.sweep.paper_label == LINEAR
@@ -78,10 +78,10 @@ class Study:
 
 
 def setting(record: PretextRecord) -> dict[str, Any]:
-    """What makes a pretraining the experiment that it is, apart from its seed.
+    """Return the settings that define the experiment of a pretraining.
 
-    Rates are for 256 images (linear rule), lengths in images seen; none depends on the number of
-    processes.
+    Learning rates are scaled to 256 images (linear rule), and lengths are in images. No setting
+    depends on the number of processes.
     """
     config = record.config
     batch, passes = config["SOLVER.IMS_PER_BATCH"], max(config["MOCO.ACCUMULATION"], 1)
@@ -98,9 +98,9 @@ def setting(record: PretextRecord) -> dict[str, Any]:
 
 
 def studies(records: Iterable[PretextRecord]) -> list[Study]:
-    """Every sweep that has two points to compare among `records`, in the papers' order.
+    """Return every sweep that has two points to compare among `records`, in the papers' order.
 
-    Networks that tools/pretrain.py did not make belong to none.
+    Networks of other projects than tools/pretrain.py belong to no sweep.
     """
     records = list(records)
     return [study for sweep in sweeps() for study in _studies(sweep, records)]
@@ -109,12 +109,12 @@ def studies(records: Iterable[PretextRecord]) -> list[Study]:
 def _studies(sweep: Sweep, records: list[PretextRecord]) -> Iterable[Study]:
     groups: dict[str, list[tuple[PretextRecord, str, X, str | None]]] = {}
     for record in records:
-        found = _placed(sweep, record)
-        if found is not None:
-            series, place, common, batch = found
+        placed = _placed(sweep, record)
+        if placed is not None:
+            series, place, common, batch = placed
             groups.setdefault(common, []).append((record, series, place, batch))
     for group in groups.values():
-        # End-to-end runs, whose batch is K, belong to whatever batch the others have.
+        # The batch of an end-to-end run is K, so such runs belong to every batch of the others.
         known = dict.fromkeys(b for *_, b in group if b is not None)
         batches: list[str | None] = [*known] or [None]
         for batch in batches:
@@ -125,22 +125,24 @@ def _studies(sweep: Sweep, records: list[PretextRecord]) -> Iterable[Study]:
 
 
 def _placed(sweep: Sweep, record: PretextRecord) -> tuple[str, X, str, str | None] | None:
-    """Series, place, and as text what must agree: in general, and of the batch."""
+    """Return series, place, and the settings that must agree as text: of all runs, of the batch."""
     if not record.config or record.config.get("MOCO.PRETEXT") != "moco":
         return None
     try:
-        found = sweep.place(record)
-        if found is None:
+        series_and_place = sweep.place(record)
+        if series_and_place is None:
             return None
         rest = {k: v for k, v in setting(record).items() if k not in sweep.varied}
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-        _logger.warning("left out %s: its pretraining's config is damaged (%r)", record.path, error)
+        _logger.warning(
+            "left out %s: config of its pretraining is damaged (%r)", record.path, error
+        )
         return None
     batch: str | None = ""
     if sweep.batch_is_dictionary:
         of_batch = {key: rest.pop(key) for key in _OF_THE_BATCH}
-        batch = None if found[0] == END_TO_END else _text(of_batch)
-    return *found, _text([record.evaluation, rest]), batch
+        batch = None if series_and_place[0] == END_TO_END else _text(of_batch)
+    return *series_and_place, _text([record.evaluation, rest]), batch
 
 
 def _text(content: Any) -> str:
@@ -154,7 +156,7 @@ def _study(
     notes = []
     for record, series, place in sorted(members, key=lambda m: m[0].started):
         key: tuple[Any, ...] = (series, place, record.seed, record.evaluation_seed)
-        if record.seed < 0:  # seeded from the clock: another run each time
+        if record.seed < 0:  # a seed from the clock: each run is a new one
             key += (record.content["checkpoint"]["sha256"],)
         older = counted.pop(key, None)
         if older is not None:
@@ -167,12 +169,12 @@ def _study(
     for series in _in_order(sweep, {s for _, s, _ in counted.values()}):
         own = [(r, x) for r, s, x in counted.values() if s == series]
         for place in sorted({x for _, x in own}, key=lambda x: order_of(sweep, x)):
-            found = sorted(
+            seeded = sorted(
                 ((r.seed, r.evaluation_seed), r.top1) for r, x in own if x == place and r.seed >= 0
             )
             clock = [r.top1 for r, x in own if x == place and r.seed < 0]
-            # Trials without a seed have numbers that no other point has.
-            trials = dict(found) | {(-1 - i, id(own)): top1 for i, top1 in enumerate(clock)}
+            # Trials without a seed get keys that no other point has.
+            trials = dict(seeded) | {(-1 - i, id(own)): top1 for i, top1 in enumerate(clock)}
             values.setdefault(series, {})[place] = trials
     evaluation = members[0][0].evaluation
     untrained = [r.top1 for r in everyone if r.is_random and r.evaluation == evaluation]
@@ -181,13 +183,13 @@ def _study(
 
 
 def _in_order(sweep: Sweep, series: set[str]) -> list[str]:
-    """The paper's first, in its order."""
+    """Return the series, those of the paper first, in its order."""
     papers = list(sweep.points())
     return sorted(series, key=lambda s: (papers.index(s) if s in papers else len(papers), s))
 
 
 def order_of(sweep: Sweep, place: X) -> tuple[int, float, str]:
-    """Sort key of places: numbers by value, categories in their order, unknown ones last."""
+    """Return a sort key of places: numbers by value, categories in order, unknown ones last."""
     if not isinstance(place, str):
         return 0, place, ""
     try:

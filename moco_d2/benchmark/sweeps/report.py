@@ -1,4 +1,4 @@
-"""The sweeps as a section of the report: figures with the paper's points, and tables."""
+"""The section of the report with figures and tables of the sweeps."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,22 +10,22 @@ from moco_d2.benchmark.sweeps.tables import sweep_tables
 from moco_d2.benchmark.tables.formats import to_html
 
 _INTRODUCTION = (
-    "What the features are worth in classification, over the settings that the papers vary. Only "
-    "runs that differ in nothing else are in one figure, by the configs in their checkpoints. On "
-    "another dataset than ImageNet accuracies have another scale, so that orders are compared "
-    "instead: between neighbors on the x axis, and between series."
+    "Each figure shows the accuracy of features in classification over a setting that the papers "
+    "vary. All other settings of its runs are equal, by the configs in their checkpoints. On "
+    "another dataset than ImageNet accuracies have another scale, so orders are compared: between "
+    "neighbors on the x axis, and between series."
 )
 
 
 def sweep_section(paths: Iterable[str | Path], folder: Path) -> Section | None:
-    """Figures and tables of all sweeps among `paths`; None where there are none.
+    """Return figures and tables of all sweeps in `paths`, or None if there are none.
 
     Args:
-        paths: output folders.
-        folder: where the figures are written.
+        paths: Output folders.
+        folder: Folder of the figures.
 
     Raises:
-        UserError: a path does not exist.
+        UserError: If a path does not exist.
     """
     records = read_pretext_records(paths)
     images = figures(records, folder)

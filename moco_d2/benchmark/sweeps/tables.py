@@ -1,10 +1,10 @@
-"""The points of the sweeps as tables: a row a series, a column a place, the paper's below ours."""
+"""Tables of the sweeps: one row per series, one column per place, the paper's rows last."""
 
 from collections.abc import Iterable
 
 from moco_d2.benchmark.records.pretext_records import PretextRecord
 from moco_d2.benchmark.statistics import agreement_band, summarize
-from moco_d2.benchmark.sweeps.agreement import agreement, listed, paper_std
+from moco_d2.benchmark.sweeps.agreement import agreement, agreement_table, paper_std
 from moco_d2.benchmark.sweeps.definitions import X, place_name
 from moco_d2.benchmark.sweeps.points import Study, order_of, studies
 from moco_d2.benchmark.tables.table import Cell, Row, Table
@@ -13,7 +13,7 @@ _HEAD = "top-1 (%)"
 
 
 def sweep_tables(records: Iterable[PretextRecord]) -> list[Table]:
-    """One table a sweep, in the papers' order."""
+    """Return one table per sweep, in the papers' order."""
     return [_table(study) for study in studies(records)]
 
 
@@ -21,7 +21,7 @@ def _table(study: Study) -> Table:
     sweep, paper = study.sweep, study.sweep.points()
     together = study.on_the_papers_scale
     shown = [*study.values.values(), *(() if together else paper.values())]
-    places = sorted({x for of in shown for x in of}, key=lambda place: order_of(sweep, place))
+    places = sorted({x for s in shown for x in s}, key=lambda place: order_of(sweep, place))
     rows = []
     for series in study.values:
         cells = tuple(_cell(study, series, place) for place in places)
@@ -37,14 +37,9 @@ def _table(study: Study) -> Table:
         ]
     names = tuple(map(place_name, places))
     notes = [agreement(study)]
-    if orders := listed(study):
-        notes.append(f"All orders that were compared: {orders}.")
     if study.untrained:
         untrained = summarize(study.untrained)
-        spread = "" if untrained.std is None else f" ± {untrained.std:.1f}"
-        notes.append(
-            f"The same network without pretraining: {untrained.mean:.1f}{spread} (n={untrained.n})."
-        )
+        notes.append(f"The same network without pretraining: {untrained} (n={untrained.n}).")
     return Table(
         task=sweep.name,
         title=f"{sweep.title} ({study.title}, {study.evaluation['protocol']})",
@@ -53,6 +48,7 @@ def _table(study: Study) -> Table:
         rows=tuple(rows),
         notes=(*notes, *study.notes),
         head=f"{sweep.xlabel or 'recipe'}; {_HEAD}",
+        text=agreement_table(study),
     )
 
 

@@ -114,8 +114,11 @@ def footnotes(table: Table) -> list[Span]:
     ]
 
 
-def grids(table: Table) -> Iterable[tuple[str, list[Line]]]:
-    """Yield header and lines of the rows, and of their differences if any were tested."""
-    yield table.head, list(value_lines(table))
+def grids(table: Table) -> Iterable[tuple[tuple[str, ...], list[Line]]]:
+    """Yield titles and lines of the rows, and of tested differences and text, if there are any."""
+    yield (table.head, *table.columns), list(value_lines(table))
     if differences := difference_lines(table):
-        yield "difference", differences
+        yield ("difference", *table.columns), differences
+    if table.text:
+        titles, *rows = table.text
+        yield titles, [([(label, "")], [[(cell, "")] for cell in cells]) for label, *cells in rows]

@@ -6,7 +6,7 @@ import io
 import re
 
 from moco_d2.benchmark.statistics import Comparison
-from moco_d2.benchmark.tables.cell_text import difference_lines, footnotes, grids, value_lines
+from moco_d2.benchmark.tables.cell_text import footnotes, grids
 from moco_d2.benchmark.tables.table import Pair, Table
 
 _CSV_COLUMNS = (
@@ -31,9 +31,9 @@ def to_markdown(tables: list[Table]) -> str:
     parts = []
     for table in tables:
         lines = [f"### {escape(table.title)}"]
-        for head, body in grids(table):
-            lines += ["", "| " + " | ".join(map(escape, (head, *table.columns))) + " |"]
-            lines.append("|" + "---|" * (len(table.columns) + 1))
+        for titles, body in grids(table):
+            lines += ["", "| " + " | ".join(map(escape, titles)) + " |"]
+            lines.append("|" + "---|" * len(titles))
             for label, cells in body:
                 texts = ["".join(span(*s) for s in cell) for cell in (label, *cells)]
                 lines.append("| " + " | ".join(texts) + " |")
@@ -128,26 +128,28 @@ def to_latex(tables: list[Table]) -> str:
 
     parts = []
     for table in tables:
+        (titles, body), *more = grids(table)
         lines = [
             r"\begin{table}",
             r"\centering",
             rf"\caption{{{escape(table.title)}}}",
             rf"\begin{{tabular}}{{l{'c' * len(table.columns)}}}",
             r"\hline",
-            " & ".join(map(escape, (table.head, *table.columns))) + r" \\",
+            " & ".join(map(escape, titles)) + r" \\",
             r"\hline",
         ]
-        for label, cells in value_lines(table):
+        for label, cells in body:
             texts = ["".join(span(*s) for s in cell) for cell in (label, *cells)]
             lines.append(" & ".join(texts) + r" \\")
         lines += [r"\hline", r"\end{tabular}"]
-        for label, cells in difference_lines(table):  # too wide for columns
-            texts = [
-                f"{escape(column)} {''.join(span(*s) for s in cell)}"
-                for column, cell in zip(table.columns, cells, strict=True)
-            ]
-            pair = "".join(span(*s) for s in label)
-            lines.append(rf"\par\footnotesize {pair}: {'; '.join(texts)}.")
+        for (_, *columns), body in more:  # too wide for columns
+            for label, cells in body:
+                texts = [
+                    f"{escape(column)} {''.join(span(*s) for s in cell)}"
+                    for column, cell in zip(columns, cells, strict=True)
+                ]
+                name = "".join(span(*s) for s in label)
+                lines.append(rf"\par\footnotesize {name}: {'; '.join(texts)}.")
         for text, mark in footnotes(table):
             sign = span(mark, "mark") + " " if mark else ""
             lines.append(rf"\par\footnotesize {sign}{escape(text)}")
@@ -175,11 +177,9 @@ def to_html(tables: list[Table]) -> str:
     parts = []
     for table in tables:
         lines = ['<div class="table">']
-        for i, (first, body) in enumerate(grids(table)):
+        for i, (titles, body) in enumerate(grids(table)):
             caption = f"<caption>{html.escape(table.title)}</caption>" if not i else ""
-            head = "".join(
-                f'<th scope="col">{html.escape(c)}</th>' for c in (first, *table.columns)
-            )
+            head = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in titles)
             lines += [f"<table>{caption}", f"<thead><tr>{head}</tr></thead>", "<tbody>"]
             for label, cells in body:
                 name, *texts = ("".join(span(*s) for s in cell) for cell in (label, *cells))

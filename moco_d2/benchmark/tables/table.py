@@ -60,6 +60,7 @@ class Table:
 
     `baseline` is the label of the row that differences are taken to. `pairs` are all comparisons
     that were tested and corrected together. `head` is the title of the column with the row labels.
+    `text` is one more table of text below, whose first row has the titles.
     """
 
     task: str
@@ -72,3 +73,4 @@ class Table:
     footnotes: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     head: str = "initialization"
+    text: tuple[tuple[str, ...], ...] = ()

@@ -25,7 +25,7 @@ from support.paths import ROOT
 
 from moco_d2 import untrusted_images
 from moco_d2.benchmark.records import files as records
-from moco_d2.benchmark.runs import suites
+from moco_d2.benchmark.runs import suite_values
 from moco_d2.checkpoint import archive, pickle_names, sources, unpickling
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.checkpoint.pickle_names import allowed_names
@@ -274,7 +274,7 @@ def bounds() -> list[tuple[str, str, str]]:
         ("configs and suites", "keys that are no text", safe_yaml.MOST_ODD_KEYS),
         ("configs", "files", safe_yaml.MOST_FILES),
         ("configs", "bases behind each other", safe_yaml.DEEPEST_BASE),
-        ("suites", "runs", suites.MOST_RUNS),
+        ("suites", "runs", suite_values.MOST_RUNS),
         ("records", "bytes", records.MOST_BYTES),
         ("records", "values", records.MOST_VALUES),
         ("records", "levels", records.MOST_LEVELS),

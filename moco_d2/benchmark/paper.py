@@ -1,11 +1,10 @@
 """The published tables of ``paper_tables.yaml``. The comment at its top explains the fields."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib import resources
-from typing import Any
 
+import msgspec
 import yaml
 
 from moco_d2.benchmark.records.matching import BASELINE
@@ -16,8 +15,7 @@ from moco_d2.errors import UserError, closest
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The data and schedule behind a published table."""
 
     train: tuple[str, ...]
@@ -39,19 +37,17 @@ class Setting:
         )
 
 
-@dataclass(frozen=True)
-class PaperRow:
+class PaperRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One published row, with one of `values` per metric; None if nothing is printed."""
 
     label: str
-    values: tuple[float | None, ...]
+    values: tuple[int | float | None, ...]  # int: a count
     initializations: tuple[str, ...] = ()
     baseline: bool = False
     unconfirmed: bool = False
 
 
-@dataclass(frozen=True)
-class PaperTable:
+class PaperTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One published table.
 
     `task` and `setting` are None if no run is compared with it, and `trials` if the source does not
@@ -89,7 +85,9 @@ def paper_tables() -> tuple[PaperTable, ...]:
     """Return all tables in the order of the file."""
     text = resources.files("moco_d2.benchmark").joinpath("paper_tables.yaml").read_text("utf-8")
     content = yaml.load(text, Loader=_LOADER)  # noqa: S506 - it is a safe loader
-    return tuple(_table(name, entry) for name, entry in content.items())
+    return tuple(
+        msgspec.convert({"name": name, **entry}, PaperTable) for name, entry in content.items()
+    )
 
 
 def find_row(task: str, initialization: str) -> tuple[PaperTable, PaperRow] | None:
@@ -131,26 +129,3 @@ def tables_named(name: str | None) -> list[PaperTable]:
         hint = closest(str(name), names) or f"there are {', '.join(names)}"
         raise UserError(f"no published table for {name!r}; {hint}")
     return tables
-
-
-def _table(name: str, entry: Mapping[str, Any]) -> PaperTable:
-    setting = entry.get("setting")
-    if setting is not None:
-        setting = Setting(
-            train=tuple(setting["train"]),
-            test=tuple(setting["test"]),
-            iterations=setting["iterations"],
-            images_per_batch=setting["images_per_batch"],
-        )
-    rows = tuple(
-        PaperRow(
-            **{
-                **row,
-                "initializations": tuple(row.get("initializations", ())),
-                "values": tuple(row["values"]),
-            }
-        )
-        for row in entry["rows"]
-    )
-    tuples = {key: tuple(entry.get(key, ())) for key in ("metrics", "std", "remarks")}
-    return PaperTable(name=name, **{**entry, **tuples, "setting": setting, "rows": rows})

@@ -8,15 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from moco_d2.benchmark.runs.cell_lock import is_running, lock_of
 from moco_d2.benchmark.runs.cell_state import (
     CELL_FILE,
     OUTPUT_LOG,
     examine,
-    is_running,
-    lock_of,
     note_started,
 )
-from moco_d2.benchmark.runs.suites import file_settings
+from moco_d2.benchmark.runs.suite_values import file_settings
 from moco_d2.benchmark.runs.transfer_suites import transfer_cell
 from moco_d2.config.load import task_configs
 from moco_d2.errors import UserError

@@ -265,7 +265,7 @@ def test_a_place_that_is_no_number_is_left_out_of_the_sweep(tmp_path, caplog, si
     good = [result(50.0, MOCO__DICTIONARY__SIZE=k) for k in (256, 512)]
     (study,) = studies(read_pretext_records([write_results(tmp_path, [bad, *good])]))
     assert list(study.values["MoCo"]) == [256, 512]
-    assert "config is damaged" in caplog.text
+    assert "config of its pretraining is damaged" in caplog.text
 
 
 def test_a_config_that_is_none_is_left_out_of_the_sweeps(tmp_path, caplog):
@@ -274,4 +274,4 @@ def test_a_config_that_is_none_is_left_out_of_the_sweeps(tmp_path, caplog):
     good = [result(50.0 + m, MOCO__MOMENTUM=m) for m in (0.9, 0.99)]
     records = read_pretext_records([write_results(tmp_path, [bad, *good])])
     assert [s.sweep.name for s in studies(records)] == ["momentum"]
-    assert "config is damaged" in caplog.text
+    assert "config of its pretraining is damaged" in caplog.text

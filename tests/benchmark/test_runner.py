@@ -13,7 +13,8 @@ from support.fake_suite import TOOLS, cell, run_cells
 from support.paths import SUPPORT
 
 from moco_d2.benchmark.runs import run_log
-from moco_d2.benchmark.runs.cell_state import CELL_FILE, is_running
+from moco_d2.benchmark.runs.cell_lock import is_running
+from moco_d2.benchmark.runs.cell_state import CELL_FILE
 from moco_d2.benchmark.runs.places import make_places
 from moco_d2.errors import UserError
 
@@ -240,7 +241,7 @@ def test_submitted_runs(tmp_path, capsys):
 
     assert submit() == 0
     out = capsys.readouterr().out
-    assert "a: submitted, job " in out and "1 more need these" in out
+    assert "a: submitted, job " in out and "1 more depend on these" in out
     wait_for((tmp_path / "a" / "record.json").exists)
     wait_for(lambda: len(events(tmp_path, "ended")) == 2)
     assert submit() == 0

@@ -13,8 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import filelock
-
+from moco_d2.benchmark.runs.cell_lock import LOCK
 from moco_d2.benchmark.runs.suites import CELL_FOLDER, FOLDER, Cell
 from moco_d2.config.keys import KEYS, read_value
 from moco_d2.config.plain import flatten
@@ -24,7 +23,6 @@ from moco_d2.files import check_own, read_plain_json, write_json
 
 CELL_FILE = "cell.json"
 OUTPUT_LOG = "output.log"
-_LOCK = ".lock"
 _MOST_NAMED = 3  # settings in a message
 _LONGEST_SHOWN = 200  # characters of one setting
 _MOST_BYTES = 8 << 20  # of a cell.json or a record; the suite that sets them has at most 1 MiB
@@ -103,7 +101,7 @@ def _check_place(cell_folder: Path, folder: Path) -> None:
             break
         if os.path.lexists(place) and not place.is_dir():
             raise UserError(f"{place} must be a folder; choose another --folder, or remove it")
-    for name in (OUTPUT_LOG, _LOCK):
+    for name in (OUTPUT_LOG, LOCK):
         check_own(cell_folder / name)
 
 
@@ -270,49 +268,3 @@ def _conflict(cell_folder: Path, problem: str) -> State:
 def placed(word: str, cell: Cell, folder: Path) -> str:
     """Return an argument with the folders in place of ``{folder}`` and ``{cell}``."""
     return word.replace(FOLDER, str(folder)).replace(CELL_FOLDER, str(folder / cell.name))
-
-
-# ---- lock ----------------------------------------------------------------------------------------
-
-
-def lock_of(cell: Cell, folder: Path) -> filelock.BaseFileLock:
-    """Return the lock that a process holds while it runs `cell`.
-
-    The system frees it when the process ends, even after a kill.
-
-    Raises:
-        UserError: If the folder of the cell cannot be made, or a link has the name of the lock.
-    """
-    cell_folder = folder / cell.name
-    try:
-        cell_folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_lock(cell, folder, error) from error
-    check_own(cell_folder / _LOCK)  # filelock would empty the target of a link
-    return filelock.FileLock(cell_folder / _LOCK)
-
-
-def is_running(cell: Cell, folder: Path) -> bool:
-    """Return whether some process runs `cell` now.
-
-    Raises:
-        UserError: As in lock_of, or if the lock cannot be opened.
-    """
-    if not os.path.lexists(folder / cell.name / _LOCK):
-        return False
-    lock = lock_of(cell, folder)
-    try:
-        lock.acquire(blocking=False)
-    except filelock.Timeout:
-        return True
-    except OSError as error:
-        raise cannot_lock(cell, folder, error) from error
-    lock.release()
-    return False
-
-
-def cannot_lock(cell: Cell, folder: Path, error: OSError) -> UserError:
-    """Return the error for a lock that cannot be made or opened."""
-    return UserError(
-        f"cannot write {folder / cell.name}: {error.strerror}; choose another --folder"
-    )

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from moco_d2.benchmark.runs import cell_state, run_log
+from moco_d2.benchmark.runs import cell_lock, cell_state, run_log
 from moco_d2.benchmark.runs.execution import BUSY_EXIT_CODE, Place, main
 from moco_d2.benchmark.runs.suites import Cell
 from moco_d2.engine.slurm import parse_words, queue
@@ -94,7 +94,7 @@ def submit_cells(
     outcome = {}
     for cell in cells:
         line = last.get(cell.name)
-        if cell_state.is_running(cell, folder):
+        if cell_lock.is_running(cell, folder):
             outcome[cell.name] = "is running"
         elif line and line["event"] == "submitted" and not _is_over(line):
             outcome[cell.name] = f"is in the queue, job {line['job']}"

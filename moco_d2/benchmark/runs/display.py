@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from moco_d2.benchmark.runs.suites import Suite
+from moco_d2.benchmark.runs.tasks import Task
 from moco_d2.files import read_tail
 from moco_d2.records.metrics_json import finite, parse_line
 
@@ -20,10 +21,10 @@ _MOST_FAILED = 5  # failed runs in the live table; all are named at the end
 class Display(Protocol):
     """Shows the progress of the cells."""
 
-    def event(self, task: Any, text: str) -> None:
+    def event(self, task: Task, text: str) -> None:
         """Show that the cell of `task` has started, continued, stopped or ended."""
 
-    def update(self, tasks: Iterable[Any]) -> None:
+    def update(self, tasks: Iterable[Task]) -> None:
         """Show all tasks of the suite; the runner calls this about twice a second."""
 
 
@@ -45,11 +46,11 @@ class _Lines:
         self.total = len(suite.cells)
         self.counts: Counter[str] = Counter()
 
-    def event(self, task: Any, text: str) -> None:
+    def event(self, task: Task, text: str) -> None:
         now = datetime.datetime.now().strftime("%H:%M:%S")
         print(f"{now} {task.cell.name} {text}", flush=True)
 
-    def update(self, tasks: Iterable[Any]) -> None:
+    def update(self, tasks: Iterable[Task]) -> None:
         counts = Counter(task.status for task in tasks)
         if counts["done"] != self.counts["done"]:
             print(f"{counts['done']} of {self.total} done, {counts['running']} running", flush=True)
@@ -61,11 +62,11 @@ class _Table:
         self.suite, self.folder, self.live = suite, folder, live
         self.started: dict[str, float] = {}
 
-    def event(self, task: Any, text: str) -> None:
+    def event(self, task: Task, text: str) -> None:
         if task.status == "running":
             self.started[task.cell.name] = time.monotonic()
 
-    def update(self, tasks: Iterable[Any]) -> None:
+    def update(self, tasks: Iterable[Task]) -> None:
         from rich.table import Table
 
         tasks = list(tasks)
@@ -79,7 +80,7 @@ class _Table:
             table.add_row(task.cell.name, task.status, *self._progress(task))
         self.live.update(table, refresh=True)
 
-    def _progress(self, task: Any) -> tuple[str, str, str]:
+    def _progress(self, task: Task) -> tuple[str, str, str]:
         if task.status == "failed":
             from rich.markup import escape
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import filelock
 
-from moco_d2.benchmark.runs import cell_state, run_log
+from moco_d2.benchmark.runs import cell_lock, cell_state, run_log
 from moco_d2.benchmark.runs.suites import Cell, untrusted_words
 from moco_d2.engine.signals import STOP_SIGNALS
 from moco_d2.errors import USER_ERROR_EXIT_CODE, UserError, printable
@@ -64,13 +64,13 @@ def run_next(cell: Cell, folder: Path, place: Place) -> int:
         UserError: If the folder of the cell, its lock or its output.log cannot be written.
     """
     folder = folder.absolute()
-    lock = cell_state.lock_of(cell, folder)
+    lock = cell_lock.lock_of(cell, folder)
     try:
         lock.acquire(blocking=False)
     except filelock.Timeout:
         return BUSY_EXIT_CODE
     except OSError as error:
-        raise cell_state.cannot_lock(cell, folder, error) from error
+        raise cell_lock.cannot_lock(cell, folder, error) from error
     try:
         return _run_locked(cell, folder, place)
     finally:

@@ -14,12 +14,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from moco_d2.benchmark.runs import cell_state, run_log
+from moco_d2.benchmark.runs import cell_lock, cell_state, run_log
 from moco_d2.benchmark.runs.display import duration
 from moco_d2.benchmark.runs.execution import TOOLS
 from moco_d2.benchmark.runs.measuring import hardware_of, measure_tasks, read_timing
 from moco_d2.benchmark.runs.places import make_places
-from moco_d2.benchmark.runs.suites import Cell, Suite, file_settings, load_suite
+from moco_d2.benchmark.runs.suite_values import file_settings
+from moco_d2.benchmark.runs.suites import Cell, Suite, load_suite
 from moco_d2.config.load import task_configs
 from moco_d2.config.safe_yaml import load_yaml
 from moco_d2.errors import UserError
@@ -77,7 +78,7 @@ def _grid(suite: Suite, folder: Path, states: dict[str, cell_state.State]) -> It
     places: dict[tuple[str, str], dict[int, str]] = {}
     for cell in suite.cells:
         status = states[cell.name].status
-        running = status != "conflict" and cell_state.is_running(cell, folder)
+        running = status != "conflict" and cell_lock.is_running(cell, folder)
         mark = "running" if running else _MARKS[status]
         places.setdefault((cell.task, cell.initialization), {})[cell.seed] = mark
     rows = [("task", "initialization", *(f"seed {seed}" for seed in seeds))]

@@ -26,10 +26,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moco_d2.benchmark.runs.suites import (
-    CELL_FOLDER,
-    FOLDER,
-    Cell,
+from moco_d2.benchmark.runs.suite_values import (
     arguments_of,
     check_grid,
     check_keys,
@@ -41,6 +38,7 @@ from moco_d2.benchmark.runs.suites import (
     whole_number,
     with_overrides,
 )
+from moco_d2.benchmark.runs.suites import CELL_FOLDER, FOLDER, Cell
 from moco_d2.config.keys import read_value
 from moco_d2.config.load import check_data, config_root
 from moco_d2.config.safe_yaml import expand_home, is_regular_file

@@ -15,7 +15,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from moco_d2.benchmark.runs import cell_state, run_log
+from moco_d2.benchmark.runs import cell_lock, run_log
 from moco_d2.benchmark.runs.checks import check_configs, check_conflicts
 from moco_d2.benchmark.runs.display import Display, display
 from moco_d2.benchmark.runs.execution import (
@@ -26,7 +26,8 @@ from moco_d2.benchmark.runs.execution import (
     main,
 )
 from moco_d2.benchmark.runs.places import make_places
-from moco_d2.benchmark.runs.suites import Cell, Suite, load_suite
+from moco_d2.benchmark.runs.suites import Suite, load_suite
+from moco_d2.benchmark.runs.tasks import Task, Tasks
 from moco_d2.engine.signals import SAME_SIGNAL_S, STOP_SIGNALS, held_back
 from moco_d2.errors import USER_ERROR_EXIT_CODE, UserError
 from moco_d2.files import sha256_of_json, write_text
@@ -92,7 +93,7 @@ def _run(
     processes = max(1, gpus_per_run)
     run_log.check_log(folder)
     check_conflicts(suite.cells, folder, processes)
-    tasks = _Tasks(suite, folder, processes)
+    tasks = Tasks(suite, folder, processes)
     waiting = [task.cell for task in tasks.of("waiting")]
     check_configs(waiting, folder, suite.files, processes=processes)
     for path, content in suite.files.items():
@@ -108,64 +109,15 @@ def _run(
     return _report(tasks)
 
 
-# ---- remaining cells -----------------------------------------------------------------------------
-
-
-@dataclasses.dataclass
-class _Task:
-    """A cell with its status: "waiting", "running", "elsewhere", "done" or "failed".
-
-    "elsewhere" means that another process runs it.
-    """
-
-    cell: Cell
-    status: str = "waiting"
-    exit_code: int = 0
-    problem: str = ""
-
-
-class _Tasks:
-    """The cells of a suite with their states."""
-
-    def __init__(self, suite: Suite, folder: Path, processes: int):
-        self.suite, self.folder, self.processes = suite, folder, processes
-        self.all = {cell.name: _Task(cell) for cell in suite.cells}
-        for task in self.all.values():
-            if self.state(task.cell).status == "done":
-                task.status = "done"
-
-    def state(self, cell: Cell) -> cell_state.State:
-        return cell_state.examine(cell, self.folder, processes=self.processes)
-
-    def log(self, cell: Cell) -> Path:
-        return self.folder / cell.name / cell_state.OUTPUT_LOG
-
-    def of(self, *statuses: str) -> list[_Task]:
-        return [task for task in self.all.values() if task.status in statuses]
-
-    def fail(self, task: _Task, exit_code: int, problem: str) -> None:
-        task.status, task.exit_code, task.problem = "failed", exit_code, problem
-
-    def ready(self) -> Iterator[_Task]:
-        """Yield the tasks that can start now. A task whose need has failed becomes failed."""
-        for task in self.of("waiting", "elsewhere"):
-            needed = [self.all[name] for name in task.cell.needs]
-            failed = next((t for t in needed if t.status == "failed"), None)
-            if failed is not None:
-                self.fail(task, failed.exit_code, f"not run: it needs {failed.cell.name}")
-            elif all(t.status == "done" for t in needed):
-                yield task
-
-
 class _Runner:
     """Starts processes and waits for them."""
 
     def __init__(
-        self, tasks: _Tasks, places: list[Place], shown: Display, stop: "_StopRequest"
+        self, tasks: Tasks, places: list[Place], shown: Display, stop: "_StopRequest"
     ) -> None:
         self.tasks, self.shown, self.stop = tasks, shown, stop
         self.free = list(places)
-        self.running: dict[Any, tuple[_Task, Place]] = {}
+        self.running: dict[Any, tuple[Task, Place]] = {}
         left = [task.cell for task in tasks.of("waiting")]
         self.context = _warmed({tool for cell in left for tool, _ in cell.commands})
 
@@ -194,7 +146,7 @@ class _Runner:
         for task in self.tasks.ready():
             if not self.free:
                 return
-            if cell_state.is_running(task.cell, self.tasks.folder):
+            if cell_lock.is_running(task.cell, self.tasks.folder):
                 if task.status != "elsewhere":
                     task.status = "elsewhere"
                     self.shown.event(task, "is being run by another process; waiting for it")
@@ -226,7 +178,7 @@ class _Runner:
             self.free.append(place)
             self._judge(task, process.exitcode, process.pid)
 
-    def _judge(self, task: _Task, exit_code: int, pid: int) -> None:
+    def _judge(self, task: Task, exit_code: int, pid: int) -> None:
         # A process that was killed could not write the end of its command into the log.
         if exit_code < 0 or not self._has_logged_end(task, pid):
             run_log.log_event(
@@ -250,7 +202,7 @@ class _Runner:
             self.tasks.fail(task, code, problem)
             self.shown.event(task, f"failed: {problem}")
 
-    def _has_logged_end(self, task: _Task, pid: int) -> bool:
+    def _has_logged_end(self, task: Task, pid: int) -> bool:
         """Return whether the log has as many ends as starts of a process."""
         events = [
             line["event"]
@@ -259,7 +211,7 @@ class _Runner:
         ]
         return events.count("started") <= events.count("ended")
 
-    def _done(self, task: _Task) -> None:
+    def _done(self, task: Task) -> None:
         task.status = "done"
         self.shown.event(task, "done")
 
@@ -322,7 +274,7 @@ def _stop_signals() -> Iterator[_StopRequest]:
             signal.signal(number, handler)
 
 
-def _report(tasks: _Tasks) -> int:
+def _report(tasks: Tasks) -> int:
     """Print the failed runs, and return the exit code."""
     failed = tasks.of("failed")
     done = len(tasks.of("done"))
@@ -335,7 +287,7 @@ def _report(tasks: _Tasks) -> int:
     return 0 if not failed else codes.pop() if len(codes) == 1 else _FAILED_EXIT_CODE
 
 
-def _submit(tasks: _Tasks, place: Place, gpus: int, words: list[str]) -> int:
+def _submit(tasks: Tasks, place: Place, gpus: int, words: list[str]) -> int:
     from moco_d2.benchmark.runs.cluster import submit_cells
 
     ready = [task.cell for task in tasks.ready()]

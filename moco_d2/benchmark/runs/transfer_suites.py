@@ -16,10 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moco_d2.benchmark.runs.suites import (
-    CELL_FOLDER,
-    FOLDER,
-    Cell,
+from moco_d2.benchmark.runs.suite_values import (
     arguments_of,
     check_grid,
     check_keys,
@@ -31,6 +28,7 @@ from moco_d2.benchmark.runs.suites import (
     whole_number,
     with_overrides,
 )
+from moco_d2.benchmark.runs.suites import CELL_FOLDER, FOLDER, Cell
 from moco_d2.config.load import config_root
 from moco_d2.config.safe_yaml import expand_home, is_regular_file
 from moco_d2.errors import UserError

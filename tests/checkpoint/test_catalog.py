@@ -2,7 +2,6 @@ import hashlib
 import http.server
 import io
 import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathManager as EmptyPathManager
+from support.commands import Python
 from torchvision.models import get_weight
 
 from moco_d2.checkpoint import catalog as module
@@ -281,7 +281,7 @@ def test_a_connection_that_makes_headway_is_no_failure(server, tmp_path):
 def test_a_server_that_is_too_slow_is_given_up(server, publish, cache, fault):
     server.faults = [fault] * 3
     started = time.monotonic()
-    with pytest.raises(UserError, match=r"toy.pth.tar stalls: next to no data in 0.3 s; fetch "):
+    with pytest.raises(UserError, match=r"toy.pth.tar stalls: almost no data in 0.3 s; fetch "):
         publish().source_file("toy://one")
     assert time.monotonic() - started < 5
     assert not (cache / "toy.pth.tar").exists()
@@ -310,7 +310,9 @@ def test_a_web_page_is_named_as_such(server, publish, cache):
 def test_a_wrong_hash_leaves_nothing(server, publish, cache):
     catalog = publish()
     server.files["/papers/toy.pth.tar"] = CONTENT[::-1]
-    with pytest.raises(UserError, match=r"serves is not the published toy.pth.tar: its md5 begins"):
+    with pytest.raises(
+        UserError, match=r"does not serve the published toy.pth.tar: its md5 begins"
+    ):
         catalog.source_file("toy://one")
     assert visible(cache) == []
     assert len(server.requests) == 1
@@ -502,12 +504,7 @@ def test_processes_fetch_once(server, cache, publish):
         "print(catalog.source_file('toy://one'))\n"
     )
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, url, md5],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        Python(["-c", code, url, md5], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         for _ in range(2)
     ]
     for process in processes:

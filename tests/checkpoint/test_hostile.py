@@ -4,14 +4,13 @@ import builtins
 import os
 import pickle
 import struct
-import subprocess
-import sys
 import time
 import zipfile
 
 import numpy as np
 import pytest
 import torch
+from support.commands import run_python
 
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.errors import UserError
@@ -125,9 +124,9 @@ def test_what_the_unpickler_would_not_survive(tmp_path, writer):
     }
     for name, content in contents.items():
         WRITERS[writer](tmp_path / name, content)
-    command = [sys.executable, "-c", READ_EACH, *contents]
-    done = subprocess.run(command, cwd=tmp_path, check=True, timeout=600, capture_output=True)
-    assert done.stdout.decode().splitlines() == [f"{name} 2" for name in contents]
+    done = run_python("-c", READ_EACH, *contents, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"{name} 2" for name in contents]
 
 
 def laughs(leaf):

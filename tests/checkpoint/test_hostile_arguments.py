@@ -9,7 +9,6 @@ import json
 import pickle
 import pickletools
 import struct
-import subprocess
 import sys
 import types
 import zipfile
@@ -19,6 +18,7 @@ import pytest
 import safetensors.torch
 import torch
 from numpy._core import multiarray
+from support.commands import run_python
 from yacs.config import CfgNode
 
 from moco_d2.checkpoint import pickle_names
@@ -28,10 +28,11 @@ from moco_d2.checkpoint.io import load_checkpoint, read_provenance
 from moco_d2.checkpoint.pickle_names import allowed_names
 from moco_d2.errors import UserError
 
-# Each file is read, and every number in it touched, by a process of its own, forked from one that
-# has imported what takes long. A signal is a negative number; -9 is memory beyond 2 GiB.
+# Each file is read, and every number in it touched, by a process that a file may end: the next one
+# is then read by a new process, forked from one that has imported what takes long. A signal is a
+# negative number; 9 is memory beyond 2 GiB.
 READ_EACH = """if True:
-    import os, resource, signal, sys
+    import mmap, os, resource, signal, sys
     import numpy, torch
     from moco_d2.checkpoint.io import load_checkpoint
     from moco_d2.errors import UserError
@@ -51,20 +52,36 @@ READ_EACH = """if True:
         elif isinstance(node, numpy.ndarray):
             repr(node.copy())
 
+    def code_of(path):
+        signal.alarm(20)
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (2 << 30), resource.RLIM_INFINITY))
+        try:
+            touch(load_checkpoint(path), set())
+        except UserError:
+            return 2
+        except MemoryError:
+            os._exit(9)
+        return 0
+
     torch.set_num_threads(1)
-    for path in sys.argv[1:]:
+    paths = sys.argv[1:]
+    codes = mmap.mmap(-1, len(paths))  # shared with the children
+    codes[:] = bytes([255]) * len(paths)
+    first = 0
+    while first < len(paths):
         if os.fork() == 0:
-            signal.alarm(20)
-            used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-            resource.setrlimit(resource.RLIMIT_AS, (used + (2 << 30),) * 2)
-            try:
-                touch(load_checkpoint(path), set())
-            except UserError:
-                os._exit(2)
-            except MemoryError:
-                os._exit(9)
+            for index in range(first, len(paths)):
+                codes[index] = code_of(paths[index])
             os._exit(0)
-        print(path, os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+        ended = os.waitstatus_to_exitcode(os.wait()[1])
+        done = codes[:].find(255)
+        last = len(paths) if done < 0 else done
+        for path, code in zip(paths[first:last], codes[first:last]):
+            print(path, code)
+        if done >= 0:
+            print(paths[last], ended)
+        first = last + 1
 """
 REFUSED, READ = 2, 0
 
@@ -72,10 +89,8 @@ REFUSED, READ = 2, 0
 def outcomes(folder):
     """Exit code of each file's reader, by file name."""
     files = sorted(path.name for path in folder.iterdir())
-    command = [sys.executable, "-c", READ_EACH, *files]
-    done = subprocess.run(
-        command, cwd=folder, check=True, timeout=600, capture_output=True, text=True
-    )
+    done = run_python("-c", READ_EACH, *files, cwd=folder)
+    assert done.returncode == 0, done.stderr
     return {name: int(code) for name, code in map(str.split, done.stdout.splitlines())}
 
 
@@ -384,7 +399,7 @@ def test_one_storage_under_many_names(tmp_path):
     """10,000 tensors of one record take 10,000 times its bytes once they are used."""
     shared = torch.ones(1 << 20)
     torch.save({f"a{i}": shared.view(-1) for i in range(1000)}, tmp_path / "c.pth")
-    with pytest.raises(UserError, match="stands for tensors of"):
+    with pytest.raises(UserError, match="unpacks to tensors of"):
         load_checkpoint(tmp_path / "c.pth")
     few = {f"a{i}": shared.view(-1) for i in range(5)}
     torch.save(few, tmp_path / "few.pth")
@@ -572,7 +587,7 @@ def test_names_that_are_no_text_reach_no_terminal(tmp_path, small, place):
         "container": {ESCAPE: small},
     }[place]
     torch.save(state, tmp_path / "c.pth")
-    with pytest.raises(UserError, match="which is no text") as caught:
+    with pytest.raises(UserError, match="which is not printable text") as caught:
         convert(tmp_path / "c.pth", tmp_path / "w.pth")
     assert str(caught.value).isprintable()
 

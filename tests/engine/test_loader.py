@@ -3,12 +3,12 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from support.commands import Python
 from support.paths import ROOT, TESTS
 from torch.utils.data import Dataset
 
@@ -113,13 +113,13 @@ print(*(worker.pid for worker in batches._workers), flush=True)
 """
 
 
-def start(dataset: str, end: str) -> tuple[subprocess.Popen, list[int]]:
+def start(dataset: str, end: str) -> tuple[Python, list[int]]:
     """A process with an open loader, and the loader's workers."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT.format(dataset=dataset, end=end)],
+    process = Python(
+        ["-c", SCRIPT.format(dataset=dataset, end=end)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
     )
     return process, [int(pid) for pid in process.stdout.readline().split()]
 

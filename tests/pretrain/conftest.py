@@ -56,10 +56,6 @@ def make_config(words):
 @pytest.fixture
 def small_network(monkeypatch):
     """Pretraining builds a SmallNetwork, whatever MOCO.ENCODER.ARCH says."""
-
-    def build(arch, *, dim, mlp=False, norm_layer=None, **widths):
-        return SmallNetwork(dim, mlp=mlp, norm_layer=norm_layer)
-
     for module in (moco, supervised):
-        monkeypatch.setattr(module, "build_encoder", build)
+        monkeypatch.setattr(module, "build_encoder", SmallNetwork.build)
     return SmallNetwork

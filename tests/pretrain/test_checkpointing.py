@@ -1,11 +1,10 @@
 import logging
 import os
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
+from support.commands import run_python
 from torchvision import models
 
 from moco_d2.errors import UserError
@@ -115,7 +114,7 @@ def test_an_interrupted_save_keeps_the_checkpoint_before(
     [
         (
             {"MOCO.DICTIONARY.SIZE": 24},
-            r"queue is \(16, 20\) and this config makes it \(16, 24\): "
+            r"queue has the shape \(16, 20\), but this config gives \(16, 24\): "
             r"change MOCO.DICTIONARY.SIZE back",
         ),
         ({"MOCO.ENCODER.MLP": False}, r"no encoder_q\.fc\.weight; .* check MOCO\.ENCODER"),
@@ -270,13 +269,7 @@ run_command(lambda: ours.save("checkpoint_0000002.pth.tar", iteration=2, epoch=0
 
 
 def test_a_full_disk_is_one_sentence_and_the_checkpoint_before_stays(tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    result = run_python("-c", FULL_DISK, tmp_path)
     assert result.returncode == 2, result.stderr
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"error: cannot write {tmp_path}/checkpoint_0000002.pth.tar (")

@@ -5,51 +5,53 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from support.paths import SUPPORT, TESTS
+from support.commands import SECONDS, Python, start_processes
+from support.paths import SUPPORT
 from support.toy_shards import make_shards
 
 SMALL_RUN = str(SUPPORT / "pretrain" / "small_run.py")
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 STEPS = 120  # long enough to be hit in the middle
 PERIOD = 4
 TIMES = {"time", "data_time", "eta_seconds"}
 
 
-def start(words: list[str], *, processes: int, resume: bool = False) -> subprocess.Popen:
-    launcher = TORCHRUN if processes == 2 else [sys.executable]
-    flags = ["--resume"] if resume else []
-    return subprocess.Popen(
-        [*launcher, SMALL_RUN, "--config-file", "moco_v2_R50_200ep.yaml", *flags, *words],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(TESTS)},
-        start_new_session=True,  # so that all of its processes can be killed
-    )
+def start(words: list[str], *, processes: int, resume: bool = False) -> list[Python]:
+    command = [SMALL_RUN, "--config-file", "moco_v2_R50_200ep.yaml", *words]
+    if resume:
+        command.append("--resume")
+    options = {
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.PIPE,
+        "start_new_session": True,  # so that data workers can be killed with their process
+    }
+    if processes > 1:
+        return start_processes(processes, *command, **options)
+    return [Python(command, **options)]
 
 
-def finish(process: subprocess.Popen) -> None:
-    _, messages = process.communicate(timeout=600)
-    assert process.returncode == 0, messages
+def finish(run: list[Python]) -> None:
+    messages = [process.communicate(timeout=SECONDS)[1] for process in run]
+    assert [process.returncode for process in run] == [0] * len(run), "\n".join(messages)
 
 
-def kill_after_a_checkpoint(process: subprocess.Popen, folder: Path) -> None:
+def kill_after_a_checkpoint(run: list[Python], folder: Path) -> None:
     """SIGKILL to every process of the run at a random moment after the first checkpoint."""
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + SECONDS
     while not (folder / "last_checkpoint").exists():
-        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        assert all(p.poll() is None for p in run), [p.communicate()[1] for p in run]
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     time.sleep(random.random() * 0.3)
-    assert process.poll() is None, "the run was over before it was killed"
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stderr.close()
+    assert all(p.poll() is None for p in run), "the run was over before it was killed"
+    for process in run:
+        os.killpg(process.pid, signal.SIGKILL)
+    for process in run:
+        process.communicate()
 
 
 def differences(a, b, where="") -> list[str]:

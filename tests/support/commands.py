@@ -1,8 +1,8 @@
-"""Run a script of tools/ as a process of its own, without the seconds in which it imports torch.
+"""Start Python programs without the seconds in which each imports torch.
 
-multiprocessing's forkserver has imported what the tools import, and forks each command from there:
-a clean process, unlike one that is forked from a process of tests. What a command itself imports,
-and when, is seen only by a real start: those tests use subprocess.
+multiprocessing's forkserver has imported what the tools import, and forks each program from there:
+a clean process, unlike one that is forked from a process of tests. What a program itself imports,
+and when, is seen only in a real start: those tests use subprocess.
 """
 
 import atexit
@@ -10,11 +10,15 @@ import multiprocessing
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from multiprocessing.reduction import DupFd
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from support.paths import ROOT
 
@@ -33,51 +37,165 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(_PRELOADED)
 
 
+class Python(subprocess.Popen):
+    """``subprocess.Popen([sys.executable, *words], text=True)``, forked from the server.
+
+    Args:
+        words: a script and its arguments, or ``-c``, code and its arguments.
+        cwd: the folder that it runs in.
+        env: all of its environment variables.
+        start_new_session: whether it leads a session, and a process group, of its own.
+        streams: `stdin`, `stdout` and `stderr` as for Popen.
+    """
+
+    def __init__(
+        self,
+        words: Iterable[object],
+        *,
+        cwd: str | Path = ".",
+        env: Mapping[str, str] = os.environ,
+        start_new_session: bool = False,
+        **streams: Any,
+    ):
+        self._place = (str(Path(cwd).absolute()), dict(env), start_new_session)
+        super().__init__([str(word) for word in words], text=True, **streams)
+
+    def _execute_child(self, args: list[str], *rest: Any) -> None:
+        p2cread, _, _, c2pwrite, _, errwrite = pipes = rest[9:15]
+        with open(os.devnull) as null:
+            ends = (
+                null.fileno() if p2cread == -1 else p2cread,
+                1 if c2pwrite == -1 else c2pwrite,
+                2 if errwrite == -1 else errwrite,
+            )
+            self._process = _context.Process(target=_run, args=(args, *self._place, _Files(ends)))
+            self._process.start()
+        self.pid = self._process.pid
+        self._child_created = True
+        self._close_pipe_fds(*pipes)
+
+    def _internal_poll(self, _deadstate: int | None = None) -> int | None:
+        if self.returncode is None:
+            self.returncode = self._process.exitcode
+        return self.returncode
+
+    def _wait(self, timeout: float | None) -> int:
+        self._process.join(timeout)
+        if self._internal_poll() is None:
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return self.returncode
+
+
+class _Files:
+    """Open files that are handed to another process, where they have other descriptors."""
+
+    def __init__(self, descriptors: Iterable[int]):
+        self.descriptors = list(descriptors)
+
+    def __reduce__(self) -> tuple:
+        return _received, ([DupFd(descriptor) for descriptor in self.descriptors],)
+
+
+def _received(sent: list[Any]) -> _Files:
+    return _Files(one.detach() for one in sent)
+
+
+def run_python(*words: object, **options: Any) -> subprocess.CompletedProcess:
+    """Run ``python words`` to its end; `options` are those of Python."""
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with Python(words, **streams, **options) as process:
+        try:
+            out, err = process.communicate(timeout=SECONDS)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
 def run_tool(
     script: Path, *words: object, cwd: Path = ROOT, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess:
-    """Run ``python script words`` and wait for its end.
+    """Run ``python script words`` to its end.
 
     Args:
         cwd: the folder that it runs in.
-        env: variables that it has besides those of this process.
+        env: environment variables that it has besides those of this process.
     """
-    environment = {**os.environ, **(env or {})}
-    with tempfile.TemporaryDirectory() as name:
-        out, err = Path(name) / "stdout", Path(name) / "stderr"
-        process = _context.Process(
-            target=_run,
-            args=(str(script), [str(w) for w in words], str(cwd), environment, out, err),
-        )
-        process.start()
-        process.join(SECONDS)
-        if process.exitcode is None:
+    return run_python(script, *words, cwd=cwd, env={**os.environ, **(env or {})})
+
+
+def start_processes(
+    number: int, *words: object, env: Mapping[str, str] = os.environ, **options: Any
+) -> list[Python]:
+    """Start ``python words`` as `number` processes, with the variables that torchrun sets."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(number))
+    ranks = [dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)) for rank in range(number)]
+    return [Python(words, env={**env, **common, **rank}, **options) for rank in ranks]
+
+
+def run_processes(number: int, *words: object, **options: Any) -> list[str]:
+    """Run ``python words`` as `number` processes; see start_processes.
+
+    Returns:
+        What each has printed.
+
+    Raises:
+        AssertionError: a process has failed; with what all have printed.
+    """
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    processes = start_processes(number, *words, **streams, **options)
+    try:
+        outputs = [process.communicate(timeout=SECONDS)[0] for process in processes]
+    finally:
+        for process in processes:
             process.kill()
-            process.join()
-            raise subprocess.TimeoutExpired([script, *words], SECONDS, err.read_text())
-        texts = (file.read_text("utf-8") if file.exists() else "" for file in (out, err))
-        return subprocess.CompletedProcess([script, *words], process.exitcode, *texts)
+    assert [process.returncode for process in processes] == [0] * number, "\n".join(outputs)
+    return outputs
 
 
 def _run(
-    script: str, words: list[str], cwd: str, environment: dict[str, str], out: Path, err: Path
+    words: list[str], cwd: str, environment: dict[str, str], new_session: bool, files: _Files
 ) -> None:
+    if new_session:
+        os.setsid()
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
     tempfile.tempdir = None  # TMPDIR may be another here
+    # The workers of a DataLoader would come from a fork server, which imports torch anew.
+    multiprocessing.set_start_method("fork", force=True)
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for file, descriptor in ((out, 1), (err, 2)):
-        handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(handle, descriptor)
-        os.close(handle)
-    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - open to the end
+    for target, descriptor in enumerate(files.descriptors):
+        os.dup2(descriptor, target)
+        os.close(descriptor)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - open to the end
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115
-    sys.argv = [script, *words]
+    sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     try:
-        runpy.run_path(script, run_name="__main__")
+        _execute(words)
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        sys.exit(1)
     finally:
+        sys.stdout.flush()
         atexit._run_exitfuncs()  # which a process of multiprocessing leaves out
         sys.stdout.flush()
+
+
+def _execute(words: list[str]) -> None:
+    if words[0] != "-c":
+        sys.argv = words
+        sys.path.insert(0, str(Path(words[0]).parent))
+        runpy.run_path(words[0], run_name="__main__")
+        return
+    sys.argv = ["-c", *words[2:]]
+    sys.path.insert(0, "")
+    main = sys.modules["__main__"] = ModuleType("__main__")
+    exec(compile(words[1], "<string>", "exec"), main.__dict__)

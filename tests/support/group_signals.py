@@ -4,37 +4,27 @@ For tests of signals: see tests/test_group_signals.py.
 """
 
 import os
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from support.paths import ROOT
+from support.commands import Python
+from support.paths import ROOT  # noqa: F401
 
 LIMIT_S = 600  # of what takes seconds
-
-
-def _as_from_a_terminal() -> None:
-    """Undo what nohup, or a shell's &, have done to the tests' own signals."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
 
 
 class Command:
     """``python SCRIPT WORDS`` in a session, and a process group, of its own."""
 
     def __init__(self, script: Path, words: Sequence[object], **environment: str):
-        paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-        self._process = subprocess.Popen(
-            [sys.executable, str(script), *map(str, words)],
+        self._process = Python(
+            [script, *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **environment},
+            env={**os.environ, **environment},
             start_new_session=True,
-            preexec_fn=_as_from_a_terminal,  # noqa: PLW1509 - tests have no threads
         )
 
     @property

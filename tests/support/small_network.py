@@ -21,5 +21,10 @@ class SmallNetwork(nn.Module):
         if mlp:
             self.fc = nn.Sequential(nn.Linear(self.WIDTH, self.WIDTH), nn.ReLU(), self.fc)
 
+    @classmethod
+    def build(cls, arch, *, dim, mlp=False, norm_layer=None, **widths):
+        """Stands for pretraining's build_encoder, whatever MOCO.ENCODER says."""
+        return cls(dim, mlp=mlp, norm_layer=norm_layer)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc(F.relu(self.bn(self.conv(x))).mean(dim=(2, 3)))

@@ -6,12 +6,7 @@ from moco_d2.cli import argument_parser, run_command
 from moco_d2.engine.launch import launch
 from moco_d2.pretrain.model import moco
 
-
-def build(arch, *, dim, mlp=False, norm_layer=None, **widths):
-    return SmallNetwork(dim, mlp=mlp, norm_layer=norm_layer)
-
-
 if __name__ == "__main__":
-    moco.build_encoder = build
+    moco.build_encoder = SmallNetwork.build
     args = argument_parser("", "").parse_args()
     run_command(lambda: launch("moco_d2.pretrain.main:pretrain", args))

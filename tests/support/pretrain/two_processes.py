@@ -1,4 +1,4 @@
-"""Run by tests/pretrain/test_two_processes.py under torchrun, once a rank: OUT_FOLDER RUNS.json.
+"""Run by tests/pretrain/test_two_processes.py as two processes: OUT_FOLDER RUNS.json.
 
 RUNS.json: {name of a run: its overrides as words}. What a rank finds goes to rankN.pth.
 """
@@ -9,13 +9,16 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from detectron2.utils import comm
+from support.small_network import SmallNetwork
 
 from moco_d2.config.load import load_config
 from moco_d2.engine.launch import launch, seed
 from moco_d2.pretrain.engine import Pretrainer
+from moco_d2.pretrain.model import moco
 from moco_d2.pretrain.model.dictionary import Queue
 from moco_d2.pretrain.model.shuffle_bn import encode_shuffled
 
@@ -76,7 +79,7 @@ def train(words: list[str]) -> dict:
     end.
     """
     cfg = load_config("moco_v2_R50_200ep.yaml", words)
-    with double_precision():
+    with double_precision(), patch.object(moco, "build_encoder", SmallNetwork.build):
         seed(cfg)
         trainer = ObservedPretrainer(cfg)
         for encoder in trainer.model.children():

@@ -1,9 +1,10 @@
-"""Run by tests/transfer/evaluation/test_precise_bn.py as FOLDER RANK: two gloo processes estimate
+"""Run by tests/transfer/evaluation/test_precise_bn.py as FOLDER: two gloo processes estimate
 BatchNorm statistics, each from its images, and write them.
 """
 
 import moco_d2  # noqa: F401  isort: skip  before Detectron2
 
+import os
 import sys
 
 import torch
@@ -70,4 +71,4 @@ def worker(root: str, rank: int) -> None:
 
 
 if __name__ == "__main__":
-    worker(sys.argv[1], int(sys.argv[2]))
+    worker(sys.argv[1], int(os.environ["RANK"]))

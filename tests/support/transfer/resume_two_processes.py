@@ -1,4 +1,4 @@
-"""Run by tests/transfer/test_resume.py as FOLDER RANK OVERRIDES.json: two gloo processes
+"""Run by tests/transfer/test_resume.py as FOLDER OVERRIDES.json: two gloo processes
 fine-tune, once without a break, and once stopped by a signal that only the second is sent, and
 resumed.
 """
@@ -51,4 +51,4 @@ def main(root: str, rank: int, overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), json.loads(Path(sys.argv[3]).read_text()))
+    main(sys.argv[1], int(os.environ["RANK"]), json.loads(Path(sys.argv[2]).read_text()))

@@ -1,9 +1,10 @@
-"""Run by tests/transfer/evaluation/test_voc_evaluation.py as FOLDER RANK: two gloo processes
+"""Run by tests/transfer/evaluation/test_voc_evaluation.py as FOLDER: two gloo processes
 evaluate halves of a dataset, and the first compares with all of it by itself.
 """
 
 import moco_d2  # noqa: F401  isort: skip  before Detectron2
 
+import os
 import sys
 from pathlib import Path
 
@@ -66,4 +67,4 @@ def results_together(case, order, rank):
 
 
 if __name__ == "__main__":
-    worker(int(sys.argv[2]), sys.argv[1])
+    worker(int(os.environ["RANK"]), sys.argv[1])

@@ -1,14 +1,12 @@
 import contextlib
 import itertools
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from fvcore.nn.precise_bn import update_bn_stats
-from support.paths import SUPPORT, TESTS
+from support.commands import run_processes
+from support.paths import SUPPORT
 from support.transfer.precise_bn_two_processes import (
     BATCHES,
     PROCESSES,
@@ -30,18 +28,7 @@ TOLERANCE = {"rtol": 1e-6, "atol": 1e-6}
 def ranks(tmp_path_factory):
     """What each of two processes found."""
     folder = tmp_path_factory.mktemp("two_processes")
-    script = str(SUPPORT / "transfer" / "precise_bn_two_processes.py")
-    paths = [str(TESTS), os.environ.get("PYTHONPATH", "")]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    processes = [
-        subprocess.Popen([sys.executable, script, str(folder), str(rank)], env=env)
-        for rank in range(PROCESSES)
-    ]
-    try:
-        assert [process.wait(600) for process in processes] == [0] * PROCESSES
-    finally:
-        for process in processes:
-            process.kill()
+    run_processes(PROCESSES, SUPPORT / "transfer" / "precise_bn_two_processes.py", folder)
     return [torch.load(folder / f"rank{r}.pth", weights_only=True) for r in range(PROCESSES)]
 
 

@@ -2,23 +2,21 @@
 
     images -> pretrain -> checkpoint -> Detectron2 weights -> transfer -> run records -> tables
 
-`import moco_d2` itself loads nothing heavy. It leaves notes that are acted on when Detectron2 is
-imported, before or after us:
+`import moco_d2` itself loads nothing heavy. It registers functions that run when a module of
+Detectron2 is imported, or at once if it is imported already:
 
-* ``detectron2``                      what v0.6 lacks on current torch, NumPy, Pillow
-  (plugin/compat.py)
-* ``detectron2.config.defaults``      our keys, ``cfg.MOCO`` (config/)
-* ``detectron2.modeling``             our heads and architectures (transfer/modeling/)
-* ``detectron2.data.datasets``        the sets of VOC segmentation
-  (transfer/data/voc_segmentation.py)
-* ``detectron2.data.detection_utils``  which image files it opens (untrusted_images.py)
-* ``detectron2.data.datasets.cityscapes``  a loader that cannot hang (plugin/cityscapes_pool.py)
-* ``detectron2.engine.defaults``      several CPU processes (plugin/compat.py)
-* ``detectron2.checkpoint``           ``random://``, random initialization (transfer/weights.py),
-  and published weights by name (checkpoint/catalog.py)
+* ``detectron2``: fixes for current torch, NumPy and Pillow that v0.6 lacks (plugin/compat.py)
+* ``detectron2.config.defaults``: our keys, ``cfg.MOCO`` (config/)
+* ``detectron2.modeling``: our heads and architectures (transfer/modeling/)
+* ``detectron2.data.datasets``: the VOC segmentation datasets (transfer/data/voc_segmentation.py)
+* ``detectron2.data.detection_utils``: checks of image files (untrusted_images.py)
+* ``detectron2.data.datasets.cityscapes``: a loader that cannot hang (plugin/cityscapes_pool.py)
+* ``detectron2.engine.defaults``: several CPU processes (plugin/compat.py)
+* ``detectron2.checkpoint``: ``random://``, random initialization (transfer/weights.py), and
+  published weights by name (checkpoint/catalog.py)
 
-The same happens with ``DETECTRON2_ENV_MODULE=moco_d2``, so Detectron2's own tools/train_net.py and
-DefaultPredictor run our configs without any code of ours.
+``DETECTRON2_ENV_MODULE=moco_d2`` does the same, so Detectron2's own tools/train_net.py and
+DefaultPredictor run our configs without any code from here.
 """
 
 from moco_d2.plugin.after_import import after_import
@@ -87,6 +85,4 @@ after_import("detectron2.checkpoint", _register_weights)
 
 
 def setup_environment() -> None:
-    """What Detectron2 calls when DETECTRON2_ENV_MODULE=moco_d2; importing the package has already
-    done it all.
-    """
+    """Do nothing. Detectron2 calls it for DETECTRON2_ENV_MODULE, but the import is enough."""

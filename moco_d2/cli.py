@@ -1,4 +1,4 @@
-"""Command lines: their flags, and how a command begins and ends."""
+"""The flags of the commands, and how a command begins and ends."""
 
 import argparse
 import contextlib
@@ -19,14 +19,14 @@ from moco_d2.errors import (
 
 
 def start_job(main: str, args: argparse.Namespace) -> None:
-    """Run a job in every one of its processes; with ``--submit``, send it to SLURM instead.
+    """Run a job in all its processes, or with ``--submit`` send it to SLURM.
 
     Args:
-        main: see launch.launch.
-        args: the parsed flags.
+        main: The main function, see launch.launch.
+        args: The parsed flags.
 
     Raises:
-        UserError: as launch.launch and slurm.submit.
+        UserError: If launch.launch or slurm.submit raises it.
     """
     if getattr(args, "submit", None):
         from moco_d2.engine.slurm import submit
@@ -39,15 +39,17 @@ def start_job(main: str, args: argparse.Namespace) -> None:
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
-    """Run a command line's main function; a UserError, and what a machine does to a command, become
-    one line and exit code 2; a signal that ends it, one line and 128 + its number.
+    """Run the main function of a command, and exit.
+
+    A UserError or a failure of the machine becomes one line and exit code 2. A signal becomes one
+    line and exit code 128 + its number.
     """
     from moco_d2.engine.failures import explained
     from moco_d2.engine.signals import end_on_signals, end_silently
 
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        # One of several may be waiting for another outside of Python, where a handler is not
-        # called: those the system ends, and their launcher says so.
+        # One of several processes may be waiting outside of Python, where no handler is called.
+        # The system ends such processes, and their launcher reports it.
         end_on_signals()
     try:
         with explained():
@@ -68,11 +70,11 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
 
 
 def command_parser(description: str | None, *examples: str) -> argparse.ArgumentParser:
-    """Return a parser without flags, whose help ends with examples. All commands have this form.
+    """Return a parser without flags for any command. Its help ends with examples.
 
     Args:
-        description: what the command does, printed as it is.
-        examples: command lines.
+        description: What the command does, printed without reformatting.
+        examples: Command lines.
     """
     heading = "example" if len(examples) == 1 else "examples"
     return argparse.ArgumentParser(
@@ -83,8 +85,9 @@ def command_parser(description: str | None, *examples: str) -> argparse.Argument
 
 
 def argument_parser(description: str, *examples: str) -> argparse.ArgumentParser:
-    """Return a parser with Detectron2's training flags, without the seconds that importing
-    Detectron2 for them would cost; see command_parser.
+    """Return a parser with Detectron2's training flags, without the slow import of Detectron2.
+
+    The arguments are those of command_parser.
     """
     parser = command_parser(description, *examples)
     parser.add_argument(
@@ -99,7 +102,7 @@ def argument_parser(description: str, *examples: str) -> argparse.ArgumentParser
     )
     parser.add_argument("--num-gpus", type=int, default=1, help="GPUs on this machine")
     parser.add_argument("--num-machines", type=int, default=1)
-    parser.add_argument("--machine-rank", type=int, default=0, help="this machine's index")
+    parser.add_argument("--machine-rank", type=int, default=0, help="index of this machine")
     parser.add_argument(
         "--dist-url",
         default="auto",
@@ -111,12 +114,12 @@ def argument_parser(description: str, *examples: str) -> argparse.ArgumentParser
         type=lambda words: words.split(","),
         help="send the job to SLURM: partition=...,nodes=2,gpus-per-node=8,time=24:00:00",
     )
-    # For what a suite runs: what KEY VALUE says is of a file, and may name less than a user may.
+    # A suite sets it: its KEY VALUE pairs come from a file, which may name less than a user.
     parser.add_argument("--overrides-from-file", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, in pairs"
     )
-    # For the record, also of a job that SLURM starts with another command line.
+    # The run record needs it, even if SLURM starts the job with another command line.
     tool = f"tools/{Path(sys.argv[0]).name}"
     typed = shlex.join([tool, *sys.argv[1:]])
     parser.set_defaults(command=typed.encode("utf-8", "replace").decode())

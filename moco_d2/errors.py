@@ -1,4 +1,4 @@
-"""User mistakes: one clear sentence that names the fix, exit code 2, never a traceback."""
+"""Errors that the user can fix: one sentence that names the fix, exit code 2, no traceback."""
 
 import difflib
 import re
@@ -9,10 +9,10 @@ INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, what shells and schedulers expect
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal has ended the run, which is saved.
+    """A signal ended the run, after the run was saved.
 
     Attributes:
-        exit_code: 128 + the signal's number, what shells and schedulers expect.
+        exit_code: 128 + the signal's number, as shells and schedulers expect.
     """
 
     def __init__(self, number: int):
@@ -21,10 +21,11 @@ class Stopped(KeyboardInterrupt):
 
 
 class UserError(Exception):
-    """Something the user can mend. The message says what is wrong and what to do.
+    """An error that the user can fix. The message says what is wrong and what to do.
 
     Attributes:
-        lines: of the message; each becomes one on the terminal, whatever a name in it holds.
+        lines: The lines of the message. Each is printed as one line, even if a name in it contains
+            a line break.
     """
 
     def __init__(self, *lines: str):
@@ -33,7 +34,7 @@ class UserError(Exception):
 
 
 def closest(name: str, candidates: Iterable[str]) -> str:
-    """The nearest candidates as part of a sentence: ``did you mean 'voc_2007_test'?``"""
+    """Return the closest candidates as a clause: ``did you mean 'voc_2007_test'?``."""
     matches = difflib.get_close_matches(name, list(candidates), n=3, cutoff=0.5)
     if not matches:
         return ""
@@ -41,7 +42,7 @@ def closest(name: str, candidates: Iterable[str]) -> str:
 
 
 def as_raised(error: UserError) -> UserError:
-    """The error without the traceback that a DataLoader puts around what a worker has raised."""
+    """Return an error without the traceback that a DataLoader adds to a worker's message."""
     text = str(error)
     if not text.startswith("Caught "):
         return error
@@ -50,7 +51,5 @@ def as_raised(error: UserError) -> UserError:
 
 
 def printable(text: str) -> str:
-    """Text in which "?" stands for what a terminal would obey: the names of files and tensors in it
-    are anybody's.
-    """
+    """Replace control characters by "?", since names of files and tensors are untrusted."""
     return "".join(c if c.isprintable() else "?" for c in text)

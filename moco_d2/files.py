@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and their fingerprints."""
+"""Writes files completely or not at all, reads files safely, and computes their fingerprints."""
 
 import contextlib
 import errno
@@ -17,21 +17,21 @@ from moco_d2.errors import UserError
 
 #: The folder of this package.
 PACKAGE = Path(__file__).resolve().parent
-# A temporary file of atomic_write: .NAME.RANDOM.tmpSUFFIX.
+# The name of a temporary file of atomic_write: .NAME.RANDOM.tmpSUFFIX.
 _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp(\..*)?")
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success flush it to disk and rename it, on failure
-    remove it.
+    """Yield a temporary path beside `path`, and rename it to `path` on success.
 
-    A reader never sees a half-written file under the final name, whatever interrupts the writer.
-    One that was killed leaves its temporary file; the next to write `path` removes it.
+    On failure the temporary file is removed. A reader never sees a half-written file under the
+    final name, whatever interrupts the writer. A killed writer leaves its temporary file, which the
+    next writer of `path` removes.
 
     Raises:
-        UserError: the folder cannot be made or written, or is removed meanwhile, or `path` is
-            itself a folder.
+        UserError: If the folder cannot be created or written, or is removed meanwhile, or if `path`
+            is a folder.
     """
     path = Path(path)
     try:
@@ -43,8 +43,9 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         raise _cannot_write(path, error) from error
     temporary = Path(name)
     try:
-        with contextlib.suppress(OSError):  # a file system without locks keeps leftovers
-            _lock(handle)  # tells a writer that lives from one that was killed
+        # The lock shows that the writer is alive. A file system without locks keeps leftovers.
+        with contextlib.suppress(OSError):
+            _lock(handle)
         remove_leftovers(path.parent, of=path)
         yield temporary
         with temporary.open("rb") as f:
@@ -55,7 +56,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
         _flush_folder(path.parent)
     except OSError as error:
-        # The block may meet others, of files that it reads.
+        # The error may come from another file that the caller's block uses.
         if str(error.filename) != str(temporary):
             raise
         raise _cannot_write(path, error) from error
@@ -65,7 +66,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Let a new name outlive a power cut, where the file system can."""
+    """Flush a folder, so that a new name survives a power cut if the file system allows it."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -75,16 +76,16 @@ def _flush_folder(folder: Path) -> None:
 
 
 def remove_leftovers(folder: str | Path, of: Path | None = None) -> None:
-    """Remove the temporary files of writers in `folder` that were killed.
+    """Remove the temporary files that killed writers left in `folder`.
 
     Args:
-        folder: may be absent.
-        of: only those of writers of this file.
+        folder: The folder, which may be absent.
+        of: If it is not None, only temporary files of this file are removed.
     """
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            found = _TEMPORARY.fullmatch(entry.name)
-            if found is None or (of and (found[1], found[2] or "") != (of.stem, of.suffix)):
+            match = _TEMPORARY.fullmatch(entry.name)
+            if match is None or (of and (match[1], match[2] or "") != (of.stem, of.suffix)):
                 continue
             with contextlib.suppress(OSError), Path(entry.path).open("r+b") as f:
                 _lock(f.fileno())
@@ -92,10 +93,10 @@ def remove_leftovers(folder: str | Path, of: Path | None = None) -> None:
 
 
 def _lock(handle: int) -> None:
-    """Held until `handle` is closed, or its process has ended.
+    """Lock an open file until `handle` is closed or the process ends.
 
     Raises:
-        OSError: another has it, or the file system has no locks.
+        OSError: If another process has the lock, or the file system has no locks.
     """
     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
@@ -107,7 +108,7 @@ def _cannot_write(path: Path, error: OSError) -> UserError:
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write `content` as indented JSON, atomically. NaN is refused: it is not JSON."""
+    """Write `content` atomically as indented JSON. NaN is refused, since JSON does not have it."""
     text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
     write_text(path, text)
 
@@ -116,7 +117,7 @@ def write_text(path: str | Path, text: str) -> None:
     """Write `text` atomically.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: If it cannot be written.
     """
     try:
         with atomic_write(path) as temporary:
@@ -126,11 +127,11 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def read_regular_file(path: str | Path, most_bytes: int) -> bytes:
-    """The content of a regular file. Nothing else is read: a pipe would wait, a device never end.
+    """Return the content of a regular file. A pipe would block, and a device might never end.
 
     Raises:
-        ValueError: it is a pipe, a device or a folder, or larger than `most_bytes`.
-        OSError: it cannot be read.
+        ValueError: If it is a pipe, a device or a folder, or larger than `most_bytes`.
+        OSError: If it cannot be read.
     """
     if Path(path).is_dir():
         raise ValueError(f"{path} is no regular file")
@@ -144,11 +145,11 @@ def read_regular_file(path: str | Path, most_bytes: int) -> bytes:
 
 
 def read_plain_json(path: str | Path, most_bytes: int) -> Any:
-    """The content of a JSON file.
+    """Return the content of a JSON file.
 
     Raises:
-        ValueError: as read_regular_file; it is no JSON, or nests too deep.
-        OSError: it cannot be read.
+        ValueError: If read_regular_file raises it, or the file is no JSON or nests too deep.
+        OSError: If it cannot be read.
     """
     text = read_regular_file(path, most_bytes).decode("utf-8")
     try:
@@ -158,17 +159,17 @@ def read_plain_json(path: str | Path, most_bytes: int) -> Any:
 
 
 def read_tail(path: str | Path, most_bytes: int) -> bytes:
-    """The last `most_bytes` bytes of a regular file.
+    """Return the last `most_bytes` bytes of a regular file.
 
     Raises:
-        ValueError: it is a pipe, a device or a folder.
-        OSError: it cannot be read.
+        ValueError: If it is a pipe, a device or a folder.
+        OSError: If it cannot be read.
     """
     with open(path, "rb", opener=_without_waiting) as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{path} is no regular file")
-        file.seek(max(0, found.st_size - most_bytes))
+        file.seek(max(0, status.st_size - most_bytes))
         return file.read(most_bytes)
 
 
@@ -176,26 +177,26 @@ def _without_waiting(name: str, flags: int) -> int:
     return os.open(name, flags | os.O_NONBLOCK)
 
 
-# What open() says of a link, a folder, and a pipe or socket that nobody reads.
+# Errors of open() for a link, a folder, and a pipe or socket without a reader.
 _NO_PLAIN_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO)
 
 
 def open_own(path: str | Path, flags: int) -> int:
-    """Open a file that this package writes again and again, such as a lock or a log.
+    """Open a file that this package writes repeatedly, such as a lock or a log.
 
-    A link in its place, in a folder of a stranger, would lead the writing to another file.
+    It refuses links: in an untrusted folder, a link could make us overwrite another file.
 
     Args:
-        path: the file; only its last part may not be a link.
-        flags: of os.open.
+        path: The file. Only its last part must not be a link.
+        flags: The flags of os.open.
 
     Returns:
-        the descriptor, which the caller closes. No other process inherits it.
+        The descriptor, which the caller closes. No other process inherits it.
 
     Raises:
-        UserError: `path` is a symbolic link, a file with a second name (a hard link), a folder, a
-            pipe or a device.
-        OSError: it cannot be opened.
+        UserError: If `path` is a symbolic link, a file with a second name (a hard link), a folder,
+            a pipe or a device.
+        OSError: If it cannot be opened.
     """
     flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
@@ -204,42 +205,45 @@ def open_own(path: str | Path, flags: int) -> int:
         if error.errno in _NO_PLAIN_FILE:
             raise _not_own(path) from error
         raise
-    found = os.fstat(handle)
-    # It has no name at all if its holder has removed it since it was opened.
-    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+    if not _is_own(os.fstat(handle)):
         os.close(handle)
         raise _not_own(path)
     return handle
 
 
 def check_own(path: str | Path) -> None:
-    """Check, without opening it, that a file is one for `open_own`, or is not there.
+    """Check without opening it that a file is absent or fits `open_own`.
 
     Raises:
-        UserError: as open_own.
+        UserError: If open_own would raise it.
     """
     try:
-        found = os.lstat(path)
+        status = os.lstat(path)
     except OSError:
         return
-    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+    if not _is_own(status):
         raise _not_own(path)
+
+
+def _is_own(status: os.stat_result) -> bool:
+    # The number of names is 0 if another process has removed the file since it was opened.
+    return stat.S_ISREG(status.st_mode) and status.st_nlink <= 1
 
 
 def _not_own(path: str | Path) -> UserError:
     return UserError(
-        f"{path} must be a plain file, and is a link, a folder, a pipe or a device; remove it"
+        f"{path} must be a plain file, but is a link, a folder, a pipe or a device; remove it"
     )
 
 
 def digest(path: str | Path, algorithm: str) -> str:
-    """Hexadecimal digest of a file's content, read in one streaming pass.
+    """Return the hexadecimal digest of a file's content, read in one streaming pass.
 
     Args:
-        path: the file.
-        algorithm: a name that hashlib knows, ``sha256`` or ``md5``.
+        path: The file.
+        algorithm: A name that hashlib knows, e.g. ``sha256`` or ``md5``.
     """
-    # Published md5 sums tell damage from content; where md5 is barred as security, it may do that.
+    # Published md5 sums only reveal damage. Systems that forbid md5 for security allow this use.
     content = hashlib.new(algorithm, usedforsecurity=False)
     with Path(path).open("rb") as f:
         while chunk := f.read(1 << 20):
@@ -248,12 +252,12 @@ def digest(path: str | Path, algorithm: str) -> str:
 
 
 def sha256(path: str | Path) -> str:
-    """Hexadecimal sha256 of a file's content."""
+    """Return the hexadecimal sha256 of a file's content."""
     return digest(path, "sha256")
 
 
 def sha256_of_json(content: Any) -> str:
-    """Hexadecimal sha256 of the canonical JSON form of `content`."""
+    """Return the hexadecimal sha256 of the canonical JSON form of `content`."""
     return hashlib.sha256(
         json.dumps(content, sort_keys=True, separators=(",", ":"), default=str).encode()
     ).hexdigest()

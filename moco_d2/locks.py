@@ -1,8 +1,8 @@
-"""One run at a time in a folder, and one conversion at a time to a file.
+"""Allows one run at a time in a folder, and one conversion at a time to a file.
 
-A lock belongs to a process and ends with it, however it ends; no process that it starts inherits
-it. The hidden file that is locked is removed at the end; one that a killed process has left locks
-nobody out.
+A lock belongs to a process and ends with it, however the process ends. Child processes do not
+inherit it. The hidden lock file is removed at the end. If a killed process leaves it behind, it
+blocks no other process.
 """
 
 import contextlib
@@ -21,29 +21,31 @@ logger = logging.getLogger(__name__)
 
 RUN_LOCK = ".run.lock"
 SUITE_LOCK = ".suite.lock"
-_ATTEMPTS = 100  # of who meets another that removes the file, or the folder, at its end
-# Network file systems may have no locks.
+_ATTEMPTS = 100  # tries while another process removes the lock file or the folder
+# Errors of file systems without locks, such as some network file systems.
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EIO)
 _CONTENT_BYTES = 4096
-# What this process holds: its own second lock would be granted, and lost with the first.
+# The locks of this process. The system would grant a second lock on a file to the same process, and
+# release it together with the first.
 _HELD: set[tuple[int, Path]] = set()
 _WARNED: set[str] = set()
 
 
 class _BusyError(Exception):
-    """Another process has the lock; the message is what it has written into the file."""
+    """Another process has the lock. The message is the text that it wrote into the lock file."""
 
 
 @contextlib.contextmanager
 def run_in(folder: str | Path, *, setting: str = "OUTPUT_DIR") -> Iterator[None]:
-    """Hold a folder for one run; it is made. If the run leaves nothing in it, it is removed again.
+    """Lock a folder for one run, and create it. An empty folder is removed at the end.
 
     Args:
-        setting: what names the folder to the user.
+        folder: The folder.
+        setting: The setting that names the folder, for errors.
 
     Raises:
-        UserError: another run is at work there, or the folder cannot be written,
-            or its lock file is a link.
+        UserError: If another run uses the folder, the folder cannot be written, or its lock file is
+            a link.
     """
     advice = f"wait for its end, or choose another {setting}"
     with _exclusive(
@@ -56,16 +58,16 @@ def run_in(folder: str | Path, *, setting: str = "OUTPUT_DIR") -> Iterator[None]
 
 @contextlib.contextmanager
 def write_to(path: str | Path) -> Iterator[None]:
-    """Hold a file for who is about to make it; its folder is made.
+    """Lock a file for its writer, and create its folder.
 
     Raises:
-        UserError: another process is at work on it, or the folder cannot be written,
-            or its lock file is a link.
+        UserError: If another process is writing the file, the folder cannot be written, or the lock
+            file is a link.
     """
     path = Path(path)
     with _exclusive(
         path.parent / f".{path.name}.lock",
-        busy=f"another process is writing {path}{{}}: wait for its end, or name another file",
+        busy=f"another process is writing {path}{{}}: wait for its end, or choose another file",
         unwritable=f"cannot write {path}: {{}}; choose a folder you can write to",
     ):
         yield
@@ -73,15 +75,17 @@ def write_to(path: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def suite_in(folder: Path, name: str, fingerprint: str) -> Iterator[None]:
-    """Hold a folder for the runners of one suite; it is made.
+    """Lock a folder for all runners of one suite, and create it.
 
     Args:
-        name: of the suite, for messages.
-        fingerprint: of its runs; runners with the same one share the folder.
+        folder: The folder.
+        name: The suite's name, for errors.
+        fingerprint: The fingerprint of the suite's runs. Runners with the same fingerprint share
+            the folder.
 
     Raises:
-        UserError: a runner of another suite is at work there, or the folder cannot be written,
-            or its lock file is a link.
+        UserError: If a runner of another suite uses the folder, the folder cannot be written, or
+            its lock file is a link.
     """
     file = folder / SUITE_LOCK
     unwritable = f"cannot write --folder {folder}: {{}}; choose another"
@@ -100,7 +104,7 @@ def suite_in(folder: Path, name: str, fingerprint: str) -> Iterator[None]:
         yield
     finally:
         if handle is not None:
-            with contextlib.suppress(OSError):  # others share it still
+            with contextlib.suppress(OSError):  # other runners may still share it
                 fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 _remove(handle, file)
             os.close(handle)
@@ -134,10 +138,10 @@ def _exclusive(file: Path, *, busy: str, unwritable: str) -> Iterator[None]:
 
 
 def _open_locked(file: Path) -> int | None:
-    """The descriptor of the file, locked; None where the file system has no locks.
+    """Return the locked descriptor of a file; None if the file system has no locks.
 
     Raises:
-        _BusyError: another process has it.
+        _BusyError: If another process has the lock.
     """
     for _ in range(_ATTEMPTS):
         handle = _open(file)
@@ -150,15 +154,15 @@ def _open_locked(file: Path) -> int | None:
                 _warn(file.parent)
                 return None
             raise _BusyError(content) from error
-        if _is(handle, file):
+        if _is_current(handle, file):
             _write(handle, _this_process())
             return handle
-        os.close(handle)  # who had it has removed it meanwhile
+        os.close(handle)  # the last holder removed the file after it was opened here
     raise _BusyError("")
 
 
 def _open_shared(file: Path, fingerprint: str, holder: str) -> int | None:
-    """As _open_locked, but shared with all that have the same fingerprint."""
+    """Return a descriptor as _open_locked does, but share the lock among equal fingerprints."""
     for _ in range(_ATTEMPTS):
         handle = _open(file)
         try:
@@ -166,21 +170,21 @@ def _open_shared(file: Path, fingerprint: str, holder: str) -> int | None:
                 fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 _write(handle, f"{fingerprint}\n{holder}")
             except (BlockingIOError, PermissionError):
-                pass  # others have it
-            fcntl.lockf(handle, fcntl.LOCK_SH)  # who is just writing does not take long
+                pass  # other processes have it
+            fcntl.lockf(handle, fcntl.LOCK_SH)  # a process that is writing takes only a moment
         except OSError as error:
             os.close(handle)
             if error.errno not in _NO_LOCKS:
                 raise
             _warn(file.parent)
             return None
-        if _is(handle, file):
+        if _is_current(handle, file):
             content = os.pread(handle, _CONTENT_BYTES, 0).decode(errors="replace")
-            found, _, by = content.partition("\n")
-            if found == fingerprint:
+            written, _, other = content.partition("\n")
+            if written == fingerprint:
                 return handle
             os.close(handle)
-            raise _BusyError(by)
+            raise _BusyError(other)
         os.close(handle)
     raise _BusyError("")
 
@@ -189,13 +193,13 @@ def _open(file: Path) -> int:
     for _ in range(_ATTEMPTS):
         try:
             return open_own(file, os.O_RDWR | os.O_CREAT)
-        except FileNotFoundError:  # the folder has just been removed by who had made it
+        except FileNotFoundError:  # another process has just removed the folder
             file.parent.mkdir(parents=True, exist_ok=True)
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file))
 
 
-def _is(handle: int, file: Path) -> bool:
-    """Whether `file` is what is open, and no link to it."""
+def _is_current(handle: int, file: Path) -> bool:
+    """Return whether the path `file` still names the open file, and not through a link."""
     try:
         return os.path.samestat(os.fstat(handle), file.lstat())
     except FileNotFoundError:
@@ -203,20 +207,20 @@ def _is(handle: int, file: Path) -> bool:
 
 
 def _write(handle: int, content: str) -> None:
-    with contextlib.suppress(OSError):  # on a full disk the holder has no name
+    with contextlib.suppress(OSError):  # on a full disk the file stays empty
         os.ftruncate(handle, 0)
         os.pwrite(handle, content.encode(), 0)
 
 
 def _remove(handle: int, file: Path) -> None:
-    """While it is locked: who opens it at this moment sees that it has gone."""
+    """Remove the file while it is locked, so that a process opening it notices the removal."""
     with contextlib.suppress(OSError):
-        if _is(handle, file):
+        if _is_current(handle, file):
             file.unlink()
 
 
 def _make(folder: Path, unwritable: str) -> list[Path]:
-    """Make a folder; the folders that were not there before, the outermost first."""
+    """Create a folder, and return the new folders with the outermost first."""
     try:
         missing = [f for f in (folder, *folder.parents) if not f.exists()]
         folder.mkdir(parents=True, exist_ok=True)
@@ -227,7 +231,7 @@ def _make(folder: Path, unwritable: str) -> list[Path]:
 
 def _unmake(folders: list[Path]) -> None:
     for folder in reversed(folders):
-        with contextlib.suppress(OSError):  # it has something in it
+        with contextlib.suppress(OSError):  # the folder is not empty
             folder.rmdir()
 
 

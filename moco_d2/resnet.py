@@ -1,4 +1,4 @@
-"""torchvision's ResNets, and the paper's wider ones that torchvision lacks."""
+"""Builds torchvision's ResNets, and the paper's wider ResNets that torchvision lacks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,16 +6,16 @@ from typing import Any
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-# Blocks per stage, He et al. 2016, table 1.
+# Blocks per stage (He et al. 2016, Table 1).
 BASIC_DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 BOTTLENECK_DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 STEM_WIDTH = 64
 
 
 class WiderResNet(ResNet):
-    """A ResNet with every number of channels multiplied: the paper's R50w2x and R50w4x (Table 1).
+    """A ResNet with all channel numbers multiplied: the paper's R50w2x and R50w4x (Table 1).
 
-    torchvision's wide ResNets widen the 3x3 convolutions only. Names are the same.
+    torchvision's wide ResNets widen the 3x3 convolutions only. The tensor names are the same.
     """
 
     def __init__(
@@ -53,12 +53,15 @@ def build_resnet(
     width_factor: float = 1,
     norm_layer: Callable[..., nn.Module] | None = None,
 ) -> ResNet:
-    """A ResNet with random weights, images (N, 3, H, W) -> scores (N, num_classes).
+    """Return a ResNet with random weights: images (N, 3, H, W) -> scores (N, num_classes).
 
     Args:
-        depth: a key of BASIC_DEPTHS or BOTTLENECK_DEPTHS.
-        groups, width_per_group: of the 3x3 convolutions in bottlenecks, as in torchvision.
-        width_factor: multiplies every number of channels.
+        depth: A key of BASIC_DEPTHS or BOTTLENECK_DEPTHS.
+        num_classes: The number of classes.
+        groups: Groups of the 3x3 convolutions in bottlenecks, as in torchvision.
+        width_per_group: Width of these groups in the first stage, as in torchvision.
+        width_factor: Factor of all channel numbers.
+        norm_layer: The class of the norm layers; None for BatchNorm.
     """
     block: type[BasicBlock | Bottleneck] = BasicBlock if depth in BASIC_DEPTHS else Bottleneck
     layers = list((BASIC_DEPTHS | BOTTLENECK_DEPTHS)[depth])

@@ -1,8 +1,8 @@
-"""How an image file of a stranger is opened: formats, size in pixels, size in bytes, kind of file.
+"""Opens untrusted image files, with checks of format, pixels, bytes and kind of file.
 
-Pillow asks some 40 readers in turn what a file is, whatever it is called. Some of them start other
-programs (PostScript is handed to Ghostscript), and its own limit on pixels lets one file take
-gigabytes. Every image that this package or Detectron2 opens is opened here instead.
+Pillow tries about 40 readers on a file, whatever its name. Some readers start other programs
+(Ghostscript for PostScript), and Pillow's limit of pixels lets one file take gigabytes. This module
+opens every image of this package and of Detectron2.
 """
 
 import functools
@@ -17,56 +17,56 @@ from typing import Any, BinaryIO, Literal
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-#: Pillow's names of the formats that are read. All are rasters that Pillow or a library in its
-#: process decodes. JPEG is that of MPO files, too.
+#: Pillow's names of the accepted formats. All are raster formats that Pillow or a library decodes
+#: in this process. JPEG includes MPO files.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF")
-#: The most pixels of an image, by its header. A decoded pixel takes 4 bytes, and for a moment 16 at
-#: the most where it is converted (32-bit gray; alpha; Detectron2's turned copy): 1.6 GB.
+#: The most pixels of an image, by its header. A decoded pixel takes 4 bytes, and at most 16 during
+#: a conversion (32-bit gray, alpha, Detectron2's rotated copy), which gives 1.6 GB.
 MAX_PIXELS = 100_000_000
-#: The most bytes of an image file: 4 a pixel. Pillow reads whole chunks and tags into memory.
+#: The most bytes of an image file, 4 per pixel. Pillow reads whole chunks and tags into memory.
 MAX_FILE_BYTES = 4 * MAX_PIXELS
-#: The most scans of a JPEG, of which each goes over all pixels: a progressive one has some 10, and
-#: one of 140 bytes can cost 0.1 s.
+#: The most scans of a JPEG. A progressive JPEG has about 10 scans. Each scan covers all pixels, so
+#: a scan of 140 bytes can cost 0.1 s.
 MAX_SCANS = 100
-#: The most EXIF segments of a JPEG, which has one. Pillow copies all it has for each further one.
+#: The most EXIF segments of a JPEG. One is normal. For each new one Pillow copies all before it.
 MAX_EXIF = 100
-#: The most strips or tiles of a TIFF that Pillow goes over one by one, 10 microseconds each.
+#: The most strips or tiles of a TIFF. Pillow takes about 10 microseconds for each.
 MAX_STRIPS = 500_000
 
-# Whose calls of Pillow are held to the same: Detectron2 and what it evaluates with.
+# Packages whose calls of Pillow are checked too: Detectron2 and its evaluators.
 _READERS = frozenset({"detectron2", "densepose", "cityscapesscripts", "panopticapi", "lvis"})
-# Attribute of our ``PIL.Image.open``: Pillow's own.
+# The attribute of our ``PIL.Image.open`` that holds Pillow's function.
 _ORIGINAL = "for_others"
 _JPEG_START, _EXIF = b"\xff\xd8", b"Exif\0\0"
-# A JPEG's marker; what is none within a scan's data are stuffed bytes and restarts.
+# A JPEG's marker. Stuffed bytes and restart codes inside a scan's data are no markers.
 _MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
 _END_CODE, _SCAN_CODE, _EXIF_CODE = 0xD9, 0xDA, 0xE1
-# Frames: of them, C0 and C1 are baseline.
+# Markers of frames, of which C0 and C1 are baseline.
 _FRAME_CODES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BASELINE_CODES = frozenset({0xC0, 0xC1})
-# As Pillow and libjpeg have it.
+# Markers without a length, as in Pillow and libjpeg.
 _WITHOUT_LENGTH = frozenset({0x01, 0xC8, 0xD8, 0xD9, *range(0xF0, 0xFE)})
 _TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 322, 323
 
 
 def open_image(file: str | Path | BinaryIO) -> ImageFile.ImageFile:
-    """Open an image as ``PIL.Image.open`` does: the header is read, the pixels are not.
+    """Open an image as ``PIL.Image.open`` does: it reads the header, but not the pixels.
 
     Args:
-        file: a path, or an open file that can seek.
+        file: A path, or an open file that can seek.
 
     Raises:
-        PIL.UnidentifiedImageError: the content has none of FORMATS.
-        PIL.Image.DecompressionBombError: the image has more than MAX_PIXELS, or a JPEG more than
-            MAX_SCANS or MAX_EXIF.
-        OSError: the file has more than MAX_FILE_BYTES, or is no regular file.
-        Exception: whatever Pillow's readers raise over damaged bytes, see `is_unreadable`.
+        PIL.UnidentifiedImageError: If the file has none of FORMATS.
+        PIL.Image.DecompressionBombError: If the image has more than MAX_PIXELS, or a JPEG has more
+            than MAX_SCANS or MAX_EXIF.
+        OSError: If the file has more than MAX_FILE_BYTES, or is no regular file.
+        Exception: Any error of Pillow's readers for damaged bytes, see `is_unreadable`.
     """
     name = file if isinstance(file, str | os.PathLike) else getattr(file, "name", None)
     name = os.fspath(name) if isinstance(name, str | os.PathLike) else "it"
     if isinstance(file, str | os.PathLike):
         check_regular(file)
-        size = os.stat(file).st_size  # noqa: PTH116 - as fast as it can be
+        size = os.stat(file).st_size  # noqa: PTH116 - for speed
     else:
         size = _bytes_in(file)
     if size > MAX_FILE_BYTES:
@@ -79,7 +79,7 @@ def open_image(file: str | Path | BinaryIO) -> ImageFile.ImageFile:
             f"{name} has none of the formats that are read, {', '.join(FORMATS)}"
         ) from error
     except Image.DecompressionBombError as error:
-        # Pillow's own limit is another, and comes first.
+        # Pillow checks its own, different limit first.
         pixels = re.search(r"\((\d+) pixels\)", str(error))
         if pixels is None or int(pixels[1]) <= MAX_PIXELS:
             raise
@@ -95,12 +95,12 @@ def open_image(file: str | Path | BinaryIO) -> ImageFile.ImageFile:
 
 
 def check_regular(file: str | Path) -> None:
-    """Refuse what would block or never end: a pipe, a device, a socket; also a folder.
+    """Refuse a pipe, a device, a socket or a folder. Reading the first three could block forever.
 
-    A file that does not exist is left to its reader.
+    A missing file is accepted, so that its reader reports it.
 
     Raises:
-        OSError: it is none.
+        OSError: If the file exists and is no regular file.
     """
     try:
         mode = os.stat(file).st_mode  # noqa: PTH116 - called for every image
@@ -113,17 +113,17 @@ def check_regular(file: str | Path) -> None:
 def _bytes_in(file: BinaryIO) -> int:
     try:
         return os.fstat(file.fileno()).st_size
-    except (AttributeError, OSError):  # in memory
+    except (AttributeError, OSError):  # a file in memory
         size = file.seek(0, io.SEEK_END)
         file.seek(0)
         return size
 
 
 def _check_jpeg(file: str | Path | BinaryIO, name: str) -> None:
-    """Refuse a JPEG whose bytes cost far more time than bytes do.
+    """Refuse a JPEG that takes far more time than its size suggests.
 
     Raises:
-        PIL.Image.DecompressionBombError: it has more than MAX_SCANS or MAX_EXIF.
+        PIL.Image.DecompressionBombError: If it has more than MAX_SCANS or MAX_EXIF.
     """
     if isinstance(file, str | os.PathLike):
         with Path(file).open("rb") as opened:
@@ -141,46 +141,46 @@ def _check_jpeg(file: str | Path | BinaryIO, name: str) -> None:
 
 
 def _is_one_scan(content: bytes, name: str) -> bool:
-    """Whether the first scan of a JPEG is its only one, which takes microseconds to say of most.
+    """Return whether a JPEG has a single scan. For most files this takes microseconds.
 
     Raises:
-        PIL.Image.DecompressionBombError: it has more than MAX_EXIF.
+        PIL.Image.DecompressionBombError: If it has more than MAX_EXIF.
     """
-    exifs, place, components = 0, 0, b""
-    while marker := _MARKER.search(content, place):
-        code, place = marker[1][0], marker.end()
-        if code == _SCAN_CODE:  # behind its length, how many components are in it
-            return bool(components) and components == content[place + 2 : place + 3]
+    exifs, position, components = 0, 0, b""
+    while marker := _MARKER.search(content, position):
+        code, position = marker[1][0], marker.end()
+        if code == _SCAN_CODE:  # the number of its components follows the length
+            return bool(components) and components == content[position + 2 : position + 3]
         if code in _WITHOUT_LENGTH:
             continue
-        if code == _EXIF_CODE and content.startswith(_EXIF, place + 2):
+        if code == _EXIF_CODE and content.startswith(_EXIF, position + 2):
             exifs += 1
             if exifs > MAX_EXIF:
                 raise Image.DecompressionBombError(
                     f"{name} has more than {MAX_EXIF} EXIF segments, and no more are read"
                 )
-        if code in _FRAME_CODES:  # behind length, precision, height and width
-            components = content[place + 7 : place + 8] if code in _BASELINE_CODES else b""
-        place += _length(content, place)
+        if code in _FRAME_CODES:  # the number follows length, precision, height and width
+            components = content[position + 7 : position + 8] if code in _BASELINE_CODES else b""
+        position += _length(content, position)
     return False
 
 
 def _scans(content: bytes) -> int:
-    """The scans of a JPEG, or more than MAX_SCANS of them."""
-    scans, place = 0, 0
-    while scans <= MAX_SCANS and (marker := _MARKER.search(content, place)):
-        code, place = marker[1][0], marker.end()
+    """Return the number of scans of a JPEG. The count stops above MAX_SCANS."""
+    scans, position = 0, 0
+    while scans <= MAX_SCANS and (marker := _MARKER.search(content, position)):
+        code, position = marker[1][0], marker.end()
         if code == _END_CODE and scans:
             break
         scans += code == _SCAN_CODE
         if code not in _WITHOUT_LENGTH:
-            place += _length(content, place)
+            position += _length(content, position)
     return scans
 
 
-def _length(content: bytes, place: int) -> int:
-    """The bytes of a segment, of which the two that say so are part."""
-    return max(int.from_bytes(content[place : place + 2], "big"), 2)
+def _length(content: bytes, position: int) -> int:
+    """Return the bytes of a segment, including the two bytes of the length itself."""
+    return max(int.from_bytes(content[position : position + 2], "big"), 2)
 
 
 def _check_pixels(image: Image.Image, name: str) -> None:
@@ -192,12 +192,12 @@ def _check_pixels(image: Image.Image, name: str) -> None:
         from PIL.TiffImagePlugin import TiffImageFile  # which Pillow has imported for this image
 
         if not isinstance(image, TiffImageFile):
-            raise TypeError(f"{name} is called a TIFF, and is {type(image).__name__}")
+            raise TypeError(f"{name} has the format TIFF but the type {type(image).__name__}")
         if len(image.tile) > MAX_STRIPS:
             raise Image.DecompressionBombError(
                 f"{name} has {len(image.tile):,} strips, and at most {MAX_STRIPS:,} are read"
             )
-        # A tile is decoded whole, however little of it is in the image.
+        # A tile is decoded completely, even if little of it is in the image.
         width, height = (image.tag_v2.get(tag) for tag in (_TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH))
         if isinstance(width, int) and isinstance(height, int) and width * height > MAX_PIXELS:
             raise Image.DecompressionBombError(
@@ -207,10 +207,9 @@ def _check_pixels(image: Image.Image, name: str) -> None:
 
 
 def is_unreadable(error: Exception) -> bool:
-    """Whether an error says that an image file is damaged, refused or absent.
+    """Return whether an error means that an image file is damaged, refused or absent.
 
-    Pillow's readers raise whatever damaged bytes happen to mean: SyntaxError, ValueError,
-    struct.error ...
+    For damaged bytes Pillow's readers raise many types: SyntaxError, ValueError, struct.error ...
     """
     if isinstance(error, OSError | Image.DecompressionBombError):
         return True
@@ -220,10 +219,10 @@ def is_unreadable(error: Exception) -> bool:
 
 
 def guard_detectron2() -> None:
-    """Let Detectron2, and what it evaluates with, open images by `open_image`. Idempotent.
+    """Make Detectron2 and its evaluators open images with `open_image`. A second call does nothing.
 
-    ``PIL.Image.open`` is replaced by a function that looks at who calls: for others it is Pillow's
-    own. ``detection_utils.read_image`` refuses pipes before it opens them.
+    The new ``PIL.Image.open`` checks images for these callers only, and calls Pillow's function for
+    all others. ``detection_utils.read_image`` refuses pipes before it opens them.
     """
     from detectron2.data import detection_utils
 

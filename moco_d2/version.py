@@ -1,3 +1,3 @@
-"""The version of this package; imports nothing, so that anything may import it."""
+"""The version of this package. It imports nothing, so any module may import it."""
 
 __version__ = "0.1.0"

@@ -239,9 +239,9 @@ def test_a_lock_that_was_replaced_by_a_link_to_it_is_not_held(tmp_path):
     file = tmp_path / "lock"
     handle = locks._open(file)
     try:
-        assert locks._is(handle, file)
+        assert locks._is_current(handle, file)
         file.rename(tmp_path / "moved")
         file.symlink_to(tmp_path / "moved")
-        assert not locks._is(handle, file)
+        assert not locks._is_current(handle, file)
     finally:
         os.close(handle)

@@ -10,7 +10,7 @@ from moco_d2.errors import UserError
 def parse_args() -> argparse.Namespace:
     """Return the flags of the command line."""
     parser = command_parser(
-        "Convert the ResNet in a checkpoint, whoever wrote it, to Detectron2 weights.\n"
+        "Convert the ResNet in a checkpoint of any project to Detectron2 weights.\n"
         "Exit code 0: the conversion is complete and verified. On any problem the tool prints one\n"
         "line, exits with code 2 and writes nothing.",
         "tools/convert.py output/moco_v2/checkpoint_final.pth.tar weights/moco.pth \\\n"
@@ -33,26 +33,26 @@ def parse_args() -> argparse.Namespace:
         "--to",
         choices=("detectron2", "torchvision", "timm", "mmdet"),
         default="detectron2",
-        help="whose names to write (default: detectron2)",
+        help="framework whose tensor names are written (default: detectron2)",
     )
     parser.add_argument(
         "--branch",
         choices=("query", "key"),
         default="query",
-        help="key: the moving average (momentum, target, teacher) instead of the trained network",
+        help="network to convert: query, or key for its moving average (momentum, target, teacher)",
     )
     parser.add_argument(
         "--drop",
         metavar="PATTERN",
         action="append",
         default=[],
-        help="leave these tensors behind, e.g. 'my_head.*' (repeatable)",
+        help="leave these tensors out, e.g. 'my_head.*' (repeatable)",
     )
-    parser.add_argument("--report", metavar="FILE.json", help="also write what was done as JSON")
+    parser.add_argument("--report", metavar="FILE.json", help="also write the report as JSON")
     parser.add_argument(
         "--emit-config",
         metavar="FILE.yaml",
-        help="also write the Detectron2 keys these weights need",
+        help="also write the Detectron2 config keys that these weights need",
     )
     parser.add_argument("--list", action="store_true", help="print the known kinds of checkpoints")
     return parser.parse_args()
@@ -68,7 +68,7 @@ def main() -> None:
         return
     if args.src is None or args.dst is None:
         raise UserError("tools/convert.py needs SRC and DST; see --help, and --list for the kinds")
-    # Only now: torch and detectron2 take seconds, --help should not.
+    # torch and detectron2 take seconds to import, so --help does not wait for them.
     from moco_d2.checkpoint.catalog import source_file
     from moco_d2.checkpoint.convert import convert, summary
 

@@ -1,6 +1,6 @@
-"""Anybody's checkpoint -> weights for Detectron2, with proof that nothing was lost.
+"""Converts any ResNet checkpoint to Detectron2 weights, with proof that nothing was lost.
 
-Reads: checkpoints of torch, NumPy, safetensors, TensorFlow's layouts; without running what is in
-them. Writes: ``.pth``, ``.pkl`` or ``.safetensors`` files with their provenance.
-May import: config, records, and what is below them.
+It reads checkpoints of torch, NumPy, safetensors and TensorFlow's layouts without running their
+code. It writes ``.pth``, ``.pkl`` or ``.safetensors`` files with their provenance. It may import
+config, records, and everything below them.
 """

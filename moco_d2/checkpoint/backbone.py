@@ -1,4 +1,4 @@
-"""A backbone to compute with, from any checkpoint that the converter takes, or random."""
+"""Builds a backbone from any checkpoint that the converter reads, or with random weights."""
 
 import re
 from dataclasses import dataclass
@@ -22,15 +22,15 @@ RANDOM = "random"  # the source of a network without pretraining
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a backbone comes from, in JSON types.
+    """The origin of a backbone, in JSON types.
 
     Attributes:
-        source: file name, published name (``moco://v2_800ep``) or ``random``.
-        sha256: of the file; None for a random network.
-        family: checkpoint family, a name of `sources.FAMILIES`, or ``random``.
-        branch: the encoder of a MoCo checkpoint, ``query`` or ``key``; None for a random network.
-        pretraining: the run that made it, see pretraining.pretraining_run; None where it is not of
-            tools/pretrain.py.
+        source: The file name, the published name (``moco://v2_800ep``) or ``random``.
+        sha256: The sha256 of the file; None for a random network.
+        family: The checkpoint family, a name in `sources.FAMILIES`, or ``random``.
+        branch: The encoder of a MoCo checkpoint, ``query`` or ``key``; None for a random network.
+        pretraining: The run that made it, see pretraining.pretraining_run; None if it does not
+            come from tools/pretrain.py.
     """
 
     source: str
@@ -43,21 +43,21 @@ class Origin:
 def load_backbone(
     source: str | Path, *, branch: str = "query"
 ) -> tuple[nn.Module, Architecture, Origin]:
-    """A torchvision ResNet with the checkpoint's weights: images (N, 3, H, W) -> features (N, D).
+    """Return a torchvision ResNet with the checkpoint's weights.
 
-    Its ``fc`` is the identity, and D is the architecture's ``num_features``. It is on the CPU, in
-    float32 and in training mode, as built.
+    It maps images (N, 3, H, W) to features (N, D), where D is the architecture's ``num_features``.
+    Its ``fc`` is the identity. It is on the CPU, in float32 and in training mode.
 
     Args:
-        source: a file, or a published checkpoint by name (``moco://v2_800ep``).
-        branch: which encoder of a MoCo checkpoint, ``query`` or ``key``.
+        source: A file, or a published checkpoint by name (``moco://v2_800ep``).
+        branch: The encoder of a MoCo checkpoint, ``query`` or ``key``.
 
     Raises:
-        UserError: the checkpoint is unreadable, unknown, incomplete or damaged, or has no such
+        UserError: If the checkpoint is unreadable, unknown, incomplete or damaged, or has no such
             branch.
     """
     if branch not in BRANCHES:
-        raise UserError(f"--branch {branch!r} is neither {' nor '.join(BRANCHES)}")
+        raise UserError(f"--branch must be {' or '.join(BRANCHES)}, got {branch!r}")
     path = source_file(source)
     checkpoint = load_checkpoint(path)
     try:
@@ -65,7 +65,7 @@ def load_backbone(
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     network = _without_head(build_torchvision(architecture))
-    # Strict, but for the counters of batches, which only the network has.
+    # Strict, except for the counters of batches, which only the network has.
     network.load_state_dict({**network.state_dict(), **extracted.tensors})
     name = str(source) if "://" in str(source) else path.name
     origin = Origin(name, sha256(path), extracted.family, branch, pretraining_run(checkpoint))
@@ -73,13 +73,13 @@ def load_backbone(
 
 
 def random_backbone(arch: str) -> tuple[nn.Module, Architecture, Origin]:
-    """The same network with random weights from torch's generator.
+    """Return the same network with random weights from torch's generator.
 
     Args:
         arch: ``resnet18``, ``resnet34``, ``resnet50``, ``resnet101`` or ``resnet152``.
 
     Raises:
-        UserError: there is no such architecture.
+        UserError: If there is no such architecture.
     """
     names = [f"resnet{depth}" for depth in (*BASIC_DEPTHS, *BOTTLENECK_DEPTHS)]
     if arch not in names:

@@ -1,9 +1,9 @@
 """Published checkpoints by name: ``MODEL.WEIGHTS moco://v2_800ep``, ``tools/convert.py
 torchvision://resnet50``.
 
-A name stands for one file of its authors, told by its published hash. The file is fetched once,
-converted, proven and kept; see `cache_folder` for where, and `MIRROR_VARIABLE` for networks that
-do not reach the authors' servers. With a filled cache no network is needed.
+A name stands for one file of its authors, which is verified by its published hash. The file is
+downloaded once, converted, proven and kept in `cache_folder`. Set `MIRROR_VARIABLE` if the authors'
+servers cannot be reached. With a filled cache no network is needed.
 """
 
 import contextlib
@@ -27,10 +27,10 @@ from moco_d2.version import __version__
 logger = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "MOCO_D2_CACHE"
-# Address of a folder that holds the files under their own names, https://example.org/weights.
+# Address of a folder that holds the files under their own names, e.g. https://example.org/weights.
 MIRROR_VARIABLE = "MOCO_D2_MIRROR"
 
-_HEAD = 512  # bytes that tell a web page
+_HEAD = 512  # bytes that show whether a file is a web page
 _CONTENT_DIGITS = 16  # of a converted file's sha256, in its name
 
 
@@ -40,9 +40,9 @@ class Published:
 
     Args:
         name: ``scheme://short_name``.
-        url: the authors' address.
-        algorithm: of the published hash, ``md5`` or ``sha256``.
-        hash: its published first digits, hexadecimal.
+        url: The authors' address.
+        algorithm: The algorithm of the published hash, ``md5`` or ``sha256``.
+        hash: The published first hexadecimal digits of the hash.
     """
 
     name: str
@@ -52,23 +52,23 @@ class Published:
 
     @property
     def file(self) -> str:
-        """The authors' file name."""
+        """Return the authors' file name."""
         return self.url.rpartition("/")[2]
 
     @property
     def address(self) -> str:
-        """Where to fetch it: from the mirror if there is one, else from the authors.
+        """Return the address to download from: the mirror's if it is set, else the authors'.
 
         Raises:
-            UserError: the mirror is no http address.
+            UserError: If the mirror is no http address.
         """
         mirror = os.environ.get(MIRROR_VARIABLE, "")
         if not mirror:
             return self.url
         if urlsplit(mirror).scheme not in ("http", "https"):
             raise UserError(
-                f"{MIRROR_VARIABLE} {mirror} is not an http or https address; set it to that of a "
-                f"folder which holds {self.file}, or unset it"
+                f"{MIRROR_VARIABLE} {mirror} is not an http or https address; set it to the "
+                f"address of a folder that holds {self.file}, or unset it"
             )
         return f"{mirror.rstrip('/')}/{self.file}"
 
@@ -86,8 +86,8 @@ def _torchvision(file: str) -> Published:
     return Published(f"torchvision://{name}", url, "sha256", sha)
 
 
-# torchvision's are IMAGENET1K_V1, its simple recipe close to the original papers': the supervised
-# baseline of MoCo's time. IMAGENET1K_V2 comes from a later recipe, longer and more regularised.
+# The torchvision weights are IMAGENET1K_V1: a simple recipe close to the original papers', and the
+# supervised baseline of MoCo's time. IMAGENET1K_V2 is a later, longer, more regularized recipe.
 PUBLISHED = (
     _moco("v1_200ep", "b251726a"),
     _moco("v2_200ep", "59fd9945"),
@@ -105,15 +105,18 @@ PUBLISHED = (
 
 
 def cache_folder() -> Path:
-    """$MOCO_D2_CACHE, or moco_d2/ in iopath's cache: $FVCORE_CACHE, else ~/.torch/iopath_cache."""
-    ours = os.environ.get(CACHE_VARIABLE)
-    return Path(ours).expanduser() if ours else Path(get_cache_dir()) / "moco_d2"
+    """Return $MOCO_D2_CACHE, or the folder moco_d2 in iopath's cache.
+
+    iopath's cache is $FVCORE_CACHE, or else ~/.torch/iopath_cache.
+    """
+    folder = os.environ.get(CACHE_VARIABLE)
+    return Path(folder).expanduser() if folder else Path(get_cache_dir()) / "moco_d2"
 
 
 class Catalog:
-    """Files by name, from the cache or from the network.
+    """Finds files by name, in the cache or on the network.
 
-    Any number of processes may ask for the same name at once: one fetches, the others wait.
+    Any number of processes may need the same name at once: one downloads, the others wait.
 
     Examples:
     ::
@@ -125,44 +128,45 @@ class Catalog:
     def __init__(self, published: Iterable[Published], patience: Patience | None = None):
         """
         Args:
-            published: what there is.
-            patience: with slow servers.
+            published: All known checkpoints.
+            patience: When to give up on a slow server.
         """
         self._published = {entry.name: entry for entry in published}
         self._patience = patience
 
     @property
     def schemes(self) -> list[str]:
-        """``["moco://", "torchvision://"]``"""
+        """Return the sorted schemes, e.g. ``["moco://", "torchvision://"]``."""
         return sorted({f"{urlsplit(name).scheme}://" for name in self._published})
 
     def source_file(self, name: str) -> Path:
-        """The authors' file, in the cache.
+        """Return the path of the authors' file in the cache.
 
         Raises:
-            UserError: the name is unknown, the file cannot be had, or its hash is wrong.
+            UserError: If the name is unknown, the file cannot be downloaded, or its hash is wrong.
         """
         entry = self._find(name)
         with _lock(entry):
             return self._source(entry)
 
     def weights_file(self, name: str) -> Path:
-        """The same, converted for ``MODEL.WEIGHTS`` and proven, in the cache.
+        """Return the path of the converted and proven weights in the cache.
 
         Raises:
-            UserError: as `source_file`, or the conversion fails.
+            UserError: If `source_file` raises it, or the conversion fails.
         """
         entry = self._find(name)
-        if (file := _converted(entry)) is not None:  # needs neither lock nor a writable cache
+        # A file that is there already needs neither a lock nor a writable cache.
+        if (file := _converted(entry)) is not None:
             return file
         with _lock(entry):
             return _converted(entry) or _convert(entry, self._source(entry))
 
     def check_known_file(self, path: str | Path) -> None:
-        """Refuse a file that has the name of a published one and not its content.
+        """Refuse a file that has the name of a published file but other content.
 
         Raises:
-            UserError: the hash is wrong.
+            UserError: If the hash is wrong.
         """
         path = Path(path)
         for entry in self._published.values():
@@ -185,7 +189,7 @@ class Catalog:
 
     def _fetch(self, entry: Published, file: Path) -> None:
         address, part = entry.address, file.with_name(f"{file.name}.part")
-        # Not only to the log: a run's log begins when its checks are over.
+        # Printed, because a run's log begins after its checks.
         print(f"fetching {address}, once, to {file}", file=sys.stderr, flush=True)
         try:
             pieced = download(address, part, self._patience)
@@ -193,15 +197,15 @@ class Catalog:
                 part.unlink()  # perhaps pieces of two different files
                 download(address, part, self._patience)
         except DownloadError as error:
-            what = "it" if address == entry.url else entry.url
+            target = "it" if address == entry.url else entry.url
             raise UserError(
-                f"cannot fetch {entry.name}: {error}; fetch {what} elsewhere and put it at "
+                f"cannot fetch {entry.name}: {error}; fetch {target} elsewhere and put it at "
                 f"{file}, or set {MIRROR_VARIABLE} to the address of a folder that holds it"
             ) from error
         if difference := _difference(entry, part):
             part.unlink()
             raise UserError(
-                f"what {address} serves is not the published {entry.file}: {difference}; fetch "
+                f"{address} does not serve the published {entry.file}: {difference}; fetch "
                 f"{entry.url} elsewhere and put it at {file}"
             )
         part.replace(file)
@@ -211,10 +215,11 @@ CATALOG = Catalog(PUBLISHED)
 
 
 def source_file(source: str | Path) -> Path:
-    """What tools/convert.py converts: a published checkpoint by name, or a file.
+    """Return the path of the checkpoint to convert, from a published name or a path.
 
     Raises:
-        UserError: the published checkpoint cannot be had, or a file with its name is not it.
+        UserError: If the published checkpoint cannot be downloaded, or a file has its name but
+            other content.
     """
     if str(source).startswith(tuple(CATALOG.schemes)):
         return CATALOG.source_file(str(source))
@@ -269,27 +274,29 @@ def _convert(entry: Published, source: Path) -> Path:
 
 
 def _published(entry: Published, source: Path) -> dict[str, str]:
-    """What provenance says of the published file that weights were made from."""
+    """Return the provenance entry for the published file."""
     hash_ = digest(source, entry.algorithm)
     return {"name": entry.name, "algorithm": entry.algorithm, "hash": hash_}
 
 
 def _converted(entry: Published) -> Path | None:
-    """The converted file, if it is there, has the content that its name says, and was made from the
-    published one.
+    """Return the converted file, or None.
+
+    A file counts only if its content fits the hash in its name and it was made from the published
+    file.
     """
     from moco_d2.checkpoint.io import read_provenance
 
     for file in sorted(cache_folder().glob(f"{_stem(entry)}-*.pth")):
         with contextlib.suppress(OSError, UserError):  # another process may be replacing it
-            whole = sha256(file).startswith(file.stem.rpartition("-")[2])
-            if whole and _is_of(entry, read_provenance(file) or {}):
+            intact = sha256(file).startswith(file.stem.rpartition("-")[2])
+            if intact and _made_from(entry, read_provenance(file) or {}):
                 return file
     return None
 
 
-def _is_of(entry: Published, provenance: dict[str, Any]) -> bool:
-    """Whether weights were made from the published file: a name in a folder is anybody's."""
+def _made_from(entry: Published, provenance: dict[str, Any]) -> bool:
+    """Return whether weights were made from the published file. Any file may have the name."""
     source = provenance.get("published")
     return (
         isinstance(source, dict)
@@ -300,14 +307,14 @@ def _is_of(entry: Published, provenance: dict[str, Any]) -> bool:
 
 
 def _stem(entry: Published) -> str:
-    # The version, since another converter may write other weights.
+    # The version is part of the name, since another converter may write other weights.
     label = entry.name.replace("://", "_")
     return f"{label}-{entry.hash}-{__version__}"
 
 
 @contextlib.contextmanager
 def _lock(entry: Published) -> Iterator[None]:
-    """Held while a file is fetched and converted; the system releases it if its holder dies."""
+    """Hold a lock while a file is fetched and converted. It ends with its process."""
     folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -329,16 +336,16 @@ def _lock(entry: Published) -> Iterator[None]:
 
 
 def _difference(entry: Published, file: Path) -> str:
-    """What tells `file` from the published one, as a clause; empty if nothing does."""
+    """Return how `file` differs from the published file, as a clause; empty if it does not."""
     try:
-        found = digest(file, entry.algorithm)
-        if found.startswith(entry.hash):
+        actual = digest(file, entry.algorithm)
+        if actual.startswith(entry.hash):
             return ""
         with file.open("rb") as f:
             page = f.read(_HEAD).lstrip().startswith(b"<")
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}; check its permissions") from error
     return (
-        f"its {entry.algorithm} begins with {found[: len(entry.hash)]}, not {entry.hash}"
+        f"its {entry.algorithm} begins with {actual[: len(entry.hash)]}, not {entry.hash}"
         f"{', and it is a web page' if page else ''}"
     )

@@ -1,6 +1,7 @@
-"""Checkpoint in, verified Detectron2 weights out."""
+"""Converts a checkpoint to verified Detectron2 weights."""
 
 import contextlib
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -36,34 +37,35 @@ def convert(
     expect_depth: int | None = None,
     published: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Turn a checkpoint into weights for a framework: all of the backbone, proven, or nothing.
+    """Convert a checkpoint to weights of a framework. Writes the whole, proven backbone or nothing.
 
     Args:
-        src: a file with a complete ResNet (see `families.FAMILIES`); of a published one,
-            `catalog.source_file` of its name.
-        dst: the file of weights; replaced if it exists.
-        to: a name of `targets.TARGETS`.
+        src: A file with a complete ResNet (see `families.FAMILIES`). For a published checkpoint
+            use the result of `catalog.source_file`.
+        dst: The file of weights, which is replaced if it exists.
+        to: A name in `targets.TARGETS`.
         report: JSON file for the returned report.
         emit_config: yaml file for the keys of Detectron2's config that these weights need.
-        branch: which of two networks, ``query`` or its moving average, ``key``.
-        drop: patterns of tensors to leave behind besides the known companions.
-        expect_depth: refuse a network of another depth.
-        published: which published file `src` is, for provenance.
+        branch: The network to convert: ``query``, or its moving average ``key``.
+        drop: Patterns of tensors to leave out besides the known companions.
+        expect_depth: The required depth of the network, if any.
+        published: The published file that `src` is, for provenance.
 
     Returns:
-        What was converted, how completely, and the proof; the same is in `dst` under "provenance".
+        The report: what was converted, how completely, and the proof. `dst` holds the same under
+        "provenance".
 
     Raises:
-        UserError: the checkpoint is unreadable, unknown, incomplete, damaged or of another depth,
-            the converted network does not compute the same features, a destination cannot be
-            written, or another process is writing `dst`.
+        UserError: If the checkpoint is unreadable, unknown, incomplete, damaged or of another
+            depth; if the converted network does not compute the same features; if a destination
+            cannot be written; or if another process is writing `dst`.
     """
     src, dst = Path(src), Path(dst)
     target = find_target(to, dst)
     _check_paths(src, dst, report, emit_config)
     with write_to(dst):
         with ThreadPoolExecutor(1) as pool:
-            fingerprint = pool.submit(sha256, src)  # while the rest goes on
+            fingerprint = pool.submit(sha256, src)  # runs during the conversion
             provenance, tensors = _read(
                 src, branch=branch, drop=drop, expect_depth=expect_depth, target=target
             )
@@ -71,8 +73,8 @@ def convert(
         if published is not None:
             provenance["published"] = dict(published)
         with contextlib.ExitStack() as stack:
-            # Opened before the weights are written: a report that cannot be written leaves no
-            # weights behind either.
+            # Opened before the weights are written: if the report cannot be written, no weights
+            # are written either.
             beside = [
                 (stack.enter_context(atomic_write(path)), text)
                 for path, text in (
@@ -90,17 +92,17 @@ def convert(
 def _read(
     src: Path, *, branch: str, drop: tuple[str, ...], expect_depth: int | None, target: Target
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """The report, and the proven tensors under torchvision's names."""
+    """Return the report, and the proven tensors under torchvision's names."""
     checkpoint = load_checkpoint(src)
     try:
         extracted, architecture = extract(checkpoint, branch, file_name=src.name, drop=drop)
         target.check(architecture)
         if extracted.dialect == target.name == "detectron2" and not extracted.prefix:
-            raise UserError("this file is in Detectron2's format already; use it as MODEL.WEIGHTS")
+            raise UserError("it is already in Detectron2's format; use it as MODEL.WEIGHTS")
         if expect_depth not in (None, architecture.depth):
             raise UserError(
                 f"it is a ResNet-{architecture.depth}, not a ResNet-{expect_depth}; "
-                f"give another checkpoint or set the depth to {architecture.depth}"
+                f"use another checkpoint or set the depth to {architecture.depth}"
             )
         # Detectron2 computes in float32.
         tensors = {
@@ -116,7 +118,7 @@ def _read(
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    """In float32 and contiguous, and no view that drags its whole storage into the file."""
+    """Return a contiguous float32 tensor. It is no view, so only its own values are saved."""
     tensor = tensor.float().contiguous()
     whole = tensor.untyped_storage().nbytes() == tensor.nbytes
     return tensor if whole else tensor.clone()
@@ -153,18 +155,16 @@ def _provenance(
 
 
 def settings_for(report: dict[str, Any]) -> dict[str, Any]:
-    """The keys of Detectron2's config that the weights of a report need."""
+    """Return the keys of Detectron2's config that the weights of a report need."""
     pixels = report["preprocessing"]
-    architecture = Architecture(
-        report["depth"],
-        report["width_per_group"],
-        report["groups"],
-        report["width_factor"],
-        report["stride_in_1x1"],
-    )
     return detectron2_settings(
-        architecture, Input(pixels["format"], pixels["pixel_mean"], pixels["pixel_std"])
+        _architecture(report), Input(pixels["format"], pixels["pixel_mean"], pixels["pixel_std"])
     )
+
+
+def _architecture(report: Mapping[str, Any]) -> Architecture:
+    fields = dataclasses.fields(Architecture)
+    return Architecture(**{field.name: report[field.name] for field in fields})
 
 
 def _overlay(report: dict[str, Any], weights: Path) -> str:
@@ -175,27 +175,22 @@ def _overlay(report: dict[str, Any], weights: Path) -> str:
         for part in path:
             node = node.setdefault(part, {})
         node[last] = value
-    return f"# What {weights.name} needs.\n" + yaml.safe_dump(nested, default_flow_style=None)
+    text = yaml.safe_dump(nested, default_flow_style=None)
+    return f"# The keys that {weights.name} needs.\n{text}"
 
 
 def summary(report: dict[str, Any], dst: str | Path, to: str = "detectron2") -> str:
-    """A report in a few lines, with how to use the file."""
-    architecture = Architecture(
-        report["depth"],
-        report["width_per_group"],
-        report["groups"],
-        report["width_factor"],
-        report["stride_in_1x1"],
-    )
+    """Return a report as a few lines of text, with how to use the file."""
+    architecture = _architecture(report)
     dropped = ", ".join(f"{count} {group}" for group, count in report["dropped_keys"].items())
     settings = [f"  {key} {value}" for key, value in settings_for(report).items()]
     usage = TARGETS[to].usage.format(file=dst, depth=architecture.depth)
-    place = f" in {report['container']!r}" if report["container"] else ""
+    container = f" in {report['container']!r}" if report["container"] else ""
     return "\n".join(
         printable(line)
         for line in [
             f"{report['source']}: {architecture}, family {report['family']!r}, "
-            f"prefix {report['prefix']!r}{place}, names of {report['dialect']}",
+            f"prefix {report['prefix']!r}{container}, names of {report['dialect']}",
             f"tensors: {report['tensors_found']} of {report['tensors_expected']}",
             f"dropped: {dropped or 'nothing'}",
             *(f"caveat: {caveat}" for caveat in report["caveats"]),
@@ -217,4 +212,4 @@ def _check_paths(src: Path, dst: Path, *others: str | Path | None) -> None:
     # Not resolve(), which raises for links in a circle.
     paths = [os.path.realpath(path) for path in (src, dst, *beside)]
     if len(set(paths)) < len(paths):
-        raise UserError("source, destination and report are not different files; rename one")
+        raise UserError("source, destination and report must be different files; rename one")

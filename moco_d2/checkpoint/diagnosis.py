@@ -1,4 +1,4 @@
-"""Why a checkpoint holds no ResNet that Detectron2 can build, and what to do about it."""
+"""Explains why a checkpoint holds no ResNet that Detectron2 can build, and what to do about it."""
 
 import re
 from collections.abc import Mapping
@@ -8,21 +8,21 @@ from torch import Tensor
 from moco_d2.checkpoint.dialects import STATISTICS
 from moco_d2.checkpoint.mapping import Architecture
 
-_NAMED = 3  # names that a sentence can hold
+_NAMED = 3  # most names in a sentence
 
 
 def unrecognized(states: Mapping[str, Mapping[str, Tensor]]) -> str:
-    """Of a file without any block of a ResNet: what it seems to be."""
+    """Return what a file without any ResNet block seems to be, as an error message."""
     names = [name for state in states.values() for name in state]
     if any("attn.qkv" in name or name.endswith("cls_token") for name in names):
         return (
-            "it is a vision transformer (ViT), which Detectron2's ResNet recipes cannot load; give "
-            "a ResNet's checkpoint, or use Detectron2's ViTDet project"
+            "it is a vision transformer (ViT), which Detectron2's ResNet recipes cannot load; use "
+            "a ResNet's checkpoint, or Detectron2's ViTDet project"
         )
     if reason := _other_network(names):
         return reason
     return (
-        f"no ResNet backbone among its {len(names)} tensors; give a checkpoint with a complete "
+        f"no ResNet backbone among its {len(names)} tensors; use a checkpoint with a complete "
         "ResNet in it (tools/convert.py --list shows the known kinds)"
     )
 
@@ -37,20 +37,22 @@ def incomplete(
     misshapen: list[str],
     unknown: list[str],
 ) -> str:
-    """Of a network that comes close to a ResNet: what is different.
+    """Return how a network differs from the closest ResNet, as an error message.
 
     Args:
-        source: whose file, and where in it.
-        architecture: what it comes closest to.
-        state: all tensors beside it, by name.
-        stem: of the network, if it has one of torchvision's name.
-        missing, misshapen, unknown: names.
+        source: The family and the location in the file.
+        architecture: The closest ResNet.
+        state: All tensors in the same dict, by name.
+        stem: The weight of the first convolution, if the network has one.
+        missing: Names of missing tensors.
+        misshapen: Names of tensors with another shape.
+        unknown: Names of tensors that a ResNet does not have.
     """
     if reason := _other_network(list(state)) or _other_stem(stem):
         return reason
     problems = [
-        f"{len(group)} {what} ({_first(group)})"
-        for what, group in (
+        f"{len(group)} {problem} ({_first(group)})"
+        for problem, group in (
             ("missing", missing),
             ("of another shape", misshapen),
             ("unknown", unknown),
@@ -60,33 +62,33 @@ def incomplete(
     if missing and all(name.endswith(STATISTICS) for name in missing):
         advice = "save the network's state_dict(), which includes the BatchNorm statistics"
     elif missing or misshapen:
-        advice = "give the complete, unmodified checkpoint of a torchvision ResNet"
+        advice = "use the complete, unmodified checkpoint of a torchvision ResNet"
     else:
-        advice = "if they are no part of the backbone, leave them behind with --drop PATTERN"
+        advice = "if they are no part of the backbone, leave them out with --drop PATTERN"
     expected = architecture.tensor_count
-    found = expected - len(missing) - len(misshapen)
+    correct = expected - len(missing) - len(misshapen)
     return (
-        f"read as {source}, {architecture}: {found} of {expected} tensors found, "
+        f"read as {source}, {architecture}: {correct} of {expected} tensors found, "
         f"{', '.join(problems)}; {advice}"
     )
 
 
 def _other_network(names: list[str]) -> str | None:
-    """Blocks or stems that are not torchvision's, by their names."""
+    """Return an error message for blocks or stems that torchvision lacks, by their names."""
     if any("mixing_conv" in name or ".conv2.attn." in name for name in names):
         return (
-            "its blocks have selective kernels (SK-ResNet), which Detectron2 cannot build; give "
+            "its blocks have selective kernels (SK-ResNet), which Detectron2 cannot build; use "
             "the sk0 checkpoint of the same method"
         )
     if any(re.search(r"(^|\.)conv1\.3\.weight$", name) for name in names):
         if any(re.search(r"downsample\.2\.running_mean$", name) for name in names):
             return (
-                "it is a ResNet-D: a deep stem, and average pooling in the shortcuts, which "
-                "Detectron2 cannot build; pretrain or give a plain ResNet"
+                "it is a ResNet-D (deep stem, average pooling in the shortcuts), which Detectron2 "
+                "cannot build; pretrain or use a plain ResNet"
             )
         return (
             "it has a deep stem of three 3x3 convolutions, which Detectron2's ResNet recipes do "
-            "not have; pretrain or give a ResNet with one 7x7 convolution there"
+            "not have; pretrain or use a ResNet with one 7x7 convolution instead"
         )
     return None
 
@@ -97,8 +99,8 @@ def _other_stem(stem: Tensor | None) -> str | None:
     shape = list(stem.shape)
     if shape[1] in (1, 2):
         return (
-            f"its stem {shape} takes {shape[1]} of the channels of a Lab image, and Detectron2 "
-            "gives the network RGB or BGR; give a checkpoint trained on color images"
+            f"its stem {shape} takes {shape[1]} of the channels of a Lab image, but Detectron2's "
+            "images are RGB or BGR; use a checkpoint trained on color images"
         )
     if shape[2:] == [3, 3]:
         return (

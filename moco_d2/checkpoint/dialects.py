@@ -1,7 +1,7 @@
-"""What different projects call the tensors of the same ResNet.
+"""The names that different projects give to the tensors of the same ResNet.
 
-A dialect is a table: for each of torchvision's modules, the other project's name of it. From the
-tables come all translations, in both directions.
+A dialect is a table: torchvision's name of a module -> the other project's name. All translations
+follow from these tables, in both directions.
 """
 
 import functools
@@ -29,13 +29,13 @@ class Dialect:
     """Names and layout of a ResNet's tensors.
 
     Args:
-        name: of the dialect.
-        stem: names of ``conv1`` and ``bn1``.
-        block: of a block, with ``{stage}`` 1 .. 4 and ``{block}`` 0 .., and what follows it.
-        layers: torchvision's name of a layer in a block -> theirs.
-        convolution: torchvision's leaf -> what follows the name of a convolution.
-        norm: the same of a BatchNorm; a leaf that is absent is not stored.
-        channels_last: convolutions are stored as (height, width, in, out).
+        name: The name of the dialect.
+        stem: The names of ``conv1`` and ``bn1``.
+        block: The prefix of a block's layers, with ``{stage}`` from 1 to 4 and ``{block}`` from 0.
+        layers: torchvision's name of a layer in a block -> its name in this dialect.
+        convolution: torchvision's name of a convolution's tensor -> suffix in this dialect.
+        norm: The same for a BatchNorm. A tensor that is absent here is not stored.
+        channels_last: Whether convolutions are stored as (height, width, in, out).
     """
 
     name: str
@@ -48,17 +48,19 @@ class Dialect:
 
     @functools.cached_property
     def from_torchvision(self) -> dict[str, str]:
-        """torchvision's name of every tensor that a ResNet can have -> theirs."""
+        """Return the table of all tensors: torchvision's name -> name in this dialect."""
         names: dict[str, str] = {}
 
-        def add(module: str, theirs: str, leaves: Mapping[str, str]) -> None:
-            names.update({f"{module}.{leaf}": theirs + suffix for leaf, suffix in leaves.items()})
+        def add(module: str, translated: str, leaves: Mapping[str, str]) -> None:
+            names.update(
+                {f"{module}.{leaf}": translated + suffix for leaf, suffix in leaves.items()}
+            )
 
         add("conv1", self.stem[0], self.convolution)
         add("bn1", self.stem[1], self.norm)
         for stage in range(1, _STAGES + 1):
             for block in range(_MOST_BLOCKS):
-                theirs = self.block.format(
+                prefix = self.block.format(
                     stage=stage, block=block, stage_from_0=stage - 1, stage_from_2=stage + 1,
                     stage_from_4=stage + 3, block_from_1=block + 1,
                 )  # fmt: skip
@@ -67,32 +69,33 @@ class Dialect:
                     (_NORMS, self.norm),
                 ):
                     for layer in layers:
-                        add(f"layer{stage}.{block}.{layer}", theirs + self.layers[layer], leaves)
+                        add(f"layer{stage}.{block}.{layer}", prefix + self.layers[layer], leaves)
         return names
 
     @functools.cached_property
     def to_torchvision(self) -> dict[str, str]:
-        """The inverse of `from_torchvision`."""
-        return {theirs: ours for ours, theirs in self.from_torchvision.items()}
+        """Return the inverse of `from_torchvision`."""
+        return {translated: name for name, translated in self.from_torchvision.items()}
 
     def split(self, name: str) -> tuple[str, str] | None:
-        """What stands before a backbone tensor's name, and torchvision's name of the tensor.
+        """Split a tensor's name into its prefix and torchvision's name of the tensor.
 
         ``module.encoder_q.layer1.0.conv1.weight`` -> (``module.encoder_q.``,
-        ``layer1.0.conv1.weight``); None if it is no tensor of a ResNet in this dialect.
+        ``layer1.0.conv1.weight``). The result is None if it is no tensor of a ResNet in this
+        dialect.
         """
         start = 0
         while True:
-            ours = self.to_torchvision.get(name[start:])
-            if ours is not None:
-                return name[:start], ours
+            in_torchvision = self.to_torchvision.get(name[start:])
+            if in_torchvision is not None:
+                return name[:start], in_torchvision
             boundary = _BOUNDARY.search(name, start)
             if boundary is None:
                 return None
             start = boundary.end()
 
     def as_torchvision(self, name: str, tensor: Tensor) -> Tensor:
-        """The tensor in torchvision's layout; `name` is torchvision's."""
+        """Return the tensor in torchvision's layout; `name` is torchvision's name."""
         if not self.channels_last:
             return tensor
         if name.rpartition(".")[0].endswith(_CONVOLUTIONS):
@@ -100,7 +103,7 @@ class Dialect:
         return tensor.reshape(-1)
 
     def absent(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Statistics that this dialect leaves out, because they are in scale and offset already."""
+        """Return the BatchNorm statistics that this dialect folds into scale and offset."""
         if not self.norm.keys().isdisjoint(STATISTICS):
             return {}
         filled = {}
@@ -118,7 +121,7 @@ TORCHVISION = Dialect(
     block="layer{stage}.{block}.",
     layers={name: name for name in _CONVOLUTIONS + _NORMS},
 )
-# nn.Sequential(*resnet.children()): 2 and 3 are the ReLU and the pooling.
+# The names of nn.Sequential(*resnet.children()), where 2 and 3 are the ReLU and the pooling.
 INDEXED = Dialect(
     "indexed", stem=("0", "1"), block="{stage_from_4}.{block}.", layers=TORCHVISION.layers
 )
@@ -169,7 +172,7 @@ CAFFE2 = Dialect(
     convolution={"weight": "_w"},
     norm={"weight": "_bn_s", "bias": "_bn_b"},
 )  # fmt: skip
-# As moco.tensorflow's resnet.py names them.
+# The names of resnet.py in moco.tensorflow.
 TENSORPACK = Dialect(
     "tensorpack",
     stem=("conv0", "conv0_bn"),

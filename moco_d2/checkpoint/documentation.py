@@ -1,4 +1,4 @@
-"""The known kinds of checkpoints, for ``convert.py --list`` and docs/checkpoints.md."""
+"""Lists the known kinds of checkpoints, for ``convert.py --list`` and docs/checkpoints.md."""
 
 import argparse
 from pathlib import Path
@@ -8,19 +8,19 @@ from moco_d2.checkpoint.targets import TARGETS
 
 _INTRODUCTION = """# Checkpoints
 
-`tools/convert.py SRC DST` takes any file that holds a complete ResNet (18, 34, 50, 101, 152,
-ResNeXt, wide) and recognizes it by names and shapes. What else is in the file is known by its
-family, or is the reason for a refusal; `--drop PATTERN` leaves more behind. Wrappers (`module.`,
-`_orig_mod.`, `model.`, `net.`, `ema_model.`, FSDP's) may stand anywhere. What comes of a file of
-each project: [checkpoint_table.md](checkpoint_table.md).
+`tools/convert.py SRC DST` converts any file that holds a complete ResNet (18, 34, 50, 101, 152,
+ResNeXt, wide) and recognizes it by names and shapes. Every other tensor of the file must be known
+to its family, or the file is refused; `--drop PATTERN` leaves more tensors out. Wrappers
+(`module.`, `_orig_mod.`, `model.`, `net.`, `ema_model.`, FSDP's) may stand anywhere. The page
+[checkpoint_table.md](checkpoint_table.md) shows the result for a file of each project.
 
-A place is `container:prefix`: the dict inside the file, and what stands before the names.
+A location is `container:prefix`: the path of a dict inside the file, and the prefix of the names.
 
 """
 
 
 def listing() -> str:
-    """A line of text for each family."""
+    """Return the text of ``convert.py --list``."""
     width = max(len(family.name) for family in FAMILIES)
     return "".join(
         f"{family.name:{width}}  {family.title}\n{'':{width}}  e.g. {family.example}\n"
@@ -29,7 +29,7 @@ def listing() -> str:
 
 
 def document() -> str:
-    """docs/checkpoints.md."""
+    """Return the text of docs/checkpoints.md."""
     rows = "".join(_row(family) for family in FAMILIES)
     targets = "".join(
         f"| `{target.name}` | {', '.join(f'`{s}`' for s in target.suffixes)} | `{target.usage}` |\n"
@@ -53,8 +53,8 @@ def _row(family: Family) -> str:
         f"`{family.name}`",
         family.title,
         f"`{family.example}`",
-        _places(family.query) or "anywhere",
-        _places(family.key) or "-",
+        _locations(family.query) or "anywhere",
+        _locations(family.key) or "-",
         ", ".join(dialect.name for dialect in family.dialects),
         f"{pixels.format}, mean {_numbers(pixels.pixel_mean)}, std {_numbers(pixels.pixel_std)}"
         + stride,
@@ -62,8 +62,8 @@ def _row(family: Family) -> str:
     return "| " + " | ".join(cells) + " |\n"
 
 
-def _places(places: tuple[str, ...]) -> str:
-    return ", ".join(f"`{place}`" for place in places)
+def _locations(locations: tuple[str, ...]) -> str:
+    return ", ".join(f"`{location}`" for location in locations)
 
 
 def _numbers(values: tuple[float, ...]) -> str:

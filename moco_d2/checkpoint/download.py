@@ -1,4 +1,4 @@
-"""One file over HTTP, however often the connection breaks."""
+"""Downloads a file over HTTP, also when the connection breaks several times."""
 
 import http.client
 import re
@@ -17,12 +17,12 @@ from moco_d2.errors import UserError
 from moco_d2.version import __version__
 
 _CHUNK = 1 << 18  # bytes
-# Slower than this is a stall, although bytes arrive: 100 MB would take more than a day.
+# Anything slower counts as a stall: 100 MB would take more than a day.
 _MINIMAL_RATE = 1024  # bytes per second
-# A connection that gets this much further than all before it begins the count of tries again.
+# The count of tries starts again when a connection gets this much further than all before it.
 _PROGRESS = 1 << 20  # bytes
 _HTML = ("text/html", "application/xhtml+xml")
-# Of the client errors (4xx), those that may pass. After 416 the file is started again.
+# Client errors (4xx) that may be temporary. After 416 the file is started again.
 _MAY_PASS = (
     HTTPStatus.REQUEST_TIMEOUT,
     HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
@@ -36,9 +36,9 @@ class Patience:
     """When to give up.
 
     Args:
-        stall: seconds without data, or at less than 1 KiB/s, after which a connection is dropped.
-        tries: connections in a row that get less than 1 MiB further than all before them.
-        pause: seconds before the second try; doubled before each further one.
+        stall: Seconds without data, or with less than 1 KiB/s, before a connection is dropped.
+        tries: Most connections in a row that get less than 1 MiB further than all before them.
+        pause: Seconds before the second try, doubled before each further try.
     """
 
     stall: float = 30.0
@@ -47,23 +47,24 @@ class Patience:
 
 
 class DownloadError(Exception):
-    """The file cannot be had from this address. The message is a clause that says why."""
+    """The file cannot be downloaded from this address. The message is a clause with the reason."""
 
 
 def download(url: str, file: Path, patience: Patience | None = None) -> bool:
-    """Fetch `url` into `file`; what is in `file` already is taken for its beginning.
+    """Download `url` into `file`. Existing content of `file` counts as its beginning.
 
-    After a failure `file` holds what has arrived, and the next call continues there (HTTP Range;
-    from the start where the server knows none). Proxies and certificates are those of Python's
-    urllib.
+    After a failure `file` holds the bytes that arrived, and the next call continues there with HTTP
+    Range, or from the start if the server does not support it. Proxies and certificates are those
+    of Python's urllib.
 
     Returns:
-        whether `file` was put together from several answers, so that a wrong content may mean that
-        they do not belong together.
+        Whether `file` was put together from several responses. If its content is wrong, they may
+        come from different files.
 
     Raises:
-        DownloadError: no network, no such file, a web page in its place, a server that stalls.
-        UserError: `file` cannot be written.
+        DownloadError: If there is no network or no such file, if a web page comes instead, or if
+            the server stalls.
+        UserError: If `file` cannot be written.
     """
     patience = patience or Patience()
     pieced = _size(file) > 0
@@ -85,12 +86,12 @@ def download(url: str, file: Path, patience: Patience | None = None) -> bool:
 
 
 def _receive(url: str, file: Path, stall: float) -> None:
-    """One connection: append what is missing in `file`, or start it again."""
+    """Open one connection, and append the missing bytes to `file` or start it again."""
     offset = _size(file)
     headers = {"User-Agent": f"moco_d2/{__version__}"}
     if offset:
         headers["Range"] = f"bytes={offset}-"
-    # Not file: and the like; urllib follows no redirection to those either.
+    # file: and the like are refused. urllib follows no redirection to those either.
     if not url.startswith(("https://", "http://")):
         raise DownloadError(f"{url} is not an http or https address")
     request = urllib.request.Request(url, headers=headers)  # noqa: S310
@@ -100,7 +101,7 @@ def _receive(url: str, file: Path, stall: float) -> None:
         error.close()
         if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and offset:
             if error.headers.get("Content-Range") == f"bytes */{offset}":
-                return  # all of it had arrived
+                return  # the file is complete
             file.unlink()
         raise
     with response:
@@ -115,7 +116,7 @@ def _receive(url: str, file: Path, stall: float) -> None:
 
 
 def _continues(response: http.client.HTTPResponse, offset: int) -> bool:
-    """Whether the answer starts at `offset` of the file, and not at its start."""
+    """Return whether the response continues the file at `offset`."""
     first = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
     return (
         response.status == HTTPStatus.PARTIAL_CONTENT
@@ -126,7 +127,8 @@ def _continues(response: http.client.HTTPResponse, offset: int) -> bool:
 
 def _chunks(response: http.client.HTTPResponse, stall: float) -> Iterator[bytes]:
     since, received = time.monotonic(), 0
-    # read1 returns what has arrived; read would wait for a full chunk and never see a slow server.
+    # read1 returns the bytes that have arrived. read would wait for a full chunk, so a slow server
+    # would go unnoticed.
     while chunk := response.read1(_CHUNK):
         yield chunk
         received += len(chunk)
@@ -140,7 +142,7 @@ def _chunks(response: http.client.HTTPResponse, stall: float) -> Iterator[bytes]
 def _append(file: Path, offset: int, total: int | None, chunks: Iterator[bytes]) -> None:
     with (
         _open(file, "ab" if offset else "wb") as f,
-        # A bar on a terminal, nothing in a log.
+        # disable=None shows the bar on a terminal only, not in a log.
         tqdm(
             desc=file.name.removesuffix(".part"),
             initial=offset,
@@ -150,7 +152,7 @@ def _append(file: Path, offset: int, total: int | None, chunks: Iterator[bytes])
             disable=None,
         ) as bar,
     ):
-        # Up to `total` and no further: some servers keep the connection open.
+        # It stops at `total`, because some servers keep the connection open.
         while total is None or offset < total:
             chunk = next(chunks, None)
             if chunk is None:
@@ -186,13 +188,13 @@ def _is_final(error: Exception) -> bool:
 def _reason(error: Exception, stall: float) -> str:
     if isinstance(error, urllib.error.HTTPError):
         return f"answers {error.code} {error.reason}"
-    what = "breaks off"
+    problem = "breaks off"
     cause: object = error
     if isinstance(error, urllib.error.URLError):
-        what, cause = "cannot be reached", error.reason
+        problem, cause = "cannot be reached", error.reason
     if isinstance(cause, TimeoutError):
-        return f"stalls: next to no data in {stall:g} s"
-    return f"{what}: {getattr(cause, 'strerror', None) or str(cause) or repr(cause)}"
+        return f"stalls: almost no data in {stall:g} s"
+    return f"{problem}: {getattr(cause, 'strerror', None) or str(cause) or repr(cause)}"
 
 
 def _size(file: Path) -> int:

@@ -1,8 +1,8 @@
-"""Whose checkpoint is it? One entry a family, nearly all of it data.
+"""The known families of checkpoints: one entry per family, nearly all of it data.
 
-A place is written ``container:prefix``: the dict inside the file, as a dotted path, and what stands
-before the backbone's names in it. Wrappers (WRAPPERS) are left out of both: they may stand
-anywhere, any number of times.
+A location is written ``container:prefix``. The container is the dotted path of a dict in the file;
+the prefix stands before the backbone's names in it. Neither contains wrappers (WRAPPERS), which may
+stand anywhere, any number of times.
 """
 
 import re
@@ -23,8 +23,8 @@ from moco_d2.checkpoint.dialects import (
     Dialect,
 )
 
-# DistributedDataParallel, torch.compile, FSDP, activation checkpointing, an averaged model, and
-# modules that only hold another one.
+# The names come from DistributedDataParallel, torch.compile, FSDP, activation checkpointing,
+# averaged models, and modules that only hold another module.
 WRAPPERS = frozenset(
     (
         "module",
@@ -40,14 +40,14 @@ WRAPPERS = frozenset(
 
 @dataclass(frozen=True)
 class Input:
-    """Pixels as Detectron2's config describes them: order of the channels, mean, std; 0 .. 255."""
+    """The input format in Detectron2's terms: channel order, mean and std of pixels in 0 .. 255."""
 
     format: str
     pixel_mean: tuple[float, float, float]
     pixel_std: tuple[float, float, float]
 
 
-# What torchvision networks are trained on.
+# torchvision's networks are trained on this input.
 IMAGENET = Input("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 IMAGENET_BGR = Input("BGR", IMAGENET.pixel_mean[::-1], IMAGENET.pixel_std[::-1])
 # Pixels in [0, 1], not normalized.
@@ -57,12 +57,12 @@ MSRA = Input("BGR", IMAGENET_BGR.pixel_mean, (1.0, 1.0, 1.0))
 
 @dataclass(frozen=True)
 class Traits:
-    """What the weights do not show and the network depends on.
+    """Properties of a network that its weights do not show.
 
     Args:
-        input: the images it was trained on.
-        stride_in_1x1: a bottleneck's stride is in its first 1x1 convolution.
-        caveats: sentences to read before using the weights.
+        input: The format of the images that it was trained on.
+        stride_in_1x1: Whether a bottleneck's stride is in its first 1x1 convolution.
+        caveats: Sentences to read before using the weights.
     """
 
     input: Input = IMAGENET
@@ -72,21 +72,21 @@ class Traits:
 
 @dataclass(frozen=True)
 class Family:
-    """Files of one origin.
+    """The checkpoint files of one project.
 
     Attributes:
-        name: short, for the report.
-        title: projects whose files these are.
-        example: name of such a file.
-        query: places of the network that is trained by gradients, the preferred first.
-        key: places of the other one, its moving average.
-        heads: patterns (fnmatch) of known companions below the backbone's prefix.
-        companions: the same beside the backbone, without wrappers.
-        dialects: the names its backbones have.
-        entries: the file's dict has all of these.
-        needs: for each pattern, the backbone's container has a name that matches.
-        files: patterns of file names; None: any.
-        traits: of its networks.
+        name: A short name for the report.
+        title: The projects that write these files.
+        example: The name of one such file.
+        query: Locations of the network that gradients train, the preferred location first.
+        key: Locations of its moving average.
+        heads: Patterns (fnmatch) of known other tensors below the backbone's prefix.
+        companions: Patterns of known other tensors beside the backbone, without wrappers.
+        dialects: The dialects of its backbones.
+        entries: The keys that the file's dict must have.
+        needs: Patterns, each of which must match a name in the backbone's container.
+        files: Patterns of file names; None allows any name.
+        traits: The traits of its networks.
     """
 
     name: str
@@ -103,17 +103,17 @@ class Family:
     traits: Traits = Traits()
 
     def role(self, container: str, prefix: str) -> str | None:
-        """``query`` or ``key`` for one of the family's places, None for another place."""
-        place = f"{container}:{without_wrappers(prefix)}"
-        return "query" if place in self.query else "key" if place in self.key else None
+        """Return ``query`` or ``key`` for a location of the family, and None for any other."""
+        location = f"{container}:{without_wrappers(prefix)}"
+        return "query" if location in self.query else "key" if location in self.key else None
 
     def owns(self, checkpoint: Mapping[Any, Any], names: list[str], file_name: str) -> bool:
-        """Whether the rest of the file is as this family's files are.
+        """Return whether the rest of the file looks like a file of this family.
 
         Args:
-            checkpoint: the file's dict.
-            names: those in the backbone's container, without wrappers.
-            file_name: of the file, without its folder.
+            checkpoint: The file's dict.
+            names: All names in the backbone's container, without wrappers.
+            file_name: The file's name without its folder.
         """
         return (
             all(entry in checkpoint for entry in self.entries)
@@ -122,7 +122,7 @@ class Family:
         )
 
     def traits_of(self, checkpoint: Mapping[Any, Any], file_name: str) -> Traits:
-        """What is known of this file's network."""
+        """Return the traits of this file's network."""
         return self.traits
 
 
@@ -175,8 +175,8 @@ class _Pycls(Family):
         stated = re.search(r"STRIDE_1X1:\s*(true|false)", str(checkpoint.get("cfg")), re.IGNORECASE)
         if stated:
             return Traits(IMAGENET_BGR, stride_in_1x1=stated[1].lower() == "true")
-        # pycls' default.
-        caveat = "its config does not say where the stride is: taken to be in the 1x1 convolution"
+        # The 1x1 convolution is pycls' default.
+        caveat = "its config does not say where the stride is: the 1x1 convolution is assumed"
         return Traits(IMAGENET_BGR, stride_in_1x1=True, caveats=(caveat,))
 
 
@@ -191,21 +191,21 @@ class _Detectron2Weights(Family):
                 tuple(provenance.get("caveats", ())),
             )
         caveat = (
-            "a Detectron2 file does not say what its input was nor where the stride is: "
-            "torchvision's are assumed, while Detectron2's own models take BGR, std 1 and the "
+            "a Detectron2 file does not state its input format or where the stride is: "
+            "torchvision's are assumed, while Detectron2's own models use BGR, std 1 and the "
             "stride in the 1x1 convolution"
         )
         return Traits(caveats=(caveat,))
 
 
 class _Wrapped(Family):
-    """Anything else: a complete backbone is one wherever it is."""
+    """Any other file, which may hold a complete backbone anywhere."""
 
     def role(self, container: str, prefix: str) -> str | None:
         return "key" if _KEY_WORD.search(f"{container}:{prefix}") else "query"
 
 
-# The first that fits is the one.
+# The first family that fits is used.
 FAMILIES: tuple[Family, ...] = (
     Family(
         name="moco",
@@ -253,7 +253,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         name="byol_converted",
-        title="BYOL of DeepMind through byol-convert or ssl-transfer, told by the file's name",
+        title="BYOL of DeepMind through byol-convert or ssl-transfer, recognized by its file name",
         example="pretrain_res50x1.pth.tar",
         query=(":", "state_dict:"),
         files=("pretrain_res50x*.pth.tar", "BYOL.pth"),
@@ -281,14 +281,15 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         name="simclr_v1",
-        title="SimCLR v1 through tonylins' converter, told by the file's name",
+        title="SimCLR v1 through tonylins' converter, recognized by its file name",
         example="resnet50-1x.pth",
         query=("state_dict:",),
         files=("resnet50-1x.pth", "resnet50-2x.pth", "resnet50-4x.pth"),
         traits=Traits(
             UNIT,
             caveats=(
-                "taken for SimCLR v1 by its file name: trained on pixels in [0, 1], not normalized",
+                "its file name says SimCLR v1, which was trained on pixels in [0, 1], not "
+                "normalized",
             ),
         ),
     ),
@@ -403,7 +404,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         name="soco",
-        title="SoCo; its neck and head are not taken",
+        title="SoCo; its neck and head are not converted",
         example="ckpt_epoch_100.pth",
         query=("model:encoder.",),
         key=("model_ema:encoder.",),
@@ -468,14 +469,14 @@ FAMILIES: tuple[Family, ...] = (
             MSRA,
             stride_in_1x1=True,
             caveats=(
-                "BatchNorm statistics are folded into scale and offset: use FrozenBN, or know that "
-                "tuning starts from mean 0 and variance 1",
+                "BatchNorm statistics are folded into scale and offset: use FrozenBN, or note that "
+                "fine-tuning starts from mean 0 and variance 1",
             ),
         ),
     ),
     _Pycls(
         name="pycls",
-        title="pycls; the stride's place is read from its config",
+        title="pycls; its config says where the stride is",
         example="R-50-1x64d_dds_8gpu.pyth",
         query=("model_state:",),
         heads=("head.fc.*",),
@@ -548,7 +549,7 @@ FAMILIES: tuple[Family, ...] = (
         dialects=(TORCHVISION, INDEXED, DETECTRON2, SIMCLR_V2, PYCLS, CAFFE2, TENSORPACK, HAIKU),
         traits=Traits(
             caveats=(
-                "the file does not say what its input was: RGB with ImageNet's mean and standard "
+                "the file does not state its input format: RGB with ImageNet's mean and standard "
                 "deviation is assumed",
             )
         ),
@@ -557,5 +558,5 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def without_wrappers(name: str) -> str:
-    """``module.encoder_q.net.conv1.weight`` -> ``encoder_q.conv1.weight``."""
+    """Remove wrappers: ``module.encoder_q.net.conv1.weight`` -> ``encoder_q.conv1.weight``."""
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)

@@ -1,4 +1,4 @@
-"""Reading a checkpoint without running its code; writing weights whole or not at all."""
+"""Reads checkpoints without running their code, and writes weights completely or not at all."""
 
 import errno
 import json
@@ -22,33 +22,33 @@ from moco_d2.checkpoint.unpickling import as_tensor, check_pickle, load_pickle
 from moco_d2.errors import UserError, closest, printable
 from moco_d2.files import atomic_write
 
-# What the unpickler says of a class or function that is not in its table.
+# The unpickler's error for a class or function that is not in its table.
 _FORBIDDEN_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 _ZIP_MAGIC = b"PK"  # torch.save since 1.6, and NumPy
 _PICKLE_MAGICS = (_ZIP_MAGIC, b"\x80")
 _LENGTH = 8  # bytes of a safetensors header's length
-_REASON = 100  # characters
-_HEAD = 512  # bytes that tell what a file is
+_REASON = 100  # most characters of a quoted reason
+_HEAD = 512  # bytes that show the kind of a file
 
 
 def load_checkpoint(path: str | Path) -> dict[Any, Any]:
     """Read a checkpoint on the CPU without ever executing code from it.
 
-    Reads what ``torch.save`` wrote, safetensors, npz, and pickles of NumPy arrays, whatever their
-    names. What torch and NumPy pack into an archive is compared with its checksums; the other
-    containers have none, and a flipped bit among the numbers cannot be told. All tensors of a file
-    together take at most archive.MOST_EXPANSION times its bytes.
+    It reads files of ``torch.save``, safetensors, npz, and pickles of NumPy arrays, whatever their
+    names. Archives of torch and NumPy are compared with their checksums. The other formats have no
+    checksums, so a flipped bit in their numbers goes unnoticed. All tensors of a file together take
+    at most archive.MOST_EXPANSION times its bytes.
 
-    Tensors of an archive are mapped: they stay in the file until they are used. It may be replaced
-    or removed meanwhile, as our own writers do, but not overwritten in place.
+    Tensors of an archive are memory-mapped: they stay in the file until they are used. The file may
+    be replaced or removed meanwhile, as our own writers do, but not overwritten in place.
 
     Returns:
-        The content; of a safetensors file the tensors by name, our own report under "provenance"
-        and other metadata under "__metadata__".
+        The file's dict. For a safetensors file: the tensors by name, our own report under
+        "provenance" and other metadata under "__metadata__".
 
     Raises:
-        UserError: there is no such file, it is damaged, it is something else, it needs code to
-            load, or it does not hold a dict.
+        UserError: If the file does not exist, is damaged, is no checkpoint, needs code to load, or
+            does not hold a dict.
     """
     path = Path(path)
     checkpoint = _guarded(path, _read)
@@ -61,7 +61,7 @@ def load_checkpoint(path: str | Path) -> dict[Any, Any]:
 
 
 def _guarded(path: Path, read: Callable[[Path], Any]) -> Any:
-    """`read` of a file, in which everything may be wrong."""
+    """Return `read(path)`, with a UserError for whatever is wrong with the file."""
     try:
         if not path.exists():
             siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -74,14 +74,13 @@ def _guarded(path: Path, read: Callable[[Path], Any]) -> Any:
         return read(path)
     except UserError:
         raise
-    # A damaged file makes its reader raise whatever the bytes happen to mean: RuntimeError,
-    # EOFError, KeyError, ...
+    # A damaged file can raise anything: RuntimeError, EOFError, KeyError, ...
     except Exception as error:
         raise UserError(_why_unreadable(path, error)) from error
 
 
 def _read(path: Path) -> Any:
-    """By what is in the file, not by its name: published files have all kinds of suffixes."""
+    """Read a file by its content, not by its name: published files have all kinds of suffixes."""
     head = _head(path)
     if head.startswith(_ZIP_MAGIC):
         return _read_zip(path)
@@ -101,14 +100,14 @@ def _read_zip(path: Path) -> Any:
         return read_archive(path, members, Budget(most_bytes(path)))
     with np.load(path, allow_pickle=False) as content:
         arrays = dict(content)
-    # NumPy gives a member that is no array as bytes.
+    # NumPy returns a member that is no array as bytes.
     if not all(isinstance(array, np.ndarray) for array in arrays.values()):
         raise ValueError("a member is no array")
     return {name: as_tensor(array) for name, array in arrays.items()}
 
 
 def _read_pickle(path: Path) -> Any:
-    """A pickle of plain values and NumPy arrays (Detectron2, Caffe2)."""
+    """Read a pickle of plain values and NumPy arrays (Detectron2, Caffe2)."""
     with path.open("rb") as f:
         check_pickle(f)
     return load_pickle(path.read_bytes(), Budget(most_bytes(path)))
@@ -132,44 +131,45 @@ def _safetensors_metadata(path: Path) -> dict[str, str]:
 def _provenance_in(metadata: Mapping[str, str]) -> dict[str, Any] | None:
     try:
         return as_report(json.loads(metadata.get("provenance", "null")))
-    except (ValueError, RecursionError):  # someone else's, in words
+    except (ValueError, RecursionError):  # not from this package
         return None
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # a wrong offset
+    # EINVAL is a wrong offset in a damaged file.
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
         return f"cannot read {path}: {error.strerror or error}; check the path and its permissions"
     if isinstance(error, OversizedError):
         return (
-            f"{path} of {path.stat().st_size} bytes stands for tensors of {error}; give the "
+            f"{path} of {path.stat().st_size} bytes unpacks to tensors of {error}; use the "
             "original checkpoint"
         )
     if forbidden := _FORBIDDEN_GLOBAL.search(str(error)):
         return (
-            f"{path} can only be loaded by importing {forbidden[1]}, which could run code, so it "
-            "is refused; save it again with tensors and plain values only: "
-            "torch.save({'state_dict': model.state_dict()}, file), or, if you trust who made it, "
+            f"{path} is refused: loading it would import {forbidden[1]}, which could run code; "
+            "save it again with tensors and plain values only: "
+            "torch.save({'state_dict': model.state_dict()}, file), or, if you trust its author, "
             "torch.save(torch.load(old, weights_only=False)['state_dict'], new)"
         )
     if isinstance(error, pickle.UnpicklingError) and _head(path).startswith(_PICKLE_MAGICS):
         return (
-            f"{path} is damaged, or made of more than tensors and plain values "
+            f"{path} is damaged, or holds more than tensors and plain values "
             f"({printable(str(error))[:_REASON]}); copy or download it again, or save the network "
             "with torch.save({'state_dict': model.state_dict()}, file)"
         )
-    return _what_it_looks_like(path)
+    return _apparent_kind(path)
 
 
-def _what_it_looks_like(path: Path) -> str:
+def _apparent_kind(path: Path) -> str:
     head = _head(path)
     if _is_text(head):
         return (
-            f"{path} is a text file, perhaps an error page or a Git LFS pointer in the "
-            "checkpoint's place; download the checkpoint again"
+            f"{path} is a text file, perhaps an error page or a Git LFS pointer instead of the "
+            "checkpoint; download the checkpoint again"
         )
     if head.startswith(_PICKLE_MAGICS) or path.suffix == ".safetensors":
         return f"{path} is damaged or incomplete; copy or download the checkpoint again"
-    return f"{path} is not a file that torch.save wrote; give the original checkpoint"
+    return f"{path} was not written by torch.save; use the original checkpoint"
 
 
 def _head(path: Path) -> bytes:
@@ -178,25 +178,25 @@ def _head(path: Path) -> bytes:
 
 
 def _is_text(head: bytes) -> bool:
-    # The last bytes may be half a character: three is the most UTF-8 can leave behind.
+    # The head may end inside a character, which leaves at most three bytes in UTF-8.
     text = head.decode("utf-8", errors="ignore")
     return len(head) - len(text.encode()) <= 3 and all(c.isprintable() or c.isspace() for c in text)
 
 
 def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write weights that load without running code: whole and verified, or not at all.
+    """Write weights that load without running code, completely and verified, or not at all.
 
     Args:
-        path: ``.pth`` (torch), ``.pkl`` (NumPy arrays, as Detectron2 reads them) or
-            ``.safetensors`` (the one dict of tensors; the rest as JSON in its metadata).
-        content: dicts of tensors, and JSON types.
+        path: A ``.pth`` file (torch), ``.pkl`` (NumPy arrays, as Detectron2 reads them) or
+            ``.safetensors`` (one dict of tensors, with the rest as JSON in its metadata).
+        content: Dicts of tensors, and values of JSON types.
 
     Raises:
-        UserError: the destination cannot be written, or does not read back as it was written.
+        UserError: If the destination cannot be written, or does not read back as it was written.
     """
     path = Path(path)
-    # Through JSON: a subclass of str (torch.__version__ is one) or a NumPy number would make the
-    # file unreadable under weights_only=True.
+    # JSON leaves plain types only: a subclass of str (torch.__version__ is one) or a NumPy number
+    # would make the file unreadable under weights_only=True.
     content = {
         key: value if _is_tensors(value) else json.loads(json.dumps(value, allow_nan=False))
         for key, value in content.items()
@@ -216,14 +216,14 @@ def _is_tensors(value: Any) -> bool:
 
 
 def _write_torch(file: Path, content: Mapping[str, Any]) -> None:
-    # Given a path, torch names the folder inside the zip after it; the temporary name is random,
-    # and the same conversion must give the same bytes.
+    # From a path, torch would name the folder inside the zip after the random temporary name, and
+    # the same conversion must write the same bytes.
     with file.open("wb") as f:
         torch.save(dict(content), f)
 
 
 class _ArrayPickler(pickle.Pickler):
-    """NumPy 2 pickles a function of its own, which NumPy 1 does not find; both find the class."""
+    """Pickle arrays by their class: NumPy 1 does not have the function that NumPy 2 pickles."""
 
     def reducer_override(self, value: Any) -> Any:
         if type(value) is not np.ndarray:
@@ -252,7 +252,7 @@ def _write_safetensors(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def _sort_metadata(file: Path) -> None:
-    """The library writes them in random order, and the same conversion must give the same bytes."""
+    """Sort the metadata, which the library writes in random order: equal input, equal bytes."""
     with file.open("r+b") as f:
         length = int.from_bytes(f.read(_LENGTH), "little")
         header = json.loads(f.read(length))
@@ -270,20 +270,20 @@ def _check_written(file: Path, path: Path, content: Mapping[str, Any]) -> None:
     for key, value in content.items():
         if not _is_tensors(value):
             continue
-        found = written if path.suffix == ".safetensors" else written.get(key, {})
+        tensors = written if path.suffix == ".safetensors" else written.get(key, {})
         for name, tensor in value.items():
-            if name not in found or not torch.equal(found[name], tensor):
+            if name not in tensors or not torch.equal(tensors[name], tensor):
                 raise UserError(
-                    f"what was written for {path} reads back differently ({name}); check the disk "
+                    f"{path} reads back differently from what was written ({name}); check the disk "
                     "and try again"
                 )
 
 
 def read_provenance(path: str | Path) -> dict[str, Any] | None:
-    """The converter's report inside a file of weights; None where there is none.
+    """Return the converter's report in a file of weights, or None if there is no report.
 
     Raises:
-        UserError: as `load_checkpoint`.
+        UserError: If the file cannot be read, as in `load_checkpoint`.
     """
     path = Path(path)
     if path.suffix == ".safetensors":

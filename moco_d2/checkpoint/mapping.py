@@ -1,7 +1,7 @@
-"""ResNet backbones in two vocabularies, torchvision's and Detectron2's: names, shapes and settings.
+"""Maps ResNet backbones between torchvision and Detectron2: names, shapes and settings.
 
-Only weights and BatchNorm statistics are mapped. ``num_batches_tracked`` is not: Detectron2 does
-without it, and with FrozenBN it would be reported as unexpected.
+Only weights and BatchNorm statistics are mapped, not ``num_batches_tracked``. Detectron2 does not
+need it, and with FrozenBN would report it as unexpected.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from moco_d2.checkpoint.dialects import DETECTRON2
 from moco_d2.checkpoint.families import IMAGENET, Input
 from moco_d2.resnet import BASIC_DEPTHS, BOTTLENECK_DEPTHS, STEM_WIDTH, build_resnet
 
-_LAST_PLANES = 512  # of the last stage's 3x3 convolutions, in torchvision
+_LAST_PLANES = 512  # channels of the last stage's 3x3 convolutions in torchvision
 _BLOCK_NAME = re.compile(r"layer([1-4])\.(\d+)\.")
 
 
@@ -30,10 +30,11 @@ class Architecture:
 
     Args:
         depth: 18, 34 (BasicBlock), 50, 101 or 152 (Bottleneck).
-        width_per_group: width of a group in the first stage's 3x3 convolutions; Bottleneck only.
-        groups: groups of the 3x3 convolutions; Bottleneck only.
-        width_factor: of every number of channels; 2 and 4 are the paper's R50w2x and R50w4x.
-        stride_in_1x1: a bottleneck's stride is in its first convolution, as in MSRA's networks.
+        width_per_group: Width of a group in the first stage's 3x3 convolutions; Bottleneck only.
+        groups: Number of groups of the 3x3 convolutions; Bottleneck only.
+        width_factor: Factor of all channel numbers; 2 and 4 are the paper's R50w2x and R50w4x.
+        stride_in_1x1: Whether a bottleneck's stride is in its first convolution, as in MSRA's
+            networks.
     """
 
     depth: int
@@ -48,24 +49,24 @@ class Architecture:
 
     @property
     def num_features(self) -> int:
-        """Width of the last stage: what a pooled feature has."""
+        """Return the width of the last stage, which is the size of a pooled feature."""
         block = BasicBlock if self.is_basic else Bottleneck
         return int(_LAST_PLANES * self.width_factor) * block.expansion
 
     @property
     def tensor_names(self) -> list[str]:
-        """Those to be converted, under torchvision's names, in torchvision's order."""
+        """Return torchvision's names of the tensors to convert, in torchvision's order."""
         return list(expected_tensors(self))
 
     @property
     def tensor_count(self) -> int:
-        """How many tensors are to be converted."""
+        """Return the number of tensors to convert."""
         return len(expected_tensors(self))
 
     def __str__(self) -> str:
         name = f"ResNet-{self.depth}"
         if self.width_factor != 1:
-            name += f" of {self.width_factor} times the width"
+            name += f" of width factor {self.width_factor}"
         if (self.groups, self.width_per_group) != (1, 64):
             name += f" with {self.groups} group(s) of width {self.width_per_group}"
         if self.stride_in_1x1:
@@ -74,19 +75,19 @@ class Architecture:
 
 
 def to_detectron2(name: str) -> str:
-    """``layer3.5.bn3.bias`` -> ``res4.5.conv3.norm.bias``.
+    """Translate a name: ``layer3.5.bn3.bias`` -> ``res4.5.conv3.norm.bias``.
 
     Raises:
-        ValueError: `name` is not a tensor of a torchvision ResNet backbone.
+        ValueError: If `name` is not a tensor of a torchvision ResNet backbone.
     """
     return _look_up(name, DETECTRON2.from_torchvision)
 
 
 def to_torchvision(name: str) -> str:
-    """``res4.5.conv3.norm.bias`` -> ``layer3.5.bn3.bias``; the inverse of `to_detectron2`.
+    """Translate a name: ``res4.5.conv3.norm.bias`` -> ``layer3.5.bn3.bias``.
 
     Raises:
-        ValueError: `name` is not a tensor of a Detectron2 ResNet backbone.
+        ValueError: If `name` is not a tensor of a Detectron2 ResNet backbone.
     """
     return _look_up(name, DETECTRON2.to_torchvision)
 
@@ -99,7 +100,7 @@ def _look_up(name: str, names: dict[str, str]) -> str:
 
 
 def infer_architecture(tensors: Mapping[str, Tensor], stride_in_1x1: bool = False) -> Architecture:
-    """The torchvision ResNet that these names and shapes come closest to."""
+    """Return the torchvision ResNet that is closest to these names and shapes."""
     blocks = [0, 0, 0, 0]
     for name in tensors:
         if match := _BLOCK_NAME.match(name):
@@ -124,7 +125,7 @@ def infer_architecture(tensors: Mapping[str, Tensor], stride_in_1x1: bool = Fals
 
 
 def build_torchvision(architecture: Architecture) -> ResNet:
-    """torchvision's network with random weights, on torch's current default device."""
+    """Return torchvision's network with random weights, on torch's current default device."""
     network = build_resnet(
         architecture.depth,
         num_classes=1,  # fc is no part of the backbone
@@ -141,7 +142,7 @@ def build_torchvision(architecture: Architecture) -> ResNet:
 
 
 class _NoInitialValues(TorchFunctionMode):
-    """Drawing random numbers for tensors without storage takes longer than a conversion."""
+    """Skips random initialization, which takes longer than a conversion even without storage."""
 
     def __torch_function__(
         self,
@@ -157,14 +158,14 @@ class _NoInitialValues(TorchFunctionMode):
 
 @contextlib.contextmanager
 def without_values() -> Iterator[None]:
-    """Build networks of which only names and shapes are wanted, or whose values come later."""
+    """Build networks without values, for their names and shapes or to load values later."""
     with torch.device("meta"), _NoInitialValues():
         yield
 
 
 @functools.lru_cache(maxsize=32)
 def expected_tensors(architecture: Architecture) -> Mapping[str, torch.Size]:
-    """Torchvision name -> shape of every backbone tensor to convert (ResNet-50: 265)."""
+    """Return torchvision name -> shape of every backbone tensor to convert (ResNet-50: 265)."""
     with without_values():
         network = build_torchvision(architecture)
     return {
@@ -175,7 +176,7 @@ def expected_tensors(architecture: Architecture) -> Mapping[str, torch.Size]:
 
 
 def detectron2_settings(architecture: Architecture, pixels: Input = IMAGENET) -> dict[str, Any]:
-    """The keys of Detectron2's config that these weights need."""
+    """Return the keys of Detectron2's config that these weights need."""
     factor = architecture.width_factor
     return {
         "INPUT.FORMAT": pixels.format,
@@ -186,6 +187,6 @@ def detectron2_settings(architecture: Architecture, pixels: Input = IMAGENET) ->
         "MODEL.RESNETS.WIDTH_PER_GROUP": int(architecture.width_per_group * factor),
         "MODEL.RESNETS.STEM_OUT_CHANNELS": int(STEM_WIDTH * factor),
         "MODEL.RESNETS.RES2_OUT_CHANNELS": int((64 if architecture.is_basic else 256) * factor),
-        # torchvision strides in the 3x3 convolution, the MSRA networks in the 1x1.
+        # The stride is in the 3x3 convolution in torchvision, and in the 1x1 in MSRA's networks.
         "MODEL.RESNETS.STRIDE_IN_1X1": architecture.stride_in_1x1,
     }

@@ -1,4 +1,4 @@
-"""Proof of a conversion: torchvision and Detectron2 compute the same features."""
+"""Proves a conversion: torchvision and Detectron2 compute the same features."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,10 +16,10 @@ from moco_d2.checkpoint.mapping import (
 )
 from moco_d2.errors import UserError
 
-# Largest relative difference of two correct networks in float32. A convolution in the wrong place,
-# a stride in the wrong layer or a missing statistic differs by more than 1e-2.
+# Largest relative difference of two correct networks in float32. A swapped convolution, a stride in
+# the wrong layer or a missing statistic gives more than 1e-2.
 TOLERANCE = 1e-5
-# Odd sizes: a padding or a stride in the wrong place shows at the borders. Small: a proof takes
+# Odd sizes reveal a wrong padding or stride at the borders. With this small image a proof takes
 # about a second.
 _IMAGE_SHAPE = (1, 3, 97, 129)
 _STAGES = ("res2", "res3", "res4", "res5")
@@ -31,22 +31,22 @@ def prove(
     """Load Detectron2 weights the way Detectron2 does, and compare with torchvision's network.
 
     Args:
-        content: of the file of weights.
-        reference: torchvision name -> tensor, as they were in the source checkpoint, in float32.
-        architecture: what the network is.
+        content: The content of the file of weights.
+        reference: torchvision name -> tensor from the source checkpoint, in float32.
+        architecture: The network's architecture.
 
     Returns:
-        Largest relative difference of the features of one random image, max|a - b| / max|a| in eval
-        mode and float32, for res2 .. res5 and, as "max", over all of them.
+        The largest relative difference of the features of one random image, max|a - b| / max|a| in
+        eval mode and float32, for res2 .. res5, and as "max" over all of them.
 
     Raises:
-        UserError: a tensor did not arrive, or the features differ by more than `TOLERANCE`.
+        UserError: If a tensor did not arrive, or the features differ by more than `TOLERANCE`.
     """
-    # Detectron2's initialization is overwritten; the caller's random numbers stay as they were.
+    # fork_rng keeps the caller's random state.
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
         backbone = _detectron2_backbone(content, architecture)
         _check_arrival(backbone, reference, architecture)
-        with without_values():  # what the reference lacks (fc) cannot be used
+        with without_values():  # a layer that the reference lacks (fc) cannot be used
             network = build_torchvision(architecture).eval()
         network.load_state_dict(dict(reference), strict=False, assign=True)
         image = torch.randn(_IMAGE_SHAPE, generator=torch.Generator().manual_seed(0))
@@ -76,9 +76,9 @@ def _detectron2_backbone(content: Mapping[str, Any], architecture: Architecture)
     with without_values():
         backbone = build_resnet_backbone(cfg, ShapeSpec(channels=3)).eval()
     backbone.to_empty(device="cpu")
-    for tensor in backbone.state_dict().values():  # what does not arrive shows
+    for tensor in backbone.state_dict().values():  # NaN reveals a tensor that does not arrive
         tensor.fill_(float("nan") if tensor.is_floating_point() else 0)
-    # What its load() does with the content of a file.
+    # load() calls this with the content of a file.
     DetectionCheckpointer(backbone)._load_model(dict(content))
     return backbone
 
@@ -86,7 +86,7 @@ def _detectron2_backbone(content: Mapping[str, Any], architecture: Architecture)
 def _check_arrival(
     backbone: nn.Module, reference: Mapping[str, Tensor], architecture: Architecture
 ) -> None:
-    """Every tensor of Detectron2's backbone has the value from the source checkpoint."""
+    """Check that every tensor of Detectron2's backbone has the value of the source checkpoint."""
     loaded = {
         name: tensor
         for name, tensor in backbone.state_dict().items()
@@ -112,14 +112,14 @@ def _relative_difference(stage: str, expected: Tensor, actual: Tensor) -> float:
     scale = float(expected.abs().max())
     if scale == 0:
         raise UserError(
-            f"every {stage} feature of a random image is zero: the network is dead and nothing can "
-            "be proven about it; give another checkpoint"
+            f"every {stage} feature of a random image is zero: the network is dead, so nothing can "
+            "be proven about it; use another checkpoint"
         )
     difference = float((expected - actual).abs().max()) / scale
     if not difference < TOLERANCE:  # also when it is NaN
         raise UserError(
-            f"{stage} of the converted network differs from the original by {difference:.1e} "
-            f"(relative; up to {TOLERANCE:.0e} is rounding), so nothing was written; check the "
-            "checkpoint's BatchNorm statistics"
+            f"{stage} features of the converted network differ from the original by "
+            f"{difference:.1e} (relative; up to {TOLERANCE:.0e} is rounding), so nothing was "
+            "written; check the checkpoint's BatchNorm statistics"
         )
     return difference

@@ -1,9 +1,9 @@
-"""What a pickle of a checkpoint may name: checked functions and classes of this module.
+"""The names that a checkpoint's pickle may use: checked functions and classes of this module.
 
-A pickle is a program that calls what it names. Here each name stands for a function that checks its
-arguments, whatever NumPy or torch would accept: neither `numpy.ndarray` (which reads and writes
-memory at an offset that it is given) nor a tensor's `__setstate__` is ever within its reach. What
-the program builds are stubs; arrays and tensors are made from them when it has ended.
+A pickle is a program that calls functions by name. Here each name stands for a function that checks
+its arguments, whatever NumPy or torch would accept. A pickle never reaches `numpy.ndarray`, which
+reads and writes memory at any offset, nor a tensor's `__setstate__`. The program builds stubs only.
+Arrays and tensors are made from them after its end.
 """
 
 import math
@@ -17,21 +17,22 @@ import numpy as np
 import torch
 
 _MOST_DIMENSIONS = 64
-_LARGEST = 1 << 48  # of a size, a stride or an offset
+_LARGEST = 1 << 48  # limit of a size, a stride or an offset
 _MOST_ARGUMENTS = 16
-UNIQUE_BITS = 60  # no two shorter numbers have one hash
-_BYTES_AN_ITEM = 100  # of a dict
-LATIN1 = "latin1"  # gives every byte of Python 2's strings back
+UNIQUE_BITS = 60  # numbers of at most this length have different hashes
+_BYTES_AN_ITEM = 100  # estimate for an item of a dict
+LATIN1 = "latin1"  # keeps every byte of Python 2's strings
 
 
 class OversizedError(Exception):
-    """What a file stands for takes far more memory than it has bytes. The message says how much."""
+    """A file would unpack to far more memory than it has bytes. The message says how much."""
 
 
 class Budget:
-    """Bytes that one file may take in memory: arrays and tensors, and what its program makes.
+    """The bytes that one file may take in memory, for arrays, tensors and its program's objects.
 
-    The same bytes may be used under many names, and a stride of 0 repeats a value without end.
+    The file's size is no bound: the same bytes may be used under many names, and a stride of 0
+    repeats one value any number of times.
     """
 
     def __init__(self, limit: int):
@@ -39,46 +40,47 @@ class Budget:
         self._taken = 0
 
     def take(self, count: int) -> None:
-        """
+        """Take `count` bytes from the budget.
+
         Raises:
-            OversizedError: they are used up.
+            OversizedError: If the budget is used up.
         """
         self._taken += count
         if self._taken > self._limit:
             raise OversizedError(f"{self._taken} bytes and more")
 
 
-#: The budget of the file that is read at this moment.
+#: The budget of the file that is being read.
 BUDGET: ContextVar[Budget] = ContextVar("BUDGET")
 
 
-def refused(what: str) -> pickle.UnpicklingError:
-    """The error for something that no writer of checkpoints does."""
-    return pickle.UnpicklingError(f"{what} is not allowed")
+def refused(construct: str) -> pickle.UnpicklingError:
+    """Return the error for a construct that no writer of checkpoints uses."""
+    return pickle.UnpicklingError(f"{construct} is not allowed")
 
 
-# ---- what a pickle may name ----------------------------------------------------------------------
+# ---- plain values and inert classes --------------------------------------------------------------
 
 
 class _SealedType(type):
-    """A class that a pickle cannot change: BUILD sets attributes of whatever it is given."""
+    """A class that a pickle cannot change. The opcode BUILD sets attributes of any object."""
 
     def __setattr__(cls, name: str, value: object) -> None:
         raise refused("changing a class")
 
 
 class Inert(metaclass=_SealedType):
-    """Holds the state of a class that is not imported; none of that class's code runs."""
+    """Holds the state of an object whose class is not imported. None of that class's code runs."""
 
     def __init__(self, *args: object) -> None:
-        _few(args)
+        _check_few(args)
         self.args = args
 
     def append(self, item: object) -> None:
-        """Items of something like a list are left out."""
+        """Ignore the item of a list-like object."""
 
     def extend(self, items: object) -> None:
-        """As `append`."""
+        """Ignore the items of a list-like object."""
 
     def __setstate__(self, state: object) -> None:
         if isinstance(state, dict):
@@ -90,13 +92,14 @@ class Inert(metaclass=_SealedType):
 
 
 class _Dict(dict[Any, Any], metaclass=_SealedType):
-    """Stands for the subclasses of dict; becomes a plain one. Their attributes are left out."""
+    """Stands for subclasses of dict and becomes a plain dict. Their attributes are left out."""
 
     __slots__ = ()
 
     def __init__(self, *args: object) -> None:
-        # An OrderedDict of Python 2 is given its items, a Counter a dict, a defaultdict a type.
-        _few(args)
+        # An OrderedDict of Python 2 comes with its items, a Counter with a dict, and a defaultdict
+        # with a type.
+        _check_few(args)
         items = args[-1] if args and isinstance(args[-1], list | dict) else ()
         BUDGET.get().take(len(items) * _BYTES_AN_ITEM)
         pairs = items.items() if isinstance(items, dict) else items
@@ -111,7 +114,7 @@ class _Dict(dict[Any, Any], metaclass=_SealedType):
 
 
 class Stub:
-    """Something that becomes a value when the pickle has ended, and that it cannot change."""
+    """An object that becomes a value after the pickle's end, and that the pickle cannot change."""
 
     __slots__ = ()
 
@@ -120,9 +123,7 @@ class Stub:
 
 
 class _Function(Stub):
-    """A function that a pickle may call; as an object of its own, because a function of Python has
-    attributes that can be set.
-    """
+    """A function that a pickle may call. A plain function has attributes that it could set."""
 
     __slots__ = ("_call",)
 
@@ -130,18 +131,18 @@ class _Function(Stub):
         self._call = call
 
     def __call__(self, *args: object) -> Any:
-        _few(args)
+        _check_few(args)
         return self._call(*args)
 
 
-def _few(args: tuple[object, ...]) -> None:
-    """Each call copies its arguments, and one tuple may be used for many calls."""
+def _check_few(args: tuple[object, ...]) -> None:
+    """Limit the arguments: each call copies them, and one tuple may be used for many calls."""
     if len(args) > _MOST_ARGUMENTS:
         raise refused(f"a call with {len(args)} arguments")
 
 
 def _encode(text: object, encoding: object) -> bytes:
-    # Protocol 2 has no bytes: Python 3 writes them as text to be encoded. Other codecs take hours.
+    # Protocol 2 has no bytes: Python 3 writes them as text to encode. Other codecs can take hours.
     if not isinstance(text, str) or encoding != LATIN1:
         raise refused(f"bytes in the encoding {encoding!r:.40}")
     BUDGET.get().take(len(text))
@@ -155,7 +156,7 @@ def _no_bytes(*args: object) -> bytes:
 
 
 def _as_bytes(value: object) -> bytes:
-    if isinstance(value, str):  # of Python 2, which has one type for both
+    if isinstance(value, str):  # Python 2 has one type for text and bytes
         BUDGET.get().take(len(value))
         return value.encode(LATIN1)
     if isinstance(value, bytearray):
@@ -168,12 +169,13 @@ def _as_bytes(value: object) -> bytes:
 
 # ---- NumPy ---------------------------------------------------------------------------------------
 
-# Numbers that torch has too, and text. No Python objects: their "bytes" are addresses.
+# Number types that torch has too, and text. Python objects are excluded: their "bytes" are
+# addresses.
 _DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248]|c8|c16|[SU]\d{1,7})")
 
 
 class _DType(Stub):
-    """numpy.dtype, of a plain type."""
+    """Stands for a plain numpy.dtype."""
 
     __slots__ = ("value",)
 
@@ -200,7 +202,7 @@ def _plain_dtype(value: object) -> np.dtype:
 
 
 class ArrayStub(Stub):
-    """numpy.ndarray, which is filled by its state."""
+    """Stands for a numpy.ndarray, which its state fills."""
 
     __slots__ = ("value",)
 
@@ -224,7 +226,8 @@ def _array(data: object, dtype: object, shape: object, order: object) -> np.ndar
 
 
 def _empty_array(shape: object = None, *more: object) -> ArrayStub:
-    # Written so, and filled later. The real class also takes a buffer, an offset and strides.
+    # Arrays are written empty and filled later. The real class also accepts a buffer, an offset and
+    # strides.
     if shape != (0,) or more:
         raise refused("numpy.ndarray with arguments")
     return ArrayStub()
@@ -239,7 +242,7 @@ def _reconstruct(cls: object, shape: object, typecode: object) -> ArrayStub:
 def _frombuffer(
     data: object, dtype: object, shape: object, order: object, *more: object
 ) -> ArrayStub:
-    """What NumPy writes in protocol 5."""
+    """Make an array as NumPy writes it in protocol 5."""
     if more:
         raise refused("numpy's _frombuffer with more arguments")
     stub = ArrayStub()
@@ -259,21 +262,22 @@ def _scalar(dtype: object, data: object) -> Any:
 
 
 class StorageType(Stub):
-    """torch.FloatStorage and the others."""
+    """Stands for torch.FloatStorage and the other storage types."""
 
     __slots__ = ("dtype",)
 
     def __init__(self, dtype: torch.dtype | None):
-        self.dtype = dtype  # None: untyped, counted in bytes
+        self.dtype = dtype  # None in an untyped storage, whose elements are bytes
 
 
 class Storage(Stub):
-    """Numbers of a file that tensors are views of.
+    """Numbers of a file, of which tensors are views.
 
     Attributes:
-        dtype: None in an untyped storage.
-        count: of its elements, or bytes in an untyped one.
-        read: gives its bytes, a tensor of uint8.
+        dtype: The type of its elements; None in an untyped storage.
+        count: The number of its elements, or of its bytes in an untyped storage.
+        read: A function from a number of bytes to a uint8 tensor. It raises if the file has another
+            number of bytes.
     """
 
     __slots__ = ("_flat", "count", "dtype", "read")
@@ -281,10 +285,6 @@ class Storage(Stub):
     def __init__(
         self, dtype: torch.dtype | None, count: int, read: Callable[[int], torch.Tensor]
     ) -> None:
-        """
-        Args:
-            read: number of bytes -> a tensor of them; raises where the file has another number.
-        """
         self.dtype, self.count, self.read = dtype, count, read
         self._flat: torch.Tensor | None = None
 
@@ -293,17 +293,17 @@ class Storage(Stub):
         return 1 if self.dtype is None else self.dtype.itemsize
 
     def flat(self) -> torch.Tensor:
-        """All bytes."""
+        """Return all bytes."""
         if self._flat is None:
             self._flat = self.read(self.count * self.itemsize)
         return self._flat
 
 
 def storage_of(pid: object) -> tuple[StorageType, str, int, Any]:
-    """A persistent id of torch: type, key, number of elements, and what follows them.
+    """Return a persistent id of torch as type, key, number of elements, and view (or None).
 
     Raises:
-        pickle.UnpicklingError: it is none.
+        pickle.UnpicklingError: If `pid` is no persistent id of torch.
     """
     if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
         raise refused("such a persistent id")
@@ -315,7 +315,7 @@ def storage_of(pid: object) -> tuple[StorageType, str, int, Any]:
 
 
 def _numbers(values: object) -> tuple[int, ...]:
-    """Sizes, strides or offsets: whole numbers that a file can mean."""
+    """Return sizes, strides or offsets after checking that they are plausible integers."""
     if not isinstance(values, tuple | list) or len(values) > _MOST_DIMENSIONS:
         raise refused("such a size")
     for value in values:
@@ -325,7 +325,7 @@ def _numbers(values: object) -> tuple[int, ...]:
 
 
 class TensorStub(Stub):
-    """A tensor's place in a storage, within its bounds."""
+    """The position of a tensor in a storage, within the storage's bounds."""
 
     __slots__ = ("dtype", "offset", "size", "storage", "stride")
 
@@ -373,30 +373,33 @@ def _rebuild_tensor(
 
 
 def _rebuild_tensor_v3(*arguments: object) -> TensorStub:
-    storage, offset, size, stride, _, _, dtype = arguments[:7]  # and requires_grad, hooks
+    # The unused arguments are requires_grad and hooks.
+    storage, offset, size, stride, _, _, dtype = arguments[:7]
     if not isinstance(dtype, torch.dtype) or dtype not in _DTYPES.values():
         raise refused("such a type of tensor")
     return TensorStub(storage, offset, size, stride, dtype)
 
 
 def _first(data: object, *more: object) -> Any:
-    """A parameter, or a tensor of a device, is the tensor itself."""
+    """Return the tensor of a parameter or of a device tensor."""
     if not isinstance(data, TensorStub | ArrayStub):
         raise refused("a parameter without a tensor")
     return data
 
 
 def _rebuild_from_type(function: object, cls: object, args: object, *state: object) -> Any:
-    """A tensor with attributes of Python, which are left out."""
-    if not isinstance(function, _Function) or function not in _REBUILD.values():
-        raise refused("such a function for a tensor")
-    if not isinstance(args, tuple):
+    """Return a tensor without its Python attributes."""
+    if (
+        not isinstance(function, _Function)
+        or function not in _REBUILD.values()
+        or not isinstance(args, tuple)
+    ):
         raise refused("such a function for a tensor")
     return function(*args)
 
 
 def _text(value: object = "", *more: object) -> str:
-    """A device or a layout, by name."""
+    """Return the name of a device or a layout."""
     if not isinstance(value, str):
         raise refused("such a device")
     return value
@@ -406,8 +409,7 @@ def _size(values: object = ()) -> tuple[int, ...]:
     return _numbers(values)
 
 
-# Under the names that a pickle has for them. Quantized numbers become the whole ones that they are
-# stored as.
+# The names are those of pickles. A quantized number becomes the integer that is stored.
 _DTYPES = {
     f"torch.{name}": getattr(torch, name)
     for name in (
@@ -445,8 +447,8 @@ _REBUILD = {
 }
 _NDARRAY = _Function(_empty_array)
 
-# Options and paths of the training command; hyper-parameters that Lightning keeps, and the types
-# that they name; tensors without numbers of their own.
+# Options and paths of the training command, hyperparameters of Lightning and the types that they
+# name, and tensors without a storage.
 _INERT = (
     "collections.deque",
     *(f"datetime.{name}" for name in ("date", "datetime", "time", "timedelta", "timezone")),
@@ -511,7 +513,7 @@ _QSCHEMES = (
     "per_channel_affine_float_qparams",
 )
 
-#: Everything that a pickle may name.
+#: Every name that a pickle may use.
 TABLE: dict[str, Any] = {
     "_codecs.encode": _Function(_encode),
     "builtins.bytes": _Function(_no_bytes),
@@ -530,8 +532,8 @@ TABLE: dict[str, Any] = {
     **_REBUILD,
     **_DTYPES,
     **{
-        f"torch.{place}{name}Storage": StorageType(dtype)
-        for place in ("", "cuda.")
+        f"torch.{module}{name}Storage": StorageType(dtype)
+        for module in ("", "cuda.")
         for name, dtype in _STORAGES.items()
     },
     "torch.storage.UntypedStorage": StorageType(None),
@@ -546,5 +548,5 @@ TABLE: dict[str, Any] = {
 
 
 def allowed_names() -> tuple[str, ...]:
-    """Everything that a pickle may name, for the page about untrusted input."""
+    """Return every name that a pickle may use, for the page about untrusted input."""
     return tuple(sorted(TABLE))

@@ -1,4 +1,4 @@
-"""What a checkpoint says about its own making."""
+"""Reads how a checkpoint was made, from the checkpoint itself."""
 
 import json
 import statistics
@@ -12,45 +12,47 @@ from moco_d2.config.plain import to_plain
 from moco_d2.files import sha256_of_json
 from moco_d2.records.pretext_schema import Pretraining
 
-# Entries of our checkpoints' "moco_d2" that describe the pretraining, and the sections of its
-# config that do; the rest is for resuming.
-_OUR_METADATA = ("version", "pretext", "iteration", "config")
+# These entries of "moco_d2" in our checkpoints, and these sections of its config, describe the
+# pretraining. The rest is for resuming.
+_METADATA = ("version", "pretext", "iteration", "config")
 _CONFIG_SECTIONS = ("MOCO", "SOLVER", "DATASETS", "SEED")
-# Those that a record of a run is made from.
-_OF_THE_RUN = (*_OUR_METADATA, "made_with", "scaling")
+# A run record is made from these entries.
+_RUN_METADATA = (*_METADATA, "made_with", "scaling")
 
 
 def describe_pretraining(checkpoint: dict[Any, Any]) -> dict[str, Any]:
-    """For provenance, in JSON types: epoch, arch, and of ours, version, iteration and config."""
+    """Return epoch and arch, and for our checkpoints version, iteration and config, as JSON types.
+
+    They are for provenance.
+    """
     about = {
         key: checkpoint[key]
         for key in ("epoch", "arch")
         if isinstance(checkpoint.get(key), int | float | str) and is_small(checkpoint[key])
     }
-    ours = _ours(checkpoint)
-    about = {**_as_json(about), **{key: v for key, v in ours.items() if key in _OUR_METADATA}}
+    entry = _run_metadata(checkpoint)
+    about = {**_as_json(about), **{key: v for key, v in entry.items() if key in _METADATA}}
     if isinstance(about.get("config"), dict):
         about["config"] = {k: v for k, v in about["config"].items() if k in _CONFIG_SECTIONS}
     return _portable(about)
 
 
 def pretraining_run(checkpoint: dict[Any, Any]) -> dict[str, Any] | None:
-    """The run that made one of our pretraining checkpoints, as a record has it; None for others.
+    """Return the run that made one of our pretraining checkpoints; None for another checkpoint.
 
     Returns:
-        a `Pretraining` as plain values. Its config is that of the run, without what is neither
-        MOCO, SOLVER, DATASETS nor SEED. A checkpoint of an older version has None, or nothing, for
-        what it does not know.
+        A `Pretraining` as plain values. Its config has the run's sections MOCO, SOLVER, DATASETS
+        and SEED. Values that a checkpoint of an older version lacks are None or absent.
     """
     try:
         return _run(checkpoint)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
-        return None  # an entry of this name that is not ours
+        return None  # another project's entry with the same name
 
 
 def _run(checkpoint: dict[Any, Any]) -> dict[str, Any]:
-    ours, config = _ours(checkpoint), describe_pretraining(checkpoint)["config"]
-    made_with = _section(ours, "made_with")
+    metadata, config = _run_metadata(checkpoint), describe_pretraining(checkpoint)["config"]
+    made_with = _section(metadata, "made_with")
     entry = checkpoint["moco_d2"]
     histories = _section(_section(entry, "metrics"), "histories")
     processes = entry.get("processes")
@@ -58,17 +60,17 @@ def _run(checkpoint: dict[Any, Any]) -> dict[str, Any]:
     run = Pretraining(
         config=config,
         config_sha256=sha256_of_json(config),
-        iterations=int(ours["iteration"]),
-        images=_section(ours, "scaling").get("num_images"),
+        iterations=int(metadata["iteration"]),
+        images=_section(metadata, "scaling").get("num_images"),
         processes=(len(processes) or None) if isinstance(processes, list) else None,
-        version=str(ours.get("version")),
+        version=str(metadata.get("version")),
         environment=_section(made_with, "environment"),
         hardware=_section(made_with, "hardware"),
         seconds_per_iteration=round(statistics.median(seconds), 4) if seconds else None,
         peak_memory_gib=made_with.get("peak_memory_gib"),
     )
     plain = msgspec.to_builtins(run)
-    msgspec.convert(plain, Pretraining)  # values of a stranger's checkpoint are checked
+    msgspec.convert(plain, Pretraining)  # checks the types, since anyone may write a checkpoint
     return plain
 
 
@@ -77,10 +79,11 @@ def _section(content: dict[str, Any], name: str) -> dict[str, Any]:
     return section if isinstance(section, dict) else {}
 
 
-def _ours(checkpoint: dict[Any, Any]) -> dict[str, Any]:
-    """Our entry's parts about the run, in JSON types; what is too large to be one is left out."""
-    ours = _section(checkpoint, "moco_d2")
-    return _as_json({key: ours[key] for key in _OF_THE_RUN if key in ours and is_small(ours[key])})
+def _run_metadata(checkpoint: dict[Any, Any]) -> dict[str, Any]:
+    """Return the run's entries of "moco_d2" as JSON types, without entries that are too large."""
+    entry = _section(checkpoint, "moco_d2")
+    keys = [key for key in _RUN_METADATA if key in entry and is_small(entry[key])]
+    return _as_json({key: entry[key] for key in keys})
 
 
 def _as_json(content: dict[str, Any]) -> dict[str, Any]:
@@ -88,7 +91,7 @@ def _as_json(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _portable(value: Any) -> Any:
-    """`value` with the last part of every absolute path: weights travel, folders do not."""
+    """Shorten absolute paths to their last part, because weights are used on other machines."""
     if isinstance(value, dict):
         return {key: _portable(item) for key, item in value.items()}
     if isinstance(value, list):

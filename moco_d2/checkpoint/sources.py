@@ -1,9 +1,9 @@
-"""Finds the backbone in a checkpoint, whole and sound, by its structure.
+"""Finds the complete backbone in a checkpoint by its structure.
 
-Every tensor's name is read in every dialect; tensors with the same words before their names are
-one candidate; only a candidate with every tensor of a ResNet, by name and shape, is taken. Whose
-file it is decides the rest (families.py). Nothing is ever ignored quietly: a tensor is part of the
-backbone, a declared companion, or the reason for a refusal.
+Every tensor's name is read in every dialect. Tensors with the same prefix form one candidate. Only
+a candidate with every tensor of a ResNet, by name and shape, is converted. The family (families.py)
+decides the rest. No tensor is ignored silently: it is part of the backbone, a known companion, or
+the reason for an error.
 """
 
 import glob
@@ -23,9 +23,9 @@ from moco_d2.checkpoint.mapping import Architecture, expected_tensors, infer_arc
 from moco_d2.errors import UserError
 
 BRANCHES = ("query", "key")
-# Dicts inside dicts: deeper than any checkpoint.
+# Levels of dicts inside dicts. No checkpoint nests deeper.
 _NESTING = 8
-# Beyond every real file; what follows takes time in proportion to the product of some of them.
+# Every real file is below these limits. The time to read a file grows with their product.
 MOST_TENSORS = 20_000
 MOST_NETWORKS = 32
 LONGEST_NAME = 500
@@ -36,16 +36,16 @@ _TRACKER = ".num_batches_tracked"
 
 @dataclass(frozen=True)
 class Extracted:
-    """A backbone found in a checkpoint.
+    """A backbone from a checkpoint.
 
     Args:
-        family: name of the checkpoint family.
-        container: dotted path of the dict it is in; empty for the file's own.
-        prefix: what stood before the backbone's names.
-        dialect: which names.
-        tensors: torchvision name -> tensor, complete.
-        dropped: group of known companions -> how many tensors of it there were.
-        traits: input and caveats.
+        family: The name of the checkpoint family.
+        container: The dotted path of its dict; empty for the file's top-level dict.
+        prefix: The text before the backbone's names.
+        dialect: The name of the dialect.
+        tensors: Torchvision name -> tensor, for the complete backbone.
+        dropped: Group of known companions -> the number of its tensors.
+        traits: The input format, the stride and caveats.
     """
 
     family: str
@@ -59,7 +59,7 @@ class Extracted:
 
 @dataclass
 class _Candidate:
-    """Tensors of a ResNet with the same words before their names."""
+    """Tensors of a ResNet whose names have the same prefix."""
 
     container: str
     prefix: str
@@ -86,17 +86,18 @@ def extract(
     file_name: str = "",
     drop: Iterable[str] = (),
 ) -> tuple[Extracted, Architecture]:
-    """The backbone in a checkpoint, complete and sound, and what it is.
+    """Return the complete backbone of a checkpoint, and its architecture.
 
     Args:
+        checkpoint: The file's dict.
         branch: ``query``, the network that gradients train (online, student), or ``key``, its
             moving average (momentum, target, teacher).
-        file_name: of the checkpoint; some families can be told by it only.
-        drop: patterns of tensors to leave behind besides the family's known companions.
+        file_name: The checkpoint's name. Some families are recognized only by it.
+        drop: Patterns of tensors to leave out besides the family's known companions.
 
     Raises:
-        UserError: there is no complete ResNet, or not on that branch, or two different ones; a
-            tensor is missing, misshapen or unaccounted for; or a value is not a finite number.
+        UserError: If the branch has no complete ResNet, or two different ones; if a tensor is
+            missing, has another shape or is unknown; or if a value is not a finite number.
     """
     states = _states(checkpoint)
     candidates = [c for name, state in states.items() for c in _candidates(name, state)]
@@ -104,7 +105,7 @@ def extract(
         raise UserError(unrecognized(states))
     if len(candidates) > MOST_NETWORKS:
         raise UserError(
-            f"it holds {len(candidates)} networks, or parts of them; save the wanted one alone: "
+            f"it holds {len(candidates)} networks, or parts of them; save only the one you need: "
             "torch.save({'state_dict': model.state_dict()}, file)"
         )
     for candidate in candidates:
@@ -134,10 +135,10 @@ def extract(
 
 
 def _states(checkpoint: Mapping[Any, Any]) -> dict[str, dict[str, Tensor]]:
-    """Dotted path of a dict -> the tensors in it by name.
+    """Return the tensors of each dict: dotted path -> name -> tensor.
 
-    Keys with slashes are parts of a name, as in haiku's dicts, whose parameters and statistics
-    belong together.
+    A key with slashes is part of a name, as in haiku's dicts. Parameters and statistics of haiku
+    become one dict.
     """
     states: dict[str, dict[str, Tensor]] = {}
     visited: set[int] = set()
@@ -149,12 +150,12 @@ def _states(checkpoint: Mapping[Any, Any]) -> dict[str, dict[str, Tensor]]:
         for key, value in node.items():
             if isinstance(key, str) and isinstance(value, dict | Tensor) and not key.isprintable():
                 raise UserError(
-                    f"it holds the name {key!r:.60}, which is no text; save the network again, "
-                    "with torch.save({'state_dict': model.state_dict()}, file)"
+                    f"it holds the name {key!r:.60}, which is not printable text; save the network "
+                    "again with torch.save({'state_dict': model.state_dict()}, file)"
                 )
             if isinstance(key, str) and isinstance(value, dict) and len(key) > LONGEST_NAME:
-                continue  # no container of a network
-            # An optimizer's keys are numbers, of which none names a tensor of a network.
+                continue  # no network's container has such a name
+            # Keys that are numbers belong to optimizers, and name no tensor of a network.
             if not isinstance(key, str):
                 if isinstance(value, Tensor) and not depth:
                     states.setdefault(container, {})[str(key)] = value
@@ -174,9 +175,9 @@ def _states(checkpoint: Mapping[Any, Any]) -> dict[str, dict[str, Tensor]]:
     names = [name for state in states.values() for name in state]
     if len(names) > MOST_TENSORS or any(len(name) > LONGEST_NAME for name in names):
         raise UserError(
-            f"it holds {len(names)} tensors, with names of up to {max(map(len, names))} "
-            f"characters; a network has at most {MOST_TENSORS}, with {LONGEST_NAME}: save it "
-            "alone, with torch.save({'state_dict': model.state_dict()}, file)"
+            f"it holds {len(names)} tensors with names of up to {max(map(len, names))} characters, "
+            f"more than the limits of {MOST_TENSORS} and {LONGEST_NAME}; save only the network: "
+            "torch.save({'state_dict': model.state_dict()}, file)"
         )
     for state in states.values():
         _join_c4(state)
@@ -184,7 +185,7 @@ def _states(checkpoint: Mapping[Any, Any]) -> dict[str, dict[str, Tensor]]:
 
 
 def _join_c4(state: dict[str, Tensor]) -> None:
-    """A C4 detector of Detectron2 has its res5 in the head."""
+    """Move res5 back to the backbone: a C4 detector of Detectron2 has it in the head."""
     if "backbone.res2.0.conv1.weight" in state:
         for name in [name for name in state if name.startswith("roi_heads.res5.")]:
             if not name.startswith("roi_heads.res5.norm."):
@@ -192,18 +193,18 @@ def _join_c4(state: dict[str, Tensor]) -> None:
 
 
 def _candidates(container: str, state: Mapping[str, Tensor]) -> list[_Candidate]:
-    found: dict[tuple[str, str], _Candidate] = {}
+    candidates: dict[tuple[str, str], _Candidate] = {}
     for key in state:
         for dialect in DIALECTS:
             if parts := dialect.split(key):
                 prefix, name = parts
-                candidate = found.setdefault(
+                candidate = candidates.setdefault(
                     (dialect.name, prefix), _Candidate(container, prefix, dialect)
                 )
                 candidate.names[name] = key
     return [
         candidate
-        for candidate in found.values()
+        for candidate in candidates.values()
         if any(name.startswith("layer") for name in candidate.names)
     ]
 
@@ -228,7 +229,7 @@ def _choose(candidates: list[_Candidate], branch: str) -> _Candidate:
     of_branch = [c for c in candidates if c.role == branch]
     if branch == "key" and not of_branch:
         raise UserError("the checkpoint has no key encoder; leave out --branch key")
-    # A lone moving average is what there is to take; one beside a damaged query network is not.
+    # A moving average is used if it is the only network, not if the query network is damaged.
     of_branch = of_branch or candidates
     complete = [c for c in of_branch if _is_complete(c)]
     if not complete:
@@ -237,8 +238,9 @@ def _choose(candidates: list[_Candidate], branch: str) -> _Candidate:
     for other in complete:
         if other is not first and not _same(first, other):
             raise UserError(
-                f"it holds two different networks, under {_place(first)!r} and {_place(other)!r}; "
-                "save the wanted one alone: torch.save({'state_dict': model.state_dict()}, file)"
+                f"it holds two different networks, under {_location(first)!r} and "
+                f"{_location(other)!r}; save only the one you need: "
+                "torch.save({'state_dict': model.state_dict()}, file)"
             )
     return first
 
@@ -249,10 +251,10 @@ def _is_complete(candidate: _Candidate) -> bool:
 
 
 def _preference(candidate: _Candidate) -> tuple[int, int]:
-    place = f"{candidate.container}:{without_wrappers(candidate.prefix)}"
-    places = (*candidate.family.query, *candidate.family.key)
+    location = f"{candidate.container}:{without_wrappers(candidate.prefix)}"
+    known = (*candidate.family.query, *candidate.family.key)
     return (
-        places.index(place) if place in places else len(places),
+        known.index(location) if location in known else len(known),
         len(candidate.prefix),
     )
 
@@ -265,7 +267,7 @@ def _same(a: _Candidate, b: _Candidate) -> bool:
     )
 
 
-def _place(candidate: _Candidate) -> str:
+def _location(candidate: _Candidate) -> str:
     return f"{candidate.container}:{candidate.prefix}"
 
 
@@ -275,7 +277,7 @@ def _account(
     states: Mapping[str, Mapping[str, Tensor]],
     drop: tuple[str, ...],
 ) -> tuple[dict[str, int], list[str]]:
-    """Known companions by group, and the names that nobody declared."""
+    """Return the number of known companions by group, and the names of unknown tensors."""
     family, prefix = chosen.family, without_wrappers(chosen.prefix)
     groups: dict[str, str | None] = {
         key: f"{other.prefix}*"
@@ -316,17 +318,17 @@ def _check_complete(
     state: Mapping[str, Tensor],
     leftover: list[str],
 ) -> None:
-    """Every expected tensor by name and shape, and nothing else."""
+    """Check that every expected tensor is there, by name and shape, and no other tensor."""
     expected = expected_tensors(architecture)
     tensors = chosen.tensors
-    theirs = {name: chosen.names.get(name, chosen.prefix + name) for name in (*expected, *tensors)}
-    missing = [theirs[name] for name in expected if name not in tensors]
+    in_file = {name: chosen.names.get(name, chosen.prefix + name) for name in (*expected, *tensors)}
+    missing = [in_file[name] for name in expected if name not in tensors]
     misshapen = [
-        f"{theirs[name]} {list(tensors[name].shape)} instead of {list(shape)}"
+        f"{in_file[name]} {list(tensors[name].shape)} instead of {list(shape)}"
         for name, shape in expected.items()
         if name in tensors and tensors[name].shape != shape
     ]
-    unknown = [theirs[name] for name in tensors if name not in expected] + leftover
+    unknown = [in_file[name] for name in tensors if name not in expected] + leftover
     if missing or misshapen or unknown:
         raise UserError(
             incomplete(
@@ -348,14 +350,14 @@ def _check_values(chosen: _Candidate) -> None:
         if not dense or not tensor.is_floating_point():
             raise UserError(
                 f"{key} is not a dense floating-point tensor ({tensor.dtype}); "
-                "give the unquantized checkpoint"
+                "use the unquantized checkpoint"
             )
         if tensor.nbytes > tensor.untyped_storage().nbytes():
-            raise UserError(f"{key} repeats its values through its strides; give the original file")
+            raise UserError(f"{key} repeats its values through its strides; use the original file")
         finite = torch.isfinite(tensor)
         if not finite.all():
             bad = int((~finite).sum())
             raise UserError(
                 f"{key} holds {bad} NaN or infinite values: the pretraining diverged or the file "
-                "is damaged; give an earlier checkpoint"
+                "is damaged; use an earlier checkpoint"
             )

@@ -1,4 +1,4 @@
-"""What a converted backbone is written as: one small class a framework."""
+"""The formats of converted weights: one small class per framework."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,9 +16,9 @@ class Target:
     """Names and layout of a file of weights.
 
     Attributes:
-        name: as in ``--to``.
-        suffixes: of its files, the usual one first.
-        usage: how the file ``{file}`` is used.
+        name: The value of ``--to``.
+        suffixes: The suffixes of its files, the usual one first.
+        usage: How to use the file ``{file}``.
     """
 
     name: ClassVar[str]
@@ -29,17 +29,17 @@ class Target:
         """Refuse a network that the framework cannot build.
 
         Raises:
-            UserError: it cannot.
+            UserError: If the framework cannot build it.
         """
 
     def content(
         self, tensors: Mapping[str, Tensor], provenance: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """What the file holds.
+        """Return the content of the file.
 
         Args:
             tensors: torchvision name -> tensor.
-            provenance: JSON types.
+            provenance: The report of the conversion, in JSON types.
         """
         return {"state_dict": dict(tensors), "provenance": dict(provenance)}
 
@@ -52,8 +52,8 @@ class Detectron2(Target):
     def check(self, architecture: Architecture) -> None:
         if architecture.is_basic and architecture.width_factor != 1:
             raise UserError(
-                f"it is a {architecture}, and Detectron2 builds ResNet-18 and 34 of the plain "
-                "width only; pretrain a wider ResNet-50"
+                f"it is a {architecture}, but Detectron2 builds ResNet-18 and 34 only in plain "
+                "width; pretrain a wider ResNet-50"
             )
 
     def content(
@@ -62,7 +62,7 @@ class Detectron2(Target):
         return {
             "model": {to_detectron2(name): tensor for name, tensor in tensors.items()},
             "__author__": AUTHOR,
-            # Lets Detectron2 find res5 in roi_heads (C4) and in backbone.bottom_up (FPN).
+            # With it Detectron2 maps res5 to roi_heads (C4) or to backbone.bottom_up (FPN).
             "matching_heuristics": True,
             "provenance": dict(provenance),
         }
@@ -95,10 +95,10 @@ TARGETS: dict[str, Target] = {
 
 
 def find_target(name: str, path: str | Path) -> Target:
-    """The target called `name`, for a file called `path`.
+    """Return the target `name` for the file `path`.
 
     Raises:
-        UserError: there is none, or its files are called otherwise.
+        UserError: If there is no such target, or its files have other suffixes.
     """
     if name not in TARGETS:
         raise UserError(f"--to {name!r} is not one of {', '.join(TARGETS)}; choose one of them")

@@ -1,4 +1,4 @@
-"""Pickles without their code: an unpickler that can call nothing but what is in pickle_names."""
+"""Reads pickles without running their code: it calls only the functions of pickle_names."""
 
 import pickle
 import pickletools
@@ -22,19 +22,20 @@ from moco_d2.checkpoint.pickle_names import (
     refused,
 )
 
-# A state_dict with its optimizer takes some 100,000 opcodes; lists of a million numbers are read.
+# A state_dict with its optimizer takes about 100,000 opcodes, and a list of a million numbers must
+# be readable.
 MOST_OPCODES = 2_000_000
-# CPython computes the hash of a tuple in a tuple in C, without a limit.
+# CPython computes the hash of nested tuples recursively in C, without a limit.
 DEEPEST_TUPLE = 100
-# Keys other than text and whole numbers may be chosen so that all collide in a dict.
+# A file could choose keys other than text and integers so that all collide in a dict.
 MOST_ODD_KEYS = 10_000
-_MOST_BITS = 512  # of a whole number; generators' states have 128
-# What no writer of checkpoints uses: a registry of extensions, and calls in other words.
+_MOST_BITS = 512  # limit of an integer; states of random generators have 128
+# No writer of checkpoints uses these: the registry of extensions, and other forms of calls.
 _REFUSED_OPCODES = frozenset(
     ("EXT1", "EXT2", "EXT4", "INST", "OBJ", "NEWOBJ_EX", "PERSID", "NEXT_BUFFER", "READONLY_BUFFER")
 )
 _PYTHON_2 = {"long": "int", "unicode": "str", "xrange": "range"}
-_AS_TORCH = "?bhilqBHILQefd"  # codes of NumPy's types that become tensors
+_AS_TORCH = "?bhilqBHILQefd"  # codes of NumPy types that become tensors
 
 
 class _Unpickler(pickle.Unpickler):
@@ -44,7 +45,7 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
-        if module == "__builtin__":  # protocol 2 has Python 2's names
+        if module == "__builtin__":  # protocol 2 uses Python 2's names
             full = f"builtins.{_PYTHON_2.get(name, name)}"
         try:
             return TABLE[full]
@@ -60,17 +61,17 @@ class _Unpickler(pickle.Unpickler):
 def load_pickle(
     data: bytes, budget: Budget, persistent: Callable[[object], object] | None = None
 ) -> Any:
-    """The content of a checked pickle: plain types, tensors, `Inert`.
+    """Return the content of a checked pickle: plain types, tensors and `Inert` objects.
 
     Args:
-        data: that check_pickle has passed.
-        budget: for arrays and tensors.
-        persistent: persistent id -> Storage; None: there are none.
+        data: A pickle that check_pickle has accepted.
+        budget: The budget for arrays and tensors.
+        persistent: A function from a persistent id to a Storage; None refuses persistent ids.
 
     Raises:
-        pickle.UnpicklingError: it needs any class or function that is not in the table, or gives
-            one of these other arguments than their writers do.
-        OversizedError: its arrays and tensors are more than the budget.
+        pickle.UnpicklingError: If the pickle needs a class or function that is not in the table, or
+            calls one with arguments that no writer uses.
+        OversizedError: If its arrays and tensors exceed the budget.
     """
     before = BUDGET.set(budget)
     try:
@@ -80,7 +81,7 @@ def load_pickle(
 
 
 class _Finished:
-    """Replaces stubs by what they stand for, in new containers; what is there twice stays one."""
+    """Replaces stubs by their values, in new containers. Shared objects stay shared."""
 
     def __init__(self, budget: Budget):
         self._budget = budget
@@ -88,19 +89,19 @@ class _Finished:
         self._open: list[tuple[Any, Any]] = []
 
     def value(self, root: Any) -> Any:
-        result = self._of(root)
-        while self._open:  # no recursion: nesting is anybody's
+        result = self._finished(root)
+        while self._open:  # no recursion, because a file may nest without limit
             old, new = self._open.pop()
             if isinstance(old, dict):
-                new.update((key, self._of(value)) for key, value in old.items())
+                new.update((key, self._finished(value)) for key, value in old.items())
             elif isinstance(old, list):
-                new.extend(map(self._of, old))
+                new.extend(map(self._finished, old))
             else:
-                state = {key: self._of(value) for key, value in vars(old).items()}
+                state = {key: self._finished(value) for key, value in vars(old).items()}
                 vars(old).update(state)
         return result
 
-    def _of(self, value: Any) -> Any:
+    def _finished(self, value: Any) -> Any:
         if value is None or isinstance(value, str | int | float):
             return value
         if id(value) not in self._made:
@@ -118,8 +119,8 @@ class _Finished:
             return as_tensor(value.value)
         if isinstance(value, Stub):
             raise refused(f"a {type(value).__name__} as a value")
-        if isinstance(value, tuple):  # not deep: check_pickle
-            return tuple(map(self._of, value))
+        if isinstance(value, tuple):  # check_pickle limits the depth of tuples
+            return tuple(map(self._finished, value))
         if isinstance(value, dict | list):
             new: Any = {} if isinstance(value, dict) else []
             self._open.append((value, new))
@@ -130,9 +131,7 @@ class _Finished:
 
 
 def as_tensor(array: np.ndarray) -> torch.Tensor | np.ndarray:
-    """A numeric array as a tensor, without a copy where there can be one memory; others as they
-    are.
-    """
+    """Return a numeric array as a tensor, without a copy if possible, and other arrays as is."""
     if array.dtype.char not in _AS_TORCH:
         return array
     native = array.astype(array.dtype.newbyteorder("="), copy=not array.flags.writeable)
@@ -152,12 +151,12 @@ class _TupleOf:
 
 
 _NUMBER = object()
-# Of what an object is filled with, nothing or None leaves even a tuple as it is.
+# These opcodes fill an object in place.
 _IN_PLACE = frozenset(("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"))
 _TUPLES = frozenset(("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"))
 _PUT = frozenset(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"))
 _GET = frozenset(("GET", "BINGET", "LONG_BINGET"))
-# Of what these opcodes take, the keys of a dict or a set.
+# The operands of these opcodes that are keys of a dict or items of a set.
 _KEYS = {
     "DICT": slice(0, None, 2),
     "SETITEM": slice(1, None, 2),
@@ -168,13 +167,15 @@ _KEYS = {
 
 
 def check_pickle(file: BinaryIO) -> None:
-    """Go through one pickle without building anything, and refuse what the unpickler would not
-    survive. `file` is behind it afterwards.
+    """Check one pickle without building anything, and move `file` behind it.
+
+    It refuses pickles that would crash or block the unpickler.
 
     Raises:
-        pickle.UnpicklingError: it has too many opcodes, or one that no checkpoint needs; tuples are
-            nested too deep; keys could all collide; a number or a place in the memo is absurd.
-        ValueError: it is no pickle.
+        pickle.UnpicklingError: If the pickle has too many opcodes, or one that no checkpoint needs;
+            if tuples nest too deep; if all keys could collide; or if a number or a memo index is
+            absurd.
+        ValueError: If it is no pickle.
     """
     stack: list[Any] = []
     memo: dict[Any, Any] = {}
@@ -186,11 +187,11 @@ def check_pickle(file: BinaryIO) -> None:
         if name in _REFUSED_OPCODES:
             raise refused(f"the opcode {name}")
         if name in _PUT:
-            place = len(memo) if name == "MEMOIZE" else arg
-            # The unpickler makes room for all places up to it.
-            if not isinstance(place, int) or not 0 <= place <= count:
-                raise refused("such a place in the memo")
-            memo[place] = stack[-1]
+            index = len(memo) if name == "MEMOIZE" else arg
+            # The unpickler allocates memory for all indices up to it.
+            if not isinstance(index, int) or not 0 <= index <= count:
+                raise refused("such an index in the memo")
+            memo[index] = stack[-1]
         elif name in _GET:
             stack.append(memo[arg])
         else:
@@ -200,7 +201,7 @@ def check_pickle(file: BinaryIO) -> None:
 
 
 def _step(stack: list[Any], opcode: pickletools.OpcodeInfo, arg: Any) -> int:
-    """Do to the stack what the opcode does, and count the keys that are no text or number."""
+    """Apply the opcode to the stack, and return the number of keys that are no text or number."""
     name, popped = opcode.name, _pop(stack, opcode)
     if name == "MARK":
         stack.append(pickletools.markobject)
@@ -219,7 +220,7 @@ def _step(stack: list[Any], opcode: pickletools.OpcodeInfo, arg: Any) -> int:
 
 
 def _literal(arg: Any) -> Any:
-    """What an opcode's own value can be as a key."""
+    """Return the kind of an opcode's argument as a key."""
     if isinstance(arg, int):
         if arg.bit_length() > _MOST_BITS:
             raise refused("so large a number")
@@ -228,7 +229,7 @@ def _literal(arg: Any) -> Any:
 
 
 def _pop(stack: list[Any], opcode: pickletools.OpcodeInfo) -> list[Any]:
-    """Remove what `opcode` takes, without the mark."""
+    """Remove and return the operands of `opcode`, without the mark."""
     before = opcode.stack_before
     if not before:
         return []

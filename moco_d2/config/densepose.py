@@ -1,8 +1,8 @@
-"""Dense pose estimation is Detectron2's own ``projects/DensePose``, when the user has it.
+"""Supports dense pose estimation with Detectron2's ``projects/DensePose``, if it is installed.
 
-The project brings the head, the datasets, and also the data mapper, the evaluator and the trainer
-that these need: its own ``train_net.py`` runs our configs, matched as all others are. With
-``DETECTRON2_ENV_MODULE=moco_d2`` it knows our keys and our weights by name.
+The project has the head, the datasets, and the data mapper, evaluator and trainer that they need.
+Its own ``train_net.py`` runs our configs, matched as all others are. With
+``DETECTRON2_ENV_MODULE=moco_d2`` it knows our keys and our published weights.
 """
 
 import importlib
@@ -14,17 +14,18 @@ from moco_d2.errors import UserError
 
 
 def uses_densepose(keys: Mapping[str, Any]) -> bool:
-    """Whether a config file, read as nested mappings, sets keys that DensePose adds."""
+    """Return whether a config file, read as nested mappings, sets keys that DensePose adds."""
     model = keys.get("MODEL")
     return isinstance(model, Mapping) and "DENSEPOSE_ON" in model
 
 
 def add_densepose_config(cfg: Any) -> None:
-    """Add DensePose's keys to a Detectron2 config, in place; importing the project registers its
-    heads and datasets.
+    """Add DensePose's keys to a Detectron2 config in place.
+
+    This imports the project, which registers its heads and datasets.
 
     Raises:
-        UserError: the project is not installed.
+        UserError: If the project is not installed.
     """
     if importlib.util.find_spec("densepose") is None:
         raise UserError(

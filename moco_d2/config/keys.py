@@ -1,7 +1,7 @@
 """Every key that we add to Detectron2's config, and every key of Detectron2 whose value we check.
 
-This table is the only description of a key: it makes ``cfg.MOCO``, checks the values of a config
-when it is loaded, and is rendered as docs/config.md (documentation.py).
+This table is the only description of a key. It defines ``cfg.MOCO``, checks the values of a config
+when the config is loaded, and is rendered as docs/config.md (documentation.py).
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ _MOMENTUM = Number("[0, 1)")
 _FRACTION = Number("[0, 1]")
 
 _OURS = "our choice"
-_OFFICIAL = "main_moco.py"  # of facebookresearch/moco: its defaults are the recipe v1
+_OFFICIAL = "main_moco.py"  # in facebookresearch/moco; its defaults are the recipe v1
 _DEMO = "the authors' CIFAR-10 demo"
 _DETECTRON2 = "Detectron2"
 
@@ -33,11 +33,12 @@ class Key:
     """One key.
 
     Attributes:
-        name: the key with its sections, ``MOCO.DATA.SHARE``.
-        default: its value where no config sets it; None for a key of Detectron2, which has its own.
-        allowed: the values that it accepts.
-        meaning: whole sentences that say what it does.
-        source: where the default comes from.
+        name: The key with its sections, e.g. ``MOCO.DATA.SHARE``.
+        default: The value if no config sets the key; None for a key of Detectron2, which has its
+            own default.
+        allowed: The values that the key accepts.
+        meaning: Whole sentences about what the key does.
+        source: The source of the default.
     """
 
     name: str
@@ -52,8 +53,8 @@ class Group:
     """Keys that belong together.
 
     Attributes:
-        title: the heading of the page's section.
-        keys: the keys.
+        title: The heading of the section in docs/config.md.
+        keys: The keys.
     """
 
     title: str
@@ -69,16 +70,17 @@ MOCO_GROUPS = (
                 "bfloat16",
                 Choice("bfloat16", "float16"),
                 "This is the number type of autocast when `SOLVER.AMP.ENABLED` is True. "
-                "`float16` needs scaled gradients, and gets them.",
+                "With `float16` the gradients are scaled, as it needs.",
             ),
             Key(
                 "MOCO.ACCUMULATION",
                 1,
                 _COUNT,
-                "A step consists of this many forward and backward passes, each of which sees "
+                "A step consists of this many forward and backward passes. Each pass sees "
                 "`SOLVER.IMS_PER_BATCH / ACCUMULATION` images over all processes. BatchNorm and "
-                "the negatives of `EndToEnd` are those of one pass. The optimizer, the key encoder "
-                "and the dictionary change once in a step, with the keys of all passes.",
+                "the negatives of `EndToEnd` use the images of one pass. The optimizer, the key "
+                "encoder and the dictionary are updated once per step, with the keys of all "
+                "passes.",
             ),
         ),
     ),
@@ -106,7 +108,7 @@ MOCO_GROUPS = (
                 (),
                 Numbers(_POSITIVE, pair=True, optional=True),
                 "Semantic segmentation scales each training image by a random ratio between these "
-                "two before `INPUT.CROP`. With `()`, `INPUT.MIN_SIZE_TRAIN` counts, as in "
+                "two before `INPUT.CROP`. With `()`, `INPUT.MIN_SIZE_TRAIN` is used, as in "
                 "detection.",
             ),
             Key(
@@ -139,8 +141,8 @@ MOCO_GROUPS = (
                 0,
                 _COUNT_OR_0,
                 "`SOLVER.BASE_LR` and all numbers of iterations (`SOLVER.MAX_ITER`, "
-                "`SOLVER.CHECKPOINT_PERIOD`, `MOCO.LR_STEP_EVERY`, `MOCO.KNN.PERIOD`) hold for "
-                "this many images in a step. At another `SOLVER.IMS_PER_BATCH` the learning rate "
+                "`SOLVER.CHECKPOINT_PERIOD`, `MOCO.LR_STEP_EVERY`, `MOCO.KNN.PERIOD`) are set for "
+                "this many images per step. With another `SOLVER.IMS_PER_BATCH` the learning rate "
                 "is scaled in proportion, and the numbers of iterations in inverse proportion. "
                 "With 0 nothing is scaled.",
                 "our choice; the linear rule is the official README's",
@@ -150,7 +152,7 @@ MOCO_GROUPS = (
                 "step",
                 Choice("step", "step_every", "cosine"),
                 "`step` multiplies the learning rate by `SOLVER.GAMMA` at `MOCO.LR_STEPS`, and "
-                "`cosine` lowers it to 0 along half a period; both change it once in an epoch. "
+                "`cosine` lowers it to 0 along half a period. Both change it once per epoch. "
                 "`step_every` multiplies it by `SOLVER.GAMMA` every `MOCO.LR_STEP_EVERY` "
                 "iterations.",
                 _OFFICIAL,
@@ -166,16 +168,16 @@ MOCO_GROUPS = (
                 "MOCO.LR_STEP_EVERY",
                 0,
                 _COUNT_OR_0,
-                "The schedule `step_every` lowers the learning rate each time after this many "
-                "iterations, and needs at least 1.",
+                "The schedule `step_every` lowers the learning rate every this many iterations, "
+                "and needs at least 1.",
             ),
             Key(
                 "MOCO.WARMUP_EPOCHS",
                 0.0,
                 _NOT_NEGATIVE,
-                "The learning rate rises from `SOLVER.WARMUP_FACTOR` of its value to all of it "
-                "during this many epochs, or parts of one. The paper has no warm-up; batches far "
-                "larger than the recipe's need one.",
+                "The learning rate rises from `SOLVER.WARMUP_FACTOR` of its value to its full "
+                "value during this many epochs, which may be a fraction. The paper has no warm-up. "
+                "Batches far larger than the recipe's need one.",
                 _OFFICIAL,
             ),
         ),
@@ -201,7 +203,7 @@ MOCO_GROUPS = (
                 "MOCO.SYMMETRIC",
                 False,
                 Boolean(),
-                "Each view is the query once and the key once, and the loss is the sum of both "
+                "Each view is used once as query and once as key, and the loss is the sum of both "
                 f"directions, as in {_DEMO}. A step takes twice as long.",
                 _OFFICIAL,
             ),
@@ -209,25 +211,25 @@ MOCO_GROUPS = (
                 "MOCO.BN_SPLITS",
                 1,
                 _COUNT_OR_0,
-                "One process splits the batch of BatchNorm into this many groups with statistics "
-                "of their own, so that ShuffleBN works as on several GPUs; 8 reproduces the "
-                "paper's 8 GPUs on one device. Several processes need 1. With 0 the number is "
-                "chosen: 1 on several processes, and groups of about 32 images on one.",
+                "BatchNorm on one process splits the batch into this many groups with separate "
+                "statistics, so that ShuffleBN works as on several GPUs. 8 reproduces the paper's "
+                "8 GPUs on one device. Several processes need 1. With 0 the number is automatic: 1 "
+                "on several processes, and groups of about 32 images on one process.",
                 _OFFICIAL,
             ),
             Key(
                 "MOCO.CHANNELS_LAST",
                 True,
                 Boolean(),
-                "Convolutions use the memory format channels_last. It was faster wherever it was "
-                "measured, and the numbers agree up to rounding.",
+                "Convolutions use the memory format channels_last. It was faster in every "
+                "measurement, and the numbers agree up to rounding.",
             ),
             Key(
                 "MOCO.COMPILE",
                 False,
                 Boolean(),
-                "The encoders are compiled with torch.compile. This takes minutes at the start and "
-                "makes steps on a GPU faster.",
+                "The encoders are compiled with torch.compile. Compiling takes minutes at the "
+                "start and makes steps on a GPU faster.",
             ),
         ),
     ),
@@ -262,8 +264,8 @@ MOCO_GROUPS = (
                 "MOCO.ENCODER.WIDTH_FACTOR",
                 1,
                 _COUNT,
-                "Every number of channels is multiplied by this; 2 and 4 make the paper's R50w2x "
-                "and R50w4x.",
+                "All numbers of channels are multiplied by this factor; 2 and 4 give the paper's "
+                "R50w2x and R50w4x.",
                 _OFFICIAL,
             ),
             Key(
@@ -304,11 +306,11 @@ MOCO_GROUPS = (
                 "MOCO.DICTIONARY.SIZE",
                 65536,
                 _COUNT_OR_0,
-                "This is the number of keys K. `Queue` holds this many. `MemoryBank` draws this"
-                " many negatives in a step, and holds one key for each image. `EndToEnd` does "
-                "not use it, because its keys are those of the batch. With 0 it is the paper's "
-                "65536, or less for a dataset of fewer than 0.8 million images, so that few of "
-                "an image's negatives are the image itself.",
+                "This is the number of keys K. `Queue` holds K keys. `MemoryBank` holds one key "
+                "per image, and draws K negatives in a step. `EndToEnd` does not use it, because "
+                "its keys come from the batch. With 0 it is the paper's 65536, or less for a "
+                "dataset of fewer than 0.8 million images, so that few of an image's negatives "
+                "show the image itself.",
                 f"{_OFFICIAL} --moco-k",
             ),
             Key(
@@ -336,7 +338,7 @@ MOCO_GROUPS = (
                 Choice("workers", "device"),
                 "With `workers`, the CPU workers augment the images with torchvision. With "
                 "`device` they only crop, and `MODEL.DEVICE` does the rest for the whole batch "
-                "with kornia; this helps where a GPU has few CPU cores.",
+                "with kornia. This helps if a GPU has few CPU cores.",
             ),
             Key(
                 "MOCO.AUGMENTATION.SIZE",
@@ -369,8 +371,8 @@ MOCO_GROUPS = (
                 1.0,
                 Number("(0, 1]"),
                 "Only this fraction of the images is used, to compare sizes of one dataset. The "
-                "images are drawn at random, but they are the same in every run, and a smaller "
-                "fraction lies within a larger one. Shards do not support it.",
+                "images are drawn at random, but they are the same in every run, and a larger "
+                "fraction contains all images of a smaller one. Shards do not support it.",
             ),
             Key(
                 "MOCO.DATA.MAX_UNREADABLE",
@@ -384,16 +386,15 @@ MOCO_GROUPS = (
                 0,
                 _COUNT_OR_0,
                 "The tar shards (`shards:data/{0000..0099}.tar`, or `shards:pipe:COMMAND`, which "
-                "runs a shell command) have this many images together, the same number in each. "
-                "With 0 the workers of all processes count them, which needs local files.",
+                "runs a shell command) have this many images together, the same number in each "
+                "shard. With 0 the workers of all processes count them, which needs local files.",
             ),
             Key(
                 "MOCO.DATA.SHARD_SHUFFLE",
                 1000,
                 _COUNT_OR_0,
-                "A worker holds this many undecoded images of the shards, and shuffles them "
-                "together. The order of the shards is always shuffled; with 0 the order inside "
-                "them is kept.",
+                "A worker holds this many undecoded images of the shards and shuffles them. With 0 "
+                "the order inside the shards is kept. The order of the shards is always shuffled.",
             ),
         ),
     ),
@@ -404,21 +405,22 @@ MOCO_GROUPS = (
                 "MOCO.CHECKPOINT.KEEP_LAST",
                 2,
                 _COUNT_OR_0,
-                "This many of the last checkpoints are kept beside the final one; 0 keeps all. A "
+                "This many of the last checkpoints are kept besides the final one; 0 keeps all. A "
                 "checkpoint of a ResNet-50 has 0.4 GB.",
             ),
             Key(
                 "MOCO.CHECKPOINT.KEEP_EVERY",
                 0,
                 _COUNT_OR_0,
-                "With N, every N-th of the checkpoints that `SOLVER.CHECKPOINT_PERIOD` makes is "
-                "kept for good; 0 keeps none.",
+                "Every N-th checkpoint of `SOLVER.CHECKPOINT_PERIOD` is never removed, where N is "
+                "this number. With 0 this holds for no checkpoint.",
             ),
             Key(
                 "MOCO.CHECKPOINT.REINITIALISE",
                 (),
                 Names("queue", "head"),
-                "These parts begin anew with `--resume`, because their size has changed.",
+                "With `--resume`, these parts are initialized again, because their size has "
+                "changed.",
             ),
         ),
     ),
@@ -429,20 +431,20 @@ MOCO_GROUPS = (
                 "MOCO.KNN.TRAIN",
                 "",
                 Text(),
-                "The nearest neighbors are searched among the images of this folder, which has one "
-                "folder for each class. An empty text turns the evaluation off.",
+                "The nearest neighbors come from the images of this folder, which has one folder "
+                "per class. Empty text turns the evaluation off.",
             ),
             Key(
                 "MOCO.KNN.TEST",
                 "",
                 Text(),
-                "The images of this folder, which has the same classes, are classified.",
+                "The images of this folder are classified. It has the same classes.",
             ),
             Key(
                 "MOCO.KNN.EPOCHS",
                 0,
                 _COUNT_OR_0,
-                "This many epochs lie between two evaluations. With 0, `MOCO.KNN.PERIOD` counts.",
+                "This many epochs lie between two evaluations. With 0, `MOCO.KNN.PERIOD` is used.",
             ),
             Key(
                 "MOCO.KNN.PERIOD",
@@ -474,92 +476,92 @@ MOCO_GROUPS = (
                 "MOCO.MONITOR.EXPECTED_LOSS",
                 (),
                 Numbers(_NOT_NEGATIVE, pair=True, optional=True),
-                "The loss at the end lies between these two, as published for the recipe, its "
-                "dataset and its dictionary size. A warning says where a run ends outside. With "
-                "`()` nothing is known.",
+                "The final loss lies between these two numbers, as published for the recipe, its "
+                "dataset and its dictionary size. If a run ends outside this range, there is a "
+                "warning. With `()` no range is known.",
             ),
             Key(
                 "MOCO.MONITOR.NEIGHBORS",
                 8,
                 _COUNT_OR_0,
-                "At every kNN evaluation, `OUTPUT_DIR/neighbors/*.png` shows this many test "
-                "images with their nearest training images. With 0 there is no such file.",
+                "Every kNN evaluation writes an image to `OUTPUT_DIR/neighbors` that shows this "
+                "many test images with their nearest training images. With 0 it writes none.",
             ),
         ),
     ),
 )
 
 
-def _theirs(name: str, allowed: Kind, meaning: str) -> Key:
+def _checked(name: str, allowed: Kind, meaning: str) -> Key:
     return Key(name, None, allowed, meaning, _DETECTRON2)
 
 
 DETECTRON2_GROUP = Group(
     "Checked keys of Detectron2",
     (
-        _theirs(
+        _checked(
             "DATASETS.TRAIN",
             Names(),
-            "These datasets are trained on. Pretraining reads exactly one.",
+            "These are the training datasets. Pretraining reads exactly one.",
         ),
-        _theirs("DATASETS.TEST", Names(), "Fine-tuning evaluates on these datasets."),
-        _theirs(
+        _checked("DATASETS.TEST", Names(), "Fine-tuning evaluates on these datasets."),
+        _checked(
             "DATALOADER.NUM_WORKERS",
             _COUNT_OR_0,
             "Each process reads images in this many worker processes; with 0 it reads them itself.",
         ),
-        _theirs(
+        _checked(
             "DATALOADER.REPEAT_THRESHOLD",
             _NOT_NEGATIVE,
-            "Images of classes that are in a smaller fraction of the images are repeated.",
+            "If a class is in a smaller fraction of the images than this, its images are repeated.",
         ),
-        _theirs(
+        _checked(
             "SOLVER.IMS_PER_BATCH",
             _COUNT,
             "A step sees this many images over all processes.",
         ),
-        _theirs(
+        _checked(
             "SOLVER.REFERENCE_WORLD_SIZE",
             _COUNT_OR_0,
-            "The schedule is written for this many processes, and is scaled to others; with 0 it "
-            "is not scaled.",
+            "The schedule is written for this many processes, and is scaled to any other number. "
+            "With 0 it is not scaled.",
         ),
-        _theirs(
+        _checked(
             "SOLVER.MAX_ITER",
             _COUNT_OR_0,
-            "Training takes this many iterations. Pretraining needs it where `MOCO.EPOCHS` is 0.",
+            "Training takes this many iterations. Pretraining needs it if `MOCO.EPOCHS` is 0.",
         ),
-        _theirs("SOLVER.BASE_LR", _NOT_NEGATIVE, "This is the learning rate."),
-        _theirs("SOLVER.MOMENTUM", _MOMENTUM, "This is the momentum of SGD."),
-        _theirs("SOLVER.WEIGHT_DECAY", _NOT_NEGATIVE, "This is the weight decay."),
-        _theirs(
+        _checked("SOLVER.BASE_LR", _NOT_NEGATIVE, "This is the learning rate."),
+        _checked("SOLVER.MOMENTUM", _MOMENTUM, "This is the momentum of SGD."),
+        _checked("SOLVER.WEIGHT_DECAY", _NOT_NEGATIVE, "This is the weight decay."),
+        _checked(
             "SOLVER.GAMMA", _NOT_NEGATIVE, "Each step multiplies the learning rate by this factor."
         ),
-        _theirs(
+        _checked(
             "SOLVER.STEPS",
             Numbers(_COUNT_OR_0),
             "Fine-tuning lowers the learning rate at these iterations.",
         ),
-        _theirs(
+        _checked(
             "SOLVER.WARMUP_FACTOR",
             _NOT_NEGATIVE,
             "A warm-up begins with this fraction of the learning rate.",
         ),
-        _theirs("SOLVER.WARMUP_ITERS", _COUNT_OR_0, "The warm-up takes this many iterations."),
-        _theirs(
+        _checked("SOLVER.WARMUP_ITERS", _COUNT_OR_0, "The warm-up takes this many iterations."),
+        _checked(
             "SOLVER.CHECKPOINT_PERIOD",
             _COUNT_OR_0,
             "This many iterations lie between two checkpoints.",
         ),
-        _theirs(
+        _checked(
             "TEST.EVAL_PERIOD",
             _COUNT_OR_0,
             "This many iterations lie between two evaluations; with 0 there is one at the end.",
         ),
-        _theirs(
+        _checked(
             "SEED",
             Number("(-inf, inf)", integer=True),
-            "This is the seed of all random numbers; a negative one asks for a random seed.",
+            "This is the seed of all random numbers. With a negative number the seed is random.",
         ),
     ),
 )
@@ -569,7 +571,7 @@ KEYS = {key.name: key for group in (*MOCO_GROUPS, DETECTRON2_GROUP) for key in g
 
 
 def add_moco_config(cfg: "CfgNode") -> None:
-    """Add ``cfg.MOCO`` to a Detectron2 config, in place. Does nothing if it is there already."""
+    """Add ``cfg.MOCO`` to a Detectron2 config in place, unless the config has it already."""
     if "MOCO" in cfg:
         return
     for group in MOCO_GROUPS:
@@ -582,18 +584,19 @@ def add_moco_config(cfg: "CfgNode") -> None:
 
 
 def read_value(name: str, raw: Any) -> Any:
-    """Return the value of a key of the table as it is merged into a config.
+    """Return the value of a key of the table in the form that is merged into a config.
 
     Args:
-        name: a name in KEYS.
-        raw: a value of a yaml file, or a word of the command line.
+        name: A name in KEYS.
+        raw: A value of a yaml file, or a word of the command line.
 
     Raises:
-        ValueError: the key does not accept it; the message is a sentence that begins with `name`.
+        ValueError: If the key does not accept it. The message is a sentence that begins with
+            `name`.
     """
     try:
         value = KEYS[name].allowed.read(raw)
     except ValueError as error:
         raise ValueError(f"{name} {error}") from error
-    # yacs takes text for a Python literal wherever it can; in quotes, it stays what it is.
+    # yacs reads text as a Python literal if it can. In quotes the text is kept.
     return repr(value) if isinstance(value, str) else value

@@ -23,17 +23,17 @@ class Kind(abc.ABC):
 
     @abc.abstractmethod
     def __str__(self) -> str:
-        """What the value must be."""
+        """Complete the sentence "KEY must be ..."."""
 
     @abc.abstractmethod
     def read(self, raw: Any) -> Any:
         """Return the value for which `raw` stands.
 
         Args:
-            raw: a value of a yaml file, or a word of the command line.
+            raw: A value of a yaml file, or a word of the command line.
 
         Raises:
-            ValueError: the key does not accept `raw`. The message says what the value must be.
+            ValueError: If the key does not accept `raw`. The message says what the value must be.
         """
 
     def _refuse(self, value: Any, advice: str = "") -> ValueError:
@@ -46,8 +46,8 @@ class Number(Kind):
     """A finite number.
 
     Attributes:
-        interval: the allowed numbers, written as in mathematics: ``(0, 1]``, ``[0, inf)``.
-        integer: whether only integers are allowed; otherwise the value is always a float.
+        interval: The allowed numbers, written as in mathematics: ``(0, 1]``, ``[0, inf)``.
+        integer: Whether only integers are allowed; otherwise the value is always a float.
     """
 
     interval: str
@@ -67,7 +67,7 @@ class Number(Kind):
         return f"{noun}{self._limit()}"
 
     def plural(self) -> str:
-        """What several values must be."""
+        """Complete the sentence "KEY must be two ..."."""
         noun = "integers" if self.integer else "numbers"
         if math.isfinite(self._bounds[1]):
             return f"{noun} in {self.interval}"
@@ -80,7 +80,7 @@ class Number(Kind):
         return f" of at least {low:g}" if closed else f" above {low:g}"
 
     def contains(self, value: Any) -> bool:
-        """Whether `value` is such a number. True and False are not numbers."""
+        """Return whether `value` is such a number. True and False are not numbers."""
         if type(value) is not int and (self.integer or type(value) is not float):
             return False
         low, high, low_closed, high_closed = self._bounds
@@ -104,10 +104,10 @@ class Numbers(Kind):
     """A tuple of numbers in increasing order.
 
     Attributes:
-        each: what each number must be.
-        pair: whether there are exactly two, which may be equal; otherwise there may be any number
-            of them, all different.
-        optional: whether a pair may be left out, as ``()``.
+        each: The kind of each number.
+        pair: Whether there are exactly two numbers, which may be equal. Otherwise there may be any
+            count of numbers, all different.
+        optional: Whether a pair may be left out, as ``()``.
     """
 
     each: Number
@@ -145,7 +145,7 @@ class Boolean(Kind):
 
     def read(self, raw: Any) -> bool:
         value = decode(raw)
-        if isinstance(value, str):  # yaml's words, on the command line
+        if isinstance(value, str):  # the command line accepts yaml's words too
             value = {"true": True, "false": False}.get(value.lower(), value)
         if type(value) is not bool:
             raise self._refuse(value)
@@ -154,7 +154,7 @@ class Boolean(Kind):
 
 @dataclasses.dataclass(frozen=True)
 class Text(Kind):
-    """Any text, also one that looks like a number."""
+    """Any text, even if it looks like a number."""
 
     def __str__(self) -> str:
         return "text"
@@ -170,7 +170,7 @@ class Choice(Kind):
     """One of several words.
 
     Attributes:
-        names: the words.
+        names: The words.
     """
 
     def __init__(self, *names: str):
@@ -190,7 +190,7 @@ class Names(Kind):
     """A tuple of names. One name needs no parentheses.
 
     Attributes:
-        names: the names that there are; none: any.
+        names: The allowed names; if there are none, any name is allowed.
     """
 
     def __init__(self, *names: str):
@@ -217,9 +217,9 @@ class Names(Kind):
 
 
 def _unquoted(raw: Any, quotes: str = "'\"") -> Any:
-    """Return what text in quotes, or between brackets if they are in `quotes`, stands for.
+    """Return the Python value of text that begins with one of `quotes`, and other text unchanged.
 
-    All other text stands for itself: the folder ``2007`` is not a number.
+    For example the folder ``2007`` is not a number.
     """
     first = raw.lstrip()[:1] if isinstance(raw, str) else ""
     return decode(raw) if first and first in quotes else raw

@@ -1,4 +1,4 @@
-"""How a config file is found, and how it becomes a checked config with the command line's words."""
+"""Finds a config file, and makes a checked config from it and from command-line overrides."""
 
 import argparse
 import functools
@@ -26,30 +26,33 @@ from moco_d2.config.shard_patterns import SHARDS_PREFIX, first_command
 from moco_d2.errors import UserError, closest
 from moco_d2.files import PACKAGE
 
-COMMAND_LINE = "override on the command line"  # where a value comes from, in errors
+COMMAND_LINE = "override on the command line"  # the source of a value, in errors
 _LONGEST_REASON = 400  # characters of another library's error
 
-#: Keys that name data, which is opened, or with ``pipe:`` what writes it, which is run.
+#: Keys that name data. The data is opened, or with ``pipe:`` a command is run that writes it.
 DATA_KEYS = ("DATASETS.TRAIN", "DATASETS.TEST", "MOCO.KNN.TRAIN", "MOCO.KNN.TEST")
 
 
 def config_root() -> Path:
-    """The folder of the packaged configs: ``configs/`` of a checkout, ``moco_d2/configs`` of an
-    installation.
+    """Return the folder of the packaged configs.
+
+    It is ``configs/`` in a checkout and ``moco_d2/configs`` in an installation.
     """
     checkout = PACKAGE.parent / "configs"
     return checkout if checkout.is_dir() else Path(str(resources.files("moco_d2") / "configs"))
 
 
 def find_config(name: str) -> Path:
-    """The config file `name`: a path that exists, else a packaged one by file name
-    (``voc_C4_moco.yaml``), else a task and an initialization of the packaged ones, composed
-    (``lvis_v1_FPN_1x_moco_v2_800ep.yaml``: the file is written for this process and says
-    ``_BASE_: [.../task/lvis_v1_FPN_1x.yaml, .../init/moco_v2_800ep.yaml]``). Capitals of packaged
-    names do not matter: moco_IG1B is moco_ig1b.
+    """Return the path of the config file `name`.
+
+    The name is tried as a path, then as the file name of a packaged config
+    (``voc_C4_moco.yaml``), then as a packaged task and initialization
+    (``lvis_v1_FPN_1x_moco_v2_800ep.yaml``). In the last case a temporary file is written that says
+    ``_BASE_: [.../task/lvis_v1_FPN_1x.yaml, .../init/moco_v2_800ep.yaml]``. Packaged names are
+    case-insensitive.
 
     Raises:
-        UserError: there is none; names the closest packaged configs.
+        UserError: If there is no such file. The message names the closest packaged configs.
     """
     path = expand_home(name)
     if is_regular_file(path):
@@ -63,21 +66,19 @@ def find_config(name: str) -> Path:
         or not is_folder(path.parent)
         or Path(os.path.realpath(path.parent)) == root
     ):
-        own = {known.lower(): known for known in packaged | composed}.get(wanted.lower())
-        if own in packaged:
-            return packaged[own]
-        if own in composed:
-            return _compose(own, composed[own])
+        match = {known.lower(): known for known in packaged | composed}.get(wanted.lower())
+        if match in packaged:
+            return packaged[match]
+        if match in composed:
+            return _compose(match, composed[match])
     raise UserError(
-        f"no config file {name!r} here or among the packaged ones; "
+        f"there is no config file {name!r}, and no packaged config of this name; "
         + (closest(wanted, packaged | composed) or f"see {root}")
     )
 
 
 def task_configs() -> dict[str, tuple[Path, Path]]:
-    """Every fine-tuning run by name, ``{task}_{initialization}.yaml``, as the two packaged files
-    that it consists of.
-    """
+    """Return all fine-tuning configs: ``{task}_{initialization}.yaml`` -> two packaged files."""
     folders = (sorted((config_root() / name).glob("*.yaml")) for name in ("task", "init"))
     return {f"{t.stem}_{i.stem}.yaml": (t, i) for t, i in itertools.product(*folders)}
 
@@ -96,21 +97,22 @@ def _compose(name: str, parts: tuple[Path, Path]) -> Path:
 def load_config(
     config_file: str | Path, overrides: list[str] | tuple[str, ...] = (), *, typed: bool = True
 ) -> Any:
-    """Detectron2's config, merged with a file and ``KEY VALUE`` overrides, not frozen.
+    """Return Detectron2's config merged with a file and ``KEY VALUE`` overrides, not frozen.
 
-    A file is anybody's. It is read once, by safe_yaml.read_config, with limits; a tag that would
-    build an object is refused, and so is data that is not on this machine, ``shards:pipe:COMMAND``
-    above all: only a user's own words name that.
+    The file is untrusted. It is read once and with limits by safe_yaml.read_config. Tags that would
+    build objects are refused. Data that is not on this machine is refused too, in particular
+    ``shards:pipe:COMMAND``: it must be named on the command line.
 
     Args:
-        config_file: see find_config.
-        overrides: count over the file.
-        typed: the user has typed the overrides. False: they are of a file, too.
+        config_file: A path or a packaged name, see find_config.
+        overrides: Words that override the file.
+        typed: Whether the user typed the overrides. Otherwise they come from a file and are
+            untrusted too.
 
     Raises:
-        UserError: unknown key (names the closest), a value that the key does not accept (see
-            docs/config.md), odd number of overrides, unreadable yaml, data that a file may not
-            name, or a DensePose config without the project.
+        UserError: If a key is unknown (the message names the closest key) or does not accept its
+            value (see docs/config.md), the number of overrides is odd, the yaml is unreadable, the
+            file names data that it may not name, or a DensePose config lacks the project.
     """
     from detectron2.config import get_cfg
 
@@ -145,32 +147,32 @@ def load_config(
     settings = flatten(cfg)
     for key, value in settings.items():
         if value is None and known.get(key) is not None:
-            raise UserError(f"config {path}: {key} has no value; give one, or leave it out")
+            raise UserError(f"config {path}: {key} has no value; set one, or remove the key")
         if _is_nan(value):
             where = COMMAND_LINE if key in overrides[::2] else f"config {path}"
             raise UserError(f"{where}: {key} must not be NaN, got {value!r:.80}")
-    own = overrides[::2] if typed else ()
+    trusted = overrides[::2] if typed else ()
     for key in DATA_KEYS:
-        check_data(key, settings[key], f"config {path}", anywhere=key in own, suite=not typed)
+        check_data(key, settings[key], f"config {path}", anywhere=key in trusted, suite=not typed)
     return cfg
 
 
 def load_config_of(args: argparse.Namespace, overrides: Sequence[str] = ()) -> Any:
-    """`load_config` of the words of cli.argument_parser.
+    """Return `load_config` for the arguments of cli.argument_parser.
 
     Args:
-        args: the parsed words; those of a suite say so with ``--overrides-from-file``.
-        overrides: come before those in `args`.
+        args: The parsed arguments. ``--overrides-from-file`` marks overrides from a suite.
+        overrides: More overrides, which come before those in `args`.
     """
     typed = not getattr(args, "overrides_from_file", False)
     return load_config(args.config_file, [*overrides, *args.opts], typed=typed)
 
 
 def _check_content(content: dict[str, Any]) -> None:
-    """Check the values of a config file's content, and write them as they are merged, in place.
+    """Check the values of a config file's content, and convert them for merging, in place.
 
     Raises:
-        ValueError: a key does not accept its value.
+        ValueError: If a key does not accept its value.
     """
     for key in KEYS:
         *sections, name = key.split(".")
@@ -182,10 +184,10 @@ def _check_content(content: dict[str, Any]) -> None:
 
 
 def _checked_words(overrides: Sequence[str]) -> list[Any]:
-    """Return KEY VALUE pairs of the command line with the values as they are merged.
+    """Return KEY VALUE pairs of the command line with checked values, converted for merging.
 
     Raises:
-        ValueError: a key does not accept its value.
+        ValueError: If a key does not accept its value.
     """
     words: list[Any] = []
     for key, word in zip(overrides[::2], overrides[1::2], strict=True):
@@ -194,17 +196,17 @@ def _checked_words(overrides: Sequence[str]) -> list[Any]:
 
 
 def _is_nan(value: Any) -> bool:
-    """Whether a value, or a part of it, is NaN. Infinity is a value of CLIP_GRADIENTS.NORM_TYPE."""
+    """Return whether a value or a part of it is NaN. CLIP_GRADIENTS.NORM_TYPE accepts infinity."""
     if isinstance(value, list | tuple):
         return any(map(_is_nan, value))
     return isinstance(value, float) and math.isnan(value)
 
 
 def _merge_content(content: dict[str, Any], path: Path, cfg: Any) -> None:
-    """Detectron2's merge_from_file, with what was read and checked in place of reading it again.
+    """Call Detectron2's merge_from_file with the checked content instead of reading the file again.
 
     Raises:
-        KeyError, ValueError, AssertionError and others: as Detectron2 does.
+        KeyError, ValueError, AssertionError and others: If Detectron2 raises them.
     """
     version = content.get("VERSION", cfg.VERSION)
     if type(version) is not int or not 1 <= version <= cfg.VERSION:
@@ -219,53 +221,54 @@ def _merge_content(content: dict[str, Any], path: Path, cfg: Any) -> None:
 def check_data(
     key: str, value: Any, where: str, *, anywhere: bool = False, suite: bool = False
 ) -> None:
-    """Refuse names of data that are no text, and unless `anywhere`, data that is not on this
-    machine: shards that a command writes or an address leads to, and any other address.
+    """Refuse names of data that are no text, and unless `anywhere`, data of other machines.
 
-    What braces, variables and ``::`` in a pattern of shards stand for is what counts, by the
-    reader's own rule of what it opens as a file.
+    Data of other machines is anything with an address, and shards that a command writes. A pattern
+    of shards is checked after its braces, variables and ``::`` are expanded, by the same rule as
+    in the reader of shards.
 
     Args:
-        key: one of DATA_KEYS, or a suite's own.
-        value: what it says, decoded.
-        where: the file, for the error.
-        suite: it is a suite, or of one, which has no command line for such words.
+        key: One of DATA_KEYS, or a suite's own key.
+        value: The decoded value of the key.
+        where: The file, for the error.
+        anywhere: Whether the data may be on another machine.
+        suite: Whether the value comes from a suite, which cannot set the key on a command line.
 
     Raises:
-        UserError: see above.
+        UserError: If the data is refused.
     """
     for name in value if isinstance(value, list | tuple) else [value]:
         if not isinstance(name, str):
             raise UserError(f"{where}: {key} must name data as text, got {name!r:.80}")
         if anywhere:
             continue
-        found = name if "://" in name else None
+        refused = name if "://" in name else None
         if name.startswith(SHARDS_PREFIX):
             try:
-                found = first_command(name.removeprefix(SHARDS_PREFIX))
+                refused = first_command(name.removeprefix(SHARDS_PREFIX))
             except ValueError as error:
                 raise UserError(
                     f"{where}: {key} {name!r:.200} cannot be expanded: {error}"
                 ) from error
-        if found:
-            advice = f"read it, and give {key} on the command line"
+        if refused:
+            advice = f"read it, and set {key} on the command line"
             if suite:
-                advice = "copy the data to files or shards of this machine and name these"
+                advice = "copy the data to files or shards on this machine and name these"
                 if key in DATA_KEYS:
                     pretext = name.startswith(SHARDS_PREFIX) or key.startswith("MOCO.")
                     tool = "pretrain" if pretext else "train_net"
                     advice += (
-                        f", or run tools/{tool}.py without a suite and give {key} on its command "
+                        f", or run tools/{tool}.py without a suite and set {key} on its command "
                         "line"
                     )
             raise UserError(
-                f"{where}: {key} would run or fetch {found!r:.200}, which is taken from no file: "
+                f"{where}: {key} would run or fetch {refused!r:.200}, which a file may not do: "
                 f"{advice}"
             )
 
 
 def packaged_hint(error: OSError) -> str:
-    """For a file that is not there, as the end of a sentence: the packaged config of that name."""
+    """Return a hint at the packaged config with the name of a missing file, or empty text."""
     name = Path(str(error.filename)).name
     if not isinstance(error, FileNotFoundError) or not name:
         return ""
@@ -274,12 +277,12 @@ def packaged_hint(error: OSError) -> str:
 
 
 def _unknown_key(key: str, cfg: Any) -> str:
-    name, meant = " ".join(str(key).split()), closest(key, flatten(cfg))
-    return f"unknown config key {name:.200}; {f'{meant} ' if meant else ''}see {PAGE}"
+    name, hint = " ".join(str(key).split()), closest(key, flatten(cfg))
+    return f"unknown config key {name:.200}; {f'{hint} ' if hint else ''}see {PAGE}"
 
 
 def _explain(error: Exception, cfg: Any) -> str:
-    """yacs' and yaml's own errors, shortened to a sentence."""
+    """Return an error of yacs or yaml, shortened to a sentence."""
     if isinstance(error, OSError):
         hint = packaged_hint(error)
         return f"cannot read {error.filename!s:.200}: {error.strerror}{hint}"

@@ -1,4 +1,4 @@
-"""A config as plain types: for records, hashes and comparisons."""
+"""Converts a config to plain types for records, hashes and comparisons."""
 
 import math
 from collections.abc import Mapping
@@ -6,12 +6,12 @@ from typing import Any
 
 from moco_d2.files import sha256_of_json
 
-#: What may differ between two runs of one task without making them unmatched.
+#: Matched runs of one task may differ in these keys.
 FREE_KEYS = ("MODEL.WEIGHTS", "SEED", "OUTPUT_DIR")
 
 
 def has_key(cfg: Any, dotted: str) -> bool:
-    """Whether ``cfg`` has the key ``A.B.C``."""
+    """Return whether `cfg` has the key ``A.B.C``."""
     node = cfg
     for part in dotted.split("."):
         if not isinstance(node, dict) or part not in node:
@@ -21,7 +21,7 @@ def has_key(cfg: Any, dotted: str) -> bool:
 
 
 def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-    """A config as ``{"MODEL.WEIGHTS": value, ...}``."""
+    """Return a config as ``{"MODEL.WEIGHTS": value, ...}``."""
     flat: dict[str, Any] = {}
     for key, value in node.items():
         if isinstance(value, dict):
@@ -32,8 +32,9 @@ def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def to_plain(cfg: Any) -> dict[str, Any]:
-    """A config as nested dicts of JSON types (tuples become lists, NaN and infinity become
-    strings).
+    """Return a config as nested dicts of JSON types.
+
+    Tuples become lists, and NaN and infinity become text.
     """
 
     def plain(value: Any) -> Any:
@@ -49,12 +50,12 @@ def to_plain(cfg: Any) -> dict[str, Any]:
 
 
 def matched_sha256(resolved: Mapping[str, Any]) -> str:
-    """Fingerprint of a plain config (to_plain) without FREE_KEYS: equal for matched runs."""
+    """Return the fingerprint of a plain config without FREE_KEYS, which matched runs share."""
     return sha256_of_json(without_free_keys(resolved))
 
 
 def without_free_keys(resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a plain config without FREE_KEYS; what it shares with the config is not copied."""
+    """Return a shallow copy of a plain config without FREE_KEYS. The config stays unchanged."""
     rest = dict(resolved)
     for dotted in FREE_KEYS:
         *path, last = dotted.split(".")

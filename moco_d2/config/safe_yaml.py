@@ -1,9 +1,9 @@
-"""YAML of strangers: plain values only, no more of them than a config has room for, read once.
+"""Reads untrusted YAML files: plain values only, within limits, and each file once.
 
-A safe loader builds no objects, but a few hundred bytes of aliases can still stand for billions of
-values, brackets without end for a stack without one, and a name under ``_BASE_`` for a pipe, a
-device or a file that names the next one twice. What is checked here is what is used: `read_config`
-returns the values, and nothing opens the files again.
+A safe loader builds no objects, but a few hundred bytes of aliases can unfold to billions of
+values, endless brackets overflow the stack, and ``_BASE_`` can name a pipe, a device, or files that
+include each other many times. The checked values are the values in use: `read_config` returns them,
+and no code opens the files again.
 """
 
 import ast
@@ -18,20 +18,20 @@ import yaml
 from moco_d2.files import read_regular_file
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-# Detectron2's whole config, written out, has 10 kB and under 1000 values, 5 deep; a packaged one
-# has 6 files, 4 of them behind each other.
-MOST_BYTES = 1 << 20  # of a file, and of a config with all its bases
+# Detectron2's whole config has 10 kB, under 1000 values and 5 levels. A packaged config has at most
+# 6 files and a chain of 4 bases.
+MOST_BYTES = 1 << 20  # per file, and per config with all its bases
 MOST_VALUES = 100_000
 DEEPEST = 50
 LONGEST = 10_000  # characters of a value; Linux has paths of up to 4096
 MOST_FILES = 100
 DEEPEST_BASE = 20
-# Keys that are no text, of a file: numbers can be chosen so that a dict of them takes minutes.
+# Limit of keys that are no text: numbers can be chosen so that building their dict takes minutes.
 MOST_ODD_KEYS = 1000
-_MOST_BITS = 63  # of a whole number, as in torch and numpy
+_MOST_BITS = 63  # of an integer, as in torch and numpy
 
 _BASE = "_BASE_"
-#: What reading a YAML file here, or a value of one in Detectron2, may raise.
+#: Errors of reading a YAML file here, or of merging its values in Detectron2.
 UNREADABLE = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError, OverflowError),
     *(RecursionError, MemoryError, yaml.YAMLError),
@@ -39,9 +39,7 @@ UNREADABLE = (
 
 
 def is_regular_file(path: str | Path) -> bool:
-    """Whether there is such a file, and no folder, pipe or device. False for a name that none can
-    have.
-    """
+    """Return whether `path` is a regular file. The result is False for an impossible name."""
     try:
         return Path(path).is_file()
     except (OSError, ValueError):
@@ -49,7 +47,7 @@ def is_regular_file(path: str | Path) -> bool:
 
 
 def is_folder(path: str | Path) -> bool:
-    """Whether there is such a folder. False for a name that none can have."""
+    """Return whether `path` is a folder. The result is False for an impossible name."""
     try:
         return Path(path).is_dir()
     except (OSError, ValueError):
@@ -57,42 +55,43 @@ def is_folder(path: str | Path) -> bool:
 
 
 def expand_home(name: str | Path) -> Path:
-    """`name` with ``~`` replaced, where there is such a user."""
-    return Path(os.path.expanduser(name))  # noqa: PTH111 - pathlib's raises where there is none
+    """Return `name` with ``~`` replaced if the user exists."""
+    return Path(os.path.expanduser(name))  # noqa: PTH111 - pathlib's raises for unknown users
 
 
 def read_text(path: str | Path, most_bytes: int = MOST_BYTES) -> str:
-    """The text of a regular file. Nothing else is opened: a pipe would wait, a device never end.
+    """Return the text of a regular file. A pipe would block, and a device might never end.
 
     Raises:
-        ValueError: it is a pipe, a device or a folder, too large, or not UTF-8.
-        OSError: it cannot be read.
+        ValueError: If it is a pipe, a device or a folder, too large, or not UTF-8.
+        OSError: If it cannot be read.
     """
     return read_regular_file(path, most_bytes).decode("utf-8")
 
 
 def load_yaml(path: str | Path) -> Any:
-    """The content of a YAML file, of plain types.
+    """Return the content of a YAML file in plain types.
 
     Raises:
-        ValueError: it unfolds to too many values, nests too deep, names a key twice, has a value
-            that is too long or too many keys that are no text, or is no text of a regular file.
-        OverflowError: it has a number or a date that Python has no room for.
-        yaml.YAMLError: it is no YAML, or a tag in it would build an object.
-        OSError: it cannot be read.
+        ValueError: If it unfolds to too many values, nests too deep, has a key twice, a value that
+            is too long or too many keys that are no text, or is no text of a regular file.
+        OverflowError: If it has a number or a date that is too large for Python.
+        yaml.YAMLError: If it is no YAML, or a tag in it would build an object.
+        OSError: If it cannot be read.
     """
     return _parse(read_text(path))[0]
 
 
 def _parse(text: str, where: str = "") -> tuple[Any, int]:
-    """The content, and its number of values; see load_yaml.
+    """Return the content of YAML text and its number of values; see load_yaml.
 
     Args:
-        where: for errors: ``in its _BASE_ b.yaml, ``.
+        text: The text.
+        where: A prefix for errors, e.g. ``in its _BASE_ b.yaml, ``.
     """
     try:
         values = check_size(text)
-        return yaml.load(text, Loader=_LOADER), values  # noqa: S506 - a safe one
+        return yaml.load(text, Loader=_LOADER), values  # noqa: S506 - a safe loader
     except yaml.YAMLError as error:
         raise yaml.YAMLError(where + _explain(error, text)) from error
 
@@ -102,9 +101,9 @@ _TAG = re.compile(r"constructor for the tag '(?:tag:yaml\.org,2002:)?(.{0,80})")
 
 
 def _explain(error: yaml.YAMLError, text: str) -> str:
-    """A YAML error as a clause with its line and what to do."""
+    """Return a YAML error as a clause with its line and the fix."""
     if isinstance(error, yaml.reader.ReaderError):
-        return f"its character {error.position} is none of a text; remove it"
+        return f"its character {error.position} is not allowed in text; remove it"
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     problem = getattr(error, "problem", None) or "it cannot be read"
     if mark is None:
@@ -120,14 +119,14 @@ def _explain(error: yaml.YAMLError, text: str) -> str:
             advice = f"write ({inside}) or [{inside}]"
         return f"{where} has the tag {name}, which could build any object; {advice}"
     if "\t" in line[: len(line) - len(line.lstrip())] or "\t" in line[mark.column :][:1]:
-        return f"{where} has a tab where YAML has none; indent with spaces"
+        return f"{where} has a tab, which YAML does not allow there; indent with spaces"
     context = getattr(error, "context", None)
     problem = f"{context}, {problem}" if context else problem
     return f"{where}: {problem}; check its colons and indentation"
 
 
 class _Node:
-    """A mapping or a sequence whose end has not been met."""
+    """A mapping or a sequence that is still open."""
 
     def __init__(self, event: Any):
         self.anchor = event.anchor
@@ -136,14 +135,19 @@ class _Node:
         self.at_key = self.keys is not None
 
     def add(self, values: int, scalar: str | None, odd: bool, line: int) -> bool:
-        """Count a node inside; `scalar` is its text, if it is one, and `odd`, that it stands for
-        something else.
+        """Count a node inside this one.
+
+        Args:
+            values: The number of values that the inner node unfolds to.
+            scalar: Its characters; None for a mapping or a sequence.
+            odd: Whether it is a scalar that is no text, e.g. a number.
+            line: Its line, for errors.
 
         Returns:
-            whether it is a key that is no text.
+            Whether it is a key that is no text.
 
         Raises:
-            ValueError: it is a key that is there already.
+            ValueError: If it is a key that this node already has.
         """
         self.values += values
         if self.keys is None:
@@ -151,56 +155,55 @@ class _Node:
         odd_key = self.at_key and odd
         if self.at_key and scalar is not None:
             if scalar in self.keys:
-                raise ValueError(f"line {line} names the key {scalar!r:.100} again; keep one")
+                raise ValueError(f"line {line} repeats the key {scalar!r:.100}; keep one of them")
             self.keys.add(scalar)
         self.at_key = not self.at_key
         return odd_key
 
 
 def check_size(text: str) -> int:
-    """Refuse what would not fit into memory or the stack, and keys of which one would be lost,
-    without building anything.
+    """Check the size of YAML text, and that no key is repeated, without building any value.
 
     Returns:
-        the number of values, aliases unfolded.
+        The number of values with unfolded aliases.
 
     Raises:
-        ValueError: it unfolds to too many values, nests too deep, names a key twice, has a value
-            that is too long, or too many keys that are no text.
-        yaml.YAMLError: it is no YAML.
+        ValueError: If it unfolds to too many values, nests too deep, has a key twice, a value that
+            is too long, or too many keys that are no text.
+        yaml.YAMLError: If it is no YAML.
     """
-    # What an anchor stands for: the number of values, its aliases unfolded, its text, and whether
-    # that stands for something else.
+    # For each anchor: its number of values with unfolded aliases, its scalar, and whether that is
+    # no text.
     anchors: dict[str, tuple[int, str | None, bool]] = {}
     open_nodes: list[_Node] = []
     total = odd_keys = 0
     for event in yaml.parse(text, Loader=_LOADER):
         if isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
             open_nodes.append(_Node(event))
-            if event.anchor is not None:  # inside itself, it stands for no end of values
+            if event.anchor is not None:  # an alias inside its own anchor would unfold forever
                 anchors[event.anchor] = MOST_VALUES, None, False
             if len(open_nodes) > DEEPEST:
                 raise ValueError(f"it nests deeper than {DEEPEST} levels")
             continue
         line = 1 if event.start_mark is None else event.start_mark.line + 1
-        found: tuple[int, str | None, bool]
+        node: tuple[int, str | None, bool]
         if isinstance(event, yaml.ScalarEvent):
-            anchor, found = event.anchor, (1, _short(event.value, line), not _is_text(event))
+            anchor, node = event.anchor, (1, _short(event.value, line), not _is_text(event))
         elif isinstance(event, yaml.AliasEvent):
-            anchor, found = None, anchors.get(str(event.anchor), (0, None, False))
+            anchor, node = None, anchors.get(str(event.anchor), (0, None, False))
         elif isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
-            anchor, found = open_nodes[-1].anchor, (open_nodes.pop().values, None, False)
+            anchor, node = open_nodes[-1].anchor, (open_nodes.pop().values, None, False)
         else:
             continue
         if anchor is not None:
-            anchors[anchor] = found
-        if found[0] >= MOST_VALUES:
+            anchors[anchor] = node
+        if node[0] >= MOST_VALUES:
             raise ValueError(f"it unfolds to more than {MOST_VALUES} values")
         if open_nodes:
-            odd_keys += open_nodes[-1].add(*found, line)
+            odd_keys += open_nodes[-1].add(*node, line)
             _check_odd_keys(odd_keys, line)
         else:
-            total = found[0]
+            total = node[0]
     return total
 
 
@@ -210,7 +213,7 @@ def _check_odd_keys(number: int, line: int) -> None:
 
 
 def _is_text(event: Any) -> bool:
-    """Whether a scalar is text, and no number, date, truth value or nothing."""
+    """Return whether a scalar is text, and no number, date, truth value or null."""
     if event.tag not in (None, "!"):
         return event.tag == "tag:yaml.org,2002:str"
     if not event.implicit[0]:  # quoted
@@ -230,11 +233,11 @@ def _short(scalar: str, line: int) -> str:
 
 
 def decode(value: Any) -> Any:
-    """A value as yacs takes it: text that is a Python literal is what it stands for.
+    """Evaluate text that is a Python literal, as yacs does, and return other values unchanged.
 
     Raises:
-        ValueError: the text is too long, nests too deep for Python, or stands for something that no
-            config key holds.
+        ValueError: If the text is too long, nests too deep for Python, or evaluates to a value that
+            no config key holds.
     """
     if not isinstance(value, str):
         return value
@@ -251,10 +254,10 @@ def decode(value: Any) -> Any:
 
 
 def check_value(value: Any, deep: int = 0) -> None:
-    """
+    """Check that a value is text, a number, a truth value, or a list of these.
+
     Raises:
-        ValueError: it is not made of text, numbers, truth values and lists alone, or a whole number
-            in it has more than 64 bits.
+        ValueError: If it is another value, or an integer in it has more than 64 bits.
     """
     if isinstance(value, list | tuple):
         if deep > DEEPEST:
@@ -285,25 +288,26 @@ def _check_values(node: Mapping[Any, Any], path: Path) -> None:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """A config file merged into those it names under ``_BASE_``, as fvcore's load_yaml_with_base
-    does, each read once and nothing fetched.
+    """Return a config file merged with its ``_BASE_`` files, as fvcore's load_yaml_with_base does.
+
+    Each file is read once, and nothing is downloaded.
 
     Raises:
-        ValueError: as load_yaml; a file is no mapping of texts to plain values, is its own base or
-            has too many, or one is not on this machine.
-        OverflowError, yaml.YAMLError, OSError: as load_yaml.
+        ValueError: If load_yaml raises it; if a file is no mapping of text to plain values; or if a
+            file is its own base, has too many bases, or has a base on another machine.
+        OverflowError, yaml.YAMLError, OSError: If load_yaml raises them.
     """
     return _Reader().read(Path(path), ())
 
 
 class _Reader:
-    """Reads one config, with what is left of the limits."""
+    """Reads one config, and counts its files, bytes and values."""
 
     def __init__(self) -> None:
         self.files, self.bytes, self.values = 0, 0, 0
 
     def read(self, path: Path, including: tuple[Path, ...]) -> dict[str, Any]:
-        resolved = Path(os.path.realpath(path))  # resolve() raises for links in a circle
+        resolved = Path(os.path.realpath(path))  # resolve() raises for circular links
         if resolved in including:
             raise ValueError(f"{resolved} is its own {_BASE}")
         if len(including) >= DEEPEST_BASE:
@@ -320,7 +324,7 @@ class _Reader:
                 raise ValueError(
                     f"its {_BASE} {base} is not on this machine; fetch and read it first"
                 )
-            # Beside the name, not beside what a link of this name leads to: as fvcore looks.
+            # Relative to the folder of the name, not of a link's target, as in fvcore.
             _merge(self.read(path.parent / expand_home(base), (*including, resolved)), merged)
         _merge(content, merged)
         return merged
@@ -345,7 +349,7 @@ class _Reader:
 
 
 def _merge(new: dict[str, Any], into: dict[str, Any]) -> None:
-    """fvcore's merge_a_into_b: `new` counts."""
+    """Merge as fvcore's merge_a_into_b does: `new` overrides `into`."""
     for key, value in new.items():
         if isinstance(value, dict) and key in into:
             if not isinstance(into[key], dict):

@@ -1,51 +1,53 @@
-"""The shards that a pattern with braces names, and which of them are files of this machine.
+"""Expands a pattern with braces to names of shards, and tells which are files of this machine.
 
-The same strings as webdataset's expand_urls (``::`` between patterns, ``${X}`` for the environment
-variable WDS_X, braces as in bash), but counted before they are made.
+The result equals that of webdataset's expand_urls (``::`` between patterns, ``${X}`` for the
+environment variable WDS_X, braces as in bash), but the names are counted before they are made.
 """
 
 import os
 import re
 from collections.abc import Iterator
 
-#: Pretraining's prefix of such a pattern in DATASETS.TRAIN.
+#: The prefix of such a pattern in DATASETS.TRAIN of a pretraining.
 SHARDS_PREFIX = "shards:"
 
-MOST_SHARDS = 4_000_000  # a set of a million is in use
-_MOST_CHARACTERS = 400_000_000  # of all of them together
+MOST_SHARDS = 4_000_000  # datasets with a million shards exist
+_MOST_CHARACTERS = 400_000_000  # of all names together
 _LONGEST = 10_000  # characters of a pattern
-_DEEPEST = 20  # braces within braces
+_DEEPEST = 20  # levels of nested braces
 _MOST_DIGITS = 18
-_SUBSTITUTIONS = 10  # webdataset's: of variables in variables
+_SUBSTITUTIONS = 10  # levels of variables in variables, as in webdataset
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _INTEGERS = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?\n?")
 _CHARACTERS = re.compile(r"([A-Za-z])\.\.([A-Za-z])(?:\.\.-?(\d+))?\n?")
 
 
 def is_local(url: str) -> bool:
-    """Whether a shard is opened as a file. What begins with a scheme is left to webdataset, which
-    runs programs for most: ``pipe:``, ``http:``, ``s3:``, ``gs:``.
+    """Return whether a shard is opened as a file.
+
+    webdataset opens names with a scheme, and runs programs for most of them: ``pipe:``, ``http:``,
+    ``s3:``, ``gs:``.
     """
     return not re.match(r"\w+:", url)
 
 
 def expand(pattern: str) -> list[str]:
-    """The shards that `pattern` names.
+    """Return the names of the shards in `pattern`.
 
     Raises:
-        ValueError: unbalanced braces, an environment variable that is not there, or more than 4
-            million shards.
+        ValueError: If braces are unbalanced, an environment variable is not set, or there are more
+            than 4 million shards.
     """
     return [url for text in _parts(pattern) for url in _remove_escapes(_expand(text))]
 
 
 def first_command(pattern: str) -> str | None:
-    """The first shard of `pattern` that is no file of this machine; None if all are.
+    """Return the first shard of `pattern` that is no file of this machine, or None.
 
     Raises:
-        ValueError: as in expand.
+        ValueError: If `expand` raises it.
     """
-    # Expanding invents letters and digits, but no colon: a million files need not be named twice.
+    # Expanding adds letters and digits but no colon, so a part without a colon is not expanded.
     for text in _parts(pattern):
         if ":" in text:
             for url in _remove_escapes(_expand(text)):
@@ -55,10 +57,10 @@ def first_command(pattern: str) -> str | None:
 
 
 def _parts(pattern: str) -> list[str]:
-    """The patterns between ``::``, variables put in.
+    """Return the patterns between ``::`` with variables replaced.
 
     Raises:
-        ValueError: they name too many shards together, or as in expand.
+        ValueError: If they name too many shards together, or if `expand` raises it.
     """
     parts = [_substitute(part) for part in pattern.split("::")]
     number = characters = 0
@@ -70,10 +72,10 @@ def _parts(pattern: str) -> list[str]:
 
 
 def _substitute(text: str) -> str:
-    def lookup(found: re.Match[str]) -> str:
-        name = f"WDS_{found[1]}"
+    def lookup(match: re.Match[str]) -> str:
+        name = f"WDS_{match[1]}"
         if name not in os.environ:
-            raise ValueError(f"there is no environment variable {name}")
+            raise ValueError(f"the environment variable {name} is not set")
         return os.environ[name]
 
     for _ in range(_SUBSTITUTIONS):
@@ -92,27 +94,27 @@ def _remove_escapes(urls: list[str]) -> list[str]:
 
 
 def _pieces(text: str) -> Iterator[tuple[str, bool]]:
-    """Cut `text` at its outer braces; of each piece, whether it was between them.
+    """Cut `text` at its outer braces. Yield each piece, and whether it was between braces.
 
     Raises:
-        ValueError: the braces are not balanced.
+        ValueError: If the braces are not balanced.
     """
-    start, depth, place = 0, 0, 0
-    while place < len(text):
-        if text[place] == "\\":
-            place += 2
+    start, depth, position = 0, 0, 0
+    while position < len(text):
+        if text[position] == "\\":
+            position += 2
             continue
-        if text[place] == "{":
+        if text[position] == "{":
             if depth == 0:
-                yield text[start:place], False
-                start = place
+                yield text[start:position], False
+                start = position
             depth += 1
-        elif text[place] == "}":
+        elif text[position] == "}":
             depth -= 1
             if depth == 0:
-                yield text[start + 1 : place], True
-                start = place + 1
-        place += 1
+                yield text[start + 1 : position], True
+                start = position + 1
+        position += 1
     if depth != 0:
         raise ValueError(f"unbalanced braces in {text[:100]!r}")
     yield text[start:], False
@@ -122,12 +124,12 @@ def _pieces(text: str) -> Iterator[tuple[str, bool]]:
 
 
 def _measure(text: str, deep: int = 0) -> tuple[int, int]:
-    """How many shards `text` stands for, and their characters together at most.
+    """Return the number of shards in `text`, and an upper bound of all their characters.
 
-    Whatever is built on the way to them is no larger: each brace stands for one text or more.
+    Intermediate results of the expansion are no larger, since each brace gives at least one text.
 
     Raises:
-        ValueError: too many, or the braces nest too deep or are not balanced.
+        ValueError: If there are too many, or the braces nest too deep or are not balanced.
     """
     if deep > _DEEPEST:
         raise ValueError(f"its braces nest deeper than {_DEEPEST} levels")
@@ -165,7 +167,7 @@ def _check_size(number: int, characters: int) -> None:
 
 
 def _expand(text: str) -> list[str]:
-    """All that `text` stands for, escapes left in. It has been measured."""
+    """Return all expansions of `text` with its escapes. The caller has measured the text."""
     urls = [""]
     for piece, braced in _pieces(text):
         tails = _choices(piece) if braced else [piece]
@@ -174,34 +176,34 @@ def _expand(text: str) -> list[str]:
 
 
 def _choices(inside: str) -> list[str]:
-    """What braces with `inside` between them stand for."""
+    """Return the texts that braces with the content `inside` expand to."""
     integers, letters = _INTEGERS.fullmatch(inside), _CHARACTERS.fullmatch(inside)
     if integers:
         return _integers(*integers.groups())
     if letters:
         return _letters(*letters.groups())
     parts = _split(inside)
-    # At each level, as braceexpand does.
+    # Escapes are removed at each level, as in braceexpand.
     urls = [url for part in parts for url in _remove_escapes(_expand(part))]
-    # Neither a list nor a range: the braces are meant as they stand.
+    # Braces around neither a list nor a range are kept.
     return [f"{{{url}}}" for url in urls] if len(parts) == 1 else urls
 
 
 def _split(inside: str) -> list[str]:
-    """At the commas that are in no inner braces."""
-    parts, start, depth, place = [], 0, 0, 0
-    while place < len(inside):
-        if inside[place] == "\\":
-            place += 2
+    """Split at the commas outside of inner braces."""
+    parts, start, depth, position = [], 0, 0, 0
+    while position < len(inside):
+        if inside[position] == "\\":
+            position += 2
             continue
-        if inside[place] == "{":
+        if inside[position] == "{":
             depth += 1
-        elif inside[place] == "}":
+        elif inside[position] == "}":
             depth -= 1
-        elif inside[place] == "," and depth == 0:
-            parts.append(inside[start:place])
-            start = place + 1
-        place += 1
+        elif inside[position] == "," and depth == 0:
+            parts.append(inside[start:position])
+            start = position + 1
+        position += 1
     return [*parts, inside[start:]]
 
 

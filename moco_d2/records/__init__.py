@@ -1,5 +1,5 @@
-"""What a run leaves on disk to be read again: run record, linear evaluation, metrics.json.
+"""The records that a run leaves on disk: run record, linear-evaluation record, metrics.json.
 
-Reads and writes: ``record.json``, ``result.json``, ``metrics.json``.
-May import: files, errors, version.
+It reads and writes ``record.json``, ``result.json`` and ``metrics.json``. It may import files,
+errors and version.
 """

@@ -1,4 +1,4 @@
-"""The tables of fields in docs/benchmark.md, rendered from the structs of the records."""
+"""Renders the tables of fields in docs/benchmark.md from the structs of the records."""
 
 import argparse
 import re
@@ -11,29 +11,29 @@ import msgspec
 from moco_d2.records.pretext_schema import RESULT_FILE, LinearEvalRecord
 from moco_d2.records.run_schema import RECORD_FILE, RunRecord
 
-#: The records whose tables the page has, by the name of their file.
+#: The records whose tables are in the page, by the name of their file.
 RECORDS: dict[str, type[msgspec.Struct]] = {RECORD_FILE: RunRecord, RESULT_FILE: LinearEvalRecord}
 _TYPES = {"string": "text", "object": "object", "array": "list", "boolean": "true or false"}
 
 
 def document(page: str) -> str:
-    """The page with newly rendered tables between its markers.
+    """Return the page with newly rendered tables between its markers.
 
     Raises:
-        ValueError: the page has no markers for a record.
+        ValueError: If the page has no markers for a record.
     """
     for name, record in RECORDS.items():
         begin, end = f"<!-- fields of {name} -->\n", "<!-- end of fields -->"
-        before, found, rest = page.partition(begin)
+        before, marker, rest = page.partition(begin)
         after = rest.partition(end)[2]
-        if not found or not after:
+        if not marker or not after:
             raise ValueError(f"the page lacks {begin.strip()} or {end}")
         page = f"{before}{begin}{table(record)}{end}{after}"
     return page
 
 
 def table(record: type[msgspec.Struct]) -> str:
-    """A Markdown table: a line for each field of a record, of its parts too."""
+    """Return a Markdown table with one line per field of a record and of its parts."""
     schema = msgspec.json.schema(record)
     parts = schema["$defs"]
     rows = (
@@ -50,7 +50,7 @@ def _rows(part: dict[str, Any], parts: dict[str, Any], prefix: str) -> Iterator[
             optional = "" if name in part["required"] else ", may be absent"
             yield f"{prefix}{name}", _type(field) + optional, sentence
         references = re.findall(r"#/\$defs/(\w+)", str(field.get("$ref", field.get("anyOf", ""))))
-        if "additionalProperties" not in str(field):  # the fields of a mapping's values
+        if "additionalProperties" not in str(field):  # values of a mapping are not listed
             for reference in references:
                 yield from _rows(parts[reference], parts, f"{prefix}{name}.")
 

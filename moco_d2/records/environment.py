@@ -1,4 +1,4 @@
-"""What a result was computed with: versions, device, memory."""
+"""Describes the environment of a result: versions, device, memory."""
 
 import os
 import platform
@@ -10,20 +10,21 @@ from moco_d2.version import __version__
 
 
 def versions(*more: str) -> dict[str, str]:
-    """Of Python, this package and what computes; and of `more` packages, "absent" where they are
-    not installed.
+    """Return the versions of Python, this package, torch, torchvision, numpy and `more` packages.
+
+    The version of a package that is not installed is "absent".
     """
-    found = {"python": platform.python_version(), "moco_d2": __version__}
+    installed = {"python": platform.python_version(), "moco_d2": __version__}
     for package in ("torch", "torchvision", "numpy", *more):
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "absent"
-    return found
+            installed[package] = "absent"
+    return installed
 
 
 def hardware(device: str) -> dict[str, Any]:
-    """``{"device", "name", "cpu_count"}`` of a torch device of this machine."""
+    """Return ``{"device", "name", "cpu_count"}`` for a torch device of this machine."""
     import torch
 
     on_gpu = torch.device(device).type == "cuda"
@@ -35,7 +36,7 @@ def hardware(device: str) -> dict[str, Any]:
 
 
 def peak_memory_gib(device: str) -> float | None:
-    """The most memory that torch held on this process's GPU, GiB; None on a CPU."""
+    """Return the peak memory of torch on this process's GPU in GiB; None on a CPU."""
     import torch
 
     if torch.device(device).type != "cuda":
@@ -44,7 +45,7 @@ def peak_memory_gib(device: str) -> float | None:
 
 
 def cpu_name() -> str:
-    """What the processor calls itself."""
+    """Return the processor's name."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text().splitlines():

@@ -1,11 +1,11 @@
-"""What records are made of: parts, and the types of their fields, each with its bounds."""
+"""The base class of a record's parts, and the types of their fields with bounds."""
 
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
-#: Beyond any time or size that a run can have; and finite, as JSON's 1e999 is not.
+#: More than any time or size of a run. It also excludes infinity, which JSON's 1e999 gives.
 LARGEST = 10**12
 LONGEST_NAME = 300  # characters
 
@@ -28,11 +28,9 @@ Points = Annotated[float, Meta(ge=-100, le=100)]
 
 
 class Part(msgspec.Struct, frozen=True):
-    """A JSON object of a record. It may hold more fields than are named here, so that a version
-    can grow.
-    """
+    """A JSON object of a record. It may hold unknown fields, so that a version can grow."""
 
 
 def about(sentence: str) -> Meta:
-    """The sentence that documents a field, in the JSON schema and in docs/benchmark.md."""
+    """Document a field with a sentence, for the JSON schema and docs/benchmark.md."""
     return Meta(description=sentence)

@@ -1,6 +1,6 @@
-"""Detectron2's metrics.json: a JSON object a line, every 20 iterations and after an evaluation.
+"""Reads Detectron2's metrics.json: one JSON object per line, for losses and evaluations.
 
-It is no strict JSON: NaN is written as such.
+Losses are written every 20 iterations. The file is not strict JSON, since it may contain NaN.
 """
 
 import json
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 _ROUNDING = 1e-6  # points
-LONGEST_LINE = 1 << 20  # characters; an evaluation of LVIS, class by class, has 50,000
+LONGEST_LINE = 1 << 20  # characters; an evaluation of LVIS with all classes has 50,000
 
 _logger = logging.getLogger(__name__)
 
-#: What Detectron2's evaluators, and DensePose's, call their results: ``bbox/AP``. Other scalars
-#: have a "/" in their name, too.
+#: The groups of results of Detectron2's and DensePose's evaluators, as in ``bbox/AP``. Other
+#: scalars may have a "/" in their name too.
 EVALUATIONS = (
     "bbox",
     "segm",
@@ -32,15 +32,15 @@ EVALUATIONS = (
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.json, one an iteration, in their order; [] if there is no such file.
+    """Return the entries of a metrics.json, one per iteration, in order; [] if there is no file.
 
-    Detectron2 itself writes an evaluation after the losses of a later iteration. Where a run was
-    resumed, or begun again in the same folder, what it went through twice counts as it was the last
-    time. A line that a kill has cut short, to which stock Detectron2 adds the next when it is
-    resumed, is passed over with a warning.
+    Detectron2 may write an evaluation after the losses of a later iteration. If a run was resumed
+    or started again in the same folder, the last entry of a repeated iteration is used. A damaged
+    line is skipped with a warning. A kill can cut a line short, and stock Detectron2 then appends
+    the next line to it after a resume.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: If the file cannot be read.
     """
     path = Path(path)
     if not path.is_file():
@@ -48,12 +48,12 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
     log: dict[int, dict[str, Any]] = {}
     trained = -1
     with path.open(encoding="utf-8", errors="replace") as lines:
-        # In parts, none longer than a line can be: a file may be one line.
+        # The limit bounds memory, since a damaged file may be a single line.
         parts = iter(lambda: lines.readline(LONGEST_LINE), "")
         for number, line in enumerate(parts, start=1):
             entry = parse_line(line)
             if entry is None:
-                _logger.warning("passed over %s, line %d: damaged", path, number)
+                _logger.warning("skipped line %d of %s: it is damaged", number, path)
                 continue
             iteration = entry["iteration"]
             if "total_loss" in entry:
@@ -65,7 +65,7 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
 
 
 def parse_line(line: str | bytes) -> dict[str, Any] | None:
-    """Return a line of a metrics.json; None for one that is damaged or names no iteration."""
+    """Return the entry in a line of metrics.json; None if it is damaged or has no iteration."""
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):
@@ -75,34 +75,37 @@ def parse_line(line: str | bytes) -> dict[str, Any] | None:
 
 
 def history(log: Iterable[dict[str, Any]], groups: Iterable[str]) -> list[dict[str, Any]]:
-    """Evaluations during training: ``[{"iteration": 99, "bbox/AP": 12.3, "sem_seg/mIoU": 45.6},
-    ...]``, each metric as `percentage` gives it.
+    """Return the evaluations during training.
 
     Args:
-        log: from `read_log`.
-        groups: that evaluations give, ``("bbox", "segm")``; of several test sets,
-            ``("voc_2007_test/bbox", ...)``.
+        log: The result of `read_log`.
+        groups: The groups of metrics, ``("bbox", "segm")``, or ``("voc_2007_test/bbox", ...)`` with
+            several test sets.
+
+    Returns:
+        ``[{"iteration": 99, "bbox/AP": 12.3, "sem_seg/mIoU": 45.6}, ...]``, with metrics from
+        `percentage`.
     """
     prefixes = tuple(f"{group}/" for group in groups)
-    found = []
+    evaluations = []
     for entry in log:
         results = {k: percentage(v) for k, v in entry.items() if k.startswith(prefixes)}
         if results:
-            found.append({"iteration": entry["iteration"], **results})
-    return found
+            evaluations.append({"iteration": entry["iteration"], **results})
+    return evaluations
 
 
 def seconds_per_iteration(log: Iterable[dict[str, Any]]) -> float | None:
-    """Median time of a training step without evaluations; None if nothing was timed.
+    """Return the median seconds of a training step without evaluations; None if there are no times.
 
-    Each line has the median of the 20 steps before it, from Detectron2's IterationTimer.
+    Each entry has the median of the 20 steps before it, from Detectron2's IterationTimer.
     """
     times = [t for entry in log if (t := finite(entry.get("time"))) is not None]
     return statistics.median(times) if times else None
 
 
 def finite(value: Any) -> float | None:
-    """A number; None for NaN, infinity and whatever is none: JSON has no such numbers."""
+    """Return a number as a float; None for NaN, infinity and anything else that JSON lacks."""
     if not isinstance(value, int | float):
         return None
     try:
@@ -113,10 +116,10 @@ def finite(value: Any) -> float | None:
 
 
 def percentage(value: Any) -> float | None:
-    """A metric in percent; None for what `finite` refuses and for a negative number.
+    """Return a metric in percent; None for a negative number and for anything `finite` refuses.
 
-    -1 is COCO's, and -100 LVIS's, for a metric of objects that the dataset does not have. What
-    rounding has added to 100 is cut off.
+    For objects that the dataset does not have, COCO reports -1 and LVIS -100. A value that exceeds
+    100 by rounding becomes 100.
     """
     number = finite(value)
     if number is None or number < 0:

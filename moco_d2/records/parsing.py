@@ -8,9 +8,9 @@ import msgspec
 
 from moco_d2.errors import printable
 
-_LONGEST_MESSAGE = 300  # characters; a record's own text may be in it
+_LONGEST_MESSAGE = 300  # characters; a message may quote text of the record
 
-# What msgspec writes: ".name", "[2]", or "[...]" where it means a mapping's value.
+# msgspec writes ".name", "[2]", or "[...]" for a mapping's value.
 _PATH_PART = re.compile(r"\.(\w+)|\[(\d+|\.\.\.)\]")
 _MISSING = re.compile(r"Object missing required field `(.*)`")
 
@@ -18,15 +18,15 @@ Form = TypeVar("Form", bound=msgspec.Struct)
 
 
 def parse(content: Any, kind: type[Form], what: str) -> Form:
-    """Convert plain values, as a JSON file gives them, to the struct of their form.
-
-    Raises:
-        ValueError: a field is missing or has a value that it cannot have; the message names it.
+    """Convert plain values from a JSON file to a struct.
 
     Args:
-        content: plain values.
-        kind: a msgspec.Struct.
-        what: the content should be, "version 2 record".
+        content: Plain values.
+        kind: The subclass of msgspec.Struct.
+        what: The expected kind of content, for errors: "version 2 record".
+
+    Raises:
+        ValueError: If a field is missing or has a wrong value. The message names the field.
     """
     try:
         return msgspec.convert(content, kind)
@@ -36,8 +36,9 @@ def parse(content: Any, kind: type[Form], what: str) -> Form:
 
 
 def _explain(content: Any, kind: type, error: msgspec.ValidationError) -> tuple[str, str]:
-    """The path to what is wrong, with the mapping's key where msgspec writes [...], and what is
-    wrong there.
+    """Return the path of the wrong value, and the problem.
+
+    The path has the mapping's key where msgspec writes [...].
     """
     problem, path = _split(str(error))
     parts: list[str | int] = []
@@ -47,26 +48,26 @@ def _explain(content: Any, kind: type, error: msgspec.ValidationError) -> tuple[
             continue
         node = _at(content, parts)
         keys = list(node)
-        # Bisected, as there may be as many as a file has room for.
+        # Bisection is fast even if a file has very many keys.
         while len(keys) > 1:
             first = keys[: len(keys) // 2]
             half = _with(content, parts, {key: node[key] for key in first})
             keys = first if _split(_error_of(half, kind))[1] == path else keys[len(first) :]
         parts.append(keys[0])
         content = _with(content, parts[:-1], {keys[0]: node[keys[0]]})
-    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
-    if error.__cause__:  # a __post_init__, which writes the rest of the path itself
+    located = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
+    if error.__cause__:  # the error of a __post_init__ begins with the rest of the path
         rest, _, problem = problem.partition(": ")
-        return f"{place}.{rest}", problem
+        return f"{located}.{rest}", problem
     problem = _MISSING.sub(r'the field "\1" is missing', problem)
     value = _at(content, parts)
     if isinstance(value, str | int | float) and "got" not in problem:
         problem += f", got {value!r:.40}"
-    return place, problem
+    return located, problem
 
 
 def _split(error: str) -> tuple[str, str]:
-    """An error of msgspec as problem and path; the path is empty where it is the root."""
+    """Split an error of msgspec into problem and path. The path of the root is empty."""
     problem, at, path = error.rpartition(" - at `")
     return (problem, path.removesuffix("`")) if at else (error, "")
 
@@ -86,7 +87,7 @@ def _at(content: Any, parts: Sequence[str | int]) -> Any:
 
 
 def _with(content: Any, parts: Sequence[str | int], value: Any) -> Any:
-    """A copy of `content` with another value at a place; what is beside it is shared."""
+    """Return a copy of `content` with another value at one path. All other values are shared."""
     if not parts:
         return value
     copied = content.copy()

@@ -1,4 +1,4 @@
-"""Bounds on what a stranger's file holds, whichever format it was read from."""
+"""Checks the values of an untrusted file against limits, whatever the file's format."""
 
 import itertools
 import unicodedata
@@ -9,19 +9,19 @@ from typing import Any
 from moco_d2.errors import printable
 
 _SHOWN = 40  # characters of a text in a message
-_SHOWN_IF_ODD = 300  # of one with a character that is no text, which may stand anywhere
+_SHOWN_IF_ODD = 300  # the same for a text with a control character, which may be at any position
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The most that a file may hold.
+    """The limits of a file's content.
 
     Attributes:
-        values: number of values; aliases, which a few bytes suffice for, count each time.
-        levels: nesting depth. What goes through a config or a record does so recursively.
-        key: characters of a key.
-        text: characters of a text.
-        all_text: characters of all texts together.
+        values: Number of values. Every alias counts, since an alias takes only a few bytes.
+        levels: Nesting depth, since code for configs and records is recursive.
+        key: Characters of a key.
+        text: Characters of a text.
+        all_text: Characters of all texts together.
     """
 
     values: int
@@ -35,8 +35,8 @@ def check_values(content: Any, limits: Limits) -> None:
     """Check that nested dicts, lists and tuples stay within limits and hold printable text.
 
     Raises:
-        ValueError: there are too many values, levels or characters, a control character, which a
-            terminal would obey, or half a surrogate pair, which cannot be written.
+        ValueError: If there are too many values, levels or characters; a control character, which a
+            terminal would execute; or half a surrogate pair, which cannot be encoded.
     """
     level, seen = [content], 0
     keys: set[Any] = set()
@@ -54,7 +54,7 @@ def check_values(content: Any, limits: Limits) -> None:
                 lists += nodes
             elif issubclass(kind, str):
                 texts += nodes
-        # Counted before they are gathered: aliases can stand for billions.
+        # Counted before they are collected, since aliases can unfold to billions.
         seen += sum(map(len, dicts)) + sum(map(len, lists))
         if seen > limits.values:
             raise ValueError(f"damaged, more than {limits.values} values")
@@ -67,7 +67,7 @@ def check_values(content: Any, limits: Limits) -> None:
             break
     else:
         raise ValueError(f"damaged, nested deeper than {limits.levels} levels")
-    _check_texts(set(map(str, keys)), limits.key)  # yaml has other keys, too
+    _check_texts(set(map(str, keys)), limits.key)  # keys of yaml need not be text
     _check_texts(texts, limits.text)
     if sum(map(len, texts)) > limits.all_text:
         raise ValueError(f"damaged, more than {limits.all_text} characters")
@@ -78,6 +78,4 @@ def _check_texts(texts: Iterable[str], longest: int) -> None:
         raise ValueError(f"damaged, {printable(max(texts, key=len)[:_SHOWN])}... is too long")
     for text in itertools.filterfalse(str.isprintable, texts):
         if any(unicodedata.category(c) in ("Cc", "Cs") for c in text if c not in "\t\n\r"):
-            raise ValueError(
-                f"damaged, a character that is no text in {printable(text[:_SHOWN_IF_ODD])}"
-            )
+            raise ValueError(f"damaged, a control character in {printable(text[:_SHOWN_IF_ODD])}")

@@ -1,7 +1,6 @@
-"""The result of a linear evaluation, ``result.json``: what a pretraining is worth in
-classification, and how it was made.
+"""The linear-evaluation record, ``result.json``: the accuracy of a checkpoint, and its pretraining.
 
-`LinearEvalRecord` is its only definition: tools/linear_eval.py builds it, and
+`LinearEvalRecord` is its only definition. tools/linear_eval.py builds it, and
 moco_d2/benchmark/records/pretext_records.py converts a file to it.
 """
 
@@ -13,7 +12,8 @@ from moco_d2.records.fields import Count, Number, Part, Percent, Sha256, ShortTe
 
 RESULT_FILE = "result.json"
 KIND: Final = "pretext"
-#: 2 added the pretraining run, hardware, and the name of the data. 1 had the kind "linear_eval".
+#: Version 2 added the pretraining run, the hardware and the name of the data. In version 1 the kind
+#: was "linear_eval".
 SCHEMA_VERSION: Final = 2
 
 Protocol = Literal["linear", "linear-fast", "knn", "finetune"]
@@ -28,7 +28,7 @@ class Checkpoint(Part, frozen=True, kw_only=True):
 
 
 class Pretraining(Part, frozen=True, kw_only=True):
-    """See moco_d2.checkpoint.pretraining.pretraining_run."""
+    """The pretraining run, see moco_d2.checkpoint.pretraining.pretraining_run."""
 
     config: Annotated[
         dict[str, Any],
@@ -73,9 +73,9 @@ class LinearEvalRecord(Part, frozen=True, kw_only=True):
     checkpoint: Checkpoint
     pretraining: Annotated[
         Pretraining | None,
-        about("The run that made the checkpoint; null if that was not tools/pretrain.py."),
+        about("The run that made the checkpoint; null if it was not tools/pretrain.py."),
     ]
-    protocol: Annotated[Protocol, about("How it was evaluated.")]
+    protocol: Annotated[Protocol, about("The protocol of the evaluation.")]
     settings: Annotated[dict[str, Any], about("The settings of the protocol.")]
     effective_lr: Annotated[Number | None, about("The learning rate, scaled to the batch.")]
     data: Images

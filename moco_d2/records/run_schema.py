@@ -1,9 +1,8 @@
-"""The run record, ``record.json``: what every fine-tuning run leaves to be read again.
+"""The run record, ``record.json``, which every fine-tuning run writes.
 
-`RunRecord` is its only definition: the writers build it, the reader converts a file to it, and
-docs/benchmark.md and the JSON schema are rendered from it. A record of an older version is brought
-up to the newest by `upgrade` before it is converted, so that the rest of the package knows one
-form only.
+`RunRecord` is its only definition. The writers build it, the reader converts a file to it, and
+docs/benchmark.md and the JSON schema are rendered from it. `upgrade` converts an older version to
+the newest first, so the rest of the package knows only one version.
 """
 
 from typing import Annotated, Any, Final, Literal
@@ -29,7 +28,7 @@ from moco_d2.records.fields import (
 from moco_d2.version import __version__
 
 RECORD_FILE = "record.json"
-#: A change that old readers would misread raises it; so does a new field without a default.
+#: Increase it for a change that old readers would misread, and for a new field without a default.
 SCHEMA_VERSION: Final = 2
 
 
@@ -48,7 +47,7 @@ class Run(Part, frozen=True, kw_only=True, rename={"initialization": "initialisa
     config_name: Annotated[str, about("The name of the config file, without `.yaml`.")]
     task: Annotated[Name, about("The task of the grid's cell.")]
     initialization: Annotated[Name, about("The initialization of the grid's cell.")]
-    seed: Annotated[Whole, about('The seed; a negative one is Detectron2\'s "from the clock".')]
+    seed: Annotated[Whole, about("The seed; a negative seed means a random one, as in Detectron2.")]
     started: Annotated[
         Text | None, about("When the run began (ISO 8601); null for an imported run.")
     ]
@@ -61,15 +60,15 @@ class Run(Part, frozen=True, kw_only=True, rename={"initialization": "initialisa
     ]
     seconds: Annotated[
         Amount | None,
-        about("Wall-clock time with evaluations; time between a stop and a resume is left out."),
+        about("Wall-clock time with evaluations, without the time between a stop and a resume."),
     ]
     command: Annotated[
-        Text | UnsetType | None, about("The command as it was typed; null where nobody typed one.")
+        Text | UnsetType | None, about("The command line; null if the run was started without one.")
     ] = UNSET
 
 
 class Config(Part, frozen=True, kw_only=True):
-    #: Only DATASETS is checked: checking all of Detectron2's 300 keys costs more than the rest.
+    #: Only DATASETS is checked. Checking Detectron2's 300 keys would take longer than all the rest.
     resolved: Annotated[
         dict[str, Any],
         Meta(
@@ -103,12 +102,12 @@ class Config(Part, frozen=True, kw_only=True):
         for part in ("TRAIN", "TEST"):
             names = datasets.get(part) if isinstance(datasets, dict) else None
             if type(names) is not list or not all(type(n) is str and n for n in names):
-                raise ValueError(f"resolved.DATASETS.{part}: it is no list of dataset names")
+                raise ValueError(f"resolved.DATASETS.{part}: must be a list of dataset names")
 
 
 class Data(Part, frozen=True, kw_only=True):
     train_images: Annotated[
-        Count | None, about("The number of training images, without those that were left out.")
+        Count | None, about("The number of training images, without images that were left out.")
     ]
     test_images: Annotated[
         dict[str, Count], about("The number of images of each test set, by its name.")
@@ -126,9 +125,9 @@ class Weights(Part, frozen=True, kw_only=True):
 class Coverage(Part, frozen=True, kw_only=True):
     expected: Annotated[
         Count,
-        about("The number of pretrained tensors that the model has room for; 0: not known."),
+        about("The number of the model's tensors that weights can fill; 0 if it is unknown."),
     ]
-    loaded: Annotated[Count, about("The number of those tensors that were loaded.")]
+    loaded: Annotated[Count, about("The number of these tensors that were loaded.")]
 
 
 class Schedule(Part, frozen=True, kw_only=True):
@@ -140,7 +139,7 @@ class Schedule(Part, frozen=True, kw_only=True):
     max_iter: Annotated[Positive, about("The number of training steps.")]
     steps: Annotated[list[Count], about("The iterations at which the learning rate is lowered.")]
     norm: Annotated[str, about("The norm of the backbone.")]
-    notes: Annotated[list[str], about("Sentences on what was scaled, and to what.")]
+    notes: Annotated[list[str], about("Sentences about values that were scaled.")]
     accumulation: Annotated[
         Positive | UnsetType, about("The number of passes of one step (gradient accumulation).")
     ] = UNSET
@@ -165,33 +164,36 @@ class Preflight(Part, frozen=True, kw_only=True):
     forced: Annotated[bool, about("Says whether `--force` overruled the preflight check.")]
     findings: Annotated[
         list[PreflightFinding],
-        about("What was overruled: `key` is set to `value`, and `message` says what is wrong."),
+        about("The overruled findings: `key` is set to `value`, and `message` says what is wrong."),
     ]
 
 
 class Hardware(Part, frozen=True, kw_only=True):
     device: Annotated[str | UnsetType, about("The device, `cuda` or `cpu`.")] = UNSET
-    name: Annotated[str | UnsetType, about("The name that the device gives itself.")] = UNSET
+    name: Annotated[str | UnsetType, about("The name of the device.")] = UNSET
     cpu_count: Annotated[int | UnsetType | None, about("The number of CPU cores.")] = UNSET
 
 
 class Cost(Part, frozen=True, kw_only=True):
     seconds_per_iteration: Annotated[
-        Amount | None, about("The median time of a training step; evaluations are left out.")
+        Amount | None, about("The median time of a training step, without evaluations.")
     ]
     peak_memory_gib: Annotated[Amount | None, about("The peak memory of the main process, in GiB.")]
     evaluation_seconds: Annotated[Amount | None, about("The time of the last evaluation.")]
     peak_memory_of: Annotated[
         Literal["gpu", "process", None] | UnsetType,
         about(
-            "Where that memory is: `gpu` counts what torch held on its GPU, and `process`, on a "
+            "The kind of that memory: `gpu` is memory of torch on its GPU, and `process` is, on a "
             "CPU, the largest resident set."
         ),
     ] = UNSET
 
 
 class BoxErrors(Part, frozen=True, kw_only=True):
-    """What each type of error costs a test set in AP50 (TIDE: Bolya et al., 2020, section 2)."""
+    """The AP50 of a test set, and the loss of AP50 for each type of error.
+
+    The types are those of TIDE (Bolya et al., 2020, section 2).
+    """
 
     AP50: Percent | None
     Cls: Points | None
@@ -204,8 +206,8 @@ class BoxErrors(Part, frozen=True, kw_only=True):
 
 ERROR_TYPES = BoxErrors.__struct_fields__[1:]
 
-#: ``{"iteration": 12000, "bbox/AP": 50.0}``. A Struct cannot say that all other fields are
-#: percentages, so that RunRecord checks it.
+#: For example ``{"iteration": 12000, "bbox/AP": 50.0}``. All fields except iteration are
+#: percentages. A Struct cannot express this, so RunRecord checks it.
 Evaluation = Annotated[
     dict[str, Count | Percent | None],
     Meta(
@@ -228,7 +230,7 @@ class RunRecord(Part, frozen=True, kw_only=True):
     data: Data | UnsetType = UNSET
     weights: Annotated[
         Weights | None,
-        about("What the run started from; null for random initialization."),
+        about("The weights that the run started from; null for random initialization."),
     ]
     coverage: Coverage
     schedule: Schedule
@@ -242,7 +244,7 @@ class RunRecord(Part, frozen=True, kw_only=True):
         dict[str, dict[str, Percent | None]],
         Meta(
             min_length=1,
-            description='The final metrics in percent, `{"bbox": {"AP": 55.9}}`; of several test '
+            description='The final metrics in percent, `{"bbox": {"AP": 55.9}}`; with several test '
             'sets `{"voc_2007_test/bbox": ...}`.',
         ),
     ]
@@ -253,8 +255,8 @@ class RunRecord(Part, frozen=True, kw_only=True):
     errors: Annotated[
         dict[str, BoxErrors] | None,
         about(
-            "For each test set, AP50 and the points of it that each kind of error costs (TIDE): "
-            "`Cls`, `Loc`, `Both`, `Dupe`, `Bkg`, `Miss`. Null where it was not measured."
+            "For each test set, AP50 and the AP50 points that each type of error costs (TIDE): "
+            "`Cls`, `Loc`, `Both`, `Dupe`, `Bkg`, `Miss`. Null if it was not measured."
         ),
     ]
 
@@ -268,7 +270,7 @@ class RunRecord(Part, frozen=True, kw_only=True):
 
 
 def _to_version_2(content: dict[str, Any]) -> dict[str, Any]:
-    """Version 1 knew no other runs than its own, and measured no cost."""
+    """Add the fields that version 1 lacks: it had no imported runs, and no cost."""
     return {
         **content,
         "schema_version": 2,
@@ -282,25 +284,25 @@ def _to_version_2(content: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-# From each older version to the next.
+# The function of a version converts a record to the next version.
 _UPGRADES = {1: _to_version_2}
 
 
 def upgrade(content: dict[str, Any]) -> dict[str, Any]:
-    """A record of any version as one of SCHEMA_VERSION; its parts are not checked here.
+    """Convert a record of any version to SCHEMA_VERSION, without checking its parts.
 
     Raises:
-        ValueError: the version is none, or is newer than this package.
+        ValueError: If the version is invalid, or newer than this package.
     """
     version = content.get("schema_version")
     if type(version) is not int or version < 1:
-        raise ValueError(f"$.schema_version is {version!r:.40}, no version of a run record")
+        raise ValueError(f"$.schema_version must be a positive integer, got {version!r:.40}")
     if version > SCHEMA_VERSION:
         environment = content.get("environment")
         writer = environment.get("moco_d2") if isinstance(environment, dict) else None
         named = f" {writer}" if isinstance(writer, str) and len(writer) < LONGEST_NAME else ""
         raise ValueError(
-            f"its schema has version {version} and moco_d2 {__version__} reads 1 to "
+            f"its schema has version {version}, but moco_d2 {__version__} reads versions 1 to "
             f"{SCHEMA_VERSION}; read it with the moco_d2{named} that wrote it, or a newer one"
         )
     while version < SCHEMA_VERSION:

@@ -42,7 +42,7 @@ def nested(depth: int) -> list:
         ("config", "resolved", {"DATASETS": {"TRAIN": "abc", "TEST": []}}, "DATASETS.TRAIN"),
         ("config", "resolved", {"DATASETS": {"TRAIN": [], "TEST": []}, "A": nested(40)}, "deeper"),
         ("hardware", "name", "\x1b]0;title\x07", "control character in ?]0;title?"),
-        ("hardware", "name", "\ud800", "no text"),
+        ("hardware", "name", "\ud800", "control character"),
         ("environment", "k" * 1000, "", "too long"),
         ("environment", "torch", ["2.11.0"], "$.environment.torch"),
         ("hardware", "name", {}, "$.hardware.name"),
@@ -50,7 +50,7 @@ def nested(depth: int) -> list:
         ("schedule", "steps", [-1], "$.schedule.steps"),
         ("metrics", "bbox", {"AP": 10**400}, "$.metrics.bbox.AP"),
         ("metrics", "bbox", {"AP": True}, "$.metrics.bbox.AP"),
-        ("metrics", "bbox", {"a\x00b": 1.0}, "no text"),
+        ("metrics", "bbox", {"a\x00b": 1.0}, "control character"),
     ],
 )
 def test_a_value_that_none_has(make_content, write, caplog, section, key, value, said):

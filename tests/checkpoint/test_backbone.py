@@ -55,7 +55,7 @@ def test_refusals_name_file_and_fix(save, small, tmp_path):
     del small["layer1.0.conv1.weight"]
     with pytest.raises(UserError, match=r"cut\.pth.*layer1\.0\.conv1\.weight"):
         load_backbone(save(small, "cut.pth"))
-    with pytest.raises(UserError, match="neither query nor key"):
+    with pytest.raises(UserError, match="must be query or key"):
         load_backbone(tmp_path / "absent.pth", branch="teacher")
 
 

@@ -121,13 +121,13 @@ def test_a_network_of_twice_the_width(save, tmp_path):
     assert (report["width_factor"], report["width_per_group"]) == (2, 8)
     assert report["parity"]["max"] < 1e-5
     text = summary(report, tmp_path / "w.pth")
-    assert "ResNet-50 of 2 times the width" in text
+    assert "ResNet-50 of width factor 2" in text
     assert "MODEL.RESNETS.STEM_OUT_CHANNELS 128" in text
 
 
 def test_a_wider_network_that_detectron2_has_not_is_refused(save, tmp_path):
     state = build_encoder("resnet18", dim=4, width_factor=2).state_dict()
-    with pytest.raises(UserError, match="Detectron2 builds ResNet-18 and 34 of the plain width"):
+    with pytest.raises(UserError, match="Detectron2 builds ResNet-18 and 34 only in plain width"):
         convert(save(state), tmp_path / "w.pth")
     assert not (tmp_path / "w.pth").exists()
 
@@ -159,8 +159,8 @@ def test_refusals_write_nothing(small, official, save, tmp_path):
     assert ".pth" in refusal(good, tmp_path / "w.bin")
     assert ".pth or .safetensors" in refusal(good, tmp_path / "w.pkl", to="torchvision")
     assert "not one of detectron2, torchvision" in refusal(good, dst, to="keras")
-    assert "not different files" in refusal(good, good.with_suffix(".pth"))
-    assert "not different files" in refusal(good, dst, report=dst)
+    assert "must be different files" in refusal(good, good.with_suffix(".pth"))
+    assert "must be different files" in refusal(good, dst, report=dst)
     (tmp_path / "circle.pth").symlink_to("circle.pth")
     assert "there is no file" in refusal(tmp_path / "circle.pth", dst)
     assert "is a folder" in refusal(good, dst, report=tmp_path)

@@ -56,7 +56,7 @@ def test_folder_empty_and_text(tmp_path):
     (tmp_path / "lfs.pth").write_text("version https://git-lfs.github.com/spec/v1\nsize 3 é\n" * 20)
     assert "is a text file" in refusal(tmp_path / "lfs.pth")
     (tmp_path / "image.pth").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)))
-    assert "not a file that torch.save wrote" in refusal(tmp_path / "image.pth")
+    assert "was not written by torch.save" in refusal(tmp_path / "image.pth")
 
 
 @pytest.mark.parametrize("new", [True, False])

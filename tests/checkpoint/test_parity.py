@@ -48,7 +48,7 @@ def test_a_stride_in_the_wrong_place_is_noticed(reference, monkeypatch):
         "detectron2_settings",
         lambda a: {**detectron2_settings(a), "MODEL.RESNETS.STRIDE_IN_1X1": True},
     )
-    with pytest.raises(UserError, match="res3 of the converted network differs"):
+    with pytest.raises(UserError, match="res3 features of the converted network differ"):
         prove(weights(reference), reference, NARROW)
 
 

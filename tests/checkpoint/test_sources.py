@@ -189,7 +189,7 @@ def test_the_backbone_of_a_detector(small):
         extracted, _ = extract({"model": detector | heads, "iteration": 3})
         assert extracted.family == extracted.dialect == "detectron2"
         assert all(torch.equal(extracted.tensors[name], tensors[name]) for name in tensors)
-        assert "does not say what its input was" in extracted.traits.caveats[0]
+        assert "does not state its input format" in extracted.traits.caveats[0]
 
 
 @pytest.mark.parametrize("checkpoint", [{}, {"a": torch.zeros(2)}, {"state_dict": 3}, {1: 2}])

@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 from support.commands import run_tool
 from support.paths import ROOT, TOOLS
 
-from moco_d2.benchmark.runs.suites import file_settings
+from moco_d2.benchmark.runs.suite_values import file_settings
 from moco_d2.config.keys import add_moco_config
 from moco_d2.config.load import DATA_KEYS, config_root, find_config, load_config
 from moco_d2.config.plain import flatten, has_key, matched_sha256, to_plain
@@ -139,7 +139,7 @@ def test_the_fingerprint_of_matched_runs_is_of_all_but_weights_seed_and_folder()
 def test_a_shell_command_in_a_file_is_refused_and_taken_from_the_command_line(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("VERSION: 2\nDATASETS:\n  TRAIN: ['shards:pipe:touch /tmp/x']\n")
-    with pytest.raises(UserError, match="TRAIN would run or fetch 'pipe:touch /tmp/x', which is t"):
+    with pytest.raises(UserError, match="TRAIN would run or fetch 'pipe:touch /tmp/x', which a file may not do"):
         load_config(file)
     typed = ["DATASETS.TRAIN", "('shards:pipe:cat a.tar',)"]
     assert load_config(file, typed).DATASETS.TRAIN == ("shards:pipe:cat a.tar",)
@@ -184,11 +184,11 @@ def test_a_file_names_data_of_this_machine_only(tmp_path, monkeypatch, name, pla
         content, overrides = "VERSION: 2\n", ["DATASETS.TRAIN", repr((name,))]
     file.write_text(content)
     if place != "suite":
-        said = "which is taken from no file: read it, and give DATASETS.TRAIN on the command line"
+        said = "which a file may not do: read it, and set DATASETS.TRAIN on the command line"
         with pytest.raises(UserError, match=said):
             load_config(file)
-    said = "copy the data to files .*, or run tools/.*.py without a suite and give DATASETS"
-    with pytest.raises(UserError, match=f"which is taken from no file: {said}"):
+    said = "copy the data to files .*, or run tools/.*.py without a suite and set DATASETS"
+    with pytest.raises(UserError, match=f"which a file may not do: {said}"):
         load_config(file, overrides, typed=False)
     typed = load_config(file, ["DATASETS.TRAIN", repr((name,))]).DATASETS.TRAIN
     assert typed == (name,)
@@ -231,7 +231,7 @@ def test_data_of_this_machine_is_taken_from_a_file(tmp_path, name):
         ("shards:x:{0..1" + "0" * 5000 + "}", "more than 18 digits"),
         ("shards:x:" + "{a,b" * 30 + "}" * 30, "nest deeper than 20"),
         ("shards:x:{a,b", "unbalanced braces"),
-        ("shards:x:${NO_SUCH}", "no environment variable WDS_NO_SUCH"),
+        ("shards:x:${NO_SUCH}", "environment variable WDS_NO_SUCH is not set"),
     ],
     ids=["range", "product", "digits", "depth", "unbalanced", "variable"],
 )

@@ -3,7 +3,8 @@ import os
 import pytest
 import yaml
 
-from moco_d2.benchmark.runs.suites import file_settings, load_suite
+from moco_d2.benchmark.runs.suite_values import file_settings
+from moco_d2.benchmark.runs.suites import load_suite
 from moco_d2.config.load import config_root, load_config
 from moco_d2.config.safe_yaml import check_size, load_yaml
 from moco_d2.errors import UserError
@@ -174,11 +175,11 @@ def test_all_bases_together_have_the_limits_of_one(tmp_path):
     [
         (
             "SOLVER:\n  BASE_LR: 0.1\nSOLVER:\n  MAX_ITER: 2\n",
-            "line 3 names the key 'SOLVER' again",
+            "line 3 repeats the key 'SOLVER'",
         ),
-        ("A: {x: 1, 'x': 2}", "line 1 names the key 'x' again"),
-        ("A: &a x\nB: {*a : 1, x: 2}", "line 2 names the key 'x' again"),
-        ("A: &a {x: 1}\nB: {<<: *a, <<: *a}", "line 2 names the key '<<' again"),
+        ("A: {x: 1, 'x': 2}", "line 1 repeats the key 'x'"),
+        ("A: &a x\nB: {*a : 1, x: 2}", "line 2 repeats the key 'x'"),
+        ("A: &a {x: 1}\nB: {<<: *a, <<: *a}", "line 2 repeats the key '<<'"),
     ],
 )
 def test_a_key_of_which_one_would_be_lost_is_named(tmp_path, text, said):
@@ -284,12 +285,12 @@ def test_links_in_a_circle_are_one_sentence(tmp_path):
          "build any object; remove the tag, and write a plain value"),
         ("X: !foo x\n", "line 1 has the tag !foo, which could build any object; remove the tag, "
          "and write a plain value"),
-        ("X:\n\tY: 1\n", "line 2 has a tab where YAML has none; indent with spaces"),
-        ("X:\n  Y: 1\n\tZ: 1\n", "line 3 has a tab where YAML has none; indent with spaces"),
+        ("X:\n\tY: 1\n", "line 2 has a tab, which YAML does not allow there; indent"),
+        ("X:\n  Y: 1\n\tZ: 1\n", "line 3 has a tab, which YAML does not allow there; indent"),
         ("X:\n  Y:\t@\n", "check its colons and indentation"),
         ("X: [1, 2\nY: 3\n", "check its colons and indentation"),
         ("X: 1\n Y: 2\n", "check its colons and indentation"),
-        ("X: a\x07\n", "its character 4 is none of a text; remove it"),
+        ("X: a\x07\n", "its character 4 is not allowed in text; remove it"),
     ],
 )  # fmt: skip
 def test_what_is_no_yaml_is_said_with_its_line_and_what_to_do(tmp_path, text, said):

@@ -74,8 +74,8 @@ def test_images_to_table(tool, tmp_path):
         (
             "train_net.py",
             ("--config", "voc_C4_moko.yaml"),
-            "error: no config file 'voc_C4_moko.yaml' here or among the packaged ones; did you "
-            "mean 'voc_C4_moco.yaml'",
+            "error: there is no config file 'voc_C4_moko.yaml', and no packaged config of this "
+            "name; did you mean 'voc_C4_moco.yaml'",
         ),
         (
             "train_net.py",

@@ -1,5 +1,6 @@
 import json
 import logging
+import re
 
 import pytest
 
@@ -83,7 +84,7 @@ def test_a_damaged_line_is_named_and_passed_over(write, caplog, torn):
     with caplog.at_level(logging.WARNING):
         log = read_log(write(LOG[0], torn + "\n", LOG[2]))
     assert [line["iteration"] for line in log] == [19, 59]
-    assert "metrics.json, line 2" in caplog.messages[0]
+    assert re.search(r"skipped line 2 of .*metrics.json", caplog.messages[0])
 
 
 def test_numbers_beyond_a_float_are_none(write):
@@ -95,4 +96,4 @@ def test_a_line_without_end_is_read_in_parts(write, caplog):
     path = write("[" * (3 << 20), "\n", LOG[0])
     with caplog.at_level(logging.WARNING):
         assert read_log(path) == [LOG[0]]
-    assert "line 1: damaged" in caplog.text
+    assert "skipped line 1 of" in caplog.text

@@ -46,12 +46,12 @@ def test_what_is_within_the_limits(content):
         ({123456: 1}, "123456... is too long"),
         (["x" * 11], "is too long"),
         (["x" * 9] * 3, "more than 25 characters"),
-        ({"a\x1b": 1}, r"no text in a\?"),
-        (["\x1b]0;"], r"no text in \?]0;"),
-        (["\x9b"], "no text"),
-        (["\ud800"], "no text"),
-        (collections.OrderedDict(a="\x00"), "no text"),
-        (collections.namedtuple("Pair", "a b")(1, "\x00"), "no text"),
+        ({"a\x1b": 1}, r"control character in a\?"),
+        (["\x1b]0;"], r"control character in \?]0;"),
+        (["\x9b"], "control character"),
+        (["\ud800"], "control character"),
+        (collections.OrderedDict(a="\x00"), "control character"),
+        (collections.namedtuple("Pair", "a b")(1, "\x00"), "control character"),
     ],
 )
 def test_what_is_beyond_them(content, said):

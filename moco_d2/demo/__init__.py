@@ -1,1 +1,1 @@
-"""The whole line on generated images."""
+"""All steps from images to a table of results, on generated images."""

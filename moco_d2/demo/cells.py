@@ -1,7 +1,7 @@
 """The demo's runs as cells of a suite: images, pretraining with conversion, fine-tuning.
 
-Suites of kind ``demo`` have the fields of settings.Settings as keys, and run everywhere: their
-images are generated.
+Suites of kind ``demo`` have the fields of settings.Settings as keys. They run on any machine,
+because their images are generated.
 """
 
 import dataclasses
@@ -9,10 +9,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from moco_d2.benchmark.runs.suites import (
-    CELL_FOLDER,
-    FOLDER,
-    Cell,
+from moco_d2.benchmark.runs.suite_values import (
     arguments_of,
     check_grid,
     check_keys,
@@ -20,6 +17,7 @@ from moco_d2.benchmark.runs.suites import (
     file_settings,
     unknown,
 )
+from moco_d2.benchmark.runs.suites import CELL_FOLDER, FOLDER, Cell
 from moco_d2.benchmark.runs.transfer_suites import transfer_cell
 from moco_d2.config.load import task_configs
 from moco_d2.demo.settings import Settings
@@ -27,12 +25,12 @@ from moco_d2.errors import UserError
 
 INITIALIZATIONS = ("random", "supervised", "moco")
 PRETEXTS = ("moco", "supervised")
-IMAGES = "images"  # the cell that makes them, and its folder
+IMAGES = "images"  # the name of the cell that draws the images, and its folder
 IMAGES_SEED = 0
-_MOST = 10**9  # images or steps
-_CHECKPOINTS = 4  # of each run: little is lost by a kill, and little time
+_MOST = 10**9  # upper limit of numbers of images or steps
+_CHECKPOINTS = 4  # checkpoints per run: a killed run loses little, and saving takes little time
 
-# One network, one image size and one budget for all: what a laptop can train in minutes.
+# All runs share one network, one image size and one schedule that a laptop trains in minutes.
 _SMALL_DETECTOR = {
     "MODEL.RESNETS.DEPTH": 18,
     "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
@@ -57,8 +55,8 @@ _SMALL_HEADS = {
         "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 4,
     },
     "coco_FPN_1x": {
-        # Heads of its own, random in every run and without norm: in so few steps they need a
-        # larger rate than scaling would give. Chosen on scenes of another seed.
+        # The heads are random in every run and have no norm. In so few steps, they need a larger
+        # rate than linear scaling gives. It was chosen on scenes of another seed.
         "SOLVER.BASE_LR": 0.04,
         "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 64,
         "MODEL.ANCHOR_GENERATOR.SIZES": "[[8], [16], [32], [48], [64]]",
@@ -70,10 +68,10 @@ _SMALL_HEADS = {
 
 
 def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict[str, str]]:
-    """See benchmark.runs.suites.load_suite.
+    """Return the cells of a suite of kind ``demo``; see benchmark.runs.suites.load_suite.
 
     Raises:
-        UserError: a key that Settings does not have, or a value that is none for it.
+        UserError: If Settings has no such key, or a value is not valid for its key.
     """
     fields = {field.name: field for field in dataclasses.fields(Settings)}
     check_keys(content, fields, source)
@@ -87,7 +85,7 @@ def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict
     for key, value in {**numbers, **steps}.items():
         kinds = (int, float) if key == "momentum" else (int,)
         if type(value) not in kinds or not 0 < value < _MOST:
-            raise UserError(f"{source}: {key} must be a number above 0; got {value!r:.80}")
+            raise UserError(f"{source}: {key} must be a number above 0, got {value!r:.80}")
     seeds = check_seeds(content.get("seeds", list(Settings.seeds)), source)
     settings = Settings(**numbers, finetune_steps=tuple(steps.items()), seeds=tuple(seeds))
     return demo_cells(settings, source=source), {}
@@ -96,12 +94,12 @@ def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict
 def demo_cells(
     settings: Settings, *, amp: bool = False, source: Path = Path("the demo")
 ) -> list[Cell]:
-    """The whole line in an order in which it can run.
+    """Return all cells, each after the cells that it needs.
 
     Args:
-        settings: sizes.
-        amp: compute in bfloat16 where that keeps the numbers' worth.
-        source: of the settings, for errors.
+        settings: Sizes of the demo.
+        amp: Whether runs compute in bfloat16.
+        source: The file of the settings, for errors.
     """
     check_grid(len(settings.finetune_steps), len(settings.seeds), source=source)
     cells = [_images(settings), *(_pretrain(pretext, settings, amp) for pretext in PRETEXTS)]
@@ -176,7 +174,7 @@ def _pretrain(pretext: str, settings: Settings, amp: bool) -> Cell:
     )
 
 
-def _finetune(  # noqa: PLR0917 - all of a run's place
+def _finetune(  # noqa: PLR0917 - these identify a run
     task: str, initialization: str, seed: int, steps: int, amp: bool, source: Path
 ) -> Cell:
     overrides = {
@@ -208,7 +206,7 @@ def _finetune(  # noqa: PLR0917 - all of a run's place
 
 
 def weights_file(pretext: str) -> str:
-    """Where the converted weights of a pretraining are."""
+    """Return the file of the converted weights of a pretraining."""
     return f"{FOLDER}/pretrain_{pretext}/weights.pth"
 
 
@@ -236,11 +234,11 @@ def _period(steps: int) -> int:
 
 
 def write_images(folder: Path, sizes: list[int]) -> None:
-    """Draw the demo's images below `folder`, images.json last.
+    """Draw the demo's images below `folder`, and write images.json when all are complete.
 
     Args:
-        folder: to write into.
-        sizes: of scenes.write_dataset, in its order.
+        folder: The output folder.
+        sizes: The four sizes of scenes.write_dataset, in its order.
     """
     from moco_d2.demo import scenes
     from moco_d2.files import write_json

@@ -1,8 +1,8 @@
-"""The demo: images -> pretraining -> conversion -> fine-tuning -> table, with the tools' own
-commands.
+"""The demo: images -> pretraining -> conversion -> fine-tuning -> table, with the commands of
+tools/.
 
-A suite of runs (cells.py) in one folder; beside them commands.txt, tables, plots, report.md and
-index.html.
+It is a suite of runs (cells.py) in one folder, which also holds commands.txt, tables, plots,
+report.md and index.html.
 """
 
 import math
@@ -27,23 +27,25 @@ from moco_d2.files import write_text
 
 
 class Demo:
-    """The demo in a folder."""
+    """The demo in one folder."""
 
     def __init__(self, root: Path, settings: Settings):
         self.root = root.absolute()
         self.settings = settings
 
     def run(self) -> str:
-        """Run what is not done yet; returns the table as Markdown.
+        """Run all unfinished steps, and return the table as Markdown.
 
         Raises:
-            UserError: a run failed.
+            UserError: If a run failed.
         """
         from moco_d2.engine.precision import bfloat16_pays
 
         cells = tuple(demo_cells(self.settings, amp=bfloat16_pays()))
-        if run(Suite("demo", "The whole line on generated images", cells), folder=self.root):
-            raise UserError("a run of the demo failed, see above; the same command continues it")
+        if run(Suite("demo", "All steps on generated images", cells), folder=self.root):
+            raise UserError(
+                "a run of the demo failed: see its error above; the same command continues the demo"
+            )
         return self.report(
             [
                 f"tools/{tool} {shlex.join(placed(word, cell, self.root) for word in words)}"
@@ -53,10 +55,10 @@ class Demo:
         )
 
     def report(self, commands: list[str]) -> str:
-        """Write the tables, the plots, index.html and report.md; returns the Markdown table.
+        """Write tables, plots, index.html and report.md, and return the Markdown table.
 
         Args:
-            commands: the command lines that were run.
+            commands: The command lines that were run.
         """
         root, settings = self.root, self.settings
         write_text(root / "commands.txt", "\n".join(commands) + "\n")
@@ -80,22 +82,22 @@ class Demo:
         results, *others = page_sections(records, root)
         write_report(
             root / "index.html",
-            title="moco_d2: does MoCo transfer? The whole line on generated images",
+            title="moco_d2: does MoCo transfer? All steps on generated images",
             sections=[
                 results,
                 Section("Pretraining", text=summary, images=curves),
                 *others,
-                Section("The whole line", html=html_code(("", command) for command in commands)),
+                Section("Commands", html=html_code(("", command) for command in commands)),
             ],
         )
         images = [image for section in others for image in section.images]
         table = f"{rendering.render(records, 'markdown')}\n{summary}\n"
         pictures = "\n\n".join(f"![{i.caption}]({Path(i.path).name})" for i in curves + images)
-        write_text(root / "report.md", f"{table}\n{self._what_ran(records)}\n\n{pictures}\n")
+        write_text(root / "report.md", f"{table}\n{self._description(records)}\n\n{pictures}\n")
         return table
 
-    def _what_ran(self, records: list[Record]) -> str:
-        """A paragraph: sizes, machine and cost, from the settings and the records."""
+    def _description(self, records: list[Record]) -> str:
+        """Return a paragraph with the sizes and the machine."""
         s, run = self.settings, records[0]
         sizes = ", ".join(f"{task} {steps} steps" for task, steps in s.finetune_steps)
         return (
@@ -108,7 +110,7 @@ class Demo:
 
 
 def loss_summary(pretext: list[dict[str, Any]], queue: int) -> str:
-    """One sentence: where MoCo's loss ended, beside chance, and whether it was still falling."""
+    """Return a sentence with MoCo's final loss, the loss of chance, and the fall at the end."""
     losses = [line["loss_contrastive"] for line in pretext if "loss_contrastive" in line]
     quarter = losses[-max(2, len(losses) // 4) :]
     half = len(quarter) // 2
@@ -120,7 +122,7 @@ def loss_summary(pretext: list[dict[str, Any]], queue: int) -> str:
 
 
 def knn_summary(pretext: dict[str, list[dict[str, Any]]], chance: float) -> str:
-    """One sentence: kNN accuracy of the random, the supervised and the MoCo network."""
+    """Return a sentence with the kNN accuracies of random, MoCo and supervised network."""
     curves = {
         name: [line["knn_accuracy"] for line in lines if "knn_accuracy" in line]
         for name, lines in pretext.items()

@@ -1,11 +1,12 @@
-"""The demo's images: textured shapes on a plain noisy background, as real files in real layouts.
+"""The demo's images: textured shapes on a plain noisy background, as files in the usual layouts.
 
-What the images look like follows from what the demo has to show within minutes on a laptop. A class
-is a shape with a texture; everything else varies: size, place, rotation, the texture's period and
-phase, contrast, and the gray level behind the object. Features of a random network mix those with
-the class, and sort only about half of the images right. Most of them are what MoCo's augmentations
-change as well, so its features have to ignore them. There is no color to go by, and backgrounds
-are plain and much alike: with wider gray levels (95 to 160) MoCo learnt little but the background.
+The images are chosen so that the demo shows a benefit of MoCo within minutes on a laptop. A class
+is a shape with a texture. Everything else varies: size, location, rotation, the texture's period
+and phase, contrast, and the gray level of the background. The features of a random network mix
+these properties with the class, and classify only about half of the images correctly. MoCo's
+augmentations change most of these properties, so its features learn to ignore them. The images have
+no color, and the backgrounds are similar: with wider gray levels (95 to 160), MoCo learned little
+but the background.
 """
 
 import json
@@ -21,27 +22,30 @@ import numpy as np
 
 _SHAPES = ("disc", "square", "star")
 _TEXTURES = {"striped": "stripes", "checked": "checks", "ringed": "rings"}
-# Class name -> (shape, texture), sorted by name as class folders are.
+# Class name -> (shape, texture), sorted by name like class folders.
 LOOKS = dict(
     sorted(
         (f"{a}_{shape}", (shape, texture)) for a, texture in _TEXTURES.items() for shape in _SHAPES
     )
 )
 CLASSES = tuple(LOOKS)
-# The COCO set has fewer classes: a Mask R-CNN has to learn its heads within a minute of steps.
+# The COCO set has fewer classes, because Mask R-CNN has to learn its heads within a minute.
 COCO_CLASSES = tuple(sorted(_TEXTURES))
 
-PRETRAIN_SIDE = 40  # pixels of a one-object image
+PRETRAIN_SIDE = 40  # side of a one-object image, pixels
 _JPEG_QUALITY = 92
-_OBJECT_SIDE = (28.0, 64.0)  # diameter of an object in a detection scene, pixels
-_OBJECT_SHARE = (0.65, 1.0)  # the same in a one-object image, as a share of its side
-_BACKGROUND = (112.0, 143.0)  # gray level
-_CONTRAST = (45.0, 65.0)  # of the texture, to either side of the background
-_PERIOD = (0.17, 0.24)  # of the texture, as a share of the object's diameter
-_NOISE = 6.0  # standard deviation of a pixel
+_OBJECT_SIDE = (28.0, 64.0)  # range of an object's diameter in a detection scene, pixels
+_OBJECT_FRACTION = (
+    0.65,
+    1.0,
+)  # range of the diameter in a one-object image, as fraction of its side
+_BACKGROUND = (112.0, 143.0)  # range of the gray level
+_CONTRAST = (45.0, 65.0)  # range of the difference between texture and background, in gray levels
+_PERIOD = (0.17, 0.24)  # range of the texture's period, as fraction of the object's diameter
+_NOISE = 6.0  # standard deviation of the noise of a pixel
 
-_TEMPLATE = 192  # side of the shapes' templates, pixels
-_RADIUS = 92
+_TEMPLATE = 192  # side of a shape's template, pixels
+_RADIUS = 92  # radius of a shape in its template, pixels
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,8 @@ class Object:
     """An object of a scene.
 
     Attributes:
-        name: its class.
-        polygon: its outline, (points, 2), x and y in pixels from the image's top left corner.
+        name: The class of the object.
+        polygon: The outline, (points, 2), x and y in pixels from the top left corner of the image.
     """
 
     name: str
@@ -58,7 +62,7 @@ class Object:
 
     @property
     def box(self) -> tuple[float, float, float, float]:
-        """x0, y0, x1, y1 around the outline."""
+        """Return x0, y0, x1, y1 around the outline."""
         return (*self.polygon.min(axis=0).tolist(), *self.polygon.max(axis=0).tolist())
 
     @property
@@ -67,23 +71,23 @@ class Object:
 
 
 def coco_class(name: str) -> str:
-    """The COCO set's class of an object of class `name`: its texture."""
+    """Return the class of an object in the COCO set: the texture of class `name`."""
     return name.split("_", maxsplit=1)[0]
 
 
 def draw_object_image(
     name: str, rng: np.random.Generator, side: int = PRETRAIN_SIDE
 ) -> tuple[np.ndarray, Object]:
-    """A square image (side, side, 3) of uint8 with one large object of class `name`."""
-    diameter = rng.uniform(*_OBJECT_SHARE) * side
+    """Return a square image (side, side, 3) of uint8 with one large object of class `name`."""
+    diameter = rng.uniform(*_OBJECT_FRACTION) * side
     center = rng.uniform(diameter / 2, side - diameter / 2, 2)
-    canvas, found = _render(side, side, [(name, diameter, center)], rng)
-    return canvas, found[0]
+    canvas, (drawn,) = _render(side, side, [(name, diameter, center)], rng)
+    return canvas, drawn
 
 
 def draw_scene(rng: np.random.Generator) -> tuple[np.ndarray, list[Object]]:
-    """A detection scene (H, W, 3) of uint8, W 128 to 160 and H 96 to 128, with one to three
-    objects whose discs do not touch.
+    """Return a detection scene (H, W, 3) of uint8, with W from 128 to 160, H from 96 to 128, and
+    one to three objects that do not touch.
     """
     width, height = int(rng.integers(128, 161)), int(rng.integers(96, 129))
     wanted = int(rng.integers(1, 4))
@@ -110,16 +114,16 @@ def write_dataset(
 ) -> None:
     """Write the demo's images and annotations below `root`.
 
-    ``pretrain/`` and ``pretrain_test/`` are class folders of one-object images; ``VOC2007/`` is a
-    Pascal VOC devkit's folder; ``coco/`` holds ``images/{train,test}`` and
-    ``annotations/{train,test}.json``. All are separate draws. The same arguments write the same
-    bytes, and a set does not depend on the sizes of the others.
+    ``pretrain/`` and ``pretrain_test/`` are class folders of one-object images, ``VOC2007/`` is a
+    folder of the Pascal VOC devkit, and ``coco/`` holds ``images/{train,test}`` and
+    ``annotations/{train,test}.json``. All sets are drawn independently. The same arguments give the
+    same bytes, and a set does not depend on the sizes of the others.
 
     Args:
-        root: folder to write into; existing files are overwritten.
-        seed: of everything random.
-        pretrain_images, knn_test_images: numbers of one-object images, spread evenly over classes.
-        detection_train, detection_test: numbers of scenes in each of the two detection sets.
+        root: The output folder; existing files are overwritten.
+        seed: Seed of all random choices.
+        pretrain_images, knn_test_images: Numbers of one-object images, spread evenly over classes.
+        detection_train, detection_test: Numbers of scenes in each of the two detection sets.
     """
     streams = [np.random.default_rng((seed, part)) for part in range(6)]
     _write_class_folders(root / "pretrain", pretrain_images, streams[0])
@@ -146,7 +150,7 @@ def _write_class_folders(folder: Path, count: int, rng: np.random.Generator) -> 
 def _write_voc_split(root: Path, split: str, numbers: range, rng: np.random.Generator) -> None:
     for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / part).mkdir(parents=True, exist_ok=True)
-    names = [f"{number:06d}" for number in numbers]  # VOC2007's: six digits, over both splits
+    names = [f"{number:06d}" for number in numbers]  # as in VOC2007: one numbering for all splits
     for name in names:
         image, objects = draw_scene(rng)
         _write_jpeg(root / "JPEGImages" / f"{name}.jpg", image)
@@ -162,7 +166,7 @@ def _voc_annotation(filename: str, shape: tuple[int, ...], objects: list[Object]
     lines.append(f"\t<size>{size}</size><segmented>0</segmented>")
     for item in objects:
         x0, y0, x1, y1 = item.box
-        # VOC counts pixels from 1 and includes the last: the box of every pixel that is touched.
+        # VOC counts pixels from 1 and includes the last. The box holds every pixel that is touched.
         corners = _tags(
             xmin=math.floor(x0) + 1, ymin=math.floor(y0) + 1, xmax=math.ceil(x1), ymax=math.ceil(y1)
         )
@@ -228,7 +232,7 @@ def _render(
     placed: list[tuple[str, float, np.ndarray]],
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, list[Object]]:
-    """An image with objects given by class, diameter and center (x, y)."""
+    """Draw an image with `placed` objects, each a tuple of class, diameter and center (x, y)."""
     canvas = np.full((height, width), rng.uniform(*_BACKGROUND), np.float32)
     objects = []
     for name, diameter, center in placed:
@@ -238,7 +242,7 @@ def _render(
         rotation = np.array([[cos, -sin], [sin, cos]])
         x0, y0 = np.maximum(np.floor(center - diameter / 2), 0).astype(int)
         x1, y1 = np.minimum(np.ceil(center + diameter / 2), (width, height)).astype(int)
-        # Centers of the enlarged patch's pixels, in the template's coordinates about its middle.
+        # Pixel centers of the enlarged patch, in template coordinates relative to its middle.
         xs, ys = (
             np.arange(low + 0.25, high, 0.5, dtype=np.float32) - np.float32(middle)
             for low, high, middle in ((x0, x1, center[0]), (y0, y1, center[1]))
@@ -257,12 +261,12 @@ def _render(
 
 
 def _pattern(texture: str, u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A texture of -1 and 1 at points (u, v), the template's pixels about its middle."""
+    """Return a texture of -1 and 1 at points (u, v), in template pixels from its middle."""
     frequency = 2 * math.pi / (rng.uniform(*_PERIOD) * 2 * _RADIUS)
     phase_u, phase_v = rng.uniform(0, 2 * math.pi, 2)
     if texture == "stripes":
         wave = np.sin(frequency * u + phase_u)
-    elif texture == "checks":  # a little coarser: a check's diagonal is what is seen as its period
+    elif texture == "checks":  # coarser, because the visible period is the diagonal of a check
         wave = np.sin(frequency / 1.3 * u + phase_u) * np.sin(frequency / 1.3 * v + phase_v)
     elif texture == "rings":
         wave = np.sin(frequency * np.hypot(u, v) + phase_u)
@@ -273,7 +277,7 @@ def _pattern(texture: str, u: np.ndarray, v: np.ndarray, rng: np.random.Generato
 
 @cache
 def _mask(shape: str) -> np.ndarray:
-    """The shape's template, float32 of 0 and 1."""
+    """Return the template of a shape, float32 of 0 and 1."""
     mask = np.zeros((_TEMPLATE, _TEMPLATE), np.uint8)
     middle = _TEMPLATE // 2
     if shape == "disc":
@@ -284,7 +288,7 @@ def _mask(shape: str) -> np.ndarray:
 
 
 def _corners(shape: str) -> Iterator[tuple[float, float]]:
-    """A polygon's corners about its center, as far out as the disc's edge."""
+    """Yield the corners of a polygon relative to its center, within the radius of the disc."""
     radii: tuple[float, ...]
     if shape == "square":
         count, radii = 4, (1.0,)
@@ -300,10 +304,10 @@ def _corners(shape: str) -> Iterator[tuple[float, float]]:
 
 @cache
 def _outline(shape: str) -> np.ndarray:
-    """The shape's outline (points, 2) about the template's middle."""
+    """Return the outline of a shape, (points, 2), relative to the middle of its template."""
     contours, _ = cv2.findContours(
         _mask(shape).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
     )
-    # One pixel of the template is at most a third of one of the image: nothing is lost.
+    # A template pixel is at most a third of an image pixel, so this tolerance is not visible.
     points = cv2.approxPolyDP(contours[0], 1.0, closed=True)
     return points[:, 0] + (0.5 - _TEMPLATE / 2)  # a template pixel's center is at its index + 0.5

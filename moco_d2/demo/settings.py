@@ -1,4 +1,4 @@
-"""How large the demo is. Everything here reaches the tools as KEY VALUE overrides, nothing else."""
+"""Sizes of the demo. They reach the tools only as KEY VALUE overrides."""
 
 import dataclasses
 
@@ -8,12 +8,12 @@ class Settings:
     """Sizes of the demo.
 
     Attributes:
-        pretrain_images, knn_test_images: numbers of one-object images, for pretraining and for kNN.
-        detection_train, detection_test: numbers of scenes of each detection set.
-        pretrain_steps: iterations of MoCo, and of the supervised baseline.
-        momentum, queue: of MoCo; a longer run affords a slower key encoder and more keys.
-        finetune_steps: iterations of each detector, by task.
-        seeds: a run each.
+        pretrain_images, knn_test_images: Numbers of one-object images for pretraining and for kNN.
+        detection_train, detection_test: Numbers of scenes in each detection set.
+        pretrain_steps: Iterations of MoCo and of the supervised baseline.
+        momentum, queue: MoCo's momentum and queue size. A longer run allows larger ones.
+        finetune_steps: Iterations of each detector, by task.
+        seeds: Seeds; each detector is trained once per seed.
     """
 
     pretrain_images: int = 4000

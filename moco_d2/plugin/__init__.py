@@ -1,5 +1,5 @@
-"""What happens to Detectron2 when it is imported: the only room that knows its versions.
+"""Patches that make each supported version of Detectron2 work when it is imported.
 
-Reads: the installed Detectron2. Writes: nothing; it patches modules in memory where something is
+Reads: the installed Detectron2. Writes: nothing; it patches modules in memory if something is
 missing. May import: nothing of this package.
 """

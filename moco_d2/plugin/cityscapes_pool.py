@@ -1,14 +1,14 @@
 """Read Cityscapes' annotations in processes that cannot hang.
 
-Detectron2's loader forks a `multiprocessing.Pool` and drops it. The pool's workers are copies of
-the training process: they have its locks, which a thread of TensorBoard or torch may hold at this
-moment, and its handlers of signals, of which ours for SIGTERM does not end the process. When the
-dropped pool is collected as garbage it sends its workers a SIGTERM and waits for them, for ever.
+Detectron2's loader forks a `multiprocessing.Pool` and never closes it. The pool's workers are
+copies of the training process. They have copies of its locks, which a thread of TensorBoard or
+torch may hold at the fork. They also have its signal handlers, and the handler for SIGTERM does not
+end the process. The garbage collector sends the workers a SIGTERM and then waits for them forever.
 
-Here a pool lives as long as one `map`, and its processes inherit nothing: a fresh interpreter,
-which has one thread and no handlers, reads the annotations in copies of itself and ends with them.
-A process that dies makes an error. Few images are read in this process, sooner than an interpreter
-starts.
+Here, a pool exists only during one `map`, and its processes inherit nothing. A fresh interpreter
+with one thread and no handlers reads the annotations in forks of itself, and ends with them. A
+killed process raises an error. A small number of images is read in this process, because this takes
+less time than the start of an interpreter.
 """
 
 import logging
@@ -22,7 +22,7 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-# A fresh interpreter imports Detectron2 in some 5 s, in which one process reads 100 images.
+# A fresh interpreter needs about 5 s to import Detectron2. One process reads 100 images meanwhile.
 _FEW = 100
 
 _PROGRAM = (
@@ -35,7 +35,7 @@ class ShortLivedPool:
     """The part of `multiprocessing.Pool` that Detectron2's Cityscapes loader uses: `map`.
 
     Args:
-        processes: how many processes read at the same time.
+        processes: Number of processes that read at the same time.
     """
 
     def __init__(self, processes: int):
@@ -44,11 +44,11 @@ class ShortLivedPool:
     def map(
         self, function: Callable[[tuple[str, ...]], Any], files: list[tuple[str, ...]]
     ) -> list[Any]:
-        """Return `function` of each image's files, in their order.
+        """Return the results of `function` for the files of each image, in their order.
 
         Raises:
-            RuntimeError: one of the reading processes was killed.
-            Exception: what `function` raises.
+            RuntimeError: If one of the reading processes was killed.
+            Exception: If `function` raises it.
         """
         if len(files) <= _FEW or not _are_local(files[0]):
             return [function(file) for file in files]
@@ -61,8 +61,8 @@ class ShortLivedPool:
         if result.returncode:
             raise RuntimeError(
                 f"reading the annotations of {len(files)} Cityscapes images failed: the process "
-                f"that reads them ended with exit code {result.returncode}; its error is above, or "
-                "the machine's memory was exhausted"
+                f"that reads them ended with exit code {result.returncode}; see its error above, "
+                "or check whether the machine ran out of memory"
             )
         answers = pickle.loads(result.stdout)  # noqa: S301  from our own process
         if isinstance(answers, Exception):
@@ -71,14 +71,14 @@ class ShortLivedPool:
 
 
 def _are_local(files: tuple[str, ...]) -> bool:
-    """Whether a fresh interpreter finds these files: handlers of paths such as s3:// are registered
-    in this process only.
+    """Return whether these are local files. A fresh interpreter finds only these, because handlers
+    of paths such as s3:// are registered only in this process.
     """
     return all(Path(file).is_file() for file in files)
 
 
 class _MultiprocessingWithoutPools:
-    """`multiprocessing` for Detectron2's Cityscapes module."""
+    """A replacement of `multiprocessing` for Detectron2's Cityscapes module."""
 
     Pool = ShortLivedPool
 
@@ -87,7 +87,7 @@ class _MultiprocessingWithoutPools:
 
 
 def leave_no_pool_behind() -> None:
-    """Let Detectron2's Cityscapes loader use `ShortLivedPool`."""
+    """Make Detectron2's Cityscapes loader use `ShortLivedPool`."""
     from detectron2.data.datasets import cityscapes
 
     if getattr(cityscapes, "mp", None) is multiprocessing:
@@ -95,14 +95,15 @@ def leave_no_pool_behind() -> None:
 
 
 def read_in_processes() -> None:
-    """Apply a function to files in several processes: the program of the fresh interpreter.
+    """Apply a function to files in several processes. This is the program of the fresh interpreter.
 
-    It reads a pickle of (function, files, number of processes) from stdin, and writes one of the
-    results, or of the exception that the function raised, to stdout.
+    It reads a pickle of (function, files, number of processes) from stdin. It writes a pickle of
+    the results, or of the exception that the function raised, to stdout.
     """
-    answer_to, sys.stdout = sys.stdout.buffer, sys.stderr  # what a library prints is no answer
+    # Only the pickle may go to stdout, so the output of libraries is redirected.
+    output, sys.stdout = sys.stdout.buffer, sys.stderr
     function, files, processes = pickle.load(sys.stdin.buffer)  # noqa: S301  from our own process
-    # This interpreter has one thread and no handlers, so that a fork is safe, and cheap.
+    # A fork is safe here, because this interpreter has one thread and no handlers.
     linux = sys.platform == "linux"
     context = multiprocessing.get_context("fork") if linux else multiprocessing.get_context("spawn")
     parts = [files[i::processes] for i in range(min(processes, len(files)))]
@@ -111,7 +112,7 @@ def read_in_processes() -> None:
         pipe, end_of_worker = context.Pipe(duplex=False)
         worker = context.Process(target=_read, args=(function, part, end_of_worker), daemon=True)
         worker.start()
-        end_of_worker.close()  # so that the end of the worker ends the pipe
+        end_of_worker.close()  # the pipe then closes when the worker ends
         workers.append(worker)
         pipes.append(pipe)
     results: list[Any] = [None] * len(files)
@@ -126,13 +127,13 @@ def read_in_processes() -> None:
             answers = part
             break
         results[i :: len(workers)] = part
-    answer_to.write(pickle.dumps(answers))
-    answer_to.flush()
+    output.write(pickle.dumps(answers))
+    output.flush()
 
 
 def _read(function: Callable[[tuple[str, ...]], Any], files: list[Any], pipe: Any) -> None:
     try:
         answer: Any = [function(file) for file in files]
-    except Exception as error:  # the caller raises it
+    except Exception as error:  # ShortLivedPool.map raises it
         answer = error
     pipe.send(answer)

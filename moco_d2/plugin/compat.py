@@ -1,24 +1,25 @@
 """The only file that knows about versions.
 
-Detectron2 v0.6 (2021) and today's main both call themselves "0.6", so features are detected,
-versions never compared. Nothing installed is modified, and a patch is applied only where the thing
-it supplies is missing: a Detectron2 with compiled operators, or main, is left as it is.
+Detectron2 v0.6 (2021) and its current main branch both have the version "0.6". Therefore features
+are detected, and versions never compared. No installed file is changed. A patch is applied only if
+a feature is missing, so main and builds with compiled operators are left as they are.
 
-What stock v0.6 lacks, and what happens without it:
+Stock v0.6 lacks these features:
 
-* ``detectron2._C``: v0.6 imports its compiled operators unguarded (deform_conv, rotated_boxes,
-  roi_align_rotated), so `import detectron2.layers` fails.
-* ``COCOeval_opt``: compiled too; faster-coco-eval takes its place.
-* ``PIL.Image.LINEAR``: removed in Pillow 10; detectron2.data.transforms fails to import.
-* ``numpy.str, int, float, ...``: removed in NumPy 1.24; VOC annotations, SemSegEvaluator and the
-  LVIS package fail. ``numpy.in1d``: removed in NumPy 2.4; the Cityscapes package fails.
-* several CPU processes: DefaultTrainer gives each a GPU's index, and torch refuses.
-* the optimizer in checkpoints: v0.6 leaves it out, so a resumed run loses its momentum (#4110).
+* ``detectron2._C``: v0.6 imports its compiled operators without a guard (deform_conv,
+  rotated_boxes, roi_align_rotated), so `import detectron2.layers` fails.
+* ``COCOeval_opt``: It is compiled, too. faster-coco-eval replaces it.
+* ``PIL.Image.LINEAR``: It was removed in Pillow 10, so detectron2.data.transforms fails to import.
+* ``numpy.str, int, float, ...``: They were removed in NumPy 1.24, so VOC annotations,
+  SemSegEvaluator and the LVIS package fail. ``numpy.in1d`` was removed in NumPy 2.4, so the
+  Cityscapes package fails.
+* Several CPU processes: DefaultTrainer passes a GPU index to each, which torch refuses.
+* The optimizer in checkpoints: v0.6 leaves it out, so a resumed run loses its momentum (#4110).
 
-And what main lacks outside Meta:
+Main lacks one feature outside Meta:
 
-* Cityscapes' scripts: it imports them as ``deeplearning.projects.cityscapesApi.cityscapesscripts``,
-  a package of Meta's own (#5436).
+* Cityscapes' scripts: It imports ``deeplearning.projects.cityscapesApi.cityscapesscripts``, an
+  internal package of Meta (#5436).
 """
 
 import functools
@@ -35,11 +36,9 @@ from typing import Any
 
 
 class _MissingOperators(types.ModuleType):
-    """Stands where ``detectron2._C`` would be; complains when an operator is used, not when it is
-    imported.
-    """
+    """Placeholder for ``detectron2._C``, which raises an error when an operator is used."""
 
-    # What Detectron2's environment report asks an extension about itself.
+    # Detectron2's environment report calls these functions of the extension.
     get_compiler_version = staticmethod(lambda: "none: compiled operators are absent")
     get_cuda_version = staticmethod(lambda: "none")
     has_cuda = staticmethod(lambda: False)
@@ -48,18 +47,15 @@ class _MissingOperators(types.ModuleType):
         if name.startswith("__"):
             raise AttributeError(name)
         raise NotImplementedError(
-            f"detectron2._C.{name} is a compiled operator, and this Detectron2 was installed "
-            "without its C++ sources. "
-            "Deformable convolution, rotated boxes and rotated RoIAlign need a Detectron2 built "
-            "from source: "
-            "install one (README, 'Your own Detectron2'); moco_d2 uses it as it is."
+            f"detectron2._C.{name} is a compiled operator, but this Detectron2 was installed "
+            "without its C++ sources. Deformable convolution, rotated boxes and rotated RoIAlign "
+            "need a Detectron2 built from source: install one (README, 'Your own "
+            "Detectron2')."
         )
 
 
 class _FastEval(types.ModuleType):
-    """Stands where detectron2.evaluation.fast_eval_api would be; looks for an evaluator when asked
-    for one.
-    """
+    """Placeholder for detectron2.evaluation.fast_eval_api; it imports an evaluator at first use."""
 
     def __getattr__(self, name: str) -> Any:
         if name != "COCOeval_opt":
@@ -69,7 +65,9 @@ class _FastEval(types.ModuleType):
 
 @functools.cache
 def _coco_eval_class() -> type:
-    """faster-coco-eval's COCOeval with the constructor Detectron2 expects, or pycocotools' own."""
+    """Return faster-coco-eval's COCOeval with the constructor that Detectron2 expects, or
+    pycocotools' COCOeval if it is not installed.
+    """
     try:
         from faster_coco_eval.core.faster_eval_api import COCOeval_faster
     except ImportError:
@@ -78,16 +76,16 @@ def _coco_eval_class() -> type:
         return COCOeval
 
     class COCOevalOfPycocotools(COCOeval_faster):
-        """Takes annotations that pycocotools has read, as Detectron2's are.
+        """Accepts annotations that pycocotools has read, as Detectron2 passes them.
 
-        For keypoints faster-coco-eval asks them for a table that pycocotools has under another
-        name, and leaves out categories without annotations, which Detectron2 counts on.
+        For keypoints, faster-coco-eval needs a table that has another name in pycocotools, and it
+        leaves out categories without annotations, which Detectron2 expects.
         """
 
-        def __init__(self, truth: Any, found: Any, task: str):
+        def __init__(self, truth: Any, detections: Any, task: str):
             if not hasattr(truth, "cat_img_map"):
                 truth.cat_img_map = truth.catToImgs
-            super().__init__(truth, found, task)
+            super().__init__(truth, detections, task)
             self.params.catIds = sorted(truth.getCatIds())
 
     return COCOevalOfPycocotools
@@ -95,7 +93,7 @@ def _coco_eval_class() -> type:
 
 def _imports_compiled_operators_unguarded(detectron2_dir: Path) -> bool:
     source = detectron2_dir / "layers" / "rotated_boxes.py"
-    # At the margin: an import inside try or if is guarded.
+    # Only an import without indentation: one inside try or if is guarded.
     return source.is_file() and bool(
         re.search(r"^from detectron2 import _C\b", source.read_text(), re.MULTILINE)
     )
@@ -105,10 +103,10 @@ def _supply_compiled_operator_placeholder() -> None:
     import detectron2
 
     package_dir = Path(detectron2.__path__[0])
-    found = importlib.machinery.PathFinder.find_spec("detectron2._C", detectron2.__path__)
-    if found is not None or "detectron2._C" in sys.modules:
+    extension = importlib.machinery.PathFinder.find_spec("detectron2._C", detectron2.__path__)
+    if extension is not None or "detectron2._C" in sys.modules:
         return
-    # main imports it if it can, and else evaluates with pycocotools.
+    # Without this module, main evaluates with pycocotools.
     sys.modules.setdefault(
         "detectron2.evaluation.fast_eval_api", _FastEval("detectron2.evaluation.fast_eval_api")
     )
@@ -143,8 +141,8 @@ _METAS_PACKAGE = "deeplearning.projects.cityscapesApi"
 
 
 class _MetasCityscapes(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds ``deeplearning.projects.cityscapesApi.cityscapesscripts``: its parents as empty
-    packages, and from there on the modules of the public package.
+    """Importer of ``deeplearning.projects.cityscapesApi.cityscapesscripts``. It gives the modules
+    of the public package, and empty packages for the parents.
     """
 
     def __init__(self) -> None:
@@ -163,14 +161,14 @@ class _MetasCityscapes(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType | None:
         public = spec.name.removeprefix(f"{_METAS_PACKAGE}.")
         if public == spec.name:
-            return None  # an empty one
-        # One module under two names: what is patched in one is patched in the other.
+            return None  # an empty package
+        # One module under two names, so a patch of one is a patch of the other.
         module = importlib.import_module(public)
         self._specs[spec.name] = module.__spec__
         return module
 
     def exec_module(self, module: types.ModuleType) -> None:
-        # The import system has told a public module that it is Meta's.
+        # The import system has replaced the spec of the public module by Meta's. Restore it.
         if module.__spec__ is not None:
             module.__spec__ = self._specs.pop(module.__spec__.name, module.__spec__)
 
@@ -182,17 +180,17 @@ def _supply_cityscapes_scripts() -> None:
     if not source.is_file() or _METAS_PACKAGE not in source.read_text():
         return
     if importlib.util.find_spec(_METAS_PACKAGE.partition(".")[0]) is None:
-        # First: once a parent is found, its own path would find the children a second time.
+        # In first place, because the path finders would import the children a second time.
         sys.meta_path.insert(0, _MetasCityscapes())
 
 
 def apply(after_import: Callable[[str, Callable[[], None]], None] | None = None) -> None:
-    """Supply what the installed Detectron2 lacks on the installed torch, NumPy and Pillow.
-    Idempotent.
+    """Supply the features that the installed Detectron2 lacks with the installed torch, NumPy and
+    Pillow. Idempotent.
 
     Args:
-        after_import: runs a function once a module is imported (after_import.after_import), so that
-            Pillow is not imported for its patch. None: it is.
+        after_import: Function that calls a patch after the import of a module
+            (after_import.after_import). With None, Pillow is imported for its patch.
     """
     if after_import is None:
         _supply_pillow_names()
@@ -204,7 +202,7 @@ def apply(after_import: Callable[[str, Callable[[], None]], None] | None = None)
 
 
 def let_cpu_processes_share_a_model() -> None:
-    """Make DefaultTrainer work in several CPU processes: it names a GPU to every process."""
+    """Make DefaultTrainer work in several CPU processes, to which it would pass GPU indices."""
     from detectron2.engine import defaults
 
     original = defaults.create_ddp_model
@@ -219,7 +217,7 @@ def let_cpu_processes_share_a_model() -> None:
 
 
 def has_compiled_operators() -> bool:
-    """Whether Detectron2's own C++ operators are there; the paper's models need none."""
+    """Return whether Detectron2 has its C++ operators; the paper's models need none."""
     try:
         module = importlib.import_module("detectron2._C")
     except ImportError:
@@ -228,27 +226,27 @@ def has_compiled_operators() -> bool:
 
 
 def checkpoints_hold_the_optimizer(trainer_class: type) -> bool:
-    """Whether this Detectron2's DefaultTrainer saves optimizer state (main does; v0.6 does not,
-    #4110).
+    """Return whether Detectron2's DefaultTrainer saves the optimizer state. Main does; v0.6 does
+    not (#4110).
     """
     return "state_dict" in trainer_class.__dict__
 
 
 def set_label_reader(evaluator: Any, read: Callable[[str, Any], Any]) -> None:
-    """Let a SemSegEvaluator read its label files with `read`, where it can be told: main has an
-    attribute for it, whose default fails with NumPy 2; v0.6 opens the files itself.
+    """Make main's SemSegEvaluator read label files with `read`, because its own reader fails with
+    NumPy 2. v0.6 has no such attribute and opens the files itself.
 
-    The two also differ in mIoU, which main divides by the number of classes that occur in the
-    ground truth, v0.6 by those that occur there or in the predictions.
+    Both versions also divide the mIoU differently: main by the number of classes in the ground
+    truth, v0.6 by the number of classes in the ground truth or the predictions.
     """
     if hasattr(evaluator, "sem_seg_loading_fn"):
         evaluator.sem_seg_loading_fn = read
 
 
 def set_local_process_group(ranks_per_machine: int) -> None:
-    """Tell Detectron2's comm which ranks share this machine, when torchrun made the process group.
+    """Set the ranks of this machine in Detectron2's comm, if torchrun created the process group.
 
-    main has a function for it; in v0.6 only its launch() could set the private global.
+    main has a function for it. In v0.6, only launch() sets the private variable.
     """
     import torch.distributed as dist
     from detectron2.utils import comm

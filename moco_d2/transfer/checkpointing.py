@@ -1,5 +1,5 @@
-"""Fine-tuning checkpoints: Detectron2's, written whole or not at all, read without running code,
-and with what an exact resume needs beside the model and the optimizer.
+"""Fine-tuning checkpoints in Detectron2's format, with the additional state of an exact resume.
+They are written atomically and read without running code from a file.
 """
 
 from pathlib import Path
@@ -30,16 +30,16 @@ _CHECKPOINTS = "model_*.pth"
 
 
 class WeightsCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, which reads all that it reads, and our ``.safetensors``, without
-    ever running code from a file.
+    """Detectron2's checkpointer with a safe reader for all its formats, and for the converter's
+    ``.safetensors`` files.
 
-    Any Detectron2 loads the ``.pth`` that we write by itself. A safetensors file has no place for
-    the flag that makes Detectron2 look for res5 in a C4 head. Its own way to read a ``.pkl`` runs
-    whatever code is in it, and that to read a ``.pth`` what the installed torch lets it.
+    Detectron2's own reader runs any code in a ``.pkl`` file and, with some versions of torch, in a
+    ``.pth`` file. A safetensors file cannot hold ``matching_heuristics``, with which Detectron2
+    finds res5 in a C4 head, so it is set here.
     """
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Detectron2's, from no address; see weights.check_weights_name."""
+        """Load a file as Detectron2 does, but refuse addresses; see weights.check_weights_name."""
         check_weights_name(path)
         return super().load(path, *args, **kwargs)
 
@@ -56,7 +56,7 @@ class WeightsCheckpointer(DetectionCheckpointer):
             }
             return {"model": tensors, "__author__": "pycls", "matching_heuristics": True}
         if suffix == ".pkl" and not ("model" in content and "__author__" in content):
-            # Caffe2's: a detector has its tensors under "blobs", a backbone has nothing else.
+            # A file of Caffe2: a detector has its tensors under "blobs", a backbone at the top.
             tensors = {
                 name: tensor
                 for name, tensor in content.get("blobs", content).items()
@@ -69,21 +69,21 @@ class WeightsCheckpointer(DetectionCheckpointer):
 class TransferCheckpointer(WeightsCheckpointer):
     """Saves and resumes a fine-tuning run.
 
-    A file has ``model``, ``trainer`` (optimizer, schedule, metrics) and ``iteration``, as today's
-    Detectron2 writes them, and ``processes``: the state of the generators, and of BatchNorm, in
-    every process.
+    A file has ``model``, ``trainer`` (optimizer, schedule, metrics) and ``iteration`` as in
+    Detectron2's main, and ``processes``: the state of random generators and BatchNorm in each
+    process.
     """
 
     _resuming = False
 
     def resume(self, path: str) -> dict[str, Any]:
-        """`load` all of a checkpoint of this network, as `newest_intact` found it.
+        """Load the whole checkpoint that `newest_intact` returned.
 
         Returns:
-            the entries that nothing has taken up.
+            The entries that no object has restored.
 
         Raises:
-            UnusableError: an entry cannot be used.
+            UnusableError: If an entry cannot be used.
         """
         self._resuming = True
         try:
@@ -98,15 +98,15 @@ class TransferCheckpointer(WeightsCheckpointer):
         return content
 
     def get_checkpoint_file(self) -> str:
-        """What last_checkpoint names; see last_checkpoint.named_checkpoint."""
+        """Return the file that last_checkpoint names; see last_checkpoint.named_checkpoint."""
         return str(named_checkpoint(Path(self.save_dir)))
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``name.pth`` and point last_checkpoint at it. All processes must call.
+        """Write ``name.pth`` and name it in last_checkpoint. All processes must call this method.
 
         Raises:
-            DivergenceError: in all processes: a tensor is not finite. Nothing is written.
-            UserError: it cannot be written; the checkpoint before stays as it was.
+            DivergenceError: If a tensor is not finite; in all processes. Nothing is written.
+            UserError: If the file cannot be written. The previous checkpoint stays as it was.
         """
         refuse_damaged(self.model)
         processes = gather_process_states(self.model)
@@ -114,7 +114,7 @@ class TransferCheckpointer(WeightsCheckpointer):
             return
         content = {
             "model": self.model.state_dict(),
-            **{key: of.state_dict() for key, of in self.checkpointables.items()},
+            **{key: part.state_dict() for key, part in self.checkpointables.items()},
             "processes": processes,
             **kwargs,
         }
@@ -123,10 +123,10 @@ class TransferCheckpointer(WeightsCheckpointer):
         save_checkpoint(path, content)
 
     def newest_intact(self) -> str:
-        """See last_checkpoint.newest_intact. The same in all processes.
+        """Return last_checkpoint.newest_intact of the main process, in all processes.
 
         Raises:
-            UserError: none can be read.
+            UserError: If no checkpoint can be read.
         """
         newest, problem = None, None
         if comm.is_main_process():
@@ -140,8 +140,8 @@ class TransferCheckpointer(WeightsCheckpointer):
         return str(newest)
 
     def name(self, path: str) -> None:
-        """Let last_checkpoint name what newest_intact found. All processes must call, after all
-        have found that it can be continued.
+        """Name the file of `newest_intact` in last_checkpoint. All processes must call this method
+        after they have loaded the file.
         """
         comm.synchronize()
         if comm.is_main_process():
@@ -149,16 +149,16 @@ class TransferCheckpointer(WeightsCheckpointer):
 
 
 class SaveCheckpoint(HookBase):
-    """Saves every `period` iterations and at the end; in all processes.
+    """Saves every `period` iterations and at the end, in all processes.
 
-    It belongs behind evaluation and the writers: what is resumed from has been evaluated and
-    written. Detectron2's files bear the index of the last finished iteration, and so do these.
+    It must be placed after evaluation and writers, so a resumed run does not repeat them. Like
+    Detectron2's files, its files are named by the index of the last finished iteration.
     """
 
     def __init__(self, period: int):
         """
         Args:
-            period: iterations; 0: only at the end.
+            period: Number of iterations between checkpoints; 0 saves only at the end.
         """
         self._period = period
 
@@ -176,16 +176,16 @@ class SaveCheckpoint(HookBase):
 
 
 def refuse_damaged(model: nn.Module) -> None:
-    """Stop where a finite loss had gradients that were not.
+    """Refuse a model with values that are not finite: a finite loss can have infinite gradients.
 
     Raises:
-        DivergenceError: in all processes: a tensor of the model has a value that is not finite.
+        DivergenceError: If a tensor in any process has such a value; in all processes.
     """
     values = {
         name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()
     }
     finite = torch.stack([torch.isfinite(tensor).all() for tensor in values.values()]).tolist()
     damaged = next((name for name, good in zip(values, finite, strict=True) if not good), None)
-    for of_rank in comm.all_gather(damaged):
-        if of_rank is not None:
-            raise DivergenceError({of_rank: float("nan")})
+    for name in comm.all_gather(damaged):
+        if name is not None:
+            raise DivergenceError({name: float("nan")})

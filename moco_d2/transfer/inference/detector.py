@@ -1,4 +1,4 @@
-"""A finished detector: the model of a config, filled from MODEL.WEIGHTS to the last tensor."""
+"""A finished detector: the model of a config, with every tensor from MODEL.WEIGHTS."""
 
 from pathlib import Path
 from typing import Any
@@ -10,41 +10,44 @@ from moco_d2.errors import UserError
 from moco_d2.transfer.checkpointing import WeightsCheckpointer
 from moco_d2.transfer.weights import RANDOM, check_weights_name, loading
 
-_NAMED_TENSORS = 3  # in an error
+_NAMED_TENSORS = 3  # maximum number of tensor names in an error message
 
 
 def load_detector(cfg: Any) -> nn.Module:
-    """The model on MODEL.DEVICE, in evaluation mode.
+    """Return the model on MODEL.DEVICE in evaluation mode.
 
     Raises:
-        UserError: MODEL.WEIGHTS is absent, an address, unreadable, or lacks a tensor of this model,
-            as a backbone that has not been fine-tuned does.
+        UserError: If MODEL.WEIGHTS is missing, an address or unreadable, or lacks a tensor of the
+            model. A backbone that was not fine-tuned lacks tensors.
     """
     weights = cfg.MODEL.WEIGHTS
     if weights in ("", RANDOM):
         raise UserError(
-            f"MODEL.WEIGHTS {weights!r} is no finished detector; give a run's model_final.pth"
+            f"MODEL.WEIGHTS {weights!r} is not a finished detector; set it to the model_final.pth "
+            "of a run"
         )
     check_weights_name(weights)
     if "://" not in weights and not Path(weights).is_file():
-        raise UserError(f"MODEL.WEIGHTS {weights} does not exist; give a run's model_final.pth")
+        raise UserError(
+            f"MODEL.WEIGHTS {weights} does not exist; set it to the model_final.pth of a run"
+        )
     model = build_model(cfg)
     checkpointer = _Checkpointer(model)
-    with loading(f"MODEL.WEIGHTS {weights}", "give a finished detector, model_final.pth"):
+    with loading(f"MODEL.WEIGHTS {weights}", "set it to the model_final.pth of a run"):
         checkpointer.load(weights)
     missing = checkpointer.missing
     if missing:
         raise UserError(
             f"MODEL.WEIGHTS {weights} is not this config's detector: {len(missing)} of "
-            f"its {len(model.state_dict())} tensors are not in it, or of another shape "
-            f"({', '.join(missing[:_NAMED_TENSORS])}); give the config that the run was made with, "
-            "and its model_final.pth"
+            f"its {len(model.state_dict())} tensors are missing or have another shape "
+            f"({', '.join(missing[:_NAMED_TENSORS])}); use the config of the run, and its "
+            "model_final.pth"
         )
     return model.eval()
 
 
 class _Checkpointer(WeightsCheckpointer):
-    """Keeps what Detectron2 only logs: the tensors that did not arrive."""
+    """Stores the names of the tensors that did not arrive, which Detectron2 only logs."""
 
     missing: tuple[str, ...] = ()
 

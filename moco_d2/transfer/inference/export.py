@@ -1,4 +1,4 @@
-"""A finished detector as a plain Detectron2 model; tools/train_net.py --export."""
+"""Export of a finished detector as a plain Detectron2 model, for tools/train_net.py --export."""
 
 import argparse
 import logging
@@ -21,10 +21,10 @@ from moco_d2.transfer.inference.detector import load_detector
 
 logger = logging.getLogger(__name__)
 
-# What a detector needs of its config: no training, no folders of this machine.
+# The sections of the config that a detector needs, without those of training and local folders.
 _SECTIONS = ("VERSION", "MODEL", "INPUT", "TEST")
 
-# The keys that name a part of the model, and where the name is looked up.
+# The keys that name a part of the model, and the registries of these names.
 _REGISTRIES = {
     "MODEL.META_ARCHITECTURE": modeling.META_ARCH_REGISTRY,
     "MODEL.BACKBONE.NAME": modeling.BACKBONE_REGISTRY,
@@ -45,44 +45,45 @@ def main(args: argparse.Namespace) -> None:
         return
     setup_logger(name="moco_d2", abbrev_name="moco_d2")
     cfg = load_job(args)
-    config_file, ours = export_detector(cfg, args.export)
+    config_file, own_parts = export_detector(cfg, args.export)
     logger.info("exported: %s and %s", args.export, config_file)
-    if ours:
+    if own_parts:
         logger.info(
-            "the model has parts of ours, so `import moco_d2` comes before it is built (or set "
-            "DETECTRON2_ENV_MODULE=moco_d2): %s",
-            ", ".join(f"{key} {name}" for key, name in ours.items()),
+            "the model has parts of moco_d2: call `import moco_d2` before you build it, or set "
+            "DETECTRON2_ENV_MODULE=moco_d2: %s",
+            ", ".join(f"{key} {name}" for key, name in own_parts.items()),
         )
     else:
-        logger.info("the model is stock Detectron2's: nothing of ours is needed to run it")
+        logger.info("the model is stock Detectron2's: it runs without moco_d2")
 
 
 def export_detector(cfg: Any, file: str | Path) -> tuple[Path, dict[str, str]]:
-    """Write a detector's tensors, and beside them a config that builds it and loads them.
+    """Write a detector's tensors, and a config that builds the detector and loads them.
 
-    The config holds what differs from Detectron2's defaults, so that any version reads it, and our
-    keys only if a part of the model is ours. MODEL.DEVICE is left to the machine it will run on.
+    The config holds only keys that differ from Detectron2's defaults, so any version reads it. It
+    has this package's keys only if a part of the model comes from this package. It leaves out
+    MODEL.DEVICE, which depends on the machine.
 
     Args:
-        cfg: the config of the finished run, MODEL.WEIGHTS its model_final.pth.
-        file: ends in .pth; the config gets the same name and .yaml.
+        cfg: The config of a finished run; MODEL.WEIGHTS is its model_final.pth.
+        file: A file name that ends in .pth. The config gets the same name with .yaml.
 
     Returns:
-        the config's file, and the keys whose names need `import moco_d2`.
+        The file of the config, and the keys whose names need `import moco_d2`.
 
     Raises:
-        UserError: `file` has another ending, is MODEL.WEIGHTS itself, or as in load_detector.
+        UserError: If `file` does not end in .pth, if it is MODEL.WEIGHTS, or as in load_detector.
     """
     file = Path(file)
     if file.suffix != ".pth":
-        raise UserError(f"--export {file}: give a file that ends in .pth; Detectron2 goes by it")
+        raise UserError(f"--export {file} must end in .pth, by which Detectron2 reads it")
     if os.path.realpath(file) == os.path.realpath(cfg.MODEL.WEIGHTS):
         raise UserError(f"--export {file} is MODEL.WEIGHTS itself; choose another file")
-    here = cfg.clone()
-    here.defrost()
-    choose_device(here)
-    model = load_detector(here)
-    ours = parts_of_ours(cfg)
+    local_cfg = cfg.clone()
+    local_cfg.defrost()
+    choose_device(local_cfg)
+    model = load_detector(local_cfg)
+    own_parts = parts_of_moco_d2(cfg)
     tensors = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
     with atomic_write(file) as temporary:
         torch.save({"model": tensors, "__author__": "moco_d2"}, temporary)
@@ -91,16 +92,14 @@ def export_detector(cfg: Any, file: str | Path) -> tuple[Path, dict[str, str]]:
     exported.defrost()
     exported.MODEL.WEIGHTS = os.path.realpath(file)
     defaults = get_cfg()
-    exported.MODEL.DEVICE = defaults.MODEL.DEVICE  # this machine's
-    sections = (*_SECTIONS, "MOCO") if ours else _SECTIONS
+    exported.MODEL.DEVICE = defaults.MODEL.DEVICE
+    sections = (*_SECTIONS, "MOCO") if own_parts else _SECTIONS
     write_text(config_file, _differences(exported, defaults, sections).dump())
-    return config_file, ours
+    return config_file, own_parts
 
 
-def parts_of_ours(cfg: Any) -> dict[str, str]:
-    """The keys of `cfg` that name a part of the model which moco_d2 has registered, and the
-    names.
-    """
+def parts_of_moco_d2(cfg: Any) -> dict[str, str]:
+    """Return the keys of `cfg` that name a part of the model from this package, with the names."""
     values = flatten(cfg)
     return {
         key: values[key]
@@ -110,7 +109,7 @@ def parts_of_ours(cfg: Any) -> dict[str, str]:
 
 
 def _differences(cfg: Any, defaults: Any, keys: tuple[str, ...]) -> Any:
-    """Those of `keys` whose values are not the defaults, as a config; VERSION always."""
+    """Return a config of all `keys` with values that differ from the defaults, and VERSION."""
     CN = type(cfg)
     different = CN()
     for key in keys:

@@ -1,4 +1,4 @@
-"""Draw what a finished detector finds in images; tools/train_net.py --predict."""
+"""Drawing of a finished detector's predictions in images, for tools/train_net.py --predict."""
 
 import argparse
 import logging
@@ -41,10 +41,10 @@ def main(args: argparse.Namespace) -> None:
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Image files and the ``KEY VALUE`` overrides behind them, of the words after --predict.
+    """Split the words after --predict into image files and the ``KEY VALUE`` overrides after them.
 
-    A word is the first override if it begins with a section of the config, as MODEL.WEIGHTS does,
-    and there is no such file.
+    The first override is the first word that begins with a section of the config, as in
+    MODEL.WEIGHTS, and is not a file.
     """
     sections = set(get_cfg())
     for i, word in enumerate(words):
@@ -56,24 +56,24 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
 def draw_predictions(cfg: Any, images: Sequence[str | Path]) -> list[Path]:
     """Write each image with its detections to OUTPUT_DIR/predictions/<name>.png.
 
-    Detections of MOCO.DRAW_SCORE and more are drawn, with class names as far as DATASETS.TEST is
-    there; semantic segmentation is drawn as colored regions.
+    Detections with a score of MOCO.DRAW_SCORE or more are drawn, with class names if DATASETS.TEST
+    is on this machine. Semantic segmentation is drawn as colored regions.
 
     Args:
-        cfg: the config of the finished run, MODEL.WEIGHTS its model_final.pth.
-        images: files of untrusted_images.FORMATS.
+        cfg: The config of a finished run; MODEL.WEIGHTS is its model_final.pth.
+        images: Image files in one of untrusted_images.FORMATS.
 
     Returns:
-        the files written, in the order of `images`.
+        The new files, in the order of `images`.
 
     Raises:
-        UserError: no image is named, one cannot be read, or as in load_detector.
+        UserError: If there is no image, if one cannot be read, or as in load_detector.
     """
     if not images:
         raise UserError("--predict names no image; write --predict IMAGE [IMAGE ...] KEY VALUE ...")
-    absent = next((image for image in images if not Path(image).is_file()), None)
-    if absent is not None:
-        raise UserError(f"--predict: image {absent} does not exist")
+    missing = next((image for image in images if not Path(image).is_file()), None)
+    if missing is not None:
+        raise UserError(f"--predict: image {missing} does not exist")
     predictor = Predictor(cfg)
     metadata = _metadata(cfg)
     name_of = _distinct_names(Path(cfg.OUTPUT_DIR) / PREDICTIONS_FOLDER)
@@ -94,10 +94,10 @@ def draw_predictions(cfg: Any, images: Sequence[str | Path]) -> list[Path]:
 
 
 class Predictor:
-    """A finished detector for one image at a time.
+    """A finished detector that processes one image at a time.
 
-    Unlike Detectron2's DefaultPredictor it refuses weights that do not fill the model, and takes
-    images in the model's own INPUT.FORMAT.
+    Unlike Detectron2's DefaultPredictor, it refuses incomplete weights, and expects images in
+    INPUT.FORMAT.
 
     Examples:
     ::
@@ -107,17 +107,17 @@ class Predictor:
 
     def __init__(self, cfg: Any):
         self._model = load_detector(cfg)
-        # As for evaluation; a MIN_SIZE_TEST of 0 leaves the image as it is.
+        # The same resizing as in evaluation; with MIN_SIZE_TEST 0, the image keeps its size.
         self._resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
 
     @torch.no_grad()
     def __call__(self, pixels: np.ndarray) -> dict[str, Any]:
         """
         Args:
-            pixels: (H, W, 3) uint8.
+            pixels: Image of (H, W, 3) uint8 in INPUT.FORMAT.
 
         Returns:
-            the model's output, "instances" or "sem_seg", at the image's own size.
+            The model's output, "instances" or "sem_seg", at the size of the image.
         """
         height, width = pixels.shape[:2]
         resized = self._resize.get_transform(pixels).apply_image(pixels)
@@ -128,16 +128,16 @@ class Predictor:
 def draw(
     pixels: np.ndarray, output: dict[str, Any], metadata: Metadata, min_score: float
 ) -> np.ndarray:
-    """The image with what was found in it.
+    """Draw the output of a model in an image.
 
     Args:
-        pixels: (H, W, 3) uint8, RGB.
-        output: of a Detectron2 model, for this image.
-        metadata: class names.
-        min_score: of a detection that is drawn, in [0, 1].
+        pixels: Image of (H, W, 3) uint8, RGB.
+        output: Output of a Detectron2 model for this image.
+        metadata: Metadata with the class names.
+        min_score: Minimum score of a detection that is drawn, in [0, 1].
 
     Returns:
-        (H, W, 3) uint8, RGB.
+        Image of (H, W, 3) uint8, RGB.
     """
     canvas = Visualizer(pixels, metadata, instance_mode=ColorMode.IMAGE)
     drawn = canvas.get_output()
@@ -155,11 +155,11 @@ def _read(image: str | Path, image_format: str) -> np.ndarray:
     except Exception as error:
         if not is_unreadable(error):
             raise
-        raise UserError(f"--predict: {image} is no image that can be read ({error})") from error
+        raise UserError(f"--predict: image {image} cannot be read ({error})") from error
 
 
 def _metadata(cfg: Any) -> Metadata:
-    """Class names of DATASETS.TEST; numbers where the dataset is not on this machine."""
+    """Return the class names of DATASETS.TEST, or numbers if it is not on this machine."""
     names = tuple(cfg.DATASETS.TEST[:1])
     try:
         register_datasets(names)
@@ -170,24 +170,24 @@ def _metadata(cfg: Any) -> Metadata:
 
 
 def _numbered(cfg: Any) -> Metadata:
-    """Numbers for classes of regions, which need a name; detections do without."""
+    """Return numbers as stuff classes. Only these need names; detections are drawn without."""
     metadata = Metadata()
     metadata.set(stuff_classes=[str(i) for i in range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)])
     return metadata
 
 
 def _distinct_names(folder: Path) -> Callable[[Path], Path]:
-    """A function that gives each image a file in `folder`: its name with .png; a number is added
-    where images of several folders have one name.
+    """Return a function that gives each image a file ``name.png`` in `folder`. A number is added if
+    images of several folders have the same name.
     """
-    taken: set[str] = set()
+    used: set[str] = set()
 
     def name_of(image: Path) -> Path:
         name, n = image.stem, 1
-        while name in taken:
+        while name in used:
             n += 1
             name = f"{image.stem}_{n}"
-        taken.add(name)
+        used.add(name)
         return folder / f"{name}.png"
 
     return name_of

@@ -132,7 +132,7 @@ def test_config_of_a_run_gives_the_same_export(finished, tmp_path):
 def test_what_cannot_be_exported_is_refused_and_nothing_written(finished, tmp_path):
     cfg = finished("coco_FPN_1x_random.yaml")
     before = sorted(Path(tmp_path).iterdir())
-    with pytest.raises(UserError, match=r"ends in \.pth"):
+    with pytest.raises(UserError, match=r"must end in \.pth"):
         export_detector(cfg, tmp_path / "plain.pkl")
     with pytest.raises(UserError, match=r"is MODEL\.WEIGHTS itself"):
         export_detector(cfg, cfg.MODEL.WEIGHTS)

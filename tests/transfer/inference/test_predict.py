@@ -151,7 +151,7 @@ def test_image_that_is_none_or_is_not_there_is_one_sentence(finished, image, tmp
     (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "half.jpg").write_bytes(Path(image).read_bytes()[:700])
     for broken in ("text.jpg", "half.jpg"):
-        with pytest.raises(UserError, match=f"{broken} is no image that can be read"):
+        with pytest.raises(UserError, match=f"{broken} cannot be read"):
             draw_predictions(cfg, [tmp_path / broken])
     with pytest.raises(UserError, match="names no image"):
         draw_predictions(cfg, [])
@@ -160,9 +160,9 @@ def test_image_that_is_none_or_is_not_there_is_one_sentence(finished, image, tmp
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (("MODEL.WEIGHTS", "random://"), "is no finished detector"),
-        (("MODEL.WEIGHTS", ""), "MODEL.WEIGHTS '' is no finished detector"),
-        (("MODEL.WEIGHTS", "nowhere.pth"), "does not exist; give a run's model_final.pth"),
+        (("MODEL.WEIGHTS", "random://"), "is not a finished detector"),
+        (("MODEL.WEIGHTS", ""), "MODEL.WEIGHTS '' is not a finished detector"),
+        (("MODEL.WEIGHTS", "nowhere.pth"), "does not exist; set it to the model_final.pth"),
         (("MODEL.ROI_HEADS.NUM_CLASSES", "3"), r"6 of its \d+ tensors .*box_predictor"),
         (("MODEL.RESNETS.DEPTH", "34"), "is not this config's detector"),
     ],

@@ -83,13 +83,12 @@ def new_figure(xlabel: str, *ylabels: str, wide: bool = False) -> tuple[Figure, 
     return figure, panels
 
 
-def save(figure: Figure, path: str | Path, *, legend: bool = True) -> None:
-    """Write a figure; equal numbers give equal bytes.
+def save(figure: Figure, path: str | Path) -> None:
+    """Write a figure with a legend of all labels above its panels; equal numbers give equal bytes.
 
     Args:
         figure: The figure.
         path: ``.png`` or ``.svg``.
-        legend: Whether to draw a legend of all labels above the panels.
 
     Raises:
         UserError: If `path` has another suffix or cannot be written.
@@ -97,24 +96,17 @@ def save(figure: Figure, path: str | Path, *, legend: bool = True) -> None:
     path = Path(path)
     if path.suffix not in _FORMATS:
         raise UserError(f"{path.name} must end in {' or '.join(_FORMATS)}")
-    if legend:  # above the axes, where it covers nothing; once for all panels
-        entries = {
-            label: handle
-            for axes in figure.axes
-            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-        }
-        columns = _LETTERS_PER_LINE // (max(map(len, entries), default=0) + _LETTERS_PER_HANDLE)
-        columns = min(max(columns, 1), max(len(entries), 1))
-        lines = -(-len(entries) // columns)
-        figure.set_figheight(figure.get_figheight() + (lines - 1) * _LEGEND_LINE)
-        figure.legend(
-            entries.values(),
-            entries,
-            loc="outside upper left",
-            ncols=columns,
-            frameon=False,
-            fontsize=_PAGE_LETTERS,
-        )
+    entries = {
+        label: handle
+        for axes in figure.axes
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    columns = _LETTERS_PER_LINE // (max(map(len, entries), default=0) + _LETTERS_PER_HANDLE)
+    columns = min(max(columns, 1), max(len(entries), 1))
+    lines = -(-len(entries) // columns)
+    figure.set_figheight(figure.get_figheight() + (lines - 1) * _LEGEND_LINE)
+    options = {"ncols": columns, "frameon": False, "fontsize": _PAGE_LETTERS}
+    figure.legend(entries.values(), entries, loc="outside upper left", **options)
     # Without a date and random ids, equal numbers give equal files.
     date = {"Date": None} if path.suffix == ".svg" else {}
     with matplotlib.rc_context({"svg.hashsalt": "moco_d2"}), atomic_write(path) as temporary:

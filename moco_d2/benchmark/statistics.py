@@ -126,16 +126,14 @@ def agreement_band(
         trials: Number of published runs; one is assumed if the source does not say it.
     """
     trials = trials or 1
-    ours = None if summary.std is None else (summary.std, summary.n - 1)
-    theirs = None if published_std is None else (published_std, max(trials - 1, 1))
-    known = ours or theirs
-    if known is None:
-        return None
-    if ours and theirs:
-        parts = [(ours[0] ** 2 / summary.n, ours[1]), (theirs[0] ** 2 / trials, theirs[1])]
+    measured = None if summary.std is None else (summary.std**2, summary.n - 1)
+    published = None if published_std is None else (published_std**2, max(trials - 1, 1))
+    if measured and published:
+        parts = [(measured[0] / summary.n, measured[1]), (published[0] / trials, published[1])]
+    elif known := measured or published:
+        parts = [(known[0] * (1 / summary.n + 1 / trials), known[1])]
     else:
-        std, freedom = known
-        parts = [(std**2 * (1 / summary.n + 1 / trials), freedom)]
+        return None
     # Rounding is not a further part of the variance: its infinite degrees of freedom would make the
     # spread of two or three runs look well known. The band then held 89 % of cases instead of 95 %.
     return math.hypot(_half_width(parts), _half_width([(_ROUNDING**2, math.inf)]))

@@ -234,7 +234,7 @@ def test_runs_seeded_from_the_clock_are_different_runs(read):
         content["checkpoint"]["sha256"] = "d" * 64
     (study,) = read([*results, *again])
     assert study.summary("MoCo", "0.9").n == 2
-    assert {o.ours.test for o in orders(study)} == {"Welch"}
+    assert {o.measured.test for o in orders(study)} == {"Welch"}
 
 
 # ---- agreement -----------------------------------------------------------------------------------
@@ -275,7 +275,7 @@ def test_another_order_is_named(read):
         ("16384 (memory bank)", "4096", ""),
         ("MoCo", "memory bank", "at 4096"),
     ]
-    assert opposite[1].ours.difference == pytest.approx(-7.5, abs=0.1)
+    assert opposite[1].measured.difference == pytest.approx(-7.5, abs=0.1)
     assert (
         "Same direction here: 17, supported by the tests: 17. Opposite direction: 2, supported: 2."
         in agreement(study)
@@ -335,9 +335,9 @@ def test_dictionaries_of_other_sizes_are_compared_end_to_end_and_on_average(read
     assert len(found) == 6
     rising = found["128 (MoCo)", "32"]
     assert rising.paper == pytest.approx(60.6 - 54.7)
-    assert rising.ours.difference == pytest.approx(3, abs=0.1)
+    assert rising.measured.difference == pytest.approx(3, abs=0.1)
     between = found["memory bank", "end-to-end"]
-    assert between.ours.difference == pytest.approx(-5)
+    assert between.measured.difference == pytest.approx(-5)
     assert between.paper == pytest.approx((50.0 + 52.0 + 54.1 - 54.9 - 56.3 - 57.3) / 3)
     assert found["MoCo", "end-to-end"].alike_in_paper
     assert found["MoCo", "end-to-end"].verdict == "apart"

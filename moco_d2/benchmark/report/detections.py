@@ -2,12 +2,12 @@
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from moco_d2.benchmark.html import Image, Section
 from moco_d2.benchmark.records.results import Record
-from moco_d2.benchmark.tables.grouping import file_names
+from moco_d2.benchmark.tables.grouping import Runs, file_names
 from moco_d2.errors import UserError
 
 TITLE = "Detections"
@@ -24,9 +24,7 @@ _INTRODUCTION = (
 _logger = logging.getLogger(__name__)
 
 
-def detection_section(
-    tasks: Mapping[str, Mapping[str, Sequence[Record]]], folder: Path, *, images: int = 4
-) -> Section:
+def detection_section(tasks: Mapping[str, Runs], folder: Path, *, images: int = 4) -> Section:
     """Return a picture of each task whose runs have their models, and a reason for each other task.
 
     Args:
@@ -66,7 +64,7 @@ def detection_section(
     return Section(TITLE, text=text, images=drawn)
 
 
-def _choose(runs: Mapping[str, Sequence[Record]]) -> tuple[dict[str, Record], int | None]:
+def _choose(runs: Runs) -> tuple[dict[str, Record], int | None]:
     """Return one run with a model per initialization, and their seed, the most common one."""
     kept = {
         name: {r.seed: r for r in group if all((r.path.parent / f).is_file() for f in _FILES)}
@@ -81,7 +79,7 @@ def _choose(runs: Mapping[str, Sequence[Record]]) -> tuple[dict[str, Record], in
 
 def _draw(
     task: str,
-    runs: Mapping[str, Sequence[Record]],
+    runs: Runs,
     shown: Mapping[str, Record],
     path: Path,
     images: int,

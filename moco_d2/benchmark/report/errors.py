@@ -10,7 +10,7 @@ from moco_d2.benchmark.report.plots import grouped_bars
 from moco_d2.benchmark.statistics import Comparison, Summary, corrected, summarize
 from moco_d2.benchmark.tables.cell_text import p_value
 from moco_d2.benchmark.tables.comparison import compare_values, short_name
-from moco_d2.benchmark.tables.grouping import file_names
+from moco_d2.benchmark.tables.grouping import Runs, file_names
 from moco_d2.records.run_schema import ERROR_TYPES
 
 TITLE = "Errors by kind"
@@ -36,8 +36,6 @@ _AP50_NOTE = (
     "AP50 here is that of COCO for every dataset: the mean precision at 101 recalls. It is not the "
     "11-point AP50 of VOC 2007 in the tables above."
 )
-
-Runs = Mapping[str, Sequence[Record]]
 
 
 def error_section(tasks: Mapping[str, Runs], folder: Path) -> Section:

@@ -18,14 +18,11 @@ from moco_d2.benchmark.report.runs import (
     environment_section,
 )
 from moco_d2.benchmark.sweeps.report import sweep_section
-from moco_d2.benchmark.tables.grouping import by_task, file_names, is_voc
+from moco_d2.benchmark.tables.grouping import Runs, by_task, file_names, is_voc
 
 # These curves are drawn side by side, in the order of the paper's tables.
 _CURVES = ("AP", "AP50", "AP75", "mIoU")
 _VOC_CURVES = ("AP50", "AP", "AP75", "mIoU")
-
-
-Runs = Mapping[str, Sequence[Record]]
 
 
 def write_page(folders: Iterable[str | Path], out: str | Path) -> None:

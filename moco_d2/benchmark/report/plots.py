@@ -18,6 +18,7 @@ from moco_d2.records.metrics_json import read_log
 
 # Keys of the pretext loss in metrics.json: of MoCo, of supervised pretraining, and the sum.
 _LOSS_KEYS = ("loss_contrastive", "loss_classification", "total_loss")
+_KNN_KEY = "knn_accuracy"  # a fraction in [0, 1]
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
@@ -40,26 +41,24 @@ def training_curves(
     path: str | Path,
     *,
     dictionary_size: int | None = None,
-    loss_key: str | None = None,
 ) -> None:
-    """Draw the pretext loss in nats over iterations, with the chance level ln(K + 1).
+    """Draw the first loss of _LOSS_KEYS in nats over iterations, with the chance level ln(K + 1).
 
     Args:
         pretext_metrics: Lines of ``metrics.json``, see read_metrics.
         path: ``.png`` or ``.svg``.
         dictionary_size: K, the number of negatives of a query (paper eq. 1). Without it there is no
             chance level.
-        loss_key: Key of the loss. Default: the first existing one of loss_contrastive,
-            loss_classification and total_loss.
 
     Raises:
         UserError: If no line has a loss, or `path` has another suffix.
     """
     lines = list(pretext_metrics)
-    keys = (loss_key,) if loss_key else _LOSS_KEYS
-    key = next((k for k in keys if any(k in line for line in lines)), None)
+    key = next((k for k in _LOSS_KEYS if any(k in line for line in lines)), None)
     if key is None:
-        raise UserError(f"no {' or '.join(keys)} in these metrics; give those of a pretraining run")
+        raise UserError(
+            f"the metrics have no {' or '.join(_LOSS_KEYS)}; give those of a pretraining run"
+        )
     figure, (axes,) = new_figure("iteration", f"{key} (nats)")
     x, y = _series(lines, key)
     axes.plot(x, y, color=STYLES[2][0], label=key, marker="o" if len(x) == 1 else "")
@@ -77,7 +76,6 @@ def knn_curve(
     runs: Mapping[str, Iterable[Mapping[str, Any]]],
     path: str | Path,
     *,
-    key: str = "knn_accuracy",
     chance: float | None = None,
 ) -> None:
     """Draw kNN accuracy over iterations, with one line per pretraining run.
@@ -85,21 +83,20 @@ def knn_curve(
     Args:
         runs: Name of a run -> lines of ``metrics.json``.
         path: ``.png`` or ``.svg``.
-        key: Key of the accuracy, a fraction in [0, 1].
         chance: 1 / number of classes, drawn as a line if not None.
 
     Raises:
-        UserError: If no line has `key`, or `path` has another suffix.
+        UserError: If no line has a kNN accuracy, or `path` has another suffix.
     """
     figure, (axes,) = new_figure("iteration", "kNN accuracy")
     styles = styles_of(runs)
     for name, lines in runs.items():
-        x, y = _series(lines, key)
+        x, y = _series(lines, _KNN_KEY)
         if x:
             color, marker, line, _ = styles[name]
             axes.plot(x, y, color=color, marker=marker, linestyle=line, label=plain(name))
     if not axes.lines:
-        raise UserError(f"no {key} in these metrics; set MOCO.KNN.TRAIN and MOCO.KNN.TEST")
+        raise UserError(f"the metrics have no {_KNN_KEY}; set MOCO.KNN.TRAIN and MOCO.KNN.TEST")
     if chance is not None:
         axes.axhline(chance, color="#555555", linewidth=1, label=f"chance, {chance:.2f}")
     save(figure, path)

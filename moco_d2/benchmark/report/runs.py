@@ -8,6 +8,7 @@ from typing import Any
 
 from moco_d2.benchmark.html import Section, html_code, html_table
 from moco_d2.benchmark.records.results import Record
+from moco_d2.benchmark.tables.grouping import Runs
 from moco_d2.config.plain import FREE_KEYS, flatten
 
 _ABSENT = "–"
@@ -17,8 +18,6 @@ _MOST_ROWS = 80  # of a table
 _MOST_COMMANDS = 40
 # Units of time, the largest first, and their seconds.
 _UNITS = (("h", 3600), ("min", 60), ("s", 1))
-
-Runs = Mapping[str, Sequence[Record]]
 
 
 def config_section(tasks: Mapping[str, Runs]) -> Section:

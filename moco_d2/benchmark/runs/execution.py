@@ -49,6 +49,12 @@ class Place:
     threads: int = 0
     tools: Path = TOOLS
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment variables that select devices and threads."""
+        devices = {} if self.devices is None else {"CUDA_VISIBLE_DEVICES": ",".join(self.devices)}
+        return devices | ({"OMP_NUM_THREADS": str(self.threads)} if self.threads else {})
+
 
 def run_next(cell: Cell, folder: Path, place: Place) -> int:
     """Run the first command of `cell` that has not succeeded, as ``python tools/TOOL`` would.
@@ -108,12 +114,9 @@ def _run_tool(cell: Cell, index: int, folder: Path, place: Place) -> int:
     words = untrusted_words(tool, (cell_state.placed(word, cell, folder) for word in arguments))
     if place.processes > 1 and tool in _DISTRIBUTED:
         words = ["--num-gpus", str(place.processes), *words]
-    if place.devices is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(place.devices)
-    if place.threads:
-        os.environ["OMP_NUM_THREADS"] = str(place.threads)
-        if "torch" in sys.modules:  # torch has read the variable already
-            sys.modules["torch"].set_num_threads(place.threads)
+    os.environ.update(place.environment)
+    if place.threads and "torch" in sys.modules:  # torch has read the variable already
+        sys.modules["torch"].set_num_threads(place.threads)
     script = place.tools / tool
     sys.argv = [str(script), *words]
     print(f"$ {tool} {' '.join(words)}", flush=True)

@@ -49,11 +49,7 @@ def measure_tasks(suite: Suite, folder: Path, gpus_per_run: int) -> dict[str, st
 
 def _time(words: list[str], place: Place, file: Path) -> str:
     """Time a run of tools/train_net.py with `words`, and return the error message or ""."""
-    environment = dict(os.environ)
-    if place.devices is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(place.devices)
-    if place.threads:
-        environment["OMP_NUM_THREADS"] = str(place.threads)
+    environment = {**os.environ, **place.environment}
     command = [sys.executable, "-m", "moco_d2.transfer.timing"]
     command += ["--num-gpus", str(place.processes), "--out", str(file), *words]
     done = subprocess.run(  # noqa: S603 - a command of this package

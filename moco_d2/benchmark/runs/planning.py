@@ -18,7 +18,7 @@ from moco_d2.benchmark.runs import cell_lock, cell_state, run_log
 from moco_d2.benchmark.runs.display import duration
 from moco_d2.benchmark.runs.execution import TOOLS
 from moco_d2.benchmark.runs.measuring import hardware_of, measure_tasks, read_timing
-from moco_d2.benchmark.runs.places import make_places
+from moco_d2.benchmark.runs.places import make_places, visible_gpus
 from moco_d2.benchmark.runs.suite_values import file_settings
 from moco_d2.benchmark.runs.suites import Cell, Suite, load_suite
 from moco_d2.config.load import task_configs
@@ -205,7 +205,7 @@ def _estimates(
         yield Estimate(
             f"{len(finished)} finished run(s)",
             statistics.fmean(finished),
-            gpus_per_run if _has_gpus(gpus_per_run) else 0,
+            gpus_per_run if gpus_per_run and visible_gpus() else 0,
             here=True,
         )
 
@@ -251,9 +251,3 @@ def _at_a_time(suite: Suite, gpus_per_run: int) -> int:
         return len(make_places(gpus_per_run, None, runs=len(suite.cells), tools=TOOLS))
     except UserError:  # this machine has too few GPUs
         return 1
-
-
-def _has_gpus(gpus_per_run: int) -> bool:
-    from moco_d2.benchmark.runs.places import visible_gpus
-
-    return gpus_per_run > 0 and bool(visible_gpus())

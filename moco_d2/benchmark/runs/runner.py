@@ -77,36 +77,23 @@ def run(
         raise UserError("--gpus-per-run must be at least 0, and --jobs at least 1")
     fingerprint = sha256_of_json([dataclasses.asdict(cell) for cell in suite.cells])
     with suite_in(folder, suite.name, fingerprint):
-        return _run(suite, folder, gpus_per_run=gpus_per_run, jobs=jobs, submit=submit, tools=tools)
-
-
-def _run(
-    suite: Suite,
-    folder: Path,
-    *,
-    gpus_per_run: int,
-    jobs: int | None,
-    submit: list[str] | None,
-    tools: Path,
-) -> int:
-    """Do the work of `run`, in a folder that no other suite uses now."""
-    processes = max(1, gpus_per_run)
-    run_log.check_log(folder)
-    check_conflicts(suite.cells, folder, processes)
-    tasks = Tasks(suite, folder, processes)
-    waiting = [task.cell for task in tasks.of("waiting")]
-    check_configs(waiting, folder, suite.files, processes=processes)
-    for path, content in suite.files.items():
-        write_text(folder / path, content)
-    if submit is not None:
-        place = Place(processes, None if gpus_per_run else (), tools=tools)
-        return _submit(tasks, place, gpus_per_run, submit)
-    if not tasks.of("waiting"):
+        processes = max(1, gpus_per_run)
+        run_log.check_log(folder)
+        check_conflicts(suite.cells, folder, processes)
+        tasks = Tasks(suite, folder, processes)
+        waiting = [task.cell for task in tasks.of("waiting")]
+        check_configs(waiting, folder, suite.files, processes=processes)
+        for path, content in suite.files.items():
+            write_text(folder / path, content)
+        if submit is not None:
+            place = Place(processes, None if gpus_per_run else (), tools=tools)
+            return _submit(tasks, place, gpus_per_run, submit)
+        if not tasks.of("waiting"):
+            return _report(tasks)
+        places = make_places(gpus_per_run, jobs, runs=len(suite.cells), tools=tools)
+        with _stop_signals() as stop, display(suite, folder) as shown:
+            _Runner(tasks, places, shown, stop).run()
         return _report(tasks)
-    places = make_places(gpus_per_run, jobs, runs=len(suite.cells), tools=tools)
-    with _stop_signals() as stop, display(suite, folder) as shown:
-        _Runner(tasks, places, shown, stop).run()
-    return _report(tasks)
 
 
 class _Runner:

@@ -40,7 +40,7 @@ class Order:
         first, second, where: Names of the points and their location: "MoCo", "memory bank",
             "at 256".
         paper: First minus second in the paper, points.
-        ours: First minus second here, corrected for all orders of a study.
+        measured: First minus second here, corrected for all orders of a study.
         threshold: Difference, in points, up to which the paper's points count as alike. The points
             here are apart only if they differ by more.
     """
@@ -49,7 +49,7 @@ class Order:
     second: str
     where: str
     paper: float
-    ours: Comparison
+    measured: Comparison
     threshold: float
 
     @property
@@ -66,12 +66,12 @@ class Order:
         the threshold, otherwise ``alike``.
         """
         if self.alike_in_paper:
-            apart = self.ours.supported and abs(self.ours.difference) > self.threshold
+            apart = self.measured.supported and abs(self.measured.difference) > self.threshold
             return "apart" if apart else "alike"
-        same = self.paper * self.ours.difference > 0
-        if not self.ours.supported and signed(self.ours.difference) == signed(0):
+        same = self.paper * self.measured.difference > 0
+        if not self.measured.supported and signed(self.measured.difference) == signed(0):
             return "equal"
-        if self.ours.supported:
+        if self.measured.supported:
             return "same" if same else "opposite"
         return "towards" if same else "against"
 
@@ -81,8 +81,8 @@ class Order:
         return (
             f"{self.first} minus {self.second} {self.where}".strip(),
             signed(self.paper),
-            signed(self.ours.difference),
-            "–" if self.ours.p_holm is None else p_value(self.ours.p_holm),
+            signed(self.measured.difference),
+            "–" if self.measured.p_holm is None else p_value(self.measured.p_holm),
             _AGREES[self.verdict],
         )
 
@@ -120,11 +120,11 @@ def orders(study: Study) -> list[Order]:
     for i, name in enumerate(series):
         for other in series[:i]:
             pairs += _between(study, name, other, paper[name], paper[other])
-    tested = corrected(ours for *_, ours in pairs)
+    tested = corrected(measured for *_, measured in pairs)
     threshold = paper_noise()
     return [
-        Order(first, second, where, value, ours, threshold)
-        for (first, second, where, value, _), ours in zip(pairs, tested, strict=True)
+        Order(first, second, where, value, measured, threshold)
+        for (first, second, where, value, _), measured in zip(pairs, tested, strict=True)
     ]
 
 
@@ -152,26 +152,26 @@ def agreement(study: Study) -> str:
 
 
 def _within(study: Study, name: str, paper: Published) -> Iterable[_Pair]:
-    ours, published = study.values[name], paper[name]
+    measured, published = study.values[name], paper[name]
 
     def sort(places: Iterable[X]) -> list[X]:
         return sorted(places, key=lambda place: order_of(study.sweep, place))
 
     def order(pair: Sequence[X], where: str, difference: float) -> _Pair:
         low, high = pair
-        compared = _compare(ours[high], ours[low])
+        compared = _compare(measured[high], measured[low])
         series = f" ({name})" if len(paper) > 1 else ""
         return f"{place_name(high)}{series}", place_name(low), where, difference, compared
 
-    shared = sort(set(ours) & set(published))
+    shared = sort(set(measured) & set(published))
     if len(shared) > 1:
         for low, high in itertools.pairwise(shared):
             yield order((low, high), "", published[high] - published[low])
-    elif len(ours) > 1 and len(published) > 1:
+    elif len(measured) > 1 and len(published) > 1:
         papers = sort(published)
         low, high = papers[0], papers[-1]
         where = f"({place_name(high)} and {place_name(low)} in the paper)"
-        ends = sort(ours)
+        ends = sort(measured)
         yield order((ends[0], ends[-1]), where, published[high] - published[low])
 
 
@@ -213,12 +213,12 @@ def _compare(one: Trials, two: Trials) -> Comparison:
 
 
 def _on_tests(compared: Sequence[Order]) -> str:
-    tests = sorted({o.ours.test for o in compared if o.ours.test}, reverse=True)
+    tests = sorted({o.measured.test for o in compared if o.measured.test}, reverse=True)
     if not tests:
         return "There are single runs, or runs without spread, so nothing can be tested."
     names = {"paired": "paired t-test over seeds", "Welch": "Welch's t-test"}
-    number = sum(o.ours.p is not None for o in compared)
-    fewest = min(min(o.ours.n) for o in compared)
+    number = sum(o.measured.p is not None for o in compared)
+    fewest = min(min(o.measured.n) for o in compared)
     return (
         f"Supported: corrected p < {1 - LEVEL:.2f} in the {' or '.join(names[t] for t in tests)}. "
         f"Number of comparisons in Holm's correction: {number}. Least number of seeds: {fewest}."

@@ -102,29 +102,30 @@ def draw(study: Study, path: str | Path) -> None:
     together = study.on_the_papers_scale
     labels = [_protocol(study)] if together else [sweep.paper_label, _protocol(study)]
     figure, panels = new_figure(sweep.xlabel, *labels, wide=not together)
-    papers, ours = panels[0], panels[-1]
+    paper_panel, panel = panels[0], panels[-1]
     for series, points in paper.items():
         label = f"{series} (paper)" if together else series
-        _line(papers, study, places, series, {x: Summary(v, None, 1) for x, v in points.items()})
-        papers.lines[-1].set(markerfacecolor="white", label=label)
+        published = {place: Summary(value, None, 1) for place, value in points.items()}
+        _line(paper_panel, study, places, series, published)
+        paper_panel.lines[-1].set(markerfacecolor="white", label=label)
     for series, trials in study.values.items():
         summaries = {place: study.summary(series, place) for place in trials}
-        _line(ours, study, places, series, summaries)
-        ours.lines[-1].set_label(series)
+        _line(panel, study, places, series, summaries)
+        panel.lines[-1].set_label(series)
     for failed in sweep.missing.values():
         for place, how in failed.items():
-            _note(papers, _position(places, place), f"paper: {how}")
+            _note(paper_panel, _position(places, place), f"paper: {how}")
     if study.untrained:
         mean = sum(study.untrained) / len(study.untrained)
         label = f"not pretrained, {mean:.1f}"
-        ours.axhline(mean, color="#555555", linestyle=(0, (4, 2)), linewidth=1, label=label)
+        panel.axhline(mean, color="#555555", linestyle=(0, (4, 2)), linewidth=1, label=label)
     for axes in panels:
         _axis(axes, study, places)
     if not together:
-        papers.set_title(sweep.source, fontsize=_LETTERS)
+        paper_panel.set_title(sweep.source, fontsize=_LETTERS)
         # Each part is shortened separately.
         title = ", ".join(plain(part) for part in study.title.split(", "))
-        ours.set_title(f"here: {title}", fontsize=_LETTERS)
+        panel.set_title(f"here: {title}", fontsize=_LETTERS)
     save(figure, path)
 
 

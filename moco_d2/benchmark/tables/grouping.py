@@ -1,7 +1,7 @@
 """The order of runs in tables and figures."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from moco_d2.benchmark.records.matching import BASELINE
 from moco_d2.benchmark.records.results import Record
@@ -9,6 +9,9 @@ from moco_d2.benchmark.records.results import Record
 # Rows in the paper's order; others follow alphabetically.
 _ROW_ORDER = ("random", BASELINE, "supervised_msra", "moco")
 _LONGEST_NAME = 60  # characters
+
+#: Initialization -> runs.
+Runs = Mapping[str, Sequence[Record]]
 
 
 def row_order(initialization: str) -> tuple[int, str]:

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Converting an R50 training checkpoint against loading and saving it.
+"""Compare the conversion of an R50 training checkpoint with loading and saving it.
 
-The checkpoint has both encoders, the queue and the optimizer's momentum. The base is torch.load and
-torch.save of all of it. Limits: 1.5 times the base in time, 2.5 times the file in memory.
+The checkpoint has both encoders, the queue and the optimizer's momentum. The baseline is torch.load
+and torch.save of the whole file. The limits are 1.5 times the baseline's time and 2.5 times the
+file's size in memory.
 
     python benchmarks/convert.py [--repeats 7] [--json FILE]
 """
@@ -22,7 +23,7 @@ from typing import Any
 
 import moco_d2  # noqa: F401  isort: skip  before Detectron2
 
-# Imports are not what is measured: convert needs these.
+# convert needs these modules. They are imported here, so that their import is not measured.
 import detectron2.checkpoint
 import detectron2.modeling  # noqa: F401
 import torch
@@ -32,11 +33,11 @@ from moco_d2.checkpoint.convert import convert
 from moco_d2.checkpoint.io import load_checkpoint
 
 TIME_LIMIT, MEMORY_LIMIT = 1.5, 2.5
-DIM, QUEUE = 128, 65536  # of the paper
+DIM, QUEUE = 128, 65536  # as in the paper
 
 
 def make_checkpoint(path: Path) -> None:
-    """As the official code saves it: epoch, arch, state_dict, optimizer."""
+    """Write a checkpoint in the official layout: epoch, arch, state_dict, optimizer."""
     state: dict[str, torch.Tensor] = {}
     momentum: dict[int, Any] = {}
     for encoder in ("encoder_q", "encoder_k"):
@@ -62,20 +63,20 @@ def ours(path: Path, out: Path) -> None:
 
 
 def resident() -> int:
-    """Bytes of memory that this process has, pages of files included (Linux)."""
+    """Return the resident bytes of this process, including pages of files (Linux)."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def measure(action: Callable[[Path, Path], None], path: Path, out: Path, pipe: Any) -> None:
-    """Seconds, and bytes of memory on top of what the imports take, in a process of its own."""
+    """Send the seconds of an action, and its bytes of memory on top of the imports, to a pipe."""
     peak, done = [0], threading.Event()
 
     def watch() -> None:
         while not done.wait(0.002):
             peak[0] = max(peak[0], resident())
 
-    # What torch and Detectron2 do once in a process is not what is measured either.
+    # A first small action excludes the one-time work of torch and Detectron2 from the measurement.
     small = out.with_name("small.pth")
     torch.save(torchvision.models.resnet50(width_per_group=4).state_dict(), small)
     action(small, out)
@@ -95,7 +96,7 @@ def in_a_process(action: Callable[[Path, Path], None], path: Path, out: Path) ->
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=measure, args=(action, path, out, sender))
     process.start()
-    sender.close()  # so that a process that dies is an error here, not silence
+    sender.close()  # if the process dies, recv raises instead of waiting forever
     result = receiver.recv()
     process.join()
     return result
@@ -104,7 +105,7 @@ def in_a_process(action: Callable[[Path, Path], None], path: Path, out: Path) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="also write the figures there")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     args = parser.parse_args()
     times: dict[str, list[float]] = {"base": [], "ours": []}
     memory: dict[str, list[int]] = {"base": [], "ours": []}

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What two processes exchange in a MoCo step: ours against the official scheme, counted.
+"""Count the bytes that two processes exchange in a MoCo step, in our scheme and the official one.
 
-Bytes that a process receives from the other one, through gloo. Ours sends each image once, to the
-process that encodes it, and the keys once; the official code gathers every image everywhere, and
-the keys twice (for the order and for the queue), and DDP broadcasts all buffers, the queue among
-them, in every step. Gradients are the same in both and are left out of the count.
+The count is of bytes that a process receives from the other one through gloo. Our scheme sends each
+image once, to the process that encodes it, and the keys once. The official code gathers all images
+on all processes, and the keys twice (for the order and for the queue). DDP broadcasts all buffers,
+including the queue, in every step. Gradients are equal in both and are not counted.
 
     python benchmarks/distributed.py
 """
@@ -36,14 +36,14 @@ DIM, QUEUE = 128, 65536
 
 
 class Received:
-    """Counts what this process receives in torch.distributed's collectives."""
+    """Counts the bytes that this process receives in collectives of torch.distributed."""
 
     def __init__(self) -> None:
         self.bytes = 0
 
     @contextlib.contextmanager
     def counting(self) -> Iterator[None]:
-        """Within it, every collective that a step calls from Python is counted."""
+        """Count all collectives that are called from Python inside this context."""
         rank, originals = dist.get_rank(), {}
 
         def all_gather(tensors: list[torch.Tensor], tensor: torch.Tensor, **kwargs: Any) -> Any:
@@ -111,8 +111,8 @@ class Official(nn.Module):
             images = self.gather(key)
             order = torch.randperm(len(images))
             dist.broadcast(order, src=0)
-            mine = order.view(dist.get_world_size(), -1)[rank]
-            k = F.normalize(self.encoder_k(images[mine]), dim=1)
+            local = order.view(dist.get_world_size(), -1)[rank]
+            k = F.normalize(self.encoder_k(images[local]), dim=1)
             k = self.gather(k)[order.argsort()[rank * batch : (rank + 1) * batch]]
         logits = torch.cat([(q * k).sum(1, keepdim=True), q @ self.queue.clone()], dim=1) / 0.2
         loss = F.cross_entropy(logits, torch.zeros(batch, dtype=torch.long))
@@ -127,7 +127,7 @@ def encoder(arch: str) -> nn.Module:
 
 
 def run(rank: int, world_size: int, options: dict[str, Any]) -> None:
-    """One process: both schemes take turns; rank 0 writes seconds and bytes."""
+    """Time both schemes in turns in one process. The last rank writes seconds and bytes."""
     torch.set_num_threads(1)
     if world_size > 1:
         dist.init_process_group(
@@ -172,7 +172,7 @@ def run(rank: int, world_size: int, options: dict[str, Any]) -> None:
             if name == "official" and rank:
                 buffers = sum(_size(buffer) for buffer in official.buffers())
             received[name] = counter.bytes + buffers
-    # What rank 1 receives: rank 0 is where broadcasts come from.
+    # Rank 1 writes the figures, because rank 0 receives no broadcast.
     if rank == world_size - 1:
         torch.save({"seconds": seconds, "received": received}, options["out"])
     if world_size > 1:
@@ -180,7 +180,7 @@ def run(rank: int, world_size: int, options: dict[str, Any]) -> None:
 
 
 def measure(world_size: int, folder: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """Run it in so many processes."""
+    """Run both schemes in `world_size` processes."""
     options = options | {"out": folder / f"{world_size}.pth", "store": folder / f"s{world_size}"}
     mp.spawn(run, args=(world_size, options), nprocs=world_size)
     return torch.load(options["out"])

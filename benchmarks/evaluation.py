@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Evaluation at the size of the real test sets: ours against Detectron2's and pycocotools'.
+"""Compare our evaluation with Detectron2's and pycocotools', at the size of the real test sets.
 
-Random boxes in images of 500 x 375 pixels: the time depends on how many there are, not on where.
+The boxes are random in images of 500 x 375 pixels. The time depends on their number, not on their
+location.
 
     python benchmarks/evaluation.py [--repeats 3] [--small] [--json FILE]
 """
@@ -42,14 +43,15 @@ Timed = dict[str, Callable[[], Any]]
 
 
 def random_boxes(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """x0, y0, x1, y1 within the image."""
+    """Return random boxes (x0, y0, x1, y1) within the image."""
     corners = rng.uniform(0, 1, (*shape, 2, 2)) * (WIDTH - 1, HEIGHT - 1)
     return np.concatenate((corners.min(axis=-2), corners.max(axis=-2) + 1), axis=-1)
 
 
 def near(rng: np.random.Generator, truth: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each image, `count` boxes: half of them around an object, half anywhere; and the objects'
-    index.
+    """Return `count` boxes per image, and the index of the object of each box.
+
+    Half of the boxes are near the object, and half anywhere.
     """
     owner = rng.integers(0, truth.shape[1], (len(truth), count))
     boxes = np.take_along_axis(truth, owner[..., None], axis=1)
@@ -63,7 +65,7 @@ def near(rng: np.random.Generator, truth: np.ndarray, count: int) -> tuple[np.nd
 def guessed(
     rng: np.random.Generator, labels: np.ndarray, owner: np.ndarray, classes: int
 ) -> np.ndarray:
-    """The class of each detection: for half of them the object's, for half any."""
+    """Return the predicted classes: the object's class for half the detections, else random."""
     guesses = np.take_along_axis(labels, owner, axis=1)
     wrong = rng.random(guesses.shape) < 0.5
     guesses[wrong] = rng.integers(0, classes, int(wrong.sum()))
@@ -71,7 +73,7 @@ def guessed(
 
 
 def voc(images: int, root: Path) -> Timed:
-    """VOC evaluation of detections as they come from a detector, annotations already read."""
+    """Return VOC evaluations of a detector's outputs, after the annotations are read."""
     rng = np.random.default_rng(0)
     truth = np.rint(random_boxes(rng, (images, VOC_OBJECTS_PER_IMAGE)))
     labels = rng.integers(0, VOC_CLASSES, truth.shape[:2])
@@ -91,12 +93,12 @@ def voc(images: int, root: Path) -> Timed:
             for label, (x0, y0, x1, y1) in zip(labels[i], truth[i] + 1, strict=True)
         )
         (root / "Annotations" / f"{name}.xml").write_text(f"<annotation>{objects}</annotation>")
-        found = Instances((HEIGHT, WIDTH))
-        found.pred_boxes = Boxes(torch.tensor(boxes[i], dtype=torch.float32))
-        found.scores = torch.tensor(scores[i])
-        found.pred_classes = torch.tensor(guesses[i])
+        detections = Instances((HEIGHT, WIDTH))
+        detections.pred_boxes = Boxes(torch.tensor(boxes[i], dtype=torch.float32))
+        detections.scores = torch.tensor(scores[i])
+        detections.pred_classes = torch.tensor(guesses[i])
         inputs.append([{"image_id": name}])
-        outputs.append([{"instances": found}])
+        outputs.append([{"instances": detections}])
     MetadataCatalog.get("voc_benchmark").set(
         thing_classes=[f"class {i}" for i in range(VOC_CLASSES)],
         dirname=str(root),
@@ -112,7 +114,7 @@ def voc(images: int, root: Path) -> Timed:
             return evaluator.evaluate()["bbox"]
 
         evaluator.reset()
-        evaluator.evaluate()  # reads the annotations, which both keep
+        evaluator.evaluate()  # reads the annotations, which both evaluators cache
         return run
 
     return {
@@ -123,7 +125,7 @@ def voc(images: int, root: Path) -> Timed:
 
 
 def coco(images: int) -> Timed:
-    """COCO box evaluation, from loaded annotations and detections to the 12 statistics."""
+    """Return COCO box evaluations, from loaded annotations and detections to the 12 statistics."""
     rng = np.random.default_rng(0)
     truth = random_boxes(rng, (images, COCO_OBJECTS_PER_IMAGE))
     labels = rng.integers(0, COCO_CLASSES, truth.shape[:2])
@@ -153,11 +155,11 @@ def coco(images: int) -> Timed:
         "info": {},
     }
     annotated.createIndex()
-    found = annotated.loadRes(detections)
+    loaded = annotated.loadRes(detections)
 
     def evaluation(evaluator: Any) -> Callable[[], dict[str, float]]:
         def run() -> dict[str, float]:
-            evaluated = evaluator(annotated, found, "bbox")
+            evaluated = evaluator(annotated, loaded, "bbox")
             evaluated.evaluate()
             evaluated.accumulate()
             evaluated.summarize()
@@ -169,8 +171,10 @@ def coco(images: int) -> Timed:
 
 
 def compare(timed: Timed, repeats: int) -> dict[str, Any]:
-    """Median seconds of each, how many times faster than the first it is, and the largest
-    difference from its numbers. The repeats take turns, so that a busy machine slows all alike.
+    """Time evaluations in turns, and compare each with the first one.
+
+    Returns:
+        Name -> median seconds, speed-up over the first, and largest difference of the results.
     """
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     results = {}
@@ -196,7 +200,7 @@ def compare(timed: Timed, repeats: int) -> dict[str, Any]:
 
 
 def _peak_memory(run: Callable[[], Any]) -> float:
-    """Python's and NumPy's memory beyond what was in use, in another run: measuring slows it."""
+    """Return the peak of Python's and NumPy's memory in a separate run, which is slower."""
     tracemalloc.start()
     run()
     peak = tracemalloc.get_traced_memory()[1] / 2**20
@@ -213,40 +217,40 @@ def main() -> None:
     options.add_argument("--only", choices=tuple(LIMITS))
     args = options.parse_args()
     logging.disable()
-    share = 20 if args.small else 1
+    divisor = 20 if args.small else 1
     figures: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         if args.only != "coco":
-            figures["voc"] = compare(voc(VOC_IMAGES // share, Path(folder)), args.repeats)
+            figures["voc"] = compare(voc(VOC_IMAGES // divisor, Path(folder)), args.repeats)
         if args.only != "voc":
-            figures["coco"] = compare(coco(COCO_IMAGES // share), args.repeats)
+            figures["coco"] = compare(coco(COCO_IMAGES // divisor), args.repeats)
     checks = []
     for kind, timed in figures.items():
         reference, *others = timed
         for name in others:
             limit = None if args.small else LIMITS[kind]
-            found = timed[name]
+            figure = timed[name]
             checks += [
                 check(
-                    f"{kind}: time of {reference} / {name}", found["times_faster"], at_least=limit
+                    f"{kind}: time of {reference} / {name}", figure["times_faster"], at_least=limit
                 ),
                 check(
                     f"{kind}: largest difference of {name} from {reference}",
-                    found["largest_difference"],
+                    figure["largest_difference"],
                     unit="points",
                 ),
             ]
         checks += [
-            check(f"{kind}: {name}", found["seconds"], unit="s") for name, found in timed.items()
+            check(f"{kind}: {name}", figure["seconds"], unit="s") for name, figure in timed.items()
         ]
     finish(
         args,
         title="Evaluation at the size of the real test sets",
         checks=checks,
         notes=[
-            f"{DETECTIONS_PER_IMAGE} detections an image; {VOC_IMAGES // share} images of VOC and "
-            f"{COCO_IMAGES // share} of COCO. The exact mode of VOC does not round scores to three "
-            "decimals, as Detectron2's evaluator does: that is its difference."
+            f"{DETECTIONS_PER_IMAGE} detections per image; {VOC_IMAGES // divisor} images of VOC "
+            f"and {COCO_IMAGES // divisor} of COCO. The exact mode of VOC differs because, unlike "
+            "Detectron2's evaluator, it does not round scores to three decimals."
         ],
     )
 

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Images to views: the official code's Pillow pipeline against ours, and shards against files.
+"""Compare our image pipeline with the official Pillow pipeline, and shards with files.
 
-One core's time for decoding a JPEG of ImageNet's usual size and making the two views of MoCo v2.
-`workers + device` is what is left for a worker where the device jitters, blurs and flips
-(MOCO.AUGMENTATION.WHERE device). Generated images with the spectrum of natural ones, about 110 kB.
+The time is that of one core for decoding a JPEG of ImageNet's usual size and making the two views
+of MoCo v2. `workers + device` is the worker's part if the device jitters, blurs and flips
+(MOCO.AUGMENTATION.WHERE device). The images are generated with the spectrum of natural images, and
+have about 110 kB.
 
     python benchmarks/feeding.py
 """
@@ -46,7 +47,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def picture(rng: np.random.Generator) -> Image.Image:
-    """Noise whose amplitude falls with frequency, as in photographs."""
+    """Return noise whose amplitude falls with frequency, as in photographs."""
     noise = np.fft.rfft2(rng.normal(size=(HEIGHT, WIDTH, 3)), axes=(0, 1))
     frequency = np.hypot(
         np.fft.fftfreq(HEIGHT)[:, None, None], np.fft.rfftfreq(WIDTH)[None, :, None]
@@ -57,14 +58,14 @@ def picture(rng: np.random.Generator) -> Image.Image:
 
 
 class _OfficialBlur:
-    """The official loader's GaussianBlur: Pillow's, with a radius from Python's generator."""
+    """The official loader's GaussianBlur: Pillow's blur with a radius from Python's generator."""
 
     def __call__(self, image: Image.Image) -> Image.Image:
         return image.filter(ImageFilter.GaussianBlur(radius=random.uniform(0.1, 2.0)))
 
 
 def official() -> Any:
-    """--aug-plus of main_moco.py."""
+    """Return the augmentation of --aug-plus in main_moco.py."""
     return T.Compose(
         [
             T.RandomResizedCrop(224, scale=(0.2, 1.0)),
@@ -79,13 +80,13 @@ def official() -> Any:
 
 
 def read_as_official(path: str) -> Image.Image:
-    """torchvision's pil_loader, which ImageFolder uses."""
+    """Read an image as torchvision's pil_loader does, which ImageFolder uses."""
     with Path(path).open("rb") as file:
         return Image.open(file).convert("RGB")
 
 
 def write_images(folder: Path, count: int) -> None:
-    """A flat folder of JPEGs, and the same in two shards beside it."""
+    """Write a flat folder of JPEGs, and the same images in two shards beside it."""
     rng = np.random.default_rng(0)
     (folder / "flat").mkdir()
     for number in range(count):
@@ -98,13 +99,14 @@ def write_images(folder: Path, count: int) -> None:
 
 
 def from_disk(folder: Path, repeats: int) -> dict[str, list[float]]:
-    """Seconds to read all encoded images, none of which is in the page cache: files in a random
-    order, as an epoch has them, and shards from front to back.
+    """Return the seconds to read all encoded images from the disk, without the page cache.
+
+    Files are read in random order, as in an epoch, and shards from front to back.
     """
     files = sorted((folder / "flat").iterdir())
     order = np.random.default_rng(1).permutation(len(files))
     shards = [folder / "0.tar", folder / "1.tar"]
-    os.sync()  # what is not on the disk yet stays in the cache
+    os.sync()  # otherwise unwritten pages stay in the cache
 
     def read_files() -> None:
         _leave_cache(files)
@@ -126,8 +128,8 @@ def _leave_cache(paths: list[Path]) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def stall_share(folder: Path, steps: int) -> float:
-    """Share of its time that a real pretraining run waits for images, in percent, from its log."""
+def stall_percentage(folder: Path, steps: int) -> float:
+    """Return the percentage of time that a pretraining run waits for images, from its log."""
     out = folder / "run"
     command = [
         *(sys.executable, ROOT / "tools" / "pretrain.py"),
@@ -139,8 +141,8 @@ def stall_share(folder: Path, steps: int) -> float:
         *("OUTPUT_DIR", str(out)),
     ]
     subprocess.run(list(map(str, command)), check=True, capture_output=True)
-    found = re.findall(r"waiting for images took ([\d.]+) %", (out / "log.txt").read_text())
-    return float(found[-1])
+    percentages = re.findall(r"waiting for images took ([\d.]+) %", (out / "log.txt").read_text())
+    return float(percentages[-1])
 
 
 def main() -> None:
@@ -188,7 +190,7 @@ def main() -> None:
             clock=time.process_time,
         )
         cold = from_disk(folder, args.repeats)
-        stalled = stall_share(folder, 4 if args.small else 20)
+        stalled = stall_percentage(folder, 4 if args.small else 20)
         size = statistics.mean(path.stat().st_size for path in (folder / "flat").iterdir())
     per_second = {name: count / statistics.median(values) for name, values in seconds.items()}
     finish(

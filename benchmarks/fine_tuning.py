@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Our fine-tuning step against stock Detectron2's DefaultTrainer on the same config and images.
+"""Compare our fine-tuning step with stock Detectron2's on the same config and images.
 
-Then what might help, one by one, against our step: bf16, a compiled backbone, evaluation in two
-processes. Mask R-CNN R50-FPN on generated scenes, each shrunken by config keys only.
+Possible speed-ups are compared with our step one by one: bf16, a compiled backbone, and evaluation
+in two processes. The detector is Mask R-CNN R50-FPN on generated scenes, made smaller by config
+keys only.
 
     python benchmarks/fine_tuning.py
 """
@@ -35,7 +36,7 @@ TASK = "coco_FPN_1x_random.yaml"
 
 
 def overrides(data: Path, out: Path, *, side: int, images: int, depth: int) -> list[str]:
-    """The config of both trainers."""
+    """Return the config overrides of both trainers."""
     coco = data / "coco"
     train, test = (
         f"('coco:{coco / 'annotations' / f'{split}.json'}:{coco / 'images' / split}',)"
@@ -56,7 +57,7 @@ def overrides(data: Path, out: Path, *, side: int, images: int, depth: int) -> l
 
 
 def stepper(trainer: DefaultTrainer, steps: int) -> Callable[[], None]:
-    """Some steps of a trainer's own run_step, without hooks."""
+    """Return an action that calls a trainer's run_step `steps` times, without hooks."""
     storage = EventStorage(0)
     trainer.model.train()
 
@@ -72,7 +73,7 @@ def stepper(trainer: DefaultTrainer, steps: int) -> Callable[[], None]:
 
 
 def evaluation_seconds(words: list[str], weights: Path, processes: int) -> float:
-    """Wall time of --eval-only, start of the processes included."""
+    """Return the wall-clock time of --eval-only, including the start of the processes."""
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
@@ -99,7 +100,7 @@ def evaluation_seconds(words: list[str], weights: Path, processes: int) -> float
 def main() -> None:
     """Measure and print."""
     options = parser(__doc__, repeats=9)
-    options.add_argument("--compile", action="store_true", help="try a compiled backbone, too")
+    options.add_argument("--compile", action="store_true", help="also try a compiled backbone")
     args = options.parse_args()
     logging.disable(logging.WARNING)
     sizes: dict[str, Any] = {"side": 192, "images": 2, "depth": 50}

@@ -1,6 +1,6 @@
-"""What the benchmarks share: taking turns, medians and ratios, the machine, a result as JSON.
+"""Shared code of the benchmarks: taking turns, medians and ratios, the machine, a result as JSON.
 
-A result is what benchmarks/render.py makes docs/performance.md of:
+benchmarks/render.py makes docs/performance.md from results of this form:
 {benchmark, title, command, date, machine, checks: [{what, value, unit, limit, sense}],
 tables: [{title, columns, rows}], notes: [sentence]}.
 """
@@ -21,30 +21,33 @@ from typing import Any
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "benchmarks"
 
-# For programs whose start is timed: from the compiled files, as from the second time on.
+# The environment for programs whose start is timed. They use compiled files, as every start after
+# the first one does.
 COMPILED = {name: v for name, v in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def parser(doc: str, *, repeats: int) -> argparse.ArgumentParser:
-    """A command line with --repeats, --small and --json."""
+    """Return a parser with the flags --repeats, --small and --json."""
     made = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--repeats", type=int, default=repeats, metavar="N", help="turns each")
+    made.add_argument("--repeats", type=int, default=repeats, metavar="N", help="turns per action")
     made.add_argument(
-        "--small", action="store_true", help="sizes that only show that the benchmark runs"
+        "--small", action="store_true", help="use sizes that only show that the benchmark runs"
     )
     made.add_argument(
-        "--json", type=Path, metavar="FILE", help="also write the result there, for render.py"
+        "--json", type=Path, metavar="FILE", help="also write the result to this file"
     )
     return made
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Return a description of this machine."""
     import torch
 
-    found = {
+    from moco_d2.records.environment import cpu_name
+
+    return {
         "device": device,
         "name": torch.cuda.get_device_name() if device.startswith("cuda") else cpu_name(),
         "cores": os.cpu_count(),
@@ -53,20 +56,10 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": str(torch.__version__),
     }
-    return found
-
-
-def cpu_name() -> str:
-    """Model of the CPU."""
-    with Path("/proc/cpuinfo").open() as lines:
-        return next(
-            (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
-            platform.machine(),
-        )
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware."""
+    """Return whether this CPU multiplies bfloat16 in hardware."""
     import torch
 
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
@@ -79,12 +72,16 @@ def take_turns(
     warmup: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of each action, `repeats` times A B C, A B C, ...: a machine that slows down slows
-    all alike.
+    """Time actions in turns (A B C, A B C, ...), so that a slow machine slows all of them alike.
 
     Args:
-        warmup: rounds that are not counted.
-        clock: time.process_time counts the CPU's time of all threads of this process.
+        actions: Name -> action.
+        repeats: The number of timed turns.
+        warmup: The number of turns before, which are not timed.
+        clock: The clock; time.process_time counts the CPU time of all threads of this process.
+
+    Returns:
+        Name -> seconds in each turn.
     """
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     for turn in range(warmup + repeats):
@@ -98,7 +95,7 @@ def take_turns(
 
 
 def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
-    """Median over turns of the ratio within a turn."""
+    """Return the median over turns of the ratio within a turn."""
     return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
 
 
@@ -110,7 +107,7 @@ def check(
     at_most: float | None = None,
     at_least: float | None = None,
 ) -> dict[str, Any]:
-    """One figure with the limit it is held against, if it has one."""
+    """Return one figure with its limit, if it has one."""
     limit, sense = (at_most, "at most") if at_most is not None else (at_least, "at least")
     return {
         "what": what,
@@ -122,7 +119,7 @@ def check(
 
 
 def met(entry: Mapping[str, Any]) -> bool | None:
-    """Whether a figure is within its limit; None without one."""
+    """Return whether a figure is within its limit; None if it has no limit."""
     if entry["limit"] is None:
         return None
     below = entry["value"] <= entry["limit"]
@@ -138,18 +135,18 @@ def finish(
     notes: Sequence[str] = (),
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Print the figures, and write the result where --json says."""
+    """Print the figures, and write the result to the file of --json."""
     script = Path(sys.argv[0])
-    told, words = [], iter(sys.argv[1:])
-    for word in words:  # where the result goes is not how it was made
+    options, words = [], iter(sys.argv[1:])
+    for word in words:  # the recorded command has no --json
         if word == "--json":
             next(words, None)
         elif not word.startswith("--json="):
-            told.append(word)
+            options.append(word)
     result = {
         "benchmark": script.stem,
         "title": title,
-        "command": shlex.join(["python", f"benchmarks/{script.name}", *told]),
+        "command": shlex.join(["python", f"benchmarks/{script.name}", *options]),
         "date": datetime.date.today().isoformat(),
         "machine": machine(device),
         "checks": list(checks),

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Peak memory of a MoCo R50 step: against the same step without key encoder and queue, and by batch
-and precision.
+"""Measure the peak memory of a MoCo R50 step, by batch and precision.
 
-A fresh process each. On a CPU it is what the process has grown by at its peak, the image batch
-included; on a GPU what torch has allocated.
+It is compared with the same step without key encoder and queue. Each measurement uses a new
+process. On a CPU the figure is the growth of the process up to its peak, including the image batch.
+On a GPU it is the memory that torch allocated.
 
     python benchmarks/memory.py [--device cuda --batches 64 128 256]
 """
@@ -20,7 +20,7 @@ DIM, QUEUE = 128, 65536
 
 
 def measure(kind: str, batch: int, precision: str, *, device: str, size: int, arch: str) -> float:
-    """GiB at the peak of the third step."""
+    """Return the peak memory in GiB up to the third step."""
     import torch
     import torch.nn.functional as F
     import torchvision
@@ -70,10 +70,10 @@ def _resident_peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def in_a_process(*what: object, **on: object) -> float:
-    """`measure` in a fresh process."""
+def in_a_process(*args: object, **options: object) -> float:
+    """Return `measure(*args, **options)` in a new process."""
     done = subprocess.run(
-        [sys.executable, __file__, "--one", json.dumps([what, on])],
+        [sys.executable, __file__, "--one", json.dumps([args, options])],
         check=True,
         capture_output=True,
         text=True,
@@ -86,11 +86,11 @@ def main() -> None:
     options = parser(__doc__, repeats=3)
     options.add_argument("--device", default="cpu")
     options.add_argument("--batches", type=int, nargs="+", default=[8, 16, 32, 64])
-    options.add_argument("--one", help="of one process; for the program itself")
+    options.add_argument("--one", help="make one measurement; for the program itself")
     args = options.parse_args()
     if args.one:
-        what, on = json.loads(args.one)
-        print(measure(*what, **on))
+        arguments, keywords = json.loads(args.one)
+        print(measure(*arguments, **keywords))
         return
     size, arch = (32, "resnet18") if args.small else (224, "resnet50")
     on = {"device": args.device, "size": size, "arch": arch}

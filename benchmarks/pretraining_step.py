@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""The MoCo step against a supervised step, the paper's pseudo-code, and lightly's building blocks.
+"""Compare the MoCo step with a supervised step, the paper's pseudo-code and lightly's modules.
 
-All see the same batch, which lies in memory. Ours is the trainer's own step with everything it does
-but reading images; `supervised` is the same network, precision and memory layout with a plain
-cross-entropy step. The arithmetic limit of ours over supervised is 32.48 / 24.30 = 1.337 for R50:
-one forward and backward pass, and one more forward pass.
+All use the same batch in memory. `ours` is the trainer's step without reading images. `supervised`
+is the same network, precision and memory layout with a plain cross-entropy step. The arithmetic
+limit of ours / supervised is 32.48 / 24.30 = 1.337 for R50: one forward and backward pass, and one
+more forward pass.
 
     make bench-env                                       # lightly, for the comparison
     python benchmarks/pretraining_step.py                # R50, 224 pixels, batch 32, on a CPU
@@ -34,24 +34,24 @@ from moco_d2.config.load import load_config
 from moco_d2.engine.malloc import keep_freed_memory
 from moco_d2.pretrain.engine import Pretrainer
 
-ARITHMETIC_LIMIT = 32.48 / 24.30  # GFLOP an image, R50 at 224 pixels: MoCo / supervised
+ARITHMETIC_LIMIT = 32.48 / 24.30  # GFLOP per image, R50 at 224 pixels: MoCo / supervised
 DIM, QUEUE, MOMENTUM, TEMPERATURE = 128, 65536, 0.999, 0.2
 LR, SGD_MOMENTUM, WEIGHT_DECAY = 0.03, 0.9, 1e-4
-# Of H200's 790 TFLOP/s in bf16, 24,300 images a second; 20 % of that.
+# 20 % of the peak of an H200: 790 TFLOP/s in bf16 are 24,300 images per second.
 IMAGES_PER_SECOND_WANTED = {"NVIDIA H200": 4900}
 
 Step = Callable[[], Any]
 
 
 class InMemory(Pretrainer):
-    """The trainer with a batch that is there already; on a GPU the views are made anew."""
+    """The trainer with a fixed batch; with augmentation on the device, views are made each step."""
 
     def _next_batch(self) -> dict[str, torch.Tensor]:
         return self.data.views(dict(self.batch), self.iter)
 
 
 def ours(args: Any, folder: Path) -> Step:
-    """Pretrainer.run_step."""
+    """Return the step of Pretrainer.run_step."""
     for i in range(args.batch):
         Image.new("RGB", (8, 8), (i % 256, 0, 0)).save(folder / f"{i}.png")
     on_device = args.augment == "device"
@@ -90,7 +90,7 @@ def ours(args: Any, folder: Path) -> Step:
 
 
 def supervised(args: Any) -> Step:
-    """One network, same precision and layout."""
+    """Return a supervised step of one network with the same precision and layout."""
     model = torchvision.models.get_model(args.arch).to(
         args.device, memory_format=torch.channels_last
     )
@@ -109,15 +109,13 @@ def supervised(args: Any) -> Step:
             loss = F.cross_entropy(run(images), labels)
         loss.backward()
         optimizer.step()
-        loss.item()  # as every trainer that logs it does
+        loss.item()  # as in every trainer that logs the loss
 
     return step
 
 
 def transcription(args: Any) -> Step:
-    """Algorithm 1 of the paper as it stands there: tensor by tensor, a copy of the queue, NCHW,
-    fp32.
-    """
+    """Return Algorithm 1 of the paper as printed: tensor by tensor, a queue copy, NCHW, fp32."""
     f_q = torchvision.models.get_model(args.arch, num_classes=DIM)
     width = f_q.fc.in_features
     f_q.fc = nn.Sequential(nn.Linear(width, width), nn.ReLU(), f_q.fc)
@@ -157,7 +155,7 @@ def transcription(args: Any) -> Step:
 
 
 def lightly_blocks(args: Any) -> Step | None:
-    """lightly's MoCo v2 example: its head, memory bank, momentum update and shuffle."""
+    """Return lightly's MoCo v2 example with its head, memory bank, momentum update and shuffle."""
     if importlib.util.find_spec("lightly") is None:
         return None
     from lightly.loss import NTXentLoss
@@ -202,7 +200,7 @@ def lightly_blocks(args: Any) -> Step | None:
 
 
 def profile(step: Step, steps: int, device: str) -> dict[str, Any]:
-    """Where the time goes: the operators that take the most of it themselves."""
+    """Return a table of the operators that take the most time themselves."""
     kinds = [torch.profiler.ProfilerActivity.CPU]
     if device.startswith("cuda"):
         kinds.append(torch.profiler.ProfilerActivity.CUDA)
@@ -231,8 +229,8 @@ def main() -> None:
     options.add_argument("--batch", type=int, default=32)
     options.add_argument("--size", type=int, default=224)
     options.add_argument("--queue", type=int, default=QUEUE)
-    options.add_argument("--fp32", action="store_true", help="ours and supervised without bf16")
-    options.add_argument("--compile", action="store_true", help="ours and supervised")
+    options.add_argument("--fp32", action="store_true", help="run ours and supervised without bf16")
+    options.add_argument("--compile", action="store_true", help="compile ours and supervised")
     options.add_argument("--augment", choices=("none", "device"), default="none")
     options.add_argument("--profile", type=int, default=0, metavar="STEPS")
     args = options.parse_args()
@@ -241,7 +239,7 @@ def main() -> None:
     on_gpu = args.device.startswith("cuda")
     args.bf16 = not args.fp32
     if not on_gpu:
-        keep_freed_memory()  # as tools/pretrain.py does; here all four gain
+        keep_freed_memory()  # as tools/pretrain.py does; all four steps gain from it
 
     with tempfile.TemporaryDirectory() as folder:
         steps = {

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Time of `tools/benchmark.py table` over the number of run records, process start included.
+"""Time `tools/benchmark.py table` for several numbers of run records, including the process start.
 
-Records of the size of real ones: a resolved config, six evaluations, twenty classes; spread over
-ten tasks and five initializations, so that more records are more seeds.
+The records have the size of real ones: a resolved config, six evaluations, twenty classes. They are
+spread over ten tasks and five initializations, so more records are more seeds.
 
     python benchmarks/records.py [--sizes 10 100 1000 10000] [--repeats 5] [--json FILE]
 """
@@ -35,7 +35,7 @@ EVALUATIONS = 6
 
 
 def record(config: dict[str, Any], task: str, initialization: str, seed: int) -> dict[str, Any]:
-    """A run record of schema version 1, which every later reader has to know too."""
+    """Return a run record of schema version 1, which all later readers support too."""
     resolved = {
         **config,
         "MODEL": {**config["MODEL"], "WEIGHTS": f"weights/{initialization}.pth"},
@@ -85,7 +85,7 @@ def record(config: dict[str, Any], task: str, initialization: str, seed: int) ->
 
 
 def write_records(folder: Path, count: int) -> float:
-    """`count` records below `folder`; their mean size in kB."""
+    """Write `count` records below `folder`, and return their mean size in kB."""
     config = to_plain(load_config("voc_C4_moco.yaml"))
     size = 0
     for i in range(count):
@@ -101,10 +101,10 @@ def write_records(folder: Path, count: int) -> float:
 
 
 def seconds(folder: Path) -> tuple[float, float]:
-    """Of one command in a process of its own: on the clock, and of the CPU.
+    """Return the wall-clock and CPU seconds of one command in a new process.
 
     Raises:
-        RuntimeError: it failed or left a record out.
+        RuntimeError: If it fails or leaves a record out.
     """
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(
@@ -133,11 +133,11 @@ def main() -> None:
         for size in wanted:
             kilobytes = write_records(Path(folder) / str(size), size)
         for size in wanted:
-            seconds(Path(folder) / str(size))  # from here on the files are in memory
+            seconds(Path(folder) / str(size))  # fills the page cache
             runs = [seconds(Path(folder) / str(size)) for _ in range(args.repeats)]
             clock[size], cpu[size] = map(statistics.median, zip(*runs, strict=True))
     sizes, times = np.array(wanted), np.array(list(cpu.values()))
-    # Relative errors count, or the largest size alone would decide the line.
+    # The fit minimizes relative errors; otherwise the largest size alone would decide the line.
     slope, start = np.polyfit(sizes, times, 1, w=1 / times)
     error = float(np.abs((start + slope * sizes) / times - 1).max())
     checks = [

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""results/benchmarks/*.json -> docs/performance.md. No figure there is typed by hand.
+"""Render docs/performance.md from results/benchmarks/*.json. No figure is typed by hand.
 
 python benchmarks/render.py
 """
@@ -13,14 +13,14 @@ from harness import RESULTS, met
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 _HEAD = """# Performance
 
-Written by `benchmarks/render.py` from the results in `results/benchmarks/`; each section names the
-command that measured it, and on what. Ratios are medians over turns in one run: what is compared
-takes turns, so that a busy machine slows all alike.
+`benchmarks/render.py` writes this page from the results in `results/benchmarks/`. Each section
+names its command and the machine. Ratios are medians over turns in one run: the programs to compare
+take turns, so that a busy machine slows all of them alike.
 """
 
 
 def section(result: dict[str, Any]) -> str:
-    """One benchmark as Markdown."""
+    """Return one benchmark as Markdown."""
     on = result["machine"]
     bf16 = "with" if on["bf16_in_hardware"] else "without"
     lines = [

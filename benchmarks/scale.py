@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Time and memory as the work grows: queue, list of images, class folders, shards (run records:
-records.py), and what follows for a billion images.
+"""Measure how time and memory grow with the queue, a list of images, class folders and shards.
 
-For each a table and the exponent of a power law through it (1: linear).
+Each has a table and the exponent of a power law through its figures (1 means linear). A note says
+what follows for a billion images. records.py measures run records.
 
     python benchmarks/scale.py
 """
@@ -41,7 +41,7 @@ _PATH = "train/n01440764/n01440764_{:08d}.JPEG"  # as long as ImageNet's
 
 
 def exponent(sizes: list[int], values: list[float]) -> float:
-    """Slope of log(value) over log(size), least squares."""
+    """Return the least-squares slope of log(value) over log(size)."""
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
@@ -50,7 +50,7 @@ def table(title: str, columns: list[str], rows: list[list[Any]]) -> dict[str, An
 
 
 def queue_step(size: int, repeats: int) -> float:
-    """Seconds of logits, loss, backward pass and enqueueing, without the encoders."""
+    """Return the seconds of logits, loss, backward pass and enqueueing, without the encoders."""
     queue = Queue(dim=DIM, size=size)
     keys = F.normalize(torch.randn(BATCH, DIM), dim=1)
     queries = keys.clone().requires_grad_()
@@ -64,8 +64,10 @@ def queue_step(size: int, repeats: int) -> float:
 
 
 def first_batch(build: Callable[..., TrainingData]) -> tuple[float, float, float]:
-    """Seconds until the first batch is there, MB that the process has grown by, and seconds of the
-    fingerprint that the processes of a run compare.
+    """Return three figures of a data source.
+
+    They are the seconds until the first batch, the growth of the process in MB, and the seconds of
+    the fingerprint that the processes of a run compare.
     """
     views = ViewMaker(build_crop(size=32), names=("query", "key"), seed=0)
     before = _peak_mb()
@@ -81,30 +83,30 @@ def first_batch(build: Callable[..., TrainingData]) -> tuple[float, float, float
 
 
 def _peak_mb() -> float:
-    """Not getrusage's: that begins with the peak of the process which started this one."""
+    """Return the peak memory in MB. That of getrusage starts at the parent's peak."""
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
 
 
 def one_image(folder: Path) -> Path:
-    """A JPEG."""
+    """Write a JPEG, and return its path."""
     path = folder / "one.jpg"
     Image.new("RGB", (64, 64)).save(path)
     return path
 
 
 def listed(count: int, folder: Path) -> tuple[float, ...]:
-    """First batch from a list file of so many lines; any image that is asked for is there."""
+    """Measure the first batch from a list file with `count` lines. All images exist."""
     file = folder / "list.txt"
     with file.open("w") as lines:
         lines.writelines(_PATH.format(number) + "\n" for number in range(count))
-    one = one_image(folder)  # stands for all: the list does not look for its files
+    one = one_image(folder)  # replaces all images, since the list does not check its files
     with mock.patch("moco_d2.pretrain.data.listed.read_image", lambda path: read_image(one)):
         return first_batch(lambda **on: ListedData(list_source(f"list:{file}"), **on))
 
 
 def in_folders(count: int, folder: Path) -> tuple[float, ...]:
-    """First batch from class folders of a thousand images, names of one file each."""
+    """Measure the first batch from class folders of a thousand links to one image."""
     one = one_image(folder)
     for number in range(count):
         file = folder / "train" / f"n{number // 1000:08d}" / f"{number:08d}.JPEG"
@@ -115,7 +117,7 @@ def in_folders(count: int, folder: Path) -> tuple[float, ...]:
 
 
 def shard(images: int) -> bytes:
-    """A tar file as webdataset's TarWriter writes it, of labeled images."""
+    """Return a tar file of labeled images, written by webdataset's TarWriter."""
     with tempfile.TemporaryDirectory() as folder:
         image = one_image(Path(folder)).read_bytes()
     packed = io.BytesIO()
@@ -126,7 +128,7 @@ def shard(images: int) -> bytes:
 
 
 def counted(count: int, folder: Path) -> tuple[float, ...]:
-    """First batch from so many shards of two images, which are counted."""
+    """Measure the first batch from `count` shards of two images, which are counted."""
     content = shard(2)
     for number in range(count):
         (folder / f"{number:07d}.tar").write_bytes(content)
@@ -135,7 +137,7 @@ def counted(count: int, folder: Path) -> tuple[float, ...]:
 
 
 def stated(count: int, folder: Path) -> tuple[float, ...]:
-    """First batch from so many shards, the number of their images given (names of one file)."""
+    """Measure the first batch from links to one shard, with a configured number of images."""
     one = folder / "one.tar"
     one.write_bytes(shard(2))
     for number in range(count):
@@ -147,7 +149,7 @@ def stated(count: int, folder: Path) -> tuple[float, ...]:
 
 
 def counting_rate(images: int, repeats: int) -> float:
-    """Images a second whose headers one core reads."""
+    """Return the number of images per second that one core counts in a shard."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "0.tar"
         path.write_bytes(shard(images))
@@ -159,7 +161,7 @@ SOURCES = {"listed": listed, "in_folders": in_folders, "counted": counted, "stat
 
 
 def in_a_process(kind: str, count: int) -> tuple[float, float, float]:
-    """One of SOURCES in a fresh process: a peak of memory does not come down."""
+    """Run one of SOURCES in a new process, since a peak of memory never falls."""
     done = subprocess.run(
         [sys.executable, __file__, "--one", kind, str(count)],
         check=True,
@@ -173,7 +175,7 @@ def in_a_process(kind: str, count: int) -> tuple[float, float, float]:
 def main() -> None:
     """Measure and print."""
     options = parser(__doc__, repeats=5)
-    options.add_argument("--one", nargs=2, help="of one process; for the program itself")
+    options.add_argument("--one", nargs=2, help="measure one source; for the program itself")
     args = options.parse_args()
     if args.one:
         kind, count = args.one
@@ -192,11 +194,11 @@ def main() -> None:
     rate = counting_rate(10 if args.small else 1000, args.repeats)
 
     def slope(kind: str) -> float:
-        """Of the two largest: small ones are all start."""
+        """Return the exponent of the two largest sizes. In small ones the start dominates."""
         return exponent(sizes[kind][-2:], [seconds for seconds, _, _ in first[kind][-2:]])
 
     def per_million(kind: str, number: int) -> float:
-        """Of the largest: 0 seconds, 1 MB, 2 seconds of the fingerprint."""
+        """Return a figure of the largest size: 0 seconds, 1 MB, 2 seconds of the fingerprint."""
         return first[kind][-1][number] / sizes[kind][-1] * 1e6
 
     titles = {

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What importing moco_d2 and asking a tool for --help cost, in fresh processes.
+"""Time the import of moco_d2 and every tool's --help, in new processes.
 
 python benchmarks/start_up.py
 """
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def process(*words: str) -> Callable[[], None]:
-    """Run python with these words."""
+    """Return an action that runs python with these arguments."""
     return lambda: subprocess.run(
         [sys.executable, *words], check=True, capture_output=True, cwd=ROOT, env=COMPILED
     )

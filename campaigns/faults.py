@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Faults that a run of days meets, dealt to runs of seconds: is what the package promises kept?
+"""Inject the faults that a run of days may meet into runs of seconds, and check every promise.
 
-Kills and SIGTERM at random moments, full disks, lost folders, killed workers, damaged images and
-annotations, processes that die, hang or disagree. Every fault follows from the seed, its kind and
-its number; each is a line. Any that breaks a promise is a failure, and the exit code is 1.
+The faults are kills and SIGTERM at random moments, full disks, lost folders, killed workers,
+damaged images and annotations, and processes that die, hang or disagree. Each fault depends on the
+seed, its kind and its number, and prints one line. If a promise is broken, the exit code is 1.
 
     python campaigns/faults.py --only 'kill *' --minutes 10 --json results/campaigns/faults.json
     python campaigns/faults.py --soak 60 --json soak.json
@@ -34,7 +34,7 @@ from fault_kinds.case import Kind  # noqa: E402
 
 
 def all_kinds() -> tuple[Kind, ...]:
-    """Every kind of fault, in the order of docs/reliability.md."""
+    """Return all kinds of faults, in the order of docs/reliability.md."""
     from fault_kinds import annotations, images, kills, machine, processes
 
     modules = (kills, machine, images, annotations, processes)
@@ -42,7 +42,11 @@ def all_kinds() -> tuple[Kind, ...]:
 
 
 def deal(kind: Kind, number: int, seed: int) -> dict[str, Any]:
-    """One fault: ``{"kind", "number", "what", "faults", "figures", "seconds", "failure"}``."""
+    """Inject one fault.
+
+    Returns:
+        ``{"kind", "number", "what", "faults", "figures", "seconds", "failure"}``.
+    """
     rng = random.Random(f"{seed}/{kind.name}/{number}")
     started = time.monotonic()
     result: dict[str, Any] = {"kind": kind.name, "number": number, "failure": None}
@@ -58,7 +62,7 @@ def deal(kind: Kind, number: int, seed: int) -> dict[str, Any]:
 
 
 def campaign(kinds: list[Kind], *, seed: int, count: int | None, minutes: float) -> list[dict]:
-    """Deal faults of all kinds in turn until each has had its number, or the time is over."""
+    """Inject faults of all kinds in turn, until each kind has its count or the time is over."""
     deadline = time.monotonic() + minutes * 60
     results = []
     wanted = {kind.name: kind.count if count is None else count for kind in kinds}
@@ -75,37 +79,33 @@ def campaign(kinds: list[Kind], *, seed: int, count: int | None, minutes: float)
 
 
 def _print(result: dict[str, Any]) -> None:
-    said = f"FAILED {result['failure']}" if result["failure"] else result["what"]
-    print(f"{result['kind']} {result['number']} ({result['seconds']:.1f} s): {said}", flush=True)
+    text = f"FAILED {result['failure']}" if result["failure"] else result["what"]
+    print(f"{result['kind']} {result['number']} ({result['seconds']:.1f} s): {text}", flush=True)
 
 
 def summary(results: list[dict[str, Any]], seed: int) -> dict[str, Any]:
-    """Results of a campaign as an entry of results/campaigns/faults.json."""
+    """Return the results of a campaign as an entry of results/campaigns/faults.json."""
+    from moco_d2.records.environment import cpu_name
+
     kinds: dict[str, dict[str, Any]] = {}
     for result in results:
-        of = kinds.setdefault(
+        totals = kinds.setdefault(
             result["kind"], {"runs": 0, "faults": 0, "failures": 0, "seconds": 0.0, "figures": {}}
         )
-        of["runs"] += 1
-        of["faults"] += result["faults"]
-        of["failures"] += result["failure"] is not None
-        of["seconds"] = round(of["seconds"] + result["seconds"], 1)
+        totals["runs"] += 1
+        totals["faults"] += result["faults"]
+        totals["failures"] += result["failure"] is not None
+        totals["seconds"] = round(totals["seconds"] + result["seconds"], 1)
         for name, number in result["figures"].items():
-            of["figures"][name] = of["figures"].get(name, 0) + number
+            totals["figures"][name] = totals["figures"].get(name, 0) + number
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "hardware": f"{os.cpu_count()} x {_cpu()}",
+        "hardware": f"{os.cpu_count()} x {cpu_name()}",
         "versions": versions(),
         "seed": seed,
         "kinds": kinds,
         "failed": [r for r in results if r["failure"]],
     }
-
-
-def _cpu() -> str:
-    from moco_d2.records.environment import cpu_name
-
-    return cpu_name()
 
 
 def versions() -> dict[str, str]:
@@ -119,7 +119,7 @@ def versions() -> dict[str, str]:
 
 
 def append(file: Path, entry: dict[str, Any]) -> None:
-    """Add a campaign to the file of campaigns."""
+    """Add a campaign's entry to the file of campaigns."""
     from moco_d2.files import write_json
 
     entries = json.loads(file.read_text()) if file.exists() else {"campaigns": []}
@@ -132,19 +132,14 @@ def _parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--only", metavar="KIND", action="append", help="kinds, a pattern: 'kill *'; repeatable")
-    add("--count", type=int, metavar="N", help="faults of each kind; default: its own number")
-    add("--minutes", type=float, default=60, help="begin no fault after so long; default 60")
+    add("--only", metavar="KIND", action="append", help="pattern of kinds: 'kill *' (repeatable)")
+    add("--count", type=int, metavar="N", help="faults of each kind (default: its own count)")
+    add("--minutes", type=float, default=60, help="start no fault after this time (default: 60)")
     add("--seed", type=int, default=0)
     add("--json", type=Path, metavar="FILE", help="add the figures to this file")
-    add("--soak", type=float, metavar="MINUTES", help="pretrain for so long instead")
-    add(
-        "--render",
-        type=Path,
-        metavar="FILE.md",
-        help="write the page of the figures",
-    )
-    add("--list", action="store_true", help="print the kinds and what they are to show")
+    add("--soak", type=float, metavar="MINUTES", help="pretrain for this time instead")
+    add("--render", type=Path, metavar="FILE.md", help="write the page with the figures")
+    add("--list", action="store_true", help="print the kinds and their promises")
     return parser.parse_args()
 
 
@@ -171,9 +166,11 @@ def main() -> None:
         return
     results = campaign(kinds, seed=args.seed, count=args.count, minutes=args.minutes)
     entry = summary(results, args.seed)
-    for name, of in entry["kinds"].items():
-        print(f"{name}: {of['faults']} faults in {of['runs']} runs, {of['failures']} failures")
-    total = sum(of["faults"] for of in entry["kinds"].values())
+    for name, sums in entry["kinds"].items():
+        print(
+            f"{name}: {sums['faults']} faults in {sums['runs']} runs, {sums['failures']} failures"
+        )
+    total = sum(sums["faults"] for sums in entry["kinds"].values())
     print(f"total: {total} faults, {len(entry['failed'])} failures")
     if args.json:
         append(args.json, entry)

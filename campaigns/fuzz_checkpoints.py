@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Damaged and hostile checkpoints through the converter: refused in a sentence, or converted as is.
+"""Convert damaged and hostile checkpoints: each is refused with one sentence or converted as is.
 
-Every case is made from a seed: a sound checkpoint in one of five containers, and something done to
-it, or a hostile one (hostile_files.py). It is converted in a child of its own, whose crash, hang or
-hunger counts. A case fails if the converter raises anything but its one-sentence refusal, takes
-more than ten seconds, ends the interpreter, takes more memory than is stated, leaves a file behind
-after a refusal, runs code from the file, or converts altered weights without noticing, where the
-container has a checksum or the alteration is not of this kind.
+Each case follows from a seed. It is a sound checkpoint in one of five containers with one
+alteration, or a hostile file (hostile_files.py), and is converted in a new child process. A case
+fails if the converter raises anything but its one-sentence error, takes more than ten seconds or
+more memory than stated, ends the interpreter, leaves a file behind after an error, or runs code
+from the file. It also fails if altered weights are converted although the container has checksums
+or the alteration can be noticed without them.
 
     python campaigns/fuzz_checkpoints.py [--cases 3000] [--seed 0] [--json FILE]
 """
@@ -54,20 +54,20 @@ from moco_d2.checkpoint.mapping import Architecture, build_torchvision, to_detec
 from moco_d2.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-LIMIT_S = 10  # of the processor's time
-BLOCKED_S = 60  # in all, for a case that waits for something
-ADDRESSES = 16 << 30  # bytes that a case may ask the system for
-MEMORY = 1 << 30  # bytes that a case may use, and MEMORY_A_BYTE more for each byte of its file
+LIMIT_S = 10  # CPU time of a case
+BLOCKED_S = 60  # wall-clock time of a case
+ADDRESSES = 16 << 30  # bytes of address space of a case
+MEMORY = 1 << 30  # bytes that a case may use, plus MEMORY_A_BYTE for each byte of its file
 MEMORY_A_BYTE = 12
-_CRASHED = 70  # exit code of a child that was ended by an exception of the campaign's own
+_CRASHED = 70  # exit code of a child after an exception in the campaign itself
 LONGEST_SENTENCE = 2000  # characters
-COMMANDS = 20  # cases that also run as commands
+COMMANDS = 20  # cases that also run through the command line
 ARCHITECTURE = Architecture(50, width_factor=1 / 16)  # 0.1 million weights
 
 State = dict[str, Any]
 CONTAINERS = (".pth", ".legacy.pth", ".pkl", ".safetensors", ".npz")
 WITH_CHECKSUMS = (".pth", ".npz")
-# What may come of a case.
+# The outcomes of a case.
 REFUSED, SAME, ALTERED = "refused", "converted unaltered", "converted altered"
 
 
@@ -80,12 +80,12 @@ def _network() -> State:
 
 
 def sound() -> State:
-    """A state_dict that converts."""
+    """Return a state_dict that can be converted."""
     return {name: tensor.clone() for name, tensor in _network().items()}
 
 
 def write(state: Any, container: str, path: Path) -> None:
-    """Save `state` as the container's programs do."""
+    """Save `state` in the format of the container."""
     if container == ".safetensors":
         safetensors.torch.save_file(
             {k: v.clone().contiguous() for k, v in state.items() if isinstance(v, torch.Tensor)},
@@ -111,7 +111,7 @@ def _as_arrays(value: Any, done: dict[int, Any]) -> Any:
 
 
 class Calls:
-    """Its pickle calls a function."""
+    """An object whose pickle calls a function."""
 
     def __init__(self, function: Callable, *args: object):
         self.call = function, args
@@ -120,7 +120,7 @@ class Calls:
         return self.call
 
 
-# Alterations of the content: (random, state, marker) -> what is saved. The converter must refuse.
+# Alterations of the content: (random, state, marker) -> content to save, which must be refused.
 
 
 def _some(rng: random.Random, state: State, ndim: int | None = None) -> str:
@@ -196,7 +196,7 @@ def cycle(rng, state, marker):
 
 
 def laughs(rng, state, marker):
-    """Lists of lists: a few hundred bytes that print as billions."""
+    """Nest lists: a few hundred bytes print as billions."""
     node: Any = "ha"
     for _ in range(40):
         node = [node] * 9
@@ -235,7 +235,7 @@ CONTENT = (
     not_a_number, wrong_dtype, wrong_shape, missing, a_stage_missing, unknown, renamed,
     two_networks, deep, cycle, laughs, repeated, no_network, no_dict, code,
 )  # fmt: skip
-# What only torch's containers hold.
+# Only torch's containers can hold these.
 TORCH_ONLY = (deep, cycle, laughs, no_dict, code, repeated)
 
 
@@ -310,7 +310,7 @@ def empty(rng, data):
 
 
 def bomb(rng, data):
-    """An archive whose members declare, or are, far more than it weighs."""
+    """Make an archive whose members unpack to far more bytes than it has."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for i in range(4):
@@ -320,7 +320,7 @@ def bomb(rng, data):
 
 
 def declared_size(rng, data):
-    """A wrong size in the archive's directory; in another container, at its start."""
+    """Write a wrong size into the archive's directory, or at the start of another container."""
     at = data.rfind(b"PK\x01\x02")
     at = at + rng.choice([20, 24]) if at >= 0 else 0
     return data[:at] + rng.randbytes(4) + data[at + 4 :]
@@ -348,14 +348,15 @@ BYTES = (
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a case.
+    """The result of a case.
 
     Args:
-        kind: what was done to the checkpoint.
+        kind: The alteration of the checkpoint.
+        container: The suffix of its file.
         outcome: REFUSED, SAME or ALTERED.
-        failure: what is wrong with that; None if nothing is.
-        seconds: it took.
-        mebibytes: more that it used than before.
+        failure: What is wrong with the outcome, or None.
+        seconds: The time of the case.
+        mebibytes: The growth of its memory.
     """
 
     kind: str
@@ -367,8 +368,11 @@ class Result:
 
 
 def make(seed: int, folder: Path) -> tuple[Path, str, str, bool]:
-    """The file of a case: its path, what was done, the container, and whether the weights in it may
-    differ from the sound ones without anyone being able to tell.
+    """Make the file of a case.
+
+    Returns:
+        Its path, its kind, its container, and whether an alteration of its weights may be
+        undetectable.
     """
     rng = random.Random(seed)
     container = rng.choice(CONTAINERS)
@@ -391,7 +395,7 @@ def make(seed: int, folder: Path) -> tuple[Path, str, str, bool]:
     return path, change.__name__, container, container not in WITH_CHECKSUMS
 
 
-HOSTILE = 0.5  # share of the cases
+HOSTILE = 0.5  # fraction of the cases
 _PROGRAMS = (hostile.program_beside, hostile.program_beside, hostile.program_within,
              hostile.program_alone)  # fmt: skip
 _ARCHIVES = (hostile.lying_directory, hostile.lying_header, hostile.lying_end,
@@ -399,14 +403,14 @@ _ARCHIVES = (hostile.lying_directory, hostile.lying_header, hostile.lying_end,
 
 
 def _make_hostile(rng: random.Random, folder: Path) -> tuple[Path, str, str, bool]:
-    """As `make`."""
-    how = rng.choice(("program", "program", "program", "archive", "header", "exhausting"))
-    if how == "program":
+    """Make a hostile file, and return what `make` returns."""
+    group = rng.choice(("program", "program", "program", "archive", "header", "exhausting"))
+    if group == "program":
         maker, container = rng.choice(_PROGRAMS), rng.choice((".pth", ".legacy.pth", ".pkl"))
         path = folder / f"case{container}"
         maker(rng, sound(), container, path, write)
         return path, maker.__name__, container, False
-    if how == "exhausting":
+    if group == "exhausting":
         container = rng.choice((".pth", ".legacy.pth"))
         path = folder / f"case{container}"
         if rng.random() < 0.5:
@@ -415,21 +419,21 @@ def _make_hostile(rng: random.Random, folder: Path) -> tuple[Path, str, str, boo
         path = folder / "case.pkl"
         path.write_bytes(hostile.exhausting_program(rng))
         return path, "exhausting_program", ".pkl", False
-    container = ".pth" if how == "archive" else rng.choice((".safetensors", ".npz"))
+    container = ".pth" if group == "archive" else rng.choice((".safetensors", ".npz"))
     path = folder / f"case{container}"
     write(sound(), container, path)
     change = (
         rng.choice(_ARCHIVES)
-        if how == "archive"
+        if group == "archive"
         else {".safetensors": hostile.lying_safetensors, ".npz": hostile.lying_npy}[container]
     )
     path.write_bytes(change(rng, path.read_bytes()))
-    # Which of two whole archives is meant, and another type in a header, nobody can tell.
+    # The right one of two whole archives, and another type in a header, are undetectable.
     return path, change.__name__, container, change in (hostile.two_archives, hostile.lying_npy)
 
 
 def run_case(seed: int) -> Result:
-    """Make the case, convert it in a child, and judge."""
+    """Make a case, convert it in a child process, and judge the outcome."""
     with tempfile.TemporaryDirectory(prefix="moco_d2_fuzz_") as name:
         folder = Path(name)
         path, kind, container, undetectable = make(seed, folder)
@@ -444,26 +448,26 @@ def run_case(seed: int) -> Result:
             hangs = not select.select([pipe], [], [], BLOCKED_S)[0]
             if hangs:
                 os.kill(pid, signal.SIGKILL)
-            said = pipe.read()
+            answer = pipe.read()
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         seconds = time.perf_counter() - started
         if hangs:
             outcome, failure, mebibytes = REFUSED, f"waits for more than {BLOCKED_S} s", 0.0
         elif code == -signal.SIGXCPU:
             outcome, failure, mebibytes = REFUSED, f"more than {LIMIT_S} s", 0.0
-        elif code or not said:
+        elif code or not answer:
             outcome, failure, mebibytes = REFUSED, f"the interpreter ended with {code}", 0.0
         else:
-            outcome, failure, mebibytes = json.loads(said)
+            outcome, failure, mebibytes = json.loads(answer)
         if (folder / "executed").exists():
             failure = "code from the file was run"
         return Result(kind, container, outcome, failure, seconds, mebibytes)
 
 
 def _in_child(path: Path, undetectable: bool, send: int) -> NoReturn:
-    """Convert, tell the parent what came of it, and end."""
+    """Convert the file, send the outcome to the parent, and exit."""
     code = _CRASHED
-    faulthandler.disable()  # of pytest
+    faulthandler.disable()  # pytest enables it
     try:
         before = _most_used()
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -476,7 +480,7 @@ def _in_child(path: Path, undetectable: bool, send: int) -> NoReturn:
         grown = _most_used() - before
         allowed = MEMORY + MEMORY_A_BYTE * (path.stat().st_size if path.is_file() else 0)
         if grown > allowed and failure is None:
-            failure = f"{grown >> 20} MiB of memory, where {allowed >> 20} are stated"
+            failure = f"{grown >> 20} MiB of memory, but {allowed >> 20} MiB are allowed"
         os.write(send, json.dumps([outcome, failure, grown / (1 << 20)]).encode())
         code = 0
     finally:
@@ -488,7 +492,7 @@ def _most_used() -> int:
 
 
 def _convert(path: Path, undetectable: bool) -> tuple[str, str | None]:
-    """What came of it, and what is wrong with that."""
+    """Convert the file, and return the outcome and the failure."""
     out = path.parent / "out"
     out.mkdir()
     try:
@@ -515,7 +519,7 @@ def _unaltered(weights: Path) -> bool:
 
 
 def run_command(seed: int) -> str | None:
-    """The same case through tools/convert.py: what is wrong, or None."""
+    """Run the case of a seed through tools/convert.py, and return what is wrong, or None."""
     with tempfile.TemporaryDirectory(prefix="moco_d2_fuzz_") as name:
         folder = Path(name)
         path, kind, *_ = make(seed, folder)
@@ -536,16 +540,18 @@ def run_command(seed: int) -> str | None:
 def _prepare() -> None:
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")  # of zipfile, about the names that we write twice
+    warnings.simplefilter("ignore")  # zipfile warns about duplicate names
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--commands", type=int, default=COMMANDS, help="run as commands besides")
+    parser.add_argument(
+        "--commands", type=int, default=COMMANDS, help="cases that also run as commands"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--json", type=Path, help="also write the figures there")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     args = parser.parse_args()
     seeds = range(args.seed, args.seed + args.cases)
     pool = concurrent.futures.ProcessPoolExecutor(

@@ -1,12 +1,11 @@
 #!/usr/bin/env python3
-"""Hostile configs and suites through their readers: refused in a sentence, or plain settings.
+"""Read hostile configs and suites: each is refused with one sentence or gives plain settings.
 
-Every case is made from a seed and read in a process of its own, as the tools read it: a config is
-loaded, a suite is planned, checked and its files are written, and what either names as data is
-opened. A case fails if that process is ended by a signal, computes for more than ten seconds, waits
-for a minute, takes 2 GiB of memory more, raises anything but a one-sentence UserError, runs a
-command, asks the network, or writes a file where none belongs: outside the suite's folder, or at
-all after a refusal.
+Each case follows from a seed and is read in a new process, as the tools read it. A config is
+loaded. A suite is planned and checked, and its files are written. Their data is opened. A case
+fails if the process is ended by a signal, takes ten seconds of CPU time, a minute or 2 GiB of
+memory, raises anything but a one-sentence UserError, runs a command, or uses the network. It also
+fails if it writes a file outside of the suite's folder, or any file after an error.
 
     python campaigns/fuzz_yaml.py [--cases 600] [--seed 0] [--json FILE]
 """
@@ -37,12 +36,8 @@ from moco_d2.benchmark.records.importing import import_run
 from moco_d2.benchmark.runs.cell_state import placed
 from moco_d2.benchmark.runs.checks import check_configs
 from moco_d2.benchmark.runs.planning import plan
-from moco_d2.benchmark.runs.suites import (
-    CONFIGURED,
-    file_settings,
-    load_suite,
-    untrusted_words,
-)
+from moco_d2.benchmark.runs.suite_values import file_settings
+from moco_d2.benchmark.runs.suites import CONFIGURED, load_suite, untrusted_words
 from moco_d2.cli import argument_parser
 from moco_d2.config.load import load_config, load_config_of
 from moco_d2.config.shard_patterns import SHARDS_PREFIX
@@ -55,17 +50,17 @@ from moco_d2.transfer.weights import RANDOM, check_weights_file
 sys.path.insert(0, str(Path(__file__).parent))
 import hostile_yaml
 
-LIMIT_S = 60  # on a machine with other work; one case alone takes a tenth of a second
+LIMIT_S = 60  # for a busy machine; a case takes a tenth of a second alone
 CPU_S = 10
-MEMORY = 2 << 30  # bytes beyond what the process has when a case begins
+MEMORY = 2 << 30  # bytes beyond the memory of the process at the start of a case
 _LONGEST_SENTENCE = 2000
-_CELLS = 5  # whose commands are parsed and whose data is opened
+_CELLS = 5  # cells whose commands are parsed and whose data is opened
 REFUSED, READ = "refused", "read"
 
 
 @dataclass
 class Result:
-    """What became of a case; `failure` is "" if nothing is wrong with it."""
+    """The result of a case; `failure` is "" if nothing is wrong with it."""
 
     kind: str
     outcome: str
@@ -73,7 +68,7 @@ class Result:
     seconds: float
 
 
-# ---- what is done with a file --------------------------------------------------------------------
+# ---- reading a file ------------------------------------------------------------------------------
 
 
 def open_config(case: hostile_yaml.Case, out: Path) -> None:
@@ -108,7 +103,7 @@ def open_suite(case: hostile_yaml.Case, out: Path) -> None:
 
 
 def open_run(case: hostile_yaml.Case, out: Path) -> None:
-    """Import a run whose config.yaml it is."""
+    """Import a run with the case's file as its config.yaml."""
     folder = case.file.parent
     (folder / "metrics.json").write_text('{"iteration": 1}\n')
     import_run(folder, task="voc_C4", initialization="moco", destination=out / "record.json")
@@ -122,12 +117,12 @@ DOORS: dict[str, Callable[[hostile_yaml.Case, Path], None]] = {
 
 
 def open_data(cfg: Any) -> None:
-    """Open what a config names, so that what is let through does what it does."""
+    """Open the data of a config, so that hostile data has its effect."""
     if cfg.MODEL.WEIGHTS not in ("", RANDOM):
         with contextlib.suppress(UserError):
             check_weights_file(cfg.MODEL.WEIGHTS)
     for name in (*cfg.DATASETS.TRAIN[:2], *cfg.DATASETS.TEST[:2], cfg.MOCO.KNN.TRAIN):
-        with contextlib.suppress(UserError):  # a set that is not there
+        with contextlib.suppress(UserError):  # the dataset does not exist
             if name.startswith(SHARDS_PREFIX):
                 shards = list_shards(name.removeprefix(SHARDS_PREFIX), num_images=4)
                 next(read_shard(shards.urls[0]), None)
@@ -139,7 +134,7 @@ def open_data(cfg: Any) -> None:
 
 
 def run_case(seed: int) -> Result:
-    """Make the case, read it in a process of its own, and judge."""
+    """Make a case, read it in a new process, and judge the outcome."""
     with tempfile.TemporaryDirectory(prefix="moco_d2_fuzz_") as name:
         root = Path(name).resolve()
         folder, out = root / "in", root / "deep" / "out"
@@ -151,12 +146,12 @@ def run_case(seed: int) -> Result:
         seconds = time.perf_counter() - started
         failure = _written(root, out, before, outcome) or failure
         if outcome == REFUSED and case.sound and not failure:
-            failure = "what is sound was refused"
+            failure = "a sound file was refused"
         return Result(kind, outcome, failure, seconds)
 
 
 def _judge(case: hostile_yaml.Case, root: Path, folder: Path, out: Path) -> tuple[str, str]:
-    """In another process: what came of it, and what is wrong with that."""
+    """Read the case in another process, and return the outcome and the failure."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -165,14 +160,14 @@ def _judge(case: hostile_yaml.Case, root: Path, folder: Path, out: Path) -> tupl
     os.close(writer)
     status = _wait(child)
     with open(reader, encoding="utf-8") as file:  # noqa: PTH123 - a pipe
-        said = file.read()
+        answer = file.read()
     if status is None:
         return REFUSED, f"more than {LIMIT_S} s"
     if os.WIFSIGNALED(status):
         return REFUSED, f"ended by {signal.Signals(os.WTERMSIG(status)).name}"
-    if not said:
-        return REFUSED, f"ended with exit code {os.WEXITSTATUS(status)} and without a word"
-    outcome, failure = json.loads(said)
+    if not answer:
+        return REFUSED, f"ended with exit code {os.WEXITSTATUS(status)} and without an answer"
+    outcome, failure = json.loads(answer)
     return outcome, failure
 
 
@@ -189,9 +184,9 @@ def _wait(child: int) -> int | None:
 
 
 def _child(case: hostile_yaml.Case, root: Path, folder: Path, out: Path, writer: int) -> None:
-    """Never returns."""
+    """Read the case, send the outcome to the parent, and exit."""
     outcome, failure = REFUSED, ""
-    asked: list[str] = []
+    addresses: list[str] = []
     try:
         os.setsid()
         os.chdir(folder)
@@ -201,7 +196,7 @@ def _child(case: hostile_yaml.Case, root: Path, folder: Path, out: Path, writer:
         null = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(null, stream)
-        _watch_network(asked)
+        _watch_network(addresses)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
@@ -212,22 +207,22 @@ def _child(case: hostile_yaml.Case, root: Path, folder: Path, out: Path, writer:
             text = str(error)
             if "\n" in text or not 10 < len(text) < _LONGEST_SENTENCE:
                 failure = f"not a sentence: {text[:200]!r}"
-    except BaseException as error:  # whatever it is, it is a finding
+    except BaseException as error:  # any other exception is a failure
         where = traceback.extract_tb(error.__traceback__)[-1]
         failure = f"{type(error).__name__}: {error}"[:300] + f" ({where.name}, line {where.lineno})"
     finally:
-        if asked:
-            failure = f"the network was asked: {asked[0]}"
+        if addresses:
+            failure = f"the network was used: {addresses[0]}"
         with contextlib.suppress(BaseException):
             os.write(writer, json.dumps([outcome, failure]).encode())
         os._exit(0)
 
 
-def _watch_network(asked: list[str]) -> None:
-    """Let no connection be made from here on; those that are tried are added to `asked`."""
+def _watch_network(addresses: list[str]) -> None:
+    """Refuse all connections in this process, and add their addresses to `addresses`."""
 
     def refuse(*args: Any, **_: Any) -> Any:
-        asked.append(str(args[1:] or args)[:100])
+        addresses.append(str(args[1:] or args)[:100])
         raise OSError("no network")
 
     for name in ("connect", "connect_ex", "sendto"):
@@ -240,7 +235,7 @@ def _tree(root: Path) -> set[str]:
 
 
 def _written(root: Path, out: Path, before: set[str], outcome: str) -> str:
-    """What is wrong with the files that are there now."""
+    """Return what is wrong with the files after a case, or empty text."""
     if (root / "in" / "ran").exists():
         return "a command was run"
     new = _tree(root) - before - _tree(root / "tmp") - {str(root / "in" / "metrics.json")}
@@ -256,7 +251,7 @@ def _written(root: Path, out: Path, before: set[str], outcome: str) -> str:
 def _prepare() -> None:
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    # What the first reading imports and caches, no case shall be charged for.
+    # Imports and caches of the first reading must not count for a case.
     load_config("voc_C4_moco.yaml")
     load_suite("table_2b")
     with contextlib.suppress(UserError):
@@ -267,7 +262,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="also write the figures there")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     args = parser.parse_args()
     _prepare()
     results: dict[int, Result] = {}

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""A grid of runs that is killed at random moments ends with the table of one that was not.
+"""Check that a grid with kills at random moments ends with the table of an undisturbed grid.
 
-Two tasks x three initializations x three seeds of the smoke suite, on generated images, pretraining
-included: once through, and once with kill -9 of the runner and its runs at two random moments, and
-of the runner alone, whose runs then go on as orphans, at a third; each time started again at once.
-Shows that both tables are the same, and the final weights bit for bit, and that no run was run
-twice. Exit code 1 if not.
+The grid is the smoke suite: two tasks x three initializations x three seeds on generated images,
+with pretraining. It runs once undisturbed and once with three kills, each followed by a restart.
+Two kills hit the runner and its runs, and one only the runner, whose runs go on as orphans. Both
+tables and the bits of all final weights must be equal, and no run may run twice; otherwise the exit
+code is 1.
 
     python campaigns/grid.py --out output/grid
     python campaigns/grid.py --out output/grid --seed 7     # other moments
@@ -31,9 +31,9 @@ from moco_d2.benchmark.runs.suites import Cell, load_suite, packaged_suites
 
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "benchmark.py"
 SEEDS = [1, 2, 3]
-KILLS = ("all", "all", "runner")  # what is killed at each moment, in random order
+KILLS = ("all", "all", "runner")  # the victims at each moment, in random order
 _POLL_SECONDS = 0.1
-_LIMIT_SECONDS = 3600  # of one grid: something hangs
+_LIMIT_SECONDS = 3600  # a grid that takes longer hangs
 
 
 def main() -> int:
@@ -41,8 +41,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="is replaced")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="output folder, which is replaced"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
     args = parser.parse_args()
     shutil.rmtree(args.out, ignore_errors=True)
     args.out.mkdir(parents=True)
@@ -74,7 +76,7 @@ def main() -> int:
 
 
 def _start(suite: Path, folder: Path) -> subprocess.Popen:
-    """A runner, in a process group of its own, on the CPU."""
+    """Start a runner on the CPU, in a new process group."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "runner.log").open("a") as log:
         return subprocess.Popen(
@@ -91,16 +93,17 @@ def _wait(runner: subprocess.Popen) -> None:
 
 
 def _run_with_kills(suite: Path, folder: Path, seconds: float, rng: random.Random) -> None:
-    """Kill at as many random moments as KILLS has, while something runs.
+    """Run a grid, and do the KILLS at random moments at which a run is active.
 
     Args:
-        suite, folder: of the grid.
-        seconds: that it takes.
-        rng: of the moments.
+        suite: The suite file.
+        folder: The folder of the grid.
+        seconds: The seconds of the undisturbed grid.
+        rng: The random generator for the moments.
     """
     moments = sorted(rng.uniform(0.1, 0.9) * seconds for _ in KILLS)
     runner, begun = _start(suite, folder), time.monotonic()
-    for what, moment in zip(rng.sample(KILLS, len(KILLS)), moments, strict=True):
+    for victim, moment in zip(rng.sample(KILLS, len(KILLS)), moments, strict=True):
         while time.monotonic() - begun < moment or not _running(folder):
             if runner.poll() is not None:
                 raise SystemExit("the runner ended before it was killed")
@@ -108,19 +111,19 @@ def _run_with_kills(suite: Path, folder: Path, seconds: float, rng: random.Rando
         running = _running(folder)
         os.killpg(runner.pid, signal.SIGKILL)
         runner.wait()
-        if what == "all":
+        if victim == "all":
             for pid in running:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(pid, signal.SIGKILL)
         names = ", ".join(running.values())
         ran = time.monotonic() - begun
-        print(f"after {ran:.0f} s killed {what}; at work were {names}", flush=True)
+        print(f"killed {victim} after {ran:.0f} s, during {names}", flush=True)
         runner = _start(suite, folder)
     _wait(runner)
 
 
 def _running(folder: Path) -> dict[int, str]:
-    """The cells at work: process -> name."""
+    """Return the active cells: process id -> name."""
     running: dict[int, str] = {}
     for line in run_log.read_log(folder):
         if line["event"] == "started":
@@ -140,7 +143,7 @@ def _alive(pid: int) -> bool:
 
 
 def compare(cells: tuple[Cell, ...], whole: Path, killed: Path) -> list[str]:
-    """What differs in tables and final weights, as sentences."""
+    """Return a sentence for each difference of tables or final weights."""
     problems = []
     tables = [_table(folder) for folder in (whole, killed)]
     if tables[0] != tables[1]:
@@ -159,7 +162,7 @@ def _table(folder: Path) -> str:
 
 
 def _weights(folder: Path, cell: Cell) -> str:
-    """Fingerprint of the model's tensors."""
+    """Return the fingerprint of the model's tensors."""
     import torch
 
     file = folder / cell.name / "model_final.pth"
@@ -171,9 +174,7 @@ def _weights(folder: Path, cell: Cell) -> str:
 
 
 def ran_twice(cells: tuple[Cell, ...], folder: Path) -> list[str]:
-    """What the log of runs has against "no command was started after it had succeeded", as
-    sentences.
-    """
+    """Return a sentence for each command that was started again after it had succeeded."""
     problems = []
     finished: Counter[tuple[str, int]] = Counter()
     starts: Counter[tuple[str, int]] = Counter()
@@ -188,7 +189,7 @@ def ran_twice(cells: tuple[Cell, ...], folder: Path) -> list[str]:
     for cell in cells:
         for index in range(len(cell.commands)):
             times = finished[cell.name, index]
-            if times > 1:  # none: killed between its record and its line
+            if times > 1:  # 0 means a kill between the record and the line of the log
                 problems.append(f"command {index} of {cell.name} succeeded {times} times")
     again = {f"{name} ({n})" for (name, _), n in starts.items() if n > 1}
     print(f"{folder.name}: {sum(starts.values())} starts of {len(starts)} commands", end="")

@@ -1,10 +1,11 @@
-"""Files for campaigns/fuzz_checkpoints.py that are hostile on purpose, each made from a seed.
+"""Makes hostile files for campaigns/fuzz_checkpoints.py, each from a seed.
 
-* Programs: pickles that name what the reader allows (and at times what it does not), with arguments
-  and states that no writer gives: addresses, offsets, strides, object types, sizes without end.
-* Lying archives: zip files whose directory, headers and members say different things.
-* Headers: of safetensors and of NumPy's arrays, with types, shapes and places of other data.
-* Exhausting files: a few bytes that stand for gigabytes, or for hours.
+* Programs: pickles that use names which the reader allows (and sometimes names which it forbids),
+  with arguments and states that no writer uses: addresses, offsets, strides, object types, huge
+  sizes.
+* Lying archives: zip files whose directory, headers and members contradict each other.
+* Headers: safetensors and NumPy headers with the types, shapes and offsets of other data.
+* Exhausting files: a few bytes that take gigabytes or hours to read.
 """
 
 import io
@@ -37,18 +38,19 @@ _FORBIDDEN = (
 
 
 class Program:
-    """Opcodes of protocol 2 that leave one object on the stack."""
+    """Makes opcodes of protocol 2 that leave one object on the stack."""
 
     def __init__(self, rng: random.Random, marker: Path, keys: list[str]):
         """
         Args:
-            marker: a file that no program may make.
-            keys: of storages that the file has.
+            rng: The random generator.
+            marker: A file that no program may create.
+            keys: The keys of the file's storages.
         """
         self.rng, self.marker, self.keys = rng, marker, keys
 
     def value(self, depth: int = 4) -> bytes:
-        """Anything."""
+        """Make any value."""
         rng = self.rng
         if depth <= 0:
             return self.plain()
@@ -57,7 +59,7 @@ class Program:
         return kind() if kind == self.plain else kind(depth)
 
     def plain(self) -> bytes:
-        """A number, text or bytes."""
+        """Make a number, text or bytes."""
         rng = self.rng
         numbers = (0, 1, 4, -1, 255, 1 << 20, 1 << 31, 1 << 40, (1 << 63) - 1, -(1 << 63), 0xDEAD)
         return rng.choice(
@@ -76,14 +78,14 @@ class Program:
         )()
 
     def sizes(self) -> bytes:
-        """A tuple of whole numbers."""
+        """Make a tuple of integers."""
         rng = self.rng
         few = (0, 1, 2, 4, -1, 1 << 16, 1 << 31, 1 << 33, (1 << 62) + 1)
         many = rng.choice((0, 1, 1, 2, 2, 4, 70))
         return pickle.dumps(tuple(rng.choice(few) for _ in range(many)), protocol=2)[2:-1]
 
     def storage(self) -> bytes:
-        """A persistent id, of numbers that are there or not."""
+        """Make a persistent id, of a storage that may or may not exist."""
         rng = self.rng
         key = rng.choice([*self.keys, "9999", "../0", "data.pkl"])
         kind = rng.choice(("FloatStorage", "LongStorage", "QInt8Storage", "FloatTensor"))
@@ -93,13 +95,13 @@ class Program:
         return b"(" + text("storage") + named + text(key) + text("cpu") + rest + b"NtQ"
 
     def name(self) -> bytes:
-        """A class or function."""
+        """Make the name of a class or function."""
         full = self.rng.choice(allowed_names() if self.rng.random() < 0.95 else _FORBIDDEN)
         module, _, attribute = full.rpartition(".")
         return b"c" + f"{module}\n{attribute}\n".encode()
 
     def call(self, depth: int) -> bytes:
-        """Something called with something, as its writers might or not at all so."""
+        """Make a call, either close to that of a writer or with random arguments."""
         rng = self.rng
         if rng.random() < 0.5:
             return rng.choice(_NEAR)(self)
@@ -107,34 +109,34 @@ class Program:
         return self.name() + arguments + rng.choice((b"R", b"R", b"\x81"))
 
     def container(self, depth: int) -> bytes:
-        """A list, tuple or dict."""
+        """Make a list, tuple or dict."""
         rng = self.rng
         items = [self.value(depth - 1) for _ in range(rng.randrange(4))]
-        how = rng.choice("ltd")
-        if how == "l":
+        kind = rng.choice("ltd")
+        if kind == "l":
             return b"](" + b"".join(items) + b"e"
-        if how == "t":
+        if kind == "t":
             return b"(" + b"".join(items) + b"t"
         pairs = b"".join(text(str(i)) + item for i, item in enumerate(items))
         return b"}(" + pairs + b"u"
 
     def filled(self, depth: int) -> bytes:
-        """Something that is given a state or items which are not its own."""
+        """Make an object and set a state or items that it does not expect."""
         rng = self.rng
-        what = rng.choice((self.name, lambda: self.call(depth), self.storage))()
+        thing = rng.choice((self.name, lambda: self.call(depth), self.storage))()
         return rng.choice(
             (
-                lambda: what + self.value(depth - 1) + b"b",
-                lambda: what + b"N" + b"}" + text("shape") + self.value(1) + b"s\x86b",
-                lambda: what + self.value(1) + b"a",
-                lambda: what + text("x") + self.value(1) + b"s",
-                lambda: what + b"2" + b"b",  # itself
+                lambda: thing + self.value(depth - 1) + b"b",
+                lambda: thing + b"N" + b"}" + text("shape") + self.value(1) + b"s\x86b",
+                lambda: thing + self.value(1) + b"a",
+                lambda: thing + text("x") + self.value(1) + b"s",
+                lambda: thing + b"2" + b"b",  # the object is its own state
             )
         )()
 
 
 def text(value: str) -> bytes:
-    """Opcode of a string."""
+    """Return the opcode of a string."""
     data = value.encode()
     return pickle.BINUNICODE + struct.pack("<I", len(data)) + data
 
@@ -157,7 +159,7 @@ def _dtype(program: Program) -> bytes:
 
 
 def _array(program: Program) -> bytes:
-    """NumPy's constructors, nearly as its pickles use them."""
+    """Make a call of NumPy's constructors, nearly as in its pickles."""
     rng = program.rng
     data = _bytes(rng.randbytes(rng.choice((0, 4, 8, 16, 64))))
     module = rng.choice(("numpy._core.multiarray", "numpy.core.multiarray"))
@@ -180,7 +182,7 @@ def _array(program: Program) -> bytes:
 
 
 def _tensor(program: Program) -> bytes:
-    """torch's functions, nearly as torch.save uses them."""
+    """Make a call of torch's functions, nearly as in files of torch.save."""
     rng = program.rng
     function = rng.choice(
         ("_rebuild_tensor_v2", "_rebuild_tensor", "_rebuild_tensor_v3", "_rebuild_qtensor")
@@ -207,20 +209,20 @@ _NEAR = (_array, _tensor, _dtype)
 def program_beside(
     rng: random.Random, state: Any, container: str, path: Path, write: Write
 ) -> None:
-    """A sound network, and a program as another entry."""
+    """Write a sound network with a program as another entry."""
     _with_program(rng, {"state_dict": state, "extra": _MARKER}, container, path, write)
 
 
 def program_within(
     rng: random.Random, state: Any, container: str, path: Path, write: Write
 ) -> None:
-    """A program in the place of a tensor."""
+    """Write a network with a program instead of one tensor."""
     name = rng.choice([k for k, v in state.items() if v.is_floating_point()])
     _with_program(rng, {"state_dict": {**state, name: _MARKER}}, container, path, write)
 
 
 def program_alone(rng: random.Random, state: Any, container: str, path: Path, write: Write) -> None:
-    """Nothing but a program."""
+    """Write a file that is only a program."""
     _with_program(rng, _MARKER, container, path, write)
 
 
@@ -251,29 +253,29 @@ _ENTRY, _LOCAL, _END = b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06"
 
 
 def lying_directory(rng: random.Random, data: bytes) -> bytes:
-    """A field of the directory's says something else: method, checksum, sizes, place, lengths."""
+    """Change a field of the directory: method, checksum, sizes, offset, lengths."""
     fields = ((8, "H"), (10, "H"), (16, "I"), (20, "I"), (24, "I"), (28, "H"), (30, "H"), (42, "I"))
     return _changed(rng, data, _ENTRY, fields)
 
 
 def lying_header(rng: random.Random, data: bytes) -> bytes:
-    """A member's own header does."""
+    """Change a field of a member's local header."""
     fields = ((6, "H"), (8, "H"), (14, "I"), (18, "I"), (22, "I"), (26, "H"), (28, "H"))
     return _changed(rng, data, _LOCAL, fields)
 
 
 def lying_end(rng: random.Random, data: bytes) -> bytes:
-    """The end of the directory says that it is elsewhere, or of another size."""
+    """Change the offset or the size in the end record of the directory."""
     return _changed(rng, data, _END, ((8, "H"), (10, "H"), (12, "I"), (16, "I"), (20, "H")))
 
 
 def _changed(
     rng: random.Random, data: bytes, signature: bytes, fields: tuple[tuple[int, str], ...]
 ) -> bytes:
-    places = [i for i in range(len(data)) if data.startswith(signature, i)]
-    if not places:
+    positions = [i for i in range(len(data)) if data.startswith(signature, i)]
+    if not positions:
         return data[:-1]
-    out, at = bytearray(data), rng.choice(places)
+    out, at = bytearray(data), rng.choice(positions)
     for _ in range(rng.choice((1, 1, 2))):
         offset, code = rng.choice(fields)
         size = struct.calcsize(code)
@@ -289,13 +291,13 @@ def _changed(
 
 
 def two_archives(rng: random.Random, data: bytes) -> bytes:
-    """One behind the other: readers of archives disagree about which one it is."""
+    """Join two archives: readers disagree about which of them is the right one."""
     first, second = (data, _other(data)) if rng.random() < 0.5 else (_other(data), data)
     return first + rng.randbytes(rng.choice((0, 0, 7))) + second
 
 
 def _other(data: bytes) -> bytes:
-    """The same archive with a number changed, and its checksums right."""
+    """Return the archive with changed numbers and correct checksums."""
     file = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(file, "w") as new:
         for member in old.infolist():
@@ -307,7 +309,7 @@ def _other(data: bytes) -> bytes:
 
 
 def members_of_other_names(rng: random.Random, data: bytes) -> bytes:
-    """A member more: a second content, a folder, another case, a name that leads elsewhere."""
+    """Add a member: a second content, a folder, another case, a name outside of the archive."""
     file = io.BytesIO(data)
     with zipfile.ZipFile(file, "a") as archive:
         root = archive.namelist()[0].partition("/")[0]
@@ -326,7 +328,7 @@ def members_of_other_names(rng: random.Random, data: bytes) -> bytes:
 
 
 def lying_safetensors(rng: random.Random, data: bytes) -> bytes:
-    """The header says other types, shapes and places."""
+    """Change types, shapes or offsets in the header."""
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     name = rng.choice([key for key in header if key != "__metadata__"])
@@ -353,7 +355,7 @@ def lying_safetensors(rng: random.Random, data: bytes) -> bytes:
 
 
 def lying_npy(rng: random.Random, data: bytes) -> bytes:
-    """An array's header says another type, shape or order, with its checksum right."""
+    """Change the type, shape or order in an array's header, with a correct checksum."""
     file = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(file, "w") as new:
         chosen = rng.choice([m.filename for m in old.infolist() if m.filename.endswith(".npy")])
@@ -385,7 +387,7 @@ def _npy(rng: random.Random, content: bytes) -> bytes:
 
 
 def exhausting_program(rng: random.Random) -> bytes:
-    """A pickle that is much work for its bytes; it has no sound network."""
+    """Return a pickle without a network that takes much work for its size."""
     many = rng.choice((1_000, 100_000, 3_000_000))
     a = text("a")
     return rng.choice(
@@ -415,7 +417,7 @@ def exhausting_program(rng: random.Random) -> bytes:
 
 
 def exhausting_tensors(rng: random.Random, state: Any) -> Any:
-    """A sound network beside tensors, dicts and lists that a few bytes stand for."""
+    """Return a sound network beside tensors, dicts and lists that unpack from a few bytes."""
     one = torch.ones(1)
     node: Any = "x"
     for _ in range(60):

@@ -1,4 +1,4 @@
-"""Hostile configs and suites, each made from a seed; see fuzz_yaml.py."""
+"""Makes hostile configs and suites for fuzz_yaml.py, each from a seed."""
 
 import contextlib
 import os
@@ -22,13 +22,13 @@ Random = random.Random
 
 @dataclass
 class Case:
-    """What is read.
+    """A file to read.
 
     Attributes:
-        door: name in DOORS of fuzz_yaml.py.
-        file: the config or the suite.
-        overrides: a suite's words for the config.
-        sound: it must be read, not refused.
+        door: The name of its reader in DOORS of fuzz_yaml.py.
+        file: The config or the suite.
+        overrides: Overrides of the config, as from a suite.
+        sound: Whether the file must be read and not refused.
     """
 
     door: str
@@ -167,7 +167,7 @@ def bases(rng: Random, folder: Path) -> Case:  # noqa: PLR0912 - a list of trick
 
 
 def _command(rng: Random, folder: Path) -> str:
-    """A name of data that runs a command or asks the network, in some disguise."""
+    """Return a disguised name of data that runs a command or uses the network."""
     touch = f"touch {folder}/ran"
     scheme = rng.choice(
         ["pipe", "pipe", "pipe", "http", "https", "s3", "gs", "ftp", "hdfs", "file"]
@@ -525,7 +525,7 @@ def mutations(rng: Random, folder: Path) -> Case:
 
 
 def sound(rng: Random, folder: Path) -> Case:
-    """What must be read: the campaign is not to be passed by refusing all."""
+    """Make a file that must be read, so that a reader that refuses everything fails."""
     if rng.random() < 0.5:
         files = [f for f in config_root().rglob("*.yaml") if "densepose" not in f.name]
         link = folder / "a.yaml"
@@ -544,7 +544,7 @@ KINDS: tuple[Callable[[Random, Path], Case], ...] = (
 
 
 def make(seed: int, folder: Path) -> tuple[str, Case]:
-    """The case of a seed, its files in `folder`; every kind in turn."""
+    """Make the case of a seed in `folder`, and return its kind and the case."""
     rng = Random(seed)
     kind = KINDS[seed % len(KINDS)]
     return kind.__name__, kind(rng, folder)

@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
-"""Does anything notice a wrong number? Each entry of mutations.yaml keeps training going and
-measures the wrong thing; here each is made, and the check that it names must object.
+"""Inject every bug of mutations.yaml into a copy of the code, and run the check that must catch it.
 
-An entry changes the code or a packaged config, and a test must fail; or it changes the settings of
-a run, and the preflight must refuse them; or it is a set of run records, and the table must say
-what is wrong with them. The program works on a copy. It ends with exit code 1 if one slips through,
-and with 2 if the list no longer fits the code.
+With each bug training goes on, but the result is wrong. An entry changes the code or a packaged
+config, and a test must fail; or it changes the settings of a run, and the preflight must refuse
+them; or it is a set of run records, and the table must name the problem. The exit code is 1 if a
+bug is not caught, and 2 if the list does not fit the code.
 
     python campaigns/mutations.py [--only ID ...] [--quick] [--json FILE]
 """
@@ -45,11 +44,11 @@ _COPIED = (
     "docs",
     "pyproject.toml",
 )
-# Imported once, before a process is forked for each entry: of a check's seconds most are these.
-# Neither the package nor Detectron2, which the package patches, is among them.
+# Imported once, before a process is forked for each entry, since these imports take most of a
+# check's time. The package and Detectron2, which it patches, must not be among them.
 _HEAVY = ("torch", "torchvision.transforms.v2", "torch.utils.tensorboard", "pytest", "cv2",
           "scipy.stats", "pycocotools.mask", "fvcore.nn", "iopath.common.file_io")  # fmt: skip
-# What the preflight is told of the weights: torchvision's ResNet-50.
+# The provenance of torchvision's ResNet-50, for the preflight.
 _PROVENANCE = {
     "preprocessing": {
         "format": "RGB",
@@ -58,12 +57,12 @@ _PROVENANCE = {
     },
     "stride_in_1x1": False, "depth": 50, "width_per_group": 64, "groups": 1, "width_factor": 1,
 }  # fmt: skip
-_PROCESSES = 8  # of the runs whose settings are changed
+_PROCESSES = 8  # processes of the runs whose settings are changed
 
 
 @dataclass(frozen=True)
 class Edit:
-    """A piece of text that is there once in `file`, and what replaces it."""
+    """A text that occurs once in `file`, and its replacement."""
 
     file: str
     old: str
@@ -72,18 +71,19 @@ class Edit:
 
 @dataclass(frozen=True)
 class Mutation:
-    """One way to measure the wrong thing.
+    """One injected bug.
 
     Attributes:
-        id: short name.
-        wrong: what the user would be left with.
-        edits: of the code or of a packaged config; `tests` must then fail.
-        tests: pytest's node ids.
-        config, settings: a packaged run and its overrides; the preflight's answer has `says` in it.
-        records: arguments of tests/benchmark/conftest.py's `content`, and under "set" values by
-            dotted path; the table has `says` in it.
-        says: see there.
-        quick: part of the test suite.
+        id: A short name.
+        wrong: The wrong result for the user.
+        edits: Edits of the code or of a packaged config, after which `tests` must fail.
+        tests: Node ids of pytest.
+        config: A packaged config, whose run with `settings` the preflight must refuse.
+        settings: Overrides of that config.
+        records: Arguments of tests/benchmark/conftest.py's `content`, and under "set" values by
+            dotted path, for records whose table must contain `says`.
+        says: The text that the preflight or the table must contain.
+        quick: Whether the test suite tries it.
     """
 
     id: str
@@ -99,7 +99,7 @@ class Mutation:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of an entry: `by` names what objected, or says why nothing did."""
+    """The outcome of an entry: `by` names the check that caught it, or says why none did."""
 
     mutation: Mutation
     caught: bool
@@ -108,7 +108,7 @@ class Outcome:
 
 
 def read_list(file: Path = LIST) -> list[Mutation]:
-    """Every entry of the list."""
+    """Return all entries of the list."""
     mutations = []
     for entry in yaml.safe_load(file.read_text(encoding="utf-8")):
         edits = entry.pop("edits", None) or [
@@ -122,33 +122,36 @@ def read_list(file: Path = LIST) -> list[Mutation]:
 
 
 def problems(mutations: list[Mutation], root: Path = ROOT) -> list[str]:
-    """Where the list no longer fits the code: a sentence each."""
-    found = []
+    """Return one sentence for each entry that does not fit the code."""
+    sentences = []
     ids = [mutation.id for mutation in mutations]
-    found += [f"{name} is there twice" for name in sorted(set(ids)) if ids.count(name) > 1]
+    sentences += [f"{name} is there twice" for name in sorted(set(ids)) if ids.count(name) > 1]
     for mutation in mutations:
         kinds = [mutation.edits, mutation.settings, mutation.records]
         if sum(map(bool, kinds)) != 1 or bool(mutation.edits) != bool(mutation.tests):
-            found.append(f"{mutation.id}: give edits with tests, or settings, or records")
+            sentences.append(f"{mutation.id}: give edits with tests, or settings, or records")
         if not mutation.edits and not mutation.says:
-            found.append(f"{mutation.id}: give the sentence that must be said")
+            sentences.append(f"{mutation.id}: give the expected sentence in `says`")
         for edit in mutation.edits:
             file = root / edit.file
             count = file.read_text(encoding="utf-8").count(edit.old) if file.is_file() else 0
             if count != 1:
-                found.append(f"{mutation.id}: its old text is {count} times in {edit.file}")
+                sentences.append(f"{mutation.id}: its old text is {count} times in {edit.file}")
         for test in mutation.tests:
             file, _, name = test.partition("::")
             name = name.partition("[")[0]
             text = (root / file).read_text(encoding="utf-8") if (root / file).is_file() else ""
             if not re.search(rf"^def {name}\(", text, re.MULTILINE):
-                found.append(f"{mutation.id}: there is no test {test}")
-    return found
+                sentences.append(f"{mutation.id}: there is no test {test}")
+    return sentences
 
 
 @contextlib.contextmanager
 def copied_tree() -> Iterator[Path]:
-    """A copy of what the checks need, without compiled files: those go by the second."""
+    """Yield a copy of the files for the checks, without compiled files.
+
+    Python compares only the seconds of a compiled file's time, which is too coarse for edits.
+    """
     with tempfile.TemporaryDirectory(prefix="moco_d2_mutations_") as name:
         ignored = shutil.ignore_patterns("__pycache__", ".*")
         for item in _COPIED:
@@ -162,7 +165,7 @@ def copied_tree() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def applied(mutation: Mutation, tree: Path) -> Iterator[None]:
-    """The tree with the entry's edits."""
+    """Apply the entry's edits to the tree, and undo them at the end."""
     before = {edit.file: (tree / edit.file).read_text() for edit in mutation.edits}
     for edit in mutation.edits:
         path = tree / edit.file
@@ -175,10 +178,12 @@ def applied(mutation: Mutation, tree: Path) -> Iterator[None]:
 
 
 def forked(work: Callable[[], Any], tree: Path) -> Any:
-    """What `work` returns in a process of its own that sees the tree's package; of JSON types.
+    """Return the result of `work` in a new process that imports the tree's package.
+
+    The result must be of JSON types.
 
     Raises:
-        RuntimeError: it raised, ended otherwise, or took more than LIMIT_S; gives its output.
+        RuntimeError: If `work` fails or takes more than LIMIT_S. The message has its output.
     """
     answer, log = tree / "answer.json", tree / "log.txt"
     answer.unlink(missing_ok=True)
@@ -216,8 +221,11 @@ def forked(work: Callable[[], Any], tree: Path) -> Any:
 
 
 def failing_tests(tests: tuple[str, ...], files: tuple[str, ...]) -> dict[str, list[str]]:
-    """Run tests in this process: ``{"failed", "passed", "unused"}``: node ids, and those of `files`
-    that nothing has imported.
+    """Run tests in this process.
+
+    Returns:
+        ``{"failed", "passed", "unused"}``: two lists of node ids, and the `files` that no module
+        has imported.
     """
     import pytest
 
@@ -240,7 +248,7 @@ def failing_tests(tests: tuple[str, ...], files: tuple[str, ...]) -> dict[str, l
 
 
 def refusal(config: str, settings: tuple[str, ...]) -> str:
-    """What the preflight says of a run on eight GPUs; empty if nothing."""
+    """Return the preflight's error for a run on eight GPUs, or empty text."""
     from moco_d2.config.load import load_config
     from moco_d2.errors import UserError
     from moco_d2.transfer.preflight import config_checks
@@ -252,25 +260,25 @@ def refusal(config: str, settings: tuple[str, ...]) -> str:
         cfg = load_config(config, settings)
         check_weights_file(cfg.MODEL.WEIGHTS)
         cfg, _ = scale_to_hardware(cfg, _PROCESSES)
-        found = config_checks.check_config(cfg, _PROVENANCE, world_size=_PROCESSES)
-        found += config_checks.check_schedule(cfg) + config_checks.check_settings(cfg)
-        enforce(found, force=False, logger=None)
+        findings = config_checks.check_config(cfg, _PROVENANCE, world_size=_PROCESSES)
+        findings += config_checks.check_schedule(cfg) + config_checks.check_settings(cfg)
+        enforce(findings, force=False, logger=None)
     except UserError as error:
         return str(error)
     return ""
 
 
 def table(records: tuple[dict[str, Any], ...]) -> str:
-    """The table of records that differ from sound ones as the entry says."""
+    """Return the table of records with the entry's changes."""
     from benchmark.conftest import content
 
     from moco_d2.benchmark.records.results import read_records
     from moco_d2.benchmark.rendering import render
 
     with tempfile.TemporaryDirectory() as folder:
-        for number, given in enumerate(records):
-            record = content(**{key: value for key, value in given.items() if key != "set"})
-            for path, value in given.get("set", {}).items():
+        for number, changes in enumerate(records):
+            record = content(**{key: value for key, value in changes.items() if key != "set"})
+            for path, value in changes.get("set", {}).items():
                 *parents, last = path.split(".")
                 node = record
                 for key in parents:
@@ -283,53 +291,53 @@ def table(records: tuple[dict[str, Any], ...]) -> str:
 
 
 def try_mutation(mutation: Mutation, tree: Path) -> Outcome:
-    """Make it, and ask its check."""
+    """Inject a bug, and run its check."""
     start = time.monotonic()
     try:
-        caught, by = _ask(mutation, tree)
+        caught, by = _run_check(mutation, tree)
     except RuntimeError as error:
         caught, by = False, str(error)
     return Outcome(mutation, caught, by, time.monotonic() - start)
 
 
-def _ask(mutation: Mutation, tree: Path) -> tuple[bool, str]:
+def _run_check(mutation: Mutation, tree: Path) -> tuple[bool, str]:
     if mutation.settings:
-        if said := forked(lambda: refusal(mutation.config, ()), tree):
-            return False, f"the run is refused without the settings, too: {said}"
-        said = forked(lambda: refusal(mutation.config, mutation.settings), tree)
-        return mutation.says in said, said or "the preflight is silent"
+        if error := forked(lambda: refusal(mutation.config, ()), tree):
+            return False, f"the run is refused without the settings, too: {error}"
+        error = forked(lambda: refusal(mutation.config, mutation.settings), tree)
+        return mutation.says in error, error or "the preflight is silent"
     if mutation.records:
         text = forked(lambda: table(mutation.records), tree)
         line = next((line for line in text.splitlines() if mutation.says in line), "")
         return bool(line), line or "the table is silent"
     with applied(mutation, tree):
         files = tuple(edit.file for edit in mutation.edits)
-        found = forked(lambda: failing_tests(mutation.tests, files), tree)
-    if found["unused"]:
-        return False, f"nothing imports {', '.join(found['unused'])}"
-    return bool(found["failed"]), ", ".join(found["failed"]) or "all its tests pass"
+        result = forked(lambda: failing_tests(mutation.tests, files), tree)
+    if result["unused"]:
+        return False, f"no test imports {', '.join(result['unused'])}"
+    return bool(result["failed"]), ", ".join(result["failed"]) or "all its tests pass"
 
 
 def check_baseline(mutations: list[Mutation], tree: Path) -> list[str]:
-    """The named tests that fail without any mutation, and so would show nothing."""
+    """Return the tests that fail without any mutation, and so prove nothing."""
     by_file: dict[str, list[str]] = {}
     for test in sorted({test for mutation in mutations for test in mutation.tests}):
         by_file.setdefault(test.partition("::")[0], []).append(test)
     failed = []
     for tests in by_file.values():
-        found = forked(lambda tests=tests: failing_tests(tuple(tests), ()), tree)
-        failed += found["failed"] or ([] if found["passed"] else tests)
+        result = forked(lambda tests=tests: failing_tests(tuple(tests), ()), tree)
+        failed += result["failed"] or ([] if result["passed"] else tests)
     return failed
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", metavar="ID", help="these entries")
-    parser.add_argument("--quick", action="store_true", help="those that the test suite tries")
+    parser.add_argument("--only", nargs="+", metavar="ID", help="try these entries")
+    parser.add_argument("--quick", action="store_true", help="try the entries of the test suite")
     parser.add_argument(
-        "--no-baseline", action="store_true", help="take it for granted that the tests pass"
+        "--no-baseline", action="store_true", help="do not run the tests without mutations first"
     )
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the outcomes there")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the outcomes to this file")
     args = parser.parse_args()
     mutations = read_list()
     if misfits := problems(mutations):
@@ -348,7 +356,7 @@ def main() -> int:
     outcomes: list[Outcome] = []
     with copied_tree() as tree:
         if not args.no_baseline and (failed := check_baseline(mutations, tree)):
-            print("these fail without a mutation: " + ", ".join(failed), file=sys.stderr)
+            print("these tests fail without a mutation: " + ", ".join(failed), file=sys.stderr)
             return 2
         for mutation in mutations:
             outcome = try_mutation(mutation, tree)
@@ -363,7 +371,7 @@ def main() -> int:
 
 
 def write(outcomes: list[Outcome], file: Path) -> None:
-    """The outcomes so far: ``[{"id", "what", "caught_by", "caught", "seconds"}]``."""
+    """Write the outcomes: ``[{"id", "what", "caught_by", "caught", "seconds"}]``."""
     content = [
         {
             "id": outcome.mutation.id,

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Does MoCo learn, and do its parts matter? kNN accuracy over pretraining on a generated set.
+"""Measure kNN accuracy during pretraining on a generated dataset, with ablations of MoCo's parts.
 
-One baseline, and the paper's ablations around it: momentum (section 4.1), dictionary size and
-mechanism (Figure 3), ShuffleBN (Figure A.1). Every run is tools/pretrain.py on a class folder of
-image files; a run that has finished is not repeated. Writes
-results/studies/learning.json, curves.png and table.md.
+There is one baseline, and the paper's ablations around it: momentum (section 4.1), dictionary size
+and mechanism (Figure 3), ShuffleBN (Figure A.1). Every run is tools/pretrain.py on class folders of
+images. A finished run is not repeated. The study writes results/studies/learning.json, curves.png
+and table.md.
 
 example:
   python studies/learning.py --output docs/learning --work output/learning
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 IMAGES, TEST_IMAGES = 4000, 800
 BATCH = 64
 BASELINE = "MoCo"
-# Name -> what differs from the baseline, grouped as the paper groups them.
+# Name -> the keys that differ from the baseline, grouped as in the paper.
 GROUPS: dict[str, dict[str, dict[str, object]]] = {
     "momentum": {
         "m = 0": {"MOCO.MOMENTUM": 0.0},
@@ -77,13 +77,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("output/learning"), help="runs and data")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--jobs", type=int, default=2, help="runs at once, with one thread each")
-    parser.add_argument("--amp", action="store_true", help="bfloat16, where the processor has it")
+    parser.add_argument(
+        "--jobs", type=int, default=2, help="maximum parallel runs, with one thread each"
+    )
+    parser.add_argument("--amp", action="store_true", help="use bfloat16")
     return parser.parse_args()
 
 
 def settings() -> dict[str, dict[str, object]]:
-    """Every distinct run, the baseline first."""
+    """Return all distinct runs, the baseline first."""
     runs = {BASELINE: {}}
     for group in GROUPS.values():
         runs.update(group)
@@ -91,7 +93,7 @@ def settings() -> dict[str, dict[str, object]]:
 
 
 def run(args: argparse.Namespace, name: str, seed: int) -> None:
-    """Pretrain once, unless it is done; output goes to a log beside the run."""
+    """Pretrain once, unless the run is finished. Its output goes to output.txt in its folder."""
     folder = args.work / f"{name.replace(' ', '_')}_seed{seed}"
     if (folder / "checkpoint_final.pth.tar").is_file():
         return
@@ -100,7 +102,7 @@ def run(args: argparse.Namespace, name: str, seed: int) -> None:
         **settings()[name],
         "SOLVER.MAX_ITER": args.steps,
         "SOLVER.AMP.ENABLED": args.amp,
-        # Curves for the baseline; of the others, the end is compared.
+        # The baseline has curves. The other runs are compared at the end only.
         "MOCO.KNN.PERIOD": args.steps // 10 if name == BASELINE else 0,
         "MOCO.KNN.TRAIN": args.work / "data" / "pretrain",
         "MOCO.KNN.TEST": args.work / "data" / "pretrain_test",
@@ -127,20 +129,20 @@ def run(args: argparse.Namespace, name: str, seed: int) -> None:
 
 
 def read(folder: Path) -> dict[str, object]:
-    """Curve of kNN accuracy (step, percent), and the final pretext accuracy, of a finished run."""
+    """Return the kNN curve (step, percent) and the final pretext accuracy of a finished run."""
     lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
     curve = [(x["iteration"], 100 * x["knn_accuracy"]) for x in lines if "knn_accuracy" in x]
     training = [x for x in lines if "pretext_accuracy" in x]
     return {
         "curve": curve,
-        # Of the last 100 steps: the writer's lines are 20 steps apart and smoothed.
+        # The last 5 lines cover 100 steps: lines are 20 steps apart and smoothed.
         "pretext_accuracy": 100 * statistics.mean(x["pretext_accuracy"] for x in training[-5:]),
         "seconds_per_step": statistics.median(x["time"] for x in training if "time" in x),
     }
 
 
 def collect(args: argparse.Namespace) -> dict[str, list[dict[str, object]]]:
-    """Name -> one result a seed, of what has finished for all seeds."""
+    """Return name -> one result per seed, for names whose runs of all seeds are finished."""
     results = {}
     for name in settings():
         folders = [args.work / f"{name.replace(' ', '_')}_seed{seed}" for seed in args.seeds]
@@ -150,14 +152,14 @@ def collect(args: argparse.Namespace) -> dict[str, list[dict[str, object]]]:
 
 
 def spread(values: Iterable[float]) -> str:
-    """Mean and standard deviation, percent."""
+    """Return mean and standard deviation as text."""
     values = list(values)
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.mean(values):.1f} ± {deviation:.1f}"
 
 
 def table(results: dict[str, list[dict[str, object]]]) -> str:
-    """The ablations in Markdown, one group after the other."""
+    """Return the ablations as a Markdown table, one group after the other."""
     random = [run["curve"][0][1] for runs in results.values() for run in runs]
     lines = [
         "| | | kNN accuracy, % | gain over the random network | pretext accuracy, % |",
@@ -179,7 +181,7 @@ def table(results: dict[str, list[dict[str, object]]]) -> str:
 
 
 def plot(results: dict[str, list[dict[str, object]]], path: Path) -> None:
-    """The baseline's curves, one a seed, with the random network's level."""
+    """Plot the baseline's curve for each seed, and the accuracy of the random network."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
-"""A folder of sweeps as a page of the documentation: figures, tables and what they show, from the
-results alone. Writes README.md, one SVG a sweep, and results/studies/sweeps.json.
+"""Render the results of a folder of sweeps as a page of the documentation.
+
+The page has figures, tables and conclusions. The study writes README.md, one SVG per sweep, and
+results/studies/sweeps.json.
 
 example:
   tools/benchmark.py run pretext_smoke --gpus-per-run 0
@@ -34,35 +36,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="of a suite of kind pretext")
+    parser.add_argument("folder", type=Path, help="folder of a suite of kind pretext")
     parser.add_argument("--output", type=Path, default=Path("docs/sweeps"))
     parser.add_argument("--json", type=Path, default=Path("results/studies/sweeps.json"))
     args = parser.parse_args()
     records = read_pretext_records([args.folder])
-    found = studies(records)
-    if not found:
-        raise UserError(f"no sweep in {args.folder}: run one, tools/benchmark.py run pretext_smoke")
+    sweeps = studies(records)
+    if not sweeps:
+        raise UserError(
+            f"there is no sweep in {args.folder}; run one: tools/benchmark.py run pretext_smoke"
+        )
     parts = ["# Sweeps of the pretraining\n", _about(args.folder.name, records)]
-    for i, (study, table) in enumerate(zip(found, sweep_tables(records), strict=True)):
-        again = any(study.sweep is before.sweep for before in found[:i])
+    for i, (study, table) in enumerate(zip(sweeps, sweep_tables(records), strict=True)):
+        again = any(study.sweep is before.sweep for before in sweeps[:i])
         image = f"{study.sweep.name}{f'_{i}' if again else ''}.svg"
         draw(study, args.output / image)
         parts += [f"![{described(study)}]({image})\n", to_markdown([table]), _gains(study)]
     parts.append(_limits(records))
     write_json(args.json, _summary(args.folder, records))
     write_text(args.output / "README.md", "\n".join(parts))
-    print("\n\n".join(f"{study.sweep.name}: {agreement(study)}" for study in found))
+    print("\n\n".join(f"{study.sweep.name}: {agreement(study)}" for study in sweeps))
 
 
 def _about(suite: str, records: Sequence[PretextRecord]) -> str:
     trained = [r for r in records if r.config]
-    of = [r.content["pretraining"] for r in trained]
+    pretrainings = [r.content["pretraining"] for r in trained]
     values = "; ".join(f"{key} {_several({r.config[key] for r in trained})}" for key in _COMMON)
-    machines = {f"{p['hardware'].get('name')} ({p['hardware'].get('device')})" for p in of}
-    versions = {p["environment"].get("torch") for p in of}
-    seconds = [p["seconds_per_iteration"] for p in of if p["seconds_per_iteration"]]
+    machines = {
+        f"{p['hardware'].get('name')} ({p['hardware'].get('device')})" for p in pretrainings
+    }
+    versions = {p["environment"].get("torch") for p in pretrainings}
+    seconds = [p["seconds_per_iteration"] for p in pretrainings if p["seconds_per_iteration"]]
     data = {f"{r.evaluation['data']['val_images']} others" for r in records}
-    steps = {p["iterations"] for p in of}
+    steps = {p["iterations"] for p in pretrainings}
     return (
         f"`tools/benchmark.py run {suite}`, then `python studies/sweeps.py`: {len(trained)} "
         f"pretrainings of {_several(steps)} steps on {_several({r.images for r in trained})} images"
@@ -75,7 +81,7 @@ def _about(suite: str, records: Sequence[PretextRecord]) -> str:
 
 
 def _gains(study: Study) -> str:
-    """What pretraining adds to the same network without it."""
+    """Return a sentence with the gains over the same network without pretraining."""
     if not study.untrained:
         return ""
     base = summarize(study.untrained).mean

@@ -1,4 +1,4 @@
-"""Damaged and odd annotations: fine-tuning goes on as documented, or refuses in a sentence."""
+"""Damaged and odd annotations, with which fine-tuning goes on as documented or is refused."""
 
 import copy
 import json
@@ -18,7 +18,7 @@ from fault_kinds.workloads import FineTuning
 GOES_ON, REFUSES, EITHER = "goes on", "refused", "either"
 
 Content = dict[str, Any]
-_IMAGES = 2  # of a split, and so many a step has
+_IMAGES = 2  # images of a split, and of a step
 
 
 def _first(content: Content) -> Content:
@@ -67,7 +67,7 @@ def _polygon(*corners: float) -> Callable[[Content], None]:
     return _set(segmentation=[list(corners)])
 
 
-#: What is done to a COCO file, and what has to come of it: GOES_ON where the field's tools go on.
+#: Name -> a change of a COCO file, and its expected outcome. Standard tools go on with GOES_ON.
 COCO: dict[str, tuple[Callable[[Content], None], str]] = {
     "box beside the image": (_set(bbox=[200, 200, 20, 20]), EITHER),
     "box partly outside": (_set(bbox=[-10, -10, 40, 40]), GOES_ON),
@@ -137,21 +137,20 @@ def _fine_tune(settings: dict[str, Any], folder: Path, expected: str, where: str
     workload = FineTuning("annotations", **settings)
     job = Job(**workload.start_words(folder / "out"), before=workload.before)
     if job.wait() == 0:
-        check(expected != REFUSES, "goes on, and should be refused")
+        check(expected != REFUSES, "goes on, but should be refused")
         no_traceback(job.output())
         return GOES_ON
-    said = one_sentence(job)
-    check(expected != GOES_ON, f"refused, and should go on: {said}")
-    check(where in said, f"{where} is not named: {said}")
-    # Damage that is found before the first step leaves nothing behind.
-    return f"{REFUSED_AS} {said[:120]}"
+    sentence = one_sentence(job)
+    check(expected != GOES_ON, f"refused, but should go on: {sentence}")
+    check(where in sentence, f"{where} is not named: {sentence}")
+    return f"{REFUSED_AS} {sentence[:120]}"
 
 
 REFUSED_AS = "refused:"
 
 
 def coco(rng: random.Random, folder: Path, i: int) -> Outcome:
-    """One thing is wrong with a COCO file."""
+    """Fine-tune with one change of a COCO file."""
     name = [*COCO, *_JSON_TEXTS][i % (len(COCO) + len(_JSON_TEXTS))]
     root = make_coco(folder / "coco", images=_IMAGES)
     file = root / "train.json"
@@ -164,8 +163,8 @@ def coco(rng: random.Random, folder: Path, i: int) -> Outcome:
         expected = REFUSES
         file.write_bytes(_JSON_TEXTS[name].encode("utf-8", "surrogateescape"))
     sets = (f"coco:{root}/{split}.json:{root}/images" for split in ("train", "test"))
-    said = _fine_tune(_settings(*sets), folder, expected, "train")
-    return Outcome(f"COCO, {name}: {said}", 1, {said.split(":")[0]: 1})
+    outcome = _fine_tune(_settings(*sets), folder, expected, "train")
+    return Outcome(f"COCO, {name}: {outcome}", 1, {outcome.split(":")[0]: 1})
 
 
 def _replace(old: str, new: str) -> Callable[[str], str]:
@@ -192,7 +191,7 @@ _FILE = (
     "<annotation><object><name>&x;</name></object></annotation>"
 )
 
-#: What is done to the text of a VOC annotation, and what has to come of it.
+#: Name -> a change of the text of a VOC annotation, and its expected outcome.
 VOC: dict[str, tuple[Callable[[str], str], str]] = {
     "box beside the image": (lambda t: _corner("xmin", "200")(_corner("xmax", "240")(t)), EITHER),
     "box partly outside": (_corner("xmax", "90"), GOES_ON),
@@ -221,7 +220,7 @@ VOC: dict[str, tuple[Callable[[str], str], str]] = {
 
 
 def voc(rng: random.Random, folder: Path, i: int) -> Outcome:
-    """One thing is wrong with a VOC year."""
+    """Fine-tune with one change of a VOC year."""
     names = [*VOC, "missing annotation", "missing image", "listed twice", "empty split"]
     name = names[i % len(names)]
     root = make_voc(folder / "VOC2007", images=_IMAGES)
@@ -243,22 +242,21 @@ def voc(rng: random.Random, folder: Path, i: int) -> Outcome:
     if name != "unknown category":
         (root / "classes.txt").write_text("\n".join(CLASSES))
     settings = _settings(f"voc:{root}:trainval", f"voc:{root}:test")
-    said = _fine_tune(settings, folder, expected, "VOC2007")
-    return Outcome(f"VOC, {name}: {said}", 1, {said.split(":")[0]: 1})
+    outcome = _fine_tune(settings, folder, expected, "VOC2007")
+    return Outcome(f"VOC, {name}: {outcome}", 1, {outcome.split(":")[0]: 1})
 
 
 KINDS = (
     Kind(
         "COCO annotation",
-        "A COCO file with which no detector can be trained, or another than was meant, is refused "
-        "with one sentence that names file and cause; empty and crowd boxes are passed over as "
-        "Detectron2 does.",
+        "A COCO file with which no detector, or a wrong one, would be trained is refused with one "
+        "sentence that names file and cause. Empty and crowd boxes are skipped, as in Detectron2.",
         len(COCO) + len(_JSON_TEXTS),
         coco,
     ),
     Kind(
         "VOC annotation",
-        "The same of a VOC year; no XML entity is ever expanded.",
+        "The same holds for a VOC year. XML entities are never expanded.",
         len(VOC) + 4,
         voc,
     ),

@@ -1,4 +1,4 @@
-"""What a fault is to the campaign: a function that does it and says what is wrong afterwards."""
+"""Defines a kind of fault: a function that injects it and checks a promise of the package."""
 
 import dataclasses
 import random
@@ -7,13 +7,14 @@ from pathlib import Path
 
 
 class BrokenPromiseError(AssertionError):
-    """What the package promised did not hold; the message says what."""
+    """The package broke a promise. The message says which."""
 
 
 def check(condition: object, message: str) -> None:
-    """
+    """Check a promise.
+
     Raises:
-        BrokenPromiseError: with `message`, if `condition` does not hold.
+        BrokenPromiseError: If `condition` is false, with `message`.
     """
     if not condition:
         raise BrokenPromiseError(message)
@@ -21,12 +22,12 @@ def check(condition: object, message: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a fault came to, for the log and for docs/reliability.md.
+    """The outcome of a fault, for the log and for docs/reliability.md.
 
     Attributes:
-        what: was done, and what came of it; a line.
-        faults: that were dealt: a run may be killed twice.
-        figures: numbers that the page adds up, ``{"resumed bit for bit": 1}``.
+        what: The fault and its outcome, in one line.
+        faults: The number of injected faults, since a run may be killed twice.
+        figures: Numbers that the page adds up, e.g. ``{"resumed bit for bit": 1}``.
     """
 
     what: str
@@ -34,7 +35,7 @@ class Outcome:
     figures: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
-#: (random choices of this fault, an empty folder, number of the fault) -> what it came to.
+#: (random generator of this fault, an empty folder, number of the fault) -> outcome.
 Deal = Callable[[random.Random, Path, int], Outcome]
 
 
@@ -43,10 +44,10 @@ class Kind:
     """A kind of fault.
 
     Attributes:
-        name: ``kill pretraining``.
-        promise: what has to hold afterwards; a sentence of docs/reliability.md.
-        count: faults of this kind in a whole campaign.
-        deal: does one.
+        name: For example ``kill pretraining``.
+        promise: The promise that must hold afterwards, a sentence of docs/reliability.md.
+        count: Faults of this kind in a whole campaign.
+        deal: The function that injects one fault.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Damaged and odd images, made from a seed, for the reader of pretraining and for whole runs."""
+"""Makes damaged and odd images from a seed, for the reader of pretraining and for whole runs."""
 
 import dataclasses
 import io
@@ -24,10 +24,10 @@ from fault_kinds.workloads import FineTuning, Pretraining
 from moco_d2.pretrain.data.images import UnreadableImageError, read_image
 from moco_d2.pretrain.data.sources import list_images
 
-LIMIT_S = 20  # of one image
+LIMIT_S = 20  # time for one image
 _DECODES, _REFUSED, _EITHER = "decodes", "refused", "either"
 
-#: Random choices -> the file's bytes, its suffix, what has to come of it.
+#: Random generator -> the file's bytes, its suffix, its expected outcome.
 Maker = Callable[[random.Random], tuple[bytes, str, str]]
 
 
@@ -66,7 +66,7 @@ def _truncated(rng: random.Random) -> tuple[bytes, str, str]:
 
 
 def _half(rng: random.Random) -> tuple[bytes, str, str]:
-    """Half of a JPEG or PNG: pixels are missing for certain."""
+    """Make half of a JPEG or PNG, in which pixels are missing in any case."""
     format = rng.choice(("JPEG", "PNG"))
     content = _encode(_pixels(rng, width=200, height=200), format)
     return content[: len(content) // 2], _FORMATS[format], _REFUSED
@@ -85,7 +85,7 @@ def _noise(rng: random.Random) -> tuple[bytes, str, str]:
 
 
 def _head_only(rng: random.Random) -> tuple[bytes, str, str]:
-    """The magic number, and then anything."""
+    """Make a file of a magic number and noise."""
     content, suffix = _sound(rng)
     return content[:16] + rng.randbytes(rng.randint(0, 500)), suffix, _EITHER
 
@@ -117,7 +117,7 @@ def _of_mode(mode: str, *formats: str) -> Maker:
 
 
 def _deep(rng: random.Random) -> tuple[bytes, str, str]:
-    """16 bits a pixel, gray."""
+    """Make a gray image with 16 bits per pixel."""
     values = np.random.default_rng(rng.getrandbits(32)).integers(0, 65536, (40, 50), np.uint16)
     format = rng.choice(("PNG", "TIFF"))
     return _encode(Image.fromarray(values), format), _FORMATS[format], _DECODES
@@ -129,7 +129,7 @@ def _float(rng: random.Random) -> tuple[bytes, str, str]:
 
 
 def _transparent(rng: random.Random) -> tuple[bytes, str, str]:
-    """A palette with one transparent entry."""
+    """Make an image with a palette with one transparent entry."""
     image = _pixels(rng).convert("P")
     return _encode(image, "PNG", transparency=rng.randrange(256)), ".png", _DECODES
 
@@ -156,12 +156,12 @@ def _thin(rng: random.Random) -> tuple[bytes, str, str]:
 
 
 def _wide(rng: random.Random) -> tuple[bytes, str, str]:
-    """20,000 pixels wide."""
+    """Make an image that is 20,000 pixels wide."""
     return _encode(Image.new("RGB", (20_000, 50), (9, 9, 9)), "PNG"), ".png", _DECODES
 
 
 def _bomb(rng: random.Random) -> tuple[bytes, str, str]:
-    """A few bytes that say they are gigabytes of pixels."""
+    """Make a small file whose header declares gigabytes of pixels."""
     side = rng.choice((20_000, 60_000, 2**31 - 1))
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
 
@@ -174,13 +174,13 @@ def _bomb(rng: random.Random) -> tuple[bytes, str, str]:
 
 
 def _large(rng: random.Random) -> tuple[bytes, str, str]:
-    """More pixels than are read, below Pillow's own limit."""
+    """Make an image with more pixels than allowed, but below Pillow's own limit."""
     image = Image.new("1", (12_000, 12_000))
     return _encode(image, "PNG"), ".png", _REFUSED
 
 
 def _text_bomb(rng: random.Random) -> tuple[bytes, str, str]:
-    """A PNG whose comment unpacks to 100 MB."""
+    """Make a PNG whose comment unpacks to 100 MB."""
     plain = _encode(_pixels(rng), "PNG")
     data = b"Comment\0\0" + zlib.compress(bytes(100 << 20), 9)
     crc = zlib.crc32(b"zTXt" + data)
@@ -211,7 +211,7 @@ def _trailing(rng: random.Random) -> tuple[bytes, str, str]:
 
 
 def _script(rng: random.Random) -> tuple[bytes, str, str]:
-    """PostScript, which Pillow by itself hands to Ghostscript."""
+    """Make a PostScript file, which Pillow by default passes to Ghostscript."""
     content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) print showpage\n%%EOF\n"
     return content, ".jpg", _REFUSED
 
@@ -258,7 +258,7 @@ class _SlowError(Exception):
 
 
 def image(rng: random.Random, folder: Path, i: int) -> Outcome:
-    """One image through read_image: RGB of its size, or one sentence, in time, as documented."""
+    """Read one image with read_image: it must be RGB, or refused with one sentence, in time."""
     name = list(MAKERS)[i % len(MAKERS)]
     content, suffix, expected = MAKERS[name](rng)
     path = folder / f"image{suffix}"
@@ -273,8 +273,8 @@ def image(rng: random.Random, folder: Path, i: int) -> Outcome:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = read_image(path)
-        check(found.mode == "RGB" and min(found.size) > 0, f"{name}: {found.mode}, {found.size}")
+            read = read_image(path)
+        check(read.mode == "RGB" and min(read.size) > 0, f"{name}: {read.mode}, {read.size}")
         outcome = _DECODES
     except UnreadableImageError as error:
         check("\n" not in str(error), f"{name}: not one sentence: {error}")
@@ -285,14 +285,14 @@ def image(rng: random.Random, folder: Path, i: int) -> Outcome:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
-    check(expected in (_EITHER, outcome), f"{name}: {outcome}, and it should be {expected}")
+    check(expected in (_EITHER, outcome), f"{name}: {outcome}, but it should be {expected}")
     took = time.monotonic() - started
     return Outcome(f"{name}{suffix}: {outcome} in {took:.2f} s", 1, {outcome: 1})
 
 
 @dataclasses.dataclass(frozen=True)
 class _Set:
-    """A class folder of sound and odd images, and how many of them do not decode."""
+    """A class folder of sound and odd images, and the names of those that do not decode."""
 
     folder: Path
     images: int
@@ -300,7 +300,7 @@ class _Set:
 
 
 def _odd_set(root: Path, seed: int) -> _Set:
-    """24 sound images and two of every odd kind; and what is no file: loops, folders, pipes."""
+    """Make 24 sound images, two images of every odd kind, and loops, folders and pipes."""
     make_class_folders(root, 12)
     odd = root / "odd"
     odd.mkdir()
@@ -325,13 +325,13 @@ def _odd_set(root: Path, seed: int) -> _Set:
     (odd / "around").symlink_to("..")
     os.mkfifo(odd / "pipe.jpg")
     listed = list_images(root)
-    # A link to nowhere may be a share that is not mounted: it counts. A loop and a pipe do not.
+    # A broken link may lead to a folder that is not mounted, so it counts. Loops and pipes do not.
     unreadable |= {Path(p).name for p in listed.paths if not Path(p).is_file()}
     return _Set(root, len(listed), frozenset(unreadable))
 
 
 def pretraining(rng: random.Random, folder: Path, i: int) -> Outcome:
-    """A run over an odd set goes on and counts, or, with the default limit, refuses and names."""
+    """Pretrain on an odd set: the run counts unreadable images, or stops at the default limit."""
     odd = _odd_set(folder / "images", rng.getrandbits(32))
     epoch = odd.images // 8
     workload = Pretraining(
@@ -351,16 +351,16 @@ def pretraining(rng: random.Random, folder: Path, i: int) -> Outcome:
         skipped = set(re.findall(r"cannot be read: \S*/([^/\s]+)", output))
         missed = odd.unreadable - skipped
         check(skipped <= odd.unreadable, f"skipped although sound: {skipped - odd.unreadable}")
-        # Three epochs: what is left over of each waits for the next.
+        # In three epochs, the rest of an epoch's images may remain for the next one.
         check(len(missed) <= 2, f"not counted: {missed}")
         what = f"{odd.images} images of which {len(skipped)} are skipped and named: goes on"
         return Outcome(what, 1, {"images in runs": odd.images, "skipped": len(skipped)})
-    said = one_sentence(job, "cannot be read", "MOCO.DATA.MAX_UNREADABLE")
-    return Outcome(f"{odd.images} images: {said[:110]}", 1, {"images in runs": odd.images})
+    sentence = one_sentence(job, "cannot be read", "MOCO.DATA.MAX_UNREADABLE")
+    return Outcome(f"{odd.images} images: {sentence[:110]}", 1, {"images in runs": odd.images})
 
 
 def fine_tuning(rng: random.Random, folder: Path, i: int) -> Outcome:
-    """A training image of a detector is odd: trained on, or refused in a sentence naming it."""
+    """Fine-tune on an odd image: the run trains on it, or names it in a one-sentence error."""
     name = list(MAKERS)[i % len(MAKERS)]
     content, _, expected = MAKERS[name](rng)
     root = make_voc(folder / "VOC2007")
@@ -381,29 +381,29 @@ def fine_tuning(rng: random.Random, folder: Path, i: int) -> Outcome:
     if job.wait() == 0:
         check(expected != _REFUSED, f"{name}: trained on")
         return Outcome(f"{name}: trained on", 1, {"trained on": 1})
-    said = one_sentence(job, "trainval00")
-    return Outcome(f"{name}: {said[:130]}", 1, {"refused": 1})
+    sentence = one_sentence(job, "trainval00")
+    return Outcome(f"{name}: {sentence[:130]}", 1, {"refused": 1})
 
 
 KINDS = (
     Kind(
         "image",
-        "Any file is read as RGB, or is unreadable with one sentence that names it, within "
-        f"{LIMIT_S} s: what decodes is what the official code decodes.",
+        "Any file is read as RGB, or is refused with one sentence that names it, within "
+        f"{LIMIT_S} s. The readable files are those that the official code reads.",
         17 * len(MAKERS),
         image,
     ),
     Kind(
         "odd images in pretraining",
-        "Unreadable images are skipped, named and counted; more than MOCO.DATA.MAX_UNREADABLE stop "
-        "the run with one sentence.",
+        "Unreadable images are skipped, named and counted. If they exceed "
+        "MOCO.DATA.MAX_UNREADABLE, the run stops with one sentence.",
         6,
         pretraining,
     ),
     Kind(
         "odd image in fine-tuning",
-        "An annotated image that cannot be read as its annotation says stops the run with one "
-        "sentence that names it.",
+        "An annotated image that cannot be read, or contradicts its annotation, stops the run with "
+        "one sentence that names it.",
         len(MAKERS),
         fine_tuning,
     ),

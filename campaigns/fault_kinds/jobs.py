@@ -1,7 +1,7 @@
-"""The tools' command lines in forked processes, and ways to end them.
+"""Runs the tools' command lines in forked processes, and ends them in several ways.
 
-Importing torch and Detectron2 takes seconds; the campaign does it once, and each of its hundreds of
-runs is a fork that does what ``python tools/TOOL ARGUMENTS`` would.
+Importing torch and Detectron2 takes seconds. The campaign does it once, and each of its hundreds of
+runs is a fork that behaves like ``python tools/TOOL ARGUMENTS``.
 """
 
 import contextlib
@@ -23,11 +23,11 @@ import torch
 from fault_kinds.case import BrokenPromiseError, check
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
-LIMIT_S = 120  # of one run, which takes seconds where it does not hang
-LEFT_S = 10.0  # for the kernel to end what has lost its parent, on a machine that is busy
+LIMIT_S = 120  # a run takes seconds unless it hangs
+LEFT_S = 10.0  # time for a busy kernel to end processes without a parent
 _POLL_S = 0.005
 _FORK = multiprocessing.get_context("fork")
-# Python's audit events of what changes a folder; "open" counts where it is for writing.
+# Python's audit events for changes of a folder. "open" counts only for writing.
 _CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.chmod", "os.truncate")
 
 
@@ -35,27 +35,28 @@ class Operations:
     """Counts a run's changes of a folder, or kills the run at one of them.
 
     Attributes:
-        crash_at: the change at which the process kills itself, counted from 1; 0: none.
+        crash_at: The change at which the process kills itself, counted from 1; 0 means never.
     """
 
-    def __init__(self, folder: Path, *, crash_at: int = 0, share: float = 0.5):
+    def __init__(self, folder: Path, *, crash_at: int = 0, fraction: float = 0.5):
         """
         Args:
-            folder: whose changes count, at any depth.
-            share: if the run is killed while it saves tensors: of the file that is written by then.
+            folder: The folder whose changes count, at any depth.
+            crash_at: See the attribute.
+            fraction: The written fraction of the file, if the run is killed while it saves tensors.
         """
         self.crash_at = crash_at
         self._folder = str(folder)
-        self._share = share
+        self._fraction = fraction
         self._counter = _FORK.Value("i", 0)
 
     @property
     def count(self) -> int:
-        """Changes so far, also of a run in another process."""
+        """Return the number of changes so far, including those in other processes."""
         return self._counter.value
 
     def watch(self) -> None:
-        """Begin to count, in this process but not in those that it starts."""
+        """Start counting in this process, but not in its child processes."""
         self._process = os.getpid()
         sys.addaudithook(self._audit)
         save, fsync = torch.save, os.fsync
@@ -66,8 +67,8 @@ class Operations:
             if last:
                 descriptor = file.fileno() if hasattr(file, "fileno") else None
                 target = file if descriptor is None else descriptor
-                size = os.stat(target).st_size  # noqa: PTH116 - or a descriptor
-                os.truncate(target, int(size * self._share))
+                size = os.stat(target).st_size  # noqa: PTH116 - may be a descriptor
+                os.truncate(target, int(size * self._fraction))
                 _kill_this()
 
         def counted_fsync(descriptor: int) -> None:
@@ -89,7 +90,7 @@ class Operations:
             _kill_this()
 
     def _count(self) -> bool:
-        """Whether this is the one to crash at."""
+        """Count a change, and return whether the process must crash at it."""
         self._counter.value += 1
         return self._counter.value == self.crash_at
 
@@ -99,7 +100,7 @@ def _kill_this() -> None:
 
 
 class Job:
-    """A command line in a process, and a process group, of its own."""
+    """A command line that runs in a new process and a new process group."""
 
     def __init__(
         self,
@@ -113,11 +114,11 @@ class Job:
         """Start it.
 
         Args:
-            tool: file in tools/, such as pretrain.py.
-            words: its arguments.
-            log: where its output goes; appended.
-            before: called in the process before the tool is run.
-            environment: added to this process's.
+            tool: A file in tools/, such as pretrain.py.
+            words: The arguments of the tool.
+            log: The file to which its output is appended.
+            before: A function that the process calls before the tool.
+            environment: Additional environment variables.
         """
         self.log = log
         self.command = f"tools/{tool} {' '.join(words)}"
@@ -132,32 +133,32 @@ class Job:
         return self.process.pid
 
     def kill_after(self, seconds: float) -> None:
-        """kill -9, if it has not ended by then."""
+        """Kill it with SIGKILL after some seconds, unless it has ended."""
         self.process.join(seconds)
         self.kill()
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send a signal, if it has not ended."""
+        """Send a signal, unless it has ended."""
         if self.process.is_alive():
             os.kill(self.pid, number)
 
     def kill_group(self, number: int) -> None:
-        """Send a signal to it and to all that it has started, if it has not ended."""
+        """Send a signal to it and its child processes, unless it has ended."""
         if self.process.is_alive():
             os.killpg(self.pid, number)
 
     def members(self) -> list[int]:
-        """The processes of its session that live, itself too."""
-        found = []
+        """Return the live processes of its session, including itself."""
+        pids = []
         for stat in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
                 state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
                 if int(session) == self.pid and state != "Z":
-                    found.append(int(stat.parent.name))
-        return found
+                    pids.append(int(stat.parent.name))
+        return pids
 
     def left_behind(self, seconds: float = LEFT_S) -> list[int]:
-        """What it has started and still lives `seconds` after its end."""
+        """Return its child processes that are still alive `seconds` after its end."""
         self.process.join(LIMIT_S)
         deadline = time.monotonic() + seconds
         while (left := self.members()) and time.monotonic() < deadline:
@@ -165,15 +166,15 @@ class Job:
         return left
 
     def wait(self, seconds: float = LIMIT_S) -> int:
-        """Its exit code, negative for a signal; whatever it started is ended with it.
+        """Return its exit code, negative for a signal, and end all its child processes.
 
         Raises:
-            BrokenPromiseError: it has not ended within `seconds`.
+            BrokenPromiseError: If it has not ended within `seconds`.
         """
         self.process.join(seconds)
         hangs = self.process.is_alive()
         try:
-            os.killpg(self.pid, signal.SIGKILL)  # also workers that were left behind
+            os.killpg(self.pid, signal.SIGKILL)  # includes workers that were left behind
         except (ProcessLookupError, PermissionError):
             self.kill()
         self.process.join()
@@ -183,7 +184,7 @@ class Job:
         return self.process.exitcode
 
     def output(self) -> str:
-        """What it, and those before it with the same log, have printed."""
+        """Return its output, after that of earlier jobs with the same log."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
 
@@ -201,11 +202,11 @@ def _execute(
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
     sys.stderr.reconfigure(line_buffering=True)
     os.environ.update(environment)
-    # As from a terminal, whatever nohup has done to the campaign.
+    # As if started from a terminal, even if nohup started the campaign.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # As a new process, which has no state of its parent's.
+    # As in a new process, which has no random state of a parent.
     torch.default_generator.manual_seed(0)
     random.seed(0)
     torch.set_num_threads(1)
@@ -220,65 +221,64 @@ def run(tool: str, words: list[str], log: Path, **more: Any) -> Job:
     """Start a command line and wait for its end.
 
     Raises:
-        BrokenPromiseError: it does not end, or ends with an error.
+        BrokenPromiseError: If it does not end, or ends with an error.
     """
     job = Job(tool, words, log, **more)
     code = job.wait()
-    if code:
-        raise BrokenPromiseError(f"exit code {code} where 0 was due: {last_line(job.output())}")
+    check(not code, f"exit code {code}, not 0: {last_line(job.output())}")
     return job
 
 
 def import_as_well(file: Path) -> None:
-    """Import, in this process, the modules that a run has imported: the next finds them there.
+    """Import the modules of an earlier run in this process, so that its forks have them already.
 
     Args:
-        file: what `note_imports` wrote.
+        file: The file that `note_imports` wrote.
     """
     for name in file.read_text().split():
         if name not in sys.modules:
-            with contextlib.suppress(Exception):  # some can only be imported by others
+            with contextlib.suppress(Exception):  # only other modules can import some of them
                 importlib.import_module(name)
 
 
 def note_imports(file: Path) -> None:
-    """Let this process write the names of its modules to a file when it ends."""
+    """Make this process write the names of its modules to a file at its end."""
 
     def write() -> None:
-        ours = ("__main__", "__mp_main__")
-        file.write_text("\n".join(name for name in list(sys.modules) if name not in ours))
+        main = ("__main__", "__mp_main__")
+        file.write_text("\n".join(name for name in list(sys.modules) if name not in main))
 
     multiprocessing.util.Finalize(None, write, exitpriority=0)
 
 
 def last_line(text: str) -> str:
-    """The last line that says something."""
+    """Return the last line that is not empty."""
     lines = [line for line in text.splitlines() if line.strip()]
     return lines[-1][:300] if lines else "no output"
 
 
 def no_traceback(output: str) -> None:
-    """
+    """Check that the output has no traceback.
+
     Raises:
-        BrokenPromiseError: with the last lines of the first one in `output`.
+        BrokenPromiseError: If there is one. The message has its last lines.
     """
-    _, found, rest = output.partition("Traceback (most recent call last):")
-    # It ends with the first line that is not indented.
+    _, traceback, rest = output.partition("Traceback (most recent call last):")
+    # A traceback ends with the first line that is not indented.
     lines = rest.lstrip("\n").splitlines()
     ends = next((i for i, line in enumerate(lines) if not line.startswith(" ")), len(lines))
-    check(not found, f"a traceback: {' '.join(lines[max(0, ends - 4) : ends + 1])}")
+    check(not traceback, f"a traceback: {' '.join(lines[max(0, ends - 4) : ends + 1])}")
 
 
 def wait_until(condition: Callable[[], bool], job: Job, seconds: float = LIMIT_S) -> None:
-    """Wait for something that a running job does.
+    """Wait until a running job fulfills a condition.
 
     Raises:
-        BrokenPromiseError: it ended, or has not done it within `seconds`.
+        BrokenPromiseError: If it ends before, or does not fulfill it within `seconds`.
     """
     deadline = time.monotonic() + seconds
     while not condition():
         if not job.process.is_alive():
-            raise BrokenPromiseError(f"ended before its time: {last_line(job.output())}")
-        if time.monotonic() > deadline:
-            raise BrokenPromiseError(f"has not come so far within {seconds:.0f} s")
+            raise BrokenPromiseError(f"ended too early: {last_line(job.output())}")
+        check(time.monotonic() <= deadline, f"has not come so far within {seconds:.0f} s")
         time.sleep(_POLL_S)

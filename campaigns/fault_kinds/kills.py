@@ -1,4 +1,4 @@
-"""kill -9 and SIGTERM at random moments, and what is left and becomes of it."""
+"""Faults by kill -9 and SIGTERM at random moments, with checks of the files and the result."""
 
 import functools
 import math
@@ -29,22 +29,22 @@ from fault_kinds.workloads import (
     ground,
 )
 
-_ATTEMPTS = 20  # to hit a run before it is over
-_TWICE = 0.3  # share of the runs that are killed once more after the restart
-_AT_AN_OPERATION = 0.6  # share of the kills that are aimed at a write, rename, fsync ...
-_DAMAGED = 0.25  # share of the runs whose newest checkpoint is damaged besides
+_ATTEMPTS = 20  # tries to hit a run before its end
+_TWICE = 0.3  # fraction of the runs that are killed again after the restart
+_AT_AN_OPERATION = 0.6  # fraction of the kills at a write, rename, fsync ...
+_DAMAGED = 0.25  # fraction of the runs whose newest checkpoint is also damaged
 GROUP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 GRACE_S = 30  # SLURM's KillWait and Kubernetes' terminationGracePeriodSeconds
 TERMINATED = 128 + signal.SIGTERM
 REFUSED = 2
 _BUSY = re.compile(r"another run is at work|another process is writing|another suite is at work")
-# Of training and of the reading of features.
+# Log lines at the start of training and of reading features.
 _BEGUN = re.compile(r"Starting training from|protocol linear-fast")
 
 
 @functools.cache
 def pretrainings() -> tuple[Pretraining, ...]:
-    """From files without and with a worker, from shards, with every dictionary."""
+    """Return pretrainings on files and shards, with every dictionary, without and with a worker."""
     knn = {
         "MOCO.KNN.TRAIN": class_folders(),
         "MOCO.KNN.TEST": class_folders(),
@@ -53,7 +53,7 @@ def pretrainings() -> tuple[Pretraining, ...]:
     folder = ground() / "shards"
     folder.mkdir()
     shards = {"DATASETS.TRAIN": f"('shards:{make_shards(folder, [6] * 4)}',)"}
-    # Killed before the first checkpoint, and after lines of metrics: begun again from nothing.
+    # With rare checkpoints, a kill may come after lines of metrics but before the first checkpoint.
     rare = {"SOLVER.CHECKPOINT_PERIOD": 31}
     return (
         Pretraining("queue", **knn),
@@ -114,8 +114,9 @@ def suites() -> tuple[BenchmarkRun, ...]:
 def differences(  # noqa: PLR0911 - one for each type
     a: Any, b: Any, where: str = "", *, tolerance: float = 0.0
 ) -> list[str]:
-    """Where nested dicts, lists, tensors and plain values differ in a bit, or, of numbers with a
-    fraction, by more than `tolerance`.
+    """Return the paths at which nested dicts, lists, tensors and plain values differ.
+
+    Values differ if a bit differs, and floats if they differ by more than `tolerance`.
     """
     if isinstance(a, dict) and isinstance(b, dict):
         if a.keys() != b.keys():
@@ -131,7 +132,7 @@ def differences(  # noqa: PLR0911 - one for each type
         return [] if _same_tensor(a, b, tolerance) else [where]
     if tolerance and isinstance(a, float) and isinstance(b, float):
         return [] if math.isclose(a, b, rel_tol=tolerance, abs_tol=tolerance) else [f"{where}: {a}"]
-    # Through text: NaN, of a class without detections, is the same.
+    # Compared as text, since NaN (of a class without detections) must equal NaN.
     return [] if repr(a) == repr(b) else [f"{where}: {a!r:.60} and {b!r:.60}"]
 
 
@@ -144,12 +145,13 @@ def _same_tensor(a: torch.Tensor, b: Any, tolerance: float) -> bool:
 
 
 def same_result(workload: Workload, out: Path) -> None:
-    """
+    """Check that a finished run has the result of the undisturbed run.
+
     Raises:
-        BrokenPromiseError: a finished run has left something else than the undisturbed one.
+        BrokenPromiseError: If the results differ.
     """
-    found = differences(workload.result(out), workload.reference.result)
-    check(not found, f"{len(found)} difference(s) to the undisturbed run, first {found[:3]}")
+    unequal = differences(workload.result(out), workload.reference.result)
+    check(not unequal, f"{len(unequal)} difference(s) to the undisturbed run, first {unequal[:3]}")
 
 
 def _nothing_half_written(workload: Workload, out: Path) -> None:
@@ -158,11 +160,11 @@ def _nothing_half_written(workload: Workload, out: Path) -> None:
 
 
 def _kill_once(workload: Workload, rng: random.Random, out: Path) -> str:
-    """Start or continue the run and kill it; where it was hit."""
+    """Start or continue a run, kill it, and return the moment of the kill."""
     for _ in range(_ATTEMPTS):
         if rng.random() < _AT_AN_OPERATION:
             at = rng.randint(1, workload.reference.operations)
-            operations = Operations(out, crash_at=at, share=rng.random())
+            operations = Operations(out, crash_at=at, fraction=rng.random())
 
             def before(operations: Operations = operations) -> None:
                 workload.before()
@@ -176,7 +178,7 @@ def _kill_once(workload: Workload, rng: random.Random, out: Path) -> str:
             job.kill_after(moment)
             where = f"{moment:.2f} s"
         code = job.wait()
-        # A runner whose run was hit says so, and goes on with the next.
+        # If the kill hit a runner's run, the runner reports it and goes on.
         if code == -signal.SIGKILL or "killed by SIGKILL" in job.output()[-300:]:
             _nothing_half_written(workload, out)
             return where
@@ -184,35 +186,35 @@ def _kill_once(workload: Workload, rng: random.Random, out: Path) -> str:
             raise BrokenPromiseError(
                 f"exit code {code} of a run before it was killed: {job.output()[-300:]}"
             )
-        if isinstance(workload, BenchmarkRun):  # which, once over, does nothing
+        if isinstance(workload, BenchmarkRun):  # a finished suite would do nothing
             shutil.rmtree(out)
     raise BrokenPromiseError(f"the run was over before each of {_ATTEMPTS} kills")
 
 
 def _damage_newest(workload: Training, rng: random.Random, out: Path) -> str:
-    """What a crash of the machine may do to the last file written; what was done."""
+    """Damage the newest checkpoint as a crash of the machine may do, and return the damage."""
     pointer = out / POINTER
     if not pointer.is_file() or len(list(out.glob(workload.checkpoints))) < 2:
         return ""
     newest = out / pointer.read_text()
     content = bytearray(newest.read_bytes())
-    how = rng.choice(("cut short", "empty", "with a flipped bit", "full of zeros", "not named"))
-    if how == "cut short":
+    damage = rng.choice(("cut short", "empty", "with a flipped bit", "full of zeros", "not named"))
+    if damage == "cut short":
         newest.write_bytes(content[: rng.randrange(1, len(content))])
-    elif how == "empty":
+    elif damage == "empty":
         newest.write_bytes(b"")
-    elif how == "with a flipped bit":
+    elif damage == "with a flipped bit":
         content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
         newest.write_bytes(content)
-    elif how == "full of zeros":
+    elif damage == "full of zeros":
         newest.write_bytes(bytes(len(content)))
     else:
         pointer.write_text("")
-    return f", newest checkpoint {how}"
+    return f", newest checkpoint {damage}"
 
 
 def kill(workloads: tuple[Workload, ...], rng: random.Random, folder: Path, i: int) -> Outcome:
-    """Kill a run once or twice, damage its newest checkpoint perhaps, restart, compare."""
+    """Kill a run once or twice, sometimes damage its newest checkpoint, restart it and compare."""
     workload, out = workloads[i % len(workloads)], folder / "out"
     if isinstance(workload, Converting) and rng.random() < 0.5:
         _leave_an_older(workload, out)
@@ -230,14 +232,14 @@ def kill(workloads: tuple[Workload, ...], rng: random.Random, folder: Path, i: i
 
 
 def _leave_an_older(workload: Converting, out: Path) -> None:
-    """A finished result of before, in whose place the new one is written."""
+    """Write the finished result of an earlier conversion, which the new one replaces."""
     out.mkdir()
     for name, content in workload.reference.result.items():
         (out / name).write_bytes(content.replace(b"OUT", str(out).encode()))
 
 
 def preempt(workloads: tuple[Training, ...], rng: random.Random, folder: Path, i: int) -> Outcome:
-    """SIGTERM once training has begun: saved within the grace, exit code 143, continued."""
+    """Send SIGTERM during training: the run saves in time, exits with 143, and is continued."""
     workload, out = workloads[i % len(workloads)], folder / "out"
     log = out / "log.txt"
     for _ in range(_ATTEMPTS):
@@ -247,7 +249,7 @@ def preempt(workloads: tuple[Training, ...], rng: random.Random, folder: Path, i
         job.kill(signal.SIGTERM)
         sent = time.monotonic()
         code = job.wait(GRACE_S)
-        if code == 0:  # it was in its last step, and finished
+        if code == 0:  # the signal came in the last step, so the run finished
             shutil.rmtree(out)
             continue
         took = time.monotonic() - sent
@@ -259,7 +261,7 @@ def preempt(workloads: tuple[Training, ...], rng: random.Random, folder: Path, i
             return Outcome(what, 1, {"SIGTERMs": 1})
         check(code == TERMINATED, f"exit code {code}, not {TERMINATED}: {job.output()[-300:]}")
         stopped = [line for line in log.read_text().splitlines() if "stopped and saved" in line]
-        check(stopped, "it does not say that it has stopped and saved")
+        check(stopped, "the log does not say that the run stopped and saved")
         iteration = int(stopped[-1].rpartition(" ")[2])
         _nothing_half_written(workload, out)
         pointer = (out / POINTER).read_text()
@@ -277,8 +279,10 @@ def preempt(workloads: tuple[Training, ...], rng: random.Random, folder: Path, i
 def signal_group(
     workloads: tuple[Workload, ...], rng: random.Random, folder: Path, i: int
 ) -> Outcome:
-    """SIGTERM, SIGINT or SIGHUP to the process group of a run with data workers, at any moment
-    after it has begun: saved, 128 + n, no process left, no traceback, continued.
+    """Send SIGTERM, SIGINT or SIGHUP to the process group of a run with data workers.
+
+    The signal comes at any moment after the start. The run must save and exit with 128 + n, without
+    a traceback and without processes left behind. It is continued afterwards.
     """
     number = GROUP_SIGNALS[i % len(GROUP_SIGNALS)]
     workload = workloads[i // len(GROUP_SIGNALS) % len(workloads)]
@@ -298,43 +302,45 @@ def signal_group(
         code = job.wait()
         output = job.output()
         no_traceback(output)
-        check(took < GRACE_S, f"{name}: it has not ended within {GRACE_S} s")
+        check(took < GRACE_S, f"{name}: the run has not ended within {GRACE_S} s")
         check(not left, f"{name}: left behind: {left}")
         if alive and code != 0:
             break
         check(code == 0, f"exit code {code} of a run that was over: {output[-300:]}")
-        shutil.rmtree(out)  # it was over, or had only to end
+        shutil.rmtree(out)  # the run was over
         job.log.unlink()
     else:
         raise BrokenPromiseError(f"the run was over before each of {_ATTEMPTS} signals")
-    said = [line for line in log.read_text().splitlines() if "stopped and saved" in line]
-    if code == -number:  # which a shell, too, tells as 128 + n: while Python ended, all was done
+    saved = [line for line in log.read_text().splitlines() if "stopped and saved" in line]
+    if code == -number:  # Python was ending after the whole run; a shell reports this as 128 + n
         same_result(workload, out)
     else:
         check(code == 128 + number, f"{name}: exit code {code}: {output[-300:]}")
-        check("--resume" in last_line(output), f"{name}: it ends with {output[-200:]!r}")
+        check("--resume" in last_line(output), f"{name}: the output ends with {output[-200:]!r}")
     _nothing_half_written(workload, out)
     run(**workload.start_words(out), before=workload.before)
     same_result(workload, out)
-    where = f"in iteration {said[-1].rpartition(' ')[2]}: saved" if said else "outside of training"
+    where = (
+        f"in iteration {saved[-1].rpartition(' ')[2]}: saved" if saved else "outside of training"
+    )
     what = f"{workload.name}, {name} {where}, ended in {took:.1f} s, same"
-    outcome = "saved in training" if said else "ended outside of training"
+    outcome = "saved in training" if saved else "ended outside of training"
     return Outcome(what, 1, {f"group {name}s": 1, f"group signals, {outcome}": 1})
 
 
 def two_at_once(rng: random.Random, folder: Path, i: int) -> Outcome:
-    """The same command, or a suite and another, started twice: one goes on, the other says so."""
-    of = (*_twice_in_a_folder(), conversions()[0], suites()[0])
-    workload, out = of[i % len(of)], folder / "out"
+    """Start a command twice, or two suites in one folder: the second one must be refused."""
+    workloads = (*_twice_in_a_folder(), conversions()[0], suites()[0])
+    workload, out = workloads[i % len(workloads)], folder / "out"
     for _ in range(_ATTEMPTS):
         first = Job(**workload.start_words(out), before=workload.before)
         wait_until(lambda: any(out.glob(".*lock")), first)
         gap = rng.random() * workload.reference.seconds * 0.5
         first.process.join(gap)
-        first.kill_group(signal.SIGSTOP)  # however long the second takes
+        first.kill_group(signal.SIGSTOP)  # so that it cannot end before the second
         if first.process.is_alive() and any(out.glob(".*lock")):
             break
-        first.kill_group(signal.SIGCONT)  # it was over
+        first.kill_group(signal.SIGCONT)  # the run was over
         first.wait()
         shutil.rmtree(out)
     else:
@@ -355,11 +361,11 @@ def two_at_once(rng: random.Random, folder: Path, i: int) -> Outcome:
     for output in outputs:
         no_traceback(output)
     check(codes == [0, REFUSED], f"exit codes {codes}: {[o[-200:] for o in outputs]}")
-    said = [line for line in outputs[1].splitlines() if line.startswith("error: ")]
-    check(len(said) == 1 and _BUSY.search(said[0]), f"it says {outputs[1][-300:]!r}")
+    errors = [line for line in outputs[1].splitlines() if line.startswith("error: ")]
+    check(len(errors) == 1 and _BUSY.search(errors[0]), f"it says {outputs[1][-300:]!r}")
     same_result(workload, out)
     return Outcome(
-        f"{workload.name}, {gap:.2f} s apart: {said[0][7:110]}", 1, {"second runs refused": 1}
+        f"{workload.name}, {gap:.2f} s apart: {errors[0][7:110]}", 1, {"second runs refused": 1}
     )
 
 
@@ -368,29 +374,34 @@ def _twice_in_a_folder() -> tuple[Workload, ...]:
     return (pretrainings_with_workers()[0], fine_tunings_with_workers()[0], linear_evaluations()[0])
 
 
-_SAME = "the same command continues it and ends with the result of a run that nothing disturbed"
+_SAME = "the same command continues the run and ends with the result of an undisturbed run"
 _SAVED = (
-    "saved and ended within 30 s with 128 + the signal's number, no process left behind; "
+    "After SIGTERM, SIGINT or SIGHUP to the whole process group, including data workers, the run "
+    "saves and ends within 30 s with 128 + the signal's number, and leaves no process behind; "
     f"{_SAME}, bit for bit."
+)
+_TERMINATED = (
+    "After SIGTERM the current step is finished, and the run saves and ends with exit code 143 "
+    f"within 30 s; {_SAME}."
 )
 KINDS = (
     Kind(
         "kill pretraining",
-        f"After `kill -9` at any moment {_SAME}, bit for bit; no file under its final name is "
-        "half-written, and the newest intact checkpoint is taken.",
+        f"After `kill -9` at any moment {_SAME}, bit for bit. No file under its final name is "
+        "half-written, and the newest intact checkpoint is used.",
         80,
         lambda *a: kill(pretrainings(), *a),
     ),
     Kind(
         "kill fine-tuning",
-        f"After `kill -9` at any moment {_SAME}, bit for bit, record included.",
+        f"After `kill -9` at any moment {_SAME}, bit for bit, including the record.",
         50,
         lambda *a: kill(fine_tunings(), *a),
     ),
     Kind(
         "kill converting",
-        "A killed conversion leaves the old file or the new one, never a part; again, it gives the "
-        "same bytes.",
+        "A killed conversion leaves the old file or the new one, never a part. Repeated, it gives "
+        "the same bytes.",
         40,
         lambda *a: kill(conversions(), *a),
     ),
@@ -408,41 +419,39 @@ KINDS = (
     ),
     Kind(
         "SIGTERM pretraining",
-        "SIGTERM finishes the step at hand, saves, and ends with exit code 143 within 30 s; "
-        f"{_SAME}.",
+        _TERMINATED,
         12,
         lambda *a: preempt(pretrainings(), *a),
     ),
     Kind(
         "SIGTERM fine-tuning",
-        "SIGTERM finishes the step at hand, saves, and ends with exit code 143 within 30 s; "
-        f"{_SAME}.",
+        _TERMINATED,
         10,
         lambda *a: preempt(fine_tunings(), *a),
     ),
     Kind(
         "group signal pretraining",
-        f"SIGTERM, SIGINT or SIGHUP to the whole process group, data workers included: {_SAVED}",
+        _SAVED,
         60,
         lambda *a: signal_group(pretrainings_with_workers(), *a),
     ),
     Kind(
         "group signal fine-tuning",
-        f"SIGTERM, SIGINT or SIGHUP to the whole process group, data workers included: {_SAVED}",
+        _SAVED,
         60,
         lambda *a: signal_group(fine_tunings_with_workers(), *a),
     ),
     Kind(
         "group signal linear evaluation",
-        f"SIGTERM, SIGINT or SIGHUP to the whole process group, data workers included: {_SAVED}",
+        _SAVED,
         60,
         lambda *a: signal_group(linear_evaluations(), *a),
     ),
     Kind(
         "two at once",
-        "Of two runs in one folder, two suites in one folder, or two conversions to one file, one "
-        "goes on and ends with the right result; the other says so in one sentence, with exit "
-        "code 2.",
+        "Of two runs in one folder, two suites in one folder, or two conversions to one file, the "
+        "first goes on and ends with the right result. The second is refused with one sentence and "
+        "exit code 2.",
         20,
         two_at_once,
     ),

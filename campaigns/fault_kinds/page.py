@@ -1,4 +1,4 @@
-"""docs/reliability.md from the figures of campaigns, soak and mutations."""
+"""Renders docs/reliability.md from the figures of campaigns, soak and mutations."""
 
 import json
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from typing import Any
 
 from fault_kinds.case import Kind
 
-# An absent one is a section that says so.
+# If a file is absent, its section says so.
 CAMPAIGNS, SOAK = "results/campaigns/faults.json", "results/campaigns/soak.json"
 MUTATIONS, UNTRUSTED = "results/campaigns/mutations.json", "docs/reliability_untrusted.md"
 FUZZING = {"checkpoints": "fuzz_checkpoints", "configs and suites": "fuzz_yaml"}
@@ -15,14 +15,14 @@ FUZZING = {"checkpoints": "fuzz_checkpoints", "configs and suites": "fuzz_yaml"}
 # ruff: noqa: E501 - Markdown
 _INTRODUCTION = """# Reliability
 
-What a run of days can count on, how that is tried, and the figures of the last time. This page is
-written by `python campaigns/faults.py --render docs/reliability.md`.
+This page says what a run of days can rely on, how this is tested, and the figures of the last
+campaigns. The command `python campaigns/faults.py --render docs/reliability.md` writes it.
 
-A fault is dealt to a real command of `tools/` at tiny settings, in a forked process; it follows
-from the seed, its kind and its number. Kills come after a random time, or at one of the run's own
-changes of its folder: before a file is opened, flushed, renamed or removed, or with a part of a
+Each fault is injected into a real command of `tools/` with tiny settings, in a forked process. It
+depends on the seed, its kind and its number. Kills come after a random time, or at a change of the
+run's folder: before a file is opened, flushed, renamed or removed, or with only a part of a
 checkpoint written. "The same result" compares every tensor, optimizer and generator state, metric
-and record with those of a run that nothing disturbed.
+and record with those of an undisturbed run.
 
 ```sh
 python campaigns/faults.py --list                                   # the kinds
@@ -39,46 +39,47 @@ _RULES = """
 | exit code | |
 |---|---|
 | 0 | done |
-| 2 | one sentence says what to mend: a mistake, or what the machine did (no space, no memory, a process that is gone) |
-| 129, 130, 143 | SIGHUP (a closed terminal, unless `nohup` ignores it), SIGINT (Ctrl-C), SIGTERM: while the run trains, the step at hand is finished and saved; before the first step and after the last, it ends at once. 128 + the signal's number, as shells and schedulers expect |
-| -1, -2, -15 in a scheduler's account | The signal came when all was done and Python was ending, or to one of several processes before the first step: nothing was lost |
+| 2 | one sentence names the fix: of a user's mistake, or of a problem of the machine (no space, no memory, a process that ended) |
+| 129, 130, 143 | SIGHUP (a closed terminal, unless `nohup` ignores it), SIGINT (Ctrl-C), SIGTERM: during training, the current step is finished and saved; before the first step and after the last, the run ends at once. The code is 128 + the signal's number, as shells and schedulers expect |
+| -1, -2, -15 in a scheduler's account | The signal came when the run was complete and Python was ending, or to one of several processes before the first step: nothing was lost |
 
-A signal may go to the whole process group, as `timeout`, systemd, `scancel` and containers send it:
-processes that load images leave it to the run, and end with it, also after `kill -9`. The same
-signal within 2 seconds counts once (`timeout` itself then reports 124, unless `--preserve-status` is
-given); a second Ctrl-C after that stops at once, without saving.
+A signal may go to the whole process group, as `timeout`, systemd, `scancel` and containers send it.
+Processes that load images ignore it, and end with the run, also after `kill -9`. The same signal
+within 2 seconds counts once (`timeout` itself then reports 124, unless `--preserve-status` is
+set). A second Ctrl-C after that stops at once, without saving.
 
-The same command with `--resume` continues in every case; it also starts a run that has no
-checkpoint yet, so that a job script need not tell the two apart. Under SLURM (`--submit`), a
-preempted or timed-out job is saved and queued again by itself; under torchrun, a restart resumes.
+The same command with `--resume` continues in every case. It also starts a run that has no
+checkpoint yet, so a job script need not distinguish the two cases. Under SLURM (`--submit`), a
+preempted or timed-out job is saved and queued again automatically. Under torchrun, a restart
+resumes.
 
-Several processes: one that waits for another gives up after `MOCO_D2_TIMEOUT` seconds (1800 unless
-set). Each then says which rank gave no word.
+With several processes, a process that waits for another gives up after `MOCO_D2_TIMEOUT` seconds
+(default: 1800). Each process then says which rank did not answer.
 
 ## What is not promised
 
-- `log.txt`, `metrics.json` and TensorBoard's files grow line by line; a kill may cut the last line
-  short. A restart cuts `metrics.json` back to its checkpoint, and reads past such a line.
-  `config.yaml`, which Detectron2 writes, is written anew at every start.
-- What was trained since the last checkpoint is trained again: SIGKILL leaves no time to save.
-- On three processes and more, a restarted run equals the undisturbed one to rounding, not to the
+- `log.txt`, `metrics.json` and TensorBoard's files grow line by line, and a kill may cut the last
+  line short. A restart cuts `metrics.json` back to its checkpoint, and skips such a line.
+  Detectron2 writes `config.yaml` again at every start.
+- Steps after the last checkpoint are trained again: SIGKILL leaves no time to save.
+- On three or more processes, a restarted run equals the undisturbed run up to rounding, not to the
   bit: DistributedDataParallel adds gradients in another order in the first step after a start.
 - A second run in the same OUTPUT_DIR (or `--output`, or a second suite in a suite's folder, or a
-  second conversion to the same file) is refused for as long as the first is at work, on this and on
-  other machines; but not on a file system without locks, which a warning says, nor once the folder
-  has been removed meanwhile.
+  second conversion to the same file) is refused while the first one runs, on this and on other
+  machines. There are two exceptions: a file system without locks, about which a warning tells, and
+  a folder that was removed meanwhile.
 - A signal during an evaluation between two steps waits for the end of the evaluation.
-- Full disks are tried on tmpfs, a disk that turns read-only with a bind mount, where the user may
-  mount; power cuts are not tried (files are flushed before they are renamed, and so are folders).
+- Full disks are tested on tmpfs, and a disk that turns read-only with a bind mount, if the user may
+  mount. Power cuts are not tested (files are flushed before they are renamed, and so are folders).
 """
 
 
 def render(folder: Path, kinds: Iterable[Kind]) -> str:
-    """The page.
+    """Return the text of the page.
 
     Args:
-        folder: the checkout, which has the files of figures.
-        kinds: in the order of the page.
+        folder: The checkout, which has the files with the figures.
+        kinds: All kinds of faults, in the order of the page.
     """
     return "\n".join(
         [
@@ -115,33 +116,33 @@ def _faults(content: dict[str, Any] | None, kinds: list[Kind]) -> str:
     sums = {"faults": 0, "failures": 0}
     figures: dict[str, float] = {}
     for kind in kinds:
-        of = [c["kinds"][kind.name] for c in campaigns if kind.name in c["kinds"]]
-        faults, failures = (sum(o[name] for o in of) for name in ("faults", "failures"))
+        entries = [c["kinds"][kind.name] for c in campaigns if kind.name in c["kinds"]]
+        faults, failures = (sum(e[name] for e in entries) for name in ("faults", "failures"))
         sums["faults"] += faults
         sums["failures"] += failures
-        for one in of:
+        for one in entries:
             for name, number in one["figures"].items():
                 figures[name] = figures.get(name, 0) + number
         lines.append(
             f"| {kind.name} | {kind.promise} | {faults or 'not run yet'} | {failures if faults else ''} |"
         )
     lines.append(f"| all | | {sums['faults']} | {sums['failures']} |")
-    told = ", ".join(f"{name} {number:g}" for name, number in sorted(figures.items()) if number)
-    lines += ["", f"Among them: {told}.", ""]
+    listed = ", ".join(f"{name} {number:g}" for name, number in sorted(figures.items()) if number)
+    lines += ["", f"Among them: {listed}.", ""]
     return "\n".join([*lines, *_mended((content or {}).get("before_a_mend", []))])
 
 
 def _mended(entries: list[dict[str, Any]]) -> list[str]:
-    """What failed, of the campaigns before it was mended; those above are of afterwards."""
+    """Return the section about failures that have been fixed, which the table above excludes."""
     if not entries:
         return []
     lines = [
-        "### What these campaigns have found",
+        "### Failures that these campaigns found",
         "",
-        "A kind of which a fault has failed is counted anew once what it showed is mended. Until "
-        "then there were:",
+        "After a failure is fixed, the faults of its kind are counted again from 0. Before the "
+        "fixes, the figures were:",
         "",
-        "| kind | faults | failures | what failed | mended by |",
+        "| kind | faults | failures | failure | fix |",
         "|---|---|---|---|---|",
     ]
     lines += [
@@ -172,10 +173,10 @@ def _soak(soak: dict[str, Any] | None) -> str:
         f"| memory of the process, MiB | {rss[0]} | {rss[1]} |",
         f"| memory of its worker, MiB | {workers[0]} | {workers[1]} |",
         f"| open files | {files[0]} | {files[1]} |",
-        f"| iterations a second of CPU time | {cpu[0]} | {cpu[1]} |",
+        f"| iterations per second of CPU time | {cpu[0]} | {cpu[1]} |",
         "",
         f"Slope of the memory: {soak['slope_mib_per_hour']:+.1f} ± "
-        f"{soak['slope_standard_error']:.1f} MiB an hour. "
+        f"{soak['slope_standard_error']:.1f} MiB per hour. "
         + (f"Problems: {'; '.join(soak['problems'])}." if soak["problems"] else "No problem.")
         + f" Ended by SIGTERM with exit code {soak.get('exit_code')}.",
         "",
@@ -189,15 +190,15 @@ def _mutations(entries: list[dict[str, Any]] | None) -> str:
         return "\n".join([*lines, "No mutation has been run yet.", ""])
     caught = sum(bool(entry["caught"]) for entry in entries)
     lines += [
-        f"Each of {len(entries)} changes of code, config or settings keeps training going and "
-        f"measures the wrong thing; {caught} are caught, by the check named "
+        f"Of {len(entries)} deliberately injected bugs in code, config or settings (training goes "
+        f"on, the result is wrong), {caught} are caught by the check in the table "
         "(`python campaigns/mutations.py`).",
         "",
-        "| change | caught by |",
+        "| wrong result | caught by |",
         "|---|---|",
     ]
     for entry in entries:
-        by = f"`{_escape(entry['caught_by'])}`" if entry["caught"] else "**nothing**"
+        by = f"`{_escape(entry['caught_by'])}`" if entry["caught"] else "**no check**"
         lines.append(f"| {_escape(entry['what'])} | {by} |")
     return "\n".join([*lines, ""])
 
@@ -212,21 +213,22 @@ def _untrusted(file: Path) -> str:
 
 
 def _fuzzing(folder: Path) -> str:
-    """The last runs of the campaigns that make hostile files."""
+    """Return the table of the last campaigns with hostile files."""
     lines = [
         "",
-        "| hostile files | command | cases | kinds | refused | read as they are | failures | "
+        "| hostile files | command | cases | kinds | refused | read unaltered | failures | "
         "slowest, s |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for what, name in FUZZING.items():
-        found = _read(folder / f"results/campaigns/{name}.json")
-        if found is None:
-            lines.append(f"| {what} | `python campaigns/{name}.py` | not run yet | | | | | |")
+    for files, name in FUZZING.items():
+        figures = _read(folder / f"results/campaigns/{name}.json")
+        if figures is None:
+            lines.append(f"| {files} | `python campaigns/{name}.py` | not run yet | | | | | |")
             continue
-        read = found["cases"] - found["refused"]
+        read = figures["cases"] - figures["refused"]
         lines.append(
-            f"| {what} | `python campaigns/{name}.py` | {found['cases']} | {len(found['kinds'])} | "
-            f"{found['refused']} | {read} | {found['failures']} | {found['slowest_s']} |"
+            f"| {files} | `python campaigns/{name}.py` | {figures['cases']} | "
+            f"{len(figures['kinds'])} | {figures['refused']} | {read} | {figures['failures']} | "
+            f"{figures['slowest_s']} |"
         )
     return "\n".join([*lines, ""])

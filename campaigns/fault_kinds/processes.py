@@ -1,8 +1,8 @@
-"""Runs of two and three processes (gloo, CPU): one is killed, hangs, dies in the middle of a
-gather, or was started with something else than the others.
+"""Faults in runs of two and three processes (gloo, CPU).
 
-The campaign starts the processes itself and, unlike torchrun, ends none when another has failed:
-what they notice, they notice by themselves.
+One process is killed, hangs, dies in the middle of a gather, or is started with other inputs than
+the others. The campaign starts the processes itself. Unlike torchrun, it ends no process when
+another one fails, so the processes must notice the failure themselves.
 """
 
 import functools
@@ -21,7 +21,7 @@ import torch
 from fault_kinds.case import BrokenPromiseError, Kind, Outcome, check
 from fault_kinds.jobs import Job, last_line, no_traceback, wait_until
 from fault_kinds.kills import differences
-from fault_kinds.machine import REFUSED
+from fault_kinds.machine import REFUSED, at_step
 from fault_kinds.workloads import (
     POINTER,
     FineTuning,
@@ -33,16 +33,16 @@ from fault_kinds.workloads import (
 )
 
 TIMEOUT_S = 6  # MOCO_D2_TIMEOUT: gloo gives up
-# DistributedDataParallel orders gradients anew after its first step, which a restarted run takes
-# again: three numbers are then added in another order, two are not.
+# DistributedDataParallel changes the order of gradients after its first step, which a restarted run
+# takes again. This changes sums of three numbers, but not of two.
 _ROUNDING = 1e-3
-_MARGIN_S = 40  # for the roll call, the last words and two cores shared by three processes
+_MARGIN_S = 40  # for the roll call, the last messages, and three processes on two cores
 
 
 @functools.cache
 def runs() -> tuple[tuple[Training, int], ...]:
-    """What is disturbed, and in how many processes."""
-    # Batches that two and three divide.
+    """Return the runs to disturb, each with its number of processes."""
+    # Two and three processes divide this batch.
     batch = {"SOLVER.IMS_PER_BATCH": 6}
     pretraining = Pretraining(
         "pretraining", **{"MOCO.BN_SPLITS": 1, "SOLVER.MAX_ITER": 60}, **batch
@@ -66,11 +66,14 @@ class Group:
         before: Callable[[int], None] = lambda rank: None,
         words: Callable[[int], list[str]] | None = None,
     ):
-        """Start them.
+        """Start the processes.
 
         Args:
-            before: called with its rank in each.
-            words: rank -> its arguments; None: those of the workload.
+            workload: The run.
+            size: The number of processes.
+            out: The output folder.
+            before: A function that each process calls with its rank.
+            words: Rank -> arguments; None uses those of the workload.
         """
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -102,10 +105,10 @@ class Group:
             )
 
     def wait(self, seconds: float) -> list[int]:
-        """Exit codes of all.
+        """Return all exit codes.
 
         Raises:
-            BrokenPromiseError: one has not ended by then; all are ended.
+            BrokenPromiseError: If a process has not ended within `seconds`. All are ended then.
         """
         deadline = time.monotonic() + seconds
         codes: list[int] = []
@@ -116,22 +119,22 @@ class Group:
             except BrokenPromiseError:
                 hanging.append(rank)
         if hanging:
-            said = [last_line(job.output()) for job in self.jobs]
-            raise BrokenPromiseError(f"rank {hanging} still ran after {seconds:.0f} s: {said}")
+            lines = [last_line(job.output()) for job in self.jobs]
+            raise BrokenPromiseError(f"rank {hanging} still ran after {seconds:.0f} s: {lines}")
         return codes
 
     def sentences(self) -> list[str]:
-        """The last `error:` line of every rank, "" where there is none."""
-        found = []
+        """Return the last `error:` line of every rank, or "" for a rank without one."""
+        sentences = []
         for job in self.jobs:
             lines = [line for line in job.output().splitlines() if line.startswith("error: ")]
-            found.append(lines[-1].removeprefix("error: ") if lines else "")
-        return found
+            sentences.append(lines[-1].removeprefix("error: ") if lines else "")
+        return sentences
 
 
 @functools.cache
 def _reference(number: int) -> tuple[float, Any]:
-    """Seconds and result of the undisturbed run."""
+    """Return the seconds and the result of the undisturbed run."""
     workload, size = runs()[number]
     out = ground() / f"distributed{number}" / "out"
     started = time.monotonic()
@@ -147,15 +150,15 @@ def _restart(number: int, out: Path) -> None:
     codes = group.wait(180)
     check(not any(codes), f"restarted, exit codes {codes}: {group.jobs[0].output()[-500:]}")
     tolerance = 0.0 if size == 2 else _ROUNDING
-    found = differences(workload.result(out), _reference(number)[1], tolerance=tolerance)
-    check(not found, f"{len(found)} difference(s) to the undisturbed run, first {found[:3]}")
+    unequal = differences(workload.result(out), _reference(number)[1], tolerance=tolerance)
+    check(not unequal, f"{len(unequal)} difference(s) to the undisturbed run, first {unequal[:3]}")
 
 
 def _survivors(group: Group, victim: int, *words: str) -> str:
-    """What the others say; each ends by itself, with one sentence that names the cause."""
+    """Check that all other processes end with one sentence that names the cause, and return one."""
     codes = group.wait(TIMEOUT_S + _MARGIN_S)
-    said = group.sentences()
-    for rank, (code, sentence) in enumerate(zip(codes, said, strict=True)):
+    sentences = group.sentences()
+    for rank, (code, sentence) in enumerate(zip(codes, sentences, strict=True)):
         if rank == victim:
             continue
         output = group.jobs[rank].output()
@@ -165,9 +168,9 @@ def _survivors(group: Group, victim: int, *words: str) -> str:
             any(word in sentence for word in words),
             f"rank {rank} does not say {' or '.join(words)}: {sentence}",
         )
-    named = [sentence for rank, sentence in enumerate(said) if rank != victim]
-    # Rank 0 has the store at which they meet. Who notices only when it has ended, too, names it.
-    check(any(f"rank {victim}" in s for s in named), f"nobody names rank {victim}: {named}")
+    named = [sentence for rank, sentence in enumerate(sentences) if rank != victim]
+    # Rank 0 has the store for the roll call. A process that notices its end later names rank 0.
+    check(any(f"rank {victim}" in s for s in named), f"no process names rank {victim}: {named}")
     check(all(f"rank {victim}" in s or "rank 0" in s for s in named), f"others are named: {named}")
     return max(named, key=lambda sentence: f"rank {victim}" in sentence)
 
@@ -176,7 +179,7 @@ _GONE = ("has ended", "does not answer")
 
 
 def killed(rng: random.Random, folder: Path, i: int) -> Outcome:
-    """kill -9 of one process while it trains."""
+    """Kill one process with SIGKILL during training."""
     number = i % len(runs())
     (workload, size), out = runs()[number], folder / "out"
     seconds, _ = _reference(number)
@@ -187,17 +190,17 @@ def killed(rng: random.Random, folder: Path, i: int) -> Outcome:
     group.jobs[victim].kill()
     if group.jobs[victim].wait() == 0:
         group.wait(TIMEOUT_S + _MARGIN_S)
-        said = "the run was over"
+        outcome = "the run was over"
     else:
-        said = _survivors(group, victim, *_GONE)
+        outcome = _survivors(group, victim, *_GONE)
     _restart(number, out)
     return Outcome(
-        f"{workload.name} on {size}, rank {victim} killed: {said[:110]}; restarted, same"
+        f"{workload.name} on {size}, rank {victim} killed: {outcome[:110]}; restarted, same"
     )
 
 
 def slow(rng: random.Random, folder: Path, i: int) -> Outcome:
-    """One process stands still for good."""
+    """Stop one process forever."""
     number = i % len(runs())
     (workload, size), out = runs()[number], folder / "out"
     _reference(number)
@@ -206,7 +209,7 @@ def slow(rng: random.Random, folder: Path, i: int) -> Outcome:
 
     def before(rank: int) -> None:
         if rank == victim:
-            _at_step(workload, step, lambda: os.kill(os.getpid(), signal.SIGSTOP))
+            at_step(workload, step, lambda: os.kill(os.getpid(), signal.SIGSTOP))
 
     group = Group(workload, size, out, before=before)
     _wait_stopped(group.jobs[victim])
@@ -216,16 +219,16 @@ def slow(rng: random.Random, folder: Path, i: int) -> Outcome:
         job.process.join(TIMEOUT_S + _MARGIN_S)
     took = time.monotonic() - started
     group.jobs[victim].kill()
-    said = _survivors(group, victim, "does not answer", "has ended")
+    sentence = _survivors(group, victim, "does not answer", "has ended")
     _restart(number, out)
     return Outcome(
         f"{workload.name} on {size}, rank {victim} stands still: noticed after {took:.0f} s, "
-        f"{said[:110]}; restarted, same"
+        f"{sentence[:110]}; restarted, same"
     )
 
 
 def in_a_gather(rng: random.Random, folder: Path, i: int) -> Outcome:
-    """One process dies at a collective operation that the others have begun."""
+    """End one process at a collective operation that the others have started."""
     number = i % len(runs())
     (workload, size), out = runs()[number], folder / "out"
     _reference(number)
@@ -239,18 +242,18 @@ def in_a_gather(rng: random.Random, folder: Path, i: int) -> Outcome:
     code = group.jobs[victim].wait()
     if code == 0:
         group.wait(TIMEOUT_S + _MARGIN_S)
-        said = f"the run was over before its {nth}th"
+        outcome = f"the run was over before its {nth}th"
     else:
-        said = _survivors(group, victim, *_GONE)
+        outcome = _survivors(group, victim, *_GONE)
     _restart(number, out)
     return Outcome(
         f"{workload.name} on {size}, rank {victim} died in collective operation {nth}: "
-        f"{said[:110]}; restarted, same"
+        f"{outcome[:110]}; restarted, same"
     )
 
 
 def _die_in_collective(nth: int) -> None:
-    """Let this process kill itself in the nth all_gather, all_reduce, broadcast or all_to_all."""
+    """Make this process kill itself in its nth collective operation."""
     import torch.distributed as dist
 
     counter = [0]
@@ -259,7 +262,7 @@ def _die_in_collective(nth: int) -> None:
         def call(*args: Any, **kwargs: Any) -> Any:
             counter[0] += 1
             if counter[0] == nth:
-                time.sleep(0.3)  # the others have begun, and wait
+                time.sleep(0.3)  # by now the others have started it and wait
                 os.kill(os.getpid(), signal.SIGKILL)
             return operation(*args, **kwargs)
 
@@ -267,21 +270,6 @@ def _die_in_collective(nth: int) -> None:
 
     for name in ("all_gather", "gather", "broadcast", "all_reduce", "all_to_all_single"):
         setattr(dist, name, counted(getattr(dist, name)))
-
-
-def _at_step(workload: Training, step: int, act: Callable[[], None]) -> None:
-    if isinstance(workload, Pretraining):
-        from moco_d2.pretrain.engine import Pretrainer as Engine
-    else:
-        from moco_d2.transfer.trainer import Trainer as Engine
-    run_step = Engine.run_step
-
-    def acting(self: Any) -> None:
-        if self.iter == step:
-            act()
-        run_step(self)
-
-    Engine.run_step = acting
 
 
 def _wait_stopped(job: Job) -> None:
@@ -293,14 +281,14 @@ def _wait_stopped(job: Job) -> None:
 
 
 def disagree(rng: random.Random, folder: Path, i: int) -> Outcome:
-    """One process was started with another config, weight file, data, code, or checkpoint."""
-    what = list(_DISAGREEMENTS)[i % len(_DISAGREEMENTS)]
-    workload, words, before, named, prepare = _DISAGREEMENTS[what]()
+    """Start one process with another config, weight file, data, code, or checkpoint."""
+    name = list(_DISAGREEMENTS)[i % len(_DISAGREEMENTS)]
+    workload, words, before, named, prepare = _DISAGREEMENTS[name]()
     size = 2 + (i // len(_DISAGREEMENTS)) % 2
     odd = rng.randrange(size)
     out = folder / "out"
     prepare(folder, out, odd, size)
-    had = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    old = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
     group = Group(
         workload,
         size,
@@ -309,17 +297,17 @@ def disagree(rng: random.Random, folder: Path, i: int) -> Outcome:
         words=lambda rank: words(folder, out, rank == odd),
     )
     codes = group.wait(TIMEOUT_S + _MARGIN_S + 30)
-    said = group.sentences()
-    for rank, (code, sentence) in enumerate(zip(codes, said, strict=True)):
+    sentences = group.sentences()
+    for rank, (code, sentence) in enumerate(zip(codes, sentences, strict=True)):
         output = group.jobs[rank].output()
         check(code == REFUSED, f"rank {rank}: exit code {code}: {output[-500:]}")
         check("do not agree" in sentence and named in sentence, f"rank {rank} says {sentence!r}")
         check(f"on rank {odd}" in sentence, f"rank {rank} does not name rank {odd}: {sentence}")
         no_traceback(output)
-    has = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
-    begun = {"config.yaml", "log.txt"} | {f"log.txt.rank{rank}" for rank in range(size)}
-    check(set(has) - begun == set(had) - begun, f"written: {sorted(set(has) - set(had))}")
-    return Outcome(f"{what}, rank {odd} of {size}: {said[0][:130]}")
+    new = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    allowed = {"config.yaml", "log.txt"} | {f"log.txt.rank{rank}" for rank in range(size)}
+    check(set(new) - allowed == set(old) - allowed, f"written: {sorted(set(new) - set(old))}")
+    return Outcome(f"{name}, rank {odd} of {size}: {sentences[0][:130]}")
 
 
 def _nothing(*_: Any) -> None:
@@ -349,7 +337,7 @@ def _other_config_of_a_detector() -> tuple:
 
 
 def _other_weights() -> tuple:
-    """Each machine has a weights.pth of its own; here, each rank a working directory."""
+    """Give the odd rank another weights.pth, as on another machine: ranks have other folders."""
     workload = runs()[1][0]
 
     def prepare(folder: Path, out: Path, odd: int, size: int) -> None:
@@ -434,7 +422,7 @@ def _other_code() -> tuple:
 
 
 def _other_checkpoint() -> tuple:
-    """The queue that one process continues is not the others'."""
+    """Give the odd rank a checkpoint with another queue."""
     workload = runs()[0][0]
 
     def prepare(folder: Path, out: Path, odd: int, size: int) -> None:
@@ -472,28 +460,31 @@ _AGAIN = "the same command continues, to the same result"
 KINDS = (
     Kind(
         "process killed",
-        "Where one of several processes is killed, the others end by themselves, each with one "
-        f"sentence that names its rank; {_AGAIN}, bit for bit on two (on three, to rounding).",
+        "If one of several processes is killed, the others end by themselves, each with one "
+        f"sentence that names its rank; {_AGAIN}, bit for bit on two processes (on three, up to "
+        "rounding).",
         9,
         killed,
     ),
     Kind(
         "process stands still",
-        "Where one of several processes does not go on, the others wait MOCO_D2_TIMEOUT seconds "
-        f"(1800 unless set) and end with one sentence that names it; {_AGAIN}.",
+        "If one of several processes stands still, the others wait MOCO_D2_TIMEOUT seconds "
+        f"(default: 1800) and end with one sentence that names it; {_AGAIN}.",
         6,
         slow,
     ),
     Kind(
         "process dies in a gather",
-        f"So they do where it dies at a collective operation that the others have begun; {_AGAIN}.",
+        "If one process dies at a collective operation that the others have started, they end with "
+        f"one sentence that names it; {_AGAIN}.",
         12,
         in_a_gather,
     ),
     Kind(
         "processes disagree",
-        "Before the first step, processes compare config, code, weights, data, and what they "
-        "continue; where one differs, all end with one sentence that names what, and its rank.",
+        "Before the first step, processes compare config, code, weights, data, and the checkpoint "
+        "that they resume from. If one differs, all end with one sentence that names the "
+        "difference and its rank.",
         14,
         disagree,
     ),

@@ -1,4 +1,4 @@
-"""Pretraining for an hour: do memory, open files and speed stay as they are?"""
+"""Pretrains for an hour, and checks that memory, open files and speed do not change."""
 
 import dataclasses
 import datetime
@@ -22,15 +22,15 @@ from fault_kinds.workloads import words_of
 from moco_d2.files import write_json
 
 COLUMNS = ("seconds", "rss_mib", "workers_rss_mib", "open_files", "iteration", "cpu_seconds")
-_SAMPLES = 360  # of a whole soak
-_SHORTEST_S = 1.0  # between two samples
-_WARM_UP = 0.15  # share of the soak before anything is judged: caches fill, arenas grow
-# What counts as flat, from the first quarter after the warm-up to the last.
+_SAMPLES = 360  # samples of a whole soak
+_SHORTEST_S = 1.0  # seconds between two samples
+_WARM_UP = 0.15  # fraction of the soak that is not judged: caches fill, arenas grow
+# Allowed changes from the first quarter after the warm-up to the last quarter.
 MAX_GROWTH_MIB = 16
 MAX_FILES = 2
-MIN_SPEED = 0.7  # of CPU time, which what else runs on the machine makes longer
+MIN_SPEED = 0.7  # per CPU second, which other programs on the machine make slower
 _GRACE_S = 60
-_TAIL = 4096  # bytes of metrics.json that surely have its last lines
+_TAIL = 4096  # bytes at the end of metrics.json that contain its last lines
 _PAGE_MIB = os.sysconf("SC_PAGE_SIZE") / 2**20
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -50,24 +50,27 @@ class Process:
         return len(os.listdir(f"/proc/{self.pid}/fd"))  # noqa: PTH208
 
     def cpu_seconds(self) -> float:
-        """Its own, and that of its children that have ended."""
+        """Return its CPU time, including that of its ended children."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return sum(map(int, fields[11:15])) / _TICKS
 
     def children(self) -> list["Process"]:
-        found = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        return [Process(int(pid)) for pid in found]
+        pids = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return [Process(int(pid)) for pid in pids]
 
 
 def soak(minutes: float, file: Path | None, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Pretrain a ResNet-18 on images of 32 pixels for so long, on one thread and one worker,
-    niced; a checkpoint and a kNN evaluation every 400 iterations.
+    """Pretrain a ResNet-18 on images of 32 pixels with one thread and one worker, niced.
+
+    There is a checkpoint and a kNN evaluation every 400 iterations.
 
     Args:
-        file: JSON that is written anew with every tenth of a minute.
+        minutes: The duration.
+        file: A JSON file that is written again with every sample.
+        say: The function that prints a line.
 
     Returns:
-        what the file has in the end: "samples" under COLUMNS, and the figures of `judge`.
+        The final content of the file: "samples" with COLUMNS, and the figures of `judge`.
     """
     with tempfile.TemporaryDirectory(prefix="moco_d2_soak_") as name:
         root = Path(name)
@@ -142,7 +145,7 @@ def _start(root: Path, images: Path) -> subprocess.Popen:
 
 
 def _sample(process: Process, metrics: Path, now: float) -> Sample | None:
-    """A row of COLUMNS; None where the process has ended."""
+    """Return a row of COLUMNS, or None if the process has ended."""
     try:
         children = process.children()
         workers, cpu = 0.0, process.cpu_seconds()
@@ -150,7 +153,7 @@ def _sample(process: Process, metrics: Path, now: float) -> Sample | None:
             try:
                 workers += child.rss_mib()
                 cpu += child.cpu_seconds()
-            except (OSError, IndexError):  # ended meanwhile
+            except (OSError, IndexError):  # the child has ended meanwhile
                 continue
         row = [now, process.rss_mib(), workers, process.open_files(), _iteration(metrics), cpu]
         return [round(value, 2) for value in row]
@@ -161,14 +164,16 @@ def _sample(process: Process, metrics: Path, now: float) -> Sample | None:
 def _iteration(metrics: Path) -> int:
     with metrics.open("rb") as f:
         f.seek(max(0, metrics.stat().st_size - _TAIL))
-        lines = f.read().split(b"\n")[1:-1]  # whole ones
+        lines = f.read().split(b"\n")[1:-1]  # complete lines
     return json.loads(lines[-1])["iteration"] if lines else 0
 
 
 def judge(samples: list[Sample]) -> dict[str, Any]:
-    """Figures of a soak: ``slope_mib_per_hour`` of the main process with its standard error,
-    ``growth_mib``, ``open_files`` and ``speed`` (iterations a CPU second: others may use the
-    machine) of the first and the last quarter after the warm-up, and ``problems``.
+    """Return the figures of a soak.
+
+    They are ``slope_mib_per_hour`` of the main process with its standard error; memory, open files
+    and speed of the first and the last quarter after the warm-up; and ``problems``. Speed is in
+    iterations per CPU second, because other programs may use the machine.
     """
     kept = samples[int(len(samples) * _WARM_UP) :]
     if len(kept) < 8:
@@ -211,7 +216,7 @@ def judge(samples: list[Sample]) -> dict[str, Any]:
 
 
 def describe(result: dict[str, Any]) -> list[str]:
-    """The figures as lines."""
+    """Return the figures as lines of text."""
     if "slope_mib_per_hour" not in result:
         return result["problems"]
     before, after = result["rss_mib"]

@@ -1,4 +1,4 @@
-"""The runs that are disturbed: commands of a second or a few, and what they leave behind."""
+"""The runs that the campaign disturbs: commands that take seconds, and their results."""
 
 import abc
 import dataclasses
@@ -21,16 +21,16 @@ from moco_d2.checkpoint.mapping import Architecture, build_torchvision
 from moco_d2.errors import UserError
 from moco_d2.pretrain.model import moco
 
-# What a clock decides.
+# These metrics depend on the clock.
 TIMES = frozenset({"time", "data_time", "eta_seconds"})
 POINTER = "last_checkpoint"
-_IMPORTED: set[str] = set()  # tools whose modules this process has
+_IMPORTED: set[str] = set()  # tools whose modules this process has imported
 _NUMBERED = re.compile(r"(checkpoint_|model_)\d+\.pth")
 
 
 @functools.cache
 def ground() -> Path:
-    """A folder for what all runs read; removed at the end."""
+    """Return the folder with the input of all runs, which is removed at the end."""
     return Path(_ground().name)
 
 
@@ -41,23 +41,23 @@ def _ground() -> tempfile.TemporaryDirectory:
 
 @functools.cache
 def class_folders() -> Path:
-    """24 images in two classes."""
+    """Return a folder of 24 images in two classes."""
     return make_class_folders(ground() / "images", 12)
 
 
 @functools.cache
 def voc_year() -> Path:
-    """A VOC year of 6 images a split."""
+    """Return a VOC year with 6 images per split."""
     return make_voc(ground() / "VOC2007")
 
 
 def words_of(settings: dict[str, Any]) -> list[str]:
-    """Settings as KEY VALUE words."""
+    """Return settings as KEY VALUE words."""
     return [str(word) for pair in settings.items() for word in pair]
 
 
 def small_network() -> None:
-    """Let pretraining build a network of kilobytes: what is tried is the rest."""
+    """Make pretraining build a network of kilobytes, since only the other code is tested."""
     moco.build_encoder = lambda arch, *, dim, mlp=False, norm_layer=None, **widths: SmallNetwork(
         dim, mlp=mlp, norm_layer=norm_layer
     )
@@ -65,12 +65,12 @@ def small_network() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """The run that nothing disturbed.
+    """The undisturbed run.
 
     Attributes:
-        seconds: it took.
-        operations: changes it made to its folder.
-        result: see Workload.result.
+        seconds: Its duration.
+        operations: The number of its changes of the folder.
+        result: Its result, see Workload.result.
     """
 
     seconds: float
@@ -79,11 +79,11 @@ class Reference:
 
 
 class Workload(abc.ABC):
-    """A command that is run into a folder.
+    """A command that writes into a folder.
 
     Attributes:
-        name: for the log.
-        tool: file in tools/.
+        name: The name in the log.
+        tool: The file in tools/.
     """
 
     name: str
@@ -91,18 +91,21 @@ class Workload(abc.ABC):
 
     @abc.abstractmethod
     def words(self, out: Path) -> list[str]:
-        """Its arguments, the same for the first start and for every other."""
+        """Return its arguments, which are the same for the first start and every restart."""
 
     @abc.abstractmethod
     def result(self, out: Path) -> Any:
-        """All that a finished run leaves and no clock decides: nested dicts, tensors, values."""
+        """Return all results of a finished run that do not depend on the clock.
+
+        They are nested dicts, tensors and plain values.
+        """
 
     @abc.abstractmethod
     def broken(self, out: Path) -> Iterator[str]:
-        """What of a run that was killed is half-written under a final name."""
+        """Yield the files of a killed run that are half-written under a final name."""
 
     def before(self) -> None:  # noqa: B027 - most need nothing
-        """Called in the process of the run."""
+        """Prepare the process of the run, which calls this first."""
 
     def start_words(self, out: Path) -> dict[str, Any]:
         """Return the arguments of a job: fault_kinds/jobs.py."""
@@ -110,13 +113,13 @@ class Workload(abc.ABC):
 
     @functools.cached_property
     def reference_folder(self) -> Path:
-        """Where it was run undisturbed."""
-        self.reference  # noqa: B018 - runs it
+        """Return the folder of the undisturbed run."""
+        self.reference  # noqa: B018 - starts the run
         return self._reference_folder
 
     @functools.cached_property
     def reference(self) -> Reference:
-        """Run it once, undisturbed."""
+        """Run it once without disturbance."""
         folder = Path(tempfile.mkdtemp(dir=ground()))
         self._reference_folder = folder / "out"
         if self.tool not in _IMPORTED:
@@ -142,9 +145,9 @@ class Training(Workload):
     """A run with checkpoints.
 
     Attributes:
-        checkpoints: pattern of their names.
-        config: file of the packaged ones.
-        settings: overrides.
+        checkpoints: Pattern of the checkpoints' names.
+        config: Name of a packaged config.
+        settings: Overrides of the config.
     """
 
     checkpoints: str
@@ -166,7 +169,7 @@ class Training(Workload):
                 yield str(error)
         pointer = out / POINTER
         if pointer.exists() and not (out / pointer.read_text()).is_file():
-            yield f"{pointer} names {pointer.read_text()!r}, which is not there"
+            yield f"{pointer} names {pointer.read_text()!r}, which does not exist"
         for path in (out / "config.yaml", out / "record.json"):
             if path.exists():
                 try:
@@ -177,17 +180,24 @@ class Training(Workload):
                     yield f"{path}: {error}"
 
     def lines(self, out: Path) -> list[dict[str, Any]]:
-        """metrics.json by iteration: Detectron2 writes the lines of one moment in any order."""
+        """Return metrics.json sorted by iteration, since Detectron2 writes lines in any order."""
         lines = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
         kept = ({k: v for k, v in line.items() if k not in TIMES} for line in lines)
         return sorted(kept, key=lambda line: line["iteration"])
 
     def left(self, out: Path) -> list[str]:
-        """Names of the files at the end, without what depends on where a run was stopped: numbered
-        checkpoints, and TensorBoard's, of which each start begins one.
+        """Return the names of the final files that do not depend on the moment of a stop.
+
+        Numbered checkpoints depend on it, and so do TensorBoard's files: each start adds one.
         """
         names = (str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
         return sorted(n for n in names if "tfevents" not in n and not _NUMBERED.match(n))
+
+
+def _drop_times(metrics: dict[str, Any]) -> None:
+    metrics["smoothed"] = sorted(set(metrics["smoothed"]) - TIMES)
+    for name in TIMES:
+        metrics["histories"].pop(name, None)
 
 
 class Pretraining(Training):
@@ -219,11 +229,8 @@ class Pretraining(Training):
 
     def result(self, out: Path) -> Any:
         checkpoint = torch.load(out / "checkpoint_final.pth.tar", weights_only=True)
-        ours = checkpoint["moco_d2"]
-        del ours["config"]["OUTPUT_DIR"]
-        for name in TIMES:
-            ours["metrics"]["histories"].pop(name, None)
-        ours["metrics"]["smoothed"] = sorted(set(ours["metrics"]["smoothed"]) - TIMES)
+        del checkpoint["moco_d2"]["config"]["OUTPUT_DIR"]
+        _drop_times(checkpoint["moco_d2"]["metrics"])
         return {"checkpoint": checkpoint, "metrics": self.lines(out), "files": self.left(out)}
 
 
@@ -241,7 +248,7 @@ class FineTuning(Training):
             "SOLVER.STEPS": "(3,5)",
             "SOLVER.CHECKPOINT_PERIOD": 2,
             "TEST.EVAL_PERIOD": 3,
-            # A checkpoint of 5 MB.
+            # With this network a checkpoint has 5 MB.
             "MODEL.RESNETS.DEPTH": 50,
             "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
             "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
@@ -253,10 +260,7 @@ class FineTuning(Training):
         state = torch.load(out / "model_final.pth", weights_only=True)
         for name in ("started", "seconds"):
             state["record"].pop(name)
-        metrics = state["trainer"]["moco_d2"]["metrics"]
-        metrics["smoothed"] = sorted(set(metrics["smoothed"]) - TIMES)
-        for name in TIMES:
-            metrics["histories"].pop(name, None)
+        _drop_times(state["trainer"]["moco_d2"]["metrics"])
         record = json.loads((out / "record.json").read_text())
         kept = {key: record[key] for key in ("metrics", "history", "coverage", "schedule")}
         return {
@@ -268,21 +272,22 @@ class FineTuning(Training):
 
 
 class LinearEvaluation(Workload):
-    """A linear classifier, or all of a network, trained on images; or a classifier on features."""
+    """A linear evaluation: of a classifier or a whole network on images, or on cached features."""
 
     tool = "linear_eval.py"
 
     def __init__(self, name: str, *flags: str):
         """
         Args:
-            flags: of the protocol.
+            name: The name in the log.
+            flags: The flags of the protocol.
         """
         self.name = name
         self._flags = flags
 
     @functools.cached_property
     def images(self) -> Path:
-        """train/ and val/, with two classes each."""
+        """Return a folder with train/ and val/, with two classes each."""
         folder = ground() / "labeled"
         if not folder.exists():
             make_class_folders(folder / "train", 11)
@@ -297,10 +302,10 @@ class LinearEvaluation(Workload):
     def result(self, out: Path) -> Any:
         result = json.loads((out / "result.json").read_text())
         kept = ("accuracy", "settings", "backbone_sha256", "backbone_images", "effective_lr")
-        found: dict[str, Any] = {"result": {key: result[key] for key in kept}}
+        content: dict[str, Any] = {"result": {key: result[key] for key in kept}}
         for file in sorted(out.glob("*.pth*")):
-            found[file.name] = torch.load(file, weights_only=True)
-        return found
+            content[file.name] = torch.load(file, weights_only=True)
+        return content
 
     def broken(self, out: Path) -> Iterator[str]:
         for path in sorted(out.glob("*.pth*")):
@@ -316,7 +321,7 @@ class Converting(Workload):
 
     @functools.cached_property
     def source(self) -> Path:
-        """A MoCo checkpoint of a slim ResNet-50."""
+        """Return a MoCo checkpoint of a slim ResNet-50."""
         torch.manual_seed(0)
         network = build_torchvision(Architecture(50, width_factor=1 / 16))
         file = ground() / "moco.pth.tar"
@@ -329,7 +334,7 @@ class Converting(Workload):
         return [*map(str, paths), "--emit-config", str(out / "w.yaml")]
 
     def result(self, out: Path) -> Any:
-        # The folder is named in the config, and differs.
+        # The emitted config contains the folder, which differs between runs.
         return {
             path.name: path.read_bytes().replace(str(out).encode(), b"OUT")
             for path in sorted(out.iterdir())
@@ -344,7 +349,7 @@ class Converting(Workload):
 
 
 class Tables(Converting):
-    """A table of nine records, as a page; the file is there before, with another content."""
+    """A table of nine records, which replaces an older file."""
 
     name = "table"
     tool = "benchmark.py"
@@ -353,8 +358,8 @@ class Tables(Converting):
     def __init__(self, fine_tuning: FineTuning, format: str):
         """
         Args:
-            fine_tuning: whose record is taken.
-            format: of the table.
+            fine_tuning: The run from whose record the nine records are made.
+            format: The format of the table.
         """
         self.name = f"table as {format}"
         self.format = format
@@ -362,7 +367,7 @@ class Tables(Converting):
 
     @functools.cached_property
     def records(self) -> Path:
-        """Records of three initializations with three seeds each, after a real one."""
+        """Return records of three initializations with three seeds each, made from a real one."""
         folder = Path(tempfile.mkdtemp(dir=ground())) / "out"
         run(**self._fine_tuning.start_words(folder), before=self._fine_tuning.before)
         real = (folder / "record.json").read_text()
@@ -383,7 +388,7 @@ class Tables(Converting):
 
 
 class BenchmarkRun(Workload):
-    """`tools/benchmark.py run` of a suite of two fine-tuning runs, one after the other."""
+    """`tools/benchmark.py run` with a suite of two fine-tuning runs, one after the other."""
 
     name = "suite of two runs"
     tool = "benchmark.py"
@@ -393,7 +398,7 @@ class BenchmarkRun(Workload):
 
     @functools.cached_property
     def suite(self) -> Path:
-        """Its YAML file."""
+        """Return the suite's YAML file."""
         shorter = {"SOLVER.MAX_ITER": 4, "SOLVER.STEPS": "(3,)", "TEST.EVAL_PERIOD": 0}
         content = {
             "title": "two runs",
@@ -408,7 +413,7 @@ class BenchmarkRun(Workload):
 
     @functools.cached_property
     def other_suite(self) -> Path:
-        """The file of a suite of other runs."""
+        """Return the file of a suite with other runs."""
         content = yaml.safe_load(self.suite.read_text())
         file = ground() / "three.yaml"
         file.write_text(yaml.safe_dump(content | {"title": "one run", "seeds": [3]}))

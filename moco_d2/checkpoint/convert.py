@@ -14,7 +14,7 @@ import yaml
 
 from moco_d2.checkpoint.families import Input
 from moco_d2.checkpoint.io import load_checkpoint, save_checkpoint
-from moco_d2.checkpoint.mapping import Architecture, detectron2_settings
+from moco_d2.checkpoint.mapping import Architecture, detectron2_settings, expected_tensors
 from moco_d2.checkpoint.parity import TOLERANCE, prove
 from moco_d2.checkpoint.pretraining import describe_pretraining
 from moco_d2.checkpoint.sources import Extracted, extract
@@ -106,7 +106,8 @@ def _read(
             )
         # Detectron2 computes in float32.
         tensors = {
-            name: _plain(extracted.tensors[name].detach()) for name in architecture.tensor_names
+            name: _plain(extracted.tensors[name].detach())
+            for name in expected_tensors(architecture)
         }
         figures = prove(Detectron2().content(tensors, {}), tensors, architecture)
     except UserError as error:
@@ -139,7 +140,7 @@ def _provenance(
         "width_per_group": architecture.width_per_group,
         "groups": architecture.groups,
         "width_factor": architecture.width_factor,
-        "tensors_expected": architecture.tensor_count,
+        "tensors_expected": len(expected_tensors(architecture)),
         "tensors_found": len(extracted.tensors),
         "dropped_keys": extracted.dropped,
         "preprocessing": {

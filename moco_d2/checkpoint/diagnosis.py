@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from moco_d2.checkpoint.dialects import STATISTICS
-from moco_d2.checkpoint.mapping import Architecture
+from moco_d2.checkpoint.mapping import Architecture, expected_tensors
 
 _NAMED = 3  # most names in a sentence
 
@@ -65,7 +65,7 @@ def incomplete(
         advice = "use the complete, unmodified checkpoint of a torchvision ResNet"
     else:
         advice = "if they are no part of the backbone, leave them out with --drop PATTERN"
-    expected = architecture.tensor_count
+    expected = len(expected_tensors(architecture))
     correct = expected - len(missing) - len(misshapen)
     return (
         f"read as {source}, {architecture}: {correct} of {expected} tensors found, "

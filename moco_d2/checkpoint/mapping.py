@@ -53,16 +53,6 @@ class Architecture:
         block = BasicBlock if self.is_basic else Bottleneck
         return int(_LAST_PLANES * self.width_factor) * block.expansion
 
-    @property
-    def tensor_names(self) -> list[str]:
-        """Return torchvision's names of the tensors to convert, in torchvision's order."""
-        return list(expected_tensors(self))
-
-    @property
-    def tensor_count(self) -> int:
-        """Return the number of tensors to convert."""
-        return len(expected_tensors(self))
-
     def __str__(self) -> str:
         name = f"ResNet-{self.depth}"
         if self.width_factor != 1:

@@ -74,7 +74,7 @@ def test_the_campaign_notices(campaign, monkeypatch):
         raise campaign.UserError("refused; too late")
 
     monkeypatch.setattr(campaign, "convert", hungry)
-    assert "MiB of memory, where" in campaign.run_case(0).failure
+    assert "MiB of memory, but" in campaign.run_case(0).failure
 
     monkeypatch.setattr(campaign, "BLOCKED_S", 0.5)
     monkeypatch.setattr(campaign, "convert", lambda *_, **__: signal.pause())

@@ -42,7 +42,7 @@ def test_a_list_that_no_longer_fits_is_named(program):
         ),
         ({"tests": ()}, "give edits with tests"),
         ({"settings": ("SEED", "1")}, "give edits with tests"),
-        ({"edits": (), "tests": (), "settings": ("SEED", "1")}, "give the sentence"),
+        ({"edits": (), "tests": (), "settings": ("SEED", "1")}, "give the expected sentence"),
     ):
         found = program.problems([dataclasses.replace(good, **changes)])
         assert any(said in problem for problem in found), said

@@ -1,4 +1,4 @@
-"""The annotation files of a registered dataset: none of them may keep a run waiting."""
+"""Check the annotation files of a registered dataset, which must not block a run."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +12,13 @@ _JSON_KEYS = ("json_file", "panoptic_json")
 
 
 def check_annotation_files(name: str) -> None:
-    """Refuse a dataset whose annotations are a pipe, a device or a folder. Detectron2's readers
-    would wait for what is written to a pipe, for ever.
+    """Refuse a dataset whose annotations are a pipe, a device or a folder.
 
-    A file that does not exist is left to them.
+    Detectron2's readers would wait forever for a pipe without a writer. They report missing files
+    themselves.
 
     Raises:
-        UserError: one is no regular file; names it.
+        UserError: If an annotation file is not a regular file.
     """
     for file in _annotation_files(name):
         try:

@@ -1,7 +1,7 @@
-"""Whether the processes of a run are about to do the same thing.
+"""Check that the processes of a run have the same code, config, weights and data.
 
-On several machines each has a checkout, a config, weights and data of its own. Where they differ
-training goes on all the same, and what it measures is nothing that anyone has asked for.
+On several machines, each has its own copies. If they differ, training goes on, but its result is
+wrong.
 """
 
 import functools
@@ -19,48 +19,46 @@ from moco_d2.files import PACKAGE
 from moco_d2.version import __version__
 
 _PACKAGE = PACKAGE
-_NAMED = 3  # differences in the sentence
-_LENGTH = 60  # of a value in it
+_NAMED = 3  # differences that the message names
+_LENGTH = 60  # characters of a value in the message
 _ABSENT = "absent"
 
 
 def check_agreement(facts: Mapping[str, Any]) -> None:
-    """Compare what the processes know. All must call; free in a single one.
+    """Compare values over all processes, which must all call this. One process compares nothing.
 
     Args:
-        facts: name -> value that prints as itself: numbers, strings, lists of them.
+        facts: Name -> value. Values are compared as text, so numbers, strings and lists of them
+            are allowed.
 
     Raises:
-        UserError: in all processes: values differ. Names them, and which rank has which.
+        UserError: If values differ, in all processes. The message names values and ranks.
     """
     if comm.get_world_size() == 1:
         return
-    of_ranks = comm.all_gather({name: str(value) for name, value in facts.items()})
-    names = dict.fromkeys(name for of_rank in of_ranks for name in of_rank)
-    differing = [name for name in names if len({of.get(name, _ABSENT) for of in of_ranks}) > 1]
+    by_rank = comm.all_gather({name: str(value) for name, value in facts.items()})
+    names = dict.fromkeys(name for values in by_rank for name in values)
+    differing = [name for name in names if len({v.get(name, _ABSENT) for v in by_rank}) > 1]
     if not differing:
         return
-    told = "; ".join(_who_has_what(name, of_ranks) for name in differing[:_NAMED])
+    differences = "; ".join(_describe(name, by_rank) for name in differing[:_NAMED])
     more = f"; and {len(differing) - _NAMED} more" if len(differing) > _NAMED else ""
     raise UserError(
-        f"the processes of this run do not agree: {told}{more}; start all of them with the same "
-        "command, code, weights and data"
+        f"the processes of this run do not agree: {differences}{more}; start all of them with the "
+        "same command, code, weights and data"
     )
 
 
-def _who_has_what(name: str, of_ranks: list[Mapping[str, str]]) -> str:
-    ranks: dict[str, list[int]] = {}
-    for rank, of_rank in enumerate(of_ranks):
-        ranks.setdefault(of_rank.get(name, _ABSENT), []).append(rank)
-    shown = (
-        f"{value[:_LENGTH]} on rank {', '.join(map(str, having))}"
-        for value, having in ranks.items()
-    )
-    return f"{name} is {' and '.join(shown)}"
+def _describe(name: str, by_rank: list[Mapping[str, str]]) -> str:
+    ranks: dict[str, list[str]] = {}
+    for rank, values in enumerate(by_rank):
+        ranks.setdefault(values.get(name, _ABSENT), []).append(str(rank))
+    parts = (f"{value[:_LENGTH]} on rank {', '.join(of)}" for value, of in ranks.items())
+    return f"{name} is {' and '.join(parts)}"
 
 
 def of_run(cfg: CfgNode) -> dict[str, str]:
-    """What has to be the same before anything is built: every key of the config, and the code."""
+    """Return the facts that must agree before anything is built: the config and the code."""
     return {**flatten(to_plain(cfg)), **_of_code()}
 
 
@@ -80,7 +78,7 @@ def _of_code() -> dict[str, str]:
 
 
 def fingerprint(tensors: Iterable[torch.Tensor]) -> str:
-    """Of the values of tensors, on whatever device."""
+    """Return a fingerprint of the values of tensors, which does not depend on the device."""
     content = hashlib.sha256()
     for tensor in tensors:
         plain = tensor.detach().cpu().contiguous()
@@ -90,8 +88,9 @@ def fingerprint(tensors: Iterable[torch.Tensor]) -> str:
 
 
 def of_images(dicts: Iterable[Mapping[str, Any]]) -> str:
-    """Fingerprint of Detectron2's dataset dicts: names and sizes of the images, classes and boxes
-    of the annotations.
+    """Return a fingerprint of Detectron2's dataset dicts.
+
+    It covers names and sizes of the images, and classes and boxes of the annotations.
     """
     content, count = hashlib.sha256(), 0
     for image in dicts:

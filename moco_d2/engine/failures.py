@@ -1,6 +1,6 @@
-"""What a machine does to a run (no memory, no space, a process that is gone), in one sentence.
+"""Describe failures of the machine in one sentence: no memory, no space, a lost process.
 
-Nothing of it is the run's own fault: it is continued with --resume.
+These are not faults of the run itself, and --resume continues it.
 """
 
 import contextlib
@@ -16,28 +16,28 @@ from pathlib import Path
 from moco_d2.errors import UserError
 
 _NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
-# What torch's allocator on the CPU raises is a RuntimeError with one of these.
+# Texts of the RuntimeErrors of torch's allocators.
 _NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|CUDA out of memory")
 _LOST_WORKER = re.compile(
     r"DataLoader worker \(pid.*?\) (?:exited unexpectedly|is killed by signal: \w+)"
 )
-# gloo's and NCCL's, which are RuntimeErrors, too.
+# Texts of the RuntimeErrors of gloo and NCCL.
 _NO_ANSWER = re.compile(r"[Tt]imed? ?out|Watchdog")
 _LOST_PROCESS = re.compile(
     r"Connection (closed by|reset by|refused)|Broken pipe|Socket closed|closed by peer"
     r"|NCCL (communicator was aborted|error)|remote process exited|failed to recv|Watchdog"
 )
 _COLLECTIVE = re.compile(r"gloo|NCCL|ProcessGroup|TCPStore|c10d|DDP", re.IGNORECASE)
-_ROLL_CALL_S = 5.0  # for the others to notice, too
-_LENGTH = 160  # of what is quoted
+_ROLL_CALL_S = 5.0  # seconds in which the other processes notice the failure, too
+_LENGTH = 160  # characters that are quoted
 
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Raise what `describe` knows as a UserError.
+    """Turn the errors that `describe` knows into UserErrors.
 
-    Threads keep quiet about such errors, and of files that are gone: TensorBoard's writer passes
-    them on to the main one.
+    Threads do not print these errors, nor any OSError, because TensorBoard's writer passes them on
+    to the main thread.
     """
     excepthook = threading.excepthook
 
@@ -61,7 +61,7 @@ def explained() -> Iterator[None]:
 
 
 def describe(error: BaseException) -> str | None:
-    """What happened and what to do; None where the error is not of these."""
+    """Return the failure and its fix as a sentence, or None if the error is not a known failure."""
     text = str(error)
     if isinstance(error, OSError) and error.errno in _NO_WRITING:
         where = f" {error.filename}" if error.filename else ""
@@ -73,21 +73,21 @@ def describe(error: BaseException) -> str | None:
         isinstance(error, RuntimeError) and _NO_MEMORY.search(text)
     ):
         return (
-            f"out of memory ({_short(text)}): take fewer images at a time (MOCO.ACCUMULATION, "
-            "smaller images, or more processes) and continue with --resume"
+            f"out of memory ({_short(text)}): use less memory per step (MOCO.ACCUMULATION, smaller "
+            "images, or more processes) and continue with --resume"
         )
-    if (found := _LOST_WORKER.search(text)) or _in_handing_over(error):
+    if (match := _LOST_WORKER.search(text)) or _is_lost_connection_to_worker(error):
         return (
-            f"a process that loads images is gone ({found[0] if found else _short(text)}), as "
-            "happens where memory is short: lower DATALOADER.NUM_WORKERS if so, and continue with "
-            "--resume"
+            f"a process that loads images is gone ({match[0] if match else _short(text)}), perhaps "
+            "for lack of memory: if so, lower DATALOADER.NUM_WORKERS; continue with --resume"
         )
-    return _of_processes(error, text) if isinstance(error, RuntimeError) else None
+    return _describe_collective(error, text) if isinstance(error, RuntimeError) else None
 
 
-def _in_handing_over(error: BaseException) -> bool:
-    """Whether it came while a DataLoader took over what a worker had ready: if that is killed in
-    between, the connection breaks before the loader has noticed.
+def _is_lost_connection_to_worker(error: BaseException) -> bool:
+    """Return whether a DataLoader lost the connection to a worker while it received a batch.
+
+    If the worker is killed then, the connection breaks before the loader notices the end.
     """
     if not isinstance(error, ConnectionError | EOFError | FileNotFoundError):
         return False
@@ -98,16 +98,16 @@ def _in_handing_over(error: BaseException) -> bool:
     )
 
 
-def _of_processes(error: RuntimeError, text: str) -> str | None:
+def _describe_collective(error: RuntimeError, text: str) -> str | None:
     if _is_collective(error, text) and _NO_ANSWER.search(text):
         return (
-            f"another process of this run does not answer ({_short(text)}): end all processes, see "
-            "what holds it up, and start them again with --resume"
+            f"another process of this run does not answer ({_short(text)}): end all processes, "
+            "find the cause, and start them again with --resume"
         )
     if _is_collective(error, text) and _LOST_PROCESS.search(text):
         return (
-            f"another process of this run has ended ({_short(text)}): its own output says why; "
-            "start all again with --resume"
+            f"another process of this run has ended ({_short(text)}): see the cause in its output, "
+            "and start all processes again with --resume"
         )
     return None
 
@@ -120,7 +120,7 @@ def _is_collective(error: BaseException, text: str) -> bool:
 
 def _short(text: str) -> str:
     lines = [line for line in text.splitlines() if line.strip()]
-    # torch puts the place in its sources first.
+    # torch begins with a position in its source code.
     first = (
         re.sub(r"^\[\S+\] |^\[enforce fail at \S+ ", "", lines[0]) if lines else "no reason given"
     )
@@ -128,8 +128,9 @@ def _short(text: str) -> str:
 
 
 def _silent_ranks(error: BaseException) -> str:
-    """Which processes of a distributed run have not noticed by now that it is over, as a clause:
-    they have died, or hang.
+    """Name, as a clause, the processes that do not notice the end of the run.
+
+    They have died, or they hang.
     """
     torch = sys.modules.get("torch")
     if torch is None or not _is_collective(error, str(error)):
@@ -137,11 +138,11 @@ def _silent_ranks(error: BaseException) -> str:
     dist = torch.distributed
     if not (dist.is_available() and dist.is_initialized()):
         return ""
-    # A private name of torch, which has no public one for it: without it, nobody is named.
+    # torch has only a private name for this. Without it, no rank is named.
     default_store = getattr(dist.distributed_c10d, "_get_default_store", None)
     if default_store is None:
         return ""
-    silent: list[int] = [0]  # if it does not answer at all: it has the store
+    silent: list[int] = [0]  # rank 0 has the store, so it is silent if the store does not answer
 
     def call_the_roll() -> None:
         with contextlib.suppress(RuntimeError):  # the store is gone
@@ -155,7 +156,7 @@ def _silent_ranks(error: BaseException) -> str:
                 time.sleep(0.1)
             silent[:] = missing
 
-    # In a thread of its own: a store whose process stands still keeps one waiting.
+    # The store may block forever if its process hangs, so another thread asks it.
     thread = threading.Thread(target=call_the_roll, daemon=True)
     thread.start()
     thread.join(2 * _ROLL_CALL_S)

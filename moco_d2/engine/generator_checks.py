@@ -1,7 +1,7 @@
-"""Checks of the states of random number generators, which a checkpoint holds.
+"""Check the states of random number generators in a checkpoint.
 
-NumPy and torch take a state as it is: a position behind its end makes them read other memory, or
-end the process at the next random number.
+NumPy and torch do not check a state. With a position beyond its end, they read other memory or
+crash at the next random number.
 """
 
 import math
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from moco_d2.engine.resume_checks import check_count, entry, require, shown
 
-_WORDS = 624  # of the state of the Mersenne twister, which all three use on the CPU
+_WORDS = 624  # words in the state of the Mersenne twister, which all three use on the CPU
 _WORD = 2**32
-_PYTHON_VERSION = 3  # of random.getstate
-# How torch packs the state of its generator on the CPU (aten/src/ATen/CPUGeneratorImpl.cpp,
-# CPUGeneratorImplState).
+_PYTHON_VERSION = 3  # version of the state of random.getstate
+# Layout of the state of torch's CPU generator (CPUGeneratorImplState in
+# aten/src/ATen/CPUGeneratorImpl.cpp).
 _TORCH_STATE = np.dtype(
     [
         ("seed", "<u8"),
@@ -35,10 +35,10 @@ _TORCH_STATE = np.dtype(
 
 
 def check_rng_state(state: Any) -> None:
-    """What process_state.rng_state gave.
+    """Check a result of process_state.rng_state.
 
     Raises:
-        UnusableError: a generator could not, or must not, be set to it.
+        UnusableError: If a generator must not be set to the state.
     """
     _check_torch(entry(state, "torch", Tensor, "rng"))
     _check_python(entry(state, "python", list, "rng"))
@@ -54,11 +54,11 @@ def _check_torch(state: Tensor) -> None:
     require(good, f"its state of torch's generator is not a tensor of {size} bytes")
     fields = np.frombuffer(state.numpy().tobytes(), _TORCH_STATE)[0]
     left, following = int(fields["left"]), int(fields["next"])
-    # Of the words, `left` - 1 have not been used; a new seed leaves (1, 0).
+    # `left` - 1 words are unused. After seeding, (left, next) is (1, 0).
     good = 1 <= left <= _WORDS and (left + following == _WORDS + 1 or (left, following) == (1, 0))
     require(
         good and int(fields["seeded"]) == 1 and int(fields["words"].max()) < _WORD,
-        "its state of torch's generator is none that the generator can have",
+        "its state of torch's generator is impossible",
     )
     finite = np.isfinite(fields["normal"]).all() and np.isfinite(fields["next_normal"])
     require(bool(finite), "its state of torch's generator has a number that is not finite")

@@ -1,4 +1,4 @@
-"""What pretraining and fine-tuning both hang on Detectron2's training loop."""
+"""Hooks of Detectron2's training loop for pretraining and fine-tuning."""
 
 import contextlib
 import logging
@@ -22,23 +22,25 @@ from moco_d2.errors import Stopped
 
 logger = logging.getLogger(__name__)
 
-#: Fraction of a step's time that is spent waiting for images, from which on more workers pay.
+#: If a larger fraction of a step is spent waiting for images, more workers help.
 WAITING_ABOVE = 0.2
 
 
 class DeferredWriters(EventWriter):
-    """Detectron2's writers, made at the first write: a trainer that is refused leaves no file. And
-    made again where their folder was removed meanwhile: days of training are worth more than that.
+    """Detectron2's writers, which are built at the first write.
+
+    So a refused run leaves no file. If their folder is removed during training, they are built
+    again, because days of training are worth more than the lost metrics.
 
     Attributes:
-        last_write: the last iteration that was written, -1 if none was.
+        last_write: The last written iteration, -1 at first.
     """
 
     def __init__(self, build: Callable[[], list[EventWriter]], folder: str | Path):
         """
         Args:
-            build: makes them, and the folder.
-            folder: where they write metrics.json.
+            build: Builds the writers, and creates the folder.
+            folder: The folder of metrics.json.
         """
         self._build = build
         self._file = Path(folder) / "metrics.json"
@@ -47,10 +49,12 @@ class DeferredWriters(EventWriter):
 
     def write(self) -> None:
         iteration = get_event_storage().iter
-        if iteration == self.last_write:  # Detectron2's printer divides by the iterations between
+        if (
+            iteration == self.last_write
+        ):  # Detectron2's printer divides by the iterations since the last write
             return
         if self._writers is not None and not self._file.exists():
-            logger.warning("%s is gone, and with it what it had; it begins anew", self._file)
+            logger.warning("%s was removed; a new file begins here", self._file)
             with contextlib.suppress(OSError):
                 self.close()
             self._writers = None
@@ -59,7 +63,7 @@ class DeferredWriters(EventWriter):
         try:
             for writer in self._writers:
                 writer.write()
-        except FileNotFoundError:  # TensorBoard's, which opens its file again and again
+        except FileNotFoundError:  # TensorBoard opens its file again for every write
             if self._file.exists():
                 raise
             self.write()
@@ -72,33 +76,33 @@ class DeferredWriters(EventWriter):
 
 
 class StopOnSignal(HookBase):
-    """Finishes the step at hand, saves and stops when the process is interrupted or terminated, or
-    its terminal is closed.
+    """Finishes the step, saves and stops after SIGINT, SIGTERM or SIGHUP.
 
-    Between two steps the state is whole, so that --resume continues exactly. A second Ctrl-C, two
-    seconds later or more, stops at once. After the last step there is nothing left to save, and
-    signals have the effect that they had before training.
+    Between two steps the state is complete, so --resume continues exactly. A second Ctrl-C, at
+    least two seconds later, stops at once. After the last step nothing is left to save, and signals
+    have their former handlers again.
 
-    SIGTERM and SIGHUP that somebody else handles are left to them, and so is SIGHUP that is ignored
-    (nohup). Where somebody handles SIGUSR2 (submitit does, to put a preempted job back into SLURM's
-    queue), the checkpoint comes first.
+    SIGTERM and SIGHUP keep the handler of another library, and SIGHUP stays ignored under nohup. If
+    SIGUSR2 has a handler (submitit's puts a preempted job back into SLURM's queue), the checkpoint
+    is saved before the handler runs.
 
     Attributes:
-        received: the first signal this process was sent, or 0.
-        agreed: in several processes, the signal that any of them was sent, as the trainer has told
-            all at the same step; they stop together. In one process, None: `received` counts.
+        received: The first signal that this process has received, or 0.
+        agreed: With several processes, the signal that any of them has received. The trainer sets
+            it in all processes at the same step, so they stop together. With one process it is
+            None, and `received` counts.
     """
 
     def __init__(self, save: Callable[[], None]):
         """
         Args:
-            save: writes a checkpoint of the finished iteration.
+            save: Writes a checkpoint of the finished iteration.
         """
         self._save = save
         self.received = 0
         self.agreed: int | None = None
         self._previous: dict[int, Any] = {}
-        self._interrupted: float | None = None  # when the last SIGINT came
+        self._interrupted: float | None = None  # time of the last SIGINT
 
     def before_train(self) -> None:
         if threading.current_thread() is not threading.main_thread():
@@ -129,11 +133,11 @@ class StopOnSignal(HookBase):
             self._restore()
         number = self.received if self.agreed is None else self.agreed
         if not number:
-            if is_last and self.received:  # after the processes have agreed
+            if is_last and self.received:  # it arrived after the last exchange
                 signal.raise_signal(self.received)
             return
         self._save()
-        comm.synchronize()  # a launcher ends all processes once one has ended
+        comm.synchronize()  # a launcher ends all processes as soon as one ends
         logger.info(
             "%s: stopped and saved after iteration %d",
             signal.Signals(number).name,
@@ -148,7 +152,7 @@ class StopOnSignal(HookBase):
 
 
 class EvalHook(hooks.EvalHook):
-    """Detectron2's, which does not evaluate any more where a signal has ended the run."""
+    """Detectron2's hook, but without an evaluation after a signal has ended the run."""
 
     def after_train(self) -> None:
         if not isinstance(sys.exc_info()[1], Stopped):
@@ -156,24 +160,23 @@ class EvalHook(hooks.EvalHook):
 
 
 class DataTime(HookBase):
-    """Says at the end of a run which share of its steps was spent waiting for images."""
+    """Logs at the end of a run the fraction of time that its steps waited for images."""
 
     def after_train(self) -> None:
         histories = self.trainer.storage.histories()
         if not {"data_time", "time"} <= histories.keys():  # no step was taken
             return
-        waited, whole = (histories[name].global_avg() for name in ("data_time", "time"))
-        share = waited / whole
-        logger.info("waiting for images took %.1f %% of the time of a step", 100 * share)
-        if share > WAITING_ABOVE:
+        fraction = histories["data_time"].global_avg() / histories["time"].global_avg()
+        logger.info("waiting for images took %.1f %% of the time of a step", 100 * fraction)
+        if fraction > WAITING_ABOVE:
             logger.warning(
-                "the images come too slowly: raise DATALOADER.NUM_WORKERS, or for pretraining on a "
+                "loading images is too slow: raise DATALOADER.NUM_WORKERS, or for pretraining on a "
                 "GPU set MOCO.AUGMENTATION.WHERE device"
             )
 
 
 class ProgressBar(HookBase):
-    """A bar with rate and time left where stderr is a terminal; log lines pass above it."""
+    """A progress bar, if stderr is a terminal. Log lines appear above it."""
 
     def __init__(self, description: str):
         self.description = description

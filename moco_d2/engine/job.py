@@ -1,6 +1,4 @@
-"""The first stage of every command: the config that its words describe, on a device that is
-there.
-"""
+"""Load the config of a command line, with a device that exists."""
 
 import argparse
 from collections.abc import Sequence
@@ -17,16 +15,16 @@ def load_job(
     """Load the config of a command and choose its device.
 
     Args:
-        args: the parsed words of cli.argument_parser.
-        overrides: these come before those in `args`.
-        fine_tunes: whether the config has to fine-tune, which is to name a MOCO.TASK, or to
-            pretrain; None takes either.
+        args: The parsed flags of cli.argument_parser.
+        overrides: Further overrides. Those in `args` take precedence.
+        fine_tunes: Whether the config must fine-tune (name a MOCO.TASK) or pretrain; None allows
+            both.
 
     Returns:
-        a config that is not frozen.
+        A config that is not frozen.
 
     Raises:
-        UserError: as in load_config, or the config is of the other kind.
+        UserError: If load_config fails, or the config is of the other kind.
     """
     cfg = load_config_of(args, overrides)
     if fine_tunes is True and not cfg.MOCO.TASK:

@@ -1,7 +1,7 @@
-"""Start a job: command-line flags, processes, device, logging.
+"""Start the processes of a job, and set up its device, folder and logging.
 
-Shared by pretraining and fine-tuning. Several processes come from torchrun, from Detectron2's
-launch() (``--num-gpus``) or from SLURM (``--submit``, slurm.py); nothing is home-made.
+Pretraining and fine-tuning share this. Several processes are started by torchrun, by Detectron2's
+launch() (``--num-gpus``) or by SLURM (``--submit``, slurm.py).
 """
 
 import argparse
@@ -27,37 +27,37 @@ from moco_d2.locks import run_in
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
-LOGGERS = ("detectron2", "fvcore", "moco_d2")  # what a run logs through
-_HELD_LINES = 100_000
-_TIMEOUT_S = 1800
+LOGGERS = ("detectron2", "fvcore", "moco_d2")  # loggers of a run
+_HELD_LINES = 100_000  # log lines before the folder exists
+_TIMEOUT_S = 1800  # seconds, Detectron2's default
 
 
 def launch(main: str, args: argparse.Namespace) -> None:
     """Run a function on the parsed flags in every process of the job.
 
     Args:
-        main: ``package.module:function``, by name so that nothing heavy is imported before the
-            flags are parsed.
-        args: what the function is called with.
+        main: The function as ``package.module:function``. As a name, it needs no slow import before
+            the flags are parsed.
+        args: The argument of the function.
 
     Raises:
-        UserError: more GPUs asked for than there are, or raised in a process.
+        UserError: If --num-gpus is too large, or a process raises it.
     """
     import torch
 
     job = pkgutil.resolve_name(main)
 
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
-        args.resume = True  # torchrun has started all processes again after one has failed
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun or SLURM has started us
+        args.resume = True  # torchrun restarts all processes after one has failed
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # started by torchrun or SLURM
         with explained(), _quiet_log_errors():
             _join_torchrun_group()
             job(args)
         return
     if args.num_gpus * args.num_machines > 1 and torch.cuda.device_count() < args.num_gpus:
         raise UserError(
-            f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()}; "
-            "for several CPU processes use torchrun --nproc-per-node N"
+            f"--num-gpus is {args.num_gpus}, but this machine has {torch.cuda.device_count()}: "
+            "lower it, or for several CPU processes use torchrun --nproc-per-node N"
         )
     if args.num_gpus * args.num_machines == 1:
         with explained(), _quiet_log_errors():
@@ -78,8 +78,10 @@ def launch(main: str, args: argparse.Namespace) -> None:
 
 
 def _run_child(main: str, args: argparse.Namespace) -> None:
-    """In a process of --num-gpus: an interrupt ends it with an exit code of its own, which
-    torch.multiprocessing would not do.
+    """Run the function in a process of --num-gpus.
+
+    After an interrupt, the process ends with the interrupt's exit code, which torch.multiprocessing
+    would replace.
     """
     try:
         with explained(), _quiet_log_errors():
@@ -90,8 +92,9 @@ def _run_child(main: str, args: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def _quiet_log_errors() -> Iterator[None]:
-    """While the job runs, a log that cannot be written, on a disk that is full, adds no traceback
-    for each of its lines: logging.raiseExceptions is of the whole process.
+    """Print no traceback for every log line that cannot be written, on a full disk.
+
+    logging.raiseExceptions is a setting of the whole process, so it is restored at the end.
     """
     before, logging.raiseExceptions = logging.raiseExceptions, False
     try:
@@ -102,14 +105,14 @@ def _quiet_log_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _children_as_one() -> Iterator[None]:
-    """Pass signals on to the processes started within; their end becomes this process's.
+    """Pass signals on to the processes that the block starts, and end as they end.
 
-    A signal to the whole process group reaches them twice, which hooks.StopOnSignal takes for one.
+    A signal to the whole process group reaches them twice, which hooks.StopOnSignal counts once.
 
     Raises:
-        UserError: as a child raised it; or one was killed.
-        Stopped: a signal has ended a child before it had handlers.
-        SystemExit: with a child's exit code.
+        UserError: If a child has raised it, or was killed.
+        Stopped: If a signal has ended a child before it had handlers.
+        SystemExit: If a child has ended with an exit code.
     """
     import torch.multiprocessing as mp
     from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
@@ -124,10 +127,10 @@ def _children_as_one() -> Iterator[None]:
     try:
         yield
     except ProcessRaisedException as error:
-        # Its text is the child's traceback, which ends with the error's class and message, of one
-        # line or of several.
-        _, found, message = str(error).rpartition("\nmoco_d2.errors.UserError: ")
-        if found:
+        # The text is the child's traceback, which ends with the error's class and message. The
+        # message may have several lines.
+        _, separator, message = str(error).rpartition("\nmoco_d2.errors.UserError: ")
+        if separator:
             raise UserError(*message.strip().splitlines()) from error
         raise
     except ProcessExitedException as error:
@@ -136,8 +139,8 @@ def _children_as_one() -> Iterator[None]:
         if -error.exit_code in STOP_SIGNALS:
             raise Stopped(-error.exit_code) from error
         raise UserError(
-            f"process {error.error_index} of this run was killed by {error.signal_name}, as "
-            "happens where memory is short; continue with --resume"
+            f"process {error.error_index} of this run was killed by {error.signal_name}, perhaps "
+            "for lack of memory; continue with --resume"
         ) from error
     finally:
         for number, handler in before.items():
@@ -145,11 +148,13 @@ def _children_as_one() -> Iterator[None]:
 
 
 def timeout() -> datetime.timedelta:
-    """How long a process waits for another one before the run is given up: MOCO_D2_TIMEOUT seconds,
-    or Detectron2's half an hour, in which the main process may evaluate while the others wait.
+    """Return the time that a process waits for another one before the run fails.
+
+    It is MOCO_D2_TIMEOUT seconds, by default Detectron2's half an hour. The main process may
+    evaluate for so long while the others wait.
 
     Raises:
-        UserError: MOCO_D2_TIMEOUT is no number of seconds.
+        UserError: If MOCO_D2_TIMEOUT is not a number.
     """
     seconds = os.environ.get("MOCO_D2_TIMEOUT", str(_TIMEOUT_S))
     try:
@@ -171,7 +176,7 @@ def _join_torchrun_group() -> None:
 
 
 def choose_device(cfg: "CfgNode") -> None:
-    """Set MODEL.DEVICE to cpu where it says cuda and there is none. In place."""
+    """Change a MODEL.DEVICE of cuda to cpu, in place, if no GPU is usable."""
     import torch
 
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
@@ -179,9 +184,9 @@ def choose_device(cfg: "CfgNode") -> None:
 
 
 def seed(cfg: "CfgNode") -> None:
-    """Seed all generators from SEED, as default_setup will do again.
+    """Seed all generators from SEED.
 
-    A model is built, and its random weights drawn, before default_setup runs.
+    default_setup does this again, but the random weights of the model are drawn before it.
     """
     from detectron2.utils import comm
     from detectron2.utils.env import seed_all_rng
@@ -190,9 +195,9 @@ def seed(cfg: "CfgNode") -> None:
 
 
 def hold_log() -> logging.handlers.MemoryHandler:
-    """Keep log lines in memory until setup_run knows where they go.
+    """Keep log lines in memory until setup_run writes them.
 
-    A run is checked before its folder is made, and what the checks log belongs in that folder.
+    A run is checked before its folder exists, and the log of the checks belongs into that folder.
     """
     held = logging.handlers.MemoryHandler(_HELD_LINES, flushLevel=logging.CRITICAL + 1)
     for name in LOGGERS:
@@ -204,10 +209,10 @@ def hold_log() -> logging.handlers.MemoryHandler:
 
 @contextlib.contextmanager
 def claimed(folder: str | Path, *, setting: str = "OUTPUT_DIR") -> Iterator[None]:
-    """Hold a run's folder, for all its processes; see locks.run_in.
+    """Hold the lock of a run's folder, for all its processes; see locks.run_in.
 
     Raises:
-        UserError: in all processes: another run is at work there, or it cannot be written.
+        UserError: If another run uses the folder, or it cannot be written, in all processes.
     """
     from detectron2.utils import comm
 
@@ -227,10 +232,10 @@ def claimed(folder: str | Path, *, setting: str = "OUTPUT_DIR") -> Iterator[None
 def setup_run(
     cfg: "CfgNode", args: argparse.Namespace, held: logging.handlers.MemoryHandler
 ) -> None:
-    """Detectron2's default_setup (folder, loggers, config.yaml, seed), our logger, the held lines.
+    """Call Detectron2's default_setup (folder, loggers, config.yaml, seed), and log the held lines.
 
     Raises:
-        UserError: OUTPUT_DIR cannot be made.
+        UserError: If OUTPUT_DIR cannot be created.
     """
     from detectron2.engine import default_setup
     from detectron2.utils import comm
@@ -240,13 +245,13 @@ def setup_run(
         Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"cannot write OUTPUT_DIR {cfg.OUTPUT_DIR}: {error.strerror}; choose another"
+            f"cannot write OUTPUT_DIR {cfg.OUTPUT_DIR} ({error.strerror}): choose another folder"
         ) from error
     if comm.is_main_process():
         remove_leftovers(cfg.OUTPUT_DIR)
     for name in LOGGERS:
         logging.getLogger(name).removeHandler(held)
-    args.config_file = str(find_config(args.config_file))  # default_setup logs its content
+    args.config_file = str(find_config(args.config_file))  # default_setup logs the file
     default_setup(cfg, args)
     setup_logger(
         cfg.OUTPUT_DIR,
@@ -260,6 +265,6 @@ def setup_run(
 
 
 def without_user_errors(record: logging.LogRecord) -> bool:
-    """Keep the training loop from logging a traceback for what we report in one sentence."""
+    """Filter the training loop's traceback of an error that is reported in one sentence."""
     error = record.exc_info[1] if record.exc_info else sys.exc_info()[1]
     return not (isinstance(error, UserError) or (error is not None and describe(error)))

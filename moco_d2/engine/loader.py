@@ -1,7 +1,7 @@
-"""A DataLoader whose workers end with the process that started them, and not before.
+"""A DataLoader whose workers end with their parent process, and not before.
 
-A signal to a process group (timeout(1), systemd, scancel, a closed terminal) reaches the workers
-too. Were they to die of it, the run would lose the step that it is about to save.
+A signal to a process group (timeout(1), systemd, scancel, a closed terminal) also reaches the
+workers. If it ended them, the run would lose the step that it is about to save.
 """
 
 import atexit
@@ -22,15 +22,15 @@ from moco_d2.engine.signals import held_back, ignore_stop_signals
 if TYPE_CHECKING:
     from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-# Iterators with workers, in the process that has started them.
+# Iterators with workers that this process has started.
 _OPEN: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 
 class SteadyLoader(DataLoader[Any]):
-    """torch's DataLoader; its workers ignore SIGINT, SIGTERM and SIGHUP.
+    """torch's DataLoader, but its workers ignore SIGINT, SIGTERM and SIGHUP.
 
-    They end when the loader is closed, by SIGKILL if they do not answer, and when the process that
-    started them ends, however it does.
+    The workers end when the loader is closed, by SIGKILL if they do not answer. They also end with
+    their parent process, whatever ends it.
     """
 
     def __init__(
@@ -42,28 +42,28 @@ class SteadyLoader(DataLoader[Any]):
     ):
         """
         Args:
-            dataset: see torch.
-            worker_init_fn: called with a worker's number when it begins.
-            options: torch's.
+            dataset: See torch's DataLoader.
+            worker_init_fn: A worker calls this with its number when it starts.
+            options: Further arguments of torch's DataLoader.
         """
         self._begin = _WorkerBegin(worker_init_fn)
         super().__init__(dataset, worker_init_fn=self._begin, **options)
 
     def __iter__(self) -> "_BaseDataLoaderIter":
         self._begin.of_main_thread = threading.current_thread() is threading.main_thread()
-        # Between its start and its first line a worker would have this process's handlers.
+        # Until a worker sets its own handlers, it has those of this process.
         with held_back():
             iterator = super().__iter__()
         workers = getattr(iterator, "_workers", ())
         for worker in workers:
-            worker.terminate = worker.kill  # torch's last resort is SIGTERM
+            worker.terminate = worker.kill  # torch calls this at last, and SIGTERM is ignored
         if workers:
             _OPEN.add(iterator)
         return iterator
 
 
 class _WorkerBegin:
-    """What a worker does first."""
+    """The first actions of a worker."""
 
     def __init__(self, then: Callable[[int], None] | None):
         self.then = then
@@ -71,33 +71,32 @@ class _WorkerBegin:
 
     def __call__(self, worker_id: int) -> None:
         ignore_stop_signals()
-        if self.of_main_thread:  # the kernel tells of the end of the thread, not of the process
+        if self.of_main_thread:  # the kernel reports the end of the thread, not of the process
             _end_with_parent()
         if self.then is not None:
             self.then(worker_id)
 
 
 def _end_with_parent() -> None:
-    """Let the kernel end this process when its parent ends. torch's workers ask every 5 seconds,
-    and not while they are busy; elsewhere than on Linux that has to do.
+    """Let the kernel end this process when its parent ends.
+
+    This works only on Linux. Elsewhere, torch's workers check for it every 5 seconds while idle.
     """
-    torch.multiprocessing._prctl_pr_set_pdeathsig(  # type: ignore[attr-defined] # made in C++
+    torch.multiprocessing._prctl_pr_set_pdeathsig(  # type: ignore[attr-defined] # defined in C++
         signal.SIGKILL
     )
     parent = multiprocessing.parent_process()
     if (
         parent is not None
-        and multiprocessing.get_start_method() != "forkserver"  # which is the parent, then
+        and multiprocessing.get_start_method() != "forkserver"  # its server is the parent then
         and os.getppid() != parent.pid
     ):
-        os._exit(0)  # it has ended before the kernel was told
+        os._exit(0)  # the parent has ended before the call above
 
 
 @atexit.register
 def _close() -> None:
-    """End the workers of loaders that are still open when Python ends: its own way is SIGTERM, and
-    to wait.
-    """
+    """End the workers of open loaders when Python ends. Python would send SIGTERM and wait."""
     for iterator in list(_OPEN):
         iterator._shutdown_workers()
 
@@ -106,14 +105,14 @@ os.register_at_fork(after_in_child=_OPEN.clear)
 
 
 def build_loader(dataset: Any, *, num_workers: int, **kwargs: Any) -> DataLoader[Any]:
-    """A DataLoader that leaves the process's random numbers and threads alone."""
+    """Return a DataLoader that does not change the random numbers and threads of this process."""
     return SteadyLoader(
         dataset,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_one_thread_per_worker,
-        # A loader draws a seed when it starts. From the process's generator, that would change the
-        # order ShuffleBN draws next, and a resumed run starts a loader more.
+        # A loader draws a seed when it starts, and a resumed run starts one more. If both used one
+        # generator, this would change the next order of ShuffleBN.
         generator=torch.Generator(),
         **kwargs,
     )

@@ -1,4 +1,4 @@
-"""metrics.json of a run that was stopped and resumed is that of a run that was not."""
+"""Make metrics.json of a resumed run equal to that of an uninterrupted run."""
 
 from pathlib import Path
 from typing import Any
@@ -10,29 +10,29 @@ from moco_d2.engine.hooks import DeferredWriters
 from moco_d2.files import write_text
 from moco_d2.records.metrics_json import parse_line
 
-WINDOW = 20  # values that Detectron2's writers take the median of
+WINDOW = 20  # number of values in the medians of Detectron2's writers
 
 
 class MetricsState(HookBase):
-    """Keeps the windows that medians are taken over, and what is not yet written, for checkpoints.
+    """Gives checkpoints the windows of the medians and the values that are not yet written.
 
-    On a resume it cuts metrics.json back to the checkpoint: what came after is trained, and
-    written, again.
+    On a resume it removes the lines of metrics.json after the checkpoint, because these iterations
+    are trained and written again.
     """
 
     def __init__(self, folder: str | Path, writers: DeferredWriters):
         """
         Args:
             folder: OUTPUT_DIR.
-            writers: those that write metrics.json.
+            writers: The writers of metrics.json.
         """
         self.file = Path(folder) / "metrics.json"
         self.writers = writers
         self.restored: dict[str, Any] = {}
 
     def state(self) -> dict[str, Any]:
-        """``{"written": last iteration in metrics.json, "histories": {name: [[value, iteration],
-        ...]}, "smoothed": names}`` of plain types.
+        """Return ``{"written": last iteration in metrics.json, "histories": {name: [[value,
+        iteration], ...]}, "smoothed": names}``, of plain types.
         """
         storage = self.trainer.storage
         return {
@@ -50,7 +50,7 @@ class MetricsState(HookBase):
             written = self.restored["written"]
             self._restore(written)
             storage.iter = start
-        else:  # killed before its first checkpoint, or continuing an official file
+        else:  # without a checkpoint, or from an official file
             written = start - 1
         if comm.is_main_process() and self.file.is_file():
             lines = self.file.read_text(errors="replace").splitlines()
@@ -61,7 +61,7 @@ class MetricsState(HookBase):
     def _restore(self, written: int) -> None:
         storage = self.trainer.storage
         self.writers.last_write = written
-        # The timer warms up again, and until then the time of a step would seem to be news.
+        # The timer warms up again, and until then an old step time would be written as new.
         self.restored["histories"].pop("time", None)
         for name, values in self.restored["histories"].items():
             for value, iteration in values[:-1]:
@@ -69,15 +69,13 @@ class MetricsState(HookBase):
             for value, iteration in values[-1:]:
                 if iteration <= written:
                     storage.histories()[name].update(value, iteration)
-                else:  # the next write is to write it
+                else:  # the next write must write it
                     storage.iter = iteration
                     smoothed = name in self.restored["smoothed"]
                     storage.put_scalar(name, value, smoothing_hint=smoothed)
 
 
 def _iteration(line: str) -> float:
-    """Of a line of metrics.json; beyond every iteration for one that a kill cut short, or that
-    is none of ours.
-    """
+    """Return the iteration of a line of metrics.json, or infinity for a damaged line."""
     entry = parse_line(line)
     return float("inf") if entry is None else entry["iteration"]

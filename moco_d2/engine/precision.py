@@ -7,13 +7,14 @@ import torch
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
-#: The types by their names in MOCO.AMP_DTYPE.
+#: Name in MOCO.AMP_DTYPE -> number type.
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def bfloat16_pays() -> bool:
-    """Return whether this machine multiplies bfloat16 in hardware: elsewhere float32 is faster on a
-    CPU.
+    """Return whether this machine multiplies bfloat16 in hardware.
+
+    On a CPU that does not, float32 is faster.
     """
     has_instruction = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     return torch.cuda.is_available() or has_instruction()

@@ -1,5 +1,6 @@
-"""What differs from process to process and has to be in the checkpoint all the same: the states of
-the random number generators, and BatchNorm's running statistics.
+"""The part of a checkpoint that differs between processes.
+
+It is the states of the random number generators, and BatchNorm's running statistics.
 """
 
 import random
@@ -15,9 +16,10 @@ from moco_d2.engine.resume_checks import check_tensors, entry, require, shown
 
 
 def gather_process_states(model: nn.Module) -> list[dict[str, Any]]:
-    """One entry a process, in rank order; empty but in the main process. All must call.
+    """Return an entry for each process, in rank order. All processes must call this.
 
-    ``{"rng": generators, "buffers": those of the encoders (rank 0's are in the state_dict)}``.
+    An entry is ``{"rng": states of the generators, "buffers": buffers of the encoders}``. Rank 0
+    has no buffers, because they are in the state_dict. Only the main process gets the list.
     """
     buffers = own_buffers(model) if comm.get_rank() > 0 else {}
     return comm.gather(
@@ -29,15 +31,16 @@ def gather_process_states(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def check_process_states(model: nn.Module, states: Any) -> None:
-    """Check what gather_process_states gave, the entries of all processes, so that all decide
-    alike.
+    """Check a result of gather_process_states.
+
+    Every process checks the entries of all, so all decide alike.
 
     Raises:
-        UnusableError: an entry cannot be taken up.
+        UnusableError: If an entry cannot be used.
     """
     require(type(states) is list, f"its processes is {shown(states)}, not a list")
     if len(states) != comm.get_world_size():
-        return  # and set_process_state leaves them alone
+        return  # set_process_state ignores them then
     wanted = own_buffers(model)
     for rank, state in enumerate(states):
         check_rng_state(entry(state, "rng", dict, "processes"))
@@ -47,10 +50,10 @@ def check_process_states(model: nn.Module, states: Any) -> None:
 
 
 def set_process_state(model: nn.Module, states: list[dict[str, Any]]) -> bool:
-    """Take this process's entry up, which check_process_states has accepted.
+    """Restore the state of this process from checked entries.
 
     Returns:
-        whether there was one: False where the run had another number of processes.
+        Whether it was restored. It is not if the run had another number of processes.
     """
     if len(states) != comm.get_world_size():
         return False
@@ -63,16 +66,16 @@ def set_process_state(model: nn.Module, states: list[dict[str, Any]]) -> bool:
 
 
 def own_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The buffers of the encoders; the dictionary is the same in all processes."""
+    """Return the buffers of the encoders. The dictionary is equal in all processes."""
     return {
         name: buffer for name, buffer in model.named_buffers() if not name.startswith("dictionary.")
     }
 
 
 def rng_state() -> dict[str, Any]:
-    """The states of all generators of this process, as plain types and tensors."""
+    """Return the states of all generators of this process, as plain types and tensors."""
     python = random.getstate()
-    numpy: Any = np.random.get_state()  # of this generator a tuple, of others a dict
+    numpy: Any = np.random.get_state()  # a tuple for the legacy generator
     state = {
         "torch": torch.get_rng_state(),
         "python": [python[0], list(python[1]), python[2]],
@@ -80,15 +83,15 @@ def rng_state() -> dict[str, Any]:
         "numpy_cached_gaussian": float(numpy[4]),
     }
     if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()  # of this process's GPU
+        state["cuda"] = torch.cuda.get_rng_state()  # GPU of this process
     return state
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Restore what rng_state gave.
+    """Set all generators to a result of rng_state.
 
     Raises:
-        UnusableError: it is no state of the generators.
+        UnusableError: If it is not a state of the generators.
     """
     check_rng_state(state)
     torch.set_rng_state(state["torch"])

@@ -1,8 +1,8 @@
-"""Checks of what a resume takes from a checkpoint, before it is used and before a file is written.
+"""Check the content of a checkpoint before a resume uses it or writes a file.
 
-A checkpoint loads without running code (checkpoint/io.py), and still may hold anything: a number
-that is text, momentum of another network, NaN. Each check raises an `UnusableError`, and
-`continuing` turns it into one sentence that names the file and the fix.
+A checkpoint loads without running code (checkpoint/io.py), but may have any content: text instead
+of a number, momentum of another network, NaN. Each check raises an `UnusableError`, and
+`continuing` turns it into one sentence with the file and the fix.
 """
 
 import contextlib
@@ -17,34 +17,34 @@ from torch import Tensor
 from moco_d2.engine.failures import describe
 from moco_d2.errors import UserError
 
-# What a user can do about a checkpoint of pretraining or of fine-tuning.
+# The fix for a checkpoint of pretraining or fine-tuning that cannot be used.
 FIX = (
     "copy it again, write the name of an earlier checkpoint into last_checkpoint, or begin anew in "
     "another OUTPUT_DIR without --resume"
 )
-# Integers up to here are exact as floats, too. No run has as many iterations.
+# Integers up to here are exact as floats, too. No run has so many iterations.
 MOST = 2**53
 _LENGTH = 60  # characters of a value or a name that a message quotes
-# Settings of SGD that the checkpoint decides on; every other must be the one of this run.
+# Settings of SGD that a checkpoint has. The flags must be those of this run.
 _SGD_NUMBERS = ("lr", "momentum", "dampening", "weight_decay")
 _SGD_FLAGS = ("nesterov", "maximize", "foreach", "differentiable", "fused")
 
 
 class UnusableError(Exception):
-    """An entry of a checkpoint cannot be used; the message says which, and why."""
+    """An entry of a checkpoint cannot be used. The message names the entry and the reason."""
 
 
 @contextlib.contextmanager
 def continuing(path: str | Path, fix: str = FIX) -> Iterator[None]:
-    """Turn whatever the content of a checkpoint makes its readers raise into one sentence.
+    """Turn errors that the content of a checkpoint causes into one sentence.
 
     Args:
-        path: the checkpoint.
-        fix: what the user can do.
+        path: The checkpoint.
+        fix: What the user can do.
 
     Raises:
-        UserError: an entry cannot be used. A UserError of the block, and what the disk or the
-            memory of the machine raises, pass as they are.
+        UserError: If an entry cannot be used. A UserError of the block, and errors of the disk or
+            of memory, pass unchanged.
     """
     try:
         yield
@@ -60,7 +60,7 @@ def continuing(path: str | Path, fix: str = FIX) -> Iterator[None]:
 
 
 def shown(value: Any) -> str:
-    """A value of a checkpoint as part of a sentence: short, and without what a terminal obeys."""
+    """Return a value of a checkpoint as short text without control characters."""
     if type(value) is int and value.bit_length() > 128:
         return f"a number of {value.bit_length()} bits"
     if value is None or type(value) in (bool, int, float, str):
@@ -68,21 +68,23 @@ def shown(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def require(condition: bool, what: str) -> None:
-    """Raise an UnusableError that says `what`, unless `condition`."""
+def require(condition: bool, message: str) -> None:
+    """Raise an UnusableError unless `condition`."""
     if not condition:
-        raise UnusableError(what)
+        raise UnusableError(message)
 
 
 def entry(content: Any, name: str, kind: type, where: str = "") -> Any:
-    """``content[name]``, which must be there and of exactly this type.
+    """Return ``content[name]``, which must exist and have exactly this type.
 
     Args:
-        content: should be a dict.
-        where: what `content` is called in messages; empty: the checkpoint itself.
+        content: A value that must be a dict.
+        name: The key.
+        kind: The type.
+        where: The name of `content` in messages; empty for the checkpoint itself.
     """
     full = f"{where}.{name}" if where else name
-    require(isinstance(content, dict), f"its {where or 'content'} is {shown(content)}, no dict")
+    require(isinstance(content, dict), f"its {where or 'content'} is {shown(content)}, not a dict")
     require(name in content, f"it has no {full}")
     value = content[name]
     require(type(value) is kind, f"its {full} is {shown(value)}, not of type {kind.__name__}")
@@ -90,14 +92,14 @@ def entry(content: Any, name: str, kind: type, where: str = "") -> Any:
 
 
 def check_count(value: Any, name: str, *, least: int = 0, most: int = MOST) -> int:
-    """A whole number from `least` to `most`."""
+    """Check a whole number from `least` to `most`, and return it."""
     good = type(value) is int and least <= value <= most
     require(good, f"its {name} is {shown(value)}, not a whole number from {least} to {most}")
     return value
 
 
 def check_number(value: Any, name: str, *, least: float = -math.inf) -> float:
-    """A finite number, `least` or more."""
+    """Check a finite number that is `least` or greater, and return it."""
     good = type(value) in (int, float) and abs(value) <= MOST**16 and math.isfinite(value)
     require(good, f"its {name} is {shown(value)}, not a finite number")
     require(value >= least, f"its {name} is {shown(value)}, less than {least:g}")
@@ -105,22 +107,22 @@ def check_number(value: Any, name: str, *, least: float = -math.inf) -> float:
 
 
 def check_name(value: Any, name: str) -> str:
-    """A text that can be printed."""
+    """Check a printable text, and return it."""
     good = type(value) is str and value.isprintable()
     require(good, f"its {name} is {shown(value)}, not a text that can be printed")
     return value
 
 
 def check_tensor(value: Any, like: Tensor, name: str) -> Tensor:
-    """A dense tensor with the shape and the kind of numbers of `like`, all of them finite.
+    """Check a dense, finite tensor with the shape and the kind of numbers of `like`; return it.
 
-    The precision may differ: torch converts it.
+    The precision may differ, because torch converts it.
     """
     is_variance, name = name.endswith("running_var"), shown(name)
     require(isinstance(value, Tensor), f"its {name} is {shown(value)}, not a tensor")
     require(value.layout == torch.strided and not value.is_quantized, f"its {name} is not dense")
-    found, wanted = tuple(value.shape), tuple(like.shape)
-    require(found == wanted, f"its {name} has the shape {found} instead of {wanted}")
+    shape, expected = tuple(value.shape), tuple(like.shape)
+    require(shape == expected, f"its {name} has the shape {shape} instead of {expected}")
     same = _kind(value) == _kind(like)
     require(same, f"its {name} has numbers of type {value.dtype} instead of {like.dtype}")
     if value.is_floating_point():
@@ -149,8 +151,10 @@ def check_tensors(tensors: Any, wanted: Mapping[str, Tensor], name: str) -> dict
 
 
 def check_momentum(state: Any, parameter: Tensor, name: str) -> None:
-    """What SGD keeps of one parameter: ``{"momentum_buffer": like the parameter, or None}``."""
-    require(type(state) is dict, f"its optimizer state of {shown(name)} is {shown(state)}, no dict")
+    """Check SGD's state of a parameter: ``{"momentum_buffer": like the parameter, or None}``."""
+    require(
+        type(state) is dict, f"its optimizer state of {shown(name)} is {shown(state)}, not a dict"
+    )
     for key, value in state.items():
         known = type(key) is str and key == "momentum_buffer"
         require(known, f"its optimizer has {shown(key)}, which SGD does not keep")
@@ -159,7 +163,7 @@ def check_momentum(state: Any, parameter: Tensor, name: str) -> None:
 
 
 def check_sgd(saved: Any, optimizer: torch.optim.Optimizer) -> None:
-    """What ``optimizer.state_dict()`` gave, of an SGD of the same parameters."""
+    """Check the result of ``optimizer.state_dict()`` for an SGD with the same parameters."""
     states = entry(saved, "state", dict, "optimizer")
     groups = entry(saved, "param_groups", list, "optimizer")
     current = optimizer.state_dict()["param_groups"]
@@ -185,8 +189,8 @@ def check_sgd(saved: Any, optimizer: torch.optim.Optimizer) -> None:
 
 
 def check_grad_scaler(saved: Any) -> None:
-    """What ``GradScaler.state_dict()`` gave; empty if it was not enabled."""
-    require(type(saved) is dict, f"its grad_scaler is {shown(saved)}, no dict")
+    """Check the result of ``GradScaler.state_dict()``, which is empty if it was not enabled."""
+    require(type(saved) is dict, f"its grad_scaler is {shown(saved)}, not a dict")
     if not saved:
         return
     for key in ("scale", "growth_factor", "backoff_factor"):
@@ -200,14 +204,16 @@ def check_grad_scaler(saved: Any) -> None:
 
 
 def check_metrics(saved: Any, iteration: int) -> None:
-    """What MetricsState.state gave before `iteration` + 1 iterations were finished; or empty."""
-    require(type(saved) is dict, f"its metrics is {shown(saved)}, no dict")
+    """Check a result of MetricsState.state after `iteration` iterations. It may be empty."""
+    require(type(saved) is dict, f"its metrics is {shown(saved)}, not a dict")
     if not saved:
         return
     check_count(saved.get("written"), "metrics.written", least=-1, most=iteration)
     for name, values in entry(saved, "histories", dict, "metrics").items():
         check_name(name, "name of a metric")
-        require(type(values) is list, f"its history of {shown(name)} is {shown(values)}, no list")
+        require(
+            type(values) is list, f"its history of {shown(name)} is {shown(values)}, not a list"
+        )
         for pair in values:
             good = type(pair) is list and len(pair) == 2 and type(pair[0]) is float
             require(good, f"its history of {shown(name)} is not a list of [value, iteration]")

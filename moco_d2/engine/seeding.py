@@ -1,4 +1,4 @@
-"""Random numbers that follow from a seed, a purpose and a position."""
+"""Derive seeds from the seed of a run, a purpose and a position."""
 
 import enum
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 class Purpose(enum.IntEnum):
-    """What a seed is for; no two uses share a sequence of random numbers."""
+    """The purposes of seeds. Each has its own sequence of random numbers."""
 
     ORDER = 0
     VIEWS = 1
@@ -15,5 +15,5 @@ class Purpose(enum.IntEnum):
 
 
 def derive_seed(purpose: Purpose, *words: int) -> int:
-    """64 well mixed bits from non-negative integers, the same on every machine."""
+    """Return a seed of 64 bits from non-negative integers, which is equal on every machine."""
     return int(np.random.SeedSequence((int(purpose), *words)).generate_state(1, np.uint64)[0])

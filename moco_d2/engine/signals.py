@@ -1,9 +1,8 @@
-"""Signals that end a command: SIGINT (Ctrl-C), SIGTERM (schedulers, timeout(1)) and SIGHUP (the
-terminal is closed).
+"""Signals that end a command: SIGINT (Ctrl-C), SIGTERM (schedulers, timeout(1)) and SIGHUP.
 
-While a run trains, hooks.StopOnSignal has them: it saves first. Before and after, and in commands
-that do not train, they end the process at once (`end_on_signals`). The workers that load images
-leave them to the process that started them (loader.py).
+During training, hooks.StopOnSignal handles them and saves first. Before and after it, and in
+commands that do not train, they end the process at once (`end_on_signals`). Workers that load
+images ignore them (loader.py).
 """
 
 import contextlib
@@ -15,21 +14,21 @@ from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-#: One wish to stop may arrive twice: timeout(1) signals the process and its group, and a launcher
-#: passes on what the kernel has sent to the whole group already.
+#: Within this time, a second signal counts as the same request: timeout(1) signals the process and
+#: its group, and a launcher passes on a signal that the group has already received.
 SAME_SIGNAL_S = 2.0
 
 
 class _End:
-    """A handler that ends the process with exit code 128 + the signal's number, and one line.
+    """A handler that prints one line and ends the process with exit code 128 + signal number.
 
-    It raises nothing: an exception may be swallowed, or become another one, wherever it arrives.
+    It raises no exception, because the interrupted code could catch or replace it.
     """
 
     def __call__(self, number: int, frame: object) -> NoReturn:
         try:
             name = signal.Signals(number).name
-            line = f"stopped by {name}; --resume continues a run that has saved something\n"
+            line = f"stopped by {name}; --resume continues a run that has a checkpoint\n"
             with contextlib.suppress(OSError):
                 os.write(2, line.encode())
             for child in multiprocessing.active_children():
@@ -39,8 +38,9 @@ class _End:
 
 
 def end_on_signals(numbers: Iterable[int] = STOP_SIGNALS) -> None:
-    """Let signals end this process in one line, unless they are ignored (nohup) or somebody else
-    handles them. Does nothing outside of the main thread.
+    """Let signals end this process with one line, unless they are ignored (nohup) or handled.
+
+    It does nothing outside of the main thread.
     """
     if threading.current_thread() is not threading.main_thread():
         return
@@ -50,14 +50,15 @@ def end_on_signals(numbers: Iterable[int] = STOP_SIGNALS) -> None:
 
 
 def is_default(number: int) -> bool:
-    """Whether nobody but Python, or `end_on_signals`, handles a signal, and it is not ignored."""
+    """Return whether a signal has the handler of Python or of `end_on_signals`."""
     handler = signal.getsignal(number)
     return handler in (signal.SIG_DFL, signal.default_int_handler) or isinstance(handler, _End)
 
 
 def end_silently() -> None:
-    """Undo `end_on_signals` in a process whose work is done: what a signal now ends says nothing,
-    not even with Python's traceback of a Ctrl-C.
+    """Undo `end_on_signals` at the end of a process.
+
+    A signal then ends it without a message, and without Python's traceback of a Ctrl-C.
     """
     if threading.current_thread() is not threading.main_thread():
         return
@@ -68,18 +69,21 @@ def end_silently() -> None:
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """Deliver signals that arrive within at the end. A process that is started within begins
-    with them blocked, until it calls `ignore_stop_signals` or installs its own handlers.
+    """Deliver the signals that arrive in a block at its end.
 
-    Blocking alone is not enough: the mask is this thread's, the kernel gives a signal to any other
-    thread of the process (OpenMP's, TensorBoard's), and Python then runs the handler in this one.
+    A process that the block starts has them blocked until it calls `ignore_stop_signals` or
+    installs its own handlers.
+
+    Blocking alone is not enough, because only this thread has the mask. The kernel gives a signal
+    to another thread of the process (OpenMP's, TensorBoard's), and Python then runs the handler in
+    this thread.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     received: list[int] = []
     handlers = {}
     if threading.current_thread() is threading.main_thread():
         for number in STOP_SIGNALS:
-            # None: a handler that is not Python's, which signal.signal could not give back.
+            # None is a handler that is not Python's; signal.signal could not restore it.
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 handlers[number] = signal.signal(number, lambda it, _: received.append(it))
     try:
@@ -93,7 +97,7 @@ def held_back() -> Iterator[None]:
 
 
 def ignore_stop_signals() -> None:
-    """For a process that was started in `held_back`, and ends when its parent says so, or ends."""
+    """Ignore stop signals in a process that was started in `held_back` and ends with its parent."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)

@@ -1,7 +1,7 @@
-"""Send a job to SLURM, through submitit; a preempted or timed-out one is saved and queued again.
+"""Submit a job to SLURM through submitit. A preempted or timed-out job is saved and queued again.
 
-One task a GPU. submitit sends SIGUSR2 before the time is over; hooks.StopOnSignal saves, and
-submitit puts the job back into the queue, where it continues with --resume.
+The job has one task per GPU. submitit sends SIGUSR2 before the time limit. Then hooks.StopOnSignal
+saves, and submitit puts the job back into the queue, to continue with --resume.
 """
 
 import argparse
@@ -13,10 +13,10 @@ from typing import Any
 
 from moco_d2.errors import UserError, closest
 
-# Our words for the two that submitit has under names of its own.
+# Our names of two of submitit's parameters.
 _ALIASES = {"time": "timeout_min", "gpus": "gpus_per_node"}
-# The parameters that submitit's documentation of AutoExecutor names for clusters of all kinds;
-# those of one kind have its name before them (slurm_partition).
+# The parameters for all kinds of clusters in submitit's documentation of AutoExecutor. Parameters
+# of one kind begin with its name (slurm_partition).
 _SHARED = (
     *("name", "timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node"),
     *("tasks_per_node", "stderr_to_stdout"),
@@ -24,13 +24,13 @@ _SHARED = (
 
 
 class DistributedJob:
-    """What one SLURM task runs: the command's main function, in the process group of all tasks."""
+    """The work of a SLURM task: the command's main function, in the process group of all tasks."""
 
     def __init__(self, main: str, args: argparse.Namespace):
         """
         Args:
-            main: see launch.launch.
-            args: parsed flags.
+            main: See launch.launch.
+            args: The parsed flags.
         """
         self.main = main
         self.args = args
@@ -47,7 +47,7 @@ class DistributedJob:
         launch(self.main, self.args)
 
     def checkpoint(self) -> Any:
-        """submitit's question what to run when the job is queued again."""
+        """Return the job that submitit runs after it is queued again."""
         import submitit
 
         resumed = argparse.Namespace(**{**vars(self.args), "resume": True})
@@ -55,60 +55,59 @@ class DistributedJob:
 
 
 def submit(main: str, args: argparse.Namespace) -> Any:
-    """Queue the job that `args` describe; prints its number and where its output goes.
+    """Queue a job, and print its number and its output file.
 
     Args:
-        main: see launch.launch.
-        args: parsed flags; ``args.submit`` has words KEY=VALUE: cluster (slurm, or local: processes
-            of this machine), folder (of submitit's files and output), and submitit's parameters
-            with - for _: nodes, gpus-per-node, time (minutes, or HH:MM:SS), cpus-per-task, mem-gb,
-            and those of SLURM: partition, account, qos, constraint ...
+        main: See launch.launch.
+        args: The parsed flags. ``args.submit`` has words KEY=VALUE. The keys are cluster (slurm, or
+            local for processes of this machine), folder (for submitit's files and output), and
+            submitit's parameters with - for _: nodes, gpus-per-node, time (minutes, or HH:MM:SS),
+            cpus-per-task, mem-gb, and those of SLURM: partition, account, qos, constraint ...
 
     Returns:
         submitit's Job.
 
     Raises:
-        UserError: a word that submitit does not know, or there is no such cluster here.
+        UserError: If submitit does not know a key, or the cluster does not exist.
     """
-    given = parse_words(args.submit)
-    given.setdefault("folder", "output/slurm")
-    # One task a GPU; on CPUs, as many as asked for.
-    given.setdefault("tasks_per_node", max(1, given.get("gpus_per_node", 0)))
-    # The command's own flags travel; the request for submission has been met.
-    traveling = argparse.Namespace(**{**vars(args), "submit": None})
-    job = queue(DistributedJob(main, traveling), given, name="moco_d2")
+    parameters = parse_words(args.submit)
+    parameters.setdefault("folder", "output/slurm")
+    parameters.setdefault("tasks_per_node", max(1, parameters.get("gpus_per_node", 0)))
+    # The job itself must not submit again.
+    job_args = argparse.Namespace(**{**vars(args), "submit": None})
+    job = queue(DistributedJob(main, job_args), parameters, name="moco_d2")
     print(f"job {job.job_id}, output in {job.paths.stdout}", file=sys.stderr)
     return job
 
 
-def queue(call: Callable[[], Any], given: dict[str, Any], *, name: str) -> Any:
+def queue(call: Callable[[], Any], parameters: dict[str, Any], *, name: str) -> Any:
     """Queue a job that calls `call`.
 
     Args:
-        call: picklable.
-        given: from parse_words, with a folder.
-        name: of the job.
+        call: A picklable function.
+        parameters: A result of parse_words, with a folder.
+        name: The name of the job.
 
     Returns:
         submitit's Job.
 
     Raises:
-        UserError: a key that submitit does not know, or there is no such cluster here.
+        UserError: If submitit does not know a key, or the cluster does not exist.
     """
     import submitit
 
-    given = dict(given)
-    folder, cluster = Path(given.pop("folder")), given.pop("cluster", "slurm")
+    parameters = dict(parameters)
+    folder, cluster = Path(parameters.pop("folder")), parameters.pop("cluster", "slurm")
     try:
         executor = submitit.AutoExecutor(folder, cluster=cluster)
         executor.update_parameters(
             name=name,
-            **{k if k in _SHARED else f"{cluster}_{k}": value for k, value in given.items()},
+            **{k if k in _SHARED else f"{cluster}_{k}": value for k, value in parameters.items()},
         )
         return executor.submit(call)
     except (NameError, ValueError, AssertionError, RuntimeError, FileNotFoundError) as error:
         names = {*_SHARED, *(own := _own_parameters(submitit.SlurmExecutor))}
-        unknown = [key for key in given if key not in names] if own else []
+        unknown = [key for key in parameters if key not in names] if own else []
         if unknown:
             raise UserError(
                 f"--submit does not know {unknown[0].replace('_', '-')}; "
@@ -118,26 +117,26 @@ def queue(call: Callable[[], Any], given: dict[str, Any], *, name: str) -> Any:
 
 
 def _own_parameters(executor: Any) -> set[str]:
-    """Return the names of the parameters that only this kind of submitit's executors has.
+    """Return the names of the parameters of one kind of submitit's executors.
 
-    submitit lists them under a private name; where that is gone, the set is empty, and submitit's
-    own message is what a user reads of a parameter that it does not know.
+    submitit lists them under a private name. If that name no longer exists, the set is empty, and
+    an unknown parameter is reported by submitit's own message.
     """
     names = getattr(executor, "_valid_parameters", None)
     return set(names()) if names is not None else set()
 
 
 def parse_words(words: list[str]) -> dict[str, Any]:
-    """KEY=VALUE words as submitit's parameters, and cluster and folder.
+    """Turn KEY=VALUE words into submitit's parameters, cluster and folder.
 
     Raises:
-        UserError: another notation.
+        UserError: If a word has another form.
     """
     parameters: dict[str, Any] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals:
-            raise UserError(f"--submit takes KEY=VALUE words, as nodes=2; got {word!r}")
+            raise UserError(f"--submit takes KEY=VALUE words, such as nodes=2, got {word!r}")
         key = key.replace("-", "_")
         key = _ALIASES.get(key, key)
         if key == "timeout_min":
@@ -148,10 +147,10 @@ def parse_words(words: list[str]) -> dict[str, Any]:
 
 
 def _minutes(value: str) -> int:
-    """SLURM's notations: minutes, HH:MM:SS or D-HH:MM:SS."""
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", value)
-    if found:
-        days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    """Parse SLURM's forms of a time: minutes, HH:MM:SS or D-HH:MM:SS."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", value)
+    if match:
+        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
         return (days * 24 + hours) * 60 + minutes + (seconds > 0)
     if value.isdecimal():
         return int(value)

@@ -1,9 +1,9 @@
-"""Warnings about what goes wrong silently: collapse, a leak, an unusual loss, waiting for data.
+"""Warn about silent faults: collapse, leaking BatchNorm, an unusual loss, waiting for data.
 
-They read the scalars of Detectron2's EventStorage (``feature_std`` and ``pretext_accuracy`` of the
-model, ``knn_accuracy`` of monitor.py, ``total_loss`` and ``data_time`` of the engine, ``time`` of
-Detectron2's IterationTimer) and warn in the log. They write none: what depends on a window of the
-past would differ after a resume.
+The alarms read scalars from Detectron2's EventStorage (``feature_std`` and ``pretext_accuracy`` of
+the model, ``knn_accuracy`` of monitor.py, ``total_loss`` and ``data_time`` of the engine, ``time``
+of Detectron2's IterationTimer) and warn in the log. They write no scalars, because a value that
+depends on a window of the past would differ after a resume.
 """
 
 import logging
@@ -16,28 +16,26 @@ from moco_d2.engine.hooks import WAITING_ABOVE
 
 logger = logging.getLogger(__name__)
 
-# Iterations between two looks of an alarm, and over which it looks. A random network's embeddings
-# are nearly parallel: it gets this long to spread them.
+# Number of iterations between two checks of an alarm, and number that a check covers. The
+# embeddings of a random network are nearly parallel, so it gets this long to spread them.
 WINDOW = 200
-# Embeddings of unit length whose average cosine similarity is s have a feature_std of about
-# sqrt(1 - s): below this, different images are 0.99 similar.
+# At an average cosine similarity s of the embeddings, feature_std is about sqrt(1 - s). Below this
+# value, s is above 0.99.
 COLLAPSED_BELOW = 0.1
-# Without ShuffleBN, the paper's Figure A.1 has a pretext accuracy above this, and a kNN accuracy
-# that falls from 28 to 23 %.
+# Without ShuffleBN, pretext accuracy exceeds this and kNN accuracy falls from 28 to 23 % (paper
+# Figure A.1).
 LEAKING_ABOVE = 0.999
 KNN_FALLEN_BY = 0.02
 
 
 class Alarm(HookBase):
-    """Looks at the storage every WINDOW iterations and warns when a finding begins, not as long as
-    it lasts.
-    """
+    """Checks the storage every WINDOW iterations, and warns once when a fault begins."""
 
     def __init__(self) -> None:
         self.ringing = False
 
     def finding(self) -> str | None:
-        """What is wrong now, and what to do about it; None where nothing is."""
+        """Return the current fault and its fix as a sentence, or None."""
         raise NotImplementedError
 
     def after_step(self) -> None:
@@ -50,7 +48,7 @@ class Alarm(HookBase):
         self.ringing = finding is not None
 
     def recent(self, name: str) -> float | None:
-        """Median of a scalar over the last WINDOW iterations; None where there is no such one."""
+        """Return the median of a scalar over the last WINDOW iterations, or None."""
         histories = self.trainer.storage.histories()
         return histories[name].median(WINDOW) if name in histories else None
 
@@ -63,14 +61,16 @@ class CollapseAlarm(Alarm):
         if spread is None or spread >= COLLAPSED_BELOW:
             return None
         return (
-            f"the embeddings have collapsed: feature_std is {spread:.3f}, spread over the sphere "
-            "it is 1; lower SOLVER.BASE_LR, or raise MOCO.MOMENTUM (0 fails, paper section 4.1)"
+            f"the embeddings have collapsed: feature_std is {spread:.3f}, and 1 would be spread "
+            "over the sphere; lower SOLVER.BASE_LR, or raise MOCO.MOMENTUM (0 fails, paper section "
+            "4.1)"
         )
 
 
 class LeakAlarm(Alarm):
-    """Warns when BatchNorm gives the positive key away (paper Appendix A.9 and Figure A.1): the
-    pretext task is solved, and the features get worse.
+    """Warns when BatchNorm gives the positive key away (paper Appendix A.9 and Figure A.1).
+
+    Then the pretext task is solved, and the features get worse.
     """
 
     def finding(self) -> str | None:
@@ -79,13 +79,13 @@ class LeakAlarm(Alarm):
             return None
         solved = f"the pretext task is solved (pretext_accuracy {accuracy:.2%})"
         advice = (
-            "set MOCO.BN_SPLITS 8 on one device; on several processes ShuffleBN is on by itself, "
-            "and MOCO.BN_SPLITS stays 1"
+            "set MOCO.BN_SPLITS 8 on one device; on several processes ShuffleBN is always on, and "
+            "MOCO.BN_SPLITS stays 1"
         )
         histories = self.trainer.storage.histories()
         if "knn_accuracy" not in histories:
             return (
-                f"{solved}; whether the features suffer is not known: set MOCO.KNN.TRAIN and "
+                f"{solved}; to see whether the features get worse, set MOCO.KNN.TRAIN and "
                 f"MOCO.KNN.TEST. If BatchNorm leaks the positive key: {advice}"
             )
         knn = [value for value, _ in histories["knn_accuracy"].values()]
@@ -98,28 +98,28 @@ class LeakAlarm(Alarm):
 
 
 class ExpectedLoss(HookBase):
-    """Compares the loss of the last WINDOW iterations with what is published for the recipe."""
+    """Compares the loss of the last WINDOW iterations with the published loss of the recipe."""
 
     def __init__(self, band: Sequence[float]):
         """
         Args:
-            band: lowest and highest loss.
+            band: The lowest and the highest expected loss.
         """
         self.low, self.high = band
 
     def after_train(self) -> None:
-        if self.trainer.iter < self.trainer.max_iter:  # interrupted, or failed
+        if self.trainer.iter < self.trainer.max_iter:  # the run was interrupted or has failed
             return
         loss = self.trainer.storage.history("total_loss").avg(WINDOW)
         if self.low <= loss <= self.high:
             logger.info(
-                "final loss %.2f, in the recipe's band of %g to %g", loss, self.low, self.high
+                "final loss %.2f, within the recipe's band of %g to %g", loss, self.low, self.high
             )
             return
         logger.warning(
-            "ExpectedLoss: the final loss is %.2f, outside the recipe's band of %g to %g: on "
-            "another dataset, dictionary size, temperature or length that is no fault (set "
-            'MOCO.MONITOR.EXPECTED_LOSS "()"); on the recipe\'s own, compare config.yaml with it',
+            "ExpectedLoss: the final loss is %.2f, outside the recipe's band of %g to %g. With "
+            "another dataset, dictionary size, temperature or length this is no fault (set "
+            'MOCO.MONITOR.EXPECTED_LOSS "()"); otherwise compare config.yaml with the recipe',
             loss,
             self.low,
             self.high,
@@ -127,13 +127,13 @@ class ExpectedLoss(HookBase):
 
 
 class DataTimeAdvice(Alarm):
-    """Warns when steps wait for data, and says which key to raise."""
+    """Warns when steps wait for data, and names the key to change."""
 
     def __init__(self, *, num_workers: int, device_can_augment: bool):
         """
         Args:
-            num_workers: processes that read and decode now.
-            device_can_augment: whether the augmentation is on the workers, but could be elsewhere.
+            num_workers: Current number of processes that read and decode images.
+            device_can_augment: Whether the augmentation could move from the workers to the device.
         """
         super().__init__()
         self.num_workers = num_workers
@@ -146,7 +146,7 @@ class DataTimeAdvice(Alarm):
         cores = os.cpu_count() or 1
         advice = []
         if self.num_workers < cores:
-            advice.append(f"raise DATALOADER.NUM_WORKERS (now {self.num_workers} a process)")
+            advice.append(f"raise DATALOADER.NUM_WORKERS (now {self.num_workers} per process)")
         if self.device_can_augment:
             advice.append("set MOCO.AUGMENTATION.WHERE device")
         advice.append("put the images on a faster disk, or make them smaller")

@@ -1,7 +1,7 @@
 """The pretraining loop, on Detectron2's TrainerBase, hooks and storage.
 
-Effects of a run in OUTPUT_DIR: config.yaml, log.txt, metrics.json, TensorBoard events, checkpoints
-(checkpointing.py), sheets of nearest neighbors (monitor.py).
+A run writes into OUTPUT_DIR: config.yaml, log.txt, metrics.json, TensorBoard events, checkpoints
+(checkpointing.py) and sheets of nearest neighbors (monitor.py).
 """
 
 import contextlib
@@ -29,12 +29,12 @@ from moco_d2.pretrain.data.images import UnreadableImages
 from moco_d2.pretrain.data.stream import Batch
 from moco_d2.pretrain.model.build import build_pretext_model
 from moco_d2.pretrain.monitor import build_monitors
-from moco_d2.pretrain.parallel import distribute, micro_batches, of_all_processes
+from moco_d2.pretrain.parallel import distribute, gather_numbers, micro_batches
 from moco_d2.pretrain.schedule import build_schedule, scale_recipe, training_length
 
 logger = logging.getLogger(__name__)
 
-LOG_PERIOD = 20  # iterations between two lines of metrics.json, as Detectron2's default
+LOG_PERIOD = 20  # iterations between two lines of metrics.json, Detectron2's default
 
 
 class Pretrainer(TrainerBase):
@@ -47,19 +47,19 @@ class Pretrainer(TrainerBase):
         trainer.train()
 
     Attributes:
-        cfg: as it runs, scaled to the batch at hand (schedule.scale_recipe).
+        cfg: The config of the run, after schedule.scale_recipe.
     """
 
-    iter: int  # TrainerBase's, the iteration that runs or has run last
+    iter: int  # attribute of TrainerBase: the current iteration
 
     def __init__(self, cfg: CfgNode):
         """
         Args:
-            cfg: a config with ``cfg.MOCO``; see configs/pretrain/.
+            cfg: A config with ``cfg.MOCO``; see configs/pretrain/.
 
         Raises:
-            UserError: data or settings that cannot work, or that are not the same in all
-                processes; nothing has been written then.
+            UserError: If data or settings cannot be used, or differ between the processes. No file
+                has been written then.
         """
         super().__init__()
         rank, world_size = comm.get_rank(), comm.get_world_size()
@@ -78,7 +78,7 @@ class Pretrainer(TrainerBase):
         self.model = build_pretext_model(cfg, self.data)
         self.model.to(
             self.device,
-            memory_format=self.layout,  # type: ignore[call-overload] # torch's types leave it out
+            memory_format=self.layout,  # type: ignore[call-overload] # missing in torch's types
         )
         self.optimizer = torch.optim.SGD(
             [p for p in self.model.parameters() if p.requires_grad],
@@ -87,8 +87,7 @@ class Pretrainer(TrainerBase):
             weight_decay=cfg.SOLVER.WEIGHT_DECAY,
         )
         self.amp_dtype = amp_dtype(cfg)
-        # float16's smallest number is large enough to lose gradients: scale them. Does nothing
-        # where it is not enabled.
+        # In float16, small gradients would underflow to 0 without scaling.
         self.scaler = GradScaler(self.device.type, enabled=self.amp_dtype == torch.float16)
         self.max_iter = training_length(cfg, self.data.iterations_per_epoch)
         self.scheduler = LRMultiplier(
@@ -104,7 +103,7 @@ class Pretrainer(TrainerBase):
         )
         if cfg.MOCO.COMPILE:
             for encoder in self.model.children():
-                encoder.compile()  # in place: the names in checkpoints stay
+                encoder.compile()  # in place, so the names in checkpoints stay
         self.parallel_model = distribute(self.model)
         self.register_hooks(self._build_hooks(monitors))
 
@@ -124,15 +123,15 @@ class Pretrainer(TrainerBase):
             built.append(hooks.PeriodicWriter([writers], period=LOG_PERIOD))
             built.append(DataTime())
             built.append(ProgressBar(f"pretraining ({self.cfg.MOCO.PRETEXT})"))
-        # A checkpoint comes last: what it is resumed from has been evaluated and written.
+        # Evaluation and writers run before the checkpoint, so a resumed run need not repeat them.
         return [*built, saver, self.stop]
 
     def resume_or_start(self, *, resume: bool) -> None:
-        """Continue from the newest checkpoint (see checkpointing.py), or begin.
+        """Continue from the newest checkpoint (see checkpointing.py), or start a new run.
 
         Raises:
-            UserError: the checkpoint cannot be continued; or without `resume`, there is one; or
-                the processes begin with other weights or keys.
+            UserError: If the checkpoint cannot be continued, a checkpoint exists but `resume` is
+                False, or weights or keys differ between the processes.
         """
         finished = 0
         if resume:
@@ -142,8 +141,7 @@ class Pretrainer(TrainerBase):
         else:
             self.checkpointer.check_fresh()
         self.start_iter = finished
-        # LRMultiplier is a function of the iteration alone; the hook steps it at the end of every
-        # iteration.
+        # The learning rate depends only on the iteration. The hook sets that of the next iteration.
         self.scheduler.last_epoch = finished
         for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
             group["lr"] = lr
@@ -160,11 +158,11 @@ class Pretrainer(TrainerBase):
         self._log_effective_settings()
 
     def train(self) -> None:
-        """Run from the start iteration to the end.
+        """Train from the start iteration to the end.
 
         Raises:
-            UserError: too many images do not decode, or the loss is no longer finite.
-            Stopped: by a signal; the state is saved.
+            UserError: If too many images cannot be decoded, or the loss is not finite.
+            Stopped: If a signal has ended the run. The state is saved then.
         """
         self.parallel_model.train()
         self.checkpointer.restore_generators()
@@ -172,9 +170,7 @@ class Pretrainer(TrainerBase):
             super().train(self.start_iter, self.max_iter)
 
     def run_step(self) -> None:
-        """One iteration: data, loss, gradients, optimizer, key encoder and dictionary (paper
-        Algorithm 1).
-        """
+        """Take one training step (paper Algorithm 1)."""
         start = time.perf_counter()
         batch = self._next_batch()
         data_time = time.perf_counter() - start
@@ -192,9 +188,9 @@ class Pretrainer(TrainerBase):
         self._record(outputs, data_time)
 
     def _next_batch(self) -> Batch:
-        """The next batch with finished views, on the device."""
+        """Return the next batch with complete views, on the device."""
         batch = next(self._batches)
-        self.unreadable.add(batch.pop("unreadable"), seen=self.data.share)
+        self.unreadable.add(batch.pop("unreadable"), seen=self.data.local_batch_size)
         moved = {
             name: value.to(self.device, non_blocking=True, memory_format=self.layout)
             if value.dim() == 4
@@ -208,30 +204,34 @@ class Pretrainer(TrainerBase):
         return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=enabled)
 
     def _record(self, outputs: list[dict[str, torch.Tensor]], data_time: float) -> None:
-        """Put the metrics of all processes into the storage; stop at a loss that is not finite.
+        """Put the mean metrics of all processes into the storage.
 
-        The same exchange tells all whether one has been sent a signal.
+        The same exchange tells all processes whether one of them has received a signal.
+
+        Raises:
+            UserError: If the loss is not finite.
         """
         metrics = {
             name: sum(o[name].detach() for o in outputs) / len(outputs) for name in outputs[0]
         }
-        told = of_all_processes(
+        values = gather_numbers(
             {**metrics, "data_time": data_time, "signal": self.stop.received}, self.device
         )
         if comm.get_world_size() > 1:
-            self.stop.agreed = int(max(told["signal"]))
-        means = {name: sum(told[name]) / len(told[name]) for name in metrics}
+            self.stop.agreed = int(max(values["signal"]))
+        means = {name: sum(values[name]) / len(values[name]) for name in metrics}
         loss = _total_loss(means)
         if not math.isfinite(loss):
             raise UserError(
                 f"the loss is {loss} at iteration {self.iter}: lower SOLVER.BASE_LR (now "
-                f"{self.cfg.SOLVER.BASE_LR}) and start again with --resume from the last checkpoint"
+                f"{self.cfg.SOLVER.BASE_LR}) and continue with --resume from the last checkpoint"
             )
-        # The slowest process is the one that all wait for.
-        get_event_storage().put_scalars(total_loss=loss, data_time=max(told["data_time"]), **means)
+        # All processes wait for the slowest one.
+        data_time = max(values["data_time"])
+        get_event_storage().put_scalars(total_loss=loss, data_time=data_time, **means)
 
     def after_train(self) -> None:
-        # TrainerBase counts one iteration more where there was nothing left to train.
+        # TrainerBase counts one iteration too many if no step was left to train.
         self.iter = min(self.iter, self.max_iter)
         super().after_train()
 
@@ -242,8 +242,8 @@ class Pretrainer(TrainerBase):
 
     def _log_effective_settings(self) -> None:
         logger.info(
-            "%d images, %d a step on %d process(es), %d steps an epoch, %d steps in all from step "
-            "%d; %s schedule",
+            "%d images; %d images per step on %d process(es), %d steps per epoch, %d steps in "
+            "total, starting at step %d; %s schedule",
             self.data.num_images,
             self.cfg.SOLVER.IMS_PER_BATCH,
             comm.get_world_size(),

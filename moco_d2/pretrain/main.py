@@ -1,4 +1,4 @@
-"""What tools/pretrain.py runs in every process."""
+"""The function that tools/pretrain.py runs in every process."""
 
 import argparse
 
@@ -9,7 +9,11 @@ from moco_d2.pretrain.engine import Pretrainer
 
 
 def pretrain(args: argparse.Namespace) -> None:
-    """Load the config, check it, and train; see tools/pretrain.py --help for the flags."""
+    """Load the config, check it, and train.
+
+    Args:
+        args: The flags; see tools/pretrain.py --help.
+    """
     held = hold_log()
     cfg = load_job(args, fine_tunes=False)
     if cfg.MODEL.DEVICE == "cpu":
@@ -17,7 +21,7 @@ def pretrain(args: argparse.Namespace) -> None:
     cfg.freeze()
     seed(cfg)
     with claimed(cfg.OUTPUT_DIR):
-        # Data, settings and the checkpoint are checked before anything is written.
+        # Both calls check data, settings and checkpoint before setup_run writes a file.
         trainer = Pretrainer(cfg)
         trainer.resume_or_start(resume=args.resume)
         setup_run(trainer.cfg, args, held)

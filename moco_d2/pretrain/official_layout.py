@@ -1,8 +1,8 @@
 """The official checkpoint layout: ``{"epoch", "arch", "state_dict", "optimizer"}``.
 
-state_dict has ``module.encoder_q.*``, ``module.encoder_k.*``, ``module.queue``,
-``module.queue_ptr``. The official optimizer was given all parameters, ours those that are trained:
-both number them in the order of the state_dict, so that names connect the two.
+state_dict has ``module.encoder_q.*``, ``module.encoder_k.*``, ``module.queue`` and
+``module.queue_ptr``. The official optimizer has all parameters, our optimizer only the trained
+ones. Both number their parameters in the order of the state_dict, so the names connect them.
 """
 
 from collections.abc import Iterable
@@ -14,10 +14,10 @@ from torch import nn
 from moco_d2.engine.resume_checks import check_momentum, check_tensor, entry, require, shown
 from moco_d2.errors import UserError
 
-# Where our module names differ from the official ones.
+# Prefixes of our module names -> the official prefixes.
 _OFFICIAL_PREFIX = {"dictionary.": "", "encoder.": ""}
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "queue", "queue_ptr", "bank")
-# What MOCO.CHECKPOINT.REINITIALISE may name, and where its tensors are.
+# The values of MOCO.CHECKPOINT.REINITIALISE -> prefixes of the official names of their tensors.
 PARTS = {
     "queue": ("queue", "queue_ptr", "bank"),
     "head": ("encoder_q.fc.", "encoder_k.fc.", "fc."),
@@ -25,7 +25,7 @@ PARTS = {
 
 
 def official_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The model's tensors under the official names, ``module.`` included."""
+    """Return the model's tensors under the official names, which start with ``module.``."""
     return {f"module.{_official_name(name)}": tensor for name, tensor in model.state_dict().items()}
 
 
@@ -39,15 +39,15 @@ def _official_name(name: str) -> str:
 def load_official_state_dict(
     model: nn.Module, state_dict: dict[str, torch.Tensor], *, reinitialize: Iterable[str] = ()
 ) -> None:
-    """Load what official_state_dict wrote, or an official file's state_dict: all of it.
+    """Load all tensors of a state_dict with official names.
 
     Args:
-        reinitialize: PARTS that keep the model's own, new values.
+        reinitialize: The PARTS that keep the new values of `model`.
 
     Raises:
-        UserError: names or shapes differ; names the first, the config key behind it and, where
-            there is one, the way to begin anew with that part only.
-        UnusableError: an entry is not a tensor, or has values that cannot be.
+        UserError: If names or shapes differ. The message names the first one, its config key and,
+            if possible, how to start with a new part.
+        UnusableError: If an entry is not a tensor, or has impossible values.
     """
     _check_named_tensors(state_dict)
     ours = {_official_name(name): name for name in model.state_dict()}
@@ -58,22 +58,23 @@ def load_official_state_dict(
             theirs[official] = current[name]
         if official not in theirs:
             raise UserError(
-                f"the checkpoint has no {official}; it was made with other settings: check "
-                "MOCO.ENCODER and MOCO.DICTIONARY against the config.yaml beside it"
-                f"{_way(official)}"
+                f"the checkpoint has no {official}, so it was made with other settings: compare "
+                "MOCO.ENCODER and MOCO.DICTIONARY with the config.yaml beside it"
+                f"{_new_part(official)}"
             )
-        wanted, found = tuple(current[name].shape), tuple(theirs[official].shape)
-        if wanted != found:
+        shape, saved_shape = tuple(current[name].shape), tuple(theirs[official].shape)
+        if shape != saved_shape:
             key = "MOCO.DICTIONARY.SIZE" if official == "queue" else "MOCO.ENCODER"
             raise UserError(
-                f"the checkpoint's {official} is {found} and this config makes it {wanted}: "
-                f"change {key} back{_way(official)}"
+                f"the checkpoint's {official} has the shape {saved_shape}, but this config gives "
+                f"{shape}: change {key} back{_new_part(official)}"
             )
     for name in theirs:
         if name not in ours and not _is_part_of(name, reinitialize):
             raise UserError(
-                f"the checkpoint has {name}, which this config's network has not; it was made with "
-                f"other settings: check MOCO.ENCODER against the config.yaml beside it{_way(name)}"
+                f"the checkpoint has {name}, which this config's network does not have, so it was "
+                "made with other settings: compare MOCO.ENCODER with the config.yaml beside it"
+                f"{_new_part(name)}"
             )
     for official, name in ours.items():
         check_tensor(theirs[official], current[name], official)
@@ -93,18 +94,18 @@ def load_official_optimizer(
     *,
     reinitialize: Iterable[str] = (),
 ) -> None:
-    """Load the momentum of every trained parameter; hyper-parameters stay those of the config.
+    """Load the momentum of every trained parameter. The config gives the hyper-parameters.
 
     Args:
-        saved: ``optimizer`` of the checkpoint.
-        state_dict: of the same checkpoint; its order gives the parameters' numbers.
+        saved: The entry ``optimizer`` of the checkpoint.
+        state_dict: The state_dict of the same checkpoint. Its order gives the parameters' numbers.
 
     Raises:
-        UserError: `saved` is not the state of an optimizer of these parameters.
-        UnusableError: it is none of SGD's.
+        UserError: If `saved` is not the state of an optimizer of these parameters.
+        UnusableError: If `saved` is not a state of SGD.
     """
     states = entry({"optimizer": saved}, "optimizer", dict).get("state", {})
-    require(type(states) is dict, f"its optimizer.state is {shown(states)}, no dict")
+    require(type(states) is dict, f"its optimizer.state is {shown(states)}, not a dict")
     theirs = [name.removeprefix("module.") for name in state_dict if not name.endswith(_BUFFERS)]
     number = {name: i for i, name in enumerate(theirs)}
     trained = [(_official_name(name), p) for name, p in model.named_parameters() if p.requires_grad]
@@ -116,7 +117,9 @@ def load_official_optimizer(
             state[i] = states[number[name]]
             check_momentum(state[i], parameter, name)
     if states and not state:
-        raise UserError("the checkpoint's optimizer is not of this network; check MOCO.ENCODER")
+        raise UserError(
+            "the checkpoint's optimizer has other parameters than this network: check MOCO.ENCODER"
+        )
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )
@@ -134,8 +137,8 @@ def _is_part_of(official: str, parts: Iterable[str]) -> bool:
     return any(official.startswith(PARTS[part]) for part in parts)
 
 
-def _way(official: str) -> str:
+def _new_part(official: str) -> str:
     for part in PARTS:
         if _is_part_of(official, (part,)):
-            return f", or begin with a new {part}: MOCO.CHECKPOINT.REINITIALISE {part}"
+            return f", or start with a new {part}: MOCO.CHECKPOINT.REINITIALISE {part}"
     return ""

@@ -1,4 +1,4 @@
-"""A model in several processes, and the few numbers they tell each other in every step."""
+"""A model in several processes, and the numbers that they exchange in every step."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -13,17 +13,20 @@ from moco_d2.pretrain.model.shuffle_bn import all_gather
 
 
 def distribute(model: nn.Module) -> nn.Module:
-    """The model wrapped for gradients over all processes; itself where there is one."""
+    """Wrap the model so that gradients are averaged over all processes.
+
+    With one process, the result is the model itself.
+    """
     if comm.get_world_size() == 1:
         return model
     device = next(model.parameters()).device
-    # All begin with rank 0's queue: every process has a seed of its own, and without
-    # broadcast_buffers the wrapper copies parameters only.
+    # The queues differ at first, because every process has another seed. Without broadcast_buffers,
+    # the wrapper copies only the parameters.
     for buffer in model.buffers():
         torch.distributed.broadcast(buffer, src=0)
-    # From then on buffers stay where they are: every process updates its queue with the same
-    # gathered keys, and BatchNorm statistics are meant to differ (the official code broadcasts the
-    # queue, 33.6 MB, in every step).
+    # No later step needs a broadcast: every process updates its queue with the same gathered keys,
+    # and BatchNorm statistics must differ. (The official code broadcasts the queue, 33.6 MB, in
+    # every step.)
     return nn.parallel.DistributedDataParallel(
         model,
         device_ids=[device] if device.type == "cuda" else None,
@@ -34,8 +37,10 @@ def distribute(model: nn.Module) -> nn.Module:
 def micro_batches(
     model: nn.Module, batch: Batch, count: int
 ) -> Iterator[tuple[Batch, contextlib.AbstractContextManager[Any]]]:
-    """`batch` in `count` parts of one size, each with the context of its two passes: gradients
-    travel between the processes with the last part only.
+    """Split a batch into `count` micro-batches of equal size.
+
+    Each comes with the context of its forward and backward pass. Only the last micro-batch
+    exchanges gradients between the processes.
     """
     parts = {name: value.chunk(count) for name, value in batch.items()}
     for i in range(count):
@@ -45,10 +50,13 @@ def micro_batches(
         yield {name: part[i] for name, part in parts.items()}, context
 
 
-def of_all_processes(
+def gather_numbers(
     numbers: Mapping[str, float | torch.Tensor], device: str | torch.device
 ) -> dict[str, list[float]]:
-    """Every process's numbers, in rank order, in one exchange and one wait for the device."""
+    """Return the numbers of all processes, in rank order.
+
+    This takes one exchange and one wait for the device.
+    """
     row = torch.stack(
         [
             torch.as_tensor(number, dtype=torch.float64).to(device, non_blocking=True)

@@ -1,5 +1,6 @@
-"""The recipe on the hardware and the dataset at hand, and its learning rate over time: set once an
-epoch in the official code, by steps (v1) or half a cosine (v2).
+"""Adapt a recipe to the hardware and the dataset, and give its learning rate over time.
+
+The official code sets the learning rate once per epoch: by steps (v1) or half a cosine (v2).
 """
 
 import math
@@ -16,16 +17,17 @@ from fvcore.common.param_scheduler import (
 from moco_d2.errors import UserError
 
 PAPER_DICTIONARY_SIZE = 65536
-PAPER_BN_GROUP = 32  # images whose BatchNorm statistics are their own: 256 over 8 GPUs
-# The authors' CIFAR demo holds 4096 keys of 50,000 images.
-_DICTIONARY_SHARE = 4096 / 50_000
-# Beyond this batch, users found the linear rule alone to lose accuracy.
+PAPER_BN_GROUP = 32  # images with common BatchNorm statistics: 256 images on 8 GPUs
+# Keys per image: the authors' CIFAR demo has 4096 keys for 50,000 images.
+_DICTIONARY_FRACTION = 4096 / 50_000
+# For larger batches, users report a loss of accuracy with the linear rule alone.
 _WARMUP_ADVISED_ABOVE = 512
 
 
 class OncePerEpoch(ParamScheduler):
-    """A schedule held constant within each of `epochs` equal parts of training, at the value of the
-    part's start.
+    """A schedule that is constant within each of `epochs` equal parts of training.
+
+    Each part has the value of its start.
     """
 
     def __init__(self, schedule: ParamScheduler, epochs: int):
@@ -33,13 +35,15 @@ class OncePerEpoch(ParamScheduler):
         self.epochs = epochs
 
     def __call__(self, where: float) -> float:
-        # The small term keeps 3 / 10 * 10 from falling into the epoch before.
+        # The small term keeps 3 / 10 * 10 from being rounded down to the previous epoch.
         return self.schedule(math.floor(where * self.epochs + 1e-6) / self.epochs)
 
 
 class StepEvery(ParamScheduler):
-    """1, times `gamma` after every `every` of `length` iterations; to the iteration, where fvcore's
-    schedulers round progress to 1e-6 (IG-1B has 1.25 M iterations).
+    """The factor 1, multiplied by `gamma` after every `every` of `length` iterations.
+
+    It is exact to the iteration. fvcore's schedulers round progress to 1e-6, too coarse for the
+    1.25 M iterations of IG-1B.
     """
 
     def __init__(self, gamma: float, every: int, length: int):
@@ -52,31 +56,31 @@ class StepEvery(ParamScheduler):
 
 
 def training_length(cfg: CfgNode, iterations_per_epoch: int) -> int:
-    """Number of iterations: MOCO.EPOCHS epochs, or SOLVER.MAX_ITER where that is 0.
+    """Return the number of iterations: MOCO.EPOCHS epochs, or SOLVER.MAX_ITER if that is 0.
 
     Raises:
-        UserError: that is none.
+        UserError: If the number is 0.
     """
     if cfg.MOCO.EPOCHS > 0:
         return cfg.MOCO.EPOCHS * iterations_per_epoch
     if cfg.SOLVER.MAX_ITER < 1:
         raise UserError(
-            f"nothing to train: MOCO.EPOCHS is {cfg.MOCO.EPOCHS} and SOLVER.MAX_ITER "
+            f"the training has no step: MOCO.EPOCHS is {cfg.MOCO.EPOCHS} and SOLVER.MAX_ITER is "
             f"{cfg.SOLVER.MAX_ITER}; set one of them"
         )
     return cfg.SOLVER.MAX_ITER
 
 
 def build_schedule(cfg: CfgNode, iterations_per_epoch: int) -> ParamScheduler:
-    """Factor on SOLVER.BASE_LR as a function of progress in [0, 1].
+    """Return the factor on SOLVER.BASE_LR as a function of progress in [0, 1].
 
-    The steps and the cosine of a length in epochs change once an epoch, as in the official code;
-    those of a length in iterations (MOCO.EPOCHS 0) at every iteration, with MOCO.LR_STEPS still in
-    epochs. "step_every" and the warm-up count iterations in both.
+    If the length is in epochs, "step" and "cosine" change once per epoch, as in the official code.
+    If it is in iterations (MOCO.EPOCHS 0), they change in every iteration, and MOCO.LR_STEPS is
+    still in epochs. "step_every" and the warm-up always count iterations.
 
     Raises:
-        UserError: MOCO.LR_STEP_EVERY is missing, or the warm-up is as long as training.
-        KeyError: MOCO.LR_SCHEDULE is not one of SCHEDULES.
+        UserError: If MOCO.LR_STEP_EVERY is missing, or the warm-up is as long as training.
+        KeyError: If MOCO.LR_SCHEDULE is not one of SCHEDULES.
     """
     length = training_length(cfg, iterations_per_epoch)
     schedule = SCHEDULES[cfg.MOCO.LR_SCHEDULE](cfg, iterations_per_epoch, length)
@@ -87,14 +91,15 @@ def build_schedule(cfg: CfgNode, iterations_per_epoch: int) -> ParamScheduler:
     warmup = cfg.MOCO.WARMUP_EPOCHS * iterations_per_epoch / length
     if warmup >= 1:
         raise UserError(
-            f"MOCO.WARMUP_EPOCHS {cfg.MOCO.WARMUP_EPOCHS:g} is all of the training: set fewer, or 0"
+            f"MOCO.WARMUP_EPOCHS {cfg.MOCO.WARMUP_EPOCHS:g} covers the whole training: set fewer, "
+            "or 0"
         )
     return WarmupParamScheduler(schedule, cfg.SOLVER.WARMUP_FACTOR, warmup)
 
 
 def _step(cfg: CfgNode, iterations_per_epoch: int, length: int) -> ParamScheduler:
     steps = cfg.MOCO.LR_STEPS
-    # In iterations, because the length need not be a whole number of epochs.
+    # Milestones are in iterations, because the length need not be a whole number of epochs.
     milestones = [s * iterations_per_epoch for s in steps if s * iterations_per_epoch < length]
     return MultiStepParamScheduler(
         [cfg.SOLVER.GAMMA**i for i in range(len(milestones) + 1)],
@@ -107,8 +112,8 @@ def _step_every(cfg: CfgNode, iterations_per_epoch: int, length: int) -> ParamSc
     every = cfg.MOCO.LR_STEP_EVERY
     if every < 1:
         raise UserError(
-            "MOCO.LR_SCHEDULE step_every needs MOCO.LR_STEP_EVERY, the iterations between two "
-            f"decays; it is {every}"
+            f"MOCO.LR_STEP_EVERY is {every}, but MOCO.LR_SCHEDULE step_every needs it: set it to "
+            "the number of iterations between two decays"
         )
     return StepEvery(cfg.SOLVER.GAMMA, every, length)
 
@@ -117,30 +122,30 @@ def _cosine(cfg: CfgNode, iterations_per_epoch: int, length: int) -> ParamSchedu
     return CosineParamScheduler(1.0, 0.0)
 
 
-#: The schedules by their names in MOCO.LR_SCHEDULE.
+#: Name in MOCO.LR_SCHEDULE -> the function that builds the schedule.
 SCHEDULES = {"step": _step, "step_every": _step_every, "cosine": _cosine}
 
 
 def scale_recipe(cfg: CfgNode, *, world_size: int, num_images: int) -> tuple[Any, dict[str, Any]]:
-    """The config as it will run on `world_size` processes and `num_images`, and its description.
+    """Scale a config to the batch, the number of processes and the dataset.
 
-    With B = SOLVER.IMS_PER_BATCH and R = MOCO.REFERENCE_BATCH, SOLVER.BASE_LR becomes B / R of
-    itself (linear rule of the official README), and SOLVER.MAX_ITER (where MOCO.EPOCHS is 0),
-    SOLVER.CHECKPOINT_PERIOD, MOCO.LR_STEP_EVERY and MOCO.KNN.PERIOD become R / B of themselves, so
-    that they stand for the same number of images. With R = 0 these are left alone. A
-    MOCO.DICTIONARY.SIZE and a MOCO.BN_SPLITS of 0 are replaced by numbers; MOCO.KNN.EPOCHS becomes
-    a KNN.PERIOD. The result has R = 0 and KNN.EPOCHS 0: scaled again, it stays as it is.
+    With B = SOLVER.IMS_PER_BATCH and R = MOCO.REFERENCE_BATCH, SOLVER.BASE_LR is multiplied by
+    B / R (linear rule of the official README). SOLVER.MAX_ITER (if MOCO.EPOCHS is 0),
+    SOLVER.CHECKPOINT_PERIOD, MOCO.LR_STEP_EVERY and MOCO.KNN.PERIOD are multiplied by R / B, so
+    they cover the same number of images. With R = 0, all of these stay. A MOCO.DICTIONARY.SIZE or
+    MOCO.BN_SPLITS of 0 is replaced by a number, and MOCO.KNN.EPOCHS by a KNN.PERIOD. The result has
+    R = 0 and KNN.EPOCHS 0, so scaling it again changes nothing.
 
     Args:
-        cfg: with ``cfg.MOCO``.
-        world_size: processes, among which a step's images are divided.
-        num_images: of the dataset.
+        cfg: A config with ``cfg.MOCO``.
+        world_size: Number of processes.
+        num_images: Number of images in the dataset.
 
     Returns:
-        a new config, frozen as the given one is, and ``{"lines": sentences for the log,
-        "reference_batch", "total_batch", "world_size", "num_images", "base_lr", "max_iter" (None
-        where MOCO.EPOCHS counts), "checkpoint_period", "knn_period", "lr_step_every",
-        "dictionary_size", "bn_splits"}``, of JSON types.
+        A new config, frozen if `cfg` is, and its description of JSON types: ``{"lines": sentences
+        for the log, "reference_batch", "total_batch", "world_size", "num_images", "base_lr",
+        "max_iter" (None if MOCO.EPOCHS gives the length), "checkpoint_period", "knn_period",
+        "lr_step_every", "dictionary_size", "bn_splits"}``.
     """
     scaled = cfg.clone()
     scaled.defrost()
@@ -170,22 +175,21 @@ def scale_recipe(cfg: CfgNode, *, world_size: int, num_images: int) -> tuple[Any
 
 
 def _scale_by_batch(cfg: CfgNode, world_size: int) -> list[str]:
-    """Rate and iterations from the reference batch to the batch, in place; returns sentences."""
+    """Scale learning rate and iterations to the batch, in place, and return sentences."""
     solver, moco = cfg.SOLVER, cfg.MOCO
     batch, reference = solver.IMS_PER_BATCH, moco.REFERENCE_BATCH
     moco.REFERENCE_BATCH = 0
-    share = f"{batch} images a step, {batch // world_size} on each of {world_size} process(es)"
+    images = f"{batch} images per step, {batch // world_size} on each of {world_size} process(es)"
     if reference == 0:
-        return [f"{share}; lr {solver.BASE_LR:g} as given, MOCO.REFERENCE_BATCH is 0"]
+        return [f"{images}; lr {solver.BASE_LR:g} is not scaled, MOCO.REFERENCE_BATCH is 0"]
     if batch == reference:
-        return [f"{share}; lr {solver.BASE_LR:g}, the recipe's own batch"]
+        return [f"{images}; lr {solver.BASE_LR:g} is not scaled, the batch is the recipe's"]
     of_the_recipe = solver.BASE_LR
-    # Multiplied first: 0.03 * 128 / 256 is 0.015 to the last bit.
+    # With the multiplication first, 0.03 * 128 / 256 is exactly 0.015.
     solver.BASE_LR = of_the_recipe * batch / reference
     lines = [
-        f"{share}; lr {of_the_recipe:g} at the recipe's batch of {reference} -> "
-        f"{solver.BASE_LR:g} (linear rule; MOCO.REFERENCE_BATCH 0 takes SOLVER.BASE_LR and all "
-        "iterations as given)"
+        f"{images}; lr {of_the_recipe:g} at the recipe's batch of {reference} -> "
+        f"{solver.BASE_LR:g} (linear rule; MOCO.REFERENCE_BATCH 0 turns all scaling off)"
     ]
     changes = []
     nodes = [(solver, "CHECKPOINT_PERIOD"), (moco, "LR_STEP_EVERY"), (moco.KNN, "PERIOD")]
@@ -199,8 +203,8 @@ def _scale_by_batch(cfg: CfgNode, world_size: int) -> list[str]:
         lines.append(f"for the same number of images: {', '.join(changes)} iterations")
     if batch > max(reference, _WARMUP_ADVISED_ABOVE) and moco.WARMUP_EPOCHS <= 0:
         lines.append(
-            f"a batch of {batch} is beyond what the paper trained this recipe with: a warm-up is "
-            "advised (MOCO.WARMUP_EPOCHS, 0 now)"
+            f"the batch of {batch} is larger than the recipe's: a warm-up is advised "
+            "(MOCO.WARMUP_EPOCHS is 0)"
         )
     return lines
 
@@ -210,40 +214,39 @@ def _dotted(cfg: CfgNode, node: Any, key: str) -> str:
 
 
 def _choose_dictionary_size(cfg: CfgNode, num_images: int) -> list[str]:
-    """Replace a MOCO.DICTIONARY.SIZE of 0, in place; returns sentences."""
+    """Replace a MOCO.DICTIONARY.SIZE of 0, in place, and return sentences."""
     moco = cfg.MOCO
     if moco.DICTIONARY.SIZE > 0 or moco.PRETEXT != "moco" or moco.DICTIONARY.NAME == "EndToEnd":
         return []
     batch = cfg.SOLVER.IMS_PER_BATCH
-    wanted = int(num_images * _DICTIONARY_SHARE)
-    if wanted >= PAPER_DICTIONARY_SIZE:
+    size = int(num_images * _DICTIONARY_FRACTION)
+    if size >= PAPER_DICTIONARY_SIZE:
         moco.DICTIONARY.SIZE = PAPER_DICTIONARY_SIZE
-        return [f"MOCO.DICTIONARY.SIZE 0 -> {PAPER_DICTIONARY_SIZE} keys, the paper's"]
-    moco.DICTIONARY.SIZE = max(batch, wanted // batch * batch)
+        return [f"MOCO.DICTIONARY.SIZE 0 -> {PAPER_DICTIONARY_SIZE} keys, as in the paper"]
+    moco.DICTIONARY.SIZE = max(batch, size // batch * batch)
     lines = [
         f"MOCO.DICTIONARY.SIZE 0 -> {moco.DICTIONARY.SIZE} keys: {num_images} images are too few "
-        f"for the paper's {PAPER_DICTIONARY_SIZE}, so at most the share of them that the authors' "
-        f"CIFAR demo holds (4096 of 50000), in whole batches but not less than one"
+        f"for the paper's {PAPER_DICTIONARY_SIZE} keys. The fraction of the authors' CIFAR demo is "
+        "used (4096 keys for 50000 images), rounded down to whole batches, at least one batch"
     ]
     if moco.MONITOR.EXPECTED_LOSS:
         moco.MONITOR.EXPECTED_LOSS = ()
         lines.append(
-            "MOCO.MONITOR.EXPECTED_LOSS is not used: it is that of the paper's dictionary size"
+            "MOCO.MONITOR.EXPECTED_LOSS is not used: it holds for the paper's dictionary size"
         )
     return lines
 
 
 def _choose_bn_splits(cfg: CfgNode, world_size: int) -> list[str]:
-    """Replace a MOCO.BN_SPLITS of 0, in place; returns sentences."""
+    """Replace a MOCO.BN_SPLITS of 0, in place, and return sentences."""
     moco = cfg.MOCO
     if moco.BN_SPLITS > 0:
         return []
     if world_size > 1 or moco.PRETEXT != "moco":
         moco.BN_SPLITS = 1
         return []
-    batch = cfg.SOLVER.IMS_PER_BATCH // max(moco.ACCUMULATION, 1)  # what is encoded at a time
-    # Two groups or more, or nothing is shuffled; two images or more in each, or there are no
-    # statistics. Of those that divide the batch, the one nearest to the paper's group.
+    batch = cfg.SOLVER.IMS_PER_BATCH // max(moco.ACCUMULATION, 1)  # of one micro-batch
+    # One group cannot be shuffled, and one image has no statistics: take two or more of both.
     groups = [n for n in range(2, batch // 2 + 1) if batch % n == 0]
     if not groups:
         moco.BN_SPLITS = 1
@@ -254,5 +257,5 @@ def _choose_bn_splits(cfg: CfgNode, world_size: int) -> list[str]:
     moco.BN_SPLITS = min(groups, key=lambda n: abs(math.log(batch / n / PAPER_BN_GROUP)))
     return [
         f"MOCO.BN_SPLITS 0 -> {moco.BN_SPLITS}: BatchNorm over groups of "
-        f"{batch // moco.BN_SPLITS} images (the paper: {PAPER_BN_GROUP})"
+        f"{batch // moco.BN_SPLITS} images (paper: {PAPER_BN_GROUP})"
     ]

@@ -57,12 +57,12 @@ def test_what_a_child_process_raises_is_whole_here():
         pytest.raises(UserError, match=r"^two findings\n  the third.* it\n  SEED is -1: set it$"),
         launch_module._children_as_one(),
     ):
-        mp.spawn(raise_user_error, nprocs=1)
+        mp.start_processes(raise_user_error, start_method="forkserver")
 
 
 def test_a_childs_exit_code_is_ours():
     with pytest.raises(SystemExit) as ended, launch_module._children_as_one():
-        mp.spawn(exit_as_terminated, nprocs=1)
+        mp.start_processes(exit_as_terminated, start_method="forkserver")
     assert ended.value.code == 143
 
 

@@ -136,7 +136,7 @@ def test_outside_of_training_a_command_ends_in_one_line(number, work):
     _, said = process.communicate()
     name = signal.Signals(number).name
     assert process.returncode == 128 + number
-    assert said == f"stopped by {name}; --resume continues a run that has saved something\n"
+    assert said == f"stopped by {name}; --resume continues a run that has a checkpoint\n"
 
 
 def test_when_a_command_has_ended_a_ctrl_c_prints_nothing():
@@ -157,11 +157,17 @@ def wait_for_a_signal(rank: int, folder: Path) -> None:
     sys.exit(128 + signal.sigwait(STOP_SIGNALS))
 
 
-@pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_the_parent_of_several_processes_passes_signals_on(number, tmp_path):
+# --num-gpus spawns its processes, which takes long: one case shows that, two fork them.
+@pytest.mark.parametrize(
+    ("number", "start_method"),
+    [(signal.SIGTERM, "spawn"), (signal.SIGINT, "fork"), (signal.SIGHUP, "fork")],
+)
+def test_the_parent_of_several_processes_passes_signals_on(number, start_method, tmp_path):
     def parent() -> None:
         with launch_module._children_as_one():
-            mp.spawn(wait_for_a_signal, args=(tmp_path,), nprocs=2)
+            mp.start_processes(
+                wait_for_a_signal, args=(tmp_path,), nprocs=2, start_method=start_method
+            )
 
     process = multiprocessing.get_context("fork").Process(target=parent)
     process.start()
@@ -180,7 +186,7 @@ def test_the_parent_of_several_processes_passes_signals_on(number, tmp_path):
 )
 def test_a_child_that_a_signal_has_ended(number, error):
     with pytest.raises(error) as raised, launch_module._children_as_one():
-        mp.spawn(os_kill, args=(int(number),), nprocs=1)
+        mp.start_processes(os_kill, args=(int(number),), start_method="forkserver")
     if error is Stopped:
         assert raised.value.exit_code == 128 + number
     else:

@@ -26,7 +26,7 @@ def test_chance_stands_beside_the_accuracy(caplog, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
     assert len(lines) == 2
     assert all(line["pretext_chance"] == 1 / 65537 and "pretext_accuracy" in line for line in lines)
-    assert "the loss 11.09" in caplog.text
+    assert "loss of 11.09" in caplog.text
 
 
 @pytest.mark.parametrize(

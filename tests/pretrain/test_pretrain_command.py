@@ -76,7 +76,10 @@ def test_a_run_leaves_config_log_metrics_and_checkpoint_and_resumes(
     }
     lines = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
     assert [line["iteration"] for line in lines] == [2, 5]
-    assert "24 images, 8 a step on 1 process(es), 3 steps an epoch" in (out / "log.txt").read_text()
+    assert (
+        "24 images; 8 images per step on 1 process(es), 3 steps per epoch"
+        in (out / "log.txt").read_text()
+    )
 
 
 def test_a_refusal_of_the_real_command_is_one_line_and_leaves_nothing(tmp_path):
@@ -102,7 +105,7 @@ def test_an_unknown_key_names_the_closest(refused):
 
 def test_a_batch_larger_than_the_dataset_is_refused(refused, images):
     message = refused({"SOLVER.IMS_PER_BATCH": 25})
-    assert "the dataset has 24 images, less than one batch of 25" in message
+    assert "the dataset has 24 images, fewer than one batch of 25" in message
 
 
 def test_an_unknown_config_names_the_closest(refused):
@@ -118,7 +121,7 @@ def test_a_fine_tuning_config_is_refused(refused):
 
 
 def test_settings_found_wrong_only_by_the_loop_are_refused_too(refused):
-    assert "needs MOCO.LR_STEP_EVERY" in refused({"MOCO.LR_SCHEDULE": "step_every"})
+    assert "MOCO.LR_STEP_EVERY is 0, but" in refused({"MOCO.LR_SCHEDULE": "step_every"})
 
 
 def test_a_damaged_image_ends_the_run_in_one_line(command, capsys, tmp_path, small_network):
@@ -143,4 +146,4 @@ def test_resuming_with_a_changed_setting_is_refused(command, capsys, tmp_path, s
     with pytest.raises(SystemExit) as ended:
         command({"MOCO.DICTIONARY.SIZE": 8}, resume=True)
     assert ended.value.code == 2
-    assert "error: the checkpoint's queue is (16, 20)" in capsys.readouterr().err
+    assert "error: the checkpoint's queue has the shape (16, 20)" in capsys.readouterr().err

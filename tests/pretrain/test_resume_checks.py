@@ -51,13 +51,13 @@ def official_epoch(value):
 
 
 HOSTILE = {
-    "ours is a list": (put("moco_d2", value=[1]), "moco_d2 is a list, no dict"),
+    "ours is a list": (put("moco_d2", value=[1]), "moco_d2 is a list, not a dict"),
     "no config": (drop("moco_d2", "config"), "no moco_d2.config"),
     "config is text": (ours("config", value="x"), "moco_d2.config is 'x', not of type dict"),
     "no processes": (drop("moco_d2", "processes"), "no moco_d2.processes"),
     "processes is a number": (ours("processes", value=5), "moco_d2.processes is 5"),
     "processes is empty": (ours("processes", value=[]), "moco_d2.processes is empty"),
-    "a process is text": (ours("processes", 0, value="x"), "processes is 'x', no dict"),
+    "a process is text": (ours("processes", 0, value="x"), "processes is 'x', not a dict"),
     "no generators": (drop("moco_d2", "processes", 0, "rng"), "no processes.rng"),
     "other buffers": (
         ours("processes", 0, "buffers", value={"x": torch.ones(1)}),
@@ -127,7 +127,7 @@ HOSTILE = {
     "official epoch is text": (official_epoch("x"), "epoch is 'x', not a whole number"),
     "official epoch is absurd": (official_epoch(2**53), "epoch in iterations is"),
     "torch state of another size": (rng("torch", value=torch.zeros(3).byte()), "5056 bytes"),
-    "torch state is zero": (rng("torch", value=torch.zeros(5056).byte()), "none that the gen"),
+    "torch state is zero": (rng("torch", value=torch.zeros(5056).byte()), "impossible"),
     "python version": (rng("python", 0, value=2), "Python's generator has the version 2"),
     "python is short": (rng("python", 1, value=[1, 2]), "is not 625 numbers"),
     "python position": (rng("python", 1, 624, value=625), "position in the state of Python's"),
@@ -266,7 +266,7 @@ def test_a_position_outside_of_the_state_is_refused_before_torch_has_it(left, fo
     words[8:12].view("<i4")[0] = left
     words[16:24].view("<u8")[0] = following
     state["torch"] = torch.from_numpy(words)
-    with pytest.raises(UnusableError, match="none that the generator can have"):
+    with pytest.raises(UnusableError, match="impossible"):
         check_rng_state(state)
 
 

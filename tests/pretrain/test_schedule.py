@@ -108,7 +108,7 @@ def test_warm_up_rises_to_the_schedule_and_leaves_it_alone_afterwards(make_confi
 
 def test_a_warm_up_as_long_as_training_is_refused(make_config):
     cfg = make_config({"MOCO.EPOCHS": 2, "MOCO.WARMUP_EPOCHS": 2.0})
-    with pytest.raises(UserError, match=r"MOCO\.WARMUP_EPOCHS 2 is all of the training"):
+    with pytest.raises(UserError, match=r"MOCO\.WARMUP_EPOCHS 2 covers the whole training"):
         build_schedule(cfg, 3)
 
 
@@ -135,7 +135,7 @@ def test_the_rate_follows_the_batch_as_the_authors_advise(recipe, gpus, batch, l
     assert (scaled.MOCO.DICTIONARY.SIZE, scaled.MOCO.BN_SPLITS) == (65536, 1)
     assert cfg == recipe({"SOLVER.IMS_PER_BATCH": batch})  # the given one is left alone
     said = " ".join(description["lines"])
-    assert f"{batch} images a step, 32 on each of {gpus} process(es)" in said
+    assert f"{batch} images per step, 32 on each of {gpus} process(es)" in said
     assert f"{lr:g}" in said
 
 

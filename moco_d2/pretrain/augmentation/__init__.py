@@ -1,4 +1,4 @@
-"""Two random views of an image (paper section 3.3; v2 section 3): on workers, or on the device.
+"""Random views of an image (paper section 3.3; v2 section 3), made on workers or on the device.
 
 Reads and writes: nothing. May import: errors.
 """

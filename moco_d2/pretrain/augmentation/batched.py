@@ -1,13 +1,13 @@
-"""The views' colors, blur and flip for a whole batch on its device, with kornia.
+"""Augment the colors of a whole batch, blur and flip it on its device, with kornia.
 
-Workers crop, since images differ in size until then, and hand over bytes: a quarter of what floats
-take. The rest, three quarters of a worker's time for two v2 views of a 500 x 375 JPEG, is done
-here.
+Workers only crop, because images differ in size before that, and pass on bytes, a quarter of the
+size of floats. The other operations would take three quarters of a worker's time for two v2 views
+of a 500 x 375 JPEG.
 
-The distribution is that of views.build_augmentation, image by image: every image draws its own
-factors and its own order of the jitter's operations. (kornia's ColorJitter draws one order a batch;
-its ColorJiggle shifts brightness where torchvision scales it.) The one difference is that
-torchvision's Pillow operations round to a byte after each step.
+The distribution equals that of views.build_augmentation: every image draws its own factors and its
+own order of the jitter's operations. (kornia's ColorJitter draws one order per batch, and its
+ColorJiggle shifts the brightness, which torchvision scales.) The one difference is that torchvision
+rounds to a byte after each Pillow operation.
 
 Legend: N batch, H, W size of a view.
 """
@@ -21,7 +21,7 @@ from moco_d2.pretrain.augmentation.views import IMAGENET_MEAN, IMAGENET_STD, Rec
 
 
 class DeviceAugmentation(nn.Module):
-    """Crops of bytes (N, 3, H, W) -> normalized random views (N, 3, H, W).
+    """Turns uint8 crops (N, 3, H, W) into normalized random views (N, 3, H, W).
 
     Random numbers are drawn on the CPU, so the views do not depend on the device.
     """
@@ -29,7 +29,8 @@ class DeviceAugmentation(nn.Module):
     def __init__(self, recipe: Recipe, *, blur_sigma: tuple[float, float] = (0.1, 2.0)):
         """
         Args:
-            blur_sigma: range of the blur's standard deviation, pixels.
+            recipe: The strength of the operations.
+            blur_sigma: Range of the blur's standard deviation, pixels.
         """
         super().__init__()
         self.recipe = recipe
@@ -40,8 +41,8 @@ class DeviceAugmentation(nn.Module):
     def forward(self, crops: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """
         Args:
-            crops: bytes (N, 3, H, W) on any device.
-            generator: of the CPU.
+            crops: uint8 crops (N, 3, H, W) on any device.
+            generator: A CPU generator.
         """
         images = crops.float() / 255
         color = [self._jitter, self._to_gray]
@@ -89,14 +90,13 @@ class DeviceAugmentation(nn.Module):
 
         chosen = _choose(images, self.recipe.blur_probability, generator)
         sigma = _uniform(self.blur_sigma, len(chosen), generator).to(images)
-        if len(chosen) and self.blur_sigma[1] > 0:  # sigma 0 is no blur, which kornia refuses
+        if len(chosen) and self.blur_sigma[1] > 0:  # kornia refuses sigma 0, which means no blur
             width = 2 * math.ceil(3 * self.blur_sigma[1]) + 1  # 3 standard deviations to each side
             images[chosen] = gaussian_blur2d(
-                # Pillow repeats the edge too.
                 images[chosen],
                 width,
                 sigma[:, None].expand(-1, 2),
-                border_type="replicate",
+                border_type="replicate",  # as in Pillow
             )
         return images
 
@@ -106,9 +106,9 @@ class DeviceAugmentation(nn.Module):
         return images
 
 
-def _choose(images: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
-    """Indices of a random `share` of the images, on their device."""
-    chosen = torch.rand(len(images), generator=generator) < share
+def _choose(images: torch.Tensor, probability: float, generator: torch.Generator) -> torch.Tensor:
+    """Choose each image with a probability. Return the indices, on the device of the images."""
+    chosen = torch.rand(len(images), generator=generator) < probability
     return chosen.nonzero().flatten().to(images.device)
 
 

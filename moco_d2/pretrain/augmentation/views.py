@@ -1,7 +1,7 @@
-"""The views of the contrastive task: v1 (InstDisc's) and v2 (with blur).
+"""The views of the contrastive task: v1 (as in InstDisc) and v2 (with blur).
 
-Numbers are those of the official main_moco.py; v1 and v2 differ in the strength of the hue jitter,
-in how often the jitter is applied, and in the blur.
+The numbers are those of the official main_moco.py. v1 and v2 differ in the hue jitter, in the
+probability of the jitter, in the blur, and in the order of jitter and grayscale.
 """
 
 import dataclasses
@@ -11,19 +11,20 @@ from torchvision.transforms import v2
 
 from moco_d2.pretrain.augmentation import opencv
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of images in [0, 1]; torchvision's
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, for values in [0, 1], from torchvision
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What follows the random resized crop, before the flip of half the views.
+    """The random operations between the random resized crop and the flip.
 
     Attributes:
-        hue: the jitter's, as a share of the color circle.
-        jitter_probability, gray_probability, blur_probability: share of views it is done to.
-        gray_first: gray scale comes before the jitter, not after it.
-        jitter: strength of the jitter of brightness, contrast and saturation.
+        hue: Strength of the hue jitter, as a fraction of the color circle.
+        jitter_probability, gray_probability, blur_probability: Fractions of the views that are
+            changed.
+        gray_first: Whether grayscale comes before the jitter.
+        jitter: Strength of the jitter of brightness, contrast and saturation.
     """
 
     hue: float
@@ -51,13 +52,12 @@ def build_augmentation(
     crop_scale: tuple[float, float] = (0.2, 1.0),
     blur_sigma: tuple[float, float] = (0.1, 2.0),
 ) -> v2.Transform:
-    """A transform from a PIL image (RGB) to one random view, a normalized float tensor (3, size,
-    size).
+    """Return a transform: PIL image (RGB) -> random view, normalized float (3, size, size).
 
-    Randomness comes from torch's CPU generator.
+    It draws from torch's CPU generator.
 
     Raises:
-        KeyError: `name` is neither "v1" nor "v2".
+        KeyError: If `name` is neither "v1" nor "v2".
     """
     recipe = AUGMENTATIONS[name]
     gray = opencv.Grayscale(p=recipe.gray_probability)
@@ -68,15 +68,14 @@ def build_augmentation(
     steps += (gray, jitter) if recipe.gray_first else (jitter, gray)
     if recipe.blur_probability:
         low, high = blur_sigma
-        blur = opencv.Blur((low, high))
-        steps.append(v2.RandomApply([blur], p=recipe.blur_probability))
+        steps.append(v2.RandomApply([opencv.Blur((low, high))], p=recipe.blur_probability))
     return v2.Compose([*steps, opencv.HorizontalFlip(), _to_normalized_tensor()])
 
 
 def build_crop(*, size: int, crop_scale: tuple[float, float] = (0.2, 1.0)) -> v2.Transform:
-    """A transform from a PIL image (RGB) to one random crop, a tensor of bytes (3, size, size).
+    """Return a transform: PIL image (RGB) -> random crop, a uint8 tensor (3, size, size).
 
-    What workers do of the augmentation when the device does the rest.
+    Workers do only this if the device does the other steps of the augmentation.
     """
     return v2.Compose([_crop(size, crop_scale), opencv.ToTensor()])
 
@@ -87,8 +86,9 @@ def _crop(size: int, scale: tuple[float, float]) -> opencv.Crop:
 
 
 def build_evaluation_transform(size: int) -> v2.Transform:
-    """A transform from a PIL image to its normalized center (3, size, size), torchvision's
-    Resize-256-crop-224 scaled.
+    """Return a transform: PIL image -> normalized center crop (3, size, size).
+
+    For size 224 it is torchvision's: resize to 256, then crop.
     """
     return v2.Compose(
         [

@@ -1,4 +1,4 @@
-"""Where pretraining's images come from, and how they become batches.
+"""The sources of pretraining's images, and their batches.
 
 Reads: image folders, lists, tar shards, registered datasets. Writes: nothing.
 May import: pretrain.augmentation, engine, config.

@@ -1,4 +1,4 @@
-"""The training data and views of a pretraining config."""
+"""Build the training data and the views of a pretraining config."""
 
 from typing import Any
 
@@ -11,22 +11,22 @@ from moco_d2.pretrain.augmentation.views import AUGMENTATIONS, build_augmentatio
 from moco_d2.pretrain.data.listed import ListedData
 from moco_d2.pretrain.data.sharded import ShardedData
 from moco_d2.pretrain.data.shards import list_shards
-from moco_d2.pretrain.data.sources import list_source, take_share
+from moco_d2.pretrain.data.sources import list_source, take_fraction
 from moco_d2.pretrain.data.stream import TrainingData, ViewMaker
 
 
 def build_training_data(cfg: CfgNode, *, rank: int = 0, world_size: int = 1) -> TrainingData:
-    """The stream of batches of one process, from ``cfg.DATASETS.TRAIN`` and ``cfg.MOCO``.
+    """Build the stream of batches of one process, from ``cfg.DATASETS.TRAIN`` and ``cfg.MOCO``.
 
     Raises:
-        UserError: not exactly one dataset is named, it is missing or empty, it lacks the labels
-            that supervised pretraining needs, or a batch does not fit it or the processes.
+        UserError: If the config does not name exactly one dataset, the dataset is missing, empty or
+            smaller than a batch, supervised pretraining has no labels, or the number of processes
+            does not divide the batch.
     """
     names = cfg.DATASETS.TRAIN
     if len(names) != 1:
         raise UserError(
-            "pretraining reads one dataset: set DATASETS.TRAIN path/to/images "
-            f"(it names {len(names)} now)"
+            f"DATASETS.TRAIN must name one dataset, got {len(names)}: set it to path/to/images"
         )
     stream = {
         **build_views(cfg),
@@ -37,7 +37,10 @@ def build_training_data(cfg: CfgNode, *, rank: int = 0, world_size: int = 1) -> 
     }
     if names[0].startswith(SHARDS_PREFIX):
         if cfg.MOCO.DATA.SHARE != 1:
-            raise UserError("MOCO.DATA.SHARE is not for shards: name fewer of them, or set it to 1")
+            raise UserError(
+                f"MOCO.DATA.SHARE must be 1 for shards, got {cfg.MOCO.DATA.SHARE}: set it to 1, or "
+                "name fewer shards"
+            )
         pattern = names[0].removeprefix(SHARDS_PREFIX)
         shards = list_shards(
             pattern,
@@ -46,19 +49,17 @@ def build_training_data(cfg: CfgNode, *, rank: int = 0, world_size: int = 1) -> 
         )
         data: TrainingData = ShardedData(shards, shuffle=cfg.MOCO.DATA.SHARD_SHUFFLE, **stream)
     else:
-        data = ListedData(take_share(list_source(names[0]), cfg.MOCO.DATA.SHARE), **stream)
+        data = ListedData(take_fraction(list_source(names[0]), cfg.MOCO.DATA.SHARE), **stream)
     if cfg.MOCO.PRETEXT == "supervised" and not data.classes:
         raise UserError(
-            f"supervised pretraining needs labels, and {names[0]} has none: give a folder of one "
-            "folder a class, a list with labels, or counted shards with a .cls for every image"
+            f"supervised pretraining needs labels, but {names[0]} has none: give a folder with one "
+            "folder per class, a list with labels, or counted shards with a .cls for every image"
         )
     return data
 
 
 def build_views(cfg: CfgNode) -> dict[str, Any]:
-    """Return both parts of the augmentation as TrainingData takes them: the workers' and the
-    device's.
-    """
+    """Return the arguments of TrainingData for the augmentation on workers and on the device."""
     augmentation = cfg.MOCO.AUGMENTATION
     size, scale, sigma = augmentation.SIZE, augmentation.CROP_SCALE, augmentation.BLUR_SIGMA
     if augmentation.WHERE == "workers":
@@ -69,15 +70,15 @@ def build_views(cfg: CfgNode) -> dict[str, Any]:
     else:
         transform = build_crop(size=size, crop_scale=scale)
         on_device = DeviceAugmentation(AUGMENTATIONS[augmentation.NAME], blur_sigma=sigma)
-    seed = max(cfg.SEED, 0)  # Detectron2's negative SEED asks for a random one
+    seed = max(cfg.SEED, 0)  # a negative SEED means a random one, as in Detectron2
     make_views = ViewMaker(transform, names=view_names(cfg), seed=seed)
     return {"make_views": make_views, "device_augmentation": on_device}
 
 
 def view_names(cfg: CfgNode) -> tuple[str, ...]:
-    """The views a step needs of each image."""
+    """Return the names of the views that a step needs of each image."""
     if cfg.MOCO.PRETEXT == "supervised":
         return ("query",)
-    # A memory bank has the keys; with a symmetric loss, the second view is a query too.
+    # A memory bank needs no key view, unless the loss is symmetric and uses it as a query.
     one_view = cfg.MOCO.DICTIONARY.NAME == "MemoryBank" and not cfg.MOCO.SYMMETRIC
     return ("query",) if one_view else ("query", "key")

@@ -1,4 +1,4 @@
-"""Compressed shards (gzip, bzip2, xz) as a stream of bytes that has a bound."""
+"""Read compressed shards (gzip, bzip2, xz) as a bounded stream of bytes."""
 
 import bz2
 import lzma
@@ -6,10 +6,10 @@ import zlib
 from collections.abc import Callable
 from typing import BinaryIO, Protocol
 
-#: The most bytes that a shard unpacks to, for each of its own bytes; of a small shard, in all.
-#: Images hardly compress at all.
+#: A shard may unpack to MAX_EXPANSION times its bytes, or to SMALL bytes if that is more. Images
+#: hardly compress, so no real shard reaches this.
 MAX_EXPANSION, SMALL = 100, 256 << 20
-#: The most bytes of memory that xz may ask for: its strongest preset takes 65 MB.
+#: Maximum memory of xz, in bytes. Its strongest preset needs 65 MB.
 MAX_XZ_MEMORY = 256 << 20
 
 _CHUNK = 1 << 16
@@ -17,7 +17,7 @@ _DAMAGE = (zlib.error, lzma.LZMAError, OSError, ValueError)
 
 
 class _Decompressor(Protocol):
-    """What the objects of bz2 and lzma have in common."""
+    """The common interface of the decompressors of bz2 and lzma."""
 
     @property
     def eof(self) -> bool: ...
@@ -36,7 +36,7 @@ def _xz() -> _Decompressor:
 
 
 class _Gzip:
-    """zlib's object with the interface of those of bz2 and lzma."""
+    """zlib's decompressor with the interface of bz2 and lzma."""
 
     def __init__(self) -> None:
         self._object = zlib.decompressobj(wbits=31)
@@ -57,7 +57,7 @@ class _Gzip:
         return self._object.decompress(self._object.unconsumed_tail + data, max_length)
 
 
-# What a compressed file begins with.
+# First bytes of a compressed file -> its decompressor.
 _FORMATS: dict[bytes, Callable[[], _Decompressor]] = {
     b"\x1f\x8b": _Gzip,
     b"BZh": bz2.BZ2Decompressor,
@@ -67,10 +67,10 @@ _LONGEST = max(map(len, _FORMATS))
 
 
 class BoundedReader:
-    """Reads a file that may be compressed: bytes from front to back, as they are unpacked.
+    """Reads a file from front to back, and decompresses it if it is compressed.
 
     Attributes:
-        compressed: whether it is.
+        compressed: Whether the file is compressed.
     """
 
     def __init__(self, file: BinaryIO):
@@ -78,7 +78,7 @@ class BoundedReader:
         self._packed = b""
         while len(self._packed) < _LONGEST and (more := file.read(_LONGEST - len(self._packed))):
             self._packed += more
-        self._taken, self._given = len(self._packed), 0
+        self._bytes_in, self._bytes_out = len(self._packed), 0
         self._make = next((m for s, m in _FORMATS.items() if self._packed.startswith(s)), None)
         self._decompressor: _Decompressor | None = None
         self._ended = False
@@ -88,11 +88,11 @@ class BoundedReader:
         return self._make is not None
 
     def read(self, size: int) -> bytes:
-        """The next `size` bytes, or fewer at the end.
+        """Return the next `size` bytes, or fewer at the end.
 
         Raises:
-            OSError: it is damaged, or unpacks to more bytes than are read.
-            EOFError: it breaks off.
+            OSError: If the file is damaged, or unpacks to more bytes than allowed.
+            EOFError: If the file is truncated.
         """
         make = self._make
         if make is None:
@@ -107,28 +107,28 @@ class BoundedReader:
 
     def _unpack(self, make: Callable[[], _Decompressor], size: int) -> bytes:
         decompressor = self._decompressor = self._decompressor or make()
-        if decompressor.eof:  # files may be laid end to end; zeros are padding
+        if decompressor.eof:  # another compressed file, or padding of zeros, may follow
             self._packed = decompressor.unused_data + self._packed
             self._packed = self._packed.lstrip(b"\0") or self._fill().lstrip(b"\0")
             self._ended = not self._packed
             self._decompressor = make()
             return b""
         if decompressor.needs_input and not self._packed and not self._fill():
-            raise EOFError("it breaks off within its compressed data")
+            raise EOFError("it is truncated within its compressed data")
         packed, self._packed = self._packed, b""
         try:
             part = decompressor.decompress(packed, size)
         except _DAMAGE as error:
             raise OSError(f"its compressed data is damaged: {error}") from error
-        self._given += len(part)
-        if self._given > max(SMALL, MAX_EXPANSION * self._taken):
+        self._bytes_out += len(part)
+        if self._bytes_out > max(SMALL, MAX_EXPANSION * self._bytes_in):
             raise OSError(
-                f"it unpacks to {self._given:,} bytes from {self._taken:,}, and at most "
-                f"{MAX_EXPANSION} times its bytes are read"
+                f"it unpacks from {self._bytes_in:,} to {self._bytes_out:,} bytes, more than "
+                f"{MAX_EXPANSION} times its size"
             )
         return part
 
     def _fill(self) -> bytes:
         self._packed = self._file.read(_CHUNK)
-        self._taken += len(self._packed)
+        self._bytes_in += len(self._packed)
         return self._packed

@@ -1,4 +1,4 @@
-"""One image file to RGB, and what happens to those that cannot be read."""
+"""Decode image files to RGB, and count the unreadable ones."""
 
 import io
 import logging
@@ -19,16 +19,16 @@ logger = logging.getLogger(__name__)
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
 
 _NAMES_IN_ERROR = 5
-# Below this many images, one damaged file is a share that says nothing about the set.
-_SHARE_OF_AT_LEAST = 1000
+# With fewer images, the fraction of one damaged file says nothing about the dataset.
+_LEAST_DENOMINATOR = 1000
 
 
 class Skipped(NamedTuple):
-    """An image that was skipped.
+    """A skipped image.
 
     Attributes:
-        name: of the file, or of what is missing.
-        why: as a clause, or nothing where the name says it.
+        name: The file, or a description of the missing images.
+        why: The reason as a clause; empty if the name says it.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Skipped(NamedTuple):
 
 
 class UnreadableImageError(UserError):
-    """A file does not decode as an image, or is refused: `why`, as a clause."""
+    """A file cannot be decoded as an image, or is refused. `why` is the reason, as a clause."""
 
     def __init__(self, message: str, why: str = ""):
         super().__init__(message)
@@ -44,31 +44,35 @@ class UnreadableImageError(UserError):
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """Decode an image file to RGB, as `decode_image`."""
+    """Decode an image file to RGB; see `decode_image`."""
     try:
         with open(path, "rb", opener=_without_waiting) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise OSError("it is no file")
+                raise OSError("it is not a regular file")
             return _decode(file, str(path))
     except OSError as error:
         raise _unreadable(str(path), error) from error
 
 
 def _without_waiting(name: str, flags: int) -> int:
-    """A named pipe would let the run wait for its writer for ever."""
+    """Open a file without waiting: a named pipe without a writer would block the run forever."""
     return os.open(name, flags | os.O_NONBLOCK)
 
 
 def decode_image(content: bytes, name: str) -> Image.Image:
-    """Decode the bytes of an image file, called `name` in errors, to RGB.
+    """Decode the bytes of an image file to RGB.
 
-    As the official code (Pillow's ``convert("RGB")``): transparency is dropped and an EXIF
-    orientation is not applied. Where Pillow would cut 16-bit gray off at 255 (white), the upper 8
-    bits are taken, which is what it does itself with 16-bit color.
+    As in the official code (Pillow's ``convert("RGB")``), transparency is dropped and an EXIF
+    orientation is not applied. Of 16-bit gray, the upper 8 bits are used, as Pillow does for 16-bit
+    color; Pillow would cut it off at 255.
+
+    Args:
+        content: The bytes of the file.
+        name: The name of the file in errors.
 
     Raises:
-        UnreadableImageError: it does not decode, or is larger than untrusted_images allows; names
-            the file.
+        UnreadableImageError: If the image cannot be decoded, or is larger than untrusted_images
+            allows. The message names the file.
     """
     return _decode(io.BytesIO(content), name)
 
@@ -81,10 +85,10 @@ def _decode(file: BinaryIO, name: str) -> Image.Image:
                 return Image.fromarray(upper_bits.astype(np.uint8)).convert("RGB")
             if image.mode == "RGB":
                 image.load()
-                return image  # converting it would copy it
+                return image  # `convert` would copy it
             return image.convert("RGB")
-    # Pillow raises whatever a damaged file's bytes happen to mean: OSError, SyntaxError,
-    # struct.error, DecompressionBombError, ...
+    # Damaged files make Pillow raise many classes: OSError, SyntaxError, struct.error,
+    # DecompressionBombError, ...
     except Exception as error:
         raise _unreadable(name, error) from error
 
@@ -95,31 +99,35 @@ def _unreadable(name: str, error: Exception) -> UnreadableImageError:
 
 
 class UnreadableImages:
-    """Counts the images that were skipped, logs each once, and stops a run that has too many."""
+    """Counts skipped images, logs each file once, and stops a run that has too many."""
 
     def __init__(self, limit: float, *, num_images: int):
         """
         Args:
-            limit: share in [0, 1] of the images that may be unreadable.
-            num_images: in the dataset.
+            limit: Allowed fraction of unreadable images, in [0, 1].
+            num_images: Number of images in the dataset.
         """
         self.limit = limit
         self.num_images = num_images
         self.seen = 0
-        self._names: dict[str, None] = {}  # a set that keeps the order
+        self._names: dict[str, None] = {}  # an ordered set
 
     def __len__(self) -> int:
         return len(self._names)
 
     def add(self, skipped: Iterable[Skipped], seen: int) -> None:
-        """Count the different files among those skipped while `seen` images were read.
+        """Count the skipped files of a batch.
 
-        The share is of the images read so far, or of the whole dataset once it was read. It begins
-        with 1000 images (or the dataset, where it is smaller): one damaged file in the first batch
-        stops no run.
+        The denominator of the fraction is the number of images that were read, at least 1000, and
+        at most the size of the dataset. So one damaged file in the first batch does not stop a run.
+
+        Args:
+            skipped: The skipped images.
+            seen: Number of images of the batch.
 
         Raises:
-            UserError: their share exceeds the limit; gives count, share and the first names.
+            UserError: If the fraction exceeds the limit. The message has count, fraction and the
+                first names.
         """
         self.seen += seen
         for name, why in skipped:
@@ -127,11 +135,11 @@ class UnreadableImages:
                 self._names[name] = None
                 reason = f" ({why})" if why else ""
                 logger.warning("skipped, because it cannot be read: %s%s", name, reason)
-        of = min(max(self.seen, _SHARE_OF_AT_LEAST), self.num_images)
-        if len(self) > self.limit * of:
+        total = min(max(self.seen, _LEAST_DENOMINATOR), self.num_images)
+        if len(self) > self.limit * total:
             first = ", ".join(list(self._names)[:_NAMES_IN_ERROR])
             raise UserError(
-                f"{len(self)} of {of} images cannot be read ({len(self) / of:.1%}, allowed are "
+                f"{len(self)} of {total} images cannot be read ({len(self) / total:.1%}, allowed: "
                 f"{self.limit:.1%}), among them {first}: replace or remove them, or raise "
                 "MOCO.DATA.MAX_UNREADABLE"
             )

@@ -1,4 +1,4 @@
-"""DATASETS.TRAIN to an endless stream of batches; for lists of files, the stream itself."""
+"""The stream of batches from a list of image files."""
 
 import array
 import hashlib
@@ -17,7 +17,7 @@ from moco_d2.pretrain.data.stream import MAX_ATTEMPTS, Batch, TrainingData, View
 
 
 class ListedData(TrainingData):
-    """Files of an ImageList: every epoch a new order, the last partial batch dropped.
+    """Images of an ImageList, in a new order in every epoch, without the last partial batch.
 
     The stream does not depend on the number of workers.
     """
@@ -25,8 +25,8 @@ class ListedData(TrainingData):
     def __init__(self, images: ImageList, **stream: Any):
         """
         Args:
-            images: what to read.
-            stream: of `TrainingData`.
+            images: The images.
+            stream: Arguments of `TrainingData`.
         """
         super().__init__(num_images=len(images), classes=images.classes, **stream)
         self.samples = ListedSamples(images, self.make_views)
@@ -45,7 +45,7 @@ class ListedData(TrainingData):
 
 
 class ListedSamples(Dataset[Any]):
-    """(position, index) -> the views of image `index`, its label, and what was skipped for it."""
+    """(position, index) -> the views of image `index`, its label, and the skipped images."""
 
     def __init__(self, images: ImageList, views: ViewMaker):
         self.images = images
@@ -54,7 +54,7 @@ class ListedSamples(Dataset[Any]):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         """
         Raises:
-            UserError: neither this image nor 99 others in its place can be read.
+            UserError: If neither this image nor any of its 99 substitutes can be read.
         """
         position, index = key
         unreadable: list[Skipped] = []
@@ -76,7 +76,7 @@ class ListedSamples(Dataset[Any]):
 
 
 class EndlessOrder(Sampler[list[tuple[int, int]]]):
-    """Batches of (position, index) for one process, from an iteration on."""
+    """Endless batches of (position, index) for one process, from an iteration on."""
 
     def __init__(self, data: TrainingData, start_iteration: int = 0):
         self.data = data
@@ -91,8 +91,8 @@ class EndlessOrder(Sampler[list[tuple[int, int]]]):
             )
             order = torch.randperm(data.num_images, generator=generator)
             for i in range(step, data.iterations_per_epoch):
-                first = i * data.total_batch + data.rank * data.share
+                first = i * data.total_batch + data.rank * data.local_batch_size
                 position = epoch * data.iterations_per_epoch * data.total_batch + first
-                indices = order[first : first + data.share].tolist()
+                indices = order[first : first + data.local_batch_size].tolist()
                 yield list(enumerate(indices, start=position))
             epoch, step = epoch + 1, 0

@@ -1,10 +1,11 @@
-"""WebDataset tar shards: which there are, how many images they hold, and reading one."""
+"""List WebDataset tar shards, count their images, and read one shard."""
 
 import array
 import contextlib
 import dataclasses
 import logging
 import os
+import signal
 import stat
 import tarfile
 from collections.abc import Generator, Iterator, Sequence
@@ -29,19 +30,19 @@ from moco_d2.pretrain.data.tar_members import (
 
 logger = logging.getLogger(__name__)
 
-# Reading stops before a command has written all it has. Its exit status, seen by a shell or not.
-_BROKEN_PIPE = [128 + 13, -13]
+# Exit status (of a shell, or of the process) of a command whose output is not read to the end.
+_BROKEN_PIPE = [128 + signal.SIGPIPE, -signal.SIGPIPE]
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardList:
-    """Shards and how many images each is taken to hold.
+    """Shards and their numbers of images.
 
     Attributes:
-        urls: paths, ``pipe:COMMAND`` or what else webdataset opens.
-        counts: images of each.
-        sizes: of each in bytes; 0 where it is no local file.
-        num_classes: 0 without labels.
+        urls: Paths, ``pipe:COMMAND`` or other URLs of webdataset.
+        counts: Number of images of each shard.
+        sizes: Bytes of each shard; 0 if it is not a local file.
+        num_classes: Number of classes; 0 without labels.
     """
 
     urls: PathTable
@@ -51,22 +52,23 @@ class ShardList:
 
 
 def list_shards(pattern: str, *, num_images: int = 0, num_workers: int = 0) -> ShardList:
-    """The shards that a pattern with braces names, ``data/train-{0000..1281}.tar``.
+    """List the shards of a pattern with braces, such as ``data/train-{0000..1281}.tar``.
 
-    ``pipe:COMMAND`` reads what a shell command writes: it runs with the rights of this process, so
-    give no pattern that you have not read. Images are the members ``*.jpg``, ``*.png``, ``*.webp``
-    and so on; a class index in ``*.cls`` is their label if every image has one.
+    ``pipe:COMMAND`` reads the output of a shell command. It runs with the rights of this process,
+    so never use a pattern that you have not read. Images are the members ``*.jpg``, ``*.png``,
+    ``*.webp`` and so on. A class index in ``*.cls`` is the label, if every image has one.
 
     Args:
-        num_images: in the whole set, of which every shard is taken to hold an equal part. The part
-            of a shard that is smaller is filled up with images beside it, and what a larger one
-            holds beyond is not used. 0: count them in the files, which must be local. The processes
-            of the run share that work: all must call.
-        num_workers: processes of this one that count.
+        pattern: The pattern.
+        num_images: Number of images in all shards, divided equally among them. Missing images of a
+            smaller shard are replaced by others, and further images of a larger shard are not used.
+            With 0, the images are counted. The files must be local then, and all processes of the
+            run must call this, because they divide the work.
+        num_workers: Number of workers of this process that count.
 
     Raises:
-        UserError: the pattern is damaged, a file is missing, no shard has an image, or there are
-            shards that are not local files and no `num_images`.
+        UserError: If the pattern is damaged, a file is missing, no shard has an image, or
+            `num_images` is 0 and a shard is not a local file.
     """
     try:
         urls = expand(pattern)
@@ -79,39 +81,41 @@ def list_shards(pattern: str, *, num_images: int = 0, num_workers: int = 0) -> S
         return ShardList(PathTable(urls), counts, sizes)
     if not all(map(is_local, urls)):
         raise UserError(
-            "shards that are not local files cannot be counted before they are read: set "
-            "MOCO.DATA.SHARD_IMAGES to the number of images in them all"
+            f"the images of {pattern} cannot be counted, because some shards are not local files: "
+            "set MOCO.DATA.SHARD_IMAGES to the number of images in all shards"
         )
-    logger.info("counting the images of %d shards; MOCO.DATA.SHARD_IMAGES would save it", len(urls))
+    logger.info("counting the images of %d shards; set MOCO.DATA.SHARD_IMAGES to skip", len(urls))
     counted = _count_together(urls, num_workers)
     for problem in filter(None, (shard.problem for shard in counted)):
         logger.warning(problem)
     counts = array.array("q", (shard.images for shard in counted))
     if not sum(counts):
-        raise UserError(f"no images in {pattern}: none of its {len(urls)} shards holds any")
+        raise UserError(
+            f"none of the {len(urls)} shards of {pattern} has an image: change DATASETS.TRAIN"
+        )
     labeled = all(shard.num_classes for shard in counted if shard.images)
     num_classes = max(shard.num_classes for shard in counted) if labeled else 0
     return ShardList(PathTable(urls), counts, sizes, num_classes)
 
 
 def _size(path: str, pattern: str) -> int:
-    """Bytes of a file, in the one call to the file system that a million shards can afford."""
+    """Return the bytes of a file, with a single system call, for a million shards."""
     try:
-        found = os.stat(path)  # noqa: PTH116 - for a million shards
+        status = os.stat(path)  # noqa: PTH116 - for a million shards
     except OSError:
-        found = None
-    if found is None or not stat.S_ISREG(found.st_mode):
-        raise UserError(f"shard {path} does not exist; DATASETS.TRAIN asks for {pattern}")
-    return found.st_size
+        status = None
+    if status is None or not stat.S_ISREG(status.st_mode):
+        raise UserError(f"shard {path} does not exist; DATASETS.TRAIN names {pattern}")
+    return status.st_size
 
 
 class ShardCount(NamedTuple):
-    """What a local shard holds.
+    """The counts of a local shard.
 
     Attributes:
-        images: that are whole.
-        num_classes: 0 unless each of them has its label.
-        problem: a sentence on what is wrong with it, or nothing.
+        images: Number of intact images.
+        num_classes: Number of classes; 0 unless every image has a label.
+        problem: A sentence about damage, or empty.
     """
 
     images: int
@@ -120,11 +124,11 @@ class ShardCount(NamedTuple):
 
 
 def _count_together(urls: list[str], num_workers: int) -> list[ShardCount]:
-    """`count_images` of all, each process of the run and each worker of it a part."""
+    """Count all shards. The processes of the run and their workers divide the work."""
     rank, world_size = comm.get_rank(), comm.get_world_size()
-    mine = urls[rank::world_size]
+    local = urls[rank::world_size]
     counts = build_loader(
-        mine, batch_size=None, collate_fn=count_images, num_workers=min(num_workers, len(mine))
+        local, batch_size=None, collate_fn=count_images, num_workers=min(num_workers, len(local))
     )
     counted: list[Any] = [None] * len(urls)
     for first, part in enumerate(comm.all_gather(list(counts))):
@@ -133,9 +137,9 @@ def _count_together(urls: list[str], num_workers: int) -> list[ShardCount]:
 
 
 def count_images(path: str) -> ShardCount:
-    """Count a local shard's images and classes by the members' headers and the labels.
+    """Count images and classes of a local shard, by the members' headers and the labels.
 
-    Damage takes the image before it along, whose members might not be all there.
+    The image before a damaged part is not counted, because a member of it may be missing.
     """
     images = labeled = num_classes = 0
     try:
@@ -145,22 +149,22 @@ def count_images(path: str) -> ShardCount:
                 if LABEL in sample:
                     labeled += 1
                     num_classes = max(num_classes, _class_index(sample[LABEL]) + 1)
-    # Sizes beyond any file overflow, and names upon names recurse.
+    # Huge sizes raise OverflowError, and nested long names RecursionError.
     except (
         *(tarfile.TarError, ValueError, EOFError, OSError),
         *(OverflowError, RecursionError),
     ) as error:
-        problem = f"shard {path} is damaged after {images} images ({error}): using those"
+        problem = f"shard {path} is damaged after {images} images ({error}): only these are used"
     else:
-        problem = "" if images else f"shard {path} holds no image"
+        problem = "" if images else f"shard {path} has no image"
     return ShardCount(images, num_classes if labeled == images else 0, problem)
 
 
 def _headers(shard: tarfile.TarFile, path: str) -> Iterator[dict[str, Any]]:
-    """Members as webdataset's tar_file_expander gives them, the images without their content."""
+    """Yield members in the form of webdataset's tar_file_expander, images without content."""
     before: dict[str, Any] | None = None
     for member in walk(shard):
-        # Coming to the next header shows that the member before it is complete.
+        # Only the next header shows that the member before it is complete.
         if before:
             yield before
         before = None
@@ -172,9 +176,9 @@ def _headers(shard: tarfile.TarFile, path: str) -> Iterator[dict[str, Any]]:
 
 
 def _contents(path: str) -> Generator[dict[str, Any], None, None]:
-    """Members of a local shard as webdataset's tar_file_expander gives them.
+    """Yield members of a local shard in the form of webdataset's tar_file_expander.
 
-    That one takes every shard for a stream, and copies it in blocks of 10 kB.
+    webdataset's own function is slower: it copies every shard in blocks of 10 kB.
     """
     with open_shard(path) as shard:
         yield from _read_members(shard, path)
@@ -190,25 +194,27 @@ def _read_members(shard: tarfile.TarFile, url: str) -> Iterator[dict[str, Any]]:
 def _content_of(shard: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     file = shard.extractfile(member)
     if file is None:
-        raise tarfile.TarError(f"member {member.name[:80]} is no file")
+        raise tarfile.TarError(f"member {member.name[:80]} is not a file")
     return file.read()
 
 
 def _class_index(text: bytes) -> int:
     """
     Raises:
-        ValueError: it is no number from 0, or one of more classes than can be.
+        ValueError: If the text is not a number in [0, MAX_CLASSES).
     """
     index = int(text)
     if index < 0:
         raise ValueError(f"a label is {text[:20]!r}, and classes count from 0")
     if index >= MAX_CLASSES:
-        raise ValueError(f"a label is {text[:20]!r}, and there may be {MAX_CLASSES:,} classes")
+        raise ValueError(
+            f"a label is {text[:20]!r}, and at most {MAX_CLASSES:,} classes are possible"
+        )
     return index
 
 
 def _group(members: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Members of a common name as one sample; those without an image are left out."""
+    """Group members of the same name to samples, without those that have no image."""
     from webdataset.tariterators import group_by_keys
 
     return (sample for sample in group_by_keys(members) if _image_members(sample))
@@ -220,13 +226,13 @@ def _image_members(sample: dict[str, Any]) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedImage:
-    """An image of a shard as it lies there.
+    """An encoded image of a shard.
 
     Attributes:
-        content: bytes of the image file.
-        name: shard and member.
-        index: place in the set, shards in the order of their list.
-        label: class index, or None.
+        content: Bytes of the image file.
+        name: Shard and member.
+        index: Index in the dataset, with the shards in the order of the list.
+        label: Class index, or None.
     """
 
     content: bytes
@@ -236,13 +242,14 @@ class EncodedImage:
 
 
 def read_shard(url: str, first_index: int = 0) -> Generator[EncodedImage, None, None]:
-    """The images of a shard from front to back.
+    """Yield the images of a shard from front to back.
 
     Args:
-        first_index: of the shard's first image in the set.
+        url: The shard.
+        first_index: Index in the dataset of the shard's first image.
 
     Raises:
-        Exception: whatever a missing or damaged shard, or a failing command, leads to.
+        Exception: If the shard is missing or damaged, or a command fails. Any class is possible.
     """
     members = _contents(url) if is_local(url) else _streamed(url)
     with contextlib.closing(members):
@@ -257,11 +264,11 @@ def read_shard(url: str, first_index: int = 0) -> Generator[EncodedImage, None, 
 
 
 def _streamed(url: str) -> Generator[dict[str, Any], None, None]:
-    """Members of a shard that is not a local file."""
+    """Yield members of a shard that is not a local file."""
     from webdataset.gopen import gopen, set_options
 
     with contextlib.closing(gopen(url)) as stream:
         set_options(stream, ignore_status=[0, *_BROKEN_PIPE])
-        # Webdataset's own iterator reads members of any size.
+        # webdataset's own iterator has no bound on the size of members.
         with open_stream(BoundedReader(stream)) as shard:
             yield from _read_members(shard, url)

@@ -1,4 +1,4 @@
-"""Lists of images: class folders, flat folders, list files, Detectron2's registered datasets."""
+"""List images of class folders, flat folders, list files and registered datasets."""
 
 import array
 import dataclasses
@@ -15,11 +15,12 @@ from moco_d2.errors import UserError, closest
 from moco_d2.pretrain.data.images import IMAGE_SUFFIXES
 
 LIST_PREFIX = "list:"
-#: The most classes of labels that are numbers, so that a stray one does not ask for a billion.
+#: Maximum number of classes. A wrong label could otherwise mean a billion classes.
 MAX_CLASSES = 1_000_000
-#: The most characters of a line of a list: a path and a label.
+#: Maximum characters of a line in a list: a path and a label.
 MAX_LINE = 10_000
-# What Detectron2's readers raise over damaged annotations.
+_FOLDER = "a folder of images or a folder with one folder per class"
+# Classes that Detectron2's readers raise for damaged annotations.
 _DAMAGED = (
     *(KeyError, TypeError, ValueError, IndexError, AttributeError, AssertionError),
     *(OverflowError, RecursionError, SyntaxError),
@@ -29,7 +30,7 @@ _DAMAGED = (
 class PathTable(Sequence[str]):
     """File names in one block of memory.
 
-    A list of 10 million str takes over a gigabyte, and every worker process comes to have a copy:
+    A list of 10 million str takes over a gigabyte. Every worker process would copy it, because
     reading a str writes its reference count.
     """
 
@@ -45,7 +46,7 @@ class PathTable(Sequence[str]):
             self._ends.append(len(self._characters))
 
     def digest(self) -> str:
-        """SHA-256 of all names."""
+        """Return the SHA-256 of all names."""
         content = hashlib.sha256(self._characters)
         content.update(self._ends)
         return content.hexdigest()
@@ -70,12 +71,12 @@ class PathTable(Sequence[str]):
 
 @dataclasses.dataclass(frozen=True)
 class ImageList:
-    """Files, and what class each belongs to.
+    """Image files and their classes.
 
     Attributes:
-        paths: image files.
-        labels: class index of each, or None without labels.
-        classes: names of the classes; empty without labels.
+        paths: The image files.
+        labels: Class index of each image; None without labels.
+        classes: Names of the classes; empty without labels.
     """
 
     paths: PathTable
@@ -89,36 +90,38 @@ class ImageList:
         """Return the class index of one image.
 
         Raises:
-            ValueError: the images have no labels.
+            ValueError: If the images have no labels.
         """
         if self.labels is None:
             raise ValueError("these images have no labels")
         return self.labels[index]
 
 
-def take_share(images: ImageList, share: float) -> ImageList:
-    """A random part of the images, the same in every run; smaller shares lie within larger ones.
+def take_fraction(images: ImageList, fraction: float) -> ImageList:
+    """Return a random subset of the images, which is equal in every run.
+
+    A subset of a smaller fraction is a subset of one of a larger fraction.
 
     Args:
-        share: in (0, 1]; of all images, not of each class.
+        fraction: Fraction of all images (not of each class), in (0, 1].
     """
-    if share == 1:
+    if fraction == 1:
         return images
     shuffled = np.random.default_rng(0).permutation(len(images))
-    taken = np.sort(shuffled[: max(1, round(share * len(images)))])
-    labels = None if images.labels is None else array.array("i", (images.labels[i] for i in taken))
-    return ImageList(PathTable(images.paths[i] for i in taken), labels, images.classes)
+    chosen = np.sort(shuffled[: max(1, round(fraction * len(images)))])
+    labels = None if images.labels is None else array.array("i", (images.labels[i] for i in chosen))
+    return ImageList(PathTable(images.paths[i] for i in chosen), labels, images.classes)
 
 
 def list_source(name: str) -> ImageList:
-    """The images of one entry of DATASETS.TRAIN.
+    """List the images of one entry of DATASETS.TRAIN.
 
     Args:
-        name: a class folder, a flat folder, ``list:FILE``, or the name of a dataset registered with
+        name: A class folder, a flat folder, ``list:FILE``, or the name of a dataset registered with
             Detectron2 (``coco_2017_train``), whose annotations are not used.
 
     Raises:
-        UserError: it is none of these, or has no images.
+        UserError: If `name` is none of these, or has no images.
     """
     if name.startswith(LIST_PREFIX):
         return read_list(name.removeprefix(LIST_PREFIX))
@@ -127,25 +130,26 @@ def list_source(name: str) -> ImageList:
     if not Path(name).expanduser().exists() and name in DatasetCatalog:
         return list_registered(name)
     if os.sep not in name and not Path(name).exists():
-        hint = closest(name, DatasetCatalog) or "give a folder of images, or of one folder a class"
+        hint = (
+            closest(name, DatasetCatalog)
+            or "give a folder of images or a folder with one folder per class"
+        )
         raise UserError(f"{name!r} is neither a folder nor a registered dataset; {hint}")
     return list_images(name)
 
 
 def list_images(folder: str | Path) -> ImageList:
-    """The images of a class folder (``folder/class/**/x.jpg``) or of a flat one (``folder/x.jpg``).
+    """List the images of a class folder (``class/**/x.jpg``) or a flat folder (``x.jpg``).
 
     Raises:
-        UserError: no such folder, no image in it, or both kinds at once.
+        UserError: If the folder does not exist, has no images, or is both a class folder and a
+            flat folder.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
-        raise UserError(
-            f"dataset folder {folder} does not exist; give a folder of images, or of one folder "
-            "a class"
-        )
-    with os.scandir(root) as found:
-        entries = sorted(found, key=lambda entry: entry.name)
+        raise UserError(f"dataset folder {folder} does not exist; give {_FOLDER}")
+    with os.scandir(root) as scan:
+        entries = sorted(scan, key=lambda entry: entry.name)
     flat = [entry.path for entry in entries if _is_image(entry.name) and entry.is_file()]
     paths = PathTable()
     labels = array.array("i")
@@ -159,20 +163,20 @@ def list_images(folder: str | Path) -> ImageList:
     if flat and classes:
         raise UserError(
             f"{folder} holds images ({Path(flat[0]).name}) beside class folders ({classes[0]}): "
-            "move the ones into a class, or the others out"
+            "move the images into class folders, or move the class folders out"
         )
     if flat:
         return ImageList(PathTable(flat), None, [])
     if not classes:
         raise UserError(
-            f"no images in {folder}; looked for {', '.join(sorted(IMAGE_SUFFIXES))} in it and in "
-            "its class folders"
+            f"no images in {folder} and its class folders: give a folder with "
+            f"{', '.join(sorted(IMAGE_SUFFIXES))}"
         )
     return ImageList(paths, labels, classes)
 
 
 def share_images(first: str | Path, second: str | Path) -> bool:
-    """Whether two folders are one, or one is in the other, links followed."""
+    """Return whether two folders are equal, or one contains the other, after following links."""
     one, other = (Path(os.path.realpath(expand_home(folder))) for folder in (first, second))
     return one.is_relative_to(other) or other.is_relative_to(one)
 
@@ -182,27 +186,28 @@ def _is_image(name: str) -> bool:
 
 
 def _images_below(folder: str) -> Iterator[str]:
-    for where, _, names in os.walk(folder):
-        yield from (f"{where}{os.sep}{name}" for name in names if _is_image(name))
+    for parent, _, names in os.walk(folder):
+        yield from (f"{parent}{os.sep}{name}" for name in names if _is_image(name))
 
 
 def read_list(file: str | Path) -> ImageList:
-    """The images of a list: one path a line, relative to the list's folder, and optionally a label.
+    """Read a list of images: one path per line, and optionally a label.
 
-    The label is the line's last word, an integer from 0 or a class name. Empty lines are passed
-    over. The files are not looked for: one that is missing counts as unreadable when its turn
-    comes.
+    Paths are relative to the folder of the list. The label is the last word of the line, an integer
+    from 0 or a class name. Empty lines are skipped. The images are not opened here. A missing one
+    counts as unreadable when training reaches it.
 
     Raises:
-        UserError: no such file, no image in it, a line that names no image or has more than
-            MAX_LINE characters, labels on some lines only, or one of MAX_CLASSES and more.
+        UserError: If the file does not exist or names no image, a line names no image or has more
+            than MAX_LINE characters, only some lines have labels, or a label is MAX_CLASSES or
+            greater.
     """
     file = Path(file).expanduser()
     if not file.is_file():
-        raise UserError(f"list of images {file} does not exist; DATASETS.TRAIN names it")
+        raise UserError(f"list of images {file} does not exist: change DATASETS.TRAIN")
     paths = PathTable()
     words: list[str] = []
-    interned: dict[str, str] = {}  # one object a class, not one a line
+    interned: dict[str, str] = {}  # one object per class, not per line
     with file.open(encoding="utf-8", errors="surrogateescape") as lines:
         for number, line in enumerate(map(str.strip, _bounded_lines(lines)), start=1):
             if not line:
@@ -210,27 +215,27 @@ def read_list(file: str | Path) -> ImageList:
             path, word = _split_list_line(line)
             if path is None:
                 raise UserError(
-                    f"{file} line {number} names no image ({line[:80]!r}): write one path a line, "
-                    f"then a space and the label if there is one; known are "
+                    f"{file} line {number} names no image ({line[:80]!r}): write one path per line "
+                    "and, after a space, an optional label; known suffixes are "
                     f"{', '.join(sorted(IMAGE_SUFFIXES))}"
                 )
             paths.extend([os.path.join(file.parent, path)])  # noqa: PTH118 - for 10 M names
             if word is not None:
                 words.append(interned.setdefault(word, word))
     if not paths:
-        raise UserError(f"list of images {file} is empty")
+        raise UserError(f"list of images {file} is empty: write one path per line")
     if not words:
         return ImageList(paths, None, [])
     if len(words) != len(paths):
         raise UserError(
-            f"{file} has labels on {len(words)} of its {len(paths)} lines: give all or none"
+            f"{file} has labels on only {len(words)} of {len(paths)} lines: label all or none"
         )
     if all(word.isdecimal() for word in interned):
         largest = max(interned, key=lambda word: (len(word.lstrip("0")), word.lstrip("0")))
         if len(largest.lstrip("0")) > len(str(MAX_CLASSES)) or int(largest) >= MAX_CLASSES:
             raise UserError(
-                f"{file} has the label {largest[:20]}, and labels that are numbers count the "
-                f"classes from 0: at most {MAX_CLASSES:,}"
+                f"{file} has the label {largest[:20]}: numeric labels are class indices, from 0 to "
+                f"less than {MAX_CLASSES:,}"
             )
         labels = array.array("i", map(int, words))
         return ImageList(paths, labels, [str(i) for i in range(max(labels) + 1)])
@@ -240,10 +245,10 @@ def read_list(file: str | Path) -> ImageList:
 
 
 def _bounded_lines(file: TextIO) -> Iterator[str]:
-    """Lines, of which none is read into memory whole if it takes gigabytes.
+    """Yield lines, without reading a line of gigabytes into memory.
 
     Raises:
-        UserError: one has more than MAX_LINE characters.
+        UserError: If a line has more than MAX_LINE characters.
     """
     number = 0
     while line := file.readline(MAX_LINE + 1):
@@ -251,13 +256,13 @@ def _bounded_lines(file: TextIO) -> Iterator[str]:
         if len(line) > MAX_LINE:
             raise UserError(
                 f"{file.name} line {number} has more than {MAX_LINE:,} characters: write one path "
-                "a line"
+                "per line"
             )
         yield line
 
 
 def _split_list_line(line: str) -> tuple[str | None, str | None]:
-    """A line as path and label, either of them None. A path may hold spaces."""
+    """Split a line into path and label, which may be None. A path may have spaces."""
     if _is_image(line):
         return line, None
     path, _, word = line.replace("\t", " ").rpartition(" ")
@@ -266,10 +271,10 @@ def _split_list_line(line: str) -> tuple[str | None, str | None]:
 
 
 def list_registered(name: str) -> ImageList:
-    """The images of a dataset registered with Detectron2's DatasetCatalog, without labels.
+    """List the images of a dataset registered in Detectron2's DatasetCatalog, without labels.
 
     Raises:
-        UserError: its files are not there, are damaged, or are none.
+        UserError: If its files are missing or damaged, or it has no images.
     """
     from detectron2.data import DatasetCatalog
 
@@ -281,16 +286,16 @@ def list_registered(name: str) -> ImageList:
     except OSError as error:
         raise UserError(
             f"dataset {name} is registered, but {error.filename} cannot be read "
-            f"({error.strerror}); DETECTRON2_DATASETS names the folder that holds the datasets"
+            f"({error.strerror}): set DETECTRON2_DATASETS to the folder of the datasets"
         ) from error
     except _DAMAGED as error:
-        what = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise UserError(
-            f"dataset {name!r}: its annotations are damaged, and Detectron2's reader finds {what}; "
-            "mend the file"
+            f"dataset {name!r}: its annotations are damaged (Detectron2's reader: {reason}): "
+            "repair the file"
         ) from error
-    # A dataset for detection may list an image once for each group of its annotations.
+    # A detection dataset may list an image several times, once per group of annotations.
     paths = PathTable(dict.fromkeys(record["file_name"] for record in records))
     if not paths:
-        raise UserError(f"dataset {name} has no images")
+        raise UserError(f"dataset {name} has no images: change DATASETS.TRAIN")
     return ImageList(paths, None, [])

@@ -1,9 +1,9 @@
-"""What folders and shards share: an endless, resumable stream of batches.
+"""The endless, resumable stream of batches, for folders and for shards.
 
-Position counts the images of all processes since the start of training: iteration i holds positions
-[i * total batch, (i + 1) * total batch), of which each process takes its share, in the order of
-ranks. Every random choice follows from (seed, position): not from the worker that made it, nor from
-when. So a resumed run sees what an uninterrupted one would.
+The position counts the images of all processes since the start of training. Iteration i has the
+positions [i * total batch, (i + 1) * total batch), which are divided among the processes in rank
+order. Every random choice depends only on (seed, position), not on worker or time. So a resumed run
+gets the same batches as an uninterrupted one.
 """
 
 import abc
@@ -18,21 +18,21 @@ from torch.utils.data import DataLoader, default_collate
 from moco_d2.engine.seeding import Purpose, derive_seed
 from moco_d2.errors import UserError, as_raised
 
-# A batch of a process; what is in it: TrainingData.batches.
+# A batch of one process; see TrainingData.batches.
 Batch = dict[str, Any]
 
-# So many images in a row that do not decode are no accident: the set is not what it seems.
+# If this many images in a row cannot be decoded, the dataset itself is damaged.
 MAX_ATTEMPTS = 100
 
 
 @dataclasses.dataclass(frozen=True)
 class ViewMaker:
-    """(image, position) -> the views of the image, drawn with the randomness of the position.
+    """(image, position) -> the views of the image, whose random numbers depend on the position.
 
     Attributes:
-        transform: PIL image -> tensor (3, H, W), randomized by torch's CPU generator.
-        names: one view a name, ``("query", "key")``.
-        seed: of the run.
+        transform: PIL image -> tensor (3, H, W). It draws from torch's CPU generator.
+        names: The names of the views, ``("query", "key")``.
+        seed: The seed of the run.
     """
 
     transform: Callable[[Image.Image], torch.Tensor]
@@ -41,17 +41,18 @@ class ViewMaker:
 
     def __call__(self, image: Image.Image, position: int) -> dict[str, torch.Tensor]:
         with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would seed the GPU's generator too, which nobody restores.
+            # torch.manual_seed would also seed the GPU's generator, which is not restored.
             torch.default_generator.manual_seed(derive_seed(Purpose.VIEWS, self.seed, position))
             return {name: self.transform(image) for name in self.names}
 
 
 class TrainingData(abc.ABC):
-    """The images of a run and the share of one process in them, whatever the source.
+    """The images of a run, and their batches for one process.
 
     Attributes:
-        num_images: in one epoch.
-        classes: names of the classes; empty without labels.
+        num_images: Number of images in an epoch.
+        classes: Names of the classes; empty without labels.
+        local_batch_size: Images per step of this process.
     """
 
     def __init__(
@@ -68,57 +69,60 @@ class TrainingData(abc.ABC):
     ):
         """
         Args:
-            make_views: what workers do with an image.
-            total_batch: images a step over all processes.
-            rank, world_size: this process among them.
-            num_workers: processes that read and decode; 0: this one does.
-            device_augmentation: what is then done with the whole batch: a view (N, 3, H, W), CPU
-                generator -> the finished view (N, 3, H, W). None: nothing.
+            num_images: Number of images in an epoch.
+            classes: Names of the classes; empty without labels.
+            make_views: Makes the views of an image, on a worker.
+            total_batch: Images per step over all processes.
+            rank, world_size: Rank of this process and number of processes.
+            num_workers: Number of processes that read and decode images. With 0, this process does.
+            device_augmentation: Finishes the views of a batch on the device: (views (N, 3, H, W),
+                CPU generator) -> views (N, 3, H, W). None means that the workers do everything.
 
         Raises:
-            UserError: the batch does not divide among the processes, or is larger than the dataset.
+            UserError: If the number of processes does not divide the batch, or the batch is larger
+                than the dataset.
         """
         if total_batch % world_size:
             raise UserError(
-                f"SOLVER.IMS_PER_BATCH {total_batch} does not divide among {world_size} processes"
+                f"SOLVER.IMS_PER_BATCH {total_batch} is not divisible by {world_size} processes: "
+                "set a multiple"
             )
         if num_images < total_batch:
             raise UserError(
-                f"the dataset has {num_images} images, less than one batch of {total_batch}: set a "
-                "smaller SOLVER.IMS_PER_BATCH"
+                f"the dataset has {num_images} images, fewer than one batch of {total_batch}: set "
+                "a smaller SOLVER.IMS_PER_BATCH"
             )
         self.num_images = num_images
         self.classes = classes
         self.make_views = make_views
         self.total_batch = total_batch
-        self.share = total_batch // world_size
+        self.local_batch_size = total_batch // world_size
         self.rank = rank
         self.num_workers = num_workers
         self.device_augmentation = device_augmentation
 
     @property
     def iterations_per_epoch(self) -> int:
-        """Full batches in one pass over the images; what is left over waits for the next."""
+        """Number of full batches in an epoch. The remaining images are not used in it."""
         return self.num_images // self.total_batch
 
     @abc.abstractmethod
     def fingerprint(self) -> str:
-        """Of the names of the images and their labels: what all processes have to agree on."""
+        """Return a fingerprint of image names and labels, which must be equal in all processes."""
 
     @abc.abstractmethod
     def loader(self, start_iteration: int) -> DataLoader[Batch]:
-        """An endless loader of this process' batches from an iteration on."""
+        """Return an endless loader of the local batches, from an iteration on."""
 
     def batches(self, start_iteration: int = 0) -> Generator[Batch, None, None]:
-        """Endless batches of this process. Closing the iterator ends its workers at once.
+        """Yield endless batches of this process. Closing the iterator ends its workers at once.
 
-        A batch is ``{"query": (N, 3, H, W), "key": the same, "index": (N,) which image of the
-        dataset each is, "label": (N,) where there are labels, "unreadable": name and reason of
-        the images that were skipped while this batch was made}``; where MOCO.AUGMENTATION.WHERE is
-        "device", the views are crops of bytes which `views` finishes.
+        A batch is ``{"query": (N, 3, H, W), "key": (N, 3, H, W), "index": indices in the dataset
+        (N,), "label": (N,) if the dataset has labels, "unreadable": the skipped images}``. If
+        MOCO.AUGMENTATION.WHERE is "device", the views are uint8 crops, which `views` finishes.
 
         Raises:
-            UserError: no image decodes.
+            UserError: If no image can be decoded.
         """
         iterator = iter(self.loader(start_iteration))
         try:
@@ -127,14 +131,14 @@ class TrainingData(abc.ABC):
         except UserError as error:
             raise as_raised(error) from error
         finally:
-            # Now: workers left to the garbage collector take 5 seconds each to end.
+            # End the workers now: the garbage collector would take 5 seconds for each.
             del iterator
 
     def views(self, batch: Batch, iteration: int) -> Batch:
-        """Finish the views of a batch that is on the device: the augmentation's batched part.
+        """Finish the views of a batch on the device.
 
-        The random choices follow from (seed, iteration, rank), the same on every device. Gives the
-        batch itself where the workers have done it all.
+        The random numbers depend on (seed, iteration, rank), and are equal on every device. Without
+        a device augmentation, the result is the batch itself.
         """
         if self.device_augmentation is None:
             return batch
@@ -145,10 +149,10 @@ class TrainingData(abc.ABC):
 
 
 def collate(samples: list[dict[str, Any]]) -> Batch:
-    """Samples as one batch, views in channels_last; their lists of unreadable files as one list.
+    """Combine samples to a batch, with the views in channels_last.
 
-    A view's channels lie side by side from decoding to the network; turning each view, and the
-    batch back, would cost a twentieth of a worker's time.
+    Views are in channels_last from decoding to the network. Changing the memory format would cost a
+    twentieth of a worker's time.
     """
     unreadable = [name for sample in samples for name in sample.pop("unreadable")]
     views = {name for name, value in samples[0].items() if getattr(value, "ndim", 0) == 3}

@@ -1,4 +1,4 @@
-"""The members of a tar shard, one by one and bounded: images, and the labels beside them."""
+"""Read the members of a tar shard one by one, with bounds: images, and their labels."""
 
 import contextlib
 import tarfile
@@ -10,21 +10,21 @@ from moco_d2.pretrain.data.decompression import BoundedReader
 from moco_d2.pretrain.data.images import IMAGE_SUFFIXES
 from moco_d2.untrusted_images import MAX_FILE_BYTES
 
-LABEL = "cls"  # WebDataset's name of the member that holds the class index as text
+LABEL = "cls"  # WebDataset's suffix of a member with the class index as text
 MEMBERS = {suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES} | {LABEL}
-#: The most bytes of a label, and of what tar says about a member beside its header (a long name).
-#: An image may have untrusted_images.MAX_FILE_BYTES.
+#: Maximum bytes of a label, and of the extra headers of a member (a long name). The maximum of an
+#: image is untrusted_images.MAX_FILE_BYTES.
 MAX_LABEL_BYTES, MAX_EXTRA_BYTES = 1024, 1 << 20
 _EXTRA = (
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
 )
-_SPARSE_GOES_ON = 504  # the byte that says whether another block of a sparse member's parts follows
+_SPARSE_CONTINUES = 504  # index of the byte: does another block of a sparse header follow?
 
 
 @contextlib.contextmanager
 def open_shard(path: str) -> Iterator[tarfile.TarFile]:
-    """A local shard, compressed or not."""
+    """Open a local shard, compressed or not."""
     with Path(path).open("rb") as file:
         reader = BoundedReader(file)
         if reader.compressed:
@@ -37,33 +37,34 @@ def open_shard(path: str) -> Iterator[tarfile.TarFile]:
 
 
 def open_stream(reader: BoundedReader) -> tarfile.TarFile:
-    source: Any = reader  # tarfile reads from it, and nothing else, whatever its types ask for
+    source: Any = reader  # tarfile's types require more methods than tarfile calls
     return tarfile.open(fileobj=source, mode="r|", tarinfo=_Member)
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose long name is not read into memory if it takes gigabytes, and of which, if it
-    is sparse, the list of its parts is passed over: it is not read.
+    """A member with bounded extra headers.
+
+    Sparse members are not read, so the list of their parts is skipped.
     """
 
-    # Attributes of tarfile that its types leave out, or call otherwise.
+    # Attributes of tarfile that are missing or different in its types.
     sparse: Any
     _sparse_structs: tuple[Any, bool, int]
     _block: Callable[[int], int]
 
     def _proc_member(self, shard: Any) -> tarfile.TarInfo:
-        # The entry point that tarfile has for subclasses.
+        # tarfile documents this method for subclasses.
         if self.type in _EXTRA and not 0 <= self.size <= MAX_EXTRA_BYTES:
             raise tarfile.HeaderError(
-                f"a name in it takes {self.size:,} bytes, and at most {MAX_EXTRA_BYTES:,} are read"
+                f"an extra header has {self.size:,} bytes, more than {MAX_EXTRA_BYTES:,}"
             )
-        if self.type == tarfile.XGLTYPE:  # tarfile keeps what is said of all further members
+        if self.type == tarfile.XGLTYPE:  # tarfile stores global headers for all later members
             shard.global_bytes = getattr(shard, "global_bytes", 0) + self.size
             if shard.global_bytes > MAX_EXTRA_BYTES:
                 raise tarfile.HeaderError(
-                    f"its global headers take more than {MAX_EXTRA_BYTES:,} bytes"
+                    f"its global headers have more than {MAX_EXTRA_BYTES:,} bytes"
                 )
-        return super()._proc_member(shard)  # type: ignore[misc] # which its types leave out
+        return super()._proc_member(shard)  # type: ignore[misc] # missing in tarfile's types
 
     def _proc_sparse(self, shard: Any) -> tarfile.TarInfo:
         more: bool | int
@@ -71,8 +72,8 @@ class _Member(tarfile.TarInfo):
         while more:
             block = shard.fileobj.read(tarfile.BLOCKSIZE)
             if len(block) < tarfile.BLOCKSIZE:
-                raise tarfile.HeaderError("it breaks off within the header of a sparse member")
-            more = block[_SPARSE_GOES_ON]
+                raise tarfile.HeaderError("it is truncated within the header of a sparse member")
+            more = block[_SPARSE_CONTINUES]
         self.sparse = []
         self.offset_data = shard.fileobj.tell()
         shard.offset = self.offset_data + self._block(self.size)
@@ -84,27 +85,27 @@ class _Member(tarfile.TarInfo):
 
 
 def walk(shard: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Members one by one; an iteration over the shard itself keeps all it has met.
+    """Yield the members. Iterating over the shard itself would keep all of them in memory.
 
     Raises:
-        tarfile.TarError: damage, or an image or label of more bytes than are read.
+        tarfile.TarError: If the shard is damaged, or an image or a label is too large.
     """
     while (member := shard.next()) is not None:
-        shard.members.clear()  # type: ignore[attr-defined] # which its types leave out
+        shard.members.clear()  # type: ignore[attr-defined] # missing in tarfile's types
         limit = MAX_LABEL_BYTES if is_label(member.name) else MAX_FILE_BYTES
         if member.size < 0:
             raise tarfile.HeaderError(f"member {member.name[:80]} has {member.size:,} bytes")
         if member.size > limit and is_read(member):
             raise tarfile.HeaderError(
-                f"member {member.name[:80]} has {member.size:,} bytes, and at most {limit:,} are "
-                "read"
+                f"member {member.name[:80]} has {member.size:,} bytes, more than {limit:,}"
             )
         yield member
 
 
 def is_read(member: tarfile.TarInfo) -> bool:
-    """Whether it is an image or a label. Sparse members are none: a header of 512 bytes may stand
-    for hundreds of megabytes of zeros.
+    """Return whether a member is an image or a label.
+
+    Sparse members are not: 512 bytes of a header may mean hundreds of megabytes of zeros.
     """
     return member.isreg() and not member.issparse() and _is_wanted(member.name)
 

@@ -1,4 +1,4 @@
-"""The model that a pretraining config asks for."""
+"""Build the model of a pretraining config."""
 
 import logging
 
@@ -14,25 +14,25 @@ logger = logging.getLogger(__name__)
 
 
 def build_pretext_model(cfg: CfgNode, data: TrainingData) -> MoCo | SupervisedClassifier:
-    """MoCo or its supervised baseline, as MOCO.PRETEXT says.
+    """Build MoCo or its supervised baseline, depending on MOCO.PRETEXT.
 
     Raises:
-        UserError: a step's images cannot be divided as asked.
+        UserError: If MOCO.ACCUMULATION or MOCO.BN_SPLITS does not divide a step's images.
     """
     moco = cfg.MOCO
-    share = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
-    if share % moco.ACCUMULATION:
+    local_batch_size = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
+    if local_batch_size % moco.ACCUMULATION:
         raise UserError(
-            f"MOCO.ACCUMULATION {moco.ACCUMULATION} does not divide the {share} images a process "
-            "has in a step"
+            f"MOCO.ACCUMULATION {moco.ACCUMULATION} does not divide the {local_batch_size} images "
+            "per step and process: set a divisor"
         )
     if moco.PRETEXT == "supervised":
         return SupervisedClassifier.from_config(cfg, num_classes=len(data.classes))
-    images = share // moco.ACCUMULATION
-    if moco.BN_SPLITS < 1 or images % moco.BN_SPLITS:
+    micro_batch = local_batch_size // moco.ACCUMULATION
+    if moco.BN_SPLITS < 1 or micro_batch % moco.BN_SPLITS:
         raise UserError(
-            f"MOCO.BN_SPLITS {moco.BN_SPLITS} does not divide the {images} images that a process "
-            "encodes at a time"
+            f"MOCO.BN_SPLITS {moco.BN_SPLITS} does not divide the {micro_batch} images of a "
+            "micro-batch: set a divisor"
         )
     model = MoCo.from_config(cfg, num_images=data.num_images)
     if model.may_leak:

@@ -1,10 +1,8 @@
-"""Where the keys of the contrastive loss come from: the paper's three mechanisms (section 3.1,
-Figure 2).
+"""The paper's three mechanisms for the keys of the contrastive loss (section 3.1, Figure 2).
 
-A dictionary turns queries and keys into logits, and is told about them once the step is over.
-Updating it last is what makes a copy of it needless: until then, the backward pass still reads it.
-Every process has the same dictionary without its being sent around: all update it with the same
-embeddings.
+A dictionary turns queries and keys into logits, and takes them in at the end of the step. Until
+then the backward pass still reads it, so an earlier update would need a copy. All processes update
+their dictionary with the same embeddings, so it is equal in all processes without an exchange.
 
 Legend: N batch of one process, C embedding dimension, K dictionary size, W world size, I images.
 """
@@ -19,12 +17,12 @@ from moco_d2.pretrain.model.shuffle_bn import all_gather, world_size
 
 
 class Dictionary(nn.Module):
-    """What the three have in common.
+    """Base class of the dictionaries.
 
     Attributes:
-        key_encoder: what encodes the key view. "momentum": a moving average of the query encoder;
-            "query": the query encoder itself, trained through the keys as well; None: nothing does,
-            the dictionary has a key for every image.
+        key_encoder: The network that encodes the key view. "momentum" is a moving average of the
+            query encoder. "query" is the query encoder itself, which is also trained through the
+            keys. None means that the dictionary has a key for every image.
     """
 
     key_encoder: str | None
@@ -32,30 +30,30 @@ class Dictionary(nn.Module):
     def contrast(
         self, queries: torch.Tensor, keys: torch.Tensor | None, index: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Similarities of `queries` to the keys, and which of them is each one's own.
+        """Return the similarities of the queries to the keys, and the columns of the positives.
 
         Args:
-            queries: (N, C) of unit length, of this process.
-            keys: (W N, C) of unit length, of all processes in rank order.
-            index: (N,), which image of the data set each query is.
+            queries: Local queries (N, C) of unit length.
+            keys: Keys (W N, C) of all processes, of unit length, in rank order.
+            index: Index in the dataset of each local image, (N,).
 
         Returns:
-            logits before the temperature (N, number of keys) and labels (N,).
+            Logits before the temperature (N, number of keys) and labels (N,).
         """
         raise NotImplementedError
 
     def update(
         self, queries: torch.Tensor, keys: torch.Tensor | None, index: torch.Tensor | None
     ) -> None:
-        """Take in what `contrast` was given, detached; after the backward pass."""
+        """Take in the arguments of `contrast`, detached, after the backward pass."""
 
 
 class Queue(Dictionary):
-    """MoCo's (Figure 2c): the K newest keys, first in, first out.
+    """MoCo's dictionary (Figure 2c): the K newest keys, first in, first out.
 
-    Buffers (saved in checkpoints under the official names): ``queue`` (C, K), columns of unit
-    length, and ``queue_ptr`` (1,), the column that the next key overwrites. Any batch size fits; it
-    wraps around.
+    Its buffers have the official names: ``queue`` (C, K) has columns of unit length, and
+    ``queue_ptr`` (1,) is the column that the next key overwrites. K need not be a multiple of the
+    batch size.
     """
 
     key_encoder = "momentum"
@@ -75,7 +73,7 @@ class Queue(Dictionary):
     def contrast(
         self, queries: torch.Tensor, keys: torch.Tensor | None, index: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, 1 + K): the own key in column 0, then the queue; paper Algorithm 1."""
+        """Return logits (N, 1 + K) with the positive in column 0 (paper Algorithm 1)."""
         keys = _needed(keys, "keys")
         positive = (queries * _own(keys, len(queries))).sum(dim=1, keepdim=True)
         logits = torch.cat([positive, queries @ self.queue], dim=1)
@@ -85,22 +83,22 @@ class Queue(Dictionary):
     def update(
         self, queries: torch.Tensor, keys: torch.Tensor | None, index: torch.Tensor | None
     ) -> None:
-        """Enqueue the keys of every process, dequeue the oldest."""
+        """Enqueue the keys of all processes and dequeue the oldest keys."""
         keys = _needed(keys, "keys")
         size = self.queue.shape[1]
         columns = (self.queue_ptr + torch.arange(len(keys), device=keys.device)) % size
-        # More keys than places: only the newest K survive, each in the column it would end in.
+        # If there are more than K keys, only the newest K stay, in the columns they would end in.
         self.queue[:, columns[-size:]] = keys[-size:].T.to(self.queue.dtype)
         self.queue_ptr.add_(len(keys)).remainder_(size)
 
 
 class MemoryBank(Dictionary):
-    """InstDisc's (Figure 2b; Wu et al., arXiv:1805.01978): a representation of every image, from
-    when it was last seen.
+    """InstDisc's dictionary (Figure 2b; Wu et al., arXiv:1805.01978): an entry for every image.
 
-    The positive is the image's own entry; the negatives are K entries drawn at random, anew in
-    every step, one draw for all queries of a process. Buffer: ``bank`` (I, C), rows of unit length.
-    Neither a second view nor ShuffleBN is needed: the positive comes from another batch.
+    An entry is the representation from when the image was last seen. The positive is the image's
+    own entry. The negatives are K random entries, which are drawn in every step for all queries of
+    a process. The buffer ``bank`` (I, C) has rows of unit length. Neither a second view nor
+    ShuffleBN is needed, because the positive comes from another batch.
     """
 
     key_encoder = None
@@ -110,9 +108,9 @@ class MemoryBank(Dictionary):
         """
         Args:
             dim: C.
-            size: K, negatives a step.
+            size: K, the number of negatives.
             num_images: I.
-            momentum: share of the old representation in the new one; InstDisc's default 0.5.
+            momentum: Fraction of the old representation in the new one. InstDisc's default is 0.5.
         """
         super().__init__()
         self.size = size
@@ -122,11 +120,15 @@ class MemoryBank(Dictionary):
     def contrast(
         self, queries: torch.Tensor, keys: torch.Tensor | None, index: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, 1 + K): the image's own entry in column 0, then the negatives."""
+        """Return logits (N, 1 + K) with the image's own entry in column 0.
+
+        Raises:
+            UserError: If the dataset gives no index.
+        """
         if index is None or int(index.min()) < 0:
             raise UserError(
-                "the memory bank has a place for every image, and this data set does not number "
-                "them: use a folder, a list or a registered data set, or MOCO.DICTIONARY.NAME Queue"
+                "the memory bank needs the index of every image, which this dataset does not give: "
+                "use a folder, a list or a registered dataset, or set MOCO.DICTIONARY.NAME Queue"
             )
         drawn = torch.randint(len(self.bank), (self.size,), device=queries.device)
         positive = (queries * self.bank[index]).sum(dim=1, keepdim=True)
@@ -137,15 +139,16 @@ class MemoryBank(Dictionary):
     def update(
         self, queries: torch.Tensor, keys: torch.Tensor | None, index: torch.Tensor | None
     ) -> None:
-        """Move the entries of all processes' images towards their new representations."""
+        """Move the entries of the images of all processes towards their new representations."""
         index, queries = all_gather(_needed(index, "indices")), all_gather(queries)
         mixed = self.momentum * self.bank[index] + (1 - self.momentum) * queries
         self.bank[index] = F.normalize(mixed, dim=1)
 
 
 class EndToEnd(Dictionary):
-    """The batch is the dictionary (Figure 2a): K is the global batch, and gradients flow through
-    the keys, to all processes. Nothing is kept.
+    """The batch itself as the dictionary (Figure 2a): K is the batch of all processes.
+
+    Gradients flow through the keys to all processes.
     """
 
     key_encoder = "query"
@@ -153,7 +156,7 @@ class EndToEnd(Dictionary):
     def contrast(
         self, queries: torch.Tensor, keys: torch.Tensor | None, index: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, W N): the own key of query i of rank r in column r N + i."""
+        """Return logits (N, W N); the positive of query i of rank r is in column r N + i."""
         first = _rank() * len(queries)
         labels = torch.arange(first, first + len(queries), device=queries.device)
         return queries @ _needed(keys, "keys").T, labels
@@ -164,14 +167,14 @@ def _rank() -> int:
 
 
 def _needed(tensor: torch.Tensor | None, name: str) -> torch.Tensor:
-    """Return `tensor`; raise ValueError where there is none, but the dictionary works with it."""
+    """Return `tensor`, or raise a ValueError if it is None."""
     if tensor is None:
         raise ValueError(f"this dictionary needs {name}")
     return tensor
 
 
 def _own(keys: torch.Tensor, batch: int) -> torch.Tensor:
-    """This process's part of all `keys` (W N, C): (N, C)."""
+    """Return the local part (N, C) of the keys (W N, C) of all processes."""
     return keys[_rank() * batch : (_rank() + 1) * batch]
 
 
@@ -181,17 +184,17 @@ DICTIONARIES = {"Queue": Queue, "MemoryBank": MemoryBank, "EndToEnd": EndToEnd}
 def build_dictionary(
     name: str, *, dim: int, size: int, num_images: int, bank_momentum: float = 0.5
 ) -> Dictionary:
-    """The dictionary called `name` in MOCO.DICTIONARY.NAME.
+    """Build the dictionary with a name of MOCO.DICTIONARY.NAME.
 
     Raises:
-        UserError: it would hold no key.
-        KeyError: `name` is not in DICTIONARIES.
+        UserError: If it would have no key.
+        KeyError: If `name` is not in DICTIONARIES.
     """
     kind = DICTIONARIES[name]
     if kind is EndToEnd:
         return EndToEnd()
     if size < 1:
-        raise UserError(f"MOCO.DICTIONARY.SIZE {size} holds no key; the paper's queue holds 65536")
+        raise UserError(f"MOCO.DICTIONARY.SIZE must be at least 1, got {size}; the paper has 65536")
     if kind is MemoryBank:
         return MemoryBank(dim=dim, size=size, num_images=num_images, momentum=bank_momentum)
     return Queue(dim=dim, size=size)

@@ -1,4 +1,4 @@
-"""torchvision ResNets with the projection heads of MoCo v1 (linear) and v2 (two layers).
+"""Build torchvision ResNets with the projection heads of MoCo v1 (linear) and v2 (two layers).
 
 Legend: N batch, C embedding dimension, D width of the last stage (512 or 2048, times width_factor).
 """
@@ -29,28 +29,31 @@ def build_encoder(
     small_stem: bool = False,
     norm_layer: Callable[..., nn.Module] | None = None,
 ) -> nn.Module:
-    """A ResNet whose ``fc`` maps its pooled features to `dim` outputs: images (N, 3, H, W) -> (N,
-    dim).
+    """Build a ResNet with a projection head: images (N, 3, H, W) -> embeddings (N, dim).
 
-    Parameter names are torchvision's, and those of the official MoCo checkpoints: ``fc.weight``
-    with the linear head, ``fc.0`` and ``fc.2`` with the MLP (v2, section 2: Linear(D, D), ReLU,
+    Parameter names are those of torchvision and of the official MoCo checkpoints. The linear head
+    is ``fc.weight``. The MLP has ``fc.0`` and ``fc.2`` (v2, section 2: Linear(D, D), ReLU,
     Linear(D, C)).
 
     Args:
-        groups, width_per_group: of the 3x3 convolutions in bottlenecks, as in torchvision;
+        arch: One of ARCHITECTURES.
+        dim: C.
+        mlp: Whether the head is the MLP.
+        groups, width_per_group: Shape of the 3x3 convolutions in bottlenecks, as in torchvision.
             ResNeXt-50 32x8d has 32 and 8.
-        width_factor: multiplies every number of channels.
-        small_stem: a 3x3 convolution of stride 1 and no pooling, for images of 32 pixels (authors'
-            CIFAR demo). Detectron2 has no such network.
+        width_factor: Factor on every number of channels.
+        small_stem: Use a 3x3 convolution of stride 1 and no pooling, for images of 32 pixels
+            (authors' CIFAR demo). Detectron2 has no such network.
+        norm_layer: Builds a normalization layer from a number of channels.
 
     Raises:
-        UserError: a width that the architecture does not have.
-        KeyError: `arch` is not one of ARCHITECTURES.
+        UserError: If the architecture does not exist in this width.
+        KeyError: If `arch` is not one of ARCHITECTURES.
     """
     depth = _DEPTHS[arch]
     if depth in BASIC_DEPTHS and (width_per_group, groups) != (64, 1):
         raise UserError(
-            f"{arch} has no bottlenecks to make wider, slimmer or grouped: set "
+            f"{arch} has no bottlenecks, which MOCO.ENCODER.WIDTH_PER_GROUP and GROUPS change: set "
             "MOCO.ENCODER.WIDTH_PER_GROUP 64 and MOCO.ENCODER.GROUPS 1"
         )
     network = build_resnet(
@@ -72,7 +75,7 @@ def build_encoder(
 
 
 def encoder_options(cfg: "CfgNode") -> dict[str, Any]:
-    """Keyword arguments of build_encoder in ``cfg.MOCO.ENCODER``, without the head's."""
+    """Return the arguments of build_encoder in ``cfg.MOCO.ENCODER``, except for the head."""
     encoder = cfg.MOCO.ENCODER
     return {
         "groups": encoder.GROUPS,

@@ -38,12 +38,12 @@ class MoCo(nn.Module):
     ):
         """
         Args:
-            encoder: the query encoder, images (N, 3, H, W) -> (N, C). A momentum encoder starts as
+            encoder: The query encoder, images (N, 3, H, W) -> (N, C). A momentum encoder starts as
                 its copy.
-            dictionary: see dictionary.py.
-            momentum: m of eq. 2.
-            temperature: T of eq. 1.
-            symmetric: add the loss with the views' roles exchanged.
+            dictionary: A dictionary of dictionary.py.
+            momentum: m in equation 2.
+            temperature: T in equation 1.
+            symmetric: Whether the loss with exchanged views is added.
         """
         super().__init__()
         self.encoder_q = encoder
@@ -55,12 +55,12 @@ class MoCo(nn.Module):
         self.momentum = momentum
         self.temperature = temperature
         self.symmetric = symmetric
-        # What the dictionary is told at the end of the step: queries, keys, image numbers.
+        # Queries, keys and image indices for the dictionary's update at the end of the step.
         self._seen: list[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]] = []
 
     @classmethod
     def from_config(cls, cfg: "CfgNode", *, num_images: int) -> "MoCo":
-        """Build from ``cfg.MOCO`` for a data set of `num_images`."""
+        """Build from ``cfg.MOCO`` for a dataset of `num_images`."""
         moco = cfg.MOCO
         encoder = build_encoder(
             moco.ENCODER.ARCH,
@@ -86,31 +86,30 @@ class MoCo(nn.Module):
 
     @property
     def needs_shuffle(self) -> bool:
-        """Whether a key can meet another BatchNorm group than its query's; alone in one group it
-        cannot.
-        """
+        """Whether there are several BatchNorm groups over which keys can be shuffled."""
         splits = {getattr(m, "num_splits", 1) for m in self.encoder_q.modules()}
         return self.dictionary.key_encoder is not None and (world_size() > 1 or splits != {1})
 
     @property
     def may_leak(self) -> bool:
-        """Whether BatchNorm can give the positive key away (paper section 3.3): query and key are
-        of one batch, and normalized in the same group.
+        """Whether query and key share a BatchNorm group, which can give the positive key away
+        (paper section 3.3).
         """
         return self.dictionary.key_encoder is not None and not self.needs_shuffle
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """InfoNCE loss of a batch, eq. 1.
+        """Return the InfoNCE loss of a batch (equation 1).
 
         Args:
-            batch: ``query`` and, where a key encoder wants it, ``key``: two views (N, 3, H, W) of
-                the same images; ``index`` (N,), which images of the data set, for a memory bank.
+            batch: ``query`` and ``key`` are two views (N, 3, H, W) of the same images. ``index``
+                (N,) has their indices in the dataset. A memory bank needs ``index`` and no ``key``;
+                the others need ``key`` and no ``index``.
 
         Returns:
-            ``loss_contrastive`` (a scalar with gradient; the sum of both directions if symmetric),
-            ``pretext_accuracy`` (share of queries whose own key is the nearest) and ``feature_std``
-            (standard deviation of the queries over the batch, times sqrt(C): 1 where they are
-            spread over the sphere, 0 where all are the same).
+            ``loss_contrastive`` is a scalar with gradient, the sum of both directions if symmetric.
+            ``pretext_accuracy`` is the fraction of queries whose positive is the nearest key.
+            ``feature_std`` is the standard deviation of the queries over the batch, times sqrt(C):
+            1 if they are spread over the sphere, 0 if all are equal.
         """
         views = [(batch["query"], batch.get("key"))]
         if self.symmetric:
@@ -126,11 +125,11 @@ class MoCo(nn.Module):
     def _contrast(
         self, query: torch.Tensor, key: torch.Tensor | None, index: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Loss, accuracy and spread of one direction; notes what the dictionary is to be told."""
+        """Return loss, accuracy and spread of one direction, and store what `finish_step` needs."""
         queries = F.normalize(self.encoder_q(query).float(), dim=1)
         encoder = self.dictionary.key_encoder
         keys = None if encoder is None or key is None else self.encode_keys(key)
-        # The similarities stay in fp32: at T = 0.07, bf16's 8 bits would blur neighboring logits.
+        # Similarities stay in fp32: at T = 0.07, bf16 with its 8 bits would round logits too much.
         with torch.autocast(queries.device.type, enabled=False):
             logits, labels = self.dictionary.contrast(queries, keys, index)
             logits = logits / self.temperature
@@ -141,8 +140,10 @@ class MoCo(nn.Module):
         return loss, accuracy, seen[0].std(dim=0).mean() * seen[0].shape[1] ** 0.5
 
     def encode_keys(self, images: torch.Tensor) -> torch.Tensor:
-        """Unit-length keys (W N, C) of all processes, encoded in shuffled order where that has an
-        effect. They have a gradient if the query encoder makes them.
+        """Return the keys (W N, C) of all processes, of unit length.
+
+        They are encoded in shuffled order if `needs_shuffle`. They have a gradient if the query
+        encoder computes them.
         """
 
         def encode(x: torch.Tensor) -> torch.Tensor:
@@ -153,11 +154,10 @@ class MoCo(nn.Module):
 
     @torch.no_grad()
     def finish_step(self) -> None:
-        """After the optimizer's step: momentum update of the key encoder (eq. 2), then the
-        dictionary's.
+        """Update the key encoder (equation 2) and then the dictionary, after the optimizer's step.
 
-        Parameters only: as in the official code, the key encoder's BatchNorm statistics are its
-        own.
+        Only parameters are averaged. As in the official code, the key encoder computes its own
+        BatchNorm statistics.
         """
         if self.dictionary.key_encoder == "momentum":
             torch._foreach_lerp_(

@@ -1,11 +1,10 @@
-"""Keeping the contrastive task honest: ShuffleBN over processes, SplitBN on one device (paper
-section 3.3).
+"""ShuffleBN over processes and SplitBN on one device (paper section 3.3).
 
-BatchNorm lets the samples of a batch see each other. If a query and its key are normalized within
-the same group of images, the group's statistics give the match away and the loss falls without
-anything being learnt. ShuffleBN encodes the keys in an order of their own, so that query and key
-meet different groups. That needs more than one group: the processes of a distributed run are
-groups; on one device, SplitBatchNorm2d makes them.
+BatchNorm mixes the samples of a batch. If a query and its key are normalized in the same group of
+images, the group's statistics give the positive away. The loss then falls, but the network learns
+nothing. ShuffleBN encodes the keys in another order, which puts query and key into different
+groups. This needs more than one group: in a distributed run each process is one, and on one device
+SplitBatchNorm2d makes several.
 
 Legend: N batch of one process, W world size, C channels or embedding, S splits.
 """
@@ -21,16 +20,17 @@ from torch.distributed.nn import functional as dist_functional
 
 
 class SplitBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm whose training statistics are those of S consecutive groups of the batch, one each.
+    """BatchNorm that normalizes each of S consecutive groups of a training batch on its own.
 
-    The same as S processes with N / S images and a BatchNorm each; the running statistics are the
-    groups' mean. In evaluation it is nn.BatchNorm2d, and so are its parameter names.
+    It equals S processes with N / S images and a BatchNorm each. The running statistics are the
+    mean over the groups. In evaluation it equals nn.BatchNorm2d, and it has the same parameter
+    names.
 
     Raises (in training):
-        ValueError: N is not a multiple of S.
+        ValueError: If N is not a multiple of S.
     """
 
-    # nn.BatchNorm2d's are optional: here running statistics are always tracked, as moving averages.
+    # In nn.BatchNorm2d these may be None. Here running statistics are always tracked.
     running_mean: torch.Tensor
     running_var: torch.Tensor
     num_batches_tracked: torch.Tensor
@@ -65,21 +65,21 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
     def _normalize_groups(
         self, x: torch.Tensor, means: torch.Tensor, variances: torch.Tensor
     ) -> torch.Tensor:
-        """BatchNorm of each group of x (N, C, H, W); updates the groups' running statistics
-        (S, C).
-        """
+        """Normalize each group of x (N, C, H, W), and update the running statistics (S, C)."""
         groups = zip(x.chunk(self.num_splits), means, variances, strict=True)
         rest = self.weight, self.bias, True, self.momentum, self.eps
         return torch.cat([F.batch_norm(group, mean, var, *rest) for group, mean, var in groups])
 
 
 class _GroupsInPlace(torch.autograd.Function):
-    """SplitBatchNorm2d._normalize_groups on a CPU, the same to the bit: the kernel there writes a
-    group to where it belongs, so the forward pass takes no longer than one BatchNorm.
+    """SplitBatchNorm2d._normalize_groups on a CPU, with bit-equal results.
+
+    The CPU kernel writes each group directly into the output, so the forward pass takes no longer
+    than one BatchNorm.
     """
 
     @staticmethod
-    def forward(  # noqa: PLR0917 - as autograd calls it
+    def forward(  # noqa: PLR0917 - autograd passes positional arguments
         ctx: Any,
         x: torch.Tensor,
         weight: torch.Tensor,
@@ -106,23 +106,24 @@ class _GroupsInPlace(torch.autograd.Function):
         x, weight, batch_means, inverse_stds = ctx.saved_tensors
         splits = len(batch_means)
         grad_x = torch.empty_like(x)
-        of_groups = []
+        parameter_grads = []
         groups = zip(x.chunk(splits), grad.chunk(splits), grad_x.chunk(splits), strict=True)
         for i, (group, group_grad, result) in enumerate(groups):
-            found, *of_parameters = torch.ops.aten.native_batch_norm_backward(
+            input_grad, *parameter_grad = torch.ops.aten.native_batch_norm_backward(
                 *(group_grad, group, weight, None, None, batch_means[i], inverse_stds[i]),
                 *(True, ctx.eps, [True, True, True]),
             )
-            result.copy_(found)
-            of_groups.append(of_parameters)
-        # Backwards, as autograd would add them up.
-        grad_weight, grad_bias = map(sum, zip(*reversed(of_groups), strict=True))
+            result.copy_(input_grad)
+            parameter_grads.append(parameter_grad)
+        # autograd, too, adds the last group first.
+        grad_weight, grad_bias = map(sum, zip(*reversed(parameter_grads), strict=True))
         return grad_x, grad_weight, grad_bias, None, None
 
 
 def norm_layer(num_splits: int) -> Callable[[int], nn.BatchNorm2d]:
-    """What torchvision's ``norm_layer`` argument takes: plain BatchNorm for one split, else
-    SplitBatchNorm2d.
+    """Return a value for torchvision's argument ``norm_layer``.
+
+    It builds plain BatchNorm for one split, and SplitBatchNorm2d otherwise.
     """
     if num_splits == 1:
         return nn.BatchNorm2d
@@ -130,40 +131,40 @@ def norm_layer(num_splits: int) -> Callable[[int], nn.BatchNorm2d]:
 
 
 def world_size() -> int:
-    """Number of processes, 1 without torch.distributed."""
+    """Return the number of processes, 1 without torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 @torch.no_grad()
 def all_gather(x: torch.Tensor) -> torch.Tensor:
-    """Tensors (N, ...) of all processes, concatenated in rank order: (W N, ...). No gradient."""
+    """Concatenate tensors (N, ...) of all processes in rank order: (W N, ...). No gradient."""
     if world_size() == 1:
         return x
-    x = x.contiguous()  # backends copy memory as it lies
+    x = x.contiguous()  # backends copy memory without regard to strides
     gathered = [torch.empty_like(x) for _ in range(world_size())]
     dist.all_gather(gathered, x)
     return torch.cat(gathered)
 
 
 def all_gather_with_gradient(x: torch.Tensor) -> torch.Tensor:
-    """As all_gather; a process's `x` receives the sum of the gradients of all processes."""
+    """Gather like all_gather; `x` receives the sum of the gradients of all processes."""
     return torch.cat(dist_functional.all_gather(x.contiguous())) if world_size() > 1 else x
 
 
 def encode_shuffled(
     encode: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor
 ) -> torch.Tensor:
-    """Embeddings of the whole batch, each image encoded among a random group of it.
+    """Return the embeddings of the batch, with each image encoded in a random group.
 
-    What is exchanged is the least there is: an image travels once, to the process that encodes it
-    (the official code sends every image to every process), and the embeddings to all.
+    Every image is sent once, to the process that encodes it. (The official code sends every image
+    to every process.) The embeddings are sent to all processes. All processes must call this.
 
     Args:
         encode: images (N, 3, H, W) -> embeddings (N, C), with gradient if it is enabled.
-        images: (N, 3, H, W) of this process, the same N in every process; all must call.
+        images: Local images (N, 3, H, W), with the same N in every process.
 
     Returns:
-        (W N, C), in rank order and, within a rank, in the order of its `images`.
+        Embeddings (W N, C), in rank order and, within a rank, in the order of its `images`.
     """
     batch, processes = len(images), world_size()
     order = torch.randperm(batch * processes)
@@ -171,24 +172,24 @@ def encode_shuffled(
         order = order.to(images.device)
         return encode(images[order])[order.argsort()]
     order = order.to(images.device)
-    dist.broadcast(order, src=0)  # every process has a generator of its own
+    dist.broadcast(order, src=0)  # the generators of the processes differ
     encoded = all_gather_with_gradient(encode(_exchange(images, order)))
     return encoded[order.argsort()]
 
 
 @torch.no_grad()
 def _exchange(images: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    """Images order[rank N : (rank + 1) N] of the global batch, of which this process has `images`.
+    """Return images order[rank N : (rank + 1) N] of the batch of all processes.
 
     Args:
-        images: (N, 3, H, W) of this process.
-        order: (W N,) permutation of the global batch, the same in all processes.
+        images: Local images (N, 3, H, W).
+        order: Permutation (W N,) of the batch of all processes, equal in all processes.
     """
     batch, rank, processes = len(images), dist.get_rank(), dist.get_world_size()
-    owner = (order // batch).view(processes, batch)  # of what each process is to encode
-    held_here = owner == rank
-    sent = order.view(processes, batch)[held_here] - rank * batch
-    # Backends copy memory as it lies: channels_last travels as it is, (N, H, W, 3).
+    owner = (order // batch).view(processes, batch)  # row r: owners of the images for rank r
+    is_local = owner == rank
+    sent = order.view(processes, batch)[is_local] - rank * batch
+    # Backends copy memory without regard to strides, so channels_last is sent as (N, H, W, 3).
     channels_last = not images.is_contiguous() and images.is_contiguous(
         memory_format=torch.channels_last
     )
@@ -199,8 +200,8 @@ def _exchange(images: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
         received,
         images[sent],
         output_split_sizes=owner[rank].bincount(minlength=processes).tolist(),
-        input_split_sizes=held_here.sum(dim=1).tolist(),
+        input_split_sizes=is_local.sum(dim=1).tolist(),
     )
-    # What has come is sorted by owner; back into the order drawn.
+    # The received images are sorted by owner. Put them into the order of `order`.
     received = received[owner[rank].argsort(stable=True).argsort()]
     return received.permute(0, 3, 1, 2) if channels_last else received

@@ -1,4 +1,4 @@
-"""The matched baseline: the same network, images, schedule and engine, trained with labels."""
+"""The matched supervised baseline: same network, images, schedule and engine, but with labels."""
 
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class SupervisedClassifier(nn.Module):
-    """Cross-entropy classification of one view; same interface to the engine as MoCo."""
+    """Cross-entropy classification of one view, with the interface of MoCo."""
 
     def __init__(self, encoder: nn.Module):
         """
@@ -25,11 +25,11 @@ class SupervisedClassifier(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: "CfgNode", num_classes: int) -> "SupervisedClassifier":
-        """Build from ``cfg.MOCO.ENCODER`` for a data set of `num_classes`."""
+        """Build from ``cfg.MOCO.ENCODER`` for a dataset of `num_classes`."""
         return cls(build_encoder(cfg.MOCO.ENCODER.ARCH, dim=num_classes, **encoder_options(cfg)))
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Loss and top-1 accuracy of ``query`` (N, 3, H, W) against ``label`` (N,)."""
+        """Return loss and top-1 accuracy of ``query`` (N, 3, H, W) against ``label`` (N,)."""
         scores = self.encoder(batch["query"]).float()
         accuracy = (scores.detach().argmax(dim=1) == batch["label"]).float().mean()
         return {
@@ -38,4 +38,4 @@ class SupervisedClassifier(nn.Module):
         }
 
     def finish_step(self) -> None:
-        """Nothing to do; MoCo's place for the key encoder and the dictionary."""
+        """Do nothing. MoCo updates its key encoder and dictionary here."""

@@ -171,13 +171,13 @@ def test_data_are_checked_against_what_the_run_needs(make_config, images, damage
     flat = {"DATASETS.TRAIN": (str(damaged),)}
     assert build_training_data(make_config(flat)).classes == []
     for overrides, message in (
-        ({"SOLVER.IMS_PER_BATCH": 32}, r"24 images, less than one batch of 32.*IMS_PER_BATCH"),
-        ({"DATASETS.TRAIN": (str(images),) * 2}, r"set DATASETS\.TRAIN.*names 2 now"),
+        ({"SOLVER.IMS_PER_BATCH": 32}, r"24 images, fewer than one batch of 32.*IMS_PER_BATCH"),
+        ({"DATASETS.TRAIN": (str(images),) * 2}, r"DATASETS\.TRAIN must name one dataset, got 2"),
         ({**flat, "MOCO.PRETEXT": "supervised"}, r"supervised pretraining needs labels"),
     ):
         with pytest.raises(UserError, match=message):
             build_training_data(make_config(overrides))
-    with pytest.raises(UserError, match=r"IMS_PER_BATCH 8 does not divide among 3 processes"):
+    with pytest.raises(UserError, match=r"IMS_PER_BATCH 8 is not divisible by 3 processes"):
         build_training_data(make_config(), rank=0, world_size=3)
 
 

@@ -14,7 +14,7 @@ from moco_d2.pretrain.data.sources import (
     list_registered,
     list_source,
     read_list,
-    take_share,
+    take_fraction,
 )
 
 
@@ -91,7 +91,7 @@ def test_labels_of_a_list_are_indices_or_names(tmp_path):
     "content, message",
     [
         ("", r"train\.txt is empty"),
-        ("1.jpg 0\n2.jpg\n", r"labels on 1 of its 2 lines"),
+        ("1.jpg 0\n2.jpg\n", r"labels on only 1 of 2 lines"),
         ("1.jpg\nnotes.txt\n", r"line 2 names no image \('notes\.txt'\)"),
         ("1.jpg dog or cat\n", r"line 1 names no image"),
     ],
@@ -139,16 +139,16 @@ def test_path_table_is_a_list_of_names():
 
 def test_smaller_shares_lie_within_larger_ones():
     images = ImageList(PathTable(f"{i}.jpg" for i in range(200)), list(range(200)), ["a", "b"])
-    assert take_share(images, 1) is images
-    parts = {share: take_share(images, share) for share in (0.1, 0.5, 0.001)}
+    assert take_fraction(images, 1) is images
+    parts = {share: take_fraction(images, share) for share in (0.1, 0.5, 0.001)}
     assert [len(part) for part in parts.values()] == [20, 100, 1]
     assert set(parts[0.1].paths) < set(parts[0.5].paths)
     for part in parts.values():
         assert list(part.paths) == [f"{i}.jpg" for i in part.labels]
         assert list(part.labels) == sorted(part.labels) and part.classes == ["a", "b"]
     assert list(parts[0.1].labels) != list(range(20))  # drawn, not cut off
-    assert list(take_share(images, 0.1).paths) == list(parts[0.1].paths)
-    assert take_share(ImageList(images.paths, None, []), 0.5).labels is None
+    assert list(take_fraction(images, 0.1).paths) == list(parts[0.1].paths)
+    assert take_fraction(ImageList(images.paths, None, []), 0.5).labels is None
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_smaller_shares_lie_within_larger_ones():
         ("a.jpg\n" + "x" * 20_000 + ".jpg\n", "line 2 has more than 10,000 characters"),
         ("a.jpg 0\nb.jpg 2000000000\n", "has the label 2000000000"),
         ("a.jpg 0\nb.jpg 1000000\n", "has the label 1000000"),
-        ("a.jpg 0\nb.jpg " + "9" * 5000 + "\n", "has the label 99999999999999999999,"),
+        ("a.jpg 0\nb.jpg " + "9" * 5000 + "\n", "has the label 99999999999999999999:"),
     ],
 )
 def test_a_list_that_asks_for_gigabytes_is_refused(tmp_path, content, message):

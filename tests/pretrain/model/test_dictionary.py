@@ -98,7 +98,9 @@ def test_a_memory_bank_mixes_the_seen_images_representations():
 @pytest.mark.parametrize("index", [None, torch.tensor([-1, 0, 1])])
 def test_a_memory_bank_needs_to_know_the_images(index):
     bank = MemoryBank(dim=DIM, size=SIZE, num_images=5)
-    with pytest.raises(UserError, match=r"does not number them: .* MOCO\.DICTIONARY\.NAME Queue"):
+    with pytest.raises(
+        UserError, match=r"needs the index of every image.* MOCO\.DICTIONARY\.NAME Queue"
+    ):
         bank.contrast(keys(3, 0), None, index)
 
 
@@ -117,5 +119,5 @@ def test_end_to_end_contrasts_within_the_batch_and_sends_gradients_to_the_keys()
 def test_unknown_names_and_empty_dictionaries_are_refused(name):
     with pytest.raises(KeyError, match="Bag"):
         build_dictionary("Bag", dim=DIM, size=SIZE, num_images=5)
-    with pytest.raises(UserError, match=r"MOCO\.DICTIONARY\.SIZE 0"):
+    with pytest.raises(UserError, match=r"MOCO\.DICTIONARY\.SIZE must be at least 1, got 0"):
         build_dictionary(name, dim=DIM, size=0, num_images=5)

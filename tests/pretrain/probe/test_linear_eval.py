@@ -541,10 +541,10 @@ def _change(*path, value):
         (_change("state_dict", "fc.bias", value=torch.full((2,), torch.nan)), "not finite"),
         (_change("state_dict", "other", value=torch.ones(2)), "has 'other', which this network"),
         (lambda c: c["state_dict"].pop("fc.bias"), "has no 'fc.bias', which this network has"),
-        (_change("optimizer", value=[]), "optimizer is a list, no dict"),
+        (_change("optimizer", value=[]), "optimizer is a list, not a dict"),
         (_change("optimizer", "state", value=[]), "optimizer.state is a list"),
         (_change("optimizer", "state", "x", value={}), "a state of 'x', which is no parameter"),
-        (_change("optimizer", "state", 0, value=5), "state of 'parameter 0' is 5, no dict"),
+        (_change("optimizer", "state", 0, value=5), "state of 'parameter 0' is 5, not a dict"),
         (
             _change("optimizer", "state", 0, "momentum_buffer", value=torch.ones(3)),
             r"momentum of parameter 0' has the shape \(3,\)",

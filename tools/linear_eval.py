@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Classify with a checkpoint's features: linear probe, kNN, or end-to-end fine-tuning."""
+"""Evaluate a checkpoint's features: linear probe, kNN, or end-to-end fine-tuning."""
 
 import argparse
 
@@ -20,34 +20,34 @@ def parse_args() -> argparse.Namespace:
     add(
         "checkpoint",
         metavar="CKPT",
-        help="what tools/convert.py converts, a published name, or 'random'",
+        help="a file that tools/convert.py reads, a published name, or 'random'",
     )
-    add("--data", required=True, metavar="DIR", help="holds train/ and val/, one folder a class")
-    add("--val", metavar="DIR", help="validation images elsewhere; --data is then the training set")
-    add("--output", default="output/linear_eval", metavar="DIR", help="for result.json and logs")
+    add("--data", required=True, metavar="DIR", help="folder with train/ and val/, one folder per class")
+    add("--val", metavar="DIR", help="validation set, if --data is only the training set")
+    add("--output", default="output/linear_eval", metavar="DIR", help="output folder (default: output/linear_eval)")
     add(
         "--protocol",
         choices=("linear", "knn", "finetune"),
         default="linear",
-        help="linear: the paper's, lr 30 and 100 epochs (default)",
+        help="default: linear, with the paper's lr 30 and 100 epochs",
     )
-    add("--fast", action="store_true", help="linear on features that are computed once")
-    add("--crops", type=int, default=1, metavar="N", help="of each training image with --fast")
+    add("--fast", action="store_true", help="linear probe on features that are computed once")
+    add("--crops", type=int, default=1, metavar="N", help="crops per training image with --fast")
     add(
         "--task",
         choices=("imagenet", "inaturalist"),
         default="imagenet",
-        help="whose learning rates --protocol finetune takes",
+        help="dataset whose learning rate --protocol finetune uses",
     )
     add("--branch", choices=("query", "key"), default="query", help="encoder of a MoCo checkpoint")
-    add("--arch", metavar="NAME", help="of 'random', e.g. resnet50")
-    add("--epochs", type=int, help="default 100")
-    add("--batch-size", type=int, help="over all processes; default 256")
-    add("--lr", type=float, help="at batch 256, scaled with the batch; default: the paper's")
-    add("--size", type=int, default=224, help="of the crops, pixels; default 224")
-    add("--workers", type=int, default=4, help="processes that decode images; default 4")
+    add("--arch", metavar="NAME", help="architecture of 'random', e.g. resnet50")
+    add("--epochs", type=int, help="number of epochs (default: 100)")
+    add("--batch-size", type=int, help="images per step over all processes (default: 256)")
+    add("--lr", type=float, help="learning rate for a batch of 256, scaled with the batch (default: the paper's)")
+    add("--size", type=int, default=224, help="side of a crop, pixels (default: 224)")
+    add("--workers", type=int, default=4, help="processes that decode images (default: 4)")
     add("--seed", type=int, default=0)
-    add("--device", help="default: cuda where there is one, else cpu")
+    add("--device", help="cpu or cuda (default: cuda if a GPU is usable)")
     add("--resume", action="store_true", help="continue an interrupted run in --output")
     add("--num-gpus", type=int, default=1, help="GPUs on this machine")
     add("--num-machines", type=int, default=1)

@@ -132,7 +132,7 @@ def test_a_suite_with_the_old_spelling_has_the_same_runs(tmp_path):
         ({"tasks": []}, "tasks must be a list of names, or a mapping"),
         ({"seeds": [1, 1]}, "seeds must be a list of different numbers"),
         ({"seeds": [-1]}, "seeds must be a list of different numbers"),
-        ({"overrides": ["SOLVER.MAX_ITER", 1]}, "overrides are a mapping"),
+        ({"overrides": ["SOLVER.MAX_ITER", 1]}, "overrides must be a mapping"),
         ({"overrides": {"SOLVER": {"MAX_ITER": 1}}}, "in full, SOLVER.MAX_ITER"),
         ({"kind": "demo", "tasks": None}, "unknown key 'tasks'"),
         ({"initialisations": ["moco"]}, "initialisations is the old name of initializations"),
@@ -266,7 +266,7 @@ def test_no_way_to_run_a_suite_takes_its_words_for_the_users(tmp_path, tool, mon
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (pretext(points={"a": {"--submit": "x"}}), "overrides are a mapping"),
+        (pretext(points={"a": {"--submit": "x"}}), "overrides must be a mapping"),
         (pretext(points={"a": {"SEED": "--submit=partition=x"}}), "must not begin with --"),
         (pretext(points={"a": {"SEED": "'--submit'"}}), "must not begin with --"),
         (pretext(points={"a": {}}, evaluation=["--output", "/x"]), "unknown word of evaluation"),
@@ -290,7 +290,7 @@ def test_no_way_to_run_a_suite_takes_its_words_for_the_users(tmp_path, tool, mon
         (pretext(points={"a": {"SEED": "{[]: 1}"}}), "cannot be evaluated"),
         (small(kind=["demo"]), "unknown kind"),
         (small(overrides={"SOLVER.MAX_ITER": "many"}), "SOLVER.MAX_ITER must be a whole number"),
-        (small(seeds=list(range(9000))), "more than 2000 runs"),
+        (small(seeds=list(range(9000))), "at most 2000 runs"),
         (small(seeds=[1 << 31]), "seeds must be a list"),
         (small(initializations=["~nobody_of_this_name/a.yaml"]), "is not a file"),
         (small(initializations=["a" * 5000 + ".yaml"]), "is not a file"),

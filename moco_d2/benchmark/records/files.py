@@ -70,7 +70,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError("not a regular file")
     if path.stat().st_size > MOST_BYTES:
-        raise ValueError(f"larger than {MOST_BYTES >> 20} MiB, which no record is")
+        raise ValueError(f"a record must be at most {MOST_BYTES >> 20} MiB")
     content = _decoded(path.read_bytes())
     if not isinstance(content, dict):
         raise ValueError("damaged, not a JSON object")

@@ -72,7 +72,7 @@ def run(
     suite = suite if isinstance(suite, Suite) else load_suite(suite)
     folder = (Path("output") / suite.name if folder is None else folder).absolute()
     if not tools.is_dir():
-        raise UserError(f"no folder {tools}: run suites from a checkout, which has tools/")
+        raise UserError(f"the folder {tools} does not exist; run suites from a checkout")
     if gpus_per_run < 0 or (jobs is not None and jobs < 1):
         raise UserError("--gpus-per-run must be at least 0, and --jobs at least 1")
     fingerprint = sha256_of_json([dataclasses.asdict(cell) for cell in suite.cells])

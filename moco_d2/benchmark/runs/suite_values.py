@@ -40,11 +40,12 @@ def check_name(name: str, what: str, source: Path) -> None:
     plain = all(_NAME.fullmatch(part) and len(part) <= _LONGEST_NAME for part in parts)
     if not plain or len(name) > _LONGEST_PATH:
         raise UserError(
-            f"{source}: the {what} {name!r:.100} must be of letters, digits and _ . + = , -, begin "
-            f"with a letter, a digit or _, and have at most {_LONGEST_NAME} of them; rename it"
+            f"{source}: the {what} {name!r:.100} must have only letters, digits and _ . + = , -, "
+            f"begin with a letter, a digit or _, and have at most {_LONGEST_NAME} characters; "
+            "rename it"
         )
     if parts[0] in _RESERVED and what != "file name":
-        raise UserError(f"{source}: {parts[0]} is a folder of the runner's own; rename {name!r}")
+        raise UserError(f"{source}: the runner uses the name {parts[0]}; rename {name!r}")
 
 
 def whole_number(settings: Mapping[str, Any], key: str, source: Path, default: int = 0) -> int:
@@ -70,7 +71,7 @@ def check_grid(*sizes: int, source: Path) -> None:
         UserError: If the grid has more than MOST_RUNS runs.
     """
     if math.prod(sizes) > MOST_RUNS:
-        raise UserError(f"{source}: it has more than {MOST_RUNS} runs; split it")
+        raise UserError(f"{source}: a suite must have at most {MOST_RUNS} runs; split it")
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -144,7 +145,8 @@ def check_overrides(value: Any, source: Path) -> dict[str, Any]:
         return {}
     if not isinstance(value, dict) or not all(re.fullmatch(r"[\w.]+", str(k)) for k in value):
         raise UserError(
-            f"{source}: overrides are a mapping, as in {{SOLVER.MAX_ITER: 100}}; got {value!r:.80}"
+            f"{source}: overrides must be a mapping, as in {{SOLVER.MAX_ITER: 100}}, "
+            f"got {value!r:.80}"
         )
     nested = next((k for k, v in value.items() if isinstance(v, dict)), None)
     if nested is not None:

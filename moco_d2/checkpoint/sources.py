@@ -20,17 +20,11 @@ from moco_d2.checkpoint.diagnosis import incomplete, unrecognized
 from moco_d2.checkpoint.dialects import DIALECTS, Dialect
 from moco_d2.checkpoint.families import FAMILIES, Family, Traits, without_wrappers
 from moco_d2.checkpoint.mapping import Architecture, expected_tensors, infer_architecture
+from moco_d2.checkpoint.states import tensors_by_dict
 from moco_d2.errors import UserError
 
 BRANCHES = ("query", "key")
-# Levels of dicts inside dicts. No checkpoint nests deeper.
-_NESTING = 8
-# Every real file is below these limits. The time to read a file grows with their product.
-MOST_TENSORS = 20_000
-MOST_NETWORKS = 32
-LONGEST_NAME = 500
-# FSDP and activation checkpointing wrap modules inside the backbone.
-_INNER_WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+MOST_NETWORKS = 32  # no real file has more, and each network takes time
 _TRACKER = ".num_batches_tracked"
 
 
@@ -99,7 +93,7 @@ def extract(
         UserError: If the branch has no complete ResNet, or two different ones; if a tensor is
             missing, has another shape or is unknown; or if a value is not a finite number.
     """
-    states = _states(checkpoint)
+    states = tensors_by_dict(checkpoint)
     candidates = [c for name, state in states.items() for c in _candidates(name, state)]
     if not candidates:
         raise UserError(unrecognized(states))
@@ -132,64 +126,6 @@ def extract(
         ),
         architecture,
     )
-
-
-def _states(checkpoint: Mapping[Any, Any]) -> dict[str, dict[str, Tensor]]:
-    """Return the tensors of each dict: dotted path -> name -> tensor.
-
-    A key with slashes is part of a name, as in haiku's dicts. Parameters and statistics of haiku
-    become one dict.
-    """
-    states: dict[str, dict[str, Tensor]] = {}
-    visited: set[int] = set()
-
-    def walk(node: Mapping[Any, Any], container: str, name: str, depth: int) -> None:
-        if id(node) in visited or depth > _NESTING:
-            return
-        visited.add(id(node))
-        for key, value in node.items():
-            if isinstance(key, str) and isinstance(value, dict | Tensor) and not key.isprintable():
-                raise UserError(
-                    f"it holds the name {key!r:.60}, which is not printable text; save the network "
-                    "again with torch.save({'state_dict': model.state_dict()}, file)"
-                )
-            if isinstance(key, str) and isinstance(value, dict) and len(key) > LONGEST_NAME:
-                continue  # no network's container has such a name
-            # Keys that are numbers belong to optimizers, and name no tensor of a network.
-            if not isinstance(key, str):
-                if isinstance(value, Tensor) and not depth:
-                    states.setdefault(container, {})[str(key)] = value
-            elif isinstance(value, Tensor):
-                full = f"{name}/{key}" if name else key
-                for wrapper in _INNER_WRAPPERS:
-                    full = full.replace(wrapper, "")
-                states.setdefault(container, {})[full] = value
-            elif isinstance(value, dict):
-                if name or "/" in key:
-                    merged = container.removesuffix("_params").removesuffix("_state")
-                    walk(value, merged, f"{name}/{key}" if name else key, depth + 1)
-                else:
-                    walk(value, f"{container}.{key}" if container else key, "", depth + 1)
-
-    walk(checkpoint, "", "", 0)
-    names = [name for state in states.values() for name in state]
-    if len(names) > MOST_TENSORS or any(len(name) > LONGEST_NAME for name in names):
-        raise UserError(
-            f"it holds {len(names)} tensors with names of up to {max(map(len, names))} characters, "
-            f"more than the limits of {MOST_TENSORS} and {LONGEST_NAME}; save only the network: "
-            "torch.save({'state_dict': model.state_dict()}, file)"
-        )
-    for state in states.values():
-        _join_c4(state)
-    return states
-
-
-def _join_c4(state: dict[str, Tensor]) -> None:
-    """Move res5 back to the backbone: a C4 detector of Detectron2 has it in the head."""
-    if "backbone.res2.0.conv1.weight" in state:
-        for name in [name for name in state if name.startswith("roi_heads.res5.")]:
-            if not name.startswith("roi_heads.res5.norm."):
-                state["backbone." + name.removeprefix("roi_heads.")] = state.pop(name)
 
 
 def _candidates(container: str, state: Mapping[str, Tensor]) -> list[_Candidate]:

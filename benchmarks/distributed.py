@@ -206,11 +206,15 @@ def main() -> None:
             check(
                 "bytes received, official scheme / ours", received["official"] / received["ours"]
             ),
-            check("ours, received by a process in a step", received["ours"] / 1e6, unit="MB"),
-            check("official, the same", received["official"] / 1e6, unit="MB"),
+            check("ours, bytes received by a process per step", received["ours"] / 1e6, unit="MB"),
+            check(
+                "official, bytes received by a process per step",
+                received["official"] / 1e6,
+                unit="MB",
+            ),
             check("step with 2 processes, official / ours", medians["official"] / medians["ours"]),
             check(
-                "our step with 2 processes / with 1, at the same batch a process",
+                "our step with 2 processes / with 1, with the same batch per process",
                 medians["ours"] / statistics.median(one["seconds"]["ours"]),
             ),
         ],

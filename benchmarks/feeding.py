@@ -195,7 +195,7 @@ def main() -> None:
     per_second = {name: count / statistics.median(values) for name, values in seconds.items()}
     finish(
         args,
-        title="Feeding: decode and two MoCo v2 views of 224 pixels, images a second and core",
+        title="Feeding: decode and two MoCo v2 views of 224 pixels, images per second and core",
         checks=[
             check(
                 "all on the CPU / official Pillow pipeline",
@@ -213,17 +213,17 @@ def main() -> None:
                 at_least=1.0,
             ),
             check(
-                "shards / files, read from the disk, on the clock",
+                "shards / files, read from the disk, wall-clock time",
                 ratio(cold["files"], cold["shards"]),
                 at_least=1.0,
             ),
             *(
-                check(f"{name}, images a second and core", value, unit="img/s")
+                check(f"{name}, images per second and core", value, unit="img/s")
                 for name, value in per_second.items()
             ),
             check(
-                "of a step of a real run (R18, 224 pixels, one worker) is waiting for images, "
-                "as the trainer prints it",
+                "waiting for images in a real run (R18, 224 pixels, one worker), from the "
+                "trainer's log",
                 stalled,
                 unit="%",
             ),

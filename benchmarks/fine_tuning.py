@@ -143,9 +143,9 @@ def main() -> None:
     median = {label: statistics.median(values) / steps for label, values in seconds.items()}
     checks = [
         check("ours / stock Detectron2", ratio(seconds["ours"], seconds["stock"]), at_most=1.03),
-        check("stock, a step", median["stock"], unit="s"),
-        check("ours, a step", median["ours"], unit="s"),
-        check("of our step is waiting for images", 100 * waited / median["ours"], unit="%"),
+        check("stock, per step", median["stock"], unit="s"),
+        check("ours, per step", median["ours"], unit="s"),
+        check("waiting for images in our step", 100 * waited / median["ours"], unit="%"),
     ]
     for label in seconds.keys() - {"stock", "ours"}:
         checks.append(check(f"{label} / ours", ratio(seconds[label], seconds["ours"])))

@@ -280,7 +280,7 @@ def main() -> None:
         )
     for name, value in per_second.items():
         wanted = IMAGES_PER_SECOND_WANTED.get(_gpu(args.device)) if name == "ours" else None
-        checks.append(check(f"{name}, images a second", value, unit="img/s", at_least=wanted))
+        checks.append(check(f"{name}, images per second", value, unit="img/s", at_least=wanted))
     precision = "bf16" if args.bf16 else "fp32"
     finish(
         args,

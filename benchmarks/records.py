@@ -141,14 +141,16 @@ def main() -> None:
     slope, start = np.polyfit(sizes, times, 1, w=1 / times)
     error = float(np.abs((start + slope * sizes) / times - 1).max())
     checks = [
-        harness.check("CPU time to start", float(start), unit="s"),
-        harness.check("CPU time a record", 1000 * float(slope), unit="ms"),
-        harness.check("largest error of that line", 100 * error, unit="%", at_most=20),
+        harness.check("CPU time of the start", float(start), unit="s"),
+        harness.check("CPU time per record", 1000 * float(slope), unit="ms"),
+        harness.check(
+            "largest relative error of the linear fit", 100 * error, unit="%", at_most=20
+        ),
     ]
     wanted_seconds = {1000: 1.2, 10000: 5}
     checks[:0] = [
         harness.check(
-            f"{size:,} records, process start included", clock[size], unit="s", at_most=limit
+            f"{size:,} records, including the process start", clock[size], unit="s", at_most=limit
         )
         for size, limit in wanted_seconds.items()
         if size in clock

@@ -230,7 +230,7 @@ def main() -> None:
                 slope("counted"),
                 unit="",
             ),
-            check("counting: images a second and core", rate, unit="img/s"),
+            check("counting: images per second and core", rate, unit="img/s"),
             check("a million shards, not counted", per_million("stated", 1), unit="MB"),
             check("first batch of a million shards", per_million("stated", 0), unit="s"),
         ],

@@ -42,7 +42,7 @@ def main() -> None:
     median = {name: statistics.median(values) for name, values in {**imports, **helps}.items()}
     finish(
         args,
-        title="Start-up: imports and --help, in fresh processes",
+        title="Start-up: imports and --help, in new processes",
         checks=[
             check(
                 "import moco_d2, detectron2 / import detectron2",
@@ -51,7 +51,7 @@ def main() -> None:
             ),
             check("import detectron2", median["detectron2"], unit="s"),
             check(
-                "import moco_d2 by itself, Python's own start left out",
+                "import moco_d2 alone, without Python's start",
                 median["alone"] - median["python"],
                 unit="s",
             ),

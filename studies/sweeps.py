@@ -75,8 +75,8 @@ def _about(suite: str, records: Sequence[PretextRecord]) -> str:
         f", seed(s) {_several({r.seed for r in trained})}, evaluated by "
         f"{_several({r.protocol for r in records})} on {_several(data)}. {values}. "
         f"{_several(machines)}, torch {_several(versions)}, "
-        f"{statistics.median(seconds):.2f} s a step (other programs were running). "
-        "Every result with its settings: [results](../../results/studies/sweeps.json).\n"
+        f"{statistics.median(seconds):.2f} s per step (other programs were running). "
+        "All results with their settings: [results](../../results/studies/sweeps.json).\n"
     )
 
 
@@ -103,17 +103,17 @@ def _limits(records: Sequence[PretextRecord]) -> str:
     size = max(r.config["MOCO.DICTIONARY.SIZE"] / r.images for r in records if r.config)
     return f"""## What this shows, and what it does not
 
-It shows that a suite runs from images to the paper's figure, that only runs that differ in nothing
-but what the sweep varies stand in one figure, and that the text below it follows from the numbers.
+It shows that a suite runs from images to the paper's figure, that the runs of one figure differ
+only in the settings of the sweep, and that the text below the figure follows from the numbers.
 
 It does not show how MoCo behaves. An accuracy on {val} images has a standard error of up to
-{50 / val**0.5:.1f} points by itself, and with {fewest} seed(s) a point the tests can find next to
-nothing. The paper trains for 200 epochs of 5004 steps; after {steps} steps a key encoder with
-momentum 0.999 is still {0.999**steps:.0%} the random network it began as, and the largest
-dictionary here is {size:.0%} of the data. End-to-end has K images a step, so that at equal epochs
-a larger K has fewer steps ({fewer} here), and the figure cannot tell the two apart.
-Longer runs of the same kind: [learning](../learning/README.md). The paper's own settings are the
-suites figure_3, momentum, temperature, v2_table_1_pretext, pretraining_length and dataset_size, for
+{50 / val**0.5:.1f} points, and with {fewest} seed(s) per point the tests have almost no power.
+The paper trains for 200 epochs of 5004 steps. After {steps} steps a key encoder with momentum 0.999
+is still {0.999**steps:.0%} the initial random network, and the largest dictionary here is
+{size:.0%} of the data. End-to-end has K images per step. With equal epochs a larger K has fewer
+steps ({fewer} here), and the figure cannot separate the two effects. There are longer runs of
+the same kind in [learning](../learning/README.md). The suites figure_3, momentum, temperature,
+v2_table_1_pretext, pretraining_length and dataset_size have the paper's own settings, for
 ImageNet and GPUs.
 """
 

@@ -58,7 +58,7 @@ def test_the_step_that_waits_for_a_gpu_runs_on_a_cpu(tmp_path, monkeypatch):
     result = json.loads(file.read_text())
     assert result["command"] == f"python benchmarks/pretraining_step.py {' '.join(words)}"
     values = {check["what"]: check["value"] for check in result["checks"]}
-    assert {"transcription / ours", "ours, images a second"} < values.keys()
+    assert {"transcription / ours", "ours, images per second"} < values.keys()
     assert all(value > 0 for value in values.values())
     (profile,) = result["tables"]
     assert any("conv" in operator for operator, _, _ in profile["rows"])

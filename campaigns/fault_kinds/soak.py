@@ -201,7 +201,7 @@ def judge(samples: list[Sample]) -> dict[str, Any]:
     if files[1] - files[0] > MAX_FILES:
         problems.append(f"open files grew from {files[0]:.0f} to {files[1]:.0f}")
     if speeds[1] < MIN_SPEED * speeds[0]:
-        problems.append(f"speed fell from {speeds[0]:.2f} to {speeds[1]:.2f} iterations a CPU s")
+        problems.append(f"speed fell from {speeds[0]:.2f} to {speeds[1]:.2f} iterations per CPU s")
     return {
         "iterations": int(samples[-1][COLUMNS.index("iteration")]),
         "slope_mib_per_hour": round(fit.slope, 2),
@@ -224,8 +224,8 @@ def describe(result: dict[str, Any]) -> list[str]:
         f"soak of {result['minutes']:g} minutes, {result['iterations']} iterations, "
         f"SIGTERM: exit code {result.get('exit_code')}",
         f"memory {before:.0f} to {after:.0f} MiB, slope {result['slope_mib_per_hour']:+.1f} ± "
-        f"{result['slope_standard_error']:.1f} MiB an hour",
+        f"{result['slope_standard_error']:.1f} MiB per hour",
         "open files {:.0f} to {:.0f}".format(*result["open_files"]),
-        "iterations a CPU second {} to {}".format(*result["iterations_per_cpu_second"]),
+        "iterations per CPU second {} to {}".format(*result["iterations_per_cpu_second"]),
         *(f"FAILED {problem}" for problem in result["problems"]),
     ]

@@ -20,12 +20,7 @@ from moco_d2.config.plain import matched_sha256, to_plain
 from moco_d2.config.safe_yaml import UNREADABLE, load_yaml
 from moco_d2.errors import UserError, closest
 from moco_d2.files import sha256_of_json, write_json
-from moco_d2.records.metrics_json import (
-    EVALUATIONS,
-    history,
-    read_log,
-    seconds_per_iteration,
-)
+from moco_d2.records.metrics_json import EVALUATIONS, history, read_log, seconds_per_iteration
 from moco_d2.records.parsing import parse
 from moco_d2.records.plain_values import check_values
 from moco_d2.records.run_schema import (

@@ -11,12 +11,7 @@ from typing import Any
 from moco_d2.benchmark.records.files import collect, read_json
 from moco_d2.config.plain import flatten
 from moco_d2.records.parsing import parse
-from moco_d2.records.pretext_schema import (
-    KIND,
-    RESULT_FILE,
-    SCHEMA_VERSION,
-    LinearEvalRecord,
-)
+from moco_d2.records.pretext_schema import KIND, RESULT_FILE, SCHEMA_VERSION, LinearEvalRecord
 
 RANDOM = "random"  # the source of a network without pretraining
 

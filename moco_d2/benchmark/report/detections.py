@@ -77,13 +77,7 @@ def _choose(runs: Runs) -> tuple[dict[str, Record], int | None]:
     return {name: by_seed[seed] for name, by_seed in kept.items() if seed in by_seed}, seed
 
 
-def _draw(
-    task: str,
-    runs: Runs,
-    shown: Mapping[str, Record],
-    path: Path,
-    images: int,
-) -> list[str]:
+def _draw(task: str, runs: Runs, shown: Mapping[str, Record], path: Path, images: int) -> list[str]:
     if not shown:
         folder = next(iter(runs.values()))[0].path.parent
         raise UserError(

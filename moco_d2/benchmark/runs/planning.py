@@ -33,11 +33,7 @@ _MARKS = {"done": "done", "partial": "begun", "missing": "-", "conflict": "other
 
 
 def plan(
-    suite: str | Path,
-    *,
-    folder: Path | None = None,
-    gpus_per_run: int = 1,
-    measure: bool = False,
+    suite: str | Path, *, folder: Path | None = None, gpus_per_run: int = 1, measure: bool = False
 ) -> str:
     """Return the plan as text.
 

@@ -20,6 +20,7 @@ Keys of the YAML file, besides title and kind:
 The record of a run is the result.json of its evaluation; see records/pretext_records.py.
 """
 
+import functools
 import os
 import re
 from collections.abc import Mapping
@@ -81,6 +82,9 @@ def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict
     cells = list(first)
     # Seeds are the outer loop, so that an unfinished suite already has every point.
     for seed in seeds:
+        new_cell = functools.partial(
+            Cell, task=TASK, seed=seed, record=_RECORD, kind=TASK, needs=needs
+        )
         trained = []
         for name, point in points.items():
             own = dict(point)
@@ -89,18 +93,13 @@ def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict
             settings = {**file_settings(config), **overrides}
             checkpoint = f"{_PRETRAINED}/checkpoint_final.pth.tar"
             trained.append(
-                Cell(
+                new_cell(
                     name=f"{name}/seed{seed}",
-                    task=TASK,
                     initialization=name,
-                    seed=seed,
                     commands=(
                         _pretraining(config, {**overrides, "SEED": seed}),
                         _evaluation((checkpoint,), evaluated_on, words, seed),
                     ),
-                    record=_RECORD,
-                    kind=TASK,
-                    needs=needs,
                     settings={**settings, "SEED": seed, "evaluation": " ".join(words)},
                     iterations=_iterations(settings, images, source),
                 )
@@ -110,15 +109,10 @@ def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict
             if not _WORD.fullmatch(arch):
                 raise UserError(f"{source}: MOCO.ENCODER.ARCH must be a network, got {arch!r:.80}")
             cells.append(
-                Cell(
+                new_cell(
                     name=f"{RANDOM}/seed{seed}",
-                    task=TASK,
                     initialization=RANDOM,
-                    seed=seed,
                     commands=(_evaluation((RANDOM, "--arch", arch), evaluated_on, words, seed),),
-                    record=_RECORD,
-                    kind=TASK,
-                    needs=needs,
                     settings={"MOCO.ENCODER.ARCH": arch, "evaluation": " ".join(words)},
                 )
             )

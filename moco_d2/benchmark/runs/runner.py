@@ -18,13 +18,7 @@ from typing import Any
 from moco_d2.benchmark.runs import cell_lock, run_log
 from moco_d2.benchmark.runs.checks import check_configs, check_conflicts
 from moco_d2.benchmark.runs.display import Display, display
-from moco_d2.benchmark.runs.execution import (
-    BUSY_EXIT_CODE,
-    MODULES,
-    TOOLS,
-    Place,
-    main,
-)
+from moco_d2.benchmark.runs.execution import BUSY_EXIT_CODE, MODULES, TOOLS, Place, main
 from moco_d2.benchmark.runs.places import make_places
 from moco_d2.benchmark.runs.suites import Suite, load_suite
 from moco_d2.benchmark.runs.tasks import Task, Tasks

@@ -107,12 +107,7 @@ _V2_ROWS = {
     "(c) MLP, aug+": ((True, "v2", "step", 0.2), "(c) MLP aug+ 200 epochs"),
     "(d) MLP, aug+, cos": ((True, "v2", "cosine", 0.2), "(d) MLP aug+ cos 200 epochs"),
 }
-_V2_KEYS = (
-    "MOCO.ENCODER.MLP",
-    "MOCO.AUGMENTATION.NAME",
-    "MOCO.LR_SCHEDULE",
-    "MOCO.TEMPERATURE",
-)
+_V2_KEYS = ("MOCO.ENCODER.MLP", "MOCO.AUGMENTATION.NAME", "MOCO.LR_SCHEDULE", "MOCO.TEMPERATURE")
 _V2_EPOCHS: dict[X, str] = {200: "(d) MLP aug+ cos 200 epochs", 800: "(e) MLP aug+ cos 800 epochs"}
 
 

@@ -1,6 +1,7 @@
 """Tables of the sweeps: one row per series, one column per place, the paper's rows last."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from moco_d2.benchmark.records.pretext_records import PretextRecord
 from moco_d2.benchmark.statistics import agreement_band, summarize
@@ -58,14 +59,8 @@ def _cell(study: Study, series: str, place: X) -> Cell:
         return Cell(name)
     summary = study.summary(series, place)
     published = study.sweep.points().get(series, {}).get(place)
+    cell = Cell(name, summary.mean, summary.std, summary.n)
     if published is None or not study.on_the_papers_scale:
-        return Cell(name, summary.mean, summary.std, summary.n)
-    return Cell(
-        name,
-        summary.mean,
-        summary.std,
-        summary.n,
-        published=published,
-        gap=summary.mean - published,
-        band=agreement_band(summary, paper_std()),
-    )
+        return cell
+    band = agreement_band(summary, paper_std())
+    return replace(cell, published=published, gap=summary.mean - published, band=band)

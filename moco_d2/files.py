@@ -134,10 +134,10 @@ def read_regular_file(path: str | Path, most_bytes: int) -> bytes:
         OSError: If it cannot be read.
     """
     if Path(path).is_dir():
-        raise ValueError(f"{path} is no regular file")
+        raise ValueError(f"{path} is not a regular file")
     with open(path, "rb", opener=_without_waiting) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError(f"{path} is no regular file")
+            raise ValueError(f"{path} is not a regular file")
         content = file.read(most_bytes + 1)
     if len(content) > most_bytes:
         raise ValueError(f"{path} has more than {most_bytes} bytes")
@@ -168,7 +168,7 @@ def read_tail(path: str | Path, most_bytes: int) -> bytes:
     with open(path, "rb", opener=_without_waiting) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{path} is no regular file")
+            raise ValueError(f"{path} is not a regular file")
         file.seek(max(0, status.st_size - most_bytes))
         return file.read(most_bytes)
 

@@ -59,7 +59,7 @@ def open_image(file: str | Path | BinaryIO) -> ImageFile.ImageFile:
         PIL.UnidentifiedImageError: If the file has none of FORMATS.
         PIL.Image.DecompressionBombError: If the image has more than MAX_PIXELS, or a JPEG has more
             than MAX_SCANS or MAX_EXIF.
-        OSError: If the file has more than MAX_FILE_BYTES, or is no regular file.
+        OSError: If the file has more than MAX_FILE_BYTES, or is not a regular file.
         Exception: Any error of Pillow's readers for damaged bytes, see `is_unreadable`.
     """
     name = file if isinstance(file, str | os.PathLike) else getattr(file, "name", None)
@@ -100,14 +100,14 @@ def check_regular(file: str | Path) -> None:
     A missing file is accepted, so that its reader reports it.
 
     Raises:
-        OSError: If the file exists and is no regular file.
+        OSError: If the file exists and is not a regular file.
     """
     try:
         mode = os.stat(file).st_mode  # noqa: PTH116 - called for every image
     except (OSError, ValueError):
         return
     if not stat.S_ISREG(mode):
-        raise OSError(f"{os.fspath(file)} is no regular file")
+        raise OSError(f"{os.fspath(file)} is not a regular file")
 
 
 def _bytes_in(file: BinaryIO) -> int:

@@ -152,7 +152,7 @@ def test_only_regular_files_of_a_size_are_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("/dev/zero")
     for name in ("pipe", "link", ""):
-        with pytest.raises(ValueError, match="no regular file"):
+        with pytest.raises(ValueError, match="not a regular file"):
             read_regular_file(tmp_path / name, 8)
     with pytest.raises(OSError):
         read_regular_file(tmp_path / "absent", 8)

@@ -125,7 +125,7 @@ SENTENCES = {
     scans: "has more than 100 scans, and no more are read",
     exifs: "has more than 100 EXIF segments, and no more are read",
     long: r"1,099,511,627,776 bytes, and at most 400,000,000 are read",
-    pipe: "is no (regular )?file",
+    pipe: "is (no|not a regular) file",
 }
 
 

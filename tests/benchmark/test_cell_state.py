@@ -179,7 +179,7 @@ def test_a_pipe_in_the_place_of_a_note_or_a_record_is_not_read(cell, tmp_path):
     home = tmp_path / cell.name
     home.mkdir(parents=True)
     os.mkfifo(home / CELL_FILE)
-    assert "no regular file" in examine(cell, tmp_path, processes=8).problem
+    assert "not a regular file" in examine(cell, tmp_path, processes=8).problem
     (home / CELL_FILE).unlink()
     (home / CELL_FILE).symlink_to(CELL_FILE)
     assert status(cell, tmp_path) == "conflict"

@@ -123,11 +123,11 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path, kind, place):
     else:
         os.mkfifo(tmp_path / "fifo")
         name.symlink_to("fifo") if kind.startswith("linked") else os.rename(tmp_path / "fifo", name)
-    with pytest.raises(ValueError, match="is no regular file"):
+    with pytest.raises(ValueError, match="is not a regular file"):
         load_yaml(name)
     if place == "base":
         (tmp_path / "a.yaml").write_text(f"_BASE_: {name}\n")
-        with pytest.raises(UserError, match=r"^config .*a\.yaml: .* is no regular file$"):
+        with pytest.raises(UserError, match=r"^config .*a\.yaml: .* is not a regular file$"):
             load_config(tmp_path / "a.yaml")
     else:
         with pytest.raises(UserError, match="no config file"):

@@ -180,7 +180,7 @@ def test_annotations_of_a_registered_dataset_that_are_none(tmp_path, content):
         file.write_text(content)
     name = f"registered {tmp_path}"
     register_coco_instances(name, {}, str(file), str(tmp_path))
-    wanted = r"a\.json is no regular file" if content is None else "its annotations are damaged"
+    wanted = r"a\.json is not a regular file" if content is None else "its annotations are damaged"
     with pytest.raises(UserError, match=wanted) as raised:
         list_registered(name)
     assert "\n" not in str(raised.value)

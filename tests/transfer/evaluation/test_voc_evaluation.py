@@ -187,12 +187,12 @@ def test_annotations_and_splits_are_regular_files_of_a_sound_size(tmp_path):
         read_objects(annotation)
     annotation.unlink()
     os.mkfifo(annotation)
-    with pytest.raises(UserError, match=r"is damaged .*no regular file"):
+    with pytest.raises(UserError, match=r"is damaged .*not a regular file"):
         read_objects(annotation)
     split = tmp_path / "ImageSets" / "Main" / "test.txt"
     split.unlink()
     os.mkfifo(split)
-    with pytest.raises(UserError, match=r"cannot read .*test\.txt: .*no regular file"):
+    with pytest.raises(UserError, match=r"cannot read .*test\.txt: .*not a regular file"):
         evaluate(VOCEvaluator(case.dataset), case)
 
 

@@ -224,14 +224,14 @@ def test_annotations_that_are_a_pipe_keep_nobody_waiting(tmp_path):
     MetadataCatalog.get(name).evaluator_type = "pascal_voc"
     register_coco_instances(f"coco at {root}", {}, str(tmp_path / "a.json"), str(tmp_path))
     os.mkfifo(tmp_path / "a.json")
-    with pytest.raises(UserError, match=r"a\.json is no regular file"):
+    with pytest.raises(UserError, match=r"a\.json is not a regular file"):
         load_dicts(f"coco at {root}")
     with pytest.raises(UserError, match=r"annotation file .*a\.json does not exist"):
         register_datasets((f"coco:{tmp_path}/a.json:{tmp_path}",))
     for file in (root / "Annotations/test001.xml", root / "ImageSets/Main/test.txt"):
         file.unlink()
         os.mkfifo(file)
-        with pytest.raises(UserError, match=f"{file.name} is no regular file"):
+        with pytest.raises(UserError, match=f"{file.name} is not a regular file"):
             load_dicts(name)
         file.unlink()
         file.write_text("")

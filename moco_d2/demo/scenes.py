@@ -1,12 +1,11 @@
 """The demo's images: textured shapes on a plain noisy background, as files in the usual layouts.
 
-The images are chosen so that the demo shows a benefit of MoCo within minutes on a laptop. A class
-is a shape with a texture. Everything else varies: size, location, rotation, the texture's period
-and phase, contrast, and the gray level of the background. The features of a random network mix
-these properties with the class, and classify only about half of the images correctly. MoCo's
-augmentations change most of these properties, so its features learn to ignore them. The images have
-no color, and the backgrounds are similar: with wider gray levels (95 to 160), MoCo learned little
-but the background.
+The demo has to show a benefit of MoCo within minutes on a laptop. A class is a shape with a
+texture. Everything else varies: size, location, rotation, the texture's period and phase, contrast,
+and the gray level of the background. The features of a random network mix these properties with the
+class, and classify only about half of the images correctly. MoCo's augmentations change most of
+these properties, so its features learn to ignore them. There is no color, and backgrounds are
+similar: with wider gray levels (95 to 160), MoCo learned little but the background.
 """
 
 import json
@@ -35,10 +34,7 @@ COCO_CLASSES = tuple(sorted(_TEXTURES))
 PRETRAIN_SIDE = 40  # side of a one-object image, pixels
 _JPEG_QUALITY = 92
 _OBJECT_SIDE = (28.0, 64.0)  # range of an object's diameter in a detection scene, pixels
-_OBJECT_FRACTION = (
-    0.65,
-    1.0,
-)  # range of the diameter in a one-object image, as fraction of its side
+_OBJECT_FRACTION = (0.65, 1.0)  # the same in a one-object image, as fraction of its side
 _BACKGROUND = (112.0, 143.0)  # range of the gray level
 _CONTRAST = (45.0, 65.0)  # range of the difference between texture and background, in gray levels
 _PERIOD = (0.17, 0.24)  # range of the texture's period, as fraction of the object's diameter
@@ -136,9 +132,6 @@ def write_dataset(
     _write_coco_split(root / "coco", "test", detection_test, streams[5])
 
 
-# ---- layouts -----------------------------------------------------------------------------------
-
-
 def _write_class_folders(folder: Path, count: int, rng: np.random.Generator) -> None:
     for name in CLASSES:
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -221,9 +214,6 @@ def _write_jpeg(path: Path, image: np.ndarray) -> None:
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     if not cv2.imwrite(str(path), bgr, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]):
         raise OSError(f"could not write {path}")
-
-
-# ---- drawing -----------------------------------------------------------------------------------
 
 
 def _render(

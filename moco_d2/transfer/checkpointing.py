@@ -46,24 +46,20 @@ class WeightsCheckpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> dict[str, Any]:
         suffix, content = Path(filename).suffix, load_checkpoint(filename)
         if suffix == ".safetensors":
+            author = AUTHOR
             tensors = {name: t for name, t in content.items() if isinstance(t, torch.Tensor)}
-            return {"model": tensors, "__author__": AUTHOR, "matching_heuristics": True}
-        if suffix == ".pyth" and "model_state" in content:
-            tensors = {
-                name: tensor
-                for name, tensor in content["model_state"].items()
-                if not name.endswith("num_batches_tracked")
-            }
-            return {"model": tensors, "__author__": "pycls", "matching_heuristics": True}
-        if suffix == ".pkl" and not ("model" in content and "__author__" in content):
+        elif suffix == ".pyth" and "model_state" in content:
+            author, tensors = "pycls", _without(content["model_state"], "num_batches_tracked")
+        elif suffix == ".pkl" and not ("model" in content and "__author__" in content):
             # A file of Caffe2: a detector has its tensors under "blobs", a backbone at the top.
-            tensors = {
-                name: tensor
-                for name, tensor in content.get("blobs", content).items()
-                if not name.endswith("_momentum")
-            }
-            return {"model": tensors, "__author__": "Caffe2", "matching_heuristics": True}
-        return content if "model" in content else {"model": content}
+            author, tensors = "Caffe2", _without(content.get("blobs", content), "_momentum")
+        else:
+            return content if "model" in content else {"model": content}
+        return {"model": tensors, "__author__": author, "matching_heuristics": True}
+
+
+def _without(tensors: dict[str, Any], ending: str) -> dict[str, Any]:
+    return {name: tensor for name, tensor in tensors.items() if not name.endswith(ending)}
 
 
 class TransferCheckpointer(WeightsCheckpointer):

@@ -40,20 +40,13 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         plan = plan_run(loaded, comm.get_world_size(), eval_only=args.eval_only)
         findings = check(plan)
         seed(plan.cfg)
-        if plan.eval_only:
+        if plan.eval_only or has_refusal(findings):
             enforce(findings, force=args.force, logger=logger)
-            return _evaluate(plan, args, held)
-        if has_refusal(findings):
-            enforce(findings, force=args.force, logger=logger)
-        return _train(plan, findings, args, held)
-
-
-def _evaluate(
-    plan: RunPlan, args: argparse.Namespace, held: logging.handlers.MemoryHandler
-) -> dict[str, Any]:
-    model = load_detector(plan.cfg)
-    setup_run(plan.cfg, args, held)
-    return Trainer.test(plan.cfg, model)
+        if not plan.eval_only:
+            return _train(plan, findings, args, held)
+        model = load_detector(plan.cfg)
+        setup_run(plan.cfg, args, held)
+        return Trainer.test(plan.cfg, model)
 
 
 def _train(

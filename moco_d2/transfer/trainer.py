@@ -3,7 +3,6 @@ Detectron2's DefaultTrainer.
 """
 
 import contextlib
-import logging
 import time
 import weakref
 from collections.abc import Sized
@@ -11,36 +10,30 @@ from typing import Any, cast
 
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
-from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, hooks
+from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from fvcore.nn.precise_bn import get_bn_modules
 from torch.utils.data import DataLoader
 
-from moco_d2.engine.consistency import check_agreement, fingerprint, of_images
 from moco_d2.engine.hooks import DataTime, DeferredWriters, EvalHook, ProgressBar, StopOnSignal
 from moco_d2.engine.loader import SteadyLoader
 from moco_d2.engine.metrics_state import MetricsState
 from moco_d2.engine.precision import amp_dtype
-from moco_d2.engine.process_state import set_process_state
-from moco_d2.engine.resume_checks import continuing
 from moco_d2.errors import UserError, as_raised
-from moco_d2.plugin import compat
 from moco_d2.transfer.checkpointing import SaveCheckpoint, TransferCheckpointer
 from moco_d2.transfer.data.training_data import TrainingBatches, build_training_batches, seeded
 from moco_d2.transfer.divergence import DivergenceError, explain
 from moco_d2.transfer.evaluation.build import TestMapper, box_errors, build_evaluator
 from moco_d2.transfer.evaluation.precise_bn import PreciseBN
-from moco_d2.transfer.resume_checks import check_own_entry, check_trainer
+from moco_d2.transfer.resumable_trainer import RestoreGenerators, ResumableTrainer
 from moco_d2.transfer.train_step import AccumulatingTrainer
-from moco_d2.transfer.weights import Coverage, loading, measure_coverage, unwrapped
-
-logger = logging.getLogger(__name__)
+from moco_d2.transfer.weights import unwrapped
 
 _LOG_PERIOD = 20  # iterations between two lines of metrics.json, Detectron2's default
 
 
-class Trainer(DefaultTrainer):
+class Trainer(ResumableTrainer):
     """Fine-tunes a detector.
 
     A run that was stopped or killed and then resumed ends with the weights of an uninterrupted
@@ -58,8 +51,6 @@ class Trainer(DefaultTrainer):
         trainer.train()
     """
 
-    iter: int  # set by DefaultTrainer: the iteration that runs or has run last
-    _trainer: SimpleTrainer  # set by DefaultTrainer, and replaced below
     box_errors: dict[str, dict[str, float]] | None = None
     evaluation_seconds: float | None = None
 
@@ -147,7 +138,7 @@ class Trainer(DefaultTrainer):
             built.append(ProgressBar(cfg.MOCO.TASK or "training"))
         # The order matters: the generators are restored after everything else that precedes the
         # first step, and a checkpoint is saved after everything else in a step.
-        return [*built, _RestoreGenerators(), saver, self._stop]
+        return [*built, RestoreGenerators(), saver, self._stop]
 
     def _evaluate(self) -> dict[str, Any]:
         model = unwrapped(self.model)
@@ -178,122 +169,6 @@ class Trainer(DefaultTrainer):
         """Call TrainerBase.after_train with a valid iteration, also if no step was left to run."""
         self.iter = min(self.iter, self.max_iter)
         super().after_train()
-
-    def resume_or_load(self, resume: bool = True) -> Coverage:
-        """Load the newest intact checkpoint in OUTPUT_DIR, or MODEL.WEIGHTS if there is none.
-
-        Returns:
-            The coverage: which of the pretrained tensors arrived.
-
-        Raises:
-            UserError: If Detectron2 cannot read the file (it may not be converted), if the
-                checkpoint has another batch size or an entry that cannot be used, if OUTPUT_DIR
-                holds a run and `resume` is False, or if weights or data differ between processes.
-        """
-        has_run = self.checkpointer.has_checkpoint()
-        if has_run and not resume:
-            raise UserError(
-                f"OUTPUT_DIR {self.cfg.OUTPUT_DIR} holds a run: continue it with --resume, or "
-                "choose another folder"
-            )
-        if has_run:
-            file = self.checkpointer.newest_intact()
-            with continuing(file), measure_coverage(unwrapped(self.model)) as measured:
-                rest = self.checkpointer.resume(file)
-            self.checkpointer.name(file)
-            self.start_iter = self.iter + 1
-            self.data_loader.start = self.start_iter * self.cfg.MOCO.ACCUMULATION  # passes
-            self._processes = rest.get("processes", [])
-        else:
-            file = self.cfg.MODEL.WEIGHTS
-            convert = "convert it: tools/convert.py"
-            with (
-                loading(f"MODEL.WEIGHTS {file}", convert),
-                measure_coverage(unwrapped(self.model)) as measured,
-            ):
-                self.checkpointer.load(file, checkpointables=[])
-        if comm.get_world_size() > 1:
-            check_agreement(
-                {
-                    "the first iteration": self.start_iter,
-                    "the training data": of_images(self.data_loader.dicts),
-                    "the values of the weights": fingerprint(self.model.parameters()),
-                }
-            )
-        return measured.result
-
-    def restore_generators(self) -> None:
-        """Restore the random generators of this process from the checkpoint of a resumed run."""
-        if not self._processes:
-            return
-        if not set_process_state(unwrapped(self.model), self._processes):
-            logger.warning(
-                "the checkpoint was saved by %d process(es) and is continued by %d: the run sees "
-                "the same images, but its numbers will not be equal bit for bit",
-                len(self._processes),
-                comm.get_world_size(),
-            )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return iteration, hooks and optimizer under the names of Detectron2's main, and the
-        package's own entry ``moco_d2``.
-        """
-        state = super().state_dict()
-        if not compat.checkpoints_hold_the_optimizer(DefaultTrainer):
-            state["_trainer"] = self._trainer.state_dict()
-        state["moco_d2"] = {
-            "metrics": self._metrics.state(),
-            "data_seed": self.data_loader.seed,
-            "ims_per_batch": self.cfg.SOLVER.IMS_PER_BATCH,
-        }
-        return state
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a state that state_dict returned.
-
-        Raises:
-            UserError: If the checkpoint has no optimizer (stock Detectron2 v0.6 wrote it), or if it
-                was trained with another batch size, on which its position in the data depends.
-            UnusableError: If an entry cannot be used.
-        """
-        if "_trainer" not in state_dict:
-            raise UserError(
-                "the checkpoint has no optimizer state (stock Detectron2 v0.6 leaves it out), so "
-                "it cannot be resumed; start again without --resume"
-            )
-        check_trainer(state_dict, self.optimizer)
-        own = state_dict.get("moco_d2")  # absent from a checkpoint of stock Detectron2
-        if own is not None:
-            check_own_entry(own, state_dict["iteration"])
-            batch = self.cfg.SOLVER.IMS_PER_BATCH
-            if own["ims_per_batch"] != batch:
-                raise UserError(
-                    f"the checkpoint was trained with {own['ims_per_batch']} images a step, and "
-                    f"this run has {batch}, but the schedule depends on this number: resume on the "
-                    "same number of processes, or set SOLVER.REFERENCE_WORLD_SIZE 0 and "
-                    f"SOLVER.IMS_PER_BATCH {own['ims_per_batch']}"
-                )
-            self._metrics.restored = own["metrics"]
-            self.data_loader.reseed(own["data_seed"])
-        rates = list(self.scheduler.base_lrs)
-        super().load_state_dict(state_dict)
-        if not compat.checkpoints_hold_the_optimizer(DefaultTrainer):
-            self._trainer.load_state_dict(state_dict["_trainer"])
-        self._set_rates(rates)
-
-    def _set_rates(self, rates: list[float]) -> None:
-        """Take the learning rate from the config, not from the checkpoint: a user who resumes a
-        diverged run may have lowered it.
-        """
-        before, self.scheduler.base_lrs = self.scheduler.base_lrs, rates
-        if before != rates:
-            logger.warning(
-                "resuming with SOLVER.BASE_LR %g; the checkpoint had another learning rate",
-                self.cfg.SOLVER.BASE_LR,
-            )
-        # The schedule depends only on the iteration, which is restored.
-        for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
-            group["lr"] = rate
 
     def train(self) -> dict[str, Any]:
         """Train and evaluate.
@@ -326,10 +201,3 @@ class _WriteEvaluation(HookBase):
     def after_step(self) -> None:
         if self._period > 0 and (self.trainer.iter + 1) % self._period == 0:
             self._writers.write()
-
-
-class _RestoreGenerators(HookBase):
-    """Restores the generators after everything that draws random numbers before the first step."""
-
-    def before_train(self) -> None:
-        self.trainer.restore_generators()

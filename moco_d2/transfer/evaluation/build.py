@@ -180,20 +180,6 @@ class QuietCityscapesInstanceEvaluator(CityscapesInstanceEvaluator):
         }
 
 
-def _voc(cfg: CfgNode, dataset_name: str, folder: str) -> DatasetEvaluator:
-    return VOCEvaluator(dataset_name, mode=cfg.MOCO.VOC_EVALUATION)
-
-
-def _coco(cfg: CfgNode, dataset_name: str, folder: str) -> DatasetEvaluator:
-    return COCOBoxEvaluator(
-        dataset_name, output_dir=folder, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS
-    )
-
-
-def _lvis(cfg: CfgNode, dataset_name: str, folder: str) -> DatasetEvaluator:
-    return LVISEvaluator(dataset_name, output_dir=folder)
-
-
 def _cityscapes_instance(cfg: CfgNode, dataset_name: str, folder: str) -> DatasetEvaluator:
     if importlib.util.find_spec("cityscapesscripts") is None:
         raise UserError(
@@ -206,10 +192,13 @@ def _sem_seg(cfg: CfgNode, dataset_name: str, folder: str) -> DatasetEvaluator:
     return MeanIoUEvaluator(dataset_name, output_dir=folder)
 
 
-_BUILDERS: dict[str, Callable[[Any, str, str], DatasetEvaluator]] = {
-    "pascal_voc": _voc,
-    "coco": _coco,  # boxes, masks, keypoints, whichever the detector predicts
-    "lvis": _lvis,
+_BUILDERS: dict[str, Callable[[CfgNode, str, str], DatasetEvaluator]] = {
+    "pascal_voc": lambda cfg, name, _: VOCEvaluator(name, mode=cfg.MOCO.VOC_EVALUATION),
+    # Boxes, masks and keypoints, depending on the detector.
+    "coco": lambda cfg, name, folder: COCOBoxEvaluator(
+        name, output_dir=folder, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS
+    ),
+    "lvis": lambda _, name, folder: LVISEvaluator(name, output_dir=folder),
     "cityscapes_instance": _cityscapes_instance,
     # At one test scale, this gives the same mIoU over the 19 training classes as the scripts.
     "cityscapes_sem_seg": _sem_seg,

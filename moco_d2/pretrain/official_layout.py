@@ -50,40 +50,40 @@ def load_official_state_dict(
         UnusableError: If an entry is not a tensor, or has impossible values.
     """
     _check_named_tensors(state_dict)
-    ours = {_official_name(name): name for name in model.state_dict()}
-    theirs = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
+    names = {_official_name(name): name for name in model.state_dict()}
+    saved = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
     current = model.state_dict()
-    for official, name in ours.items():
+    for official, name in names.items():
         if _is_part_of(official, reinitialize):
-            theirs[official] = current[name]
-        if official not in theirs:
+            saved[official] = current[name]
+        if official not in saved:
             raise UserError(
                 f"the checkpoint has no {official}, so it was made with other settings: compare "
                 "MOCO.ENCODER and MOCO.DICTIONARY with the config.yaml beside it"
                 f"{_new_part(official)}"
             )
-        shape, saved_shape = tuple(current[name].shape), tuple(theirs[official].shape)
+        shape, saved_shape = tuple(current[name].shape), tuple(saved[official].shape)
         if shape != saved_shape:
             key = "MOCO.DICTIONARY.SIZE" if official == "queue" else "MOCO.ENCODER"
             raise UserError(
                 f"the checkpoint's {official} has the shape {saved_shape}, but this config gives "
                 f"{shape}: change {key} back{_new_part(official)}"
             )
-    for name in theirs:
-        if name not in ours and not _is_part_of(name, reinitialize):
+    for name in saved:
+        if name not in names and not _is_part_of(name, reinitialize):
             raise UserError(
                 f"the checkpoint has {name}, which this config's network does not have, so it was "
                 "made with other settings: compare MOCO.ENCODER with the config.yaml beside it"
                 f"{_new_part(name)}"
             )
-    for official, name in ours.items():
-        check_tensor(theirs[official], current[name], official)
-    if "queue_ptr" in theirs and "queue" in theirs:
-        pointer, size = int(theirs["queue_ptr"]), theirs["queue"].shape[1]
+    for official, name in names.items():
+        check_tensor(saved[official], current[name], official)
+    if "queue_ptr" in saved and "queue" in saved:
+        pointer, size = int(saved["queue_ptr"]), saved["queue"].shape[1]
         require(
             0 <= pointer < size, f"its queue_ptr is {pointer}, not a column of a queue of {size}"
         )
-    model.load_state_dict({name: theirs[official] for official, name in ours.items()})
+    model.load_state_dict({name: saved[official] for official, name in names.items()})
 
 
 def load_official_optimizer(
@@ -106,8 +106,8 @@ def load_official_optimizer(
     """
     states = entry({"optimizer": saved}, "optimizer", dict).get("state", {})
     require(type(states) is dict, f"its optimizer.state is {shown(states)}, not a dict")
-    theirs = [name.removeprefix("module.") for name in state_dict if not name.endswith(_BUFFERS)]
-    number = {name: i for i, name in enumerate(theirs)}
+    names = [name.removeprefix("module.") for name in state_dict if not name.endswith(_BUFFERS)]
+    number = {name: i for i, name in enumerate(names)}
     trained = [(_official_name(name), p) for name, p in model.named_parameters() if p.requires_grad]
     state = {}
     for i, (name, parameter) in enumerate(trained):

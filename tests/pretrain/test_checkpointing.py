@@ -117,8 +117,8 @@ def test_an_interrupted_save_keeps_the_checkpoint_before(
             r"queue has the shape \(16, 20\), but this config gives \(16, 24\): "
             r"change MOCO.DICTIONARY.SIZE back",
         ),
-        ({"MOCO.ENCODER.MLP": False}, r"no encoder_q\.fc\.weight; .* check MOCO\.ENCODER"),
-        ({"MOCO.ENCODER.DIM": 8}, r"encoder_q\.fc\.2\.weight is .* change MOCO\.ENCODER back"),
+        ({"MOCO.ENCODER.MLP": False}, r"no encoder_q\.fc\.weight, .* compare MOCO\.ENCODER"),
+        ({"MOCO.ENCODER.DIM": 8}, r"encoder_q\.fc\.2\.weight has .* change MOCO\.ENCODER back"),
         ({"MOCO.PRETEXT": "supervised"}, r"no conv\.weight"),
     ],
     ids=["queue", "head", "dim", "pretext"],
@@ -133,7 +133,7 @@ def test_resuming_with_other_settings_names_the_key(small_network, checkpointer,
 def test_resuming_a_deeper_network_is_refused_and_not_cut_short(checkpointer):
     """Everything a ResNet-18 has is in a ResNet-34 too, under the same names and shapes."""
     deeper = official_state_dict(checkpointer({"MOCO.ENCODER.ARCH": "resnet34"}).model)
-    with pytest.raises(UserError, match=r"has encoder_q\.layer1\.2\.\S+, .* check MOCO\.ENCODER"):
+    with pytest.raises(UserError, match=r"has encoder_q\.layer1\.2\.\S+, .* compare MOCO\.ENCODER"):
         load_official_state_dict(checkpointer().model, deeper)
 
 

@@ -87,7 +87,7 @@ def _decode(file: BinaryIO, name: str) -> Image.Image:
                 image.load()
                 return image  # `convert` would copy it
             return image.convert("RGB")
-    # Damaged files make Pillow raise many classes: OSError, SyntaxError, struct.error,
+    # Pillow raises many classes for damaged files: OSError, SyntaxError, struct.error,
     # DecompressionBombError, ...
     except Exception as error:
         raise _unreadable(name, error) from error

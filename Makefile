@@ -3,6 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV_INSTALL := VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet
 
+# Where this is set, every start of Python compiles all that it imports, for seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: env bench-env demo demo-long test lint bench lock clean
 
 env: .venv/ready

@@ -4,7 +4,7 @@ way of each other.
 
 import os
 
-from support import suite_processes, suite_timeouts
+from support import commands, suite_processes, suite_threads, suite_timeouts
 
 import moco_d2  # noqa: F401  a test file may import Detectron2 first, which needs our patches
 
@@ -12,5 +12,5 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_configure(config):
-    for plugin in (suite_timeouts, suite_processes):
+    for plugin in (suite_timeouts, suite_threads, suite_processes):
         config.pluginmanager.register(plugin)

@@ -1,4 +1,6 @@
-"""The suite reports a test that exceeds its time, and ends processes that tests leave."""
+"""The suite reports a test that exceeds its time, and threads and processes that tests leave; it
+ends the processes.
+"""
 
 import os
 import re
@@ -17,9 +19,9 @@ def run(tmp_path):
     def run(code: str, *words: str) -> tuple[int, str]:
         (tmp_path / "test_generated.py").write_text(code)
         (tmp_path / "conftest.py").write_text(
-            "from support import suite_processes, suite_timeouts\n"
+            "from support import suite_processes, suite_threads, suite_timeouts\n"
             "def pytest_configure(config):\n"
-            "    for plugin in (suite_timeouts, suite_processes):\n"
+            "    for plugin in (suite_timeouts, suite_threads, suite_processes):\n"
             "        config.pluginmanager.register(plugin)\n"
         )
         (tmp_path / "pytest.ini").write_text("[pytest]\n")
@@ -179,3 +181,37 @@ def test_helpers_stay():
 def test_what_ends_by_itself_and_helpers_are_not_left(run, words):
     code, text = run(TIDY, *words)
     assert code == 0, text
+
+
+THREADS = """
+import threading
+import pytest
+
+end = threading.Event()
+
+@pytest.fixture(scope="module")
+def server():
+    thread = threading.Thread(target=end.wait)
+    thread.start()
+    yield
+    end.set()
+    thread.join()
+
+def test_uses(server):
+    pass
+
+def test_leaves(server):
+    threading.Thread(target=threading.Event().wait, daemon=True, name="lonely").start()
+
+def test_joins():
+    thread = threading.Thread(target=print)
+    thread.start()
+    thread.join()
+"""
+
+
+def test_a_thread_that_is_left_fails_its_test(run):
+    code, text = run(THREADS)
+    assert code == 1, text
+    assert re.findall(r"^ERROR .*::test_(\w+)", text, re.MULTILINE) == ["leaves"], text
+    assert "the test left threads: lonely (Thread)" in text

@@ -4,7 +4,12 @@ way of each other.
 
 import os
 
-from support import commands, suite_processes, suite_threads, suite_timeouts
+from support import (
+    commands,  # noqa: F401  says what the fork server has imported, before it starts
+    suite_processes,
+    suite_threads,
+    suite_timeouts,
+)
 
 import moco_d2  # noqa: F401  a test file may import Detectron2 first, which needs our patches
 

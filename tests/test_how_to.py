@@ -40,7 +40,7 @@ def edit(file: Path, how: str, line: str, text: str) -> None:
     file.write_text("".join([*lines[:first], text, *lines[last:]]))
 
 
-def run(program: str, folder: Path) -> str:
+def run_program(program: str, folder: Path) -> str:
     result = subprocess.run(
         [sys.executable, "-c", program],
         cwd=folder,
@@ -55,7 +55,9 @@ def run(program: str, folder: Path) -> str:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_worked_example_does_what_the_page_says(page, checkout):
-    assert run("import moco_d2; print(moco_d2.__file__)", checkout).startswith(str(checkout))
+    assert run_program("import moco_d2; print(moco_d2.__file__)", checkout).startswith(
+        str(checkout)
+    )
     printed, runs = None, 0
     for directive, block in _BLOCK.findall(page.read_text()):
         what, _, rest = directive.partition(": ")
@@ -65,7 +67,7 @@ def test_the_worked_example_does_what_the_page_says(page, checkout):
             file, how, line = re.fullmatch(r"(\S+) (before|after|line): (.*)", rest).groups()
             edit(checkout / file, how, line, block)
         elif what == "run":
-            printed, runs = run(block, checkout), runs + 1
+            printed, runs = run_program(block, checkout), runs + 1
         elif what == "prints":
             assert printed == block
         else:

@@ -11,7 +11,9 @@ from support.paths import ROOT
 
 def test_no_import_goes_up_or_in_a_circle():
     """In a process of its own: import-linter turns off the loggers that there are."""
-    code = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"
+    code = (
+        "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -13,10 +13,10 @@ from support.paths import TESTS
 
 
 @pytest.fixture
-def run(tmp_path):
+def run_pytest(tmp_path):
     """Run pytest on one generated file, with the suite's plugins; return its exit code and text."""
 
-    def run(code: str, *words: str) -> tuple[int, str]:
+    def run_pytest(code: str, *words: str) -> tuple[int, str]:
         (tmp_path / "test_generated.py").write_text(code)
         (tmp_path / "conftest.py").write_text(
             "from support import suite_processes, suite_threads, suite_timeouts\n"
@@ -37,7 +37,7 @@ def run(tmp_path):
         )
         return result.returncode, result.stdout
 
-    return run
+    return run_pytest
 
 
 XDIST = pytest.mark.parametrize("words", [(), ("-n", "1")], ids=["alone", "xdist"])
@@ -102,8 +102,8 @@ def test_in_time():
 
 
 @XDIST
-def test_a_time_out_fails_whatever_swallows_it(run, words):
-    code, text = run(SWALLOWED, "--timeout=1", *words)
+def test_a_time_out_fails_whatever_swallows_it(run_pytest, words):
+    code, text = run_pytest(SWALLOWED, "--timeout=1", *words)
     assert code == 1, text
     failed = set(re.findall(r"^(?:FAILED|ERROR) .*::test_(\w+)", text, re.MULTILINE))
     assert failed == {
@@ -114,8 +114,8 @@ def test_a_time_out_fails_whatever_swallows_it(run, words):
     assert "time.sleep(3)  # too long" in text
 
 
-def test_code_that_takes_no_signal_is_ended_with_its_stack(run):
-    code, text = run(
+def test_code_that_takes_no_signal_is_ended_with_its_stack(run_pytest):
+    code, text = run_pytest(
         "import itertools\ndef test_deaf():\n    sum(itertools.repeat(0))\n", "--timeout=1"
     )
     assert code != 0
@@ -146,8 +146,8 @@ def test_last():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @XDIST
-def test_processes_that_are_left_are_ended_and_fail_the_run(run, words, monkeypatch):
-    code, text = run(LEAVES, *words)
+def test_processes_that_are_left_are_ended_and_fail_the_run(run_pytest, words, monkeypatch):
+    code, text = run_pytest(LEAVES, *words)
     assert code == 1, text
     assert re.search(r"ERROR .*::test_last", text), text
     left = re.findall(r"^(?:E +)?(\d+): (.*)$", text, re.MULTILINE)
@@ -178,8 +178,8 @@ def test_helpers_stay():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @XDIST
-def test_what_ends_by_itself_and_helpers_are_not_left(run, words):
-    code, text = run(TIDY, *words)
+def test_what_ends_by_itself_and_helpers_are_not_left(run_pytest, words):
+    code, text = run_pytest(TIDY, *words)
     assert code == 0, text
 
 
@@ -210,8 +210,8 @@ def test_joins():
 """
 
 
-def test_a_thread_that_is_left_fails_its_test(run):
-    code, text = run(THREADS)
+def test_a_thread_that_is_left_fails_its_test(run_pytest):
+    code, text = run_pytest(THREADS)
     assert code == 1, text
     assert re.findall(r"^ERROR .*::test_(\w+)", text, re.MULTILINE) == ["leaves"], text
     assert "the test left threads: lonely (Thread)" in text

@@ -8,7 +8,7 @@ from support.paths import TOOLS
 TOOL = TOOLS / "benchmark.py"
 
 
-def run(*arguments):
+def run_benchmark(*arguments):
     return run_tool(TOOL, *arguments)
 
 
@@ -24,11 +24,11 @@ def test_help_imports_nothing_heavy_and_has_an_example():
 
 
 def test_table(table_2b, tmp_path):
-    result = run("table", table_2b)
+    result = run_benchmark("table", table_2b)
     assert result.returncode == 0 and not result.stderr
     assert "55.9 ± 0.2 (n=5) **(+2.4)**" in result.stdout
     page = tmp_path / "out" / "table.html"
-    result = run("table", table_2b, "--format", "html", "--out", page)
+    result = run_benchmark("table", table_2b, "--format", "html", "--out", page)
     assert result.returncode == 0 and not result.stdout
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
 
@@ -37,7 +37,7 @@ def test_damaged_record_is_named_on_stderr(table_2b):
     damaged = table_2b / "damaged" / "record.json"
     damaged.parent.mkdir()
     damaged.write_text("{")
-    result = run("table", table_2b)
+    result = run_benchmark("table", table_2b)
     assert result.returncode == 0
     assert str(damaged) in result.stderr and "Traceback" not in result.stderr
 
@@ -45,22 +45,22 @@ def test_damaged_record_is_named_on_stderr(table_2b):
 @pytest.mark.parametrize("arguments", [("table", "."), ("paper", "--task", "nothing")])
 def test_user_errors_exit_2_with_one_line(tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
-    result = run(*arguments)
+    result = run_benchmark(*arguments)
     assert result.returncode == 2
     assert result.stderr.startswith("error: ") and len(result.stderr.splitlines()) == 1
 
 
 def test_paper():
-    result = run("paper", "--task", "coco_FPN_1x", "--format", "csv")
+    result = run_benchmark("paper", "--task", "coco_FPN_1x", "--format", "csv")
     assert result.returncode == 0
     assert "coco_FPN_1x,MoCo IN-1M,segm/AP75,37.7,,,-0.4" in result.stdout
 
 
 def test_plan_of_a_suite(tmp_path):
-    result = run("plan", "smoke", "--folder", tmp_path / "out")
+    result = run_benchmark("plan", "smoke", "--folder", tmp_path / "out")
     assert result.returncode == 0 and not result.stderr
     assert "15 runs" in result.stdout and "15 to start" in result.stdout
-    result = run("run", "table_2c", "--folder", tmp_path / "out")
+    result = run_benchmark("run", "table_2c", "--folder", tmp_path / "out")
     assert result.returncode == 2 and "did you mean 'table_" in result.stderr
     assert not (tmp_path / "out").exists()
 

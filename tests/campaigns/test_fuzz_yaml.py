@@ -54,7 +54,7 @@ def stumble(case, out):
     raise KeyError("x")
 
 
-def run(case, out):
+def run_case(case, out):
     Path("ran").touch()
 
 
@@ -101,7 +101,7 @@ def refuse(case, out):
         (loop, "ended by SIGKILL"),
         (swallow, "MemoryError"),
         (stumble, "KeyError: 'x'"),
-        (run, "a command was run"),
+        (run_case, "a command was run"),
         (run_and_refuse, "a command was run"),
         (ask, "the network was used"),
         (resolve, "the network was used"),

@@ -287,10 +287,10 @@ def test_arrives_in_fpn(small, save, tmp_path):
 def test_command_line(small, official, save, tmp_path):
     src, dst, report = save(official(small)), tmp_path / "w.pth", tmp_path / "r.json"
 
-    def run(*arguments):
+    def run_convert(*arguments):
         return run_tool(TOOLS / "convert.py", *arguments)
 
-    done = run(src, dst, "--report", report)
+    done = run_convert(src, dst, "--report", report)
     assert done.returncode == 0, done.stderr
     assert "100 of 100" in done.stdout and f"MODEL.WEIGHTS {dst}" in done.stdout
     assert json.loads(report.read_text())["depth"] == 18
@@ -298,7 +298,7 @@ def test_command_line(small, official, save, tmp_path):
     text = tmp_path / "text.pth"
     text.write_text("Not Found")
     before = listing(tmp_path)
-    refused = run(text, tmp_path / "none.pth")
+    refused = run_convert(text, tmp_path / "none.pth")
     assert refused.returncode == 2 and refused.stdout == ""
     assert refused.stderr.startswith("error: ") and refused.stderr.count("\n") == 1
     assert listing(tmp_path) == before

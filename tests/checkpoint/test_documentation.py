@@ -22,12 +22,12 @@ def test_a_file_of_every_family_is_in_the_table():
 
 
 def test_list_and_the_choices_of_the_command():
-    def run(*arguments):
+    def run_convert(*arguments):
         return run_tool(TOOLS / "convert.py", *arguments)
 
-    listed = run("--list")
+    listed = run_convert("--list")
     assert listed.returncode == 0 and listed.stdout == documentation.listing()
     assert listed.stdout.count("e.g. ") == len(FAMILIES)
-    assert f"{{{','.join(TARGETS)}}}" in run("--help").stdout
-    nothing = run()
+    assert f"{{{','.join(TARGETS)}}}" in run_convert("--help").stdout
+    nothing = run_convert()
     assert nothing.returncode == 2 and "needs SRC and DST" in nothing.stderr

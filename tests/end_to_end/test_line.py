@@ -22,10 +22,10 @@ SMALL_PRETRAINING = [
 def tool(tmp_path):
     """Run a tool in an empty folder; returns the finished process."""
 
-    def run(name, *arguments):
+    def run_tool_in(name, *arguments):
         return run_tool(TOOLS / name, *arguments, cwd=tmp_path)
 
-    return run
+    return run_tool_in
 
 
 def test_images_to_table(tool, tmp_path):

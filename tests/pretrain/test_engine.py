@@ -36,7 +36,7 @@ class StopAfter(HookBase):
             raise KeyboardInterrupt
 
 
-def run(cfg, *, resume: bool = False, stop_after: int | None = None) -> Pretrainer:
+def pretrain_run(cfg, *, resume: bool = False, stop_after: int | None = None) -> Pretrainer:
     """What moco_d2.pretrain.main does, without its log files."""
     seed(cfg)
     trainer = Pretrainer(cfg)
@@ -96,9 +96,9 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
             }
         )
 
-    straight = run(config("straight"))
-    run(config("resumed"), stop_after=3)
-    resumed = run(config("resumed"), resume=True)
+    straight = pretrain_run(config("straight"))
+    pretrain_run(config("resumed"), stop_after=3)
+    resumed = pretrain_run(config("resumed"), resume=True)
 
     assert resumed.start_iter == period
     assert sorted(values(straight)) == list(range(6))
@@ -131,7 +131,7 @@ class SignalDuring(HookBase):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_finishes_the_step_and_leaves_a_state_to_resume(make_config, tmp_path, number):
-    straight = run(make_config({"OUTPUT_DIR": tmp_path / "straight"}))
+    straight = pretrain_run(make_config({"OUTPUT_DIR": tmp_path / "straight"}))
     stopped = make_config({"OUTPUT_DIR": tmp_path / "stopped"})
     seed(stopped)
     trainer = Pretrainer(stopped)
@@ -141,7 +141,7 @@ def test_a_signal_finishes_the_step_and_leaves_a_state_to_resume(make_config, tm
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     assert signal.getsignal(number) is handler
-    resumed = run(stopped, resume=True)
+    resumed = pretrain_run(stopped, resume=True)
     assert resumed.start_iter == 4
     assert values(resumed) == values(straight)
 
@@ -149,13 +149,13 @@ def test_a_signal_finishes_the_step_and_leaves_a_state_to_resume(make_config, tm
 @pytest.mark.parametrize("stop_after", [None, 3], ids=["finished", "interrupted"])
 def test_no_worker_outlives_the_run(make_config, stop_after):
     before = set(multiprocessing.active_children())  # of tests in other files
-    trainer = run(make_config({"DATALOADER.NUM_WORKERS": 2}), stop_after=stop_after)
+    trainer = pretrain_run(make_config({"DATALOADER.NUM_WORKERS": 2}), stop_after=stop_after)
     assert trainer.iter > 1
     assert set(multiprocessing.active_children()) <= before
 
 
 def test_the_learning_rate_is_set_once_an_epoch(make_config):
-    trainer = run(make_config({"SOLVER.BASE_LR": 0.04}))
+    trainer = pretrain_run(make_config({"SOLVER.BASE_LR": 0.04}))
     assert values(trainer, "lr") == pytest.approx(
         {0: 0.04, 1: 0.04, 2: 0.04, 3: 0.02, 4: 0.02, 5: 0.02}  # half a cosine over two epochs
     )
@@ -164,7 +164,7 @@ def test_the_learning_rate_is_set_once_an_epoch(make_config):
 def test_another_seed_is_another_run(make_config, tmp_path):
     config = {"MOCO.EPOCHS": 0, "SOLVER.MAX_ITER": 2}
     first, again, other = (
-        run(make_config({**config, "SEED": seed, "OUTPUT_DIR": tmp_path / name}))
+        pretrain_run(make_config({**config, "SEED": seed, "OUTPUT_DIR": tmp_path / name}))
         for name, seed in (("first", 1), ("again", 1), ("other", 2))
     )
     assert values(first) == values(again)
@@ -172,7 +172,7 @@ def test_another_seed_is_another_run(make_config, tmp_path):
 
 
 def test_checkpoints_and_metrics_of_a_run(make_config, images, tmp_path):
-    run(make_config({"MOCO.KNN.TRAIN": images, "MOCO.KNN.TEST": images}))
+    pretrain_run(make_config({"MOCO.KNN.TRAIN": images, "MOCO.KNN.TEST": images}))
     out = tmp_path / "out"
     assert (out / "last_checkpoint").read_text() == FINAL_CHECKPOINT
     for name, epoch in (("checkpoint_0000003.pth.tar", 1), (FINAL_CHECKPOINT, 2)):
@@ -187,40 +187,40 @@ def test_checkpoints_and_metrics_of_a_run(make_config, images, tmp_path):
 
 
 def test_resuming_a_finished_run_trains_no_further(make_config, tmp_path):
-    run(make_config())
+    pretrain_run(make_config())
     before = (tmp_path / "out" / FINAL_CHECKPOINT).read_bytes()
-    trainer = run(make_config(), resume=True)
+    trainer = pretrain_run(make_config(), resume=True)
     assert trainer.start_iter == trainer.max_iter == 6
     assert (tmp_path / "out" / FINAL_CHECKPOINT).read_bytes() == before
 
 
 def test_supervised_pretraining_learns_and_resumes(make_config, tmp_path):
     overrides = {"MOCO.PRETEXT": "supervised", "MOCO.EPOCHS": 40, "SOLVER.BASE_LR": 0.1}
-    trainer = run(make_config(overrides))
+    trainer = pretrain_run(make_config(overrides))
     accuracy = values(trainer, "pretext_accuracy")
     assert sum(accuracy[i] for i in range(111, 120)) / 9 > 0.8  # dark against light
     content = torch.load(tmp_path / "out" / FINAL_CHECKPOINT, weights_only=True)
     assert content["state_dict"]["module.fc.weight"].shape == (2, 10)
     assert content["moco_d2"]["pretext"] == "supervised"
-    assert run(make_config(overrides), resume=True).start_iter == 120
+    assert pretrain_run(make_config(overrides), resume=True).start_iter == 120
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_mixed_precision_follows_full_precision_and_resumes(make_config, tmp_path, dtype):
-    full = values(run(make_config({"OUTPUT_DIR": tmp_path / "full"})))
+    full = values(pretrain_run(make_config({"OUTPUT_DIR": tmp_path / "full"})))
     mixed = {"SOLVER.AMP.ENABLED": True, "MOCO.AMP_DTYPE": dtype}
-    straight = run(make_config({**mixed, "OUTPUT_DIR": tmp_path / "straight"}))
+    straight = pretrain_run(make_config({**mixed, "OUTPUT_DIR": tmp_path / "straight"}))
     # Also the later steps: gradients arrive, which float16 without scaling would lose in part.
     assert values(straight) == pytest.approx(full, rel=0.05)
     assert values(straight) != full
-    run(make_config(mixed), stop_after=3)
-    resumed = run(make_config(mixed), resume=True)
+    pretrain_run(make_config(mixed), stop_after=3)
+    resumed = pretrain_run(make_config(mixed), resume=True)
     assert values(resumed) == values(straight)
 
 
 def test_float16_gradients_are_scaled_and_the_scale_survives_a_resume(make_config, tmp_path):
     mixed = {"SOLVER.AMP.ENABLED": True, "MOCO.AMP_DTYPE": "float16"}
-    trainer = run(make_config(mixed), stop_after=3)
+    trainer = pretrain_run(make_config(mixed), stop_after=3)
     steps = trainer.scaler.state_dict()["_growth_tracker"]
     assert trainer.scaler.get_scale() > 1
     again = Pretrainer(make_config(mixed))
@@ -232,7 +232,9 @@ def test_float16_gradients_are_scaled_and_the_scale_survives_a_resume(make_confi
 def test_channels_last_changes_the_layout_and_not_the_numbers(make_config, tmp_path):
     short = {"MOCO.EPOCHS": 0, "SOLVER.MAX_ITER": 3}
     last, first = (
-        run(make_config({**short, "MOCO.CHANNELS_LAST": on, "OUTPUT_DIR": tmp_path / str(on)}))
+        pretrain_run(
+            make_config({**short, "MOCO.CHANNELS_LAST": on, "OUTPUT_DIR": tmp_path / str(on)})
+        )
         for on in (True, False)
     )
     assert values(last) == pytest.approx(values(first), rel=1e-3)
@@ -243,7 +245,7 @@ def test_channels_last_changes_the_layout_and_not_the_numbers(make_config, tmp_p
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(make_config, tmp_path):
     overrides = {"SOLVER.BASE_LR": 1e30, "SOLVER.CHECKPOINT_PERIOD": 100}
     with pytest.raises(UserError, match=r"loss is nan .* lower SOLVER\.BASE_LR \(now 1e\+30\)"):
-        run(make_config(overrides))
+        pretrain_run(make_config(overrides))
     assert not list((tmp_path / "out").glob("*.pth.tar"))
 
 
@@ -253,7 +255,7 @@ def test_a_damaged_image_is_one_sentence_that_names_it(make_config, images, tmp_
     damaged = folder / "light" / "7.png"
     damaged.write_bytes(b"no image")
     with pytest.raises(UserError) as caught:  # test_pretrain_command.py: of a worker
-        run(make_config({"DATASETS.TRAIN": (str(folder),)}))
+        pretrain_run(make_config({"DATASETS.TRAIN": (str(folder),)}))
     assert str(damaged) in str(caught.value) and "MAX_UNREADABLE" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -263,7 +265,7 @@ def test_few_damaged_images_are_skipped(make_config, images, tmp_path):
     shutil.copytree(images, folder)
     (folder / "light" / "7.png").write_bytes(b"no image")
     config = {"DATASETS.TRAIN": (str(folder),), "MOCO.DATA.MAX_UNREADABLE": 0.1}
-    trainer = run(make_config(config))
+    trainer = pretrain_run(make_config(config))
     assert trainer.iter == 6 and len(trainer.unreadable) == 1
 
 
@@ -326,7 +328,9 @@ def test_accumulated_gradients_are_those_of_one_batch(make_config, tmp_path, mon
     monkeypatch.setattr(moco, "build_encoder", lambda arch, *, dim, **_: WithoutBatchNorm(dim))
     short = {"MOCO.EPOCHS": 0, "SOLVER.MAX_ITER": 2}  # rounding grows with the steps
     runs = [
-        run(make_config({**short, "MOCO.ACCUMULATION": n, "OUTPUT_DIR": tmp_path / str(n)}))
+        pretrain_run(
+            make_config({**short, "MOCO.ACCUMULATION": n, "OUTPUT_DIR": tmp_path / str(n)})
+        )
         for n in (1, 4)
     ]
     assert values(runs[1]) == pytest.approx(values(runs[0]), rel=1e-6)
@@ -337,9 +341,9 @@ def test_accumulated_gradients_are_those_of_one_batch(make_config, tmp_path, mon
 
 
 def test_a_run_is_not_begun_where_there_is_one(make_config):
-    run(make_config(), stop_after=3)
+    pretrain_run(make_config(), stop_after=3)
     with pytest.raises(UserError, match="holds a run: continue it with --resume"):
-        run(make_config())
+        pretrain_run(make_config())
 
 
 def test_compiled_encoders_give_the_same_loss_and_names(make_config, tmp_path, monkeypatch):
@@ -348,7 +352,7 @@ def test_compiled_encoders_give_the_same_loss_and_names(make_config, tmp_path, m
     monkeypatch.setattr(torch.nn.Module, "compile", compiled_by)
     short = {"MOCO.EPOCHS": 0, "SOLVER.MAX_ITER": 2}
     eager, compiled = (
-        run(make_config({**short, "MOCO.COMPILE": on, "OUTPUT_DIR": tmp_path / str(on)}))
+        pretrain_run(make_config({**short, "MOCO.COMPILE": on, "OUTPUT_DIR": tmp_path / str(on)}))
         for on in (False, True)
     )
     assert values(compiled) == pytest.approx(values(eager), rel=1e-4)

@@ -34,11 +34,11 @@ def settings_of_malloc(monkeypatch):
 def command(words):
     """Function: overrides -> runs the tool's main function in this process."""
 
-    def run(overrides, *, config="moco_v2_R50_200ep.yaml", resume=False):
+    def pretrain_run(overrides, *, config="moco_v2_R50_200ep.yaml", resume=False):
         args = argparse.Namespace(config_file=config, resume=resume, opts=words(overrides))
         run_command(lambda: pretrain(args))
 
-    return run
+    return pretrain_run
 
 
 @pytest.fixture

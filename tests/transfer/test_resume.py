@@ -37,10 +37,10 @@ TIMES = ("time", "data_time", "eta_seconds")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, tiny, voc):
+def finetune_run(tmp_path_factory, tiny, voc):
     root = tmp_path_factory.mktemp("resume")
 
-    def run(out, *overrides, resume=False):
+    def finetune_run(out, *overrides, resume=False):
         folder = root / out
         args = argparse.Namespace(
             config_file="voc_C4_random.yaml", resume=resume, eval_only=False, force=False
@@ -50,13 +50,13 @@ def run(tmp_path_factory, tiny, voc):
         train(args)
         return folder
 
-    run.root = root
-    return run
+    finetune_run.root = root
+    return finetune_run
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(run):
-    return run("uninterrupted")
+def uninterrupted(finetune_run):
+    return finetune_run("uninterrupted")
 
 
 def everything(folder):
@@ -92,7 +92,7 @@ def assert_same(a, b, path=""):
         assert repr(a) == repr(b), path
 
 
-def interrupt(run, out, number, iteration, *overrides):
+def interrupt(finetune_run, out, number, iteration, *overrides):
     """Send this process, or a forked one, a signal in the middle of a step."""
     original = Trainer.run_step
 
@@ -104,7 +104,7 @@ def interrupt(run, out, number, iteration, *overrides):
     def child():
         Trainer.run_step = run_step
         try:
-            run(out, *overrides)
+            finetune_run(out, *overrides)
         except KeyboardInterrupt:
             os._exit(3)
 
@@ -112,7 +112,7 @@ def interrupt(run, out, number, iteration, *overrides):
     process.start()
     process.join(120)
     assert process.exitcode == (3 if number == signal.SIGTERM else -number)
-    return run.root / out
+    return finetune_run.root / out
 
 
 def test_the_run_has_what_is_compared(uninterrupted):
@@ -125,9 +125,9 @@ def test_the_run_has_what_is_compared(uninterrupted):
     assert all(of_tensor["momentum_buffer"].abs().sum() > 0 for of_tensor in buffers.values())
 
 
-def test_evaluations_on_the_way_do_not_change_what_is_trained(run, uninterrupted):
+def test_evaluations_on_the_way_do_not_change_what_is_trained(finetune_run, uninterrupted):
     """Weights, statistics, optimizer and generators, to the last bit."""
-    without = everything(run("not evaluated", "TEST.EVAL_PERIOD", "0"))
+    without = everything(finetune_run("not evaluated", "TEST.EVAL_PERIOD", "0"))
     assert [entry["iteration"] for entry in without["record"]["history"]] == [7]
     found = everything(uninterrupted)
     for part in ("model", "processes", "iteration"):
@@ -136,36 +136,36 @@ def test_evaluations_on_the_way_do_not_change_what_is_trained(run, uninterrupted
     assert_same(*optimizer)
 
 
-def test_stopped_by_sigterm(run, uninterrupted):
-    folder = interrupt(run, "sigterm", signal.SIGTERM, 4)
+def test_stopped_by_sigterm(finetune_run, uninterrupted):
+    folder = interrupt(finetune_run, "sigterm", signal.SIGTERM, 4)
     assert (folder / "last_checkpoint").read_text() == "model_0000004.pth"
-    run("sigterm", resume=True)
+    finetune_run("sigterm", resume=True)
     assert_same(everything(folder), everything(uninterrupted))
 
 
-def test_killed(run, uninterrupted):
-    folder = interrupt(run, "killed", signal.SIGKILL, 5)
+def test_killed(finetune_run, uninterrupted):
+    folder = interrupt(finetune_run, "killed", signal.SIGKILL, 5)
     assert (folder / "last_checkpoint").read_text() == "model_0000003.pth"
-    run("killed", resume=True)
+    finetune_run("killed", resume=True)
     assert_same(everything(folder), everything(uninterrupted))
 
 
-def test_killed_twice_with_a_damaged_last_checkpoint(run, uninterrupted, caplog):
-    folder = interrupt(run, "damaged", signal.SIGKILL, 6)
+def test_killed_twice_with_a_damaged_last_checkpoint(finetune_run, uninterrupted, caplog):
+    folder = interrupt(finetune_run, "damaged", signal.SIGKILL, 6)
     last = folder / (folder / "last_checkpoint").read_text()
     assert last.name == "model_0000005.pth"
     last.write_bytes(last.read_bytes()[:-1000])
-    run("damaged", resume=True)
+    finetune_run("damaged", resume=True)
     assert "model_0000005.pth is damaged or incomplete" in caplog.text
     assert "continuing from the newest intact one, " in caplog.text
     assert_same(everything(folder), everything(uninterrupted))
 
 
-def test_killed_between_a_checkpoint_and_its_name(run, uninterrupted):
+def test_killed_between_a_checkpoint_and_its_name(finetune_run, uninterrupted):
     """It is continued from that checkpoint: from the one before, metrics.json would be cut back,
     and if that one is damaged after another kill, lines would be missing.
     """
-    folder = run.root / "unnamed"
+    folder = finetune_run.root / "unnamed"
     shutil.copytree(uninterrupted, folder)
     final, pointer = folder / "model_final.pth", folder / "last_checkpoint"
     lines = (folder / "metrics.json").read_text().splitlines(keepends=True)
@@ -180,41 +180,41 @@ def test_killed_between_a_checkpoint_and_its_name(run, uninterrupted):
             os.kill(os.getpid(), signal.SIGKILL)
 
         Trainer.run_step = Trainer._evaluate = die
-        run("unnamed", resume=True)
+        finetune_run("unnamed", resume=True)
 
     process = multiprocessing.get_context("fork").Process(target=child)
     process.start()
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
     (folder / before).write_bytes(b"")
-    run("unnamed", resume=True)
+    finetune_run("unnamed", resume=True)
     assert_same(everything(folder), everything(uninterrupted))
     assert pointer.read_text() == final.name
 
 
-def test_with_workers_and_accumulation(run):
+def test_with_workers_and_accumulation(finetune_run):
     """Images come from two processes, whose own generators are gone with them."""
     more = ("DATALOADER.NUM_WORKERS", "2", "SOLVER.IMS_PER_BATCH", "4", "MOCO.ACCUMULATION", "2")
-    whole = run("workers whole", *more)
-    folder = interrupt(run, "workers", signal.SIGKILL, 5, *more)
-    run("workers", *more, resume=True)
+    whole = finetune_run("workers whole", *more)
+    folder = interrupt(finetune_run, "workers", signal.SIGKILL, 5, *more)
+    finetune_run("workers", *more, resume=True)
     assert_same(everything(folder), everything(whole))
 
 
-def test_a_run_is_not_begun_over_another(run, uninterrupted):
+def test_a_run_is_not_begun_over_another(finetune_run, uninterrupted):
     with pytest.raises(UserError, match="holds a run: continue it with --resume, or choose"):
-        run("uninterrupted")
+        finetune_run("uninterrupted")
 
 
-def test_another_batch_is_refused(run, uninterrupted):
+def test_another_batch_is_refused(finetune_run, uninterrupted):
     with pytest.raises(UserError, match=r"trained with 2 images a step.* and this run has 4"):
-        run("uninterrupted", "SOLVER.IMS_PER_BATCH", "4", resume=True)
+        finetune_run("uninterrupted", "SOLVER.IMS_PER_BATCH", "4", resume=True)
 
 
-def test_a_lower_learning_rate_counts_after_a_resume(run, uninterrupted, caplog):
+def test_a_lower_learning_rate_counts_after_a_resume(finetune_run, uninterrupted, caplog):
     """As Detectron2 restores its schedule, the old one would."""
-    folder = run("rate", "SOLVER.MAX_ITER", "2")
-    run("rate", "SOLVER.BASE_LR", "0.002", resume=True)
+    folder = finetune_run("rate", "SOLVER.MAX_ITER", "2")
+    finetune_run("rate", "SOLVER.BASE_LR", "0.002", resume=True)
     assert "resuming with SOLVER.BASE_LR 0.002; the checkpoint had another" in caplog.text
     rates = [
         {line["iteration"]: line["lr"] for line in everything(of)["lines"] if "lr" in line}
@@ -224,26 +224,26 @@ def test_a_lower_learning_rate_counts_after_a_resume(run, uninterrupted, caplog)
         assert rates[0][iteration] == pytest.approx(0.1 * rates[1][iteration])
 
 
-def test_a_divergence_leaves_the_last_good_state(run):
-    folder = run("diverged", "SOLVER.MAX_ITER", "2")
+def test_a_divergence_leaves_the_last_good_state(finetune_run):
+    folder = finetune_run("diverged", "SOLVER.MAX_ITER", "2")
     steep = ("SOLVER.BASE_LR", "1e30", "SOLVER.WARMUP_ITERS", "0", "SOLVER.CHECKPOINT_PERIOD", "1")
     with pytest.raises(
         UserError, match=r"no longer finite at iteration \d.* last good state is .*pth"
     ):
-        run("diverged", *steep, resume=True)
+        finetune_run("diverged", *steep, resume=True)
     last = folder / (folder / "last_checkpoint").read_text()
     state = torch.load(last, weights_only=True)["model"]
     assert all(torch.isfinite(tensor).all() for tensor in state.values())
 
 
-def test_a_finished_run_is_evaluated_again(run, uninterrupted):
+def test_a_finished_run_is_evaluated_again(finetune_run, uninterrupted):
     before = everything(uninterrupted)
     (uninterrupted / "record.json").unlink()
-    run("uninterrupted", resume=True)
+    finetune_run("uninterrupted", resume=True)
     assert_same(everything(uninterrupted)["record"], before["record"])
 
 
-def test_two_processes_stop_together_and_resume(run, tiny, voc, tmp_path):
+def test_two_processes_stop_together_and_resume(finetune_run, tiny, voc, tmp_path):
     """BatchNorm is each process's own, and so are the generators."""
     more = {"SOLVER.IMS_PER_BATCH": 4, "MODEL.RESNETS.NORM": "BN", "MODEL.DEVICE": "cpu"}
     settings = voc | LENGTH | SLIM | more

@@ -139,7 +139,7 @@ def words(tmp_path_factory, tiny, voc):
     return [*tiny, *(str(word) for pair in settings.items() for word in pair)]
 
 
-def run(words, *, resume):
+def resume_run(words, *, resume):
     args = argparse.Namespace(
         config_file="voc_C4_random.yaml", resume=resume, eval_only=False, force=False, opts=words
     )
@@ -149,7 +149,7 @@ def run(words, *, resume):
 @pytest.fixture(scope="module")
 def resumable(words):
     """A trainer with its record, not yet resumed; OUTPUT_DIR has the checkpoint `NAME`."""
-    run(words, resume=False)
+    resume_run(words, resume=False)
     cfg, scaled = scale_to_hardware(load_config("voc_C4_random.yaml", words), world_size=1)
     built = Trainer(cfg)
     recorder = RunRecorder("voc_C4_random.yaml", scaled, [], None)
@@ -193,7 +193,7 @@ def test_the_command_writes_nothing_before_the_checkpoint_is_accepted(folder, wo
     torch.save(content, folder / NAME)
     before = everything(folder)
     with pytest.raises(UserError, match="position in the state of NumPy's generator is 1000"):
-        run(words, resume=True)
+        resume_run(words, resume=True)
     assert everything(folder) == before
 
 

@@ -22,18 +22,18 @@ from moco_d2.transfer.trainer import Trainer
 
 
 @pytest.fixture
-def run(tiny, words, tmp_path):
+def finetune_run(tiny, words, tmp_path):
     """Run the tool's main function; returns OUTPUT_DIR, and keeps the evaluation's results."""
 
-    def run(config, data, *overrides, out="out", **flags):
+    def finetune_run(config, data, *overrides, out="out", **flags):
         folder = tmp_path / out
         args = argparse.Namespace(config_file=config, resume=False, eval_only=False, force=False)
         vars(args).update(flags)
         args.opts = [*tiny, *words(data), "OUTPUT_DIR", str(folder), *overrides]
-        run.results = train(args)
+        finetune_run.results = train(args)
         return folder
 
-    return run
+    return finetune_run
 
 
 @pytest.mark.parametrize(
@@ -43,10 +43,12 @@ def run(tiny, words, tmp_path):
         ("coco_FPN_1x_random.yaml", "coco", {"bbox", "segm"}),
     ],
 )
-def test_two_steps_and_an_evaluation_leave_a_valid_record(run, request, config, kind, metrics):
+def test_two_steps_and_an_evaluation_leave_a_valid_record(
+    finetune_run, request, config, kind, metrics
+):
     typed = f"tools/train_net.py --config-file {config}"
     data = request.getfixturevalue(kind)
-    folder = run(config, data, "TEST.EVAL_PERIOD", "1", command=typed)
+    folder = finetune_run(config, data, "TEST.EVAL_PERIOD", "1", command=typed)
     (record,) = read_records([folder])
     raw = json.loads((folder / "record.json").read_text())
     assert raw["run"]["task"] == config.removesuffix("_random.yaml")
@@ -91,12 +93,12 @@ def test_two_steps_and_an_evaluation_leave_a_valid_record(run, request, config, 
 @pytest.mark.parametrize(
     ("config", "kind"), [("voc_C4_random.yaml", "voc"), ("coco_FPN_1x_random.yaml", "coco")]
 )
-def test_amp_on_a_cpu_is_bfloat16(run, request, config, kind):
+def test_amp_on_a_cpu_is_bfloat16(finetune_run, request, config, kind):
     """Detectron2's own AMPTrainer refuses to run without CUDA."""
     data = request.getfixturevalue(kind)
 
     def first_loss(*overrides, out):
-        folder = run(config, data, *overrides, out=out)
+        folder = finetune_run(config, data, *overrides, out=out)
         return json.loads((folder / "metrics.json").read_text().splitlines()[0])["total_loss"]
 
     exact = first_loss(out="fp32")
@@ -105,9 +107,9 @@ def test_amp_on_a_cpu_is_bfloat16(run, request, config, kind):
     assert mixed == pytest.approx(exact, rel=0.2)  # regions are sampled by their scores
 
 
-def test_same_seed_gives_the_same_weights_and_another_seed_others(run, voc):
-    first, second = (run("voc_C4_random.yaml", voc, out=name) for name in ("a", "b"))
-    other = run("voc_C4_random.yaml", voc, "SEED", "2", out="c")
+def test_same_seed_gives_the_same_weights_and_another_seed_others(finetune_run, voc):
+    first, second = (finetune_run("voc_C4_random.yaml", voc, out=name) for name in ("a", "b"))
+    other = finetune_run("voc_C4_random.yaml", voc, "SEED", "2", out="c")
 
     def weights(folder):
         return torch.load(folder / "model_final.pth", weights_only=True)["model"]
@@ -120,7 +122,9 @@ def test_same_seed_gives_the_same_weights_and_another_seed_others(run, voc):
     assert len({r.matched_sha256 for r in records}) == 1
 
 
-def test_rates_are_the_schedules_and_statistics_come_before_the_evaluation(run, voc, monkeypatch):
+def test_rates_are_the_schedules_and_statistics_come_before_the_evaluation(
+    finetune_run, voc, monkeypatch
+):
     rates, events = [], []
     run_step, evaluate = Trainer.run_step, Trainer.test.__func__
 
@@ -139,13 +143,13 @@ def test_rates_are_the_schedules_and_statistics_come_before_the_evaluation(run, 
         "SOLVER.WARMUP_ITERS": "2",
         "SOLVER.WARMUP_FACTOR": "0.5",
     }
-    run("voc_C4_random.yaml", voc, *itertools.chain(*schedule.items()))
+    finetune_run("voc_C4_random.yaml", voc, *itertools.chain(*schedule.items()))
     assert rates == pytest.approx([0.005, 0.0075, 0.01, 0.001])
     assert events == ["statistics", "test"]
 
 
 def test_the_rest_of_a_detector_starts_alike_whatever_the_backbone_starts_from(
-    run, voc, tmp_path, monkeypatch
+    finetune_run, voc, tmp_path, monkeypatch
 ):
     """Matched initializations of one seed share the heads' initial values."""
 
@@ -162,7 +166,7 @@ def test_the_rest_of_a_detector_starts_alike_whatever_the_backbone_starts_from(
     states = []
     for name, words in (("random", ()), ("moco", ("MODEL.WEIGHTS", str(weights)))):
         with pytest.raises(BuiltError) as built:
-            run(f"voc_C4_{name}.yaml", voc, *words, out=name, force=True)
+            finetune_run(f"voc_C4_{name}.yaml", voc, *words, out=name, force=True)
         states.append(built.value.args[0])
     first, second = states
     assert {name for name in first if not torch.equal(first[name], second[name])} == {
@@ -170,19 +174,19 @@ def test_the_rest_of_a_detector_starts_alike_whatever_the_backbone_starts_from(
     }
 
 
-def test_checkpoint_holds_the_optimizer(run, voc):
+def test_checkpoint_holds_the_optimizer(finetune_run, voc):
     """Stock v0.6 leaves it out, so that --resume starts with no momentum (detectron2 #4110)."""
-    folder = run("voc_C4_random.yaml", voc)
+    folder = finetune_run("voc_C4_random.yaml", voc)
     state = torch.load(folder / "model_final.pth", weights_only=True)["trainer"]
     assert state["iteration"] == 1
     buffers = state["_trainer"]["optimizer"]["state"]
     assert buffers
     assert any(s["momentum_buffer"].abs().sum() > 0 for s in buffers.values())
-    more = run("voc_C4_random.yaml", voc, "SOLVER.MAX_ITER", "3", resume=True)
+    more = finetune_run("voc_C4_random.yaml", voc, "SOLVER.MAX_ITER", "3", resume=True)
     assert torch.load(more / "model_final.pth", weights_only=True)["iteration"] == 2
 
 
-def test_a_signal_leaves_a_state_to_resume(run, voc, monkeypatch):
+def test_a_signal_leaves_a_state_to_resume(finetune_run, voc, monkeypatch):
     original = Trainer.run_step
 
     def run_step(self):
@@ -192,53 +196,53 @@ def test_a_signal_leaves_a_state_to_resume(run, voc, monkeypatch):
 
     monkeypatch.setattr(Trainer, "run_step", run_step)
     with pytest.raises(KeyboardInterrupt):
-        run("voc_C4_random.yaml", voc)
+        finetune_run("voc_C4_random.yaml", voc)
     monkeypatch.undo()
-    folder = run("voc_C4_random.yaml", voc, resume=True)
+    folder = finetune_run("voc_C4_random.yaml", voc, resume=True)
     assert (folder / "last_checkpoint").read_text() == "model_final.pth"
     assert torch.load(folder / "model_0000000.pth", weights_only=True)["iteration"] == 0
     assert "starting training from iteration 1" in (folder / "log.txt").read_text().lower()
 
 
-def test_finished_detector_is_evaluated_to_the_same_numbers(run, voc):
+def test_finished_detector_is_evaluated_to_the_same_numbers(finetune_run, voc):
     every_box = ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0")
-    folder = run("voc_C4_random.yaml", voc, *every_box)
+    folder = finetune_run("voc_C4_random.yaml", voc, *every_box)
     trained = json.loads((folder / "record.json").read_text())["metrics"]
     weights = ("MODEL.WEIGHTS", str(folder / "model_final.pth"))
     # Where the training images are is of no concern to an evaluation.
     data = voc | {"DATASETS.TRAIN": ("nowhere",)}
-    run("voc_C4_random.yaml", data, *every_box, *weights, out="evaluated", eval_only=True)
-    assert run.results == trained
-    assert run.results["bbox"]["AP50"] > 0
+    finetune_run("voc_C4_random.yaml", data, *every_box, *weights, out="evaluated", eval_only=True)
+    assert finetune_run.results == trained
+    assert finetune_run.results["bbox"]["AP50"] > 0
 
 
 @pytest.mark.parametrize("content", [{"model": {"conv1.weight": torch.zeros(1)}}, {"epoch": 7}])
-def test_an_evaluation_that_is_refused_leaves_nothing(run, voc, tmp_path, content):
+def test_an_evaluation_that_is_refused_leaves_nothing(finetune_run, voc, tmp_path, content):
     torch.save(content, tmp_path / "backbone.pth")
     weights = ("MODEL.WEIGHTS", str(tmp_path / "backbone.pth"))
     with pytest.raises(UserError, match=r"backbone\.pth.* model_final"):
-        run("voc_C4_random.yaml", voc, *weights, eval_only=True)
+        finetune_run("voc_C4_random.yaml", voc, *weights, eval_only=True)
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_that_do_not_arrive_stop_the_run_and_leave_nothing(run, voc, tmp_path):
+def test_weights_that_do_not_arrive_stop_the_run_and_leave_nothing(finetune_run, voc, tmp_path):
     torch.save({"model": {"conv1.weight": torch.zeros(64, 3, 7, 7)}}, tmp_path / "foreign.pth")
     with pytest.raises(UserError, match="only 0 of 100 backbone tensors arrived"):
-        run("voc_C4_moco.yaml", voc, "MODEL.WEIGHTS", str(tmp_path / "foreign.pth"))
+        finetune_run("voc_C4_moco.yaml", voc, "MODEL.WEIGHTS", str(tmp_path / "foreign.pth"))
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("nested", [True, False])
-def test_an_unconverted_checkpoint_is_sent_to_the_converter(run, voc, tmp_path, nested):
+def test_an_unconverted_checkpoint_is_sent_to_the_converter(finetune_run, voc, tmp_path, nested):
     state = {"module.encoder_q.conv1.weight": torch.zeros(64, 3, 7, 7)}
     content = {"state_dict": state, "epoch": 200} if nested else state
     torch.save(content, tmp_path / "raw.pth.tar")
     with pytest.raises(UserError, match=r"raw\.pth\.tar.* tools/convert\.py"):
-        run("voc_C4_moco.yaml", voc, "MODEL.WEIGHTS", str(tmp_path / "raw.pth.tar"))
+        finetune_run("voc_C4_moco.yaml", voc, "MODEL.WEIGHTS", str(tmp_path / "raw.pth.tar"))
     assert not (tmp_path / "out").exists()
 
 
-def test_force_runs_it_and_marks_the_record(run, tmp_path):
+def test_force_runs_it_and_marks_the_record(finetune_run, tmp_path):
     """What can be trained in spite of findings: another backbone, an image less, a class more."""
     torch.save({"model": {"conv1.weight": torch.zeros(64, 3, 7, 7)}}, tmp_path / "foreign.pth")
     root = make_voc(tmp_path / "VOC2007")
@@ -250,10 +254,10 @@ def test_force_runs_it_and_marks_the_record(run, tmp_path):
     )
     keys = ["DATASETS.TRAIN", "MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.WEIGHTS"]
     with pytest.raises(UserError, match=r"has 3 findings; --force runs it anyway") as caught:
-        run("voc_C4_moco.yaml", data, *overrides)
+        finetune_run("voc_C4_moco.yaml", data, *overrides)
     assert [line.split()[0] for line in str(caught.value).splitlines()[1:]] == keys
     assert not (tmp_path / "out").exists()
-    folder = run("voc_C4_moco.yaml", data, *overrides, force=True)
+    folder = finetune_run("voc_C4_moco.yaml", data, *overrides, force=True)
     raw = json.loads((folder / "record.json").read_text())
     assert raw["preflight"]["forced"]
     assert [finding["key"] for finding in raw["preflight"]["findings"]] == keys
@@ -261,9 +265,9 @@ def test_force_runs_it_and_marks_the_record(run, tmp_path):
     assert {"AP", "AP50", "AP75"} <= set(raw["metrics"]["bbox"])
 
 
-def test_diverged_loss_is_one_sentence(run, voc):
+def test_diverged_loss_is_one_sentence(finetune_run, voc):
     with pytest.raises(UserError, match="loss is no longer finite at iteration .*SOLVER.BASE_LR"):
-        run(
+        finetune_run(
             "voc_C4_random.yaml",
             voc,
             "SOLVER.BASE_LR",
@@ -275,6 +279,6 @@ def test_diverged_loss_is_one_sentence(run, voc):
         )
 
 
-def test_pretraining_config_is_sent_to_the_other_tool(run, voc):
+def test_pretraining_config_is_sent_to_the_other_tool(finetune_run, voc):
     with pytest.raises(UserError, match=r"names no task.*tools/pretrain\.py"):
-        run("moco_v2_R50_200ep.yaml", voc)
+        finetune_run("moco_v2_R50_200ep.yaml", voc)

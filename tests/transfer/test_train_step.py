@@ -30,7 +30,7 @@ def batches(size, count):
     return [[{"image": x} for x in part] for part in images.split(size)]
 
 
-def run(data, *, steps, build=AccumulatingTrainer, **kwargs):
+def train_steps(data, *, steps, build=AccumulatingTrainer, **kwargs):
     """The trainer after some steps, and its storage."""
     model = Regression()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -49,8 +49,8 @@ def assert_same_weights(a, b, **tolerance):
 
 
 def test_one_pass_is_detectron2s_step_to_the_last_bit():
-    ours, storage = run(batches(4, 3), steps=3)
-    theirs, expected = run(batches(4, 3), steps=3, build=SimpleTrainer)
+    ours, storage = train_steps(batches(4, 3), steps=3)
+    theirs, expected = train_steps(batches(4, 3), steps=3, build=SimpleTrainer)
     assert_same_weights(ours, theirs, rtol=0, atol=0)
     for name in ("loss_a", "loss_b", "total_loss"):
         assert storage.history(name).latest() == pytest.approx(expected.history(name).latest())
@@ -58,8 +58,8 @@ def test_one_pass_is_detectron2s_step_to_the_last_bit():
 
 
 def test_passes_add_up_to_the_step_of_the_whole_batch():
-    whole, expected = run(batches(6, 4), steps=4)
-    parts, storage = run(batches(2, 12), steps=4, passes=3)
+    whole, expected = train_steps(batches(6, 4), steps=4)
+    parts, storage = train_steps(batches(2, 12), steps=4, passes=3)
     assert_same_weights(parts, whole, rtol=1e-5, atol=1e-6)
     latest = storage.history("total_loss").latest()
     assert latest == pytest.approx(expected.history("total_loss").latest(), rel=1e-5)
@@ -67,8 +67,8 @@ def test_passes_add_up_to_the_step_of_the_whole_batch():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_on_any_device(dtype):
-    exact, _ = run(batches(4, 3), steps=3)
-    mixed, _ = run(batches(4, 3), steps=3, amp_dtype=dtype)
+    exact, _ = train_steps(batches(4, 3), steps=3)
+    mixed, _ = train_steps(batches(4, 3), steps=3, amp_dtype=dtype)
     assert set(mixed.model.dtypes) == {dtype}
     assert all(p.dtype == torch.float32 for p in mixed.model.parameters())
     if dtype == torch.bfloat16:  # the first steps of float16 are spent on finding its scale
@@ -80,7 +80,7 @@ def test_autocast_on_any_device(dtype):
 def test_a_loss_that_is_not_finite_leaves_the_weights_alone():
     data = batches(4, 3)
     data[2][1]["image"] = torch.full((5,), float("nan"))
-    good, _ = run(data, steps=2)
+    good, _ = train_steps(data, steps=2)
     model = Regression()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     trainer = AccumulatingTrainer(model, data, optimizer, stop=StopOnSignal(lambda: None))

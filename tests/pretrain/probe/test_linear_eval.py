@@ -98,7 +98,7 @@ def parse(monkeypatch):
 
 
 @pytest.fixture
-def run(parse, data, tmp_path):
+def probe_run(parse, data, tmp_path):
     """Function: checkpoint and further words -> result.json of a small run into tmp_path/out."""
 
     def call(source, *words) -> dict:
@@ -198,8 +198,8 @@ def test_classifier_starts_as_the_official_one():
     assert not layer.bias.any()
 
 
-def test_linear_leaves_the_backbone_bit_identical(run, checkpoint, tmp_path, capsys):
-    result = run(checkpoint, "--epochs", 2)
+def test_linear_leaves_the_backbone_bit_identical(probe_run, checkpoint, tmp_path, capsys):
+    result = probe_run(checkpoint, "--epochs", 2)
     saved = torch.load(tmp_path / "out" / "checkpoint.pth.tar", weights_only=True)["state_dict"]
     original = torch.load(checkpoint, weights_only=True)
     for name, tensor in original.items():
@@ -214,13 +214,13 @@ def test_linear_leaves_the_backbone_bit_identical(run, checkpoint, tmp_path, cap
     assert result["checkpoint"]["family"] == "torchvision"
 
 
-def test_a_changed_backbone_is_an_error(run, checkpoint, monkeypatch):
+def test_a_changed_backbone_is_an_error(probe_run, checkpoint, monkeypatch):
     def train_with_batch_norm(self, *args):
         self.network.bn1.running_mean += 1e-6
 
     monkeypatch.setattr(ClassifierTrainer, "train", train_with_batch_norm)
     with pytest.raises(RuntimeError, match="backbone changed"):
-        run(checkpoint, "--epochs", 1)
+        probe_run(checkpoint, "--epochs", 1)
 
 
 def test_fingerprint_sees_one_bit_of_a_buffer_and_not_the_classifier():
@@ -254,10 +254,12 @@ def colored(tmp_path_factory):
     return root
 
 
-def test_fast_is_close_to_the_full_protocol_and_twenty_times_cheaper(run, checkpoint, colored):
+def test_fast_is_close_to_the_full_protocol_and_twenty_times_cheaper(
+    probe_run, checkpoint, colored
+):
     words = ("--data", colored, "--batch-size", 24)
-    full = run(checkpoint, *words, "--lr", 3, "--epochs", 15)
-    fast = run(checkpoint, *words, "--fast", "--crops", 2)
+    full = probe_run(checkpoint, *words, "--lr", 3, "--epochs", 15)
+    fast = probe_run(checkpoint, *words, "--fast", "--crops", 2)
     assert full["accuracy"]["top1"] > 80
     assert abs(fast["accuracy"]["top1"] - full["accuracy"]["top1"]) <= 10
     assert fast["accuracy"]["top5"] >= fast["accuracy"]["top1"]
@@ -269,12 +271,12 @@ def test_fast_is_close_to_the_full_protocol_and_twenty_times_cheaper(run, checkp
 
 
 def test_cached_features_are_used_again_and_only_for_the_same_backbone(
-    run, checkpoint, monkeypatch
+    probe_run, checkpoint, monkeypatch
 ):
-    first = run(checkpoint, "--protocol", "knn")
+    first = probe_run(checkpoint, "--protocol", "knn")
     calls = []
     monkeypatch.setattr(nn.Conv2d, "forward", lambda *args: calls.append(args))
-    assert run(checkpoint, "--protocol", "knn", "--resume")["accuracy"] == first["accuracy"]
+    assert probe_run(checkpoint, "--protocol", "knn", "--resume")["accuracy"] == first["accuracy"]
     assert not calls
     monkeypatch.undo()
 
@@ -316,12 +318,12 @@ def test_resumed_run_equals_uninterrupted_one(data, tmp_path, recipe):
     assert resumed.accuracy == whole.accuracy
 
 
-def test_the_result_says_how_the_pretraining_was_made(run, make_config, tmp_path):
+def test_the_result_says_how_the_pretraining_was_made(probe_run, make_config, tmp_path):
     cfg = make_config({"MOCO.MOMENTUM": 0.9, "SEED": 5}, config="moco_v1_R50_200ep.yaml")
     trainer = Pretrainer(cfg)
     trainer.resume_or_start(resume=False)
     trainer.train()
-    result = run(tmp_path / "out" / "checkpoint_final.pth.tar", "--protocol", "knn")
+    result = probe_run(tmp_path / "out" / "checkpoint_final.pth.tar", "--protocol", "knn")
     made = result["pretraining"]
     assert (made["iterations"], made["images"], made["processes"]) == (6, 24, 1)
     assert made["config"]["SEED"] == 5 and made["config"]["MOCO"]["MOMENTUM"] == 0.9
@@ -334,7 +336,7 @@ def test_the_result_says_how_the_pretraining_was_made(run, make_config, tmp_path
     assert (record.seed, record.images, record.top1) == (5, 24, result["accuracy"]["top1"])
 
 
-def test_an_entry_that_is_not_ours_says_nothing(run, checkpoint, tmp_path):
+def test_an_entry_that_is_not_ours_says_nothing(probe_run, checkpoint, tmp_path):
     content = {"state_dict": torch.load(checkpoint, weights_only=True)}
     config = {"MOCO": {}, "SOLVER": {}, "SEED": 1}
     entries = [
@@ -352,19 +354,19 @@ def test_an_entry_that_is_not_ours_says_nothing(run, checkpoint, tmp_path):
         assert load_backbone(path)[2].pretraining is None
 
 
-def test_validation_images_elsewhere(run, checkpoint, data, tmp_path):
-    beside = run(checkpoint, "--protocol", "knn")
-    elsewhere = run(
+def test_validation_images_elsewhere(probe_run, checkpoint, data, tmp_path):
+    beside = probe_run(checkpoint, "--protocol", "knn")
+    elsewhere = probe_run(
         checkpoint, "--protocol", "knn", "--data", data / "train", "--val", data / "val"
     )
     assert elsewhere["accuracy"] == beside["accuracy"]
     assert elsewhere["data"] == beside["data"]  # its name too: of the folder that holds both
     with pytest.raises(UserError, match="folder .*absent.* does not exist"):
-        run(checkpoint, "--data", data / "train", "--val", tmp_path / "absent")
+        probe_run(checkpoint, "--data", data / "train", "--val", tmp_path / "absent")
 
 
-def test_finetuning_trains_batch_norm_and_takes_random_weights(run):
-    result = run("random", "--arch", "resnet18", "--protocol", "finetune", "--epochs", 1)
+def test_finetuning_trains_batch_norm_and_takes_random_weights(probe_run):
+    result = probe_run("random", "--arch", "resnet18", "--protocol", "finetune", "--epochs", 1)
     assert result["settings"]["base_lr"] == 0.1
     assert result["checkpoint"]["sha256"] is None
 
@@ -404,7 +406,7 @@ def test_shares_of_two_processes_are_the_batch_of_one():
         (["--device", "abacus"], "'abacus' is unknown"),
     ],
 )
-def test_refusals_write_nothing(run, data, checkpoint, tmp_path, capsys, words, message):
+def test_refusals_write_nothing(probe_run, data, checkpoint, tmp_path, capsys, words, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "differ").mkdir()
     (tmp_path / "differ" / "train").symlink_to(data / "train")
@@ -416,7 +418,7 @@ def test_refusals_write_nothing(run, data, checkpoint, tmp_path, capsys, words, 
     places = {name: tmp_path / name for name in ("empty", "differ", "same")}
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(SystemExit) as ended:
-        run_command(lambda: run(checkpoint, *(word.format(**places) for word in words)))
+        run_command(lambda: probe_run(checkpoint, *(word.format(**places) for word in words)))
     error = capsys.readouterr().err
     assert ended.value.code == 2
     assert error.startswith("error: ") and error.count("\n") == 1
@@ -440,10 +442,10 @@ def test_help_is_immediate_and_wrong_checkpoint_is_one_sentence(data, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_two_processes_train_as_one(run, data, checkpoint, tmp_path):
+def test_two_processes_train_as_one(probe_run, data, checkpoint, tmp_path):
     # 22 images are an even number, and a frozen backbone's features depend on no batch: the two
     # runs do the same arithmetic.
-    single = run(checkpoint, "--epochs", 2)
+    single = probe_run(checkpoint, "--epochs", 2)
     words = [checkpoint, "--data", data, "--output", tmp_path / "two", "--size", SIZE]
     words += ["--batch-size", BATCH, "--workers", 0, "--device", "cpu", "--epochs", 2]
     run_processes(2, TOOL, *words)

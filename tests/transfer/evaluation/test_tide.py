@@ -26,7 +26,7 @@ HALF = (10.0, 10.0, 110.0, 50.0)  # IoU 0.4 with BOX
 AGAIN = (12.0, 10.0, 112.0, 110.0)  # IoU 0.96
 
 
-def run(found, truth):
+def errors_of(found, truth):
     """decompose of (image, class, score, box) and (image, class, box, "" | "ignored" | "crowd")."""
     images, classes, scores, boxes = zip(*found, strict=True) if found else ((), (), (), ())
     ignored = np.array([item[3] != "" for item in truth])
@@ -77,7 +77,7 @@ SECOND = HALF_AP / 2
     ],
 )
 def test_one_error_of_each_kind(found, truth, ap, expected):
-    result = run(found, truth)
+    result = errors_of(found, truth)
     if ap is not None:
         assert result["AP50"] == pytest.approx(ap)
     assert set(costs(result)) == set(expected)
@@ -89,14 +89,14 @@ def test_wrong_class_and_wrong_box():
     """A detection of a cat that overlaps only a dog, by 0.4; both cats and the dog are found."""
     truth = [*CATS[:1], (1, DOG, BOX, "")]
     found = [RIGHT, (1, CAT, 0.9, HALF), (1, DOG, 0.9, BOX)]
-    result = run(found, truth)
+    result = errors_of(found, truth)
     assert result["AP50"] == pytest.approx(75.0)
     assert costs(result) == pytest.approx({"Both": 25.0})
 
 
 def test_a_duplicate_costs_the_precision_behind_it():
     found = [(0, CAT, 0.9, BOX), (0, CAT, 0.8, AGAIN), (1, CAT, 0.7, BOX)]
-    result = run(found, CATS)
+    result = errors_of(found, CATS)
     assert result["AP50"] == pytest.approx(100 * (51 + 50 * 2 / 3) / 101)
     assert costs(result) == pytest.approx({"Dupe": 100 - result["AP50"]})
 
@@ -104,7 +104,7 @@ def test_a_duplicate_costs_the_precision_behind_it():
 def test_of_several_errors_for_one_object_the_best_is_corrected_and_the_others_go():
     """Two boxes for the second cat, both poor: one right detection more, and no false one."""
     found = [RIGHT, (1, CAT, 0.9, HALF), (1, CAT, 0.8, HALF)]
-    result = run(found, CATS)
+    result = errors_of(found, CATS)
     assert result["AP50"] == pytest.approx(HALF_AP / 3)
     assert costs(result) == pytest.approx({"Loc": 100 - HALF_AP / 3})
 
@@ -115,7 +115,7 @@ def test_a_correction_is_shared_between_loc_and_cls():
     """
     truth = [*CATS, (2, DOG, BOX, "")]
     found = [(1, DOG, 0.9, BOX), (2, DOG, 0.8, BOX), (1, CAT, 0.7, HALF), RIGHT]
-    result = run(found, truth)
+    result = errors_of(found, truth)
     assert result["AP50"] == pytest.approx((SECOND + 50) / 2)
     # Without the poor box: cats HALF_AP. With the dog as a cat: cats 100 * (51 + 50 * 2/3) / 101.
     assert result["Loc"] == pytest.approx((HALF_AP - SECOND) / 2)
@@ -126,14 +126,14 @@ def test_a_correction_is_shared_between_loc_and_cls():
 
 def test_equal_scores_keep_their_order():
     wrong, right = (0, CAT, 0.5, FAR), (0, CAT, 0.5, BOX)
-    assert run([right, wrong], CATS[:1])["AP50"] == pytest.approx(100)
-    assert run([wrong, right], CATS[:1])["AP50"] == pytest.approx(50)
+    assert errors_of([right, wrong], CATS[:1])["AP50"] == pytest.approx(100)
+    assert errors_of([wrong, right], CATS[:1])["AP50"] == pytest.approx(50)
 
 
 def test_a_detection_takes_the_free_object_it_overlaps_most():
     near = (14.0, 10.0, 114.0, 110.0)
     truth = [(0, CAT, BOX, ""), (0, CAT, near, "")]
-    result = run([(0, CAT, 0.9, AGAIN), (0, CAT, 0.8, BOX)], truth)
+    result = errors_of([(0, CAT, 0.9, AGAIN), (0, CAT, 0.8, BOX)], truth)
     assert result["AP50"] == pytest.approx(100)
     assert not costs(result)
 
@@ -150,24 +150,24 @@ def test_which_are_right_is_said_in_the_order_they_are_given():
 @pytest.mark.parametrize("kind", ["ignored", "crowd"])
 def test_ignored_objects_excuse_and_need_not_be_found(kind):
     truth = [*CATS[:1], (0, CAT, FAR, kind)]
-    result = run([RIGHT, (0, CAT, 0.9, FAR), (0, CAT, 0.8, FAR)], truth)
+    result = errors_of([RIGHT, (0, CAT, 0.9, FAR), (0, CAT, 0.8, FAR)], truth)
     assert result == {"AP50": 100.0, **dict.fromkeys(KINDS, 0.0)}
     # Of another class it excuses nothing, and is no object that the detection could be right for.
     truth = [*CATS[:1], (0, DOG, FAR, kind)]
-    result = run([RIGHT, (0, CAT, 0.9, FAR)], truth)
+    result = errors_of([RIGHT, (0, CAT, 0.9, FAR)], truth)
     assert costs(result) == pytest.approx({"Bkg": 50.0})
 
 
 def test_a_crowd_excuses_what_lies_inside_and_a_difficult_object_what_it_overlaps():
     inside = (300.0, 300.0, 320.0, 320.0)  # IoU 0.04 with FAR
     for kind, ap in (("crowd", 100.0), ("ignored", 50.0)):
-        result = run([RIGHT, (0, CAT, 0.9, inside)], [*CATS[:1], (0, CAT, FAR, kind)])
+        result = errors_of([RIGHT, (0, CAT, 0.9, inside)], [*CATS[:1], (0, CAT, FAR, kind)])
         assert result["AP50"] == pytest.approx(ap)
 
 
 def test_without_objects_there_is_nothing_to_decompose():
     with pytest.raises(ValueError, match="no object"):
-        run([RIGHT], [(0, CAT, BOX, "crowd")])
+        errors_of([RIGHT], [(0, CAT, BOX, "crowd")])
 
 
 def random_case(seed, images=25, classes=4):
@@ -261,7 +261,7 @@ def test_as_the_definition_says_it_detection_by_detection():
     seen = dict.fromkeys(KINDS, 0)
     for seed in range(8):
         case = random_case(seed)
-        fast = run(*case)
+        fast = errors_of(*case)
         assert fast == pytest.approx(slow_decomposition(*case), abs=1e-9)
         seen = {kind: seen[kind] + (fast[kind] > 0) for kind in KINDS}
     assert all(seen.values())

@@ -47,6 +47,12 @@ def _dump(content: Any) -> str:
     return yaml.safe_dump(content, sort_keys=False)
 
 
+def _nested(keys: list[str], value: Any) -> Any:
+    for key in reversed(keys):
+        value = {key: value}
+    return value
+
+
 def _door(rng: Random) -> str:
     return rng.choice(["config", "config", "suite", "run"])
 
@@ -211,10 +217,8 @@ def commands(rng: Random, folder: Path) -> Case:
     if not key.startswith("DATASETS"):
         value = rng.choice([name, repr(name)])
     value = list(value) if isinstance(value, tuple) else value
-    nested = value
-    for part in reversed(key.split(".")):
-        nested = {part: nested}
-    content, door = {"VERSION": 2, **nested}, rng.choice(["config", "base", "words", "suite"])
+    content = {"VERSION": 2, **_nested(key.split("."), value)}
+    door = rng.choice(["config", "base", "words", "suite"])
     if door == "config":
         return Case("config", _write(folder, _dump(content)))
     if door == "base":
@@ -347,9 +351,7 @@ def wrong_types(rng: Random, folder: Path) -> Case:
         words = [key, "" if isinstance(value, dict) else str(value)]
         return Case("config", _write(folder, "VERSION: 2\n"), words[: rng.choice([1, 2, 2, 2])])
     parts = key.split(".")
-    nested: Any = value
-    for part in reversed(parts[: rng.randrange(1, len(parts) + 1)]):
-        nested = {part: nested}
+    nested = _nested(parts[: rng.randrange(1, len(parts) + 1)], value)
     return Case("config", _write(folder, _dump({"VERSION": rng.choice([2, 2, 1]), **nested})))
 
 
@@ -393,9 +395,7 @@ def literals(rng: Random, folder: Path) -> Case:
         return Case("config", _write(folder, "VERSION: 2\n"), [key, value])
     if kind == "suite":
         return Case("suite", _write(folder, _dump(_suite(rng, {key: value}))))
-    nested: Any = value if kind == "file" else {value: 1}
-    for part in reversed(key.split(".")):
-        nested = {part: nested}
+    nested = _nested(key.split("."), value if kind == "file" else {value: 1})
     return Case("config", _write(folder, _dump({"VERSION": 2, **nested})))
 
 

@@ -318,22 +318,17 @@ def _with(out: Path, workload: Training, **settings: Any) -> list[str]:
     return [*workload.words(out), *(str(w) for pair in settings.items() for w in pair)]
 
 
-def _other_config() -> tuple:
-    workload = runs()[0][0]
+def _enter_folder(folder: Path, rank: int, odd: bool) -> None:
+    os.chdir(folder / ("odd" if odd else "same"))
+
+
+def _other_config(number: int, key: str, value: float, named: str) -> tuple:
+    workload = runs()[number][0]
 
     def words(folder: Path, out: Path, odd: bool) -> list[str]:
-        return _with(out, workload, **{"SOLVER.BASE_LR": 0.06} if odd else {})
+        return _with(out, workload, **{key: value} if odd else {})
 
-    return workload, words, _nothing, "SOLVER.BASE_LR is ", _nothing
-
-
-def _other_config_of_a_detector() -> tuple:
-    workload = runs()[1][0]
-
-    def words(folder: Path, out: Path, odd: bool) -> list[str]:
-        return _with(out, workload, **{"MODEL.RPN.NMS_THRESH": 0.5} if odd else {})
-
-    return workload, words, _nothing, "MODEL.RPN.NMS_THRESH is 0.", _nothing
+    return workload, words, _nothing, named, _nothing
 
 
 def _other_weights() -> tuple:
@@ -354,13 +349,10 @@ def _other_weights() -> tuple:
             content |= {"__author__": "campaign", "matching_heuristics": True}
             torch.save(content, folder / name / "weights.pth")
 
-    def before(folder: Path, rank: int, odd: bool) -> None:
-        os.chdir(folder / ("odd" if odd else "same"))
-
     def words(folder: Path, out: Path, odd: bool) -> list[str]:
         return _with(out, workload, **{"MODEL.WEIGHTS": "weights.pth"})
 
-    return workload, words, before, "the content of MODEL.WEIGHTS", prepare
+    return workload, words, _enter_folder, "the content of MODEL.WEIGHTS", prepare
 
 
 def _other_images() -> tuple:
@@ -372,13 +364,10 @@ def _other_images() -> tuple:
         images = folder / "odd" / "images" / "dark"
         (images / "3.png").rename(images / "33.png")
 
-    def before(folder: Path, rank: int, odd: bool) -> None:
-        os.chdir(folder / ("odd" if odd else "same"))
-
     def words(folder: Path, out: Path, odd: bool) -> list[str]:
         return _with(out, workload, **{"DATASETS.TRAIN": "('./images',)"})
 
-    return workload, words, before, "the training data", prepare
+    return workload, words, _enter_folder, "the training data", prepare
 
 
 def _other_annotations() -> tuple:
@@ -392,14 +381,11 @@ def _other_annotations() -> tuple:
         start = text.index("<xmax>") + len("<xmax>")
         file.write_text(text[:start] + "60" + text[text.index("</xmax>") :])
 
-    def before(folder: Path, rank: int, odd: bool) -> None:
-        os.chdir(folder / ("odd" if odd else "same"))
-
     def words(folder: Path, out: Path, odd: bool) -> list[str]:
         data = {"DATASETS.TRAIN": "('voc:VOC:trainval',)", "DATASETS.TEST": "('voc:VOC:test',)"}
         return _with(out, workload, **data)
 
-    return workload, words, before, "the training data", prepare
+    return workload, words, _enter_folder, "the training data", prepare
 
 
 def _other_code() -> tuple:
@@ -437,18 +423,17 @@ def _other_checkpoint() -> tuple:
             torch.save(content, folder / name / "out" / newest.name)
             (folder / name / "out" / POINTER).write_text(newest.name)
 
-    def before(folder: Path, rank: int, odd: bool) -> None:
-        os.chdir(folder / ("odd" if odd else "same"))
-
     def words(folder: Path, out: Path, odd: bool) -> list[str]:
         return _with(out, workload, OUTPUT_DIR="out")
 
-    return workload, words, before, "the content of the dictionary", prepare
+    return workload, words, _enter_folder, "the content of the dictionary", prepare
 
 
 _DISAGREEMENTS: dict[str, Callable[[], tuple]] = {
-    "another learning rate": _other_config,
-    "another key of a detector": _other_config_of_a_detector,
+    "another learning rate": lambda: _other_config(0, "SOLVER.BASE_LR", 0.06, "SOLVER.BASE_LR is "),
+    "another key of a detector": lambda: _other_config(
+        1, "MODEL.RPN.NMS_THRESH", 0.5, "MODEL.RPN.NMS_THRESH is 0."
+    ),
     "another weight file": _other_weights,
     "another list of images": _other_images,
     "other annotations": _other_annotations,

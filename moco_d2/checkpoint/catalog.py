@@ -264,19 +264,16 @@ def _convert(entry: Published, source: Path) -> Path:
 
     stem = _stem(entry)
     whole = source.with_name(f"{stem}.pth")
-    convert(source, whole, published=_published(entry, source))
+    # The whole hash, of which only the first digits are published.
+    hash_ = digest(source, entry.algorithm)
+    published = {"name": entry.name, "algorithm": entry.algorithm, "hash": hash_}
+    convert(source, whole, published=published)
     file = source.with_name(f"{stem}-{sha256(whole)[:_CONTENT_DIGITS]}.pth")
     for damaged in source.parent.glob(f"{stem}-*.pth"):
         damaged.unlink()
     whole.replace(file)
     logger.info("%s: converted and proven, kept at %s", entry.name, file)
     return file
-
-
-def _published(entry: Published, source: Path) -> dict[str, str]:
-    """Return the provenance entry for the published file."""
-    hash_ = digest(source, entry.algorithm)
-    return {"name": entry.name, "algorithm": entry.algorithm, "hash": hash_}
 
 
 def _converted(entry: Published) -> Path | None:

@@ -78,7 +78,7 @@ def _cases() -> list:
     return [
         pytest.param(model, file, id=f"{model}-{file.id}")
         for model in MODELS
-        for file in LOADED
+        for file in sorted(LOADED, key=lambda file: repr(file.network))  # one network at a time
         if _can_be_built(model, file.network)
     ]
 
@@ -113,11 +113,12 @@ def datasets(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trainer(datasets, tmp_path_factory):
-    """Function: model, network -> a stock DefaultTrainer, built once."""
+    """Function: model, network -> a stock DefaultTrainer; the one before is kept, and no other."""
     trainers: dict[tuple[str, Network], DefaultTrainer] = {}
 
     def build(model: str, network: Network) -> DefaultTrainer:
         if (model, network) not in trainers:
+            trainers.clear()
             cfg = config(network)
             settings = {
                 **(BASIC_C4 if (model, network) == ("C4", R18) else MODELS[model]),

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+_OF_PROCESS = {"tqdm_monitor"}  # threads that a library starts once, for all of its users
 _SECONDS_TO_END = 5.0  # for a thread that is told to end as the test ends, on a busy machine
 _BEFORE_FILE = pytest.StashKey[set[threading.Thread]]()
 _BEFORE_CALL = pytest.StashKey[set[threading.Thread]]()
@@ -35,7 +36,7 @@ def pytest_runtest_teardown(item, nextitem):
 
 
 def _left(before: set[threading.Thread]) -> set[threading.Thread]:
-    new = set(threading.enumerate()) - before
+    new = _new(before)
     if not new:
         return new
     for thread in new:
@@ -44,6 +45,11 @@ def _left(before: set[threading.Thread]) -> set[threading.Thread]:
             thread.stop()
     gc.collect()  # a loader of data, or a pool, ends its threads when it is collected
     until = time.monotonic() + _SECONDS_TO_END
-    while (left := set(threading.enumerate()) - before) and time.monotonic() < until:
+    while (left := _new(before)) and time.monotonic() < until:
         time.sleep(0.02)
     return left
+
+
+def _new(before: set[threading.Thread]) -> set[threading.Thread]:
+    threads = set(threading.enumerate()) - before
+    return {thread for thread in threads if thread.name not in _OF_PROCESS}

@@ -139,7 +139,9 @@ def test_the_fingerprint_of_matched_runs_is_of_all_but_weights_seed_and_folder()
 def test_a_shell_command_in_a_file_is_refused_and_taken_from_the_command_line(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("VERSION: 2\nDATASETS:\n  TRAIN: ['shards:pipe:touch /tmp/x']\n")
-    with pytest.raises(UserError, match="TRAIN would run or fetch 'pipe:touch /tmp/x', which a file may not do"):
+    with pytest.raises(
+        UserError, match="TRAIN would run or fetch 'pipe:touch /tmp/x', which a file may not do"
+    ):
         load_config(file)
     typed = ["DATASETS.TRAIN", "('shards:pipe:cat a.tar',)"]
     assert load_config(file, typed).DATASETS.TRAIN == ("shards:pipe:cat a.tar",)

@@ -162,7 +162,8 @@ def table(results: dict[str, list[dict[str, object]]]) -> str:
     """Return the ablations as a Markdown table, one group after the other."""
     random = [run["curve"][0][1] for runs in results.values() for run in runs]
     lines = [
-        "| | | kNN accuracy, % | gain over the random network | pretext accuracy, % |",
+        "| setting | value | kNN accuracy, % | gain over the random network "
+        "| pretext accuracy, % |",
         "|---|---|---|---|---|",
         f"| random network | | {spread(random)} | | |",
     ]

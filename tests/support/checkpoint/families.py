@@ -875,7 +875,7 @@ def half(q, k):
     return under("module.", q)
 
 
-@_file(35, "a training loop of one's own", "mine.pth")
+@_file(35, "a training loop of your own", "mine.pth")
 def own_training(q, k):
     return {
         "model": under("model.", q),

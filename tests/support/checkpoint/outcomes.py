@@ -1,4 +1,4 @@
-"""What comes of the files of families.py, and the table of it.
+"""The outcomes of converting the files of families.py, and the table of them.
 
 PYTHONPATH=tests python -m support.checkpoint.outcomes --write docs/checkpoint_table.md
 """
@@ -21,12 +21,14 @@ from moco_d2.errors import UserError
 
 TOLERANCE = 1e-5  # relative, of features in float32
 ROWS = range(1, 36)
-INTRODUCTION = """# Checkpoint files and what comes of them
+INTRODUCTION = """# Checkpoint files and their outcomes
 
-Made by `PYTHONPATH=tests python -m support.checkpoint.outcomes`, from files with random weights
-that are laid out as each project lays out its own. Parity: largest relative difference, over res2
-.. res5 and one image, between the features of the network that was saved and those of Detectron2's
-backbone with the converted weights, in float32.
+This page shows, for a file of each project, whether `tools/convert.py` converts or refuses it. The
+files have random weights and the layout of the project. This command writes the page:
+`PYTHONPATH=tests python -m support.checkpoint.outcomes`.
+
+Parity is the largest relative difference between the features of the saved network and the features
+of Detectron2's backbone with the converted weights, over res2 .. res5 and one image, in float32.
 
 """
 COMMITTED_TABLE = ROOT / "docs" / "checkpoint_table.md"

@@ -10,9 +10,9 @@ import pytest
 import torch
 from support.checkpoint import outcomes
 from support.checkpoint.families import FILES, File
-from support.checkpoint.outcomes import ROWS, TOLERANCE, outcome
+from support.checkpoint.outcomes import ROWS, TOLERANCE, features_differ, outcome
 from support.checkpoint.pieces import without_trackers
-from support.checkpoint.reference import KEY, QUERY, R50, as_detectron2, parity
+from support.checkpoint.reference import KEY, QUERY, R50, as_detectron2
 
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.checkpoint.sources import extract
@@ -45,7 +45,7 @@ def test_converted(file):
     written = load_checkpoint(result.weights)["model"]
     assert written.keys() == expected.keys()
     assert [name for name in expected if not torch.equal(written[name], expected[name])] == []
-    assert parity(file.network, file.query, result.weights) < TOLERANCE
+    assert features_differ(file) < TOLERANCE
 
     report = result.report
     assert report["tensors_found"] == report["tensors_expected"] == len(expected)

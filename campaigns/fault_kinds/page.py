@@ -15,62 +15,67 @@ FUZZING = {"checkpoints": "fuzz_checkpoints", "configs and suites": "fuzz_yaml"}
 # ruff: noqa: E501 - Markdown
 _INTRODUCTION = """# Reliability
 
-This page says what a run of days can rely on, how this is tested, and the figures of the last
-campaigns. The command `python campaigns/faults.py --render docs/reliability.md` writes it.
-
-Each fault is injected into a real command of `tools/` with tiny settings, in a forked process. It
-depends on the seed, its kind and its number. Kills come after a random time, or at a change of the
-run's folder: before a file is opened, flushed, renamed or removed, or with only a part of a
-checkpoint written. "The same result" compares every tensor, optimizer and generator state, metric
-and record with those of an undisturbed run.
+This page lists the promises for a run of days: what happens after a kill, on a full disk, or with a
+damaged or hostile file. Each promise has a test that injects faults, and the figures of the last
+campaigns. You can repeat the campaigns:
 
 ```sh
-python campaigns/faults.py --list                                   # the kinds
-python campaigns/faults.py --only 'kill *' --count 5 --minutes 5    # some; exit code 1 if one fails
-python campaigns/faults.py --json results/campaigns/faults.json             # all; figures are added there
-python campaigns/faults.py --soak 60 --json results/campaigns/soak.json
+python campaigns/faults.py --list                                   # print the kinds of faults
+python campaigns/faults.py --only 'kill *' --count 5 --minutes 5    # some kinds; exit code 1 after a failure
+python campaigns/faults.py --json results/campaigns/faults.json     # all kinds; add the figures to this file
+python campaigns/faults.py --soak 60 --json results/campaigns/soak.json    # pretrain for an hour
+python campaigns/faults.py --render docs/reliability.md             # write this page
 ```
+
+Each fault is injected into a real command of `tools/` with tiny settings, in a forked process. It
+depends on the seed, its kind and its number. A kill comes after a random time, or at a change of the
+run's folder: before a file is opened, flushed, renamed or removed, or when only a part of a
+checkpoint is written. "The same result" means that every tensor, optimizer state, generator state,
+metric and record is equal to that of an undisturbed run.
 
 """
 
 _RULES = """
-## How a run ends, and goes on
+## How a run ends and continues
 
-| exit code | |
+| exit code | meaning |
 |---|---|
-| 0 | done |
-| 2 | one sentence names the fix: of a user's mistake, or of a problem of the machine (no space, no memory, a process that ended) |
-| 129, 130, 143 | SIGHUP (a closed terminal, unless `nohup` ignores it), SIGINT (Ctrl-C), SIGTERM: during training, the current step is finished and saved; before the first step and after the last, the run ends at once. The code is 128 + the signal's number, as shells and schedulers expect |
-| -1, -2, -15 in a scheduler's account | The signal came when the run was complete and Python was ending, or to one of several processes before the first step: nothing was lost |
+| 0 | The run is done. |
+| 2 | The last line names the fix of a user's mistake, or of a problem of the machine (no space, no memory, a process that ended). |
+| 129, 130, 143 | The run received SIGHUP (a closed terminal, unless `nohup` ignores it), SIGINT (Ctrl-C) or SIGTERM. During training it finishes the current step and saves. Before the first step and after the last one it ends at once. The code is 128 + the signal's number, as shells and schedulers expect. |
+| -1, -2, -15 in a scheduler's account | The signal came when the run was complete and Python was ending, or to one of several processes before the first step. Nothing was lost. |
 
-A signal may go to the whole process group, as `timeout`, systemd, `scancel` and containers send it.
-Processes that load images ignore it, and end with the run, also after `kill -9`. The same signal
-within 2 seconds counts once (`timeout` itself then reports 124, unless `--preserve-status` is
-set). A second Ctrl-C after that stops at once, without saving.
+A signal may go to the whole process group: `timeout`, systemd, `scancel` and containers do this. The
+processes that load images ignore it, and end with the run, also after `kill -9`. If the same signal
+comes again within 2 seconds, it counts once (`timeout` itself then reports 124, unless
+`--preserve-status` is set). A second Ctrl-C after these 2 seconds stops the run at once, without
+saving.
 
-The same command with `--resume` continues in every case. It also starts a run that has no
+The same command with `--resume` continues the run in every case. It also starts a run that has no
 checkpoint yet, so a job script need not distinguish the two cases. Under SLURM (`--submit`), a
 preempted or timed-out job is saved and queued again automatically. Under torchrun, a restart
-resumes.
+resumes the run.
 
 With several processes, a process that waits for another gives up after `MOCO_D2_TIMEOUT` seconds
-(default: 1800). Each process then says which rank did not answer.
+(default: 1800). Each process then names the rank that did not answer.
 
-## What is not promised
+## Limits
 
-- `log.txt`, `metrics.json` and TensorBoard's files grow line by line, and a kill may cut the last
-  line short. A restart cuts `metrics.json` back to its checkpoint, and skips such a line.
+- `log.txt`, `metrics.json` and TensorBoard's files grow line by line. A kill may cut the last line
+  short. A restart cuts `metrics.json` back to its checkpoint, and skips such a line.
   Detectron2 writes `config.yaml` again at every start.
-- Steps after the last checkpoint are trained again: SIGKILL leaves no time to save.
+- After SIGKILL the steps since the last checkpoint are trained again, because it leaves no time to
+  save.
 - On three or more processes, a restarted run equals the undisturbed run up to rounding, not to the
-  bit: DistributedDataParallel adds gradients in another order in the first step after a start.
-- A second run in the same OUTPUT_DIR (or `--output`, or a second suite in a suite's folder, or a
-  second conversion to the same file) is refused while the first one runs, on this and on other
-  machines. There are two exceptions: a file system without locks, about which a warning tells, and
-  a folder that was removed meanwhile.
-- A signal during an evaluation between two steps waits for the end of the evaluation.
-- Full disks are tested on tmpfs, and a disk that turns read-only with a bind mount, if the user may
-  mount. Power cuts are not tested (files are flushed before they are renamed, and so are folders).
+  bit, because DistributedDataParallel adds gradients in another order in the first step after a
+  start.
+- A second run in the same OUTPUT_DIR is refused while the first one runs, on this and on other
+  machines. The same holds for `--output`, for a second suite in a suite's folder, and for a second
+  conversion to the same file. There are two exceptions: a file system without locks (there is a
+  warning), and a folder that was removed meanwhile.
+- A signal during an evaluation between two steps takes effect after the evaluation.
+- Full disks are tested on tmpfs. A disk that becomes read-only is tested with a bind mount, if the
+  user may mount. Power cuts are not tested, but files and folders are flushed before a rename.
 """
 
 
@@ -107,8 +112,8 @@ def _faults(content: dict[str, Any] | None, kinds: list[Kind]) -> str:
     hardware = sorted({c["hardware"] for c in campaigns})
     versions = sorted({f"torch {c['versions']['torch']}" for c in campaigns})
     lines += [
-        f"{len(campaigns)} campaigns, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}, on "
-        f"{' and '.join(hardware)}, {', '.join(versions)}.",
+        f"The table adds up {len(campaigns)} campaigns ({' to '.join(dict.fromkeys((dates[0], dates[-1])))}) "
+        f"on {' and '.join(hardware)} with {', '.join(versions)}.",
         "",
         "| kind | promise | faults | failures |",
         "|---|---|---|---|",
@@ -128,7 +133,7 @@ def _faults(content: dict[str, Any] | None, kinds: list[Kind]) -> str:
         )
     lines.append(f"| all | | {sums['faults']} | {sums['failures']} |")
     listed = ", ".join(f"{name} {number:g}" for name, number in sorted(figures.items()) if number)
-    lines += ["", f"Among them: {listed}.", ""]
+    lines += ["", f"The campaigns also counted: {listed}.", ""]
     return "\n".join([*lines, *_mended((content or {}).get("before_a_mend", []))])
 
 
@@ -139,8 +144,8 @@ def _mended(entries: list[dict[str, Any]]) -> list[str]:
     lines = [
         "### Failures that these campaigns found",
         "",
-        "After a failure is fixed, the faults of its kind are counted again from 0. Before the "
-        "fixes, the figures were:",
+        "After a failure is fixed, the faults of its kind are counted again from 0. The figures "
+        "before the fixes are:",
         "",
         "| kind | faults | failures | failure | fix |",
         "|---|---|---|---|---|",
@@ -163,10 +168,10 @@ def _soak(soak: dict[str, Any] | None) -> str:
     )
     cpu = [f"{value:.2f}" for value in soak["iterations_per_cpu_second"]]
     lines += [
-        f"ResNet-18 on images of 32 pixels, one thread and one data worker, niced, a checkpoint and "
-        f"a kNN evaluation every 400 iterations: {soak['minutes']:g} minutes, "
-        f"{soak['iterations']} iterations, {soak['date']}. Medians of the first and the last quarter "
-        "after the warm-up:",
+        f"A ResNet-18 was pretrained on images of 32 pixels with one thread and one data worker, niced, "
+        "with a checkpoint and a kNN evaluation every 400 iterations. The run took "
+        f"{soak['minutes']:g} minutes and {soak['iterations']} iterations on {soak['date']}. The table "
+        "has the medians of the first and the last quarter after the warm-up:",
         "",
         "| | first quarter | last quarter |",
         "|---|---|---|",
@@ -175,10 +180,14 @@ def _soak(soak: dict[str, Any] | None) -> str:
         f"| open files | {files[0]} | {files[1]} |",
         f"| iterations per second of CPU time | {cpu[0]} | {cpu[1]} |",
         "",
-        f"Slope of the memory: {soak['slope_mib_per_hour']:+.1f} ± "
+        f"The slope of the memory is {soak['slope_mib_per_hour']:+.1f} ± "
         f"{soak['slope_standard_error']:.1f} MiB per hour. "
-        + (f"Problems: {'; '.join(soak['problems'])}." if soak["problems"] else "No problem.")
-        + f" Ended by SIGTERM with exit code {soak.get('exit_code')}.",
+        + (
+            f"Problems: {'; '.join(soak['problems'])}."
+            if soak["problems"]
+            else "There was no problem."
+        )
+        + f" The run was ended by SIGTERM, with exit code {soak.get('exit_code')}.",
         "",
     ]
     return "\n".join(lines)
@@ -190,9 +199,9 @@ def _mutations(entries: list[dict[str, Any]] | None) -> str:
         return "\n".join([*lines, "No mutation has been run yet.", ""])
     caught = sum(bool(entry["caught"]) for entry in entries)
     lines += [
-        f"Of {len(entries)} deliberately injected bugs in code, config or settings (training goes "
-        f"on, the result is wrong), {caught} are caught by the check in the table "
-        "(`python campaigns/mutations.py`).",
+        f"`python campaigns/mutations.py` injects {len(entries)} bugs into code, config or settings. "
+        "With each bug training goes on, but the result is wrong. The checks in the table catch "
+        f"{caught} of them.",
         "",
         "| wrong result | caught by |",
         "|---|---|",

@@ -214,11 +214,14 @@ def main() -> None:
             ),
             check("step with 2 processes, official / ours", medians["official"] / medians["ours"]),
             check(
-                "our step with 2 processes / with 1, with the same batch per process",
+                "our step with 2 processes / with 1, at the same batch per process",
                 medians["ours"] / statistics.median(one["seconds"]["ours"]),
             ),
         ],
-        notes=["A process has one thread. Without the gradients, which are the same in both."],
+        notes=[
+            "Each process has one thread. The bytes do not include the gradients, which are the "
+            "same in both."
+        ],
     )
 
 

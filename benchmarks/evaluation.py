@@ -248,9 +248,9 @@ def main() -> None:
         title="Evaluation at the size of the real test sets",
         checks=checks,
         notes=[
-            f"{DETECTIONS_PER_IMAGE} detections per image; {VOC_IMAGES // divisor} images of VOC "
-            f"and {COCO_IMAGES // divisor} of COCO. The exact mode of VOC differs because, unlike "
-            "Detectron2's evaluator, it does not round scores to three decimals."
+            f"There are {DETECTIONS_PER_IMAGE} detections per image, {VOC_IMAGES // divisor} "
+            f"images of VOC and {COCO_IMAGES // divisor} of COCO. The exact mode of VOC differs "
+            "because, unlike Detectron2's evaluator, it does not round scores to three decimals."
         ],
     )
 

@@ -229,8 +229,9 @@ def main() -> None:
             ),
         ],
         notes=[
-            f"{count} JPEGs of {WIDTH} x {HEIGHT}, {size / 1e3:.0f} kB on average, in the page "
-            "cache, and CPU time of one thread, unless said otherwise."
+            f"The images are {count} JPEGs of {WIDTH} x {HEIGHT} with {size / 1e3:.0f} kB on "
+            "average. Unless a line says otherwise, they are in the page cache, and the figures "
+            "are CPU time of one thread."
         ],
     )
 

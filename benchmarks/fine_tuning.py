@@ -155,11 +155,12 @@ def main() -> None:
     finish(
         args,
         title=f"Fine-tuning: Mask R-CNN R{sizes['depth']}-FPN, {sizes['images']} images of "
-        f"{sizes['side']} pixels a step",
+        f"{sizes['side']} pixels per step",
         checks=checks,
         notes=[
-            f"The limit of 1.03 is 1.00 and the noise of the machine; {steps} steps a turn. "
-            f"Evaluation of {test_images} images, start of the processes included."
+            f"The limit of 1.03 is 1.00 plus the noise of the machine. A turn has {steps} steps. "
+            f"The evaluation has {test_images} images, and its time includes the start of the "
+            "processes."
         ],
     )
 

@@ -123,8 +123,8 @@ def main() -> None:
             }
         ],
         notes=[
-            f"Medians of {args.repeats} processes. bf16 is autocast: parameters, momentum and the "
-            "queue stay fp32."
+            f"Figures are medians of {args.repeats} processes. bf16 is autocast: parameters, "
+            "momentum and the queue stay fp32."
         ],
         device=args.device,
     )

@@ -289,9 +289,9 @@ def main() -> None:
         tables=table,
         notes=[
             *notes,
-            "Ours and supervised: channels_last"
-            + (", compiled" if args.compile else "")
-            + "; transcription and lightly as they are written: NCHW, fp32.",
+            "Ours and supervised use channels_last"
+            + (" and torch.compile" if args.compile else "")
+            + ". Transcription and lightly are used as they are written: NCHW, fp32.",
         ],
         device=args.device,
     )

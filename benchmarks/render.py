@@ -13,9 +13,17 @@ from harness import RESULTS, met
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 _HEAD = """# Performance
 
-`benchmarks/render.py` writes this page from the results in `results/benchmarks/`. Each section
-names its command and the machine. Ratios are medians over turns in one run: the programs to compare
-take turns, so that a busy machine slows all of them alike.
+This page shows how fast each part is, compared with other programs and with its limits. You can
+measure all parts on your machine, or one part quickly:
+
+```sh
+make bench
+python benchmarks/start_up.py --small
+```
+
+Each section names its command and the machine. The compared programs take turns in one run, so a
+busy machine slows all of them alike, and ratios are medians over the turns.
+`benchmarks/render.py` writes this page from the results in `results/benchmarks/`.
 """
 
 

@@ -205,7 +205,7 @@ def main() -> None:
         "listed": ("List file: until the first batch", "images"),
         "in_folders": ("Class folders of a thousand images: until the first batch", "images"),
         "counted": ("Shards of two images, counted: until the first batch", "shards"),
-        "stated": ("Shards, MOCO.DATA.SHARD_IMAGES given: until the first batch", "shards"),
+        "stated": ("Shards with MOCO.DATA.SHARD_IMAGES: until the first batch", "shards"),
     }
     hours = 1e9 / rate / 3600
     finish(
@@ -246,7 +246,7 @@ def main() -> None:
             *(
                 table(
                     title,
-                    [what, "s", "MB", "s of comparing processes"],
+                    [what, "s", "MB", "s to compare processes"],
                     [
                         [n, f"{s:.2f}", f"{m:.0f}", f"{f:.3f}"]
                         for n, (s, m, f) in zip(sizes[kind], first[kind], strict=True)
@@ -256,18 +256,18 @@ def main() -> None:
             ),
         ],
         notes=[
-            "At a billion images, by these figures: a list takes "
+            "These figures predict the cost of a billion images. A list takes "
             f"{per_million('listed', 1):.0f} GB in every process and "
-            f"{per_million('listed', 0) * 1000 / 60:.0f} minutes before the first batch, and the "
-            "order of an epoch, 8 bytes an image, is in those already. That breaks: use shards. A "
+            f"{per_million('listed', 0) * 1000 / 60:.0f} minutes before the first batch. This "
+            "includes the order of an epoch, 8 bytes per image. It is too much, so use shards. A "
             f"million shards of a thousand images take {per_million('stated', 1):.0f} MB and "
-            f"{per_million('stated', 0):.0f} s where MOCO.DATA.SHARD_IMAGES says how many images "
-            f"there are; counted by one process, they would take {hours:.0f} hours before the "
+            f"{per_million('stated', 0):.0f} s if MOCO.DATA.SHARD_IMAGES gives the number of "
+            f"images. If one process counted them, this would take {hours:.0f} hours before the "
             "first step.",
-            "Changed because of it: the workers of all processes share the counting (64 of them: "
-            f"{60 * hours / 64:.0f} minutes), where each process used to count everything; the "
-            "names of shards lie in one block of memory, which forked workers share; and what the "
-            "processes compare is a hash of that block, not of every name and label in turn.",
+            "Therefore the workers of all processes share the counting, which takes 64 workers "
+            f"{60 * hours / 64:.0f} minutes. The names of the shards are in one block of memory, "
+            "which forked workers share. Processes compare a hash of this block, not each name "
+            "and label.",
         ],
     )
 

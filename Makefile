@@ -6,7 +6,7 @@ UV_INSTALL := VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet
 # Where this is set, every start of Python compiles all that it imports, for seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: env bench-env demo demo-long test lint bench lock clean
+.PHONY: env bench-env demo demo-long test test-fast lint bench lock clean
 
 env: .venv/ready
 
@@ -31,8 +31,13 @@ demo-long: env
 	$(BIN)/python tools/demo.py --long
 
 # A file of tests stays on one worker; two workers, because tests start processes of their own.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 test: env
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST)
+
+# The inner loop: all but the files of tests that take long (tests/support/suite_order.py).
+test-fast: env
+	$(PYTEST) -m "not slow"
 
 lint: env
 	$(BIN)/ruff check .

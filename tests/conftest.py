@@ -7,6 +7,7 @@ import os
 from support import (
     commands,  # noqa: F401  says what the fork server has imported, before it starts
     suite_memory,
+    suite_order,
     suite_processes,
     suite_threads,
     suite_timeouts,
@@ -18,5 +19,5 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_configure(config):
-    for plugin in (suite_timeouts, suite_memory, suite_threads, suite_processes):
+    for plugin in (suite_timeouts, suite_order, suite_memory, suite_threads, suite_processes):
         config.pluginmanager.register(plugin)

@@ -1,0 +1,62 @@
+"""Files of tests that take long: pytest-xdist starts with them, and ``-m "not slow"`` leaves them
+out.
+"""
+
+import pytest
+from support.paths import TESTS
+from xdist.scheduler import LoadFileScheduling
+
+# Ten seconds and more of a core. The order is that of their length, so that no worker begins a long
+# file when the other has nothing left.
+SLOW = (
+    "test_group_signals.py",
+    "checkpoint/test_families.py",
+    "checkpoint/test_detectron2_models.py",
+    "pretrain/probe/test_linear_eval.py",
+    "engine/test_launch.py",
+    "pretrain/test_engine.py",
+    "transfer/test_resume.py",
+    "checkpoint/test_hostile_arguments.py",
+    "transfer/test_train_net.py",
+    "pretrain/test_resume.py",
+    "transfer/test_all_configs.py",
+    "campaigns/test_mutations.py",
+    "campaigns/test_fuzz_checkpoints.py",
+    "campaigns/test_fuzz_yaml.py",
+    "checkpoint/test_convert.py",
+    "test_untrusted_images.py",
+    "end_to_end/test_stock_detectron2.py",
+    "end_to_end/test_line.py",
+    "plugin/test_cityscapes_pool.py",
+    "test_suite_hygiene.py",
+    "checkpoint/test_catalog.py",
+    "pretrain/test_two_processes.py",
+    "transfer/evaluation/test_voc_evaluation.py",
+    "benchmark/test_runner.py",
+)
+# One worker converts the files of both.
+_WITH = {"checkpoint/test_detectron2_models.py": "checkpoint/test_families.py"}
+_RANK = {str(TESTS / name): rank for rank, name in enumerate(SLOW)}
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes long; see tests/support/suite_order.py")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if str(item.path) in _RANK:
+            item.add_marker("slow")
+    items.sort(key=lambda item: _RANK.get(str(item.path), len(SLOW)))
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return _Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+class _Scheduling(LoadFileScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        folder, _, name = file.rpartition("tests/")
+        return f"{folder}tests/{_WITH[name]}" if name in _WITH else file

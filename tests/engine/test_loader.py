@@ -104,8 +104,10 @@ def test_a_worker_that_is_stuck_ends_with_its_loader(monkeypatch):
 SCRIPT = f"""
 import os, sys
 sys.path[:0] = [{str(ROOT)!r}, {str(TESTS)!r}, {str(TESTS / "engine")!r}]
+import torch.utils.data
 from moco_d2.engine.loader import SteadyLoader
 from test_loader import {{dataset}}
+torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.2
 batches = iter(SteadyLoader({{dataset}}(), num_workers=2, batch_size=1))
 next(batches)
 print(*(worker.pid for worker in batches._workers), flush=True)

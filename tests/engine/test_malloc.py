@@ -1,8 +1,7 @@
 import platform
-import subprocess
-import sys
 
 import pytest
+from support.commands import run_python
 
 from moco_d2.engine import malloc
 
@@ -23,7 +22,7 @@ PROGRAM = """if True:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 @pytest.mark.parametrize(("how", "low", "high"), [("given back", 0.9, 1.1), ("kept", 0, 0.1)])
 def test_what_was_freed_is_used_again(how, low, high):
-    found = int(subprocess.check_output([sys.executable, "-c", PROGRAM, how]))
+    found = int(run_python("-c", PROGRAM, how).stdout)
     assert low * PAGES <= found <= high * PAGES
 
 

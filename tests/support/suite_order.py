@@ -1,13 +1,13 @@
-"""Files of tests that take long: pytest-xdist starts with them, and ``-m "not slow"`` leaves them
-out.
+"""Files of tests that take long: pytest-xdist starts with them, and ``-m "not slow"`` neither runs
+nor imports them.
 """
 
 import pytest
 from support.paths import TESTS
 from xdist.scheduler import LoadFileScheduling
 
-# Ten seconds and more of a core. The order is that of their length, so that no worker begins a long
-# file when the other has nothing left.
+# Four seconds of a core and more. The longest come first, so that no worker begins a long file when
+# the other has nothing left.
 SLOW = (
     "test_group_signals.py",
     "checkpoint/test_families.py",
@@ -33,6 +33,19 @@ SLOW = (
     "pretrain/test_two_processes.py",
     "transfer/evaluation/test_voc_evaluation.py",
     "benchmark/test_runner.py",
+    "test_how_to.py",
+    "transfer/test_resume_checks.py",
+    "test_benchmarks.py",
+    "campaigns/test_faults.py",
+    "transfer/inference/test_export.py",
+    "transfer/preflight/test_config_checks.py",
+    "benchmark/test_planning.py",
+    "engine/test_signals.py",
+    "pretrain/test_recipes.py",
+    "pretrain/augmentation/test_batched.py",
+    "plugin/test_both_detectron2s.py",
+    "pretrain/augmentation/test_opencv.py",
+    "plugin/test_after_import.py",
 )
 # One worker converts the files of both.
 _WITH = {"checkpoint/test_detectron2_models.py": "checkpoint/test_families.py"}
@@ -41,6 +54,10 @@ _RANK = {str(TESTS / name): rank for rank, name in enumerate(SLOW)}
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes long; see tests/support/suite_order.py")
+
+
+def pytest_ignore_collect(collection_path, config):
+    return (str(collection_path) in _RANK and config.option.markexpr == "not slow") or None
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -10,6 +10,7 @@ import struct
 import tarfile
 
 import pytest
+import torch
 from support.toy_shards import make_shards, png, write_shard
 from torchvision.transforms import v2
 
@@ -180,6 +181,7 @@ def test_a_negative_label_is_damage(tmp_path, label):
 def test_a_block_of_too_many_bytes_names_the_setting(tmp_path, monkeypatch):
     shards = list_shards(make_shards(tmp_path, [150]))
     views = ViewMaker(v2.PILToTensor(), names=("query",), seed=0)
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
     monkeypatch.setattr(sharded, "MAX_BLOCK_BYTES", 110 * len(png(0)))
     for shuffle, workers, fix in (
         (140, 0, r"lower MOCO\.DATA\.SHARD_SHUFFLE$"),

@@ -170,7 +170,8 @@ def test_an_image_that_does_not_decode_is_replaced_from_its_block(tmp_path):
     assert len(batch["index"]) == 8 and set(batch["index"].tolist()) == {0, 1, 2, 4, 5, 6, 7}
 
 
-def test_sets_without_a_readable_image_are_one_sentence(tmp_path):
+def test_sets_without_a_readable_image_are_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
     for workers in (0, 2):
         data = sharded(list_shards("pipe:false {0..1}", num_images=8), 4, num_workers=workers)
         with pytest.raises(UserError, match=r"^none of the 2 shards has a readable image"):

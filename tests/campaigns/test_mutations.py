@@ -5,9 +5,10 @@ by `python campaigns/mutations.py`, in some minutes.
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 
 import pytest
-from support.commands import run_python
 from support.paths import CAMPAIGNS
 from support.scripts import imported
 
@@ -63,9 +64,12 @@ def test_a_sample_is_caught_and_a_mutation_of_nothing_slips(tmp_path):
         sys.exit(mutations.main())
     """
     outcomes = tmp_path / "outcomes.json"
-    done = run_python(
-        *("-c", code, "--quick", "--no-baseline", "--json", outcomes),
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--quick", "--no-baseline", "--json", outcomes],
         env={**os.environ, "PYTHONPATH": str(PROGRAM.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 1, done.stderr
     found = {outcome["id"]: outcome for outcome in json.loads(outcomes.read_text())}

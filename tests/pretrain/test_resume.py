@@ -21,9 +21,8 @@ TIMES = {"time", "data_time", "eta_seconds"}
 
 
 def start(words: list[str], *, processes: int, resume: bool = False) -> list[Python]:
-    command = [SMALL_RUN, "--config-file", "moco_v2_R50_200ep.yaml", *words]
-    if resume:
-        command.append("--resume")
+    flags = ["--resume"] if resume else []
+    command = [SMALL_RUN, "--config-file", "moco_v2_R50_200ep.yaml", *flags, *words]
     options = {
         "stdout": subprocess.DEVNULL,
         "stderr": subprocess.PIPE,

@@ -41,6 +41,7 @@ def _prepare_engine() -> None:
     from moco_d2.plugin import compat
 
     compat.let_cpu_processes_share_a_model()
+    compat.look_up_config_keys_directly()
 
 
 def _register_modeling() -> None:

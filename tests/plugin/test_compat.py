@@ -191,3 +191,32 @@ def test_an_evaluator_that_can_be_told_how_to_read_labels_is_told():
     for evaluator in (told, untold):
         compat.set_label_reader(evaluator, len)
     assert told.sem_seg_loading_fn is len and vars(untold) == {}
+
+
+@pytest.mark.parametrize(
+    ("keys", "default"),
+    [
+        (("OUTPUT_DIR", "output_dir", "train.output_dir"), None),
+        (("train.seed", "SEED"), -1),
+        (("MODEL.RESNETS.DEPTH",), None),
+        (("SEED.x", "train.seed"), -1),
+        (("nothing",), None),
+    ],
+)
+def test_keys_are_looked_up_as_detectron2_does_and_without_a_dump(monkeypatch, keys, default):
+    from detectron2.config import get_cfg
+    from detectron2.engine import defaults
+
+    cfg, look_up = get_cfg(), defaults._try_get_key
+    expected = look_up.__wrapped__(cfg, *keys, default=default)
+    monkeypatch.setattr(type(cfg), "dump", None)
+    assert look_up(cfg, *keys, default=default) == expected
+
+
+def test_a_lazy_config_is_looked_up_by_detectron2_itself():
+    from detectron2.engine import defaults
+    from omegaconf import OmegaConf
+
+    assert (
+        defaults._try_get_key(OmegaConf.create({"train": {"seed": 3}}), "SEED", "train.seed") == 3
+    )

@@ -9,7 +9,7 @@ import signal
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
-from support.toy_data import make_voc
+from support.toy_data import SLIM_BACKBONE, make_voc
 
 from moco_d2.benchmark.records.compare import compare
 from moco_d2.benchmark.records.importing import import_run
@@ -29,7 +29,7 @@ def finetune_run(tiny, words, tmp_path):
         folder = tmp_path / out
         args = argparse.Namespace(config_file=config, resume=False, eval_only=False, force=False)
         vars(args).update(flags)
-        args.opts = [*tiny, *words(data), "OUTPUT_DIR", str(folder), *overrides]
+        args.opts = [*tiny, *SLIM_BACKBONE, *words(data), "OUTPUT_DIR", str(folder), *overrides]
         finetune_run.results = train(args)
         return folder
 
@@ -57,7 +57,7 @@ def test_two_steps_and_an_evaluation_leave_a_valid_record(
     assert set(raw["metrics"]) == metrics
     assert {"AP", "AP50", "AP75"} <= set(raw["metrics"]["bbox"])
     assert raw["weights"] is None
-    assert raw["coverage"] == {"expected": 100, "loaded": 0}
+    assert raw["coverage"] == {"expected": 265, "loaded": 0}
     assert raw["schedule"]["max_iter"] == 2
     assert raw["config"]["resolved"]["MODEL"]["RESNETS"]["NORM"] == "BN"
     assert [entry["iteration"] for entry in raw["history"]] == [0, 2]
@@ -161,7 +161,7 @@ def test_the_rest_of_a_detector_starts_alike_whatever_the_backbone_starts_from(
 
     monkeypatch.setattr(Trainer, "train", train)
     weights = tmp_path / "weights.pth"
-    content = {"stem.conv1.weight": torch.zeros(64, 3, 7, 7)}
+    content = {"stem.conv1.weight": torch.zeros(8, 3, 7, 7)}
     torch.save({"model": content, "__author__": "", "matching_heuristics": True}, weights)
     states = []
     for name, words in (("random", ()), ("moco", ("MODEL.WEIGHTS", str(weights)))):
@@ -226,15 +226,15 @@ def test_an_evaluation_that_is_refused_leaves_nothing(finetune_run, voc, tmp_pat
 
 
 def test_weights_that_do_not_arrive_stop_the_run_and_leave_nothing(finetune_run, voc, tmp_path):
-    torch.save({"model": {"conv1.weight": torch.zeros(64, 3, 7, 7)}}, tmp_path / "foreign.pth")
-    with pytest.raises(UserError, match="only 0 of 100 backbone tensors arrived"):
+    torch.save({"model": {"conv1.weight": torch.zeros(8, 3, 7, 7)}}, tmp_path / "foreign.pth")
+    with pytest.raises(UserError, match="only 0 of 265 backbone tensors arrived"):
         finetune_run("voc_C4_moco.yaml", voc, "MODEL.WEIGHTS", str(tmp_path / "foreign.pth"))
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("nested", [True, False])
 def test_an_unconverted_checkpoint_is_sent_to_the_converter(finetune_run, voc, tmp_path, nested):
-    state = {"module.encoder_q.conv1.weight": torch.zeros(64, 3, 7, 7)}
+    state = {"module.encoder_q.conv1.weight": torch.zeros(8, 3, 7, 7)}
     content = {"state_dict": state, "epoch": 200} if nested else state
     torch.save(content, tmp_path / "raw.pth.tar")
     with pytest.raises(UserError, match=r"raw\.pth\.tar.* tools/convert\.py"):
@@ -244,7 +244,7 @@ def test_an_unconverted_checkpoint_is_sent_to_the_converter(finetune_run, voc, t
 
 def test_force_runs_it_and_marks_the_record(finetune_run, tmp_path):
     """What can be trained in spite of findings: another backbone, an image less, a class more."""
-    torch.save({"model": {"conv1.weight": torch.zeros(64, 3, 7, 7)}}, tmp_path / "foreign.pth")
+    torch.save({"model": {"conv1.weight": torch.zeros(8, 3, 7, 7)}}, tmp_path / "foreign.pth")
     root = make_voc(tmp_path / "VOC2007")
     (root / "JPEGImages/trainval001.jpg").unlink()
     data = {"DATASETS.TRAIN": (f"voc:{root}:trainval",), "DATASETS.TEST": (f"voc:{root}:test",)}

@@ -454,7 +454,7 @@ MOCO_GROUPS = (
                 "start and one at the end.",
             ),
             Key(
-                "MOCO.KNN.NEIGHBORS",
+                "MOCO.KNN.NEIGHBOURS",
                 200,
                 _COUNT,
                 "This many neighbors vote.",
@@ -481,7 +481,7 @@ MOCO_GROUPS = (
                 "warning. With `()` no range is known.",
             ),
             Key(
-                "MOCO.MONITOR.NEIGHBORS",
+                "MOCO.MONITOR.NEIGHBOURS",
                 8,
                 _COUNT_OR_0,
                 "Every kNN evaluation writes an image to `OUTPUT_DIR/neighbors` that shows this "

@@ -100,14 +100,14 @@ class KNNEvaluation(hooks.EvalHook):
             knn.TRAIN,
             knn.TEST,
             size=cfg.MOCO.AUGMENTATION.SIZE,
-            neighbors=knn.NEIGHBORS,
+            neighbors=knn.NEIGHBOURS,
             temperature=knn.TEMPERATURE,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
         return cls(
             monitor if is_main else None,
             period=knn.PERIOD,
-            sheet_queries=cfg.MOCO.MONITOR.NEIGHBORS,
+            sheet_queries=cfg.MOCO.MONITOR.NEIGHBOURS,
             sheet_folder=Path(cfg.OUTPUT_DIR) / "neighbors",
         )
 

@@ -66,8 +66,8 @@ def test_knn_is_evaluated_at_the_start_each_period_and_the_end(make_config, imag
             "MOCO.KNN.TRAIN": images,
             "MOCO.KNN.TEST": images,
             "MOCO.KNN.EPOCHS": 2,
-            "MOCO.KNN.NEIGHBORS": 1,
-            "MOCO.MONITOR.NEIGHBORS": 3,
+            "MOCO.KNN.NEIGHBOURS": 1,
+            "MOCO.MONITOR.NEIGHBOURS": 3,
         }
     )
     cfg, _ = scale_recipe(cfg, world_size=1, num_images=24)  # an epoch is 3 iterations

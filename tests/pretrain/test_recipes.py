@@ -111,7 +111,7 @@ def resolved(cfg) -> dict:
         "amp": solver.AMP.ENABLED,
         "symmetric": moco.SYMMETRIC,
         "expected_loss": tuple(moco.MONITOR.EXPECTED_LOSS),
-        "knn": (moco.KNN.PERIOD, moco.KNN.NEIGHBORS, moco.KNN.TEMPERATURE),
+        "knn": (moco.KNN.PERIOD, moco.KNN.NEIGHBOURS, moco.KNN.TEMPERATURE),
     }
 
 

@@ -263,7 +263,7 @@ class Job:
         neighbors = min(KNN_NEIGHBORS, len(self.train))
         return {
             "settings": {
-                "neighbors": neighbors,
+                "neighbours": neighbors,  # records of all versions are compared by this name
                 "temperature": KNN_TEMPERATURE,
                 "size": self.args.size,
             },

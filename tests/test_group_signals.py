@@ -18,6 +18,7 @@ CLOCK = ("time", "data_time", "eta_seconds", "started", "seconds", "smoothed", "
 # Of a record and of a linear evaluation's result.
 MEASURED = ("metrics", "history", "coverage", "schedule", "accuracy", "backbone_sha256", "settings")
 SMALL_RUN = SUPPORT / "pretrain" / "small_run.py"
+SMALL_LINEAR_EVAL = SUPPORT / "pretrain" / "small_linear_eval.py"
 
 
 def words_of(settings: dict) -> list[str]:
@@ -36,7 +37,7 @@ class Pretraining:
             "DATALOADER.NUM_WORKERS": 2,
             "SOLVER.IMS_PER_BATCH": 8,
             "SOLVER.CHECKPOINT_PERIOD": 0,
-            "SOLVER.MAX_ITER": 160,
+            "SOLVER.MAX_ITER": 60,
             "MOCO.REFERENCE_BATCH": 0,
             "MOCO.MONITOR.EXPECTED_LOSS": (),
             "MOCO.EPOCHS": 0,
@@ -59,13 +60,13 @@ class FineTuning(Pretraining):
     script, final = ROOT / "tools" / "train_net.py", "model_final.pth"
 
     def __init__(self, root):
-        year = make_voc(root / "VOC2007")
+        year = make_voc(root / "VOC2007", images=4)
         self.settings = {
             "DATASETS.TRAIN": (f"voc:{year}:trainval",),
             "DATASETS.TEST": (f"voc:{year}:test",),
             "DATALOADER.NUM_WORKERS": 2,
-            "SOLVER.MAX_ITER": 7,
-            "SOLVER.STEPS": "(3,5)",
+            "SOLVER.MAX_ITER": 5,
+            "SOLVER.STEPS": "(2,4)",
             "SOLVER.CHECKPOINT_PERIOD": 1000,
             "TEST.EVAL_PERIOD": 2,
             "MODEL.RESNETS.DEPTH": 50,
@@ -80,8 +81,8 @@ class FineTuning(Pretraining):
 
 
 class LinearEvaluation:
-    script, final = ROOT / "tools" / "linear_eval.py", "checkpoint.pth.tar"
-    protocol = ("--epochs", 15)
+    script, final = SMALL_LINEAR_EVAL, "checkpoint.pth.tar"
+    protocol = ("--epochs", 6)
 
     def __init__(self, root):
         make_class_folders(root / "train", 11)
@@ -101,7 +102,7 @@ class LinearEvaluation:
 
 class FastLinearEvaluation(LinearEvaluation):
     final = "features.pth"
-    protocol = ("--fast", "--epochs", 1000)
+    protocol = ("--fast", "--epochs", 150)
 
 
 KINDS = (Pretraining, FineTuning, LinearEvaluation, FastLinearEvaluation)

@@ -20,10 +20,10 @@ from support.paths import TOOLS
 from support.run_loggers import restored_loggers
 from support.toy_data import make_class_folders
 from torch import nn
-from torchvision.models import resnet18
 
 from moco_d2.benchmark.records.pretext_records import read_pretext_records
 from moco_d2.checkpoint.backbone import load_backbone
+from moco_d2.checkpoint.mapping import Architecture, build_torchvision
 from moco_d2.cli import run_command
 from moco_d2.config.plain import to_plain
 from moco_d2.errors import UserError
@@ -55,6 +55,7 @@ from moco_d2.records.pretext_schema import RESULT_FILE, LinearEvalRecord
 TOOL = TOOLS / "linear_eval.py"
 SIZE, BATCH, SEED = 32, 8, 3
 DEVICE = torch.device("cpu")
+SLIM = Architecture(18, width_factor=1 / 8)  # a checkpoint of a megabyte
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +69,9 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A torchvision ResNet-18 file whose BatchNorm has seen data."""
+    """A slim ResNet-18's file, of torchvision's names, whose BatchNorm has seen data."""
     torch.manual_seed(0)
-    network = resnet18(num_classes=3)
+    network = build_torchvision(SLIM)
     network.train()(torch.randn(16, 3, SIZE, SIZE))
     path = tmp_path_factory.mktemp("checkpoint") / "resnet18.pth"
     torch.save(network.state_dict(), path)
@@ -114,9 +115,9 @@ def probe_run(parse, data, tmp_path):
 
 def make_trainer(data, folder, recipe):
     torch.manual_seed(1)
-    network = resnet18()
+    network = build_torchvision(SLIM)
     network.train()(torch.randn(16, 3, SIZE, SIZE))
-    network.fc = new_classifier(512, 2)
+    network.fc = new_classifier(SLIM.num_features, 2)
     train, val = list_labeled(data)
     return ClassifierTrainer(
         network,
@@ -141,8 +142,8 @@ SHORT_FINETUNE = Recipe(0.1, 1e-4, (0.7, 0.9), train_backbone=True, epochs=3, ba
 )
 def test_training_is_the_plain_loop(data, tmp_path, recipe, dropped_after):
     trainer = make_trainer(data, tmp_path, recipe)
-    reference = resnet18()
-    reference.fc = nn.Linear(512, 2)
+    reference = build_torchvision(SLIM)
+    reference.fc = nn.Linear(SLIM.num_features, 2)
     reference.load_state_dict(trainer.network.state_dict())
     trainer.train()
 
@@ -205,7 +206,7 @@ def test_linear_leaves_the_backbone_bit_identical(probe_run, checkpoint, tmp_pat
     for name, tensor in original.items():
         if not name.startswith("fc.") and "num_batches" not in name:
             assert torch.equal(saved[name], tensor), name
-    assert saved["fc.weight"].shape == (2, 512)
+    assert saved["fc.weight"].shape == (2, SLIM.num_features)
     assert result["effective_lr"] == 30 * BATCH / 256
     assert "learning rate 0.9375: 30 for batches of 256, scaled to batches of 8" in (
         capsys.readouterr().out
@@ -224,9 +225,9 @@ def test_a_changed_backbone_is_an_error(probe_run, checkpoint, monkeypatch):
 
 
 def test_fingerprint_sees_one_bit_of_a_buffer_and_not_the_classifier():
-    network = resnet18()
+    network = build_torchvision(SLIM)
     before = backbone_sha256(network)
-    network.fc = nn.Linear(512, 2)
+    network.fc = nn.Linear(SLIM.num_features, 2)
     assert backbone_sha256(network) == before
     network.bn1.running_var[0] = torch.nextafter(network.bn1.running_var[0], torch.tensor(2.0))
     assert backbone_sha256(network) != before
@@ -320,6 +321,7 @@ def test_resumed_run_equals_uninterrupted_one(data, tmp_path, recipe):
 
 def test_the_result_says_how_the_pretraining_was_made(probe_run, make_config, tmp_path):
     cfg = make_config({"MOCO.MOMENTUM": 0.9, "SEED": 5}, config="moco_v1_R50_200ep.yaml")
+    cfg.MOCO.ENCODER.WIDTH_FACTOR = SLIM.width_factor
     trainer = Pretrainer(cfg)
     trainer.resume_or_start(resume=False)
     trainer.train()
@@ -563,7 +565,7 @@ def _change(*path, value):
 )
 def test_a_checkpoint_that_holds_what_it_must_not(data, tmp_path, damage, message):
     trainer = make_trainer(data, tmp_path, SHORT_LINEAR)
-    trainer.network.fc(torch.ones(1, 512)).sum().backward()
+    trainer.network.fc(torch.ones(1, SLIM.num_features)).sum().backward()
     trainer.optimizer.step()
     trainer.save(3)
     trainer.resume()

@@ -11,8 +11,12 @@ CASES = range(100_000, 100_080)
 
 
 @pytest.fixture(scope="module")
-def campaign():
+def campaign(tmp_path_factory):
     with imported(CAMPAIGNS / "fuzz_checkpoints.py") as module:
+        # What a first conversion imports and looks up, the forked cases have from here.
+        path = tmp_path_factory.mktemp("sound") / "case.pth"
+        module.write(module.sound(), ".pth", path)
+        module.convert(path, path.with_name("w.pth"))
         yield module
 
 
@@ -70,9 +74,10 @@ def test_the_campaign_notices(campaign, monkeypatch):
     assert "the interpreter ended with -11" in campaign.run_case(0).failure
 
     def hungry(path, *_, **__):
-        bytearray(2 << 30)
+        bytearray(2 * campaign.MEMORY)
         raise campaign.UserError("refused; too late")
 
+    monkeypatch.setattr(campaign, "MEMORY", 128 << 20)
     monkeypatch.setattr(campaign, "convert", hungry)
     assert "MiB of memory, but" in campaign.run_case(0).failure
 

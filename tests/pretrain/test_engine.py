@@ -93,6 +93,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
                 "MOCO.KNN.TRAIN": images,
                 "MOCO.KNN.TEST": images,
                 "MOCO.KNN.PERIOD": period,
+                "MOCO.MONITOR.NEIGHBOURS": 1,
             }
         )
 

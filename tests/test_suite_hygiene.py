@@ -11,36 +11,52 @@ from pathlib import Path
 import pytest
 from support.paths import TESTS
 
-
-@pytest.fixture
-def run_pytest(tmp_path):
-    """Run pytest on one generated file, with the suite's plugins; return its exit code and text."""
-
-    def run_pytest(code: str, *words: str) -> tuple[int, str]:
-        (tmp_path / "test_generated.py").write_text(code)
-        (tmp_path / "conftest.py").write_text(
-            "from support import suite_processes, suite_threads, suite_timeouts\n"
-            "def pytest_configure(config):\n"
-            "    for plugin in (suite_timeouts, suite_threads, suite_processes):\n"
-            "        config.pluginmanager.register(plugin)\n"
-        )
-        (tmp_path / "pytest.ini").write_text("[pytest]\n")
-        outside = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "MOCO_D2_"))}
-        result = subprocess.run(
-            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words, str(tmp_path)],
-            env={**outside, "PYTHONPATH": str(TESTS)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=200,
-            check=False,
-        )
-        return result.returncode, result.stdout
-
-    return run_pytest
-
-
 XDIST = pytest.mark.parametrize("words", [(), ("-n", "1")], ids=["alone", "xdist"])
+WITH_XDIST = (("-n", "1"), ())
+
+
+@pytest.fixture(scope="module")
+def run_pytest(tmp_path_factory):
+    """Run pytest on a generated file, with the suite's plugins; return its exit code and text.
+
+    Each waits more than it works, so all of them are started together.
+    """
+    started = {}
+    for code, options, ways in RUNS:
+        for words in ways:
+            started[code, words] = _start(tmp_path_factory.mktemp("run"), code, *options, *words)
+
+    def run_pytest(code: str, words: tuple[str, ...] = ()) -> tuple[int, str]:
+        process, output = started[code, words]
+        return process.wait(timeout=600), output.read_text()
+
+    yield run_pytest
+    for process, _ in started.values():
+        process.kill()
+        process.wait()
+
+
+def _start(folder: Path, code: str, *words: str) -> tuple[subprocess.Popen, Path]:
+    """Start pytest; return it and the file of what it prints."""
+    (folder / "test_generated.py").write_text(code)
+    (folder / "conftest.py").write_text(
+        "from support import suite_processes, suite_threads, suite_timeouts\n"
+        "def pytest_configure(config):\n"
+        "    for plugin in (suite_timeouts, suite_threads, suite_processes):\n"
+        "        config.pluginmanager.register(plugin)\n"
+    )
+    (folder / "pytest.ini").write_text("[pytest]\n")
+    outside = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "MOCO_D2_"))}
+    output = folder / "output.txt"
+    with output.open("w") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words, str(folder)],
+            env={**outside, "PYTHONPATH": str(TESTS)},
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+        )
+    return process, output
+
 
 SWALLOWED = """
 import contextlib, gc, threading, time, weakref
@@ -103,7 +119,7 @@ def test_in_time():
 
 @XDIST
 def test_a_time_out_fails_whatever_swallows_it(run_pytest, words):
-    code, text = run_pytest(SWALLOWED, "--timeout=1", *words)
+    code, text = run_pytest(SWALLOWED, words)
     assert code == 1, text
     failed = set(re.findall(r"^(?:FAILED|ERROR) .*::test_(\w+)", text, re.MULTILINE))
     assert failed == {
@@ -114,10 +130,19 @@ def test_a_time_out_fails_whatever_swallows_it(run_pytest, words):
     assert "time.sleep(3)  # too long" in text
 
 
+DEAF = """
+import _imp, threading
+
+def test_deaf():
+    thread = threading.Thread(target=_imp.acquire_lock)
+    thread.start()
+    thread.join()
+    _imp.acquire_lock()  # waits in C, where no handler of a signal is called
+"""
+
+
 def test_code_that_takes_no_signal_is_ended_with_its_stack(run_pytest):
-    code, text = run_pytest(
-        "import itertools\ndef test_deaf():\n    sum(itertools.repeat(0))\n", "--timeout=1"
-    )
+    code, text = run_pytest(DEAF)
     assert code != 0
     assert "in test_deaf" in text
 
@@ -146,8 +171,8 @@ def test_last():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @XDIST
-def test_processes_that_are_left_are_ended_and_fail_the_run(run_pytest, words, monkeypatch):
-    code, text = run_pytest(LEAVES, *words)
+def test_processes_that_are_left_are_ended_and_fail_the_run(run_pytest, words):
+    code, text = run_pytest(LEAVES, words)
     assert code == 1, text
     assert re.search(r"ERROR .*::test_last", text), text
     left = re.findall(r"^(?:E +)?(\d+): (.*)$", text, re.MULTILINE)
@@ -179,7 +204,7 @@ def test_helpers_stay():
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @XDIST
 def test_what_ends_by_itself_and_helpers_are_not_left(run_pytest, words):
-    code, text = run_pytest(TIDY, *words)
+    code, text = run_pytest(TIDY, words)
     assert code == 0, text
 
 
@@ -215,3 +240,13 @@ def test_a_thread_that_is_left_fails_its_test(run_pytest):
     assert code == 1, text
     assert re.findall(r"^ERROR .*::test_(\w+)", text, re.MULTILINE) == ["leaves"], text
     assert "the test left threads: lonely (Thread)" in text
+
+
+# What the tests above run: a file, options of pytest, and with which further ones.
+RUNS = [
+    (SWALLOWED, ("--timeout=1",), WITH_XDIST),
+    (DEAF, ("--timeout=1",), ((),)),
+    (THREADS, (), ((),)),
+]
+if sys.platform == "linux":
+    RUNS += [(LEAVES, (), WITH_XDIST), (TIDY, (), WITH_XDIST)]

@@ -13,7 +13,7 @@ import pytest
 import submitit
 import torch
 import torch.multiprocessing as mp
-from support.paths import TOOLS
+from support.paths import TESTS
 from support.toy_data import make_class_folders
 
 from moco_d2.cli import argument_parser, run_command
@@ -23,7 +23,6 @@ from moco_d2.engine.launch import launch
 from moco_d2.engine.slurm import submit
 from moco_d2.errors import Stopped, UserError
 
-TOOL = TOOLS / "pretrain.py"
 CALLED: list[argparse.Namespace] = []
 
 
@@ -96,8 +95,9 @@ def test_a_submission_that_cannot_be_is_refused(words, message, tmp_path):
         submit("tests:job", flags("--submit", f"{words},folder={tmp_path}"))
 
 
-def test_a_preempted_job_is_saved_queued_again_and_continued(tmp_path):
+def test_a_preempted_job_is_saved_queued_again_and_continued(tmp_path, monkeypatch):
     """Two tasks of submitit's local executor, sent the signal that SLURM sends."""
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))  # the job is of support/
     images = make_class_folders(tmp_path / "images", per_class=12)
     out = tmp_path / "out"
     overrides = {
@@ -124,10 +124,13 @@ def test_a_preempted_job_is_saved_queued_again_and_continued(tmp_path):
             *(str(word) for pair in overrides.items() for word in pair),
         ]
     )
-    submitted = submit("moco_d2.pretrain.main:pretrain", args)
+    submitted = submit("support.pretrain.small_job:pretrain", args)
     log = out / "log.txt"
-    wait_for(lambda: log.exists() and "Starting training" in log.read_text(), submitted)
-    for pid in tasks_of(submitted):
+    wait_for(log.exists, submitted)
+    tasks = tasks_of(submitted)
+    assert len(tasks) == 2
+    wait_for((out / "metrics.json").exists, submitted)  # written in step 20
+    for pid in tasks:
         os.kill(pid, submitted_signal())
     wait_for((out / "checkpoint_final.pth.tar").exists, submitted)
     lines = log.read_text()
@@ -155,7 +158,7 @@ def wait_for(condition, submitted, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, submitted.stderr()
-        time.sleep(0.1)
+        time.sleep(0.005)
 
 
 def test_names_of_submitit_are_what_its_documentation_says():

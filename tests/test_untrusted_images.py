@@ -43,7 +43,8 @@ from moco_d2.pretrain.probe.neighbor_sheet import neighbor_sheet
 from moco_d2.transfer.data.registered import register_datasets
 from moco_d2.transfer.data.semantic_mapper import SemanticMapper, read_labels
 from moco_d2.transfer.data.training_data import TrainingBatches, build_training_batches
-from moco_d2.transfer.evaluation.build import MeanIoUEvaluator, TestMapper
+from moco_d2.transfer.evaluation.build import TestMapper
+from moco_d2.transfer.evaluation.semantic import MeanIoUEvaluator
 from moco_d2.transfer.inference.predict import draw_predictions
 from moco_d2.transfer.inference.side_by_side import draw_side_by_side
 from moco_d2.transfer.trainer import Trainer

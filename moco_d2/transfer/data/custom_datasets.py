@@ -18,7 +18,7 @@ from detectron2.data.datasets import load_coco_json, load_voc_instances
 
 from moco_d2.config.safe_yaml import expand_home, is_folder, is_regular_file
 from moco_d2.errors import UserError
-from moco_d2.transfer.data.coco_checks import coco_problem
+from moco_d2.transfer.data.coco_entry_types import coco_problem
 from moco_d2.transfer.data.voc_annotations import parse_xml
 
 FORMS = "voc:FOLDER:SPLIT or coco:ANNOTATIONS.json:IMAGES"

@@ -1,37 +1,29 @@
 """Choice of a dataset's evaluators by its metadata."""
 
-import importlib
-import importlib.util
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.evaluation import (
-    CityscapesInstanceEvaluator,
-    COCOEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
     LVISEvaluator,
-    SemSegEvaluator,
 )
 
 from moco_d2.errors import UserError, closest
-from moco_d2.plugin import compat
-from moco_d2.transfer.data.semantic_mapper import raise_if_labels_unreadable
 from moco_d2.transfer.data.training_data import raise_if_unusable
+from moco_d2.transfer.evaluation.cityscapes import cityscapes_instance_evaluator
+from moco_d2.transfer.evaluation.coco import COCOBoxEvaluator
 from moco_d2.transfer.evaluation.known_classes import only_known_classes
-from moco_d2.transfer.evaluation.tide import Detections, Objects, decompose
+from moco_d2.transfer.evaluation.semantic import MeanIoUEvaluator
 from moco_d2.transfer.evaluation.voc_evaluation import VOCEvaluator
-from moco_d2.untrusted_images import check_regular, is_unreadable, open_image
 
 logger = logging.getLogger(__name__)
 
 INFERENCE_FOLDER = "inference"
-_CITYSCAPES_EVALUATION = "cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling"
 
 
 class TestMapper:
@@ -57,137 +49,6 @@ class TestMapper:
             raise
 
 
-class COCOBoxEvaluator(COCOEvaluator):
-    """Detectron2's COCOEvaluator, which can also decompose the errors of the boxes."""
-
-    def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: Any = None) -> None:
-        super()._eval_predictions(predictions, img_ids)
-        # At this point, predictions of all processes have the category ids of the annotation file.
-        self._gathered = [item for image in predictions for item in image["instances"]]
-
-    def box_errors(self) -> dict[str, float]:
-        """Return tide.decompose of the evaluated detections, in the main process.
-
-        Raises:
-            ValueError: As in tide.decompose.
-        """
-        detections = self._gathered
-        truth = self._coco_api.dataset["annotations"]
-        crowd = np.array([bool(item.get("iscrowd", 0)) for item in truth], dtype=bool)
-        return decompose(
-            Detections(
-                np.array([item["image_id"] for item in detections], dtype=np.int64),
-                np.array([item["category_id"] for item in detections], dtype=np.int64),
-                np.array([item["score"] for item in detections], dtype=np.float64),
-                _corners(detections),
-            ),
-            Objects(
-                np.array([item["image_id"] for item in truth], dtype=np.int64),
-                np.array([item["category_id"] for item in truth], dtype=np.int64),
-                _corners(truth),
-                crowd,
-                crowd,
-            ),
-        )
-
-
-def _corners(items: list[dict[str, Any]]) -> np.ndarray:
-    """Convert COCO's x, y, width, height to x0, y0, x1, y1, (N, 4)."""
-    boxes = np.array([item["bbox"] for item in items], dtype=np.float64).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    return boxes
-
-
-class MeanIoUEvaluator(SemSegEvaluator):
-    """Detectron2's SemSegEvaluator with the same mIoU for every version of Detectron2: the mean
-    over the classes that occur in the ground truth.
-
-    Detectron2's versions divide by different numbers (plugin/compat.py). They agree if every class
-    occurs, as in the validation sets of VOC and Cityscapes.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        compat.set_label_reader(self, _read_labels)
-
-    def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[Any]) -> None:
-        """Count the pixels of each class in images and their labels.
-
-        Raises:
-            UserError: If a label file cannot be read.
-        """
-        for sample, output in zip(inputs, outputs, strict=True):
-            labels = self.input_file_to_gt_file[sample["file_name"]]
-            try:
-                check_regular(labels)  # Detectron2 would wait for the content of a pipe
-                super().process([sample], [output])
-            except Exception as error:
-                raise_if_labels_unreadable(error, labels)
-                raise
-
-    def evaluate(self) -> dict[str, dict[str, float]]:
-        """Return ``{"sem_seg": {"mIoU", "fwIoU", "mACC", "pACC", "IoU-<class>"...}}`` in percent in
-        the main process, and an empty dict in others.
-        """
-        results = super().evaluate()
-        if results is None:
-            return {}
-        scores = {name: float(value) for name, value in results["sem_seg"].items()}
-        # NaN for a class that does not occur.
-        scores["mIoU"] = float(np.nanmean([scores[f"IoU-{name}"] for name in self._class_names]))
-        return {"sem_seg": scores}
-
-
-def _read_labels(file: str, dtype: Any) -> np.ndarray:
-    """Return the labels (H, W) as an array of `dtype`."""
-    with open_image(file) as image:
-        return np.array(image, dtype=dtype)
-
-
-class QuietCityscapesInstanceEvaluator(CityscapesInstanceEvaluator):
-    """Detectron2's CityscapesInstanceEvaluator without the files that Cityscapes' scripts leave.
-
-    The scripts write all matches to matches.json in the working folder, which nothing reads. On
-    current NumPy this fails, because json cannot write NumPy's numbers.
-    """
-
-    def evaluate(self) -> dict[str, dict[str, float]]:
-        """Return ``{"segm": {"AP", "AP50"}}`` in percent in the main process, and an empty dict in
-        others.
-
-        Raises:
-            UserError: If a label file cannot be read.
-        """
-        scripts: Any = importlib.import_module(_CITYSCAPES_EVALUATION)
-        write = scripts.writeDict2JSON
-        scripts.writeDict2JSON = lambda content, file: None
-        try:
-            results = super().evaluate()
-        except Exception as error:
-            # An error with an errno comes from the machine, because the scripts also write files.
-            if getattr(error, "errno", None) is not None or not is_unreadable(error):
-                raise
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"labels of dataset {self._metadata.name!r} cannot be read ({reason}); replace the "
-                "file"
-            ) from error
-        finally:
-            scripts.writeDict2JSON = write
-        return {
-            task: {name: float(value) for name, value in metrics.items()}
-            for task, metrics in (results or {}).items()
-        }
-
-
-def _cityscapes_instance(cfg: CfgNode, dataset_name: str, folder: str) -> DatasetEvaluator:
-    if importlib.util.find_spec("cityscapesscripts") is None:
-        raise UserError(
-            f"dataset {dataset_name!r} needs Cityscapes' own scripts: pip install cityscapesscripts"
-        )
-    return QuietCityscapesInstanceEvaluator(dataset_name)
-
-
 def _sem_seg(cfg: CfgNode, dataset_name: str, folder: str) -> DatasetEvaluator:
     return MeanIoUEvaluator(dataset_name, output_dir=folder)
 
@@ -199,7 +60,7 @@ _BUILDERS: dict[str, Callable[[CfgNode, str, str], DatasetEvaluator]] = {
         name, output_dir=folder, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS
     ),
     "lvis": lambda _, name, folder: LVISEvaluator(name, output_dir=folder),
-    "cityscapes_instance": _cityscapes_instance,
+    "cityscapes_instance": lambda _, name, __: cityscapes_instance_evaluator(name),
     # At one test scale, this gives the same mIoU over the 19 training classes as the scripts.
     "cityscapes_sem_seg": _sem_seg,
     "sem_seg": _sem_seg,

@@ -22,7 +22,8 @@ from support.transfer.voc_cases import make_case as make_voc_case
 from moco_d2.config.load import load_config
 from moco_d2.errors import UserError
 from moco_d2.plugin import compat
-from moco_d2.transfer.evaluation.build import MeanIoUEvaluator, build_evaluator
+from moco_d2.transfer.evaluation.build import build_evaluator
+from moco_d2.transfer.evaluation.semantic import MeanIoUEvaluator
 from moco_d2.transfer.evaluation.voc_evaluation import VOCEvaluator
 
 TASKS = ("bbox", "segm", "keypoints")

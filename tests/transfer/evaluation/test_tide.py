@@ -15,7 +15,8 @@ from support.transfer.voc_cases import OBJECT
 from support.transfer.voc_cases import evaluate as evaluate_voc
 from support.transfer.voc_cases import make_case as make_voc_case
 
-from moco_d2.transfer.evaluation.build import COCOBoxEvaluator, box_errors
+from moco_d2.transfer.evaluation.build import box_errors
+from moco_d2.transfer.evaluation.coco import COCOBoxEvaluator
 from moco_d2.transfer.evaluation.tide import KINDS, Detections, Objects, decompose, is_right
 from moco_d2.transfer.evaluation.voc_evaluation import VOCEvaluator
 

@@ -97,7 +97,7 @@ def refuse(case, out):
     ("door", "said"),
     [
         (crash, "ended by SIGSEGV"),
-        (hang, "more than 1 s"),
+        (hang, "more than 0.2 s"),
         (loop, "ended by SIGKILL"),
         (swallow, "MemoryError"),
         (stumble, "KeyError: 'x'"),
@@ -114,7 +114,7 @@ def refuse(case, out):
 )
 def test_the_campaign_notices(campaign, monkeypatch, door, said):
     if door is hang:
-        monkeypatch.setattr(campaign, "LIMIT_S", 1)
+        monkeypatch.setattr(campaign, "LIMIT_S", 0.2)
     if door is loop:
         monkeypatch.setattr(campaign, "CPU_S", 1)
     monkeypatch.setattr(campaign, "DOORS", dict.fromkeys(campaign.DOORS, door))

@@ -29,6 +29,11 @@ def steps_of(folder, name):
     return [int(line) for line in (folder / name / "trained").read_text().splitlines()]
 
 
+def saved_steps(folder, name):
+    saved = folder / name / "saved"
+    return int(saved.read_text()) if saved.exists() else 0
+
+
 def start_runner(folder, *words):
     """A runner of words NAME:BEHAVIOR, in a process group of its own."""
     return Python(
@@ -107,7 +112,7 @@ def test_a_killed_run_is_continued(tmp_path):
 
 
 def test_runner_and_runs_are_killed_and_started_again(tmp_path):
-    words = ["a:count=60", "b:count=60", "c:count=3"]
+    words = ["a:count=100000", "b:count=100000", "c:count=3"]
     runner = start_runner(tmp_path, *words)
     wait_for(lambda: len(events(tmp_path, "started")) == 2)
     wait_for((tmp_path / "a" / "saved").exists)
@@ -115,9 +120,12 @@ def test_runner_and_runs_are_killed_and_started_again(tmp_path):
         os.killpg(line["pid"], signal.SIGKILL)
     os.killpg(runner.pid, signal.SIGKILL)
     runner.wait()
+    saved = {name: saved_steps(tmp_path, name) for name in "ab"}
+    for name in "ab":
+        (tmp_path / name / "enough").touch()  # after one step more
     again = start_runner(tmp_path, *words)
     assert again.wait(600) == 0
-    for name, steps in (("a", 60), ("b", 60), ("c", 3)):
+    for name, steps in (("a", saved["a"] + 1), ("b", saved["b"] + 1), ("c", 3)):
         # At most the step at hand was lost between training and saving.
         assert sorted(set(steps_of(tmp_path, name))) == list(range(steps))
         ended = [line for line in events(tmp_path, "ended") if line["cell"] == name]
@@ -252,7 +260,7 @@ def test_submitted_runs(tmp_path, capsys):
 
 def test_a_preempted_job_is_saved_queued_again_and_continued(tmp_path):
     """The signal that SLURM sends, to submitit's local executor."""
-    long = cell("a", "count=60")
+    long = cell("a", "count=100000")
     assert run_cells(tmp_path, long, submit=["cluster=local"]) == 0
     wait_for((tmp_path / "a" / "saved").exists)
     (line,) = events(tmp_path, "submitted")
@@ -261,8 +269,12 @@ def test_a_preempted_job_is_saved_queued_again_and_continued(tmp_path):
     )
     for pid in tasks.stdout.split():
         os.kill(int(pid), LocalJobEnvironment._usr_sig())
+    wait_for(lambda: len(events(tmp_path, "ended")) == 1)
+    saved = saved_steps(tmp_path, "a")
+    (tmp_path / "a" / "enough").touch()
     wait_for(lambda: len(events(tmp_path, "ended")) == 2)
-    assert steps_of(tmp_path, "a") == list(range(60))  # none lost, none twice
+    steps = steps_of(tmp_path, "a")
+    assert steps == list(range(len(steps))) and len(steps) > saved  # none lost, none twice
     assert [line["exit_code"] for line in events(tmp_path, "ended")] == [143, 0]
 
 

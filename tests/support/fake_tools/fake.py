@@ -34,9 +34,11 @@ def main(folder: Path, behavior: str) -> None:
     start = int(saved.read_text()) if saved.exists() else 0
     for step in range(start, int(number or 0)):
         time.sleep(STEP_SECONDS)
-        saved.write_text(str(step + 1))
         with (folder / "trained").open("a") as f:
             f.write(f"{step}\n")
+        unfinished = folder / "unfinished"
+        unfinished.write_text(str(step + 1))
+        unfinished.replace(saved)
         if stopped:
             sys.exit(143)
         if (folder / "enough").exists():

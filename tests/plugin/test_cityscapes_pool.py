@@ -7,10 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from types import SimpleNamespace
 
 import pytest
 from detectron2.data.datasets import cityscapes
 from detectron2.data.datasets.cityscapes import load_cityscapes_instances
+from support.commands import SECONDS, Python, run_python
 from support.transfer.dataset_files import make_cityscapes
 
 from moco_d2.plugin import cityscapes_pool
@@ -59,16 +62,32 @@ def files(tmp_path):
     return [(str(name),) for name in names]
 
 
-@pytest.mark.parametrize("from_json", [True, False])
-def test_both_ways_read_what_detectron2s_pool_reads(folders, from_json, monkeypatch):
+@pytest.mark.parametrize(("from_json", "interpreter"), [(True, "fresh"), (False, "forked")])
+def test_both_ways_read_what_detectron2s_pool_reads(folders, from_json, interpreter, monkeypatch):
     load = functools.partial(load_cityscapes_instances, *folders, from_json=from_json)
     in_this_process = load()
     monkeypatch.setattr(cityscapes_pool, "_FEW", 0)
+    if interpreter == "forked":  # one import of Detectron2 by a fresh one is enough
+        monkeypatch.setattr(cityscapes_pool, "subprocess", _FORKED)
     in_others = load()
     monkeypatch.setattr(cityscapes.mp.__class__, "Pool", _JoinedForkPool)
     expected = load()
     assert len(expected) > 1 and all(d["annotations"] for d in expected)
     assert repr(in_this_process) == repr(in_others) == repr(expected)
+
+
+def _run_forked(words, *, input, **_):
+    """subprocess.run of bytes, for an interpreter that is forked from the server of tests."""
+    with tempfile.TemporaryFile() as files, tempfile.TemporaryFile() as results:
+        files.write(input)
+        files.seek(0)
+        with Python(words[1:], stdin=files, stdout=results) as process:
+            code = process.wait(SECONDS)
+        results.seek(0)
+        return subprocess.CompletedProcess(words, code, results.read())
+
+
+_FORKED = SimpleNamespace(run=_run_forked, PIPE=subprocess.PIPE)
 
 
 class _JoinedForkPool:
@@ -125,10 +144,14 @@ print(type(cityscapes.mp).__name__, multiprocessing.active_children())
 """
 
 
-@pytest.mark.parametrize("imports", ["import moco_d2", ""], ids=["moco_d2", "stock train_net.py"])
-def test_garbage_collection_waits_for_no_worker(folders, imports):
+def test_garbage_collection_waits_for_no_worker(folders):
+    result = run_python("-c", _LIKE_A_RUN.format(imports="import moco_d2"), *folders)
+    assert result.stdout == "_MultiprocessingWithoutPools []\n", result.stderr
+
+
+def test_garbage_collection_waits_for_no_worker_of_stock_train_net(folders):
     result = subprocess.run(
-        [sys.executable, "-c", _LIKE_A_RUN.format(imports=imports), *folders],
+        [sys.executable, "-c", _LIKE_A_RUN.format(imports=""), *folders],
         env={**os.environ, "DETECTRON2_ENV_MODULE": "moco_d2"},
         capture_output=True,
         text=True,

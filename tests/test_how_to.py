@@ -40,24 +40,26 @@ def edit(file: Path, how: str, line: str, text: str) -> None:
     file.write_text("".join([*lines[:first], text, *lines[last:]]))
 
 
+_SAY_WHERE = "\nimport moco_d2, sys; sys.exit('package: ' + moco_d2.__file__)"
+
+
 def run_program(program: str, folder: Path) -> str:
+    """Run a program with the package in `folder`; return what it prints."""
     result = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", program + _SAY_WHERE],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(folder)},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert result.returncode == 0, result.stderr
+    last = result.stderr.splitlines()[-1:]
+    assert last == [f"package: {folder}/moco_d2/__init__.py"], result.stderr
     return result.stdout
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_worked_example_does_what_the_page_says(page, checkout):
-    assert run_program("import moco_d2; print(moco_d2.__file__)", checkout).startswith(
-        str(checkout)
-    )
     printed, runs = None, 0
     for directive, block in _BLOCK.findall(page.read_text()):
         what, _, rest = directive.partition(": ")

@@ -3,6 +3,7 @@ factors, and the distribution of whole views.
 """
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -110,12 +111,17 @@ def views_of_workers(name: str, seed: int) -> torch.Tensor:
     return torch.stack([transform(image) for _ in range(VIEWS)])
 
 
-def views_of_device(augmentation: DeviceAugmentation, seed: int) -> torch.Tensor:
+@functools.cache
+def crops_of_workers(seed: int) -> torch.Tensor:
     crop, image = build_crop(size=SIDE, crop_scale=(1, 1)), picture()
     torch.manual_seed(seed)
-    crops = torch.stack([crop(image) for _ in range(VIEWS)])
+    return torch.stack([crop(image) for _ in range(VIEWS)])
+
+
+def views_of_device(augmentation: DeviceAugmentation, seed: int) -> torch.Tensor:
+    crops = crops_of_workers(seed)
     assert crops.dtype == torch.uint8
-    return augmentation(crops, torch.Generator().manual_seed(seed))
+    return augmentation(crops.clone(), torch.Generator().manual_seed(seed))
 
 
 def distances(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, float]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.group_signals import ROOT, Command
 from support.paths import SUPPORT
-from support.toy_data import SMALL_DETECTOR, make_class_folders, make_voc
+from support.toy_data import SLIM_DETECTOR, make_class_folders, make_voc
 
 from moco_d2.engine.signals import STOP_SIGNALS
 
@@ -69,14 +69,10 @@ class FineTuning(Pretraining):
             "SOLVER.STEPS": "(2,4)",
             "SOLVER.CHECKPOINT_PERIOD": 1000,
             "TEST.EVAL_PERIOD": 2,
-            "MODEL.RESNETS.DEPTH": 50,
-            "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
-            "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
-            "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
         }
 
     def words(self, out):
-        settings = [*SMALL_DETECTOR, *words_of({**self.settings, "OUTPUT_DIR": out})]
+        settings = [*SLIM_DETECTOR, *words_of({**self.settings, "OUTPUT_DIR": out})]
         return ["--config-file", "voc_C4_random.yaml", "--resume", *settings]
 
 

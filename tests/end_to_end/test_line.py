@@ -1,14 +1,11 @@
 """The four commands of the README, as a user types them, on tiny data."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
-from support.commands import run_tool
+from support.commands import run_python, run_tool
 from support.paths import TOOLS
-from support.toy_data import SMALL_DETECTOR, make_class_folders, make_voc
+from support.toy_data import SLIM_DETECTOR, SMALL_DETECTOR, make_class_folders, make_voc
 
 SMALL_PRETRAINING = [
     *("MOCO.ENCODER.ARCH", "resnet18", "MOCO.AUGMENTATION.SIZE", "32"),
@@ -43,14 +40,17 @@ def test_images_to_table(tool, tmp_path):
     assert converted.returncode == 0, converted.stderr
     assert "100" in converted.stdout  # tensors of a ResNet-18
 
-    runs = {"voc_C4_moco.yaml": ("MODEL.WEIGHTS", "weights/moco.pth"), "voc_C4_random.yaml": ()}
-    for config, weights in runs.items():
+    runs = {
+        "voc_C4_moco.yaml": (*SMALL_DETECTOR, "MODEL.WEIGHTS", "weights/moco.pth"),
+        "voc_C4_random.yaml": SLIM_DETECTOR,
+    }
+    for config, overrides in runs.items():
         trained = tool(
             "train_net.py",
-            *("--config", config, "OUTPUT_DIR", f"output/{config}", *weights),
+            *("--config", config, "OUTPUT_DIR", f"output/{config}"),
             *("DATASETS.TRAIN", "('voc:VOC2007:trainval',)"),
             *("DATASETS.TEST", "('voc:VOC2007:test',)"),
-            *SMALL_DETECTOR,
+            *overrides,
         )
         assert trained.returncode == 0, trained.stderr
     record = json.loads((tmp_path / "output/voc_C4_moco.yaml/record.json").read_text())
@@ -109,20 +109,14 @@ def test_mistakes_are_one_sentence_and_exit_code_2(tool, tmp_path, name, argumen
 def test_two_cpu_processes_synchronize_batchnorm(tmp_path):
     """Stock Detectron2 v0.6 trains on several GPUs only."""
     make_voc(tmp_path / "VOC2007")
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", "2", str(TOOLS / "train_net.py")),
-            *("--config", "voc_C4_random.yaml", "OUTPUT_DIR", "out"),
-            *("DATASETS.TRAIN", "('voc:VOC2007:trainval',)"),
-            *("DATASETS.TEST", "('voc:VOC2007:test',)"),
-            *SMALL_DETECTOR,
-        ],
+    done = run_python(
+        *("-c", "from torch.distributed.run import main; main()"),  # torchrun
+        *("--standalone", "--nproc-per-node", 2, TOOLS / "train_net.py"),
+        *("--config", "voc_C4_random.yaml", "OUTPUT_DIR", "out"),
+        *("DATASETS.TRAIN", "('voc:VOC2007:trainval',)"),
+        *("DATASETS.TEST", "('voc:VOC2007:test',)"),
+        *SLIM_DETECTOR,
         cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     record = json.loads((tmp_path / "out/record.json").read_text())

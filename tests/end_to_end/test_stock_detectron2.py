@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from support.toy_data import SMALL_DETECTOR, make_voc
+from support.toy_data import SLIM_DETECTOR, make_voc
 
 # What Detectron2's tools/train_net.py does, without a line of ours.
 STOCK = """
@@ -55,7 +55,7 @@ def test_stock_trainer_and_predictor_run_our_config(tmp_path):
             find_config("voc_C4_random.yaml"),
             root,
             tmp_path / "out",
-            *SMALL_DETECTOR,
+            *SLIM_DETECTOR,
         ],
         env={**os.environ, "DETECTRON2_ENV_MODULE": "moco_d2", "OMP_NUM_THREADS": "1"},
         cwd=tmp_path,

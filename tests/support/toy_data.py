@@ -22,6 +22,12 @@ SMALL_DETECTOR = [
     *("MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", "4", "MODEL.ROI_MASK_HEAD.CONV_DIM", "16"),
     *("MODEL.FPN.OUT_CHANNELS", "32"),
 ]
+# The same of megabytes, where the weights are random: a slim ResNet-50.
+SLIM_DETECTOR = [
+    *SMALL_DETECTOR,
+    *("MODEL.RESNETS.DEPTH", "50", "MODEL.RESNETS.WIDTH_PER_GROUP", "8"),
+    *("MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS", "32"),
+]
 # Its backbone in a hundredth of the parameters, where nothing depends on which ResNet it is.
 SLIM_BACKBONE = [
     *("MODEL.RESNETS.DEPTH", "50", "MODEL.RESNETS.WIDTH_PER_GROUP", "8"),

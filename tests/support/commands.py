@@ -32,6 +32,7 @@ _PRELOADED = [
     "moco_d2.pretrain.probe.linear_eval",
     "moco_d2.checkpoint.convert",
     "moco_d2.benchmark.report.page",
+    "torch.utils.tensorboard",
 ]
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(_PRELOADED)

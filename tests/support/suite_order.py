@@ -68,6 +68,7 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: _RANK.get(str(item.path), len(SLOW)))
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     return _Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 

@@ -7,7 +7,7 @@ What a block is for stands in a comment before it, which a reader of the page do
 * ``run``: a Python program; ``prints``: what the program before it prints.
 """
 
-import os
+import json
 import re
 import shutil
 import subprocess
@@ -40,26 +40,54 @@ def edit(file: Path, how: str, line: str, text: str) -> None:
     file.write_text("".join([*lines[:first], text, *lines[last:]]))
 
 
-_SAY_WHERE = "\nimport moco_d2, sys; sys.exit('package: ' + moco_d2.__file__)"
+# Has imported what takes long, but nothing of the package, and forks the programs.
+_SERVER = """
+import json, os, sys
+import torch, torchvision
+for line in sys.stdin:
+    folder, program = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        break
+    print(os.waitpid(child, 0)[1], flush=True)
+else:
+    sys.exit()
+os.chdir(folder)
+os.environ["PYTHONPATH"] = folder
+sys.path.insert(0, folder)
+for descriptor, name in ((1, "stdout"), (2, "stderr")):
+    os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+exec(program, {"__name__": "__main__"})
+import moco_d2
+print("package:", moco_d2.__file__, file=sys.stderr)
+"""
 
 
-def run_program(program: str, folder: Path) -> str:
-    """Run a program with the package in `folder`; return what it prints."""
-    result = subprocess.run(
-        [sys.executable, "-c", program + _SAY_WHERE],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(folder)},
-        capture_output=True,
+@pytest.fixture(scope="module")
+def run_program(tmp_path_factory):
+    """Run a program with the package in a folder; return what it prints."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _SERVER],
+        cwd=tmp_path_factory.mktemp("server"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        check=False,
-    )
-    last = result.stderr.splitlines()[-1:]
-    assert last == [f"package: {folder}/moco_d2/__init__.py"], result.stderr
-    return result.stdout
+        bufsize=1,
+    ) as server:
+
+        def run_program(program: str, folder: Path) -> str:
+            server.stdin.write(json.dumps([str(folder), program]) + "\n")
+            status, errors = server.stdout.readline(), (folder / "stderr").read_text()
+            assert status == "0\n", errors
+            assert errors.splitlines()[-1] == f"package: {folder}/moco_d2/__init__.py"
+            return (folder / "stdout").read_text()
+
+        yield run_program
+        server.stdin.close()  # ends it
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_the_worked_example_does_what_the_page_says(page, checkout):
+def test_the_worked_example_does_what_the_page_says(page, checkout, run_program):
     printed, runs = None, 0
     for directive, block in _BLOCK.findall(page.read_text()):
         what, _, rest = directive.partition(": ")

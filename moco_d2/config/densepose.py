@@ -8,9 +8,12 @@ Its own ``train_net.py`` runs our configs, matched as all others are. With
 import importlib
 import importlib.util
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moco_d2.errors import UserError
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 
 def uses_densepose(keys: Mapping[str, Any]) -> bool:
@@ -19,7 +22,7 @@ def uses_densepose(keys: Mapping[str, Any]) -> bool:
     return isinstance(model, Mapping) and "DENSEPOSE_ON" in model
 
 
-def add_densepose_config(cfg: Any) -> None:
+def add_densepose_config(cfg: "CfgNode") -> None:
     """Add DensePose's keys to a Detectron2 config in place.
 
     This imports the project, which registers its heads and datasets.

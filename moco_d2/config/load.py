@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moco_d2.config.keys import KEYS, PAGE, add_moco_config, read_value
 from moco_d2.config.plain import flatten, has_key
@@ -25,6 +25,9 @@ from moco_d2.config.safe_yaml import (
 from moco_d2.config.shard_patterns import SHARDS_PREFIX, first_command
 from moco_d2.errors import UserError, closest
 from moco_d2.files import PACKAGE
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 COMMAND_LINE = "override on the command line"  # the source of a value, in errors
 _LONGEST_REASON = 400  # characters of another library's error
@@ -202,7 +205,7 @@ def _is_nan(value: Any) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
-def _merge_content(content: dict[str, Any], path: Path, cfg: Any) -> None:
+def _merge_content(content: dict[str, Any], path: Path, cfg: "CfgNode") -> None:
     """Call Detectron2's merge_from_file with the checked content instead of reading the file again.
 
     Raises:
@@ -276,12 +279,12 @@ def packaged_hint(error: OSError) -> str:
     return f"; the packaged one is {packaged.absolute()}" if packaged else ""
 
 
-def _unknown_key(key: str, cfg: Any) -> str:
+def _unknown_key(key: str, cfg: "CfgNode") -> str:
     name, hint = " ".join(str(key).split()), closest(key, flatten(cfg))
     return f"unknown config key {name:.200}; {f'{hint} ' if hint else ''}see {PAGE}"
 
 
-def _explain(error: Exception, cfg: Any) -> str:
+def _explain(error: Exception, cfg: "CfgNode") -> str:
     """Return an error of yacs or yaml, shortened to a sentence."""
     if isinstance(error, OSError):
         hint = packaged_hint(error)

@@ -8,7 +8,7 @@ import dataclasses
 import datetime
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import torch
@@ -43,6 +43,9 @@ from moco_d2.records.run_schema import Coverage as CoverageCounts
 from moco_d2.transfer.preflight.findings import Finding
 from moco_d2.transfer.resume_checks import check_record
 from moco_d2.transfer.weights import Coverage
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +120,7 @@ class RunRecorder:
     def _seconds(self, until: datetime.datetime) -> float:
         return self.seconds_before + (until - self._resumed).total_seconds()
 
-    def write(self, cfg: Any, metrics: dict[str, Any]) -> Path:
+    def write(self, cfg: "CfgNode", metrics: dict[str, Any]) -> Path:
         """Write OUTPUT_DIR/record.json for a finished run.
 
         Args:

@@ -8,13 +8,16 @@ but BatchNorm then sees fewer images at a time.
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from moco_d2.config.load import config_root, load_config
 from moco_d2.config.plain import flatten
 from moco_d2.errors import UserError
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 # Norms that need several processes, and the ones among them that run without CUDA.
 SYNCED_NORMS = ("SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
@@ -26,7 +29,7 @@ _PAPERS_BATCH = (
 )
 
 
-def scale_to_hardware(cfg: Any, world_size: int) -> tuple[Any, dict[str, Any]]:
+def scale_to_hardware(cfg: "CfgNode", world_size: int) -> tuple[Any, dict[str, Any]]:
     """Scale a config to `world_size` processes, and describe the result for log and record.
 
     A synchronized norm becomes BN on one process. On several CPU processes, on which torch's
@@ -109,7 +112,7 @@ def describe(effective: Mapping[str, Any]) -> list[str]:
     return [first, *effective["notes"]]
 
 
-def batchnorm_images(cfg: Any, world_size: int) -> int | None:
+def batchnorm_images(cfg: "CfgNode", world_size: int) -> int | None:
     """Return how many images the backbone's BatchNorm normalizes together; None if it is frozen."""
     norm = cfg.MODEL.RESNETS.NORM
     if norm == "FrozenBN":
@@ -118,7 +121,7 @@ def batchnorm_images(cfg: Any, world_size: int) -> int | None:
     return cfg.SOLVER.IMS_PER_BATCH // (groups * cfg.MOCO.ACCUMULATION)
 
 
-def normed_keys(cfg: Any) -> dict[str, str]:
+def normed_keys(cfg: "CfgNode") -> dict[str, str]:
     """Return every norm of the model by its key, ``{"MODEL.FPN.NORM": "SyncBN", ...}``."""
     return {
         f"MODEL.{key}": value
@@ -134,7 +137,7 @@ def reference_config(task: str) -> Any:
     return load_config(path) if path.is_file() else None
 
 
-def _check_division(cfg: Any, world_size: int) -> None:
+def _check_division(cfg: "CfgNode", world_size: int) -> None:
     batch, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
     if reference and batch % reference:
         raise UserError(
@@ -143,7 +146,7 @@ def _check_division(cfg: Any, world_size: int) -> None:
         )
     passes = cfg.MOCO.ACCUMULATION
     batch = batch * world_size // reference if reference else batch
-    if passes < 1 or batch % (world_size * passes):
+    if batch % (world_size * passes):
         raise UserError(
             f"{batch} images a step do not divide among {world_size} process(es) and "
             f"MOCO.ACCUMULATION {passes} passes: change SOLVER.IMS_PER_BATCH or MOCO.ACCUMULATION"

@@ -96,6 +96,7 @@ def test_a_killed_run_ends_as_one_that_was_not(words, images, tmp_path, source, 
                 "MOCO.KNN.TRAIN": images,
                 "MOCO.KNN.TEST": images,
                 "MOCO.KNN.PERIOD": 50,
+                "MOCO.MONITOR.NEIGHBOURS": 1,  # to compress more rows takes longer than all steps
             }
         )
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
@@ -13,7 +14,7 @@ from moco_d2.transfer.weights import RANDOM, check_weights_name, loading
 _NAMED_TENSORS = 3  # maximum number of tensor names in an error message
 
 
-def load_detector(cfg: Any) -> nn.Module:
+def load_detector(cfg: CfgNode) -> nn.Module:
     """Return the model on MODEL.DEVICE in evaluation mode.
 
     Raises:

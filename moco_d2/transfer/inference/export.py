@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from detectron2 import modeling
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
@@ -57,7 +57,7 @@ def main(args: argparse.Namespace) -> None:
         logger.info("the model is stock Detectron2's: it runs without moco_d2")
 
 
-def export_detector(cfg: Any, file: str | Path) -> tuple[Path, dict[str, str]]:
+def export_detector(cfg: CfgNode, file: str | Path) -> tuple[Path, dict[str, str]]:
     """Write a detector's tensors, and a config that builds the detector and loads them.
 
     The config holds only keys that differ from Detectron2's defaults, so any version reads it. It
@@ -98,7 +98,7 @@ def export_detector(cfg: Any, file: str | Path) -> tuple[Path, dict[str, str]]:
     return config_file, own_parts
 
 
-def parts_of_moco_d2(cfg: Any) -> dict[str, str]:
+def parts_of_moco_d2(cfg: CfgNode) -> dict[str, str]:
     """Return the keys of `cfg` that name a part of the model from this package, with the names."""
     values = flatten(cfg)
     return {
@@ -108,7 +108,7 @@ def parts_of_moco_d2(cfg: Any) -> dict[str, str]:
     }
 
 
-def _differences(cfg: Any, defaults: Any, keys: tuple[str, ...]) -> Any:
+def _differences(cfg: CfgNode, defaults: Any, keys: tuple[str, ...]) -> Any:
     """Return a config of all `keys` with values that differ from the defaults, and VERSION."""
     CN = type(cfg)
     different = CN()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import convert_image_to_rgb, read_image
@@ -53,7 +53,7 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(words), []
 
 
-def draw_predictions(cfg: Any, images: Sequence[str | Path]) -> list[Path]:
+def draw_predictions(cfg: CfgNode, images: Sequence[str | Path]) -> list[Path]:
     """Write each image with its detections to OUTPUT_DIR/predictions/<name>.png.
 
     Detections with a score of MOCO.DRAW_SCORE or more are drawn, with class names if DATASETS.TEST
@@ -105,7 +105,7 @@ class Predictor:
         predictor(read_image("street.jpg", cfg.INPUT.FORMAT))["instances"].pred_boxes
     """
 
-    def __init__(self, cfg: Any):
+    def __init__(self, cfg: CfgNode):
         self._model = load_detector(cfg)
         # The same resizing as in evaluation; with MIN_SIZE_TEST 0, the image keeps its size.
         self._resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
@@ -158,7 +158,7 @@ def _read(image: str | Path, image_format: str) -> np.ndarray:
         raise UserError(f"--predict: image {image} cannot be read ({error})") from error
 
 
-def _metadata(cfg: Any) -> Metadata:
+def _metadata(cfg: CfgNode) -> Metadata:
     """Return the class names of DATASETS.TEST, or numbers if it is not on this machine."""
     names = tuple(cfg.DATASETS.TEST[:1])
     try:
@@ -169,7 +169,7 @@ def _metadata(cfg: Any) -> Metadata:
     return MetadataCatalog.get(*names) if names else _numbered(cfg)
 
 
-def _numbered(cfg: Any) -> Metadata:
+def _numbered(cfg: CfgNode) -> Metadata:
     """Return numbers as stuff classes. Only these need names; detections are drawn without."""
     metadata = Metadata()
     metadata.set(stuff_classes=[str(i) for i in range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)])

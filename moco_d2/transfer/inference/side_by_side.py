@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
@@ -115,7 +116,7 @@ def _choose(dicts: Sequence[dict[str, Any]], number: int) -> list[dict[str, Any]
     return [suitable[i] for i in steps]
 
 
-def _detect(cfg: Any, samples: Sequence[dict[str, Any]]) -> list[Detections]:
+def _detect(cfg: CfgNode, samples: Sequence[dict[str, Any]]) -> list[Detections]:
     """Return the best detections in each image, as many as it has objects."""
     predictor = Predictor(cfg)
     detections = []

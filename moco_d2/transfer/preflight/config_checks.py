@@ -8,13 +8,16 @@ record lists them, and tables mark the run.
 import logging
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moco_d2.config.plain import flatten, to_plain
 from moco_d2.transfer.preflight.findings import Finding
 from moco_d2.transfer.preflight.memory import HOW, training_bytes
 from moco_d2.transfer.schedule import SYNCED_NORMS, normed_keys, reference_config
 from moco_d2.transfer.weights import RANDOM, Coverage
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +44,9 @@ _OF_HARDWARE_OR_WEIGHTS = (
 )
 
 
-def check_config(cfg: Any, provenance: dict[str, Any] | None, *, world_size: int) -> list[Finding]:
+def check_config(
+    cfg: "CfgNode", provenance: dict[str, Any] | None, *, world_size: int
+) -> list[Finding]:
     """Return the findings about norms, seed and weights.
 
     Args:
@@ -57,7 +62,7 @@ def check_config(cfg: Any, provenance: dict[str, Any] | None, *, world_size: int
     ]
 
 
-def _frozen(cfg: Any) -> Iterator[Finding]:
+def _frozen(cfg: "CfgNode") -> Iterator[Finding]:
     if cfg.MODEL.BACKBONE.FREEZE_AT > 0:
         yield Finding(
             "MODEL.BACKBONE.FREEZE_AT",
@@ -67,7 +72,7 @@ def _frozen(cfg: Any) -> Iterator[Finding]:
         )
 
 
-def _norms(cfg: Any, world_size: int) -> Iterator[Finding]:
+def _norms(cfg: "CfgNode", world_size: int) -> Iterator[Finding]:
     norm = cfg.MODEL.RESNETS.NORM
     fpn_norm = cfg.MODEL.FPN.NORM if "fpn" in cfg.MODEL.BACKBONE.NAME else ""
     # No finding for BatchNorm that is frozen everywhere with pretrained statistics: the paper
@@ -104,7 +109,7 @@ def _norms(cfg: Any, world_size: int) -> Iterator[Finding]:
             )
 
 
-def _seed(cfg: Any) -> Iterator[Finding]:
+def _seed(cfg: "CfgNode") -> Iterator[Finding]:
     if cfg.SEED < 0:
         yield Finding(
             "SEED",
@@ -114,7 +119,7 @@ def _seed(cfg: Any) -> Iterator[Finding]:
         )
 
 
-def check_schedule(cfg: Any) -> list[Finding]:
+def check_schedule(cfg: "CfgNode") -> list[Finding]:
     """Return findings for a schedule that differs from the task's, for a run on the task's data.
 
     The comparison is independent of the batch: it is over the number of images, the fractions of
@@ -149,7 +154,7 @@ def check_schedule(cfg: Any) -> list[Finding]:
     ]
 
 
-def check_settings(cfg: Any) -> list[Finding]:
+def check_settings(cfg: "CfgNode") -> list[Finding]:
     """Return findings for settings that differ from the task's and depend neither on the hardware
     nor on the weights, for a run on the task's data.
 
@@ -180,7 +185,7 @@ def _is_task_key(key: str) -> bool:
     )
 
 
-def _reference(cfg: Any) -> Any:
+def _reference(cfg: "CfgNode") -> Any:
     """Return the config of a packaged task; None if the task or its data is user-defined."""
     reference = reference_config(cfg.MOCO.TASK)
     if reference is None or any(
@@ -200,7 +205,7 @@ def _close(value: Any, expected: Any) -> bool:
     )
 
 
-def check_memory(cfg: Any, *, available: int | None, world_size: int) -> list[Finding]:
+def check_memory(cfg: "CfgNode", *, available: int | None, world_size: int) -> list[Finding]:
     """Return a finding if a pass needs more memory than is available. It names the number of passes
     that fits.
 
@@ -238,7 +243,7 @@ def check_memory(cfg: Any, *, available: int | None, world_size: int) -> list[Fi
     ]
 
 
-def _contradictions(cfg: Any, provenance: dict[str, Any] | None) -> list[Finding]:
+def _contradictions(cfg: "CfgNode", provenance: dict[str, Any] | None) -> list[Finding]:
     """Return findings for keys whose value differs from the provenance in the weight file."""
     if provenance is None:
         return []
@@ -267,7 +272,7 @@ def _contradictions(cfg: Any, provenance: dict[str, Any] | None) -> list[Finding
     ]
 
 
-def check_coverage(cfg: Any, coverage: Coverage) -> list[Finding]:
+def check_coverage(cfg: "CfgNode", coverage: Coverage) -> list[Finding]:
     """Return a finding if pretrained weights did not arrive completely."""
     weights = cfg.MODEL.WEIGHTS
     if weights == RANDOM or not coverage.missing:

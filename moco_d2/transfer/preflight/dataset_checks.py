@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from moco_d2.config.densepose import uses_densepose
@@ -18,7 +19,7 @@ from moco_d2.transfer.evaluation.known_classes import dataset_classes, head_clas
 from moco_d2.transfer.preflight.findings import Finding, Refusal
 
 
-def check_datasets(cfg: Any, *, eval_only: bool = False) -> list[Finding]:
+def check_datasets(cfg: CfgNode, *, eval_only: bool = False) -> list[Finding]:
     """Return a finding for every dataset that is missing or has other classes than the head.
 
     Args:
@@ -105,7 +106,7 @@ def _check_apart(
         )
 
 
-def _check_number_of_classes(cfg: Any, datasets: list[tuple[str, str]]) -> Iterator[Finding]:
+def _check_number_of_classes(cfg: CfgNode, datasets: list[tuple[str, str]]) -> Iterator[Finding]:
     head, key = head_classes(cfg)
     numbers = {name: len(dataset_classes(cfg, name)) for _, name in datasets}
     numbers = {name: number for name, number in numbers.items() if number}
@@ -128,7 +129,7 @@ def _check_number_of_classes(cfg: Any, datasets: list[tuple[str, str]]) -> Itera
             yield Refusal(key, str(head), f"{name!r} has {number} keypoints; set {key} {number}")
 
 
-def _check_class_names(cfg: Any, datasets: list[tuple[str, str]]) -> Iterator[Finding]:
+def _check_class_names(cfg: CfgNode, datasets: list[tuple[str, str]]) -> Iterator[Finding]:
     """Yield a finding for each dataset that numbers its classes differently from the first one."""
     classes = [(key, name, dataset_classes(cfg, name)) for key, name in datasets]
     for key, name, class_names in classes[1:]:
@@ -148,7 +149,7 @@ def _check_class_names(cfg: Any, datasets: list[tuple[str, str]]) -> Iterator[Fi
         )
 
 
-def _densepose_refusal(cfg: Any) -> Refusal:
+def _densepose_refusal(cfg: CfgNode) -> Refusal:
     """Refuse dense pose, because this package would train without its labels."""
     return Refusal(
         "MODEL.DENSEPOSE_ON",

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
@@ -28,7 +29,7 @@ _BYTES = {True: 2, False: 4}  # per activation, with and without SOLVER.AMP.ENAB
 _LIMIT_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
-def training_bytes(cfg: Any, images: int) -> int:
+def training_bytes(cfg: CfgNode, images: int) -> int:
     """Estimate the bytes that one pass over `images` images takes in one process (HOW).
 
     The model is built and run on torch's meta device, which computes shapes but no values.
@@ -110,7 +111,7 @@ class _SavedTensors:
         return tensor
 
 
-def _on_meta(cfg: Any) -> Any:
+def _on_meta(cfg: CfgNode) -> Any:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "meta"
@@ -120,7 +121,7 @@ def _on_meta(cfg: Any) -> Any:
     return cfg
 
 
-def _largest_image(cfg: Any, divisor: int) -> tuple[int, int]:
+def _largest_image(cfg: CfgNode, divisor: int) -> tuple[int, int]:
     """Return height and width in pixels, padded as Detectron2 does."""
     crop = cfg.INPUT.CROP
     if crop.ENABLED and crop.TYPE == "absolute":

@@ -220,11 +220,11 @@ def check_memory(cfg: "CfgNode", *, available: int | None, world_size: int) -> l
     images = local_batch_size // cfg.MOCO.ACCUMULATION
     try:
         needed = training_bytes(cfg, images)
+        if needed <= available:
+            return []
         for_one = needed if images == 1 else training_bytes(cfg, 1)
     except Exception as error:  # a user's model may raise anything on the meta device
         logger.info("the memory of this model cannot be estimated: %s", error)
-        return []
-    if needed <= available:
         return []
     per_image = (needed - for_one) / max(images - 1, 1)
     advice = "set SOLVER.AMP.ENABLED True, or smaller images in INPUT.MIN_SIZE_TRAIN"

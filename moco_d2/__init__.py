@@ -11,7 +11,8 @@ Detectron2 is imported, or at once if it is imported already:
 * ``detectron2.data.datasets``: the VOC segmentation datasets (transfer/data/voc_segmentation.py)
 * ``detectron2.data.detection_utils``: checks of image files (untrusted_images.py)
 * ``detectron2.data.datasets.cityscapes``: a loader that cannot hang (plugin/cityscapes_pool.py)
-* ``detectron2.engine.defaults``: several CPU processes (plugin/compat.py)
+* ``detectron2.engine.defaults``: several CPU processes, and direct look-ups of config
+  keys (plugin/compat.py)
 * ``detectron2.checkpoint``: ``random://``, random initialization (transfer/weights.py), and
   published weights by name (checkpoint/catalog.py)
 

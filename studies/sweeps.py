@@ -17,7 +17,7 @@ from typing import Any
 
 from moco_d2.benchmark.records.pretext_records import PretextRecord, read_pretext_records
 from moco_d2.benchmark.statistics import summarize
-from moco_d2.benchmark.sweeps.agreement import agreement
+from moco_d2.benchmark.sweeps.agreement import agreement, agreement_table
 from moco_d2.benchmark.sweeps.figures import described, draw
 from moco_d2.benchmark.sweeps.points import Study, studies
 from moco_d2.benchmark.sweeps.tables import sweep_tables
@@ -55,7 +55,10 @@ def main() -> None:
     parts.append(_limits(records))
     write_json(args.json, _summary(args.folder, records))
     write_text(args.output / "README.md", "\n".join(parts))
-    print("\n\n".join(f"{study.sweep.name}: {agreement(study)}" for study in sweeps))
+    for study in sweeps:
+        print(f"{study.sweep.name}: {agreement(study)}")
+        for row in agreement_table(study)[1:]:
+            print("  " + ", ".join(row))
 
 
 def _about(suite: str, records: Sequence[PretextRecord]) -> str:

@@ -2,6 +2,8 @@
 """Plan and run grids of fine-tuning runs, and make the paper's tables from their records."""
 
 import argparse
+import re
+import sys
 from pathlib import Path
 
 from moco_d2.cli import command_parser, run_command
@@ -86,13 +88,13 @@ def parse_args() -> argparse.Namespace:
     )
     imported.add_argument("run", type=Path, metavar="DIR", help="with metrics.json and config.yaml")
     imported.add_argument("--task", required=True, metavar="NAME", help="e.g. voc_C4")
-    imported.add_argument(
-        *("--initialization", "--initialisation"), required=True, metavar="NAME", help="e.g. moco"
-    )
+    imported.add_argument("--initialization", required=True, metavar="NAME", help="e.g. moco")
     imported.add_argument(
         "--out", type=Path, metavar="FILE", help="default: record.json beside metrics.json"
     )
-    return parser.parse_args()
+    # The old spelling. As a second name of the flag it would make abbreviations ambiguous.
+    words = [re.sub(r"^--initialis(?=a|$|=)", "--initializ", word) for word in sys.argv[1:]]
+    return parser.parse_args(words)
 
 
 def main() -> int | None:

@@ -22,9 +22,19 @@ def parse_args() -> argparse.Namespace:
         metavar="CKPT",
         help="a file that tools/convert.py reads, a published name, or 'random'",
     )
-    add("--data", required=True, metavar="DIR", help="folder with train/ and val/, one folder per class")
+    add(
+        "--data",
+        required=True,
+        metavar="DIR",
+        help="folder with train/ and val/, one folder per class",
+    )
     add("--val", metavar="DIR", help="validation set, if --data is only the training set")
-    add("--output", default="output/linear_eval", metavar="DIR", help="output folder (default: output/linear_eval)")
+    add(
+        "--output",
+        default="output/linear_eval",
+        metavar="DIR",
+        help="output folder (default: output/linear_eval)",
+    )
     add(
         "--protocol",
         choices=("linear", "knn", "finetune"),
@@ -43,7 +53,11 @@ def parse_args() -> argparse.Namespace:
     add("--arch", metavar="NAME", help="architecture of 'random', e.g. resnet50")
     add("--epochs", type=int, help="number of epochs (default: 100)")
     add("--batch-size", type=int, help="images per step over all processes (default: 256)")
-    add("--lr", type=float, help="learning rate for a batch of 256, scaled with the batch (default: the paper's)")
+    add(
+        "--lr",
+        type=float,
+        help="learning rate for a batch of 256, scaled with the batch (default: the paper's)",
+    )
     add("--size", type=int, default=224, help="side of a crop, pixels (default: 224)")
     add("--workers", type=int, default=4, help="processes that decode images (default: 4)")
     add("--seed", type=int, default=0)

@@ -56,7 +56,8 @@ class Architecture:
     def __str__(self) -> str:
         name = f"ResNet-{self.depth}"
         if self.width_factor != 1:
-            name += f" of width factor {self.width_factor}"
+            # This text is in records, whose runs are grouped by it: it stays as it is.
+            name += f" of {self.width_factor} times the width"
         if (self.groups, self.width_per_group) != (1, 64):
             name += f" with {self.groups} group(s) of width {self.width_per_group}"
         if self.stride_in_1x1:

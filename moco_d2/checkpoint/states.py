@@ -61,8 +61,8 @@ def tensors_by_dict(checkpoint: Mapping[Any, Any]) -> dict[str, dict[str, Tensor
     if len(names) > MOST_TENSORS or any(len(name) > LONGEST_NAME for name in names):
         raise UserError(
             f"it holds {len(names)} tensors with names of up to {max(map(len, names))} characters, "
-            f"more than the limits of {MOST_TENSORS} and {LONGEST_NAME}; save only the network: "
-            "torch.save({'state_dict': model.state_dict()}, file)"
+            f"and the limits are {MOST_TENSORS} tensors and {LONGEST_NAME} characters; save only "
+            "the network: torch.save({'state_dict': model.state_dict()}, file)"
         )
     for state in states.values():
         _join_c4(state)

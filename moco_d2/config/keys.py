@@ -484,7 +484,7 @@ MOCO_GROUPS = (
                 "MOCO.MONITOR.NEIGHBOURS",
                 8,
                 _COUNT_OR_0,
-                "Every kNN evaluation writes an image to `OUTPUT_DIR/neighbors` that shows this "
+                "Every kNN evaluation writes an image to `OUTPUT_DIR/neighbours` that shows this "
                 "many test images with their nearest training images. With 0 it writes none.",
             ),
         ),

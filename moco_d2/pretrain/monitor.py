@@ -108,7 +108,7 @@ class KNNEvaluation(hooks.EvalHook):
             monitor if is_main else None,
             period=knn.PERIOD,
             sheet_queries=cfg.MOCO.MONITOR.NEIGHBOURS,
-            sheet_folder=Path(cfg.OUTPUT_DIR) / "neighbors",
+            sheet_folder=Path(cfg.OUTPUT_DIR) / "neighbours",
         )
 
     def before_train(self) -> None:
@@ -141,7 +141,7 @@ class KNNEvaluation(hooks.EvalHook):
         )
         with atomic_write(self.sheet_folder / f"{storage.iter:07d}.png") as temporary:
             sheet.save(temporary)
-        storage.put_image("neighbors", as_array(sheet))
+        storage.put_image("neighbours", as_array(sheet))
 
 
 class PretextChance(HookBase):

@@ -77,5 +77,7 @@ def _check_texts(texts: Iterable[str], longest: int) -> None:
     if max(map(len, texts), default=0) > longest:
         raise ValueError(f"damaged, {printable(max(texts, key=len)[:_SHOWN])}... is too long")
     for text in itertools.filterfalse(str.isprintable, texts):
-        if any(unicodedata.category(c) in ("Cc", "Cs") for c in text if c not in "\t\n\r"):
-            raise ValueError(f"damaged, a control character in {printable(text[:_SHOWN_IF_ODD])}")
+        categories = {unicodedata.category(c) for c in text if c not in "\t\n\r"}
+        for category, name in (("Cc", "a control character"), ("Cs", "half a surrogate pair")):
+            if category in categories:
+                raise ValueError(f"damaged, {name} in {printable(text[:_SHOWN_IF_ODD])}")

@@ -75,3 +75,9 @@ def test_needs_neither_torch_nor_detectron2():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("flag", ["--initialization", "--initialisation", "--init", "--initialis"])
+def test_the_old_spelling_and_abbreviations_of_a_flag_work(tmp_path, flag):
+    result = run_benchmark("import", tmp_path, "--task", "voc_C4", flag, "moco")
+    assert result.returncode == 2 and "has no config.yaml" in result.stderr

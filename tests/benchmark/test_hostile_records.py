@@ -42,7 +42,7 @@ def nested(depth: int) -> list:
         ("config", "resolved", {"DATASETS": {"TRAIN": "abc", "TEST": []}}, "DATASETS.TRAIN"),
         ("config", "resolved", {"DATASETS": {"TRAIN": [], "TEST": []}, "A": nested(40)}, "deeper"),
         ("hardware", "name", "\x1b]0;title\x07", "control character in ?]0;title?"),
-        ("hardware", "name", "\ud800", "control character"),
+        ("hardware", "name", "\ud800", "half a surrogate pair"),
         ("environment", "k" * 1000, "", "too long"),
         ("environment", "torch", ["2.11.0"], "$.environment.torch"),
         ("hardware", "name", {}, "$.hardware.name"),

@@ -224,7 +224,7 @@ def test_places_of_gpus(monkeypatch):
     assert devices(3, None) == [("0", "1", "2")]
     assert devices(1, 2) == [("0",), ("1",)]
     assert devices(4, 2) == [("0", "1", "2", "5")] * 2  # they share
-    with pytest.raises(UserError, match=r"--gpus-per-run must be at most 4, .*, got 8"):
+    with pytest.raises(UserError, match=r"--gpus-per-run must be at most 4, got 8: 4 GPU"):
         make_places(8, None, runs=9, tools=TOOLS)
 
 

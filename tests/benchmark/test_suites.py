@@ -118,6 +118,9 @@ def test_a_suite_with_the_old_spelling_has_the_same_runs(tmp_path):
     new = load_suite(write(tmp_path, **content))
     content["initialisations"] = content.pop("initializations")
     assert load_suite(write(tmp_path, **content)) == new
+    content["initialisations"] = 3
+    with pytest.raises(UserError, match="initialisations must be a list of names"):
+        load_suite(write(tmp_path, **content))
 
 
 @pytest.mark.parametrize(
@@ -136,6 +139,7 @@ def test_a_suite_with_the_old_spelling_has_the_same_runs(tmp_path):
         ({"overrides": {"SOLVER": {"MAX_ITER": 1}}}, "in full, SOLVER.MAX_ITER"),
         ({"kind": "demo", "tasks": None}, "unknown key 'tasks'"),
         ({"initialisations": ["moco"]}, "initialisations is the old name of initializations"),
+        ({"kind": "pretext", "initialisations": ["moco"]}, "unknown key"),
     ],
 )
 def test_mistakes_are_one_sentence(tmp_path, content, message):

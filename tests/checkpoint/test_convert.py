@@ -121,7 +121,7 @@ def test_a_network_of_twice_the_width(save, tmp_path):
     assert (report["width_factor"], report["width_per_group"]) == (2, 8)
     assert report["parity"]["max"] < 1e-5
     text = summary(report, tmp_path / "w.pth")
-    assert "ResNet-50 of width factor 2" in text
+    assert "ResNet-50 of 2 times the width" in text
     assert "MODEL.RESNETS.STEM_OUT_CHANNELS 128" in text
 
 

@@ -194,6 +194,8 @@ def test_a_child_that_a_signal_has_ended(number, error):
 
 
 def os_kill(rank: int, number: int) -> None:
+    if number != signal.SIGKILL:
+        signal.signal(number, signal.SIG_DFL)  # nohup's would be inherited through the fork server
     os.kill(os.getpid(), number)
     signal.pause()
 

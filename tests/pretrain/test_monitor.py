@@ -81,7 +81,7 @@ def test_knn_is_evaluated_at_the_start_each_period_and_the_end(make_config, imag
     )
     trainer.train(0, 8)
     assert [at for _, at in trainer.storage.history("knn_accuracy").values()] == [0, 5, 8]
-    sheets = tmp_path / "out" / "neighbors"
+    sheets = tmp_path / "out" / "neighbours"
     assert sorted(p.name for p in sheets.iterdir()) == ["0000000.png", "0000005.png", "0000008.png"]
     with Image.open(sheets / "0000005.png") as sheet:
         sheet.verify()

@@ -49,7 +49,7 @@ def test_what_is_within_the_limits(content):
         ({"a\x1b": 1}, r"control character in a\?"),
         (["\x1b]0;"], r"control character in \?]0;"),
         (["\x9b"], "control character"),
-        (["\ud800"], "control character"),
+        (["\ud800"], "half a surrogate pair"),
         (collections.OrderedDict(a="\x00"), "control character"),
         (collections.namedtuple("Pair", "a b")(1, "\x00"), "control character"),
     ],

@@ -162,9 +162,10 @@ def _config_rows(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Row]:
 
 def _run(file: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     run = content["run"]
-    names = ("task", "seed", "command", "finished", "seconds")
+    names = ("seed", "command", "finished", "seconds")
     return {
         "record": str(file),
+        "task": run.get("task"),
         "initialization": run.get("initialisation"),
         **{name: run.get(name) for name in names},
         "origin": content["origin"]["how"],

@@ -51,7 +51,7 @@ def config_section(tasks: Mapping[str, Runs]) -> Section:
             tables.append(
                 html_table(columns, rows[:_MOST_ROWS], caption=task, notes=notes, wrap=True)
             )
-    text = "SEED and OUTPUT_DIR differ in all runs and are not compared. "
+    text = "Each run has its own SEED and OUTPUT_DIR, which are not compared. "
     if matched:
         text += f"Matched, the configs differ only in MODEL.WEIGHTS: {', '.join(matched)}. "
     other = [task for task in tasks if task not in matched]

@@ -9,7 +9,7 @@ from moco_d2.benchmark.runs.suites import CONFIGURED, Cell, untrusted_words
 from moco_d2.errors import UserError
 from moco_d2.files import write_text
 
-_OWN = ("SEED", "OUTPUT_DIR")  # keys that differ between all cells
+_OWN = ("SEED", "OUTPUT_DIR")  # keys that may differ between cells of one config
 
 
 def check_conflicts(cells: Iterable[Cell], folder: Path, processes: int) -> None:

@@ -22,8 +22,8 @@ def make_places(gpus_per_run: int, jobs: int | None, *, runs: int, tools: Path) 
     gpus = visible_gpus() if gpus_per_run else []
     if gpus_per_run > max(1, len(gpus)):
         raise UserError(
-            f"--gpus-per-run must be at most {len(gpus)}, the number of visible GPUs, "
-            f"got {gpus_per_run}"
+            f"--gpus-per-run must be at most {max(1, len(gpus))}, got {gpus_per_run}: "
+            f"{len(gpus)} GPU(s) are visible"
         )
     cores = _cores()
     if not gpus:

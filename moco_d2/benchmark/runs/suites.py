@@ -35,8 +35,6 @@ _KINDS = {
 _PACKAGED = Path(__file__).parents[1] / "suites"
 #: Tools that take a config file and KEY VALUE words.
 CONFIGURED = ("train_net.py", "pretrain.py")
-# Old keys of suites, which still work.
-_RENAMED_KEYS = {"initialisations": "initializations"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,11 +116,6 @@ def load_suite(name: str | Path) -> Suite:
     kind = str(content.pop("kind", "transfer"))
     if kind not in _KINDS:
         raise unknown("kind", kind, _KINDS, source)
-    for old, new in _RENAMED_KEYS.items():
-        if old in content:
-            if new in content:
-                raise UserError(f"{source}: {old} is the old name of {new}; remove one of the two")
-            content[new] = content.pop(old)
     title = printable(str(content.pop("title", source.stem)))
     shared = content.get("overrides") or {}
     cells, files = pkgutil.resolve_name(_KINDS[kind])(content, source)

@@ -33,15 +33,22 @@ from moco_d2.config.load import config_root
 from moco_d2.config.safe_yaml import expand_home, is_regular_file
 from moco_d2.errors import UserError
 
-_KEYS = ("tasks", "initializations", "seeds", "overrides")
+_INITIALIZATIONS = "initializations"
+_BRITISH = "initialisations"  # the key of suites from before, which still works
+_KEYS = ("tasks", _INITIALIZATIONS, "seeds", "overrides")
 
 
 def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict[str, str]]:
     """Build the cells; see suites.load_suite. Names are ``{task}/{initialization}/seed{seed}``."""
-    check_keys(content, _KEYS, source)
+    key = _BRITISH if _BRITISH in content else _INITIALIZATIONS
+    if _BRITISH in content and _INITIALIZATIONS in content:
+        raise UserError(
+            f"{source}: {_BRITISH} is the old name of {_INITIALIZATIONS}; remove one of the two"
+        )
+    check_keys(content, (*_KEYS, key), source)
     shared = check_overrides(content.get("overrides"), source)
     tasks = with_overrides(content.get("tasks"), "tasks", source)
-    initializations = with_overrides(content.get("initializations"), "initializations", source)
+    initializations = with_overrides(content.get(key), key, source)
     seeds = check_seeds(content.get("seeds", [1]), source)
     check_grid(len(tasks), len(initializations), len(seeds), source=source)
     task_files = {name: _part("task", name, source) for name in tasks}

@@ -86,6 +86,9 @@ def _run_child(main: str, args: argparse.Namespace) -> None:
     try:
         with explained(), _quiet_log_errors():
             pkgutil.resolve_name(main)(args)
+    except UserError as error:
+        # The parent reads the text of the traceback, where a subclass has another name.
+        raise UserError(*error.lines) from error
     except KeyboardInterrupt as interrupt:
         sys.exit(getattr(interrupt, "exit_code", INTERRUPTED_EXIT_CODE))
 

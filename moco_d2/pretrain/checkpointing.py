@@ -60,7 +60,8 @@ logger = logging.getLogger(__name__)
 FINAL_CHECKPOINT = "checkpoint_final.pth.tar"
 _NUMBERED = "checkpoint_[0-9]*.pth.tar"
 _ANY = "checkpoint_*.pth.tar"
-# Settings that may change at a resume without a warning: they do not change what is learned.
+# Settings that may change at a resume without a warning: where to write, how long and on what to
+# run, and what to measure.
 _FREE_TO_CHANGE = (
     "OUTPUT_DIR",
     "MODEL.WEIGHTS",

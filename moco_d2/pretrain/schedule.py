@@ -189,7 +189,7 @@ def _scale_by_batch(cfg: CfgNode, world_size: int) -> list[str]:
     solver.BASE_LR = of_the_recipe * batch / reference
     lines = [
         f"{images}; lr {of_the_recipe:g} at the recipe's batch of {reference} -> "
-        f"{solver.BASE_LR:g} (linear rule; MOCO.REFERENCE_BATCH 0 turns all scaling off)"
+        f"{solver.BASE_LR:g} (linear rule; MOCO.REFERENCE_BATCH 0 keeps lr and iterations)"
     ]
     changes = []
     nodes = [(solver, "CHECKPOINT_PERIOD"), (moco, "LR_STEP_EVERY"), (moco.KNN, "PERIOD")]

@@ -38,6 +38,18 @@ def raise_user_error(rank: int) -> None:
     raise UserError("two findings\n  the third image is no image; remove it\n  SEED is -1: set it")
 
 
+class PlantedError(UserError):
+    pass
+
+
+def raise_a_subclass(args: object) -> None:
+    raise PlantedError("image x.png cannot be read", "replace it")
+
+
+def child_of_num_gpus(rank: int) -> None:
+    launch_module._run_child(f"{__name__}:raise_a_subclass", argparse.Namespace())
+
+
 def exit_as_terminated(rank: int) -> None:
     sys.exit(143)
 
@@ -57,6 +69,14 @@ def test_what_a_child_process_raises_is_whole_here():
         launch_module._children_as_one(),
     ):
         mp.start_processes(raise_user_error, start_method="forkserver")
+
+
+def test_a_subclass_of_a_child_process_is_a_user_error_here():
+    with (
+        pytest.raises(UserError, match=r"^image x\.png cannot be read\nreplace it$"),
+        launch_module._children_as_one(),
+    ):
+        mp.start_processes(child_of_num_gpus, start_method="forkserver")
 
 
 def test_a_childs_exit_code_is_ours():

@@ -102,8 +102,8 @@ class MoCo(nn.Module):
 
         Args:
             batch: ``query`` and ``key`` are two views (N, 3, H, W) of the same images. ``index``
-                (N,) has their indices in the dataset. A memory bank needs ``index`` and no ``key``;
-                the others need ``key`` and no ``index``.
+                (N,) has their indices in the dataset. A memory bank needs ``index``, and ``key``
+                only for the symmetric loss; the others need ``key`` and no ``index``.
 
         Returns:
             ``loss_contrastive`` is a scalar with gradient, the sum of both directions if symmetric.

@@ -80,7 +80,8 @@ def build_training_transform(size: int) -> v2.Transform:
 class LabeledImages(Dataset[Any]):
     """(position, index) -> a view of image `index`, and its label.
 
-    The random numbers of the view depend on `position`. An image that cannot be decoded is an
+    The random numbers of the view depend on `position`, which is the index if there is no tuple. An
+    image that cannot be decoded is an
     error, because skipping it would change the accuracy.
     """
 
@@ -88,8 +89,8 @@ class LabeledImages(Dataset[Any]):
         self.images = images
         self.view = ViewMaker(transform, names=(_VIEW,), seed=seed)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
-        position, index = key
+    def __getitem__(self, key: tuple[int, int] | int) -> tuple[Tensor, int]:
+        position, index = key if isinstance(key, tuple) else (key, key)
         view = self.view(read_image(self.images.paths[index]), position)[_VIEW]
         return view, self.images.label(index)
 
@@ -146,10 +147,9 @@ def evaluation_loader(
 
     With several processes, it has every `world_size`-th image, from image `rank` on.
     """
-    indices = range(rank, len(images), world_size)
     return build_loader(
         LabeledImages(images, transform, seed=seed),
-        sampler=[(index, index) for index in indices],
+        sampler=range(rank, len(images), world_size),
         batch_size=batch_size,
         num_workers=num_workers,
     )

@@ -240,10 +240,10 @@ def _polygon_problem(polygon: Polygon) -> str:
 
 def _extent_problem(polygon: Polygon) -> str:
     corners = polygon.corners
-    reach, limit = max(map(abs, corners)), _max_reach(polygon.image)
-    if reach > limit:
+    farthest, limit = max(corners, key=abs), _max_reach(polygon.image)
+    if abs(farthest) > limit:
         return (
-            f"has a polygon with the coordinate {_rounded(reach)}, but the limit is {limit:.0f} "
+            f"has a polygon with the coordinate {_rounded(farthest)}, but the limit is {limit:.0f} "
             f"pixels, {MAX_REACH} times the image's longer side"
         )
     points = np.array(corners, dtype=np.float64).reshape(-1, 2)

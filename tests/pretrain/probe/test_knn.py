@@ -1,16 +1,12 @@
-import argparse
 import logging
 import math
-import multiprocessing
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from PIL import Image
 from support.toy_data import make_class_folders
 
-from moco_d2.engine import launch
 from moco_d2.errors import UserError
 from moco_d2.pretrain.data.sources import list_images
 from moco_d2.pretrain.model.encoder import build_encoder
@@ -105,30 +101,6 @@ def test_an_unreadable_image_is_named_in_one_sentence(tmp_path, num_workers):
         extract_features(network, list_images(folder), size=32, num_workers=num_workers)
     assert "\n" not in str(raised.value)
     assert isinstance(network.fc, torch.nn.Linear)
-
-
-def extract_in_a_job(args: argparse.Namespace) -> None:
-    network = build_encoder("resnet18", dim=8)
-    extract_features(network, list_images(args.folder), size=32, num_workers=args.num_workers)
-
-
-def child_of_num_gpus(rank: int, args: argparse.Namespace) -> None:
-    multiprocessing.set_start_method("fork", force=True)  # of its data workers, as it is elsewhere
-    launch._run_child(f"{__name__}:extract_in_a_job", args)
-
-
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_an_unreadable_image_of_several_processes_is_one_sentence(tmp_path, num_workers):
-    """The sentence leaves the data worker, and then the process that --num-gpus has started."""
-    folder = make_class_folders(tmp_path / "images", per_class=2)
-    (folder / "dark" / "1.png").write_bytes(b"no image")
-    args = argparse.Namespace(folder=folder, num_workers=num_workers)
-    with (
-        pytest.raises(UserError, match=r"^image .*1\.png cannot be read") as raised,
-        launch._children_as_one(),
-    ):
-        mp.start_processes(child_of_num_gpus, args=(args,), start_method="forkserver")
-    assert "\n" not in str(raised.value)
 
 
 def test_monitor_warns_of_images_that_are_searched_in_and_tested(

@@ -16,9 +16,17 @@ _trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
 def pytest_runtest_teardown(item, nextitem):
     result = yield
     if _trim and (nextitem is None or nextitem.path != item.path):
-        # Before its queues are collected: its workers would notice that only after 5 s.
-        if loader := sys.modules.get("moco_d2.engine.loader"):
-            loader._close()
-        gc.collect()
+        collect()
         _trim(0)
     return result
+
+
+def collect() -> None:
+    """Collect garbage, after the loaders that are still open have ended their workers.
+
+    A loader whose test has failed, as it should, is in a traceback: the collector would end its
+    queues before its workers, which then notice after 5 s.
+    """
+    if loader := sys.modules.get("moco_d2.engine.loader"):
+        loader._close()
+    gc.collect()

@@ -1,11 +1,10 @@
 """No test leaves a thread behind: it fails with the names of those that it does."""
 
-import gc
-import sys
 import threading
 import time
 
 import pytest
+from support.suite_memory import collect
 
 _OF_PROCESS = {"tqdm_monitor"}  # threads that a library starts once, for all of its users
 _SECONDS_TO_END = 5.0  # for a thread that is told to end as the test ends, on a busy machine
@@ -44,11 +43,7 @@ def _left(before: set[threading.Thread]) -> set[threading.Thread]:
         # TensorBoard's, of a trainer that was built and never trained: only training closes it.
         if type(thread).__name__ == "_AsyncWriterThread":
             thread.stop()
-    # A loader whose test has failed, as it should, is in a traceback: the collector would end its
-    # queues before its workers, which then notice after 5 s.
-    if loader := sys.modules.get("moco_d2.engine.loader"):
-        loader._close()
-    gc.collect()  # a pool ends its threads when it is collected
+    collect()  # a pool ends its threads when it is collected
     until = time.monotonic() + _SECONDS_TO_END
     while (left := _new(before)) and time.monotonic() < until:
         time.sleep(0.02)

@@ -8,9 +8,12 @@ with ``weights_only=True``.
 ``--resume`` takes the file that OUTPUT_DIR/last_checkpoint names. If it is damaged, ``--resume``
 takes the newest intact one. If OUTPUT_DIR has no checkpoint, it takes the file in MODEL.WEIGHTS.
 Each of them may be an official file, which has neither an iteration nor generator states. Such a
-file continues at the beginning of its epoch, and the log says so.
+file continues at the beginning of its epoch, and the log says so. The official code updates the key
+encoder at the beginning of a step and ours at the end, so the update of its last step is made up
+for.
 """
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +27,7 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from moco_d2.checkpoint.io import load_checkpoint
-from moco_d2.config.plain import flatten, to_plain
+from moco_d2.config.plain import to_plain
 from moco_d2.engine.last_checkpoint import (
     LAST_CHECKPOINT,
     name_last,
@@ -44,12 +47,14 @@ from moco_d2.engine.resume_checks import (
     continuing,
     entry,
     require,
-    shown,
 )
+from moco_d2.engine.resumed_config import FREE_TO_CHANGE, Change, changes, read_changes
 from moco_d2.errors import UserError
+from moco_d2.pretrain.model.moco import MoCo
 from moco_d2.pretrain.official_layout import (
     load_official_optimizer,
     load_official_state_dict,
+    official_optimizer,
     official_state_dict,
 )
 from moco_d2.records.environment import hardware, peak_memory_gib, versions
@@ -60,18 +65,8 @@ logger = logging.getLogger(__name__)
 FINAL_CHECKPOINT = "checkpoint_final.pth.tar"
 _NUMBERED = "checkpoint_[0-9]*.pth.tar"
 _ANY = "checkpoint_*.pth.tar"
-# Settings that may change at a resume without a warning: where to write, how long and on what to
-# run, and what to measure.
-_FREE_TO_CHANGE = (
-    "OUTPUT_DIR",
-    "MODEL.WEIGHTS",
-    "MODEL.DEVICE",
-    "DATALOADER.NUM_WORKERS",
-    "SOLVER.CHECKPOINT_PERIOD",
-    "MOCO.CHECKPOINT.",
-    "MOCO.KNN.",
-    "MOCO.MONITOR.",
-)
+# In addition to FREE_TO_CHANGE: these do not change what is trained.
+_FREE_TO_CHANGE = (*FREE_TO_CHANGE, "MODEL.WEIGHTS", "MOCO.KNN.", "MOCO.MONITOR.")
 
 
 class PretrainCheckpointer:
@@ -97,6 +92,7 @@ class PretrainCheckpointer:
         self.optimizer = optimizer
         self.scaler = scaler
         self.scaling = scaling or {}
+        self.changes: list[Change] = []
         self._rng: dict[str, Any] | None = None
         self.reinitialize = tuple(cfg.MOCO.CHECKPOINT.REINITIALISE)
 
@@ -124,13 +120,14 @@ class PretrainCheckpointer:
             "epoch": epoch,
             "arch": self.cfg.MOCO.ENCODER.ARCH,
             "state_dict": official_state_dict(self.model),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": official_optimizer(self.optimizer, self.model),
             "moco_d2": {
                 "version": __version__,
                 "pretext": self.cfg.MOCO.PRETEXT,
                 "iteration": iteration,
                 "config": to_plain(self.cfg),
                 "scaling": to_plain(self.scaling),
+                "changes": [dataclasses.asdict(change) for change in self.changes],
                 "processes": processes,
                 "made_with": {
                     "environment": versions(),
@@ -218,6 +215,8 @@ class PretrainCheckpointer:
         for part in self.reinitialize:
             logger.warning("the %s starts with new values (MOCO.CHECKPOINT.REINITIALISE)", part)
         if state is None:
+            if isinstance(self.model, MoCo):
+                self.model.update_key_encoder()
             epoch = check_count(checkpoint.get("epoch", 0), "epoch")
             iteration = check_count(epoch * iterations_per_epoch, "epoch in iterations")
             logger.warning(
@@ -255,7 +254,8 @@ class PretrainCheckpointer:
             UnusableError: If a value cannot be used.
         """
         iteration = check_count(entry(state, "iteration", int, "moco_d2"), "iteration")
-        self._compare_configs(path, entry(state, "config", dict, "moco_d2"))
+        self.changes = read_changes(state.get("changes", []), "moco_d2.changes")
+        self._compare_configs(path, entry(state, "config", dict, "moco_d2"), iteration)
         check_grad_scaler(entry(state, "grad_scaler", dict, "moco_d2"))
         check_process_states(self.model, entry(state, "processes", list, "moco_d2"))
         require(bool(state["processes"]), "its moco_d2.processes is empty")
@@ -267,24 +267,23 @@ class PretrainCheckpointer:
         weights = self.cfg.MODEL.WEIGHTS
         return (Path(weights), load_checkpoint(weights)) if weights else None
 
-    def _compare_configs(self, path: Path, config: dict[str, Any]) -> None:
-        """Log the settings that differ from the checkpoint's config.
+    def _compare_configs(self, path: Path, config: dict[str, Any], iteration: int) -> None:
+        """Log and keep the settings that differ from the checkpoint's config.
 
         Raises:
             UserError: If the batch size differs, since the data position is counted in batches.
         """
-        before, now = flatten(config), flatten(to_plain(self.cfg))
-        changed = [key for key, value in before.items() if key in now and now[key] != value]
-        if "SOLVER.IMS_PER_BATCH" in changed:
-            raise UserError(
-                f"SOLVER.IMS_PER_BATCH is {now['SOLVER.IMS_PER_BATCH']}, but {path} was trained "
-                f"with {before['SOLVER.IMS_PER_BATCH']}: set it back, since the position in the "
-                "data is counted in batches"
-            )
-        for key in changed:
-            if not key.startswith(_FREE_TO_CHANGE):
-                was = before[key] if str(before[key]).isprintable() else shown(before[key])
-                logger.warning("resuming with %s %s, which was %s", key, now[key], was)
+        found = changes(config, to_plain(self.cfg), iteration=iteration, free=_FREE_TO_CHANGE)
+        for change in found:
+            if change.key == "SOLVER.IMS_PER_BATCH":
+                raise UserError(
+                    f"{change.key} is {change.after}, but {path} was trained with "
+                    f"{change.before}: set it back, since the position in the data is counted in "
+                    "batches"
+                )
+        for change in found:
+            logger.warning("resuming with %s", change)
+        self.changes += found
 
 
 class SaveCheckpoint(HookBase):

@@ -2,7 +2,8 @@
 
 state_dict has ``module.encoder_q.*``, ``module.encoder_k.*``, ``module.queue`` and
 ``module.queue_ptr``. The official optimizer has all parameters, our optimizer only the trained
-ones. Both number their parameters in the order of the state_dict, so the names connect them.
+ones. Files number the parameters as the official optimizer does, in the order of the state_dict, so
+the names connect them.
 """
 
 from collections.abc import Iterable
@@ -84,6 +85,22 @@ def load_official_state_dict(
             0 <= pointer < size, f"its queue_ptr is {pointer}, not a column of a queue of {size}"
         )
     model.load_state_dict({name: saved[official] for official, name in names.items()})
+
+
+def official_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Any]:
+    """Return the optimizer's state as the official code saves it: one group of all parameters.
+
+    Args:
+        optimizer: An optimizer with one group, which has the trained parameters of `model`.
+        model: The model.
+    """
+    saved = optimizer.state_dict()
+    trained = [i for i, parameter in enumerate(model.parameters()) if parameter.requires_grad]
+    (group,) = saved["param_groups"]
+    return {
+        "state": {trained[i]: state for i, state in saved["state"].items()},
+        "param_groups": [{**group, "params": list(range(len(list(model.parameters()))))}],
+    }
 
 
 def load_official_optimizer(

@@ -171,7 +171,8 @@ def test_an_official_file_is_continued_at_its_epoch(
     assert resumed(other) == 5 * 3
     assert "beginning of its epoch" in caplog.text and "newly seeded" in caplog.text
     for name, tensor in official_state_dict(other.model).items():
-        assert torch.equal(tensor, content["state_dict"][name]), name
+        if "encoder_k" not in name:  # see test_official_code.py
+            assert torch.equal(tensor, content["state_dict"][name]), name
     momentum = [state["momentum_buffer"] for state in other.optimizer.state.values()]
     assert len(momentum) == len(list(other.model.encoder_q.parameters()))
     for i, buffer in enumerate(momentum):

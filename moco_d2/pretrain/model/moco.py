@@ -154,7 +154,15 @@ class MoCo(nn.Module):
 
     @torch.no_grad()
     def finish_step(self) -> None:
-        """Update the key encoder (equation 2) and then the dictionary, after the optimizer's step.
+        """Update the key encoder and then the dictionary, after the optimizer's step."""
+        self.update_key_encoder()
+        for seen in self._seen:
+            self.dictionary.update(*seen)
+        self._seen.clear()
+
+    @torch.no_grad()
+    def update_key_encoder(self) -> None:
+        """Move a momentum encoder towards the query encoder (equation 2).
 
         Only parameters are averaged. As in the official code, the key encoder computes its own
         BatchNorm statistics.
@@ -165,6 +173,3 @@ class MoCo(nn.Module):
                 list(self.encoder_q.parameters()),
                 1.0 - self.momentum,
             )
-        for seen in self._seen:
-            self.dictionary.update(*seen)
-        self._seen.clear()

@@ -1,20 +1,59 @@
-"""COCO evaluation that can also decompose the errors of the boxes."""
+"""COCO evaluation that completes the annotations, decomposes the errors of the boxes, and compares
+the two AP50s.
+"""
 
+import contextlib
+import io
+import math
 from typing import Any
 
 import numpy as np
-from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation import COCOEvaluator, LVISEvaluator
+from pycocotools import mask as pycocotools_mask
+from pycocotools.coco import COCO
 
+from moco_d2.errors import UserError
 from moco_d2.transfer.evaluation.tide import Detections, Objects, decompose
+
+#: The largest difference of the two AP50s in percentage points: the last digit that tables show.
+#: Both are means of the same precisions, so rounding accounts for less than 1e-9. The rest is for
+#: an overlap of exactly 0.5, on whose side of the threshold each implementation's rounding decides.
+TOLERANCE = 0.01
+# COCO's AP counts so many detections of a class in an image, those with the highest scores.
+_MAX_DETECTIONS = 100
 
 
 class COCOBoxEvaluator(COCOEvaluator):
-    """Detectron2's COCOEvaluator, which can also decompose the errors of the boxes."""
+    """Detectron2's COCOEvaluator, which can also decompose the errors of the boxes.
+
+    Every evaluation computes AP50 of the boxes a second time, with tide.decompose, which has no
+    code in common with pycocotools.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        complete_annotations(self._coco_api)
 
     def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: Any = None) -> None:
         super()._eval_predictions(predictions, img_ids)
         # At this point, predictions of all processes have the category ids of the annotation file.
         self._gathered = [item for image in predictions for item in image["instances"]]
+        self._errors: dict[str, float] | None = None
+        if img_ids is None and self._gathered and "bbox" in self._results:
+            self._compare(self._results["bbox"]["AP50"])
+
+    def _compare(self, ap50: float) -> None:
+        try:
+            other = self.box_errors()["AP50"]
+        except ValueError:
+            other = math.nan  # without objects, both have no AP50
+        same = abs(ap50 - other) <= TOLERANCE or (math.isnan(ap50) and math.isnan(other))
+        if not same:
+            raise UserError(
+                f"the evaluation on {self._metadata.name!r} has no result: AP50 of the same boxes "
+                f"is {ap50:.4f} by COCO's evaluation and {other:.4f} by the decomposition of "
+                f"errors; look for an unusual entry in {self._metadata.json_file}, and report it"
+            )
 
     def box_errors(self) -> dict[str, float]:
         """Return tide.decompose of the evaluated detections, in the main process.
@@ -22,24 +61,80 @@ class COCOBoxEvaluator(COCOEvaluator):
         Raises:
             ValueError: As in tide.decompose.
         """
-        detections = self._gathered
-        truth = self._coco_api.dataset["annotations"]
-        crowd = np.array([bool(item.get("iscrowd", 0)) for item in truth], dtype=bool)
-        return decompose(
-            Detections(
-                np.array([item["image_id"] for item in detections], dtype=np.int64),
-                np.array([item["category_id"] for item in detections], dtype=np.int64),
-                np.array([item["score"] for item in detections], dtype=np.float64),
-                _corners(detections),
-            ),
-            Objects(
-                np.array([item["image_id"] for item in truth], dtype=np.int64),
-                np.array([item["category_id"] for item in truth], dtype=np.int64),
-                _corners(truth),
-                crowd,
-                crowd,
-            ),
-        )
+        if self._errors is None:
+            images = set(self._coco_api.imgs)
+            # COCO's evaluation looks only at objects of the images that the file lists.
+            truth = [a for a in self._coco_api.dataset["annotations"] if a["image_id"] in images]
+            self._errors = decompose(_detections(self._gathered), _objects(truth))
+        return self._errors
+
+
+def complete_annotations(api: COCO) -> None:
+    """Number the annotations from 1, and add the fields that pycocotools needs but some files lack.
+
+    pycocotools takes the id 0 for "not matched", so it counts this object and its detection as
+    errors. With negative, fractional and text ids, the AP is 0 or the evaluation fails.
+
+    Args:
+        api: The annotations. An object without "iscrowd" is no crowd. Its "area" is that of the
+            mask or, without it, of the box. "num_keypoints" is the number of labeled keypoints.
+    """
+    annotations = api.dataset.get("annotations")
+    if annotations is None:
+        return
+    for number, item in enumerate(annotations, start=1):
+        item["id"] = number
+        item.setdefault("iscrowd", 0)
+        if "area" not in item:
+            item["area"] = _area(api, item)
+        if item.get("keypoints"):
+            item.setdefault("num_keypoints", int(np.count_nonzero(item["keypoints"][2::3])))
+    with contextlib.redirect_stdout(io.StringIO()):
+        api.createIndex()
+
+
+def _area(api: COCO, item: dict[str, Any]) -> float:
+    if item.get("segmentation"):
+        return float(pycocotools_mask.area(api.annToRLE(item)))
+    return float(item["bbox"][2] * item["bbox"][3])
+
+
+def lvis_evaluator(dataset_name: str, folder: str) -> LVISEvaluator:
+    """Return Detectron2's LVISEvaluator with annotations that are numbered from 1, because lvis
+    takes the id 0 for "not matched", too.
+    """
+    evaluator = LVISEvaluator(dataset_name, output_dir=folder)
+    api = evaluator._lvis_api
+    for number, item in enumerate(api.dataset.get("annotations", ()), start=1):
+        item["id"] = number
+    if "annotations" in api.dataset:
+        api._create_index()
+    return evaluator
+
+
+def _detections(items: list[dict[str, Any]]) -> Detections:
+    """Return the detections that COCO's AP counts, in its order of equal scores."""
+    images = np.array([item["image_id"] for item in items], dtype=np.int64)
+    classes = np.array([item["category_id"] for item in items], dtype=np.int64)
+    scores = np.array([item["score"] for item in items], dtype=np.float64)
+    order = np.lexsort((-scores, classes, images))  # stable
+    group = np.stack((images, classes))[:, order]
+    starts = np.flatnonzero(np.append(True, (group[:, 1:] != group[:, :-1]).any(axis=0)))
+    sizes = np.diff(np.append(starts, len(order)))
+    rank = np.arange(len(order)) - np.repeat(starts, sizes)
+    kept = order[rank < _MAX_DETECTIONS]
+    return Detections(images[kept], classes[kept], scores[kept], _corners(items)[kept])
+
+
+def _objects(items: list[dict[str, Any]]) -> Objects:
+    crowd = np.array([bool(item["iscrowd"]) for item in items], dtype=bool)
+    return Objects(
+        np.array([item["image_id"] for item in items], dtype=np.int64),
+        np.array([item["category_id"] for item in items], dtype=np.int64),
+        _corners(items),
+        crowd,
+        crowd,
+    )
 
 
 def _corners(items: list[dict[str, Any]]) -> np.ndarray:

@@ -76,7 +76,7 @@ class Objects(NamedTuple):
 
 
 class _Pairs(NamedTuple):
-    """(P,) pairs, sorted by detection, then by falling overlap, then by object."""
+    """(P,) pairs, sorted by detection, then by falling overlap, then by falling object."""
 
     detection: np.ndarray
     item: np.ndarray
@@ -170,7 +170,8 @@ def _pairs(detections: Detections, truth: Objects) -> _Pairs:
     pairs = _Pairs(
         *map(np.concatenate, zip(_Pairs(empty, empty, np.empty(0)), *parts, strict=True))
     )
-    return pairs.where(np.lexsort((pairs.item, -pairs.overlap, pairs.detection)))
+    # Of objects that a detection overlaps equally, COCO's evaluation takes the last one.
+    return pairs.where(np.lexsort((-pairs.item, -pairs.overlap, pairs.detection)))
 
 
 def _relations(

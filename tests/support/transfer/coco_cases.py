@@ -1,16 +1,24 @@
 """Random ground truth and detections in COCO's and LVIS' formats."""
 
+import contextlib
+import io
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import Boxes, Instances
 from pycocotools import mask as mask_util
 
+from moco_d2.transfer.evaluation.coco import COCOBoxEvaluator
+
 SIDE = 320  # pixels; boxes of all three size classes fit in
 KEYPOINTS = 17
+SIGMAS = np.linspace(0.02, 0.1, KEYPOINTS).round(3).tolist()
 
 
 def _polygon(box: np.ndarray, rng: np.random.Generator) -> list[list[float]]:
@@ -153,3 +161,26 @@ def as_instances(found, image, keypoints):
         masks = [mask_util.decode(item["segmentation"]) for item in ours]
         instances.pred_masks = torch.tensor(np.array(masks).reshape(-1, SIDE, SIDE)).bool()
     return instances
+
+
+def coco_evaluator(folder: Path, truth: dict[str, Any]) -> COCOBoxEvaluator:
+    """The evaluator of `truth`, which is written to a new file in `folder`."""
+    name = f"case {uuid.uuid4()}"
+    file = folder / f"{name}.json"
+    file.write_text(json.dumps(truth))
+    register_coco_instances(name, {}, str(file), str(folder))
+    MetadataCatalog.get(name).set(
+        thing_classes=[c["name"] for c in truth["categories"]],
+        thing_dataset_id_to_contiguous_id={c["id"]: c["id"] - 1 for c in truth["categories"]},
+    )
+    return COCOBoxEvaluator(name, output_dir=str(folder / "out"), kpt_oks_sigmas=SIGMAS)
+
+
+def evaluate_coco(evaluator, images, found, keypoints=False):
+    """The results of detections on `images`, in this order."""
+    evaluator.reset()
+    for image in images:
+        instances = as_instances(found, image["id"], keypoints)
+        evaluator.process([{"image_id": image["id"]}], [{"instances": instances}])
+    with contextlib.redirect_stdout(io.StringIO()):
+        return evaluator.evaluate()

@@ -1,22 +1,18 @@
 """Decomposition of errors: cases with known answers, and the evaluators that ask for it."""
 
-import contextlib
-import io
-import json
+import copy
 import logging
 
 import numpy as np
 import pytest
-from detectron2.data import MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import DatasetEvaluators
-from support.transfer.coco_cases import as_instances, make_case
+from support.transfer.coco_cases import coco_evaluator, evaluate_coco, make_case
 from support.transfer.voc_cases import OBJECT
 from support.transfer.voc_cases import evaluate as evaluate_voc
 from support.transfer.voc_cases import make_case as make_voc_case
 
+from moco_d2.errors import UserError
 from moco_d2.transfer.evaluation.build import box_errors
-from moco_d2.transfer.evaluation.coco import COCOBoxEvaluator
 from moco_d2.transfer.evaluation.tide import KINDS, Detections, Objects, decompose, is_right
 from moco_d2.transfer.evaluation.voc_evaluation import VOCEvaluator
 
@@ -270,25 +266,12 @@ def test_as_the_definition_says_it_detection_by_detection():
 
 @pytest.fixture
 def coco(tmp_path):
-    """Evaluated: (evaluator, its results, ground truth as in the file, detections)."""
+    """Evaluated: (evaluator, its results)."""
 
-    def build(seed):
-        truth, found = make_case(seed)
-        file = tmp_path / f"instances_{seed}.json"
-        file.write_text(json.dumps(truth))
-        name = f"errors_{file}"
-        register_coco_instances(name, {}, str(file), str(tmp_path))
-        MetadataCatalog.get(name).set(
-            thing_classes=[c["name"] for c in truth["categories"]],
-            thing_dataset_id_to_contiguous_id={c["id"]: c["id"] - 1 for c in truth["categories"]},
-        )
-        evaluator = COCOBoxEvaluator(name, output_dir=str(tmp_path / "out"))
-        evaluator.reset()
-        for image in truth["images"]:
-            instances = as_instances(found, image["id"], False)
-            evaluator.process([{"image_id": image["id"]}], [{"instances": instances}])
-        with contextlib.redirect_stdout(io.StringIO()):
-            return evaluator, evaluator.evaluate()
+    def build(seed, **options):
+        truth, found = make_case(seed, **options)
+        evaluator = coco_evaluator(tmp_path, truth)
+        return evaluator, evaluate_coco(evaluator, truth["images"], found)
 
     return build
 
@@ -301,6 +284,61 @@ def test_ap50_is_the_coco_evaluators(coco):
         assert list(errors) == ["AP50", *KINDS]
         assert errors["AP50"] == pytest.approx(results["bbox"]["AP50"], abs=1e-9)
         assert all(type(value) is float for value in errors.values())
+
+
+def test_ap50_is_the_coco_evaluators_for_more_detections_than_it_counts(coco):
+    _, results = coco(0, images=3, classes=3, false_positives=300)
+    assert results["bbox"]["AP50"] > 0
+
+
+def test_ap50_is_the_coco_evaluators_whatever_the_order_of_the_images(tmp_path):
+    """Equal scores of two images are in the order of the images' ids."""
+    truth, found = make_case(3)
+    evaluator = coco_evaluator(tmp_path, truth)
+    expected = evaluate_coco(evaluator, truth["images"], found)
+    results = evaluate_coco(evaluator, truth["images"][::-1], found)
+    assert results["bbox"] == pytest.approx(expected["bbox"], nan_ok=True)
+
+
+def test_ap50_is_the_coco_evaluators_if_a_box_overlaps_two_objects_equally(tmp_path):
+    truth, found = make_case(0, images=1)
+    one, two = truth["annotations"][0], copy.deepcopy(truth["annotations"][0])
+    one |= {"bbox": [0, 0, 100, 100], "category_id": 2, "iscrowd": 0}
+    two |= {"bbox": [40, 0, 100, 100], "category_id": 2, "iscrowd": 0, "id": 2}
+    truth["annotations"] = [one, two]
+    between = found[0] | {"bbox": [20, 0, 100, 100], "category_id": 2, "score": 0.9}
+    left = found[0] | {"bbox": [5, 0, 100, 100], "category_id": 2, "score": 0.5}
+    results = evaluate_coco(coco_evaluator(tmp_path, truth), truth["images"], [between, left])
+    assert results["bbox"]["AP50"] == pytest.approx(100)
+
+
+def test_annotations_of_images_that_the_file_does_not_list_count_nowhere(tmp_path):
+    truth, found = make_case(1)
+    left_out = truth["images"].pop()["id"]
+    assert any(a["image_id"] == left_out for a in truth["annotations"])
+    evaluator = coco_evaluator(tmp_path, truth)
+    results = evaluate_coco(evaluator, truth["images"], found)
+    assert evaluator.box_errors()["AP50"] == pytest.approx(results["bbox"]["AP50"], abs=1e-9)
+
+
+def test_two_ap50s_that_disagree_stop_the_run(tmp_path):
+    truth, found = make_case(0)
+    evaluator = coco_evaluator(tmp_path, truth)
+    found_often = [a for a in evaluator._coco_api.dataset["annotations"] if a["category_id"] == 2]
+    for item in found_often[:3]:
+        item["area"] = 1e300  # pycocotools ignores these objects
+    with pytest.raises(UserError, match=r"has no result: AP50 .* by COCO's .* by the decomposit"):
+        evaluate_coco(evaluator, truth["images"], found)
+
+
+def test_without_objects_or_detections_there_is_nothing_to_compare(tmp_path):
+    truth, found = make_case(0)
+    evaluator = coco_evaluator(tmp_path, truth)
+    assert np.isnan(evaluate_coco(evaluator, truth["images"], [])["bbox"]["AP50"])
+    for item in truth["annotations"]:
+        item["iscrowd"] = 1
+    evaluator = coco_evaluator(tmp_path, truth)
+    assert np.isnan(evaluate_coco(evaluator, truth["images"], found)["bbox"]["AP50"])
 
 
 def test_voc_boxes_include_their_last_pixel_and_difficult_objects_are_ignored(tmp_path):
@@ -328,7 +366,7 @@ def test_a_failure_is_a_warning_and_other_evaluators_say_nothing(coco, caplog):
     both = DatasetEvaluators([evaluator, object()])
     assert box_errors({"plain": object()}) is None
     assert box_errors({"a": both, "b": object()}) == {"a": evaluator.box_errors()}
-    evaluator._gathered = None
+    evaluator._gathered = evaluator._errors = None
     with caplog.at_level(logging.WARNING):
         assert box_errors({"a": evaluator}) is None
     assert "the errors on a cannot be decomposed" in caplog.text

@@ -8,6 +8,7 @@ import numpy as np
 from detectron2.structures import BoxMode
 
 from moco_d2.errors import UserError
+from moco_d2.transfer.data.box_layout import layout_problem
 from moco_d2.transfer.data.mask_checks import (
     Polygon,
     Size,
@@ -21,7 +22,8 @@ _MAX_COORDINATE = 1e9  # pixels; Detectron2 cannot compute with larger ones
 
 
 def check_annotations(name: str, dicts: Sequence[dict[str, Any]]) -> None:
-    """Refuse an empty dataset, images above the size limit, and damaged boxes, masks or keypoints.
+    """Refuse an empty dataset, images above the size limit, damaged boxes, masks or keypoints, and
+    boxes in another layout (see layout_problem).
     Boxes without area or outside their image are accepted, because Detectron2 skips them.
 
     Args:
@@ -52,6 +54,17 @@ def check_annotations(name: str, dicts: Sequence[dict[str, Any]]) -> None:
             f"dataset {name!r}: an annotation of {sample['file_name']} {problem}; correct it or "
             "remove it"
         )
+    boxes = [
+        (a["bbox"], size)
+        for d, size in annotated
+        for a in d["annotations"]
+        if a["bbox_mode"] == BoxMode.XYWH_ABS
+    ]
+    problem = layout_problem(
+        np.array([box for box, _ in boxes], dtype=np.float64), [size for _, size in boxes]
+    )
+    if problem:
+        raise UserError(f"dataset {name!r}: {problem}")
 
 
 def _sizes(name: str, dicts: Sequence[dict[str, Any]]) -> list[Size | None]:

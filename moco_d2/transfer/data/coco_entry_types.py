@@ -1,7 +1,15 @@
-"""Checks that the entries of a COCO file have the types that Detectron2's reader expects."""
+"""Checks that the entries of a COCO file have the types that Detectron2's reader and pycocotools
+expect, and that images and categories have ids of their own.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
+
+# Up to this number every whole number is a float, too; programs that write ids as floats merge
+# larger ones.
+_MAX_ID = 2**53
+# pycocotools ignores objects above this number of pixels: COCO's AP counts areas up to 1e5 squared.
+_MAX_AREA = 1e10
 
 
 class _Field(NamedTuple):
@@ -20,12 +28,19 @@ class _Field(NamedTuple):
     required: bool = True
 
 
-def _is_whole(value: Any) -> bool:
-    return type(value) is int or (type(value) is float and value.is_integer())
-
-
 def _is_id(value: Any) -> bool:
-    return isinstance(value, str) or _is_whole(value)
+    # A bool is refused, because True and 1 are the same key. A float is, because evaluations in C++
+    # read integers.
+    return type(value) is int and abs(value) <= _MAX_ID
+
+
+def _is_annotation_id(value: Any) -> bool:
+    """Accept any key, because annotations are numbered again for the evaluation."""
+    return isinstance(value, int | float | str) and not isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
 
 
 def _is_text(value: Any) -> bool:
@@ -41,7 +56,8 @@ def _is_crowd(value: Any) -> bool:
 
 
 def _is_area(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 <= value <= _MAX_AREA  # False for NaN
 
 
 def _is_mask(value: Any) -> bool:
@@ -55,20 +71,21 @@ def _is_list(value: Any) -> bool:
     return value is None or isinstance(value, list)
 
 
-_ID = _Field("id", _is_id, "a whole number or text")
+_WHOLE = f"a whole number of at most {_MAX_ID} (without quotes or decimal point)"
 _FIELDS = {
-    "images": (_ID, _Field("file_name", _is_text, "text")),
+    "images": (_Field("id", _is_id, _WHOLE), _Field("file_name", _is_text, "text")),
     "annotations": (
-        _ID,
-        _Field("image_id", _is_id, "a whole number or text"),
-        _Field("category_id", _is_whole, "a whole number"),
+        _Field("id", _is_annotation_id, "a number or text"),
+        _Field("image_id", _is_id, _WHOLE),
+        _Field("category_id", _is_id, _WHOLE),
         _Field("iscrowd", _is_crowd, "0 or 1", required=False),
-        _Field("area", _is_area, "a number", required=False),
+        _Field("area", _is_area, f"a number of pixels from 0 to {_MAX_AREA:g}", required=False),
         _Field("segmentation", _is_mask, "a list of polygons or a run-length code", required=False),
         _Field("keypoints", _is_list, "a list of numbers", required=False),
+        _Field("num_keypoints", _is_count, "a whole number", required=False),
     ),
     "categories": (
-        _Field("id", _is_whole, "a whole number"),
+        _Field("id", _is_id, _WHOLE),
         _Field("name", _is_text, "text"),
         _Field("keypoints", _is_text_list, "a list of text", required=False),
     ),
@@ -79,9 +96,11 @@ def coco_problem(content: dict[str, Any]) -> str:
     """Return the problem of the first invalid entry as a clause, or "".
 
     Args:
-        content: The content of a file, with "images", "annotations" and "categories".
+        content: The content of a file; "images", "annotations" and "categories" are checked.
     """
     for part, fields in _FIELDS.items():
+        if part not in content:
+            continue
         entries = content[part]
         if not isinstance(entries, list):
             return f"{part!r} is {entries!r:.60}, which is not a list"
@@ -89,6 +108,19 @@ def coco_problem(content: dict[str, Any]) -> str:
             problem = next(_problems(entry, fields), "")
             if problem:
                 return f"entry {number} of {part!r} {problem}"
+        if part != "annotations":
+            problem = _repeated_id(entries)
+            if problem:
+                return f"{part!r} {problem}"
+    return ""
+
+
+def _repeated_id(entries: list[dict[str, Any]]) -> str:
+    seen: dict[int, int] = {}
+    for number, entry in enumerate(entries):
+        first = seen.setdefault(entry["id"], number)
+        if first != number:
+            return f"has the id {entry['id']} twice, in its entries {first} and {number}"
     return ""
 
 

@@ -105,6 +105,12 @@ def _register_coco(name: str, file: Path, images: str) -> None:
     categories = _coco_categories(name, file)
     metadata: dict[str, Any] = {"thing_classes": [c["name"] for c in categories]}
     keypoints = [c["keypoints"] for c in categories if c.get("keypoints")]
+    different = next((points for points in keypoints if points != keypoints[0]), None)
+    if different:
+        raise UserError(
+            f"dataset {name!r}: {file} has categories with different keypoints, {keypoints[0]} and "
+            f"{different}, but a detector has one list; give all categories the same list"
+        )
     if keypoints:
         metadata["keypoint_names"] = keypoints[0]
         metadata["keypoint_flip_map"] = _flip_map(keypoints[0])

@@ -15,6 +15,7 @@ import numpy as np
 from pycocotools import mask as pycocotools_mask
 from pycocotools.coco import COCO
 
+from moco_d2.transfer.data.coco_entry_types import coco_problem
 from moco_d2.untrusted_images import MAX_PIXELS
 
 #: The largest coordinate of a polygon, as a multiple of the image's longer side. Polygons may leave
@@ -132,14 +133,14 @@ def _runs(counts: Any) -> np.ndarray:
 
 @contextlib.contextmanager
 def guarded_reading() -> Iterator[None]:
-    """Add two checks to Detectron2's reader of COCO files that its result no longer allows.
+    """Add three checks to Detectron2's reader of COCO files that its result no longer allows.
 
-    A damaged uncompressed RLE is not packed but left for rle_problem, because pycocotools would
-    write beyond its memory. Polygons of fewer than three corners are checked, because Detectron2
-    drops them but pycocotools' evaluation draws them.
+    Every entry must have the types of coco_problem. A damaged uncompressed RLE is not packed but
+    left for rle_problem, because pycocotools would write beyond its memory. Polygons of fewer than
+    three corners are checked, because Detectron2 drops them but pycocotools' evaluation draws them.
 
     Raises:
-        ValueError: If such a polygon is damaged.
+        ValueError: If an entry or such a polygon is damaged.
     """
     pack, index = pycocotools_mask.frPyObjects, COCO.createIndex
 
@@ -149,6 +150,9 @@ def guarded_reading() -> Iterator[None]:
         return pack(objects, height, width)
 
     def check_and_index(api: COCO) -> None:
+        problem = coco_problem(api.dataset)
+        if problem:
+            raise ValueError(problem)
         _check_short_polygons(api.dataset.get("annotations", ()))
         index(api)
 

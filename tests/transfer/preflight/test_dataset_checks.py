@@ -1,6 +1,7 @@
 import functools
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -171,21 +172,25 @@ def _one(part, **changes):
     return {key: [e | changes if key == part else e] for key, e in entries.items()}
 
 
+NO_IDS = ("1", "x", None, [1], {}, 1.0, 1.5, True, 2**53 + 1, math.nan)
+
+
 @pytest.mark.parametrize(
     ("part", "field", "values"),
     [
         ("categories", "name", (["x"], None, 7, {}, "a\0b")),
         ("categories", "keypoints", (5, [1, 2], "left", {"left": 1}, [["left"]])),
-        ("categories", "id", ("x", None, [1], 1.5, True)),
-        ("annotations", "category_id", ("x", None, [1], {}, 1.5)),
-        ("annotations", "image_id", ([1], None, {})),
-        ("annotations", "id", ([1], {}, None)),
-        ("annotations", "iscrowd", ([1], "0", None, 2)),
-        ("annotations", "area", ("x", [], None)),
+        ("categories", "id", NO_IDS),
+        ("annotations", "category_id", NO_IDS),
+        ("annotations", "image_id", NO_IDS),
+        ("annotations", "id", ([1], {}, None, True)),
+        ("annotations", "iscrowd", ([1], "0", "1", None, 2, -1)),
+        ("annotations", "area", ("x", [], None, True, math.nan, math.inf, 1e300, -1)),
+        ("annotations", "num_keypoints", ("3", None, 1.5, -1, True)),
         ("annotations", "segmentation", (5, "abc", [1, 2, 3], [{"a": 1}])),
         ("annotations", "keypoints", (5, "abc", {"a": 1})),
         ("images", "file_name", (5, None, ["1.jpg"], "a\0b")),
-        ("images", "id", ([1], {}, None)),
+        ("images", "id", NO_IDS),
     ],
 )
 def test_fields_of_another_type_are_one_sentence(tmp_path, part, field, values):
@@ -205,16 +210,58 @@ def test_fields_of_another_type_are_one_sentence(tmp_path, part, field, values):
             register_datasets((coco_file(tmp_path, **_one(part) | {part: entries}),))
 
 
-def test_ids_may_be_text_or_whole_floats_and_masks_absent(tmp_path):
-    content = _one("images", id="one")
+def test_annotation_ids_may_be_anything_and_masks_absent(tmp_path):
+    content = _one("images")
     content["annotations"] = [
-        *_one("annotations", image_id="one", category_id=40.0, segmentation=None)["annotations"],
-        *_one("annotations", id=2.0, image_id="one", segmentation=[])["annotations"],
+        entry
+        for i in (0, 1.5, -2, "three", 10**30)
+        for entry in _one("annotations", id=i, segmentation=None, iscrowd=False)["annotations"]
     ]
+    content["annotations"][1]["segmentation"] = []
     name = coco_file(tmp_path, **content)
     register_datasets((name,))
     (image,) = load_dicts(name)
-    assert [a["category_id"] for a in image["annotations"]] == [0, 0]
+    assert [a["category_id"] for a in image["annotations"]] == [0] * 5
+
+
+@pytest.mark.parametrize("part", ["images", "categories"])
+def test_an_id_that_two_entries_have_is_refused(tmp_path, part):
+    content = _one(part)
+    content[part] = [*content[part], content[part][0] | {"name": "ship", "file_name": "2.jpg"}]
+    with pytest.raises(UserError, match=f"{part!r} has the id .* twice, in its entries 0 and 1"):
+        register_datasets((coco_file(tmp_path, **content),))
+
+
+def test_categories_with_different_keypoints_are_refused(tmp_path):
+    categories = [
+        {"id": 40, "name": "plane", "keypoints": ["nose"]},
+        {"id": 41, "name": "boat", "keypoints": ["bow"]},
+    ]
+    with pytest.raises(UserError, match=r"different keypoints, \['nose'\] and \['bow'\]"):
+        register_datasets((coco_file(tmp_path, categories=categories),))
+
+
+def test_a_file_that_is_registered_in_code_is_checked_as_well(tmp_path):
+    coco_file(tmp_path, **_one("annotations", iscrowd=None))
+    name = f"in code {tmp_path}"
+    register_coco_instances(name, {}, str(tmp_path / "a.json"), str(tmp_path))
+    with pytest.raises(UserError, match=r"entry 0 of 'annotations' has the iscrowd None"):
+        load_dicts(name)
+
+
+@pytest.mark.parametrize(
+    ("box", "evidence"),
+    [
+        ([30, 20, 60, 40], "boxes leave their image if they are x, y, width, height"),
+        ([0.25, 0.25, 0.5, 0.5], "boxes have only values from 0 to 1"),
+    ],
+)
+@pytest.mark.parametrize("split", ["TRAIN", "TEST"])
+def test_boxes_in_another_layout_are_refused(check, voc, tmp_path, box, evidence, split):
+    name = coco_file(tmp_path, **_one("annotations", bbox=box))
+    found = check(f"DATASETS.{split}", str((name,)))[0]
+    assert isinstance(found, Refusal) and found.key == f"DATASETS.{split}"
+    assert evidence in found.message
 
 
 def test_annotations_that_are_a_pipe_keep_nobody_waiting(tmp_path):

@@ -17,7 +17,8 @@ class MetricsState(HookBase):
     """Gives checkpoints the windows of the medians and the values that are not yet written.
 
     On a resume it removes the lines of metrics.json after the checkpoint, because these iterations
-    are trained and written again.
+    are trained and written again. If a finished run is lengthened, the line of its last evaluation
+    stays.
     """
 
     def __init__(self, folder: str | Path, writers: DeferredWriters):
@@ -54,7 +55,9 @@ class MetricsState(HookBase):
             written = start - 1
         if comm.is_main_process() and self.file.is_file():
             lines = self.file.read_text(errors="replace").splitlines()
-            kept = [line for line in lines if _iteration(line) <= written]
+            # Only the evaluation after the last step has the number of the next step.
+            ended = start if start < self.trainer.max_iter else None
+            kept = [line for line in lines if _stays(parse_line(line), written, ended)]
             if kept != lines:
                 write_text(self.file, "".join(f"{line}\n" for line in kept))
 
@@ -75,7 +78,9 @@ class MetricsState(HookBase):
                     storage.put_scalar(name, value, smoothing_hint=smoothed)
 
 
-def _iteration(line: str) -> float:
-    """Return the iteration of a line of metrics.json, or infinity for a damaged line."""
-    entry = parse_line(line)
-    return float("inf") if entry is None else entry["iteration"]
+def _stays(entry: dict[str, Any] | None, written: int, ended: int | None) -> bool:
+    """Return whether a line stays: it was written before the checkpoint, or after the last step."""
+    if entry is None:  # damaged
+        return False
+    at_the_end = entry["iteration"] == ended and "total_loss" not in entry
+    return entry["iteration"] <= written or at_the_end

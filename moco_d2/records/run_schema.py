@@ -7,7 +7,7 @@ the newest first, so the rest of the package knows only one version.
 
 from typing import Annotated, Any, Final, Literal
 
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, Meta, UnsetType, field
 
 from moco_d2.records.fields import (
     LARGEST,
@@ -154,6 +154,13 @@ class Schedule(Part, frozen=True, kw_only=True):
     ] = UNSET
 
 
+class ResumeChange(Part, frozen=True, kw_only=True):
+    iteration: Count
+    key: Text
+    before: Text
+    after: Text
+
+
 class PreflightFinding(Part, frozen=True, kw_only=True):
     key: str
     value: str
@@ -234,6 +241,13 @@ class RunRecord(Part, frozen=True, kw_only=True):
     ]
     coverage: Coverage
     schedule: Schedule
+    changes: Annotated[
+        list[ResumeChange],
+        about(
+            "The settings that changed when the run was resumed: after `iteration` iterations, "
+            "`key` changed from `before` to `after`. A table marks such a run."
+        ),
+    ] = field(default_factory=list)
     preflight: Preflight
     environment: Annotated[
         dict[str, str], about("The versions of Python, torch, Detectron2 and other packages.")

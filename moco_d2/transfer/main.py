@@ -63,12 +63,16 @@ def _train(
     cfg = plan.cfg
     if args.force:
         leave_out_missing(cfg.DATASETS.TRAIN)
-    recorder = RunRecorder(plan.config_file, dict(plan.schedule), list(findings), plan.weights)
+    recorder = RunRecorder(
+        plan.config_file, cfg, dict(plan.schedule), list(findings), plan.weights
+    )
     trainer = Trainer(cfg)
     trainer.checkpointer.add_checkpointable("record", recorder)
     coverage = trainer.resume_or_load(resume=args.resume)
     resumed = trainer.start_iter > 0
-    if not resumed:
+    if resumed:
+        recorder.note_changes(trainer.start_iter)
+    else:
         recorder.coverage = coverage
         incomplete = check_coverage(cfg, coverage)
         findings = [*findings, *incomplete]
@@ -86,5 +90,5 @@ def _train(
         recorder.evaluation_seconds = trainer.evaluation_seconds
         recorder.train_images = trainer.data_loader.images
         recorder.test_images = {name: trainer.test_images[name] for name in cfg.DATASETS.TEST}
-        logger.info("run record: %s", recorder.write(cfg, metrics))
+        logger.info("run record: %s", recorder.write(metrics))
     return metrics

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import torch
 
-from moco_d2.config.plain import matched_sha256, to_plain
+from moco_d2.config.plain import flatten, matched_sha256, to_plain
+from moco_d2.engine.resume_checks import shown
+from moco_d2.engine.resumed_config import FREE_TO_CHANGE, Change, changes, read_changes
+from moco_d2.errors import UserError
 from moco_d2.files import sha256_of_json, write_json
 from moco_d2.records.environment import hardware, versions
 from moco_d2.records.metrics_json import (
@@ -34,6 +37,7 @@ from moco_d2.records.run_schema import (
     Origin,
     Preflight,
     PreflightFinding,
+    ResumeChange,
     Run,
     RunRecord,
     Schedule,
@@ -42,12 +46,22 @@ from moco_d2.records.run_schema import (
 from moco_d2.records.run_schema import Coverage as CoverageCounts
 from moco_d2.transfer.preflight.findings import Finding
 from moco_d2.transfer.resume_checks import check_record
-from moco_d2.transfer.weights import Coverage
+from moco_d2.transfer.weights import RANDOM, Coverage
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
 logger = logging.getLogger(__name__)
+
+# In addition to FREE_TO_CHANGE: these neither change what is trained nor what is recorded.
+_FREE_TO_CHANGE = (
+    *FREE_TO_CHANGE,
+    "MODEL.WEIGHTS",  # the content of the file is compared
+    "SOLVER.REFERENCE_WORLD_SIZE",  # the scaled schedule is compared
+    "TEST.EVAL_PERIOD",
+    "VIS_PERIOD",
+    "MOCO.DRAW_SCORE",
+)
 
 
 def _now() -> datetime.datetime:
@@ -60,7 +74,8 @@ class RunRecorder:
     resumes a run does not know how the run started.
 
     Attributes:
-        config_file: Name of the config, ``voc_C4_moco.yaml``.
+        config_file: Name of the config at the start, ``voc_C4_moco.yaml``.
+        cfg: The config as it runs in this process.
         schedule: The result of schedule.scale_to_hardware.
         findings: Preflight findings that --force overruled, at the start or at any resume.
         weights: The result of weights.describe_weights at the start (the file may be gone later).
@@ -72,9 +87,11 @@ class RunRecorder:
         command: The command line, if there was one.
         train_images: Number of images in the training set, without those that were left out.
         test_images: Number of images of each test set, by name.
+        changes: The settings that changed when the run was resumed.
     """
 
     config_file: str
+    cfg: "CfgNode"
     schedule: dict[str, Any]
     findings: list[Finding]
     weights: dict[str, Any] | None
@@ -86,13 +103,18 @@ class RunRecorder:
     command: str | None = None
     train_images: int | None = None
     test_images: dict[str, int] = dataclasses.field(default_factory=dict)
+    changes: list[Change] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._resumed = self.started
+        self._before: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the values that a resumed run cannot find out, as plain types."""
         return {
+            "config_file": self.config_file,
+            "config": to_plain(self.cfg),
+            "changes": [dataclasses.asdict(change) for change in self.changes],
             "findings": [dataclasses.asdict(finding) for finding in self.findings],
             "weights": self.weights,
             "coverage": dataclasses.asdict(self.coverage) if self.coverage else None,
@@ -105,8 +127,13 @@ class RunRecorder:
 
         Raises:
             UnusableError: If an entry cannot be used.
+            UserError: If the run began with another task, seed or weights.
         """
         check_record(state)
+        self._check_same_run(state)
+        self._before = state.get("config")  # absent from a checkpoint of an older version
+        self.changes = read_changes(state.get("changes", []), "record.changes")
+        self.config_file = state.get("config_file", self.config_file)
         before = [Finding(**finding) for finding in state["findings"]]
         self.findings = before + [f for f in self.findings if f not in before]
         self.weights = state["weights"]
@@ -117,18 +144,52 @@ class RunRecorder:
         self.started = datetime.datetime.fromisoformat(state["started"])
         self.seconds_before = state["seconds"]
 
+    def _check_same_run(self, state: dict[str, Any]) -> None:
+        """Refuse to continue a run as another one: its record would name the wrong start."""
+        differing = {}
+        if (self.weights or {}).get("sha256") != (state["weights"] or {}).get("sha256"):
+            differing["MODEL.WEIGHTS"] = (_named(self.weights), _named(state["weights"]))
+        if config := state.get("config"):
+            for key, before in (("MOCO.TASK", config["MOCO"]["TASK"]), ("SEED", config["SEED"])):
+                now = flatten(self.cfg)[key]
+                if now != before:
+                    differing[key] = (now, shown(before))
+        for key, (now, before) in differing.items():
+            raise UserError(
+                f"{key} is {now}, but the run in OUTPUT_DIR {self.cfg.OUTPUT_DIR} began with "
+                f"{before}, and --resume does not begin it again: set it back, or choose another "
+                "OUTPUT_DIR"
+            )
+
+    def note_changes(self, iteration: int) -> None:
+        """Warn about the settings that differ from those of the resumed checkpoint, and keep them
+        for the record.
+
+        Args:
+            iteration: The number of iterations that have been trained.
+        """
+        if self._before is None:
+            logger.warning(
+                "the checkpoint does not hold its config, so nobody can tell whether it is resumed "
+                "with the same settings"
+            )
+            return
+        found = changes(self._before, to_plain(self.cfg), iteration=iteration, free=_FREE_TO_CHANGE)
+        for change in found:
+            logger.warning("resuming after %d iterations with %s", iteration, change)
+        self.changes += found
+
     def _seconds(self, until: datetime.datetime) -> float:
         return self.seconds_before + (until - self._resumed).total_seconds()
 
-    def write(self, cfg: "CfgNode", metrics: dict[str, Any]) -> Path:
+    def write(self, metrics: dict[str, Any]) -> Path:
         """Write OUTPUT_DIR/record.json for a finished run.
 
         Args:
-            cfg: The config of the run.
             metrics: Results of the evaluation, ``{"bbox": {"AP": ...}}`` in percent; with several
                 test sets, one such dict per name.
         """
-        finished = _now()
+        cfg, finished = self.cfg, _now()
         coverage = self.coverage or Coverage(0, ())
         # Path.stem would cut a name without the suffix, such as lvis_v0.5_FPN_1x_moco, at its dot.
         name = Path(self.config_file).name.removesuffix(".yaml")
@@ -158,6 +219,7 @@ class RunRecorder:
             weights=_weights(self.weights) if self.weights else None,
             coverage=CoverageCounts(expected=coverage.expected, loaded=coverage.loaded),
             schedule=Schedule(**self.schedule),
+            changes=[ResumeChange(**dataclasses.asdict(change)) for change in self.changes],
             preflight=Preflight(
                 forced=bool(self.findings),
                 findings=[PreflightFinding(**dataclasses.asdict(f)) for f in self.findings],
@@ -181,6 +243,10 @@ class RunRecorder:
         path = Path(cfg.OUTPUT_DIR) / RECORD_FILE
         write_json(path, msgspec.to_builtins(record))
         return path
+
+
+def _named(weights: dict[str, Any] | None) -> str:
+    return f"{weights['file']} (sha256 {weights['sha256'][:12]})" if weights else RANDOM
 
 
 def _weights(weights: dict[str, Any]) -> Weights:

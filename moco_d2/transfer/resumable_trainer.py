@@ -136,12 +136,7 @@ class ResumableTrainer(DefaultTrainer):
         """Take the learning rate from the config, not from the checkpoint: a user who resumes a
         diverged run may have lowered it.
         """
-        before, self.scheduler.base_lrs = self.scheduler.base_lrs, rates
-        if before != rates:
-            logger.warning(
-                "resuming with SOLVER.BASE_LR %g; the checkpoint had another learning rate",
-                self.cfg.SOLVER.BASE_LR,
-            )
+        self.scheduler.base_lrs = rates
         # The schedule depends only on the iteration, which is restored.
         for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
             group["lr"] = rate

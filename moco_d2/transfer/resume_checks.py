@@ -23,6 +23,7 @@ from moco_d2.engine.resume_checks import (
     require,
     shown,
 )
+from moco_d2.engine.resumed_config import check_config
 
 # Constants from the config, which only some versions of Detectron2 save.
 _CONSTANTS = ("pixel_mean", "pixel_std")
@@ -108,6 +109,11 @@ def check_record(state: Any) -> None:
         for key in ("key", "value", "message"):
             check_name(entry(finding, key, str, "record.findings"), f"finding's {key}")
         require(len(finding) == 3, "its record.findings have more than key, value and message")
+    # A checkpoint of an older version has neither of these two.
+    if "config" in state:
+        check_config(state["config"], "record.config")
+    if "config_file" in state:
+        check_name(state["config_file"], "record.config_file")
     _check_weights(entry(state, "weights", type(state.get("weights")), "record"))
     coverage = entry(state, "coverage", type(state.get("coverage")), "record")
     if coverage is not None:

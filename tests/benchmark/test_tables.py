@@ -188,6 +188,28 @@ def test_mismatched_run_is_marked_with_the_keys_that_differ(make_content, write)
     assert "81.5† (n=1)" in render(read_records([write.folder]))
 
 
+def test_a_run_that_was_resumed_with_other_settings_is_marked_and_matches_only_its_like(
+    make_content, write
+):
+    change = {"iteration": 7, "key": "SOLVER.MAX_ITER", "before": "7", "after": "24000"}
+    write(make_content(initialization="supervised"))
+    for seed in (1, 2):
+        record = make_content(initialization="moco", seed=seed)
+        write(record | {"changes": [change] if seed == 2 else []})
+    table = table_of(write.folder)
+    assert [row.marks for row in table.rows] == [(), ("mismatched", "resumed")]
+    (_, differs), (_, resumed) = table.footnotes
+    assert "differs from supervised in settings that changed at a resume" in differs
+    assert resumed.endswith("settings: SOLVER.MAX_ITER 7 -> 24000 after 7 iterations")
+
+
+def test_runs_that_were_lengthened_alike_are_matched(make_content, write):
+    change = {"iteration": 7, "key": "SOLVER.MAX_ITER", "before": "7", "after": "24000"}
+    for name in ("supervised", "moco"):
+        write(make_content(initialization=name) | {"changes": [change]})
+    assert [row.marks for row in table_of(write.folder).rows] == [("resumed",)] * 2
+
+
 def test_the_config_counts_and_not_the_fingerprint_beside_it(make_content, write):
     write(make_content(initialization="supervised"))
     record = make_content(initialization="moco")

@@ -7,6 +7,7 @@ import pytest
 
 from moco_d2.benchmark.records.results import read_content, read_records
 from moco_d2.config.load import load_config
+from moco_d2.errors import UserError
 from moco_d2.records import run_schema
 from moco_d2.transfer.evaluation import tide
 from moco_d2.transfer.preflight.config_checks import Finding
@@ -20,7 +21,7 @@ def written(folder, metrics, log=(), **kwargs):
     (folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in log))
     cfg = load_config("voc_C4_moco.yaml", ["OUTPUT_DIR", str(folder), "MODEL.DEVICE", "cpu"])
     cfg, schedule = scale_to_hardware(cfg, world_size=1)
-    path = RunRecorder("voc_C4_moco.yaml", schedule, [], **kwargs).write(cfg, metrics)
+    path = RunRecorder("voc_C4_moco.yaml", cfg, schedule, [], **kwargs).write(metrics)
     return json.loads(path.read_text()), path
 
 
@@ -103,10 +104,11 @@ def test_peak_memory_on_a_cpu_is_that_of_the_process(tmp_path):
     assert after["peak_memory_gib"] <= max(before["peak_memory_gib"], resident + added) + 0.15
 
 
-def recorder(findings=(), started=None, **kwargs):
+def recorder(findings=(), started=None, cfg=None, **kwargs):
     started = started or datetime.datetime.now(datetime.timezone.utc)
-    _, schedule = scale_to_hardware(load_config("voc_C4_moco.yaml", ["MODEL.DEVICE", "cpu"]), 1)
-    return RunRecorder("voc_C4_moco.yaml", schedule, list(findings), started=started, **kwargs)
+    cfg = cfg or load_config("voc_C4_moco.yaml", ["MODEL.DEVICE", "cpu"])
+    cfg, schedule = scale_to_hardware(cfg, 1)
+    return RunRecorder("voc_C4_moco.yaml", cfg, schedule, list(findings), started=started, **kwargs)
 
 
 def test_a_resumed_run_keeps_what_only_the_first_process_knew(tmp_path):
@@ -115,13 +117,84 @@ def test_a_resumed_run_keeps_what_only_the_first_process_knew(tmp_path):
     weights = {"file": "moco.pth", "sha256": "0" * 64, "provenance": None}
     first = recorder([forced], began, weights=weights, coverage=Coverage(318, ("a", "b")))
     state = json.loads(json.dumps(first.state_dict()))  # as plain as a checkpoint wants it
-    resumed = recorder([forced, later], weights=None)
-    resumed.load_state_dict(state)
     cfg = load_config("voc_C4_moco.yaml", ["OUTPUT_DIR", str(tmp_path), "MODEL.DEVICE", "cpu"])
-    written = json.loads(resumed.write(cfg, {"bbox": {"AP": 1.0}}).read_text())
+    moved = weights | {"file": "moved.pth"}
+    resumed = recorder([forced, later], cfg=cfg, weights=moved)
+    resumed.load_state_dict(state)
+    written = json.loads(resumed.write({"bbox": {"AP": 1.0}}).read_text())
     assert written["coverage"] == {"expected": 318, "loaded": 316}
     assert [f["key"] for f in written["preflight"]["findings"]] == ["SEED", "MODEL.FPN.NORM"]
     assert written["weights"] == weights
     assert written["run"]["started"] == began.isoformat(timespec="seconds")
     # Two hours before the break, and nothing since: pauses do not count.
     assert written["run"]["seconds"] == pytest.approx(7200, abs=5)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "weights", "message"),
+    [
+        ("voc_C4_moco.yaml", ["SEED", "2"], WEIGHTS, "SEED is 2, but .* began with 1, and"),
+        ("voc_C4_moco.yaml", ["MOCO.TASK", "mine"], WEIGHTS, "TASK is mine, .* with 'voc_C4', and"),
+        (
+            "voc_C4_moco_v2_200ep.yaml",
+            [],
+            WEIGHTS | {"sha256": "1" * 64},
+            r"WEIGHTS is moco.pth \(sha256 111111111111\), .* with moco.pth \(sha256 000000000000",
+        ),
+        ("voc_C4_random.yaml", [], None, "MODEL.WEIGHTS is random://, but .* began with moco.pth"),
+    ],
+)
+def test_a_run_is_not_continued_as_another(name, overrides, weights, message):
+    """Its record would name a start that it did not have."""
+    first = recorder(weights=WEIGHTS).state_dict()
+    cfg = load_config(name, ["MODEL.DEVICE", "cpu", *overrides])
+    with pytest.raises(UserError, match=message):
+        recorder(cfg=cfg, weights=weights).load_state_dict(first)
+
+
+def resumed_with(folder, *overrides):
+    """The record of a run that was resumed after 7 iterations with these overrides."""
+    state = recorder(weights=WEIGHTS).state_dict()
+    words = ["OUTPUT_DIR", str(folder), "MODEL.DEVICE", "cpu", *overrides]
+    resumed = recorder(cfg=load_config("voc_C4_moco.yaml", words), weights=WEIGHTS)
+    resumed.load_state_dict(json.loads(json.dumps(state)))
+    resumed.note_changes(7)
+    return resumed
+
+
+def test_settings_that_change_at_a_resume_are_in_the_log_and_in_the_record(tmp_path, caplog):
+    longer = ("SOLVER.MAX_ITER", "48000", "INPUT.RANDOM_FLIP", "none")
+    resumed = resumed_with(tmp_path, *longer)
+    assert (
+        "resuming after 7 iterations with SOLVER.MAX_ITER 384000, which was 192000" in caplog.text
+    )
+    resumed = json.loads(json.dumps(resumed.state_dict()))  # and after the next resume
+    again = recorder(cfg=load_config("voc_C4_moco.yaml", longer), weights=WEIGHTS)
+    again.load_state_dict(resumed)
+    again.cfg = resumed_with(tmp_path).cfg
+    path = again.write({"bbox": {"AP": 1.0}})
+    assert json.loads(path.read_text())["changes"] == [
+        {"iteration": 7, "key": "INPUT.RANDOM_FLIP", "before": "horizontal", "after": "none"},
+        {"iteration": 7, "key": "SOLVER.MAX_ITER", "before": "192000", "after": "384000"},
+    ]
+    assert [change["iteration"] for change in read_records([path])[0].changes] == [7, 7]
+
+
+def test_settings_that_change_no_result_may_change_at_a_resume(tmp_path):
+    free = {
+        "DATALOADER.NUM_WORKERS": 3,
+        "SOLVER.CHECKPOINT_PERIOD": 100,
+        "TEST.EVAL_PERIOD": 100,
+        "MOCO.DRAW_SCORE": 0.9,
+    }
+    assert not resumed_with(tmp_path, *(str(w) for pair in free.items() for w in pair)).changes
+
+
+def test_a_checkpoint_without_its_config_is_resumed_with_a_warning(caplog):
+    state = recorder(weights=WEIGHTS).state_dict()
+    for name in ("config", "config_file", "changes"):
+        state.pop(name)
+    resumed = recorder(weights=WEIGHTS)
+    resumed.load_state_dict(state)
+    resumed.note_changes(7)
+    assert "does not hold its config" in caplog.text and not resumed.changes

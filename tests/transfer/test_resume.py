@@ -60,10 +60,11 @@ def uninterrupted(finetune_run):
 
 
 def everything(folder):
-    """All that a finished run leaves and that no clock decides."""
+    """All that a finished run leaves and that neither the clock nor its folder decides."""
     state = torch.load(folder / "model_final.pth", weights_only=True)
     state["record"].pop("started")
     state["record"].pop("seconds")
+    state["record"]["config"].pop("OUTPUT_DIR")
     metrics = state["trainer"]["moco_d2"]["metrics"]
     metrics["smoothed"] = sorted(set(metrics["smoothed"]) - set(TIMES))
     lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
@@ -215,7 +216,7 @@ def test_a_lower_learning_rate_counts_after_a_resume(finetune_run, uninterrupted
     """As Detectron2 restores its schedule, the old one would."""
     folder = finetune_run("rate", "SOLVER.MAX_ITER", "2")
     finetune_run("rate", "SOLVER.BASE_LR", "0.002", resume=True)
-    assert "resuming with SOLVER.BASE_LR 0.002; the checkpoint had another" in caplog.text
+    assert "resuming after 2 iterations with SOLVER.BASE_LR 0.002, which was " in caplog.text
     rates = [
         {line["iteration"]: line["lr"] for line in everything(of)["lines"] if "lr" in line}
         for of in (folder, uninterrupted)
@@ -241,6 +242,31 @@ def test_a_finished_run_is_evaluated_again(finetune_run, uninterrupted):
     (uninterrupted / "record.json").unlink()
     finetune_run("uninterrupted", resume=True)
     assert_same(everything(uninterrupted)["record"], before["record"])
+
+
+def test_a_finished_run_is_lengthened_and_its_record_says_so(finetune_run, uninterrupted):
+    """The iterations before are not trained again, and the result is not that of a run of the whole
+    length, which would have lowered its rate later.
+    """
+    folder = finetune_run.root / "longer"
+    shutil.copytree(uninterrupted, folder)
+    finetune_run("longer", "SOLVER.MAX_ITER", "9", "SOLVER.STEPS", "(3,8)", resume=True)
+    record = json.loads((folder / "record.json").read_text())
+    assert record["schedule"]["max_iter"] == 9
+    assert [evaluation["iteration"] for evaluation in record["history"]] == [2, 5, 7, 9]
+    before = json.loads((uninterrupted / "record.json").read_text())
+    assert record["history"][:3] == before["history"]
+    assert record["changes"] == [
+        {"iteration": 7, "key": "SOLVER.MAX_ITER", "before": "7", "after": "9"},
+        {"iteration": 7, "key": "SOLVER.STEPS", "before": "[3, 5]", "after": "[3, 8]"},
+    ]
+
+
+def test_a_finished_random_run_does_not_become_another(finetune_run, uninterrupted):
+    before = everything(uninterrupted)
+    with pytest.raises(UserError, match=r"SEED is 5, but the run in .* began with 1, and --resume"):
+        finetune_run("uninterrupted", "SEED", "5", resume=True)
+    assert_same(everything(uninterrupted), before)
 
 
 def test_two_processes_stop_together_and_resume(finetune_run, tiny, voc, tmp_path):

@@ -116,6 +116,21 @@ HOSTILE = {
     ),
     "started is text": (record("started", value="x"), "record.started is 'x', not a time"),
     "started in no zone": (record("started", value="2024-01-01T00:00:00"), "not a time with a"),
+    "changes is a number": (record("changes", value=5), "record.changes is 5, not a list"),
+    "a change is a number": (record("changes", value=[5]), "record.changes is 5, not a dict"),
+    "a change without a key": (
+        record("changes", value=[{"iteration": 1, "key": None, "before": "1", "after": "2"}]),
+        "record.changes.key is None",
+    ),
+    "config is text": (record("config", value="x"), "record.config is 'x', not a dict"),
+    "config is no JSON": (
+        record("config", value={"SEED": {1, 2}}),
+        "record.config cannot be written as JSON",
+    ),
+    "config_file is unprintable": (
+        record("config_file", value="a\nb"),
+        r"record.config_file is 'a\\nb', not a text",
+    ),
     "seconds is text": (record("seconds", value="x"), "record.seconds is 'x'"),
     "seconds is infinite": (record("seconds", value=float("inf")), "record.seconds is inf"),
 }
@@ -152,7 +167,7 @@ def resumable(words):
     resume_run(words, resume=False)
     cfg, scaled = scale_to_hardware(load_config("voc_C4_random.yaml", words), world_size=1)
     built = Trainer(cfg)
-    recorder = RunRecorder("voc_C4_random.yaml", scaled, [], None)
+    recorder = RunRecorder("voc_C4_random.yaml", cfg, scaled, [], None)
     built.checkpointer.add_checkpointable("record", recorder)
     return built
 

@@ -26,6 +26,7 @@ MARKS = {
     "provenance": "‡",
     "coverage": "§",
     "forced": "¶",
+    "resumed": "↻",
     "imported": "‖",
     "unconfirmed": "*",
 }
@@ -35,6 +36,7 @@ FOOTNOTES = {
     "provenance": "the pretrained weights have no provenance, so their origin is unknown",
     "coverage": "not every backbone tensor is known to have been loaded from the weights",
     "forced": "the run was forced in spite of findings of the preflight",
+    "resumed": "the run was resumed with other settings",
     "imported": "the run was imported: its preflight, weights and environment are not known",
     "unconfirmed": "typed from memory of the paper, unconfirmed",
 }
@@ -64,8 +66,8 @@ def newest(records: Iterable[Record]) -> tuple[list[Record], list[str]]:
 class Matching:
     """Compares the runs of one task: matched runs have equal configs, except FREE_KEYS, and data.
 
-    It compares the configs in the records, not the fingerprints beside them, and the recorded
-    numbers of images. All runs are compared with `reference`, which has the most common config of
+    It compares the configs in the records, not the fingerprints beside them, the settings that
+    changed at a resume, and the recorded numbers of images. All runs are compared with `reference`, which has the most common config of
     the baseline, or of all runs if there is no baseline.
     """
 
@@ -83,8 +85,9 @@ class Matching:
         self._repeated = {id(r) for r in records if _numbers(r) and numbers[_numbers(r)] > 1}
 
     def fingerprint(self, record: Record) -> str:
-        """Return a hash of the config that is equal for matched runs."""
-        return self._fingerprints[id(record)]
+        """Return a text that is equal for matched runs: a hash of the config, and its changes."""
+        changes = [record.changes] if record.changes else []
+        return " ".join(map(str, [self._fingerprints[id(record)], *changes]))
 
     def marks(self, group: Sequence[Record]) -> Iterable[str]:
         """Yield the names in MARKS that apply to the runs of one initialization."""
@@ -92,7 +95,7 @@ class Matching:
         expected = self.fingerprint(self.reference)
         if any(self.fingerprint(r) != expected or self._other_data(r) for r in group):
             yield "mismatched"
-        if any(self.fingerprint(r) != r.matched_sha256 for r in group):
+        if any(self._fingerprints[id(r)] != r.matched_sha256 for r in group):
             yield "altered"
         if any(self._doubts_about_weights(r) for r in group):
             yield "weights"
@@ -104,6 +107,8 @@ class Matching:
             yield "coverage"
         if any(r.forced for r in group):
             yield "forced"
+        if any(r.changes for r in group):
+            yield "resumed"
         if any(r.origin["how"] == "imported" for r in group):
             yield "imported"
 
@@ -134,6 +139,12 @@ class Matching:
             return "; ".join(
                 dict.fromkeys(filter(None, map(self._doubts_about_weights, self._records)))
             )
+        if mark == "resumed":
+            changes = [change for record in self._records for change in record.changes]
+            return f"{FOOTNOTES[mark]}: " + _listed(
+                f"{c['key']} {c['before']} -> {c['after']} after {c['iteration']} iterations"
+                for c in changes
+            )
         if mark != "mismatched":
             return FOOTNOTES[mark]
         others = {self.fingerprint(r): r for r in self._records}  # one of each config
@@ -145,10 +156,17 @@ class Matching:
         keys -= set(FREE_KEYS)
         if any(map(self._other_data, self._records)):
             keys.add("the number of images")
-        named = sorted(keys)[:_MOST_KEYS_NAMED]
-        more = f" and {len(keys) - len(named)} more" if len(keys) > len(named) else ""
-        where = f" in {', '.join(named)}{more}" if named else ""
+        if len({str(record.changes) for record in self._records}) > 1:
+            keys.add("settings that changed at a resume")
+        where = f" in {_listed(sorted(keys))}" if keys else ""
         return f"not matched: differs from {self.reference.initialization}{where}"
+
+
+def _listed(texts: Iterable[str]) -> str:
+    """Return different texts as a list that names the first ones."""
+    different = list(dict.fromkeys(texts))
+    more = len(different) - _MOST_KEYS_NAMED
+    return ", ".join(different[:_MOST_KEYS_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _fingerprint(config: Mapping[str, Any]) -> str:

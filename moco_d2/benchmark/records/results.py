@@ -53,6 +53,7 @@ class Record:
     world_size: int | None
     pretext: str | None
     data: Mapping[str, Any] | None
+    changes: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def images(self) -> int:
@@ -168,6 +169,7 @@ def _record(path: Path, content: RunRecord, config: Mapping[str, Any]) -> Record
         seconds=run.seconds,
         world_size=schedule.world_size,
         data=_plain(content.data) if content.data else None,
+        changes=tuple(_plain(change) for change in content.changes),
     )
 
 

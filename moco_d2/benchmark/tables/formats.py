@@ -113,6 +113,7 @@ _LATEX = {
     "‡": r"\ddag{}",
     "§": r"\S{}",
     "¶": r"\P{}",
+    "↻": r"$\circlearrowright$",
 }
 
 

@@ -8,6 +8,7 @@ from moco_d2.transfer.data.mask_checks import Size
 
 HEIGHT, WIDTH = 300, 400
 SIZE = Size(HEIGHT, WIDTH)
+CROPPED, CARELESS = np.array([150, 100, 0, 0]), np.array([2, 2, 3, 3])
 
 
 def good(seed, number, smallest=0.02, largest=0.6):
@@ -54,10 +55,10 @@ def test_correct_boxes_are_not_suspected(seed):
     assert problem(boxes, None) == ""
     assert problem(as_corners(boxes), None) == ""  # without sizes there is no evidence
     # Of pictures that were cropped after their annotation.
-    assert problem(boxes + [150, 100, 0, 0]) == ""
-    assert problem(boxes - [150, 100, 0, 0]) == ""
+    assert problem(boxes + CROPPED) == ""
+    assert problem(boxes - CROPPED) == ""
     # One object as large as the image, by a careless tool.
-    assert problem(good(seed, 50, 0.97, 0.999) + [2, 2, 3, 3]) == ""
+    assert problem(good(seed, 50, 0.97, 0.999) + CARELESS) == ""
     # Objects of a few pixels, and boxes without area.
     assert problem(good(seed, 50, 0.003, 0.01)) == ""
     assert problem(np.zeros((5, 4))) == ""

@@ -9,7 +9,8 @@ Detectron2 is imported, or at once if it is imported already:
 * ``detectron2.config.defaults``: our keys, ``cfg.MOCO`` (config/)
 * ``detectron2.modeling``: our heads and architectures (transfer/modeling/)
 * ``detectron2.data.datasets``: the VOC segmentation datasets (transfer/data/voc_segmentation.py)
-* ``detectron2.data.detection_utils``: checks of image files (untrusted_images.py)
+* ``detectron2.data.detection_utils``: checks of image files (untrusted_images.py), and 16-bit
+  images (pixel_values.py)
 * ``detectron2.data.datasets.cityscapes``: a loader that cannot hang (plugin/cityscapes_pool.py)
 * ``detectron2.engine.defaults``: several CPU processes, and direct look-ups of config
   keys (plugin/compat.py)
@@ -63,9 +64,11 @@ def _mend_cityscapes() -> None:
 
 
 def _guard_images() -> None:
+    from moco_d2.pixel_values import teach_detectron2
     from moco_d2.untrusted_images import guard_detectron2
 
     guard_detectron2()
+    teach_detectron2()
 
 
 def _register_weights() -> None:

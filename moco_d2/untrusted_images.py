@@ -222,13 +222,11 @@ def guard_detectron2() -> None:
     """Make Detectron2 and its evaluators open images with `open_image`. A second call does nothing.
 
     The new ``PIL.Image.open`` checks images for these callers only, and calls Pillow's function for
-    all others. ``detection_utils.read_image`` refuses pipes before it opens them.
+    all others.
     """
-    from detectron2.data import detection_utils
-
     if hasattr(Image.open, _ORIGINAL):
         return
-    open_any, read_any = Image.open, detection_utils.read_image
+    open_any = Image.open
 
     @functools.wraps(open_any)
     def open_for_caller(
@@ -239,11 +237,5 @@ def guard_detectron2() -> None:
             return open_image(fp)
         return open_any(fp, mode, formats)
 
-    @functools.wraps(read_any)
-    def read_image(file_name: Any, format: str | None = None) -> Any:
-        check_regular(file_name)
-        return read_any(file_name, format)
-
     setattr(open_for_caller, _ORIGINAL, open_any)
     Image.open = open_for_caller
-    detection_utils.read_image = read_image

@@ -59,9 +59,16 @@ def parse_args() -> argparse.Namespace:
         help="learning rate for a batch of 256, scaled with the batch (default: the paper's)",
     )
     add("--size", type=int, default=224, help="side of a crop, pixels (default: 224)")
+    add(
+        "--range",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="values of 16-bit or float images that become black and white (MOCO.INPUT.RANGE)",
+    )
     add("--workers", type=int, default=4, help="processes that decode images (default: 4)")
     add("--seed", type=int, default=0)
-    add("--device", help="cpu or cuda (default: cuda if a GPU is usable)")
+    add("--device", help="cpu, cuda or cuda:INDEX (default: cuda if a GPU is usable)")
     add("--resume", action="store_true", help="continue an interrupted run in --output")
     add("--num-gpus", type=int, default=1, help="GPUs on this machine")
     add("--num-machines", type=int, default=1)

@@ -82,6 +82,17 @@ MOCO_GROUPS = (
                 "encoder and the dictionary are updated once per step, with the keys of all "
                 "passes.",
             ),
+            Key(
+                "MOCO.INPUT.RANGE",
+                (),
+                Numbers(Number("(-inf, inf)"), pair=True, optional=True, different=True),
+                "These two values of a 16-bit, 32-bit or float gray image become black and white, "
+                "with 256 equal steps between them. Values outside become black or white. With "
+                "`()`, the range is that of unsigned 16-bit values, `(0, 65535)`; a run is refused "
+                "if its images use less than a quarter of it (12-bit values need `(0, 4095)`) or "
+                "have float values. 8-bit images are not changed. Detectron2's own commands do "
+                "not read this key.",
+            ),
         ),
     ),
     Group(

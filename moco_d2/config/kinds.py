@@ -108,16 +108,20 @@ class Numbers(Kind):
         pair: Whether there are exactly two numbers, which may be equal. Otherwise there may be any
             count of numbers, all different.
         optional: Whether a pair may be left out, as ``()``.
+        different: Whether the numbers of a pair must be different.
     """
 
     each: Number
     pair: bool = False
     optional: bool = False
+    different: bool = False
 
     def __str__(self) -> str:
         if not self.pair:
             return f"a tuple of {self.each.plural()} in increasing order"
-        return f"two {self.each.plural()}, the smaller first{', or ()' if self.optional else ''}"
+        different = "different " if self.different else ""
+        optional = ", or ()" if self.optional else ""
+        return f"two {different}{self.each.plural()}, the smaller first{optional}"
 
     def read(self, raw: Any) -> tuple[int | float, ...]:
         value = decode(raw)
@@ -128,8 +132,8 @@ class Numbers(Kind):
             return numbers
         good = (
             len(numbers) == 2 and numbers[0] <= numbers[1]
-            if self.pair
-            else list(numbers) == sorted(set(numbers))
+            if self.pair and not self.different
+            else (not self.pair or len(numbers) == 2) and list(numbers) == sorted(set(numbers))
         )
         if not good:
             raise self._refuse(numbers)

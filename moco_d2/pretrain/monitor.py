@@ -103,6 +103,7 @@ class KNNEvaluation(hooks.EvalHook):
             neighbors=knn.NEIGHBOURS,
             temperature=knn.TEMPERATURE,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
+            value_range=cfg.MOCO.INPUT.RANGE,
         )
         return cls(
             monitor if is_main else None,

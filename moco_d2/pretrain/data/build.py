@@ -6,12 +6,13 @@ from detectron2.config import CfgNode
 
 from moco_d2.config.shard_patterns import SHARDS_PREFIX
 from moco_d2.errors import UserError
+from moco_d2.pixel_values import check_range
 from moco_d2.pretrain.augmentation.batched import DeviceAugmentation
 from moco_d2.pretrain.augmentation.views import AUGMENTATIONS, build_augmentation, build_crop
 from moco_d2.pretrain.data.listed import ListedData
 from moco_d2.pretrain.data.sharded import ShardedData
-from moco_d2.pretrain.data.shards import list_shards
-from moco_d2.pretrain.data.sources import list_source, take_fraction
+from moco_d2.pretrain.data.shards import first_files, list_shards
+from moco_d2.pretrain.data.sources import list_source, take_fraction, with_range
 from moco_d2.pretrain.data.stream import TrainingData, ViewMaker
 
 
@@ -35,6 +36,7 @@ def build_training_data(cfg: CfgNode, *, rank: int = 0, world_size: int = 1) -> 
         "world_size": world_size,
         "num_workers": cfg.DATALOADER.NUM_WORKERS,
     }
+    value_range = cfg.MOCO.INPUT.RANGE
     if names[0].startswith(SHARDS_PREFIX):
         if cfg.MOCO.DATA.SHARE != 1:
             raise UserError(
@@ -47,9 +49,15 @@ def build_training_data(cfg: CfgNode, *, rank: int = 0, world_size: int = 1) -> 
             num_images=cfg.MOCO.DATA.SHARD_IMAGES,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
-        data: TrainingData = ShardedData(shards, shuffle=cfg.MOCO.DATA.SHARD_SHUFFLE, **stream)
+        problem = check_range(first_files(shards), value_range, dataset=shards.urls[0])
+        if problem:
+            raise UserError(problem)
+        data: TrainingData = ShardedData(
+            shards, shuffle=cfg.MOCO.DATA.SHARD_SHUFFLE, value_range=value_range, **stream
+        )
     else:
-        data = ListedData(take_fraction(list_source(names[0]), cfg.MOCO.DATA.SHARE), **stream)
+        images = take_fraction(list_source(names[0]), cfg.MOCO.DATA.SHARE)
+        data = ListedData(with_range(images, value_range, dataset=names[0]), **stream)
     if cfg.MOCO.PRETEXT == "supervised" and not data.classes:
         raise UserError(
             f"supervised pretraining needs labels, but {names[0]} has none: give a folder with one "

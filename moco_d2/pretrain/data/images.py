@@ -8,15 +8,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-import numpy as np
 from PIL import Image
 
 from moco_d2.errors import UserError
+from moco_d2.pixel_values import ValueRange, reduce_to_8_bits
 from moco_d2.untrusted_images import open_image
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
+IMAGE_SUFFIXES = frozenset(
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
+        *(".ppm", ".pgm", ".pbm", ".pnm"),
+    }
+)
 
 _NAMES_IN_ERROR = 5
 # With fewer images, the fraction of one damaged file says nothing about the dataset.
@@ -43,13 +48,13 @@ class UnreadableImageError(UserError):
         self.why = why
 
 
-def read_image(path: str | Path) -> Image.Image:
+def read_image(path: str | Path, value_range: ValueRange = ()) -> Image.Image:
     """Decode an image file to RGB; see `decode_image`."""
     try:
         with open(path, "rb", opener=_without_waiting) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise OSError("it is not a regular file")
-            return _decode(file, str(path))
+            return _decode(file, str(path), value_range)
     except OSError as error:
         raise _unreadable(str(path), error) from error
 
@@ -59,34 +64,36 @@ def _without_waiting(name: str, flags: int) -> int:
     return os.open(name, flags | os.O_NONBLOCK)
 
 
-def decode_image(content: bytes, name: str) -> Image.Image:
+def decode_image(content: bytes, name: str, value_range: ValueRange = ()) -> Image.Image:
     """Decode the bytes of an image file to RGB.
 
     As in the official code (Pillow's ``convert("RGB")``), transparency is dropped and an EXIF
-    orientation is not applied. Of 16-bit gray, the upper 8 bits are used, as Pillow does for 16-bit
-    color; Pillow would cut it off at 255.
+    orientation is not applied. Values of more than 8 bits are reduced as in pixel_values.py; Pillow
+    would cut them off at 255.
 
     Args:
         content: The bytes of the file.
         name: The name of the file in errors.
+        value_range: MOCO.INPUT.RANGE.
 
     Raises:
         UnreadableImageError: If the image cannot be decoded, or is larger than untrusted_images
             allows. The message names the file.
+        UserError: If the range of its values is not known; see `reduce_to_8_bits`. Such an image
+            is not damaged, so it stops a run.
     """
-    return _decode(io.BytesIO(content), name)
+    return _decode(io.BytesIO(content), name, value_range)
 
 
-def _decode(file: BinaryIO, name: str) -> Image.Image:
+def _decode(file: BinaryIO, name: str, value_range: ValueRange) -> Image.Image:
     try:
         with open_image(file) as image:
-            if image.mode == "I" or image.mode.startswith("I;16"):
-                upper_bits = np.asarray(image).clip(0, 65535) >> 8
-                return Image.fromarray(upper_bits.astype(np.uint8)).convert("RGB")
-            if image.mode == "RGB":
+            if image.mode == "RGB" and not value_range:
                 image.load()
                 return image  # `convert` would copy it
-            return image.convert("RGB")
+            return reduce_to_8_bits(image, value_range, name).convert("RGB")
+    except UserError:
+        raise
     # Pillow raises many classes for damaged files: OSError, SyntaxError, struct.error,
     # DecompressionBombError, ...
     except Exception as error:

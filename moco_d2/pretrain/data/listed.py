@@ -61,7 +61,7 @@ class ListedSamples(Dataset[Any]):
         for attempt in range(MAX_ATTEMPTS):
             path = self.images.paths[index]
             try:
-                image = read_image(path)
+                image = read_image(path, self.images.value_range)
             except UnreadableImageError as error:
                 last_error = error
                 unreadable.append(Skipped(path, error.why))

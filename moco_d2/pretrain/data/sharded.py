@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from moco_d2.engine.loader import build_loader
 from moco_d2.engine.seeding import Purpose, derive_seed
 from moco_d2.errors import UserError
+from moco_d2.pixel_values import ValueRange
 from moco_d2.pretrain.data.images import Skipped, UnreadableImageError, decode_image
 from moco_d2.pretrain.data.shards import EncodedImage, ShardList, read_shard
 from moco_d2.pretrain.data.stream import MAX_ATTEMPTS, Batch, TrainingData, collate
@@ -51,16 +52,20 @@ class ShardedData(TrainingData):
     A missing or unreadable image is replaced by another image of the block.
     """
 
-    def __init__(self, shards: ShardList, *, shuffle: int, **stream: Any):
+    def __init__(
+        self, shards: ShardList, *, shuffle: int, value_range: ValueRange = (), **stream: Any
+    ):
         """
         Args:
             shards: The shards.
             shuffle: Number of images in a block, at least a batch; 0 means no shuffling.
+            value_range: MOCO.INPUT.RANGE.
             stream: Arguments of `TrainingData`.
         """
         classes = [str(i) for i in range(shards.num_classes)]
         super().__init__(num_images=int(sum(shards.counts)), classes=classes, **stream)
         self.shards = shards
+        self.value_range = value_range
         self.shuffled = shuffle > 0
         self.block = max(shuffle, self.local_batch_size, MAX_ATTEMPTS)
         self.ends = np.cumsum(shards.counts)
@@ -203,7 +208,7 @@ class ShardedData(TrainingData):
         for attempt in range(MAX_ATTEMPTS):
             if isinstance(slot, EncodedImage):
                 try:
-                    image = decode_image(slot.content, slot.name)
+                    image = decode_image(slot.content, slot.name, self.value_range)
                     break
                 except UnreadableImageError as error:
                     last_error = error

@@ -3,13 +3,15 @@
 import array
 import contextlib
 import dataclasses
+import io
+import itertools
 import logging
 import os
 import signal
 import stat
 import tarfile
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from detectron2.utils import comm
 
@@ -261,6 +263,17 @@ def read_shard(url: str, first_index: int = 0) -> Generator[EncodedImage, None, 
                 index=index,
                 label=_class_index(sample[LABEL]) if LABEL in sample else None,
             )
+
+
+def first_files(shards: ShardList, number: int = 16) -> Iterator[BinaryIO]:
+    """Yield the first images of the first shard as open files, if it is a local file.
+
+    A shard that cannot be read yields fewer, because training reports it.
+    """
+    if is_local(shards.urls[0]):
+        with contextlib.suppress(Exception), contextlib.closing(read_shard(shards.urls[0])) as all_:
+            for image in itertools.islice(all_, number):
+                yield io.BytesIO(image.content)
 
 
 def _streamed(url: str) -> Generator[dict[str, Any], None, None]:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TextIO, overload
 
 import numpy as np
+from PIL import Image
 
 from moco_d2.config.safe_yaml import expand_home
 from moco_d2.errors import UserError, closest
-from moco_d2.pretrain.data.images import IMAGE_SUFFIXES
+from moco_d2.pixel_values import ValueRange, check_range
+from moco_d2.pretrain.data.images import IMAGE_SUFFIXES, read_image
 
 LIST_PREFIX = "list:"
 #: Maximum number of classes. A wrong label could otherwise mean a billion classes.
@@ -77,14 +79,20 @@ class ImageList:
         paths: The image files.
         labels: Class index of each image; None without labels.
         classes: Names of the classes; empty without labels.
+        value_range: MOCO.INPUT.RANGE, with which the files are read.
     """
 
     paths: PathTable
     labels: Sequence[int] | None
     classes: list[str]
+    value_range: ValueRange = ()
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def read(self, index: int) -> Image.Image:
+        """Decode an image to RGB; see images.read_image."""
+        return read_image(self.paths[index], self.value_range)
 
     def label(self, index: int) -> int:
         """Return the class index of one image.
@@ -110,7 +118,20 @@ def take_fraction(images: ImageList, fraction: float) -> ImageList:
     shuffled = np.random.default_rng(0).permutation(len(images))
     chosen = np.sort(shuffled[: max(1, round(fraction * len(images)))])
     labels = None if images.labels is None else array.array("i", (images.labels[i] for i in chosen))
-    return ImageList(PathTable(images.paths[i] for i in chosen), labels, images.classes)
+    paths = PathTable(images.paths[i] for i in chosen)
+    return dataclasses.replace(images, paths=paths, labels=labels)
+
+
+def with_range(images: ImageList, value_range: ValueRange, *, dataset: str) -> ImageList:
+    """Return images that are read with this range.
+
+    Raises:
+        UserError: If the range does not fit the images; see `pixel_values.check_range`.
+    """
+    problem = check_range(images.paths, value_range, dataset=dataset)
+    if problem:
+        raise UserError(problem)
+    return dataclasses.replace(images, value_range=value_range)
 
 
 def list_source(name: str) -> ImageList:

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from moco_d2.errors import UserError
+from moco_d2.pixel_values import ValueRange
 from moco_d2.pretrain.augmentation.views import build_evaluation_transform
-from moco_d2.pretrain.data.sources import ImageList, list_images, share_images
+from moco_d2.pretrain.data.sources import ImageList, list_images, share_images, with_range
 from moco_d2.pretrain.probe.labeled import Features, evaluation_loader, extract
 
 logger = logging.getLogger(__name__)
@@ -161,6 +162,7 @@ class KNNMonitor:
         neighbors: int = 200,
         temperature: float = 0.1,
         num_workers: int = 0,
+        value_range: ValueRange = (),
     ):
         """
         Args:
@@ -169,6 +171,7 @@ class KNNMonitor:
             neighbors: k.
             temperature: T; see `knn_accuracy`.
             num_workers: Number of processes that read and decode images.
+            value_range: MOCO.INPUT.RANGE.
 
         Raises:
             UserError: If a folder is missing, empty or flat, or the classes differ.
@@ -201,6 +204,8 @@ class KNNMonitor:
                 "MOCO.KNN.TRAIN and MOCO.KNN.TEST have different class folders "
                 f"({', '.join(differ[:5])}): make the same class folders in both"
             )
+        self.train = with_range(self.train, value_range, dataset=f"MOCO.KNN.TRAIN {train}")
+        self.test = with_range(self.test, value_range, dataset=f"MOCO.KNN.TEST {test}")
         self.size = size
         self.neighbors = neighbors
         self.temperature = temperature

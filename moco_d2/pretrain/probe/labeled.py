@@ -15,9 +15,9 @@ from torchvision.transforms import v2
 from moco_d2.engine.loader import build_loader
 from moco_d2.engine.seeding import Purpose, derive_seed
 from moco_d2.errors import UserError, as_raised
+from moco_d2.pixel_values import ValueRange
 from moco_d2.pretrain.augmentation.views import IMAGENET_MEAN, IMAGENET_STD
-from moco_d2.pretrain.data.images import read_image
-from moco_d2.pretrain.data.sources import ImageList, list_images, share_images
+from moco_d2.pretrain.data.sources import ImageList, list_images, share_images, with_range
 from moco_d2.pretrain.data.stream import ViewMaker
 
 _VIEW = "image"
@@ -25,14 +25,16 @@ _VIEW = "image"
 Features = tuple[Tensor, Tensor]  # features of M images and their labels (M,)
 
 
-def list_labeled(root: str | Path, val: str | Path | None = None) -> tuple[ImageList, ImageList]:
+def list_labeled(
+    root: str | Path, val: str | Path | None = None, *, value_range: ValueRange = ()
+) -> tuple[ImageList, ImageList]:
     """List the training images and the validation images of a dataset.
 
     They are in ``root/{train,val}/CLASS/*``, or with `val` in ``root/CLASS/*`` and ``val/CLASS/*``.
 
     Raises:
-        UserError: If a folder is missing, empty or without class folders, the classes differ, or
-            one folder contains the other.
+        UserError: If a folder is missing, empty or without class folders, the classes differ, one
+            folder contains the other, or the range of the values is not known.
     """
     root = Path(root).expanduser()
     folders = (root / "train", root / "val") if val is None else (root, Path(val).expanduser())
@@ -53,7 +55,7 @@ def list_labeled(root: str | Path, val: str | Path | None = None) -> tuple[Image
             raise UserError(
                 f"{folder} has images without class folders: make one folder per class in it"
             )
-        splits.append(images)
+        splits.append(with_range(images, value_range, dataset=str(folder)))
     train, val_images = splits
     if train.classes != val_images.classes:
         differ = sorted(set(train.classes) ^ set(val_images.classes))
@@ -91,7 +93,7 @@ class LabeledImages(Dataset[Any]):
 
     def __getitem__(self, key: tuple[int, int] | int) -> tuple[Tensor, int]:
         position, index = key if isinstance(key, tuple) else (key, key)
-        view = self.view(read_image(self.images.paths[index]), position)[_VIEW]
+        view = self.view(self.images.read(index), position)[_VIEW]
         return view, self.images.label(index)
 
 

@@ -22,6 +22,7 @@ from torch import nn
 
 from moco_d2.checkpoint.backbone import RANDOM, Origin, load_backbone, random_backbone
 from moco_d2.config.safe_yaml import expand_home
+from moco_d2.engine.device import find_device
 from moco_d2.engine.launch import claimed, without_user_errors
 from moco_d2.errors import UserError
 from moco_d2.files import sha256_of_json, write_json
@@ -86,7 +87,7 @@ def evaluate_checkpoint(args: argparse.Namespace) -> None:
 
 def _evaluate(args: argparse.Namespace, started: datetime.datetime) -> None:
     """Do the work of `evaluate_checkpoint` while this run holds --output."""
-    train, val = list_labeled(args.data, args.val)
+    train, val = list_labeled(args.data, args.val, value_range=tuple(args.range or ()))
     seed_all_rng(args.seed)
     if args.checkpoint == RANDOM:
         network, architecture, origin = random_backbone(args.arch)
@@ -107,6 +108,8 @@ def _evaluate(args: argparse.Namespace, started: datetime.datetime) -> None:
     if not comm.is_main_process():
         return
     accuracy = outcome.pop("accuracy")
+    if args.range:
+        outcome["settings"]["range"] = list(args.range)
     provenance = dataclasses.asdict(origin)
     pretraining = provenance.pop("pretraining")
     elapsed = datetime.datetime.now(datetime.timezone.utc) - started
@@ -157,7 +160,8 @@ class Job:
         """
         self.args, self.network, self.train, self.val = args, network, train, val
         self.num_features = num_features
-        self.device = _find_device(args.device)
+        default = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = find_device(args.device or default, setting="--device")
         self.protocol: Protocol = "linear-fast" if args.fast else args.protocol
         self.folder = Path(args.output)
         scratch = origin.source == RANDOM
@@ -178,6 +182,8 @@ class Job:
             "processes": comm.get_world_size(),
             "data": sha256_of_json([Path(p).parts[-2:] for s in (train, val) for p in s.paths]),
         }
+        if args.range:
+            self.identity["range"] = list(args.range)
         if self.recipe.batch_size % comm.get_world_size():
             raise UserError(
                 f"--batch-size {self.recipe.batch_size} is not divisible by "
@@ -318,6 +324,8 @@ def _check_flags(args: argparse.Namespace) -> None:
         value = getattr(args, flag)
         if value is not None and not value > 0:
             raise UserError(f"--{flag.replace('_', '-')} must be greater than 0, got {value}")
+    if args.range and not args.range[0] < args.range[1]:
+        raise UserError(f"--range must name two values, the smaller first, got {args.range}")
     if args.workers < 0:
         raise UserError(f"--workers must be 0 or greater, got {args.workers}")
     if args.fast and args.protocol != "linear":
@@ -336,22 +344,6 @@ def _check_flags(args: argparse.Namespace) -> None:
     output = Path(args.output)
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output} is not a folder: choose another")
-
-
-def _find_device(name: str | None) -> torch.device:
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"--device {name!r} is unknown: give cpu or cuda") from error
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise UserError(
-                f"--device is {name}, but this machine has no usable GPU: give --device cpu"
-            )
-        return torch.device("cuda", torch.cuda.current_device())
-    return device
 
 
 def _prepare_folder(output: str) -> None:

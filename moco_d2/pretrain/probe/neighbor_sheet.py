@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from moco_d2.pretrain.data.images import read_image
 from moco_d2.pretrain.data.sources import ImageList
 from moco_d2.pretrain.probe.knn import nearest_neighbors
 from moco_d2.pretrain.probe.labeled import Features
@@ -58,22 +57,21 @@ def neighbor_sheet(
     for y, (row, near, at) in enumerate(zip(rows, similarity, index.tolist(), strict=True)):
         top = head + y * line
         label = test_images.label(row)
-        cells = [(test_images.paths[row], _QUERY, test_images.classes[label])]
+        cells = [(test_images.read(row), _QUERY, test_images.classes[label])]
         for value, i in zip(near.tolist(), at, strict=True):
             neighbor_label = train_images.label(i)
             name = train_images.classes[neighbor_label]
             color = _RIGHT if neighbor_label == label else _WRONG
-            cells.append((train_images.paths[i], color, f"{value:.2f} {name}"))
-        for x, (path, color, caption) in enumerate(cells):
+            cells.append((train_images.read(i), color, f"{value:.2f} {name}"))
+        for x, (image, color, caption) in enumerate(cells):
             left = _GAP + x * cell
-            sheet.paste(_framed(path, color), (left, top))
+            sheet.paste(_framed(image, color), (left, top))
             draw.text((left, top + _SIDE + 2 * _FRAME), caption[:_LETTERS], "black", font)
     return sheet
 
 
-def _framed(path: str, color: Sequence[int]) -> Image.Image:
+def _framed(image: Image.Image, color: Sequence[int]) -> Image.Image:
     """Return the center of an image in a frame, with a cross if the class is wrong."""
-    image = read_image(path)
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     image = image.crop((left, top, left + side, top + side)).resize((_SIDE, _SIDE))

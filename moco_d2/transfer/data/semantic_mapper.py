@@ -1,6 +1,6 @@
 """The mapper from dataset dicts of semantic segmentation to training images with labels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from detectron2.data.detection_utils import SizeMismatchError, check_image_size,
 from detectron2.utils.file_io import PathManager
 
 from moco_d2.errors import UserError
+from moco_d2.pixel_values import ValueRange, reading
 from moco_d2.transfer.data.scale_augmentation import build_scale_augmentations
 from moco_d2.untrusted_images import check_regular, is_unreadable, open_image
 
@@ -111,7 +112,27 @@ def raise_if_labels_unreadable(error: Exception, file: str) -> None:
         raise UserError(f"labels {file} cannot be read ({reason}); replace the file") from error
 
 
-def build_mapper(cfg: CfgNode) -> DatasetMapper | SemanticMapper:
+class RangedMapper:
+    """A mapper whose images are read with MOCO.INPUT.RANGE."""
+
+    def __init__(self, mapper: Callable[[dict[str, Any]], dict[str, Any]], value_range: ValueRange):
+        self.mapper, self.value_range = mapper, tuple(value_range)
+
+    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+        with reading(self.value_range):
+            return self.mapper(sample)
+
+
+def build_mapper(cfg: CfgNode) -> RangedMapper:
+    """Return the mapper of `_build_mapper`, which reads images with MOCO.INPUT.RANGE.
+
+    Raises:
+        UserError: As in _build_mapper.
+    """
+    return RangedMapper(_build_mapper(cfg), cfg.MOCO.INPUT.RANGE)
+
+
+def _build_mapper(cfg: CfgNode) -> DatasetMapper | SemanticMapper:
     """Return the mapper from dataset dicts to training images: SemanticMapper for a
     SemanticSegmentor (with build_scale_augmentations if MOCO.RANDOM_SCALE is set), otherwise
     Detectron2's.

@@ -10,13 +10,13 @@ from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.evaluation import (
     DatasetEvaluator,
     DatasetEvaluators,
-    LVISEvaluator,
 )
 
 from moco_d2.errors import UserError, closest
+from moco_d2.transfer.data.semantic_mapper import RangedMapper
 from moco_d2.transfer.data.training_data import raise_if_unusable
 from moco_d2.transfer.evaluation.cityscapes import cityscapes_instance_evaluator
-from moco_d2.transfer.evaluation.coco import COCOBoxEvaluator
+from moco_d2.transfer.evaluation.coco import COCOBoxEvaluator, lvis_evaluator
 from moco_d2.transfer.evaluation.known_classes import only_known_classes
 from moco_d2.transfer.evaluation.semantic import MeanIoUEvaluator
 from moco_d2.transfer.evaluation.voc_evaluation import VOCEvaluator
@@ -35,7 +35,7 @@ class TestMapper:
     __test__ = False  # pytest must not collect this class because of its name
 
     def __init__(self, cfg: CfgNode):
-        self._mapper = DatasetMapper(cfg, is_train=False)
+        self._mapper = RangedMapper(DatasetMapper(cfg, is_train=False), cfg.MOCO.INPUT.RANGE)
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
         """
@@ -59,7 +59,7 @@ _BUILDERS: dict[str, Callable[[CfgNode, str, str], DatasetEvaluator]] = {
     "coco": lambda cfg, name, folder: COCOBoxEvaluator(
         name, output_dir=folder, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS
     ),
-    "lvis": lambda _, name, folder: LVISEvaluator(name, output_dir=folder),
+    "lvis": lambda _, name, folder: lvis_evaluator(name, folder),
     "cityscapes_instance": lambda _, name, __: cityscapes_instance_evaluator(name),
     # At one test scale, this gives the same mIoU over the 19 training classes as the scripts.
     "cityscapes_sem_seg": _sem_seg,

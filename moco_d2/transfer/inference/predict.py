@@ -20,6 +20,7 @@ from PIL import Image
 from moco_d2.engine.job import load_job
 from moco_d2.errors import UserError
 from moco_d2.files import atomic_write
+from moco_d2.pixel_values import reading
 from moco_d2.transfer.data.registered import register_datasets
 from moco_d2.transfer.inference.detector import load_detector
 from moco_d2.untrusted_images import is_unreadable
@@ -79,7 +80,8 @@ def draw_predictions(cfg: CfgNode, images: Sequence[str | Path]) -> list[Path]:
     name_of = _distinct_names(Path(cfg.OUTPUT_DIR) / PREDICTIONS_FOLDER)
     written = []
     for image in images:
-        pixels = _read(image, cfg.INPUT.FORMAT)
+        with reading(cfg.MOCO.INPUT.RANGE):
+            pixels = _read(image, cfg.INPUT.FORMAT)
         drawn = draw(
             convert_image_to_rgb(pixels, cfg.INPUT.FORMAT),
             predictor(pixels),

@@ -12,6 +12,7 @@ from detectron2.data import MetadataCatalog
 
 from moco_d2.config.densepose import uses_densepose
 from moco_d2.errors import UserError
+from moco_d2.pixel_values import check_range
 from moco_d2.transfer.data.custom_datasets import FORMS
 from moco_d2.transfer.data.registered import files_of, load_dicts, missing_files, register_datasets
 from moco_d2.transfer.evaluation.build import evaluator_types
@@ -68,6 +69,7 @@ def check_datasets(cfg: CfgNode, *, eval_only: bool = False) -> list[Finding]:
                 continue
             loaded.append((key, name))
             findings += _check_files(key, names, name, dicts)
+            findings += _check_range(cfg, name, dicts)
             images = {str(Path(d["file_name"]).absolute()) for d in dicts}
             if split == "TRAIN":
                 trained_on |= images
@@ -91,6 +93,14 @@ def _check_files(
         yield Finding(key, str(names), f"{message}, or train without these images")
     else:  # the evaluators read all annotations, and would count these objects as missed
         yield Refusal(key, str(names), message)
+
+
+def _check_range(cfg: CfgNode, name: str, dicts: list[dict[str, Any]]) -> Iterator[Finding]:
+    value_range = cfg.MOCO.INPUT.RANGE
+    files = [d["file_name"] for d in dicts]
+    problem = check_range(files, value_range, dataset=f"dataset {name!r}")
+    if problem:
+        yield Refusal("MOCO.INPUT.RANGE", str(tuple(value_range)), problem)
 
 
 def _check_apart(

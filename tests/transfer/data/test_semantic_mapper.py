@@ -81,7 +81,7 @@ def test_labels_of_another_size_are_refused(sample):
 
 
 def test_which_mapper_a_config_gets(sample):
-    assert isinstance(build_mapper(load_config("voc_C4_random.yaml")), DatasetMapper)
+    assert isinstance(build_mapper(load_config("voc_C4_random.yaml")).mapper, DatasetMapper)
     mapped = build_mapper(load_config("voc_semantic_random.yaml"))(sample)
     assert mapped["image"].shape == (3, 513, 513)
     assert mapped["sem_seg"].shape == (513, 513)

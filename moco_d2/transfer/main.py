@@ -14,6 +14,7 @@ from moco_d2.engine.launch import claimed, hold_log, seed, setup_run
 from moco_d2.transfer.data.registered import leave_out_missing
 from moco_d2.transfer.inference.detector import load_detector
 from moco_d2.transfer.plan import RunPlan, load_run, plan_run
+from moco_d2.transfer.preflight.changes import apply_changes
 from moco_d2.transfer.preflight.check import check
 from moco_d2.transfer.preflight.config_checks import check_coverage
 from moco_d2.transfer.preflight.findings import Finding, enforce, has_refusal
@@ -38,7 +39,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     loaded = load_run(args)
     with claimed(loaded.cfg.OUTPUT_DIR):
         plan = plan_run(loaded, comm.get_world_size(), eval_only=args.eval_only)
-        findings = check(plan)
+        plan, findings = apply_changes(plan, check(plan))
         seed(plan.cfg)
         if plan.eval_only or has_refusal(findings):
             enforce(findings, force=args.force, logger=logger)

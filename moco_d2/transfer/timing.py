@@ -33,6 +33,7 @@ def measure(args: argparse.Namespace) -> None:
     from moco_d2.files import write_json
     from moco_d2.records.environment import hardware, peak_memory_gib
     from moco_d2.transfer.plan import LoadedRun, plan_run
+    from moco_d2.transfer.preflight.changes import apply_changes
     from moco_d2.transfer.preflight.dataset_checks import check_datasets
     from moco_d2.transfer.preflight.findings import enforce
     from moco_d2.transfer.trainer import Trainer
@@ -40,11 +41,13 @@ def measure(args: argparse.Namespace) -> None:
 
     cfg = load_job(args, fine_tunes=True)
     cfg.MODEL.WEIGHTS = RANDOM
-    enforce(check_datasets(cfg), force=False, logger=logging.getLogger(__name__))
+    findings = check_datasets(cfg)
+    enforce(findings, force=False, logger=logging.getLogger(__name__))
     on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
     with tempfile.TemporaryDirectory() as folder:
         cfg.OUTPUT_DIR = folder
         plan = plan_run(LoadedRun(args.config_file, cfg, weights=None), comm.get_world_size())
+        plan, _ = apply_changes(plan, findings)
         trainer = Trainer(plan.cfg)
         trainer.model.train()
         seconds: list[float] = []

@@ -17,7 +17,9 @@ from moco_d2.transfer.data.custom_datasets import FORMS
 from moco_d2.transfer.data.registered import files_of, load_dicts, missing_files, register_datasets
 from moco_d2.transfer.evaluation.build import evaluator_types
 from moco_d2.transfer.evaluation.known_classes import dataset_classes, head_classes
+from moco_d2.transfer.preflight.annotation_fit import check_annotations_fit
 from moco_d2.transfer.preflight.findings import Finding, Refusal
+from moco_d2.transfer.preflight.image_headers import check_images
 
 
 def check_datasets(cfg: CfgNode, *, eval_only: bool = False) -> list[Finding]:
@@ -64,12 +66,14 @@ def check_datasets(cfg: CfgNode, *, eval_only: bool = False) -> list[Finding]:
                 dicts = load_dicts(name)
                 if split == "TEST":
                     evaluator_types(name)
+                check_images(name, dicts)
             except UserError as error:
                 findings.append(Refusal(key, str(names), str(error)))
                 continue
             loaded.append((key, name))
             findings += _check_files(key, names, name, dicts)
             findings += _check_range(cfg, name, dicts)
+            findings += check_annotations_fit(cfg, split, name, dicts)
             images = {str(Path(d["file_name"]).absolute()) for d in dicts}
             if split == "TRAIN":
                 trained_on |= images

@@ -29,17 +29,27 @@ class Refusal(Finding):
     """A finding that makes training and evaluation impossible: --force does not overrule it."""
 
 
+class Change(Finding):
+    """A setting that the run changes by itself, because its data need it (changes.apply_changes).
+
+    Attributes:
+        value: The value that the key gets.
+        message: The reason.
+    """
+
+
 def has_refusal(findings: Sequence[Finding]) -> bool:
     """Return whether there is a finding that --force does not overrule."""
     return any(isinstance(finding, Refusal) for finding in findings)
 
 
 def enforce(findings: Sequence[Finding], *, force: bool, logger: Any) -> None:
-    """Raise an error that names all findings; with `force`, only warn about them.
+    """Raise an error that names all findings except changes; with `force`, only warn about them.
 
     Raises:
-        UserError: If there are findings and `force` is not set, or if there is a Refusal.
+        UserError: If there are such findings and `force` is not set, or if there is a Refusal.
     """
+    findings = [finding for finding in findings if not isinstance(finding, Change)]
     stopping = [f for f in findings if not force or isinstance(f, Refusal)]
     if stopping:
         raise UserError(*_listed(stopping))

@@ -141,6 +141,7 @@ def test_coco_keypoints_come_with_their_names_and_mirror_pairs(tmp_path):
         "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS 3"
     ]
     cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = 3
+    cfg.TEST.KEYPOINT_OKS_SIGMAS = [0.05] * 3
     (apart,) = check_datasets(cfg)
     assert "in DATASETS.TRAIN" in str(apart)
     assert create_keypoint_hflip_indices(cfg.DATASETS.TRAIN) == [1, 0, 2]

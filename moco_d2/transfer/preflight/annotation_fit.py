@@ -1,0 +1,96 @@
+"""Checks that a dataset has the masks and keypoints that the detector's heads need.
+
+Detectron2 would fail at the first image without them, in an evaluation after the whole training.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+from moco_d2.transfer.preflight.findings import Change, Finding, Refusal
+
+_VALUES = 3  # x, y and visibility of a keypoint
+# Number of keypoints of COCO's persons, whose sigmas pycocotools knows.
+_COCO_KEYPOINTS = 17
+_Object = tuple[str, dict[str, Any]]  # image file and annotation
+
+
+def check_annotations_fit(
+    cfg: CfgNode, split: str, name: str, dicts: list[dict[str, Any]]
+) -> Iterator[Finding]:
+    """Yield a Refusal if objects have no mask or not the number of keypoints that the detector is
+    built for, and a Change of INPUT.MASK_FORMAT if masks are run-length codes.
+
+    Args:
+        cfg: The config as it will run.
+        split: "TRAIN" or "TEST". Training skips crowds, but COCO's evaluation reads their masks.
+        name: The name of the dataset.
+        dicts: Its dicts.
+    """
+    objects = [(d["file_name"], a) for d in dicts for a in d.get("annotations", ())]
+    if split == "TRAIN":
+        objects = [(file, a) for file, a in objects if a.get("iscrowd", 0) == 0]
+    elif MetadataCatalog.get(name).get("evaluator_type") not in ("coco", "lvis"):
+        return
+    if cfg.MODEL.MASK_ON:
+        yield from _check_masks(cfg, split, name, objects)
+    if cfg.MODEL.KEYPOINT_ON:
+        yield from _check_keypoints(cfg, split, name, objects)
+
+
+def _check_masks(cfg: CfgNode, split: str, name: str, objects: list[_Object]) -> Iterator[Finding]:
+    without = [file for file, a in objects if not a.get("segmentation")]
+    if without:
+        yield Refusal(
+            "MODEL.MASK_ON",
+            "True",
+            f"{len(without)} of {len(objects)} objects of dataset {name!r} have no 'segmentation', "
+            f"first in {without[0]}; add their masks, or set MODEL.MASK_ON False",
+        )
+        return
+    codes = sum(isinstance(a["segmentation"], dict) for _, a in objects)
+    if split == "TRAIN" and codes and cfg.INPUT.MASK_FORMAT == "polygon":
+        yield Change(
+            "INPUT.MASK_FORMAT",
+            "bitmask",
+            f"{codes} of {len(objects)} masks of dataset {name!r} are run-length codes, which are "
+            "no polygons",
+        )
+
+
+def _check_keypoints(
+    cfg: CfgNode, split: str, name: str, objects: list[_Object]
+) -> Iterator[Finding]:
+    number = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
+    if len(MetadataCatalog.get(name).get("keypoint_names", ())) != number:
+        return  # dataset_checks reports it
+    lengths = [(file, len(a.get("keypoints") or ())) for file, a in objects]
+    without = [file for file, length in lengths if not length]
+    if without:
+        yield Refusal(
+            "MODEL.KEYPOINT_ON",
+            "True",
+            f"{len(without)} of {len(objects)} objects of dataset {name!r} have no 'keypoints', "
+            f"first in {without[0]}; give them {number} times 0, 0, 0 (not labeled), or set "
+            "MODEL.KEYPOINT_ON False",
+        )
+    other = [pair for pair in lengths if pair[1] not in (0, _VALUES * number)]
+    if other:
+        file, length = other[0]
+        yield Refusal(
+            "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS",
+            str(number),
+            f"'keypoints' of {len(other)} of {len(objects)} objects of dataset {name!r} do not "
+            f"have {_VALUES * number} values, first {length} in {file}; correct them",
+        )
+    sigmas = list(cfg.TEST.KEYPOINT_OKS_SIGMAS)
+    if split == "TEST" and (len(sigmas) or _COCO_KEYPOINTS) != number:
+        yield Refusal(
+            "TEST.KEYPOINT_OKS_SIGMAS",
+            str(sigmas),
+            f"dataset {name!r} has {number} keypoints, and the evaluation needs the standard "
+            f"deviation of each; set it to a list of {number} numbers (COCO's are from 0.025 for "
+            "eyes to 0.107 for hips)",
+        )

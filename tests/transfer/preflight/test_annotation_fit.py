@@ -1,0 +1,171 @@
+"""Masks and keypoints that the detector's heads cannot use are found before the first step."""
+
+import json
+import re
+
+import pytest
+from pycocotools import mask
+from support.toy_data import CLASSES, make_coco
+from support.transfer.coco_cases import SIGMAS
+
+from moco_d2.config.load import load_config
+from moco_d2.transfer.data.training_data import build_training_batches
+from moco_d2.transfer.plan import LoadedRun, plan_run
+from moco_d2.transfer.preflight.changes import apply_changes
+from moco_d2.transfer.preflight.dataset_checks import check_datasets
+from moco_d2.transfer.preflight.findings import Refusal
+
+SIDE = 64
+MASKS, POINTS = "coco_FPN_1x_random.yaml", "coco_keypoint_FPN_2x_random.yaml"
+NAMES = ["left_eye", "right_eye", "nose"]
+
+
+@pytest.fixture
+def config(tmp_path_factory):
+    """A config whose COCO files are changed, one split or both."""
+
+    def config(name, change, splits=("train", "test"), *overrides):
+        root = make_coco(tmp_path_factory.mktemp("data") / "coco")
+        for split in splits:
+            file = root / f"{split}.json"
+            content = json.loads(file.read_text())
+            change(content)
+            file.write_text(json.dumps(content))
+        data = [
+            word
+            for key, split in (("TRAIN", "train"), ("TEST", "test"))
+            for word in (f"DATASETS.{key}", f"('coco:{root}/{split}.json:{root}/images',)")
+        ]
+        classes = ["MODEL.ROI_HEADS.NUM_CLASSES", str(len(CLASSES))]
+        return load_config(name, [*data, *classes, *overrides])
+
+    return config
+
+
+def compressed(item):
+    code = mask.merge(mask.frPyObjects(item["segmentation"], SIDE, SIDE))
+    return {"size": code["size"], "counts": code["counts"].decode()}
+
+
+def uncompressed(item):
+    pixels = mask.decode(compressed(item)).ravel(order="F").tolist()
+    runs, value = [0], 0
+    for pixel in pixels:
+        if pixel != value:
+            runs.append(0)
+            value = pixel
+        runs[-1] += 1
+    return {"size": [SIDE, SIDE], "counts": runs}
+
+
+def each(change, first=0):
+    def changed(content):
+        for item in content["annotations"][first:]:
+            change(item)
+
+    return changed
+
+
+@pytest.mark.parametrize("code", [compressed, uncompressed])
+def test_run_length_codes_change_the_mask_format(config, code):
+    cfg = config(MASKS, each(lambda item: item.update(segmentation=code(item)), first=1))
+    findings = check_datasets(cfg)
+    plan = plan_run(LoadedRun("coco.yaml", cfg, None), 1)
+    assert plan.cfg.INPUT.MASK_FORMAT == "polygon"
+    changed, others = apply_changes(plan, findings)
+    assert others == []
+    assert changed.cfg.is_frozen() and changed.cfg.INPUT.MASK_FORMAT == "bitmask"
+    note = changed.schedule["notes"][-1]
+    assert note.startswith("INPUT.MASK_FORMAT -> bitmask: 5 of 6 masks of dataset 'coco:")
+    assert plan.schedule["notes"] == changed.schedule["notes"][:-1]
+    batches = build_training_batches(changed.cfg)
+    sample = next(iter(batches))[0]
+    assert len(sample["instances"].gt_masks) == len(sample["instances"])
+
+
+def test_codes_of_crowds_and_of_the_test_set_change_nothing(config):
+    """COCO's own files: training skips crowds, and the evaluation reads codes."""
+
+    def crowd(item):
+        item.update(segmentation=uncompressed(item), iscrowd=1)
+
+    plan = plan_run(LoadedRun("coco.yaml", config(MASKS, each(crowd, first=1)), None), 1)
+    assert apply_changes(plan, check_datasets(plan.cfg)) == (plan, [])
+    codes = each(lambda item: item.update(segmentation=compressed(item)))
+    assert check_datasets(config(MASKS, codes, ("test",))) == []
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("empty", [None, [], {}])
+def test_objects_without_masks_need_a_detector_without_masks(config, split, empty):
+    change = each(lambda item: item.update(segmentation=empty), first=4)
+    (found,) = check_datasets(config(MASKS, change, (split,)))
+    assert isinstance(found, Refusal) and found.key == "MODEL.MASK_ON"
+    assert found.message.startswith("2 of 6 objects of dataset 'coco:")
+    assert "add their masks, or set MODEL.MASK_ON False" in found.message
+    off = ("MODEL.MASK_ON", "False")
+    assert check_datasets(config(MASKS, change, (split,), *off)) == []
+
+
+def test_a_voc_year_has_no_masks(voc, words):
+    overrides = [*words(voc), "MODEL.ROI_HEADS.NUM_CLASSES", "2", "MODEL.MASK_ON", "True"]
+    cfg = load_config("voc_C4_random.yaml", overrides)
+    (found,) = check_datasets(cfg)
+    assert found.key == "MODEL.MASK_ON" and voc["DATASETS.TRAIN"][0] in found.message
+    assert check_datasets(cfg, eval_only=True) == []  # VOC's evaluation reads only boxes
+
+
+def with_points(item):
+    x, y, *_ = item["bbox"]
+    item.update(keypoints=[x + 1, y + 1, 2] * 3, num_keypoints=3)
+
+
+def keypoints(change, first=0):
+    def changed(content):
+        for category in content["categories"]:
+            category["keypoints"] = NAMES
+        for item in content["annotations"]:
+            with_points(item)
+        each(change, first)(content)
+
+    return changed
+
+
+THREE = ("MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", "3")
+WITH_SIGMAS = (*THREE, "TEST.KEYPOINT_OKS_SIGMAS", str(SIGMAS[:3]))
+
+
+def test_keypoints_of_all_objects_are_in_order(config):
+    not_labeled = keypoints(lambda item: item.update(keypoints=[0] * 9, num_keypoints=0), first=5)
+    assert check_datasets(config(POINTS, not_labeled, ("train", "test"), *WITH_SIGMAS)) == []
+
+
+@pytest.mark.parametrize(
+    ("points", "key", "sentence"),
+    [
+        ([], "MODEL.KEYPOINT_ON", "have no 'keypoints', first in .*; give them 3 times 0, 0, 0"),
+        (None, "MODEL.KEYPOINT_ON", "have no 'keypoints', first in"),
+        (
+            [5, 5, 2] * 2,
+            "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS",
+            "do not have 9 values, first 6 in .*; correct them",
+        ),
+    ],
+)
+def test_keypoints_of_some_objects_only(config, points, key, sentence):
+    change = keypoints(lambda item: item.update(keypoints=points), first=4)
+    cfg = config(POINTS, change, ("train", "test"), *WITH_SIGMAS)
+    for found, split in zip(check_datasets(cfg), ("train", "test"), strict=True):
+        assert isinstance(found, Refusal) and found.key == key
+        assert "2 of 6 objects" in found.message and f"{split}.json" in found.message
+        assert re.search(sentence, found.message)
+    assert len(check_datasets(cfg, eval_only=True)) == 1
+
+
+@pytest.mark.parametrize("sigmas", [[], SIGMAS[:2], SIGMAS])
+def test_standard_deviations_of_another_number_than_the_keypoints(config, sigmas):
+    cfg = config(POINTS, keypoints(with_points), ("train", "test"), *THREE)
+    cfg.TEST.KEYPOINT_OKS_SIGMAS = sigmas
+    (found,) = check_datasets(cfg)
+    assert isinstance(found, Refusal) and found.key == "TEST.KEYPOINT_OKS_SIGMAS"
+    assert "set it to a list of 3 numbers" in found.message

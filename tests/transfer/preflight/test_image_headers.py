@@ -1,0 +1,72 @@
+"""Images that cannot be opened or have another size are found before the first step."""
+
+import os
+import re
+
+import numpy as np
+import pytest
+from detectron2.data.detection_utils import read_image
+from PIL import Image
+
+from moco_d2.errors import UserError
+from moco_d2.transfer.preflight.image_headers import check_images
+
+WIDTH, HEIGHT = 90, 60
+ORIENTATION = 274
+
+
+def sample(file, width=WIDTH, height=HEIGHT):
+    return {"file_name": str(file), "width": width, "height": height}
+
+
+def picture(file, **options):
+    pixels = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+    Image.fromarray(pixels).save(file, **options)
+    return sample(file)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "tif", "webp", "gif", "ppm"])
+def test_sound_images_of_all_formats(tmp_path, suffix):
+    sound = picture(tmp_path / f"a.{suffix}")
+    check_images("mine", [sound])
+    check_images("mine", [{"file_name": sound["file_name"]}])  # semantic segmentation
+    with pytest.raises(UserError, match="it has width 90 and height 60, but its annotations say w"):
+        check_images("mine", [sound | {"width": HEIGHT, "height": WIDTH}])
+
+
+def test_a_header_behind_a_long_profile_is_read(tmp_path):
+    sound = picture(tmp_path / "a.jpg", icc_profile=bytes(100_000))
+    check_images("mine", [sound])
+    with pytest.raises(UserError, match="width 90 and height 60"):
+        check_images("mine", [sound | {"width": 91}])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_the_size_is_that_of_the_image_as_detectron2_turns_it(tmp_path, suffix, orientation):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    turned = picture(tmp_path / f"a.{suffix}", exif=exif)
+    height, width, _ = read_image(turned["file_name"]).shape
+    check_images("mine", [turned | {"width": width, "height": height}])
+    with pytest.raises(UserError, match=f"it has width {width} and height {height}"):
+        check_images("mine", [turned | {"width": height, "height": width}])
+
+
+def test_all_unusable_images_are_counted_and_the_first_is_named(tmp_path):
+    sound, cut, text, small = (picture(tmp_path / f"{name}.jpg") for name in "abcd")
+    os.truncate(cut["file_name"], 200)
+    (tmp_path / "c.jpg").write_text("no image")
+    picture(tmp_path / "d.jpg")
+    with pytest.raises(UserError) as raised:
+        check_images("mine", [small | {"width": 91}, text, sound, cut])
+    sentence = r"^dataset 'mine': 3 of its 4 images cannot be used, first .*/b\.jpg \(.+\); repair"
+    assert re.search(sentence, str(raised.value))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_file_is_for_another_check_and_a_pipe_keeps_nobody_waiting(tmp_path):
+    check_images("mine", [sample(tmp_path / "gone.jpg")])
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(UserError, match="is not a regular file"):
+        check_images("mine", [sample(tmp_path / "pipe.jpg")])

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from moco_d2.config.load import load_config_of
-from moco_d2.engine.launch import choose_device
+from moco_d2.engine.device import choose_device
 from moco_d2.errors import UserError
 
 

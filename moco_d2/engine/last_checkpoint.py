@@ -47,6 +47,23 @@ def save_checkpoint(path: Path, content: dict[str, Any], *, name_it: bool = True
         ) from error
 
 
+def holds_run(folder: Path) -> bool:
+    """Return whether a folder has a last_checkpoint, and so a run to continue.
+
+    Raises:
+        UserError: If it is not a file, so no run could write it again.
+    """
+    file = folder / LAST_CHECKPOINT
+    if file.is_file():
+        return True
+    if file.is_symlink() or file.exists():
+        raise UserError(
+            f"{file} is not a file: replace it by a file with the name of the checkpoint to "
+            "continue, or choose another folder"
+        )
+    return False
+
+
 def named_checkpoint(folder: Path) -> Path:
     """Return the file that last_checkpoint names.
 

@@ -1,24 +1,28 @@
 """Start the processes of a job, and set up its device, folder and logging.
 
-Pretraining and fine-tuning share this. Several processes are started by torchrun, by Detectron2's
-launch() (``--num-gpus``) or by SLURM (``--submit``, slurm.py).
+Pretraining and fine-tuning share this. Several processes are started by torchrun, by ``--num-gpus``
+or by SLURM (``--submit``, slurm.py), and meet in process_group.py.
 """
 
 import argparse
 import contextlib
-import datetime
 import logging
 import logging.handlers
 import os
 import pkgutil
+import re
+import secrets
 import signal
+import socket
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from moco_d2.config.load import find_config
+from moco_d2.config.load import find_config, load_config_of
 from moco_d2.engine.failures import describe, explained
+from moco_d2.engine.process_group import Place, joined, place_of_process
 from moco_d2.engine.signals import STOP_SIGNALS, is_default
 from moco_d2.errors import INTERRUPTED_EXIT_CODE, Stopped, UserError
 from moco_d2.files import remove_leftovers
@@ -28,8 +32,9 @@ if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
 LOGGERS = ("detectron2", "fvcore", "moco_d2")  # loggers of a run
+_SHOWN_S = 3.0  # seconds in which a network file system shows a new file to other machines
 _HELD_LINES = 100_000  # log lines before the folder exists
-_TIMEOUT_S = 1800  # seconds, Detectron2's default
+_ADDRESS = re.compile(r"tcp://(?P<host>.+):(?P<port>\d+)")  # of --dist-url
 
 
 def launch(main: str, args: argparse.Namespace) -> None:
@@ -41,51 +46,101 @@ def launch(main: str, args: argparse.Namespace) -> None:
         args: The argument of the function.
 
     Raises:
-        UserError: If --num-gpus is too large, or a process raises it.
+        UserError: If flags or environment variables cannot start the processes, or one raises it.
+    """
+    from torch.multiprocessing.spawn import spawn
+
+    job = pkgutil.resolve_name(main)
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
+        args.resume = True  # torchrun restarts all processes after one has failed
+    place = place_of_process()  # torchrun and SLURM set it
+    # On one machine, --num-gpus 0 is a single process, as in Detectron2.
+    fewest = {"num_gpus": int(args.num_machines != 1), "num_machines": 1}
+    for flag, least in fewest.items():
+        if getattr(args, flag) < least:
+            name = f"--{flag.replace('_', '-')}"
+            raise UserError(f"{name} is {getattr(args, flag)}: give {least} or more")
+    if place is None and args.num_gpus * args.num_machines > 1:
+        _check_flags(args)
+        with _children_as_one():
+            spawn(_start_child, args=(main, args), nprocs=args.num_gpus)
+        return
+    _run(job, args, place)
+
+
+def _run(job: Callable[[Any], Any], args: argparse.Namespace, place: Place | None) -> None:
+    with explained(), _quiet_log_errors(), contextlib.ExitStack() as stack:
+        if place is not None:
+            stack.enter_context(joined(place, on_gpu=_is_on_gpu(args)))
+        job(args)
+
+
+def _check_flags(args: argparse.Namespace) -> None:
+    """Check the flags that start several processes on GPUs.
+
+    Raises:
+        UserError: If they contradict each other or this machine.
     """
     import torch
 
-    job = pkgutil.resolve_name(main)
-
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
-        args.resume = True  # torchrun restarts all processes after one has failed
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # started by torchrun or SLURM
-        with explained(), _quiet_log_errors():
-            _join_torchrun_group()
-            job(args)
-        return
-    if args.num_gpus * args.num_machines > 1 and torch.cuda.device_count() < args.num_gpus:
+    if not _is_on_gpu(args) or torch.cuda.device_count() < args.num_gpus:
         raise UserError(
-            f"--num-gpus is {args.num_gpus}, but this machine has {torch.cuda.device_count()}: "
-            "lower it, or for several CPU processes use torchrun --nproc-per-node N"
+            f"--num-gpus is {args.num_gpus}, but this machine has {torch.cuda.device_count()}, or "
+            "the device is the CPU: lower it, or for several CPU processes use torchrun "
+            "--nproc-per-node N"
         )
-    if args.num_gpus * args.num_machines == 1:
-        with explained(), _quiet_log_errors():
-            job(args)
-        return
-    from detectron2.engine import launch as detectron2_launch
-
-    with _children_as_one():
-        detectron2_launch(
-            _run_child,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(main, args),
-            timeout=timeout(),
+    if not 0 <= args.machine_rank < args.num_machines:
+        raise UserError(
+            f"--machine-rank {args.machine_rank} must be at least 0 and less than --num-machines "
+            f"{args.num_machines}"
         )
+    if args.num_machines > 1 and not _ADDRESS.fullmatch(args.dist_url):
+        raise UserError(
+            f"--dist-url is {args.dist_url}, but --num-machines {args.num_machines} needs the "
+            "address of machine 0: give tcp://HOST:PORT"
+        )
+    if args.dist_url == "auto":
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            args.dist_url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
 
 
-def _run_child(main: str, args: argparse.Namespace) -> None:
+def _is_on_gpu(args: argparse.Namespace) -> bool:
+    """Return whether the job of these flags uses GPUs: --device or the config's MODEL.DEVICE."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return False
+    device = getattr(args, "device", None)
+    if device is None and getattr(args, "config_file", None):
+        device = load_config_of(args).MODEL.DEVICE
+    return device is None or not str(device).startswith("cpu")
+
+
+def _start_child(local_rank: int, main: str, args: argparse.Namespace) -> None:
+    """Run a process of --num-gpus, which joins the others as a process of torchrun does."""
+    match = _ADDRESS.fullmatch(args.dist_url)
+    if match is None:
+        raise UserError(f"--dist-url is {args.dist_url}: give tcp://HOST:PORT")
+    place = Place(
+        rank=args.machine_rank * args.num_gpus + local_rank,
+        world_size=args.num_machines * args.num_gpus,
+        local_rank=local_rank,
+        local_world_size=args.num_gpus,
+        address=match["host"],
+        port=int(match["port"]),
+    )
+    _run_child(main, args, place)
+
+
+def _run_child(main: str, args: argparse.Namespace, place: Place | None = None) -> None:
     """Run the function in a process of --num-gpus.
 
     After an interrupt, the process ends with the interrupt's exit code, which torch.multiprocessing
     would replace.
     """
     try:
-        with explained(), _quiet_log_errors():
-            pkgutil.resolve_name(main)(args)
+        _run(pkgutil.resolve_name(main), args, place)
     except UserError as error:
         # The parent reads the text of the traceback, where a subclass has another name.
         raise UserError(*error.lines) from error
@@ -150,42 +205,6 @@ def _children_as_one() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def timeout() -> datetime.timedelta:
-    """Return the time that a process waits for another one before the run fails.
-
-    It is MOCO_D2_TIMEOUT seconds, by default Detectron2's half an hour. The main process may
-    evaluate for so long while the others wait.
-
-    Raises:
-        UserError: If MOCO_D2_TIMEOUT is not a number.
-    """
-    seconds = os.environ.get("MOCO_D2_TIMEOUT", str(_TIMEOUT_S))
-    try:
-        return datetime.timedelta(seconds=float(seconds))
-    except (ValueError, OverflowError) as error:
-        raise UserError(f"MOCO_D2_TIMEOUT is {seconds!r}: give a number of seconds") from error
-
-
-def _join_torchrun_group() -> None:
-    import torch
-    import torch.distributed as dist
-
-    from moco_d2.plugin import compat
-
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timeout())
-    compat.set_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
-
-
-def choose_device(cfg: "CfgNode") -> None:
-    """Change a MODEL.DEVICE of cuda to cpu, in place, if no GPU is usable."""
-    import torch
-
-    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
-
-
 def seed(cfg: "CfgNode") -> None:
     """Seed all generators from SEED.
 
@@ -215,21 +234,65 @@ def claimed(folder: str | Path, *, setting: str = "OUTPUT_DIR") -> Iterator[None
     """Hold the lock of a run's folder, for all its processes; see locks.run_in.
 
     Raises:
-        UserError: If another run uses the folder, or it cannot be written, in all processes.
+        UserError: If another run uses the folder, it cannot be written, or the processes do not
+            share it, in all processes.
     """
     from detectron2.utils import comm
 
+    from moco_d2.engine.consistency import decided_by_main
+
     with contextlib.ExitStack() as stack:
-        problem = None
-        if comm.is_main_process():
-            try:
-                stack.enter_context(run_in(folder, setting=setting))
-            except UserError as error:
-                problem = str(error)
-        problem = comm.all_gather(problem)[0]
-        if problem:
-            raise UserError(problem)
+        decided_by_main(lambda: stack.enter_context(run_in(folder, setting=setting)))
+        if comm.get_world_size() > 1:
+            _check_shared(Path(folder), setting)
         yield
+
+
+def _check_shared(folder: Path, setting: str) -> None:
+    """Check that all processes see the folder of rank 0, which writes the checkpoints.
+
+    Raises:
+        UserError: If one does not, in all processes.
+    """
+    from detectron2.utils import comm
+
+    from moco_d2.engine.consistency import decided_by_main
+
+    def write() -> str:
+        file = folder / f".shared-{secrets.token_hex(8)}"
+        try:
+            file.touch(exist_ok=False)
+        except OSError as error:
+            raise UserError(
+                f"cannot write {setting} {folder} ({error.strerror}): choose another folder"
+            ) from error
+        return file.name
+
+    name = decided_by_main(write)
+    try:
+        places = comm.all_gather((_appears(folder / name), str(folder.absolute())))
+    finally:
+        if comm.is_main_process():
+            (folder / name).unlink(missing_ok=True)
+    strangers = [rank for rank, (seen, _) in enumerate(places) if not seen]
+    if strangers:
+        raise UserError(
+            f"{setting} {places[0][1]} of rank 0 is another folder than {setting} "
+            f"{places[strangers[0]][1]} of rank {', '.join(map(str, strangers))}: give the "
+            "absolute path of a folder that all machines share"
+        )
+
+
+def _appears(file: Path) -> bool:
+    """Return whether a file exists, at once or when a network file system shows it."""
+    deadline = time.monotonic() + _SHOWN_S
+    while True:
+        with contextlib.suppress(OSError):
+            if file.exists():
+                return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
 
 
 def setup_run(

@@ -40,7 +40,8 @@ class DistributedJob:
 
         from moco_d2.engine.launch import launch
 
-        # Each task sees all GPUs of its machine and takes the one of its local rank.
+        # A task that sees all GPUs of its machine takes the one of its local rank; see
+        # device.take_own_gpu.
         submitit.helpers.TorchDistributedEnvironment().export(
             set_cuda_visible_devices=False, overwrite=True
         )
@@ -61,18 +62,19 @@ def submit(main: str, args: argparse.Namespace) -> Any:
         main: See launch.launch.
         args: The parsed flags. ``args.submit`` has words KEY=VALUE. The keys are cluster (slurm, or
             local for processes of this machine), folder (for submitit's files and output), and
-            submitit's parameters with - for _: nodes, gpus-per-node, time (minutes, or HH:MM:SS),
+            submitit's parameters with - for _: nodes, gpus-per-node (8 or a100:8, also as
+            gres=gpu:8 or gres=gpu:a100:8), time (minutes, or HH:MM:SS),
             cpus-per-task, mem-gb, and those of SLURM: partition, account, qos, constraint ...
 
     Returns:
         submitit's Job.
 
     Raises:
-        UserError: If submitit does not know a key, or the cluster does not exist.
+        UserError: If submitit does not know a key or its value, or the cluster does not exist.
     """
     parameters = parse_words(args.submit)
     parameters.setdefault("folder", "output/slurm")
-    parameters.setdefault("tasks_per_node", max(1, parameters.get("gpus_per_node", 0)))
+    parameters.setdefault("tasks_per_node", max(1, gpus_of_node(parameters)))
     # The job itself must not submit again.
     job_args = argparse.Namespace(**{**vars(args), "submit": None})
     job = queue(DistributedJob(main, job_args), parameters, name="moco_d2")
@@ -98,11 +100,16 @@ def queue(call: Callable[[], Any], parameters: dict[str, Any], *, name: str) -> 
 
     parameters = dict(parameters)
     folder, cluster = Path(parameters.pop("folder")), parameters.pop("cluster", "slurm")
+    gpus = gpus_of_node(parameters)
+    # submitit takes a type of GPU (a100:8) only under SLURM's own name.
+    shared = {name for name in _SHARED if name != "gpus_per_node" or cluster != "slurm"}
+    if "gpus_per_node" in parameters and cluster != "slurm":
+        parameters["gpus_per_node"] = gpus
     try:
         executor = submitit.AutoExecutor(folder, cluster=cluster)
         executor.update_parameters(
             name=name,
-            **{k if k in _SHARED else f"{cluster}_{k}": value for k, value in parameters.items()},
+            **{k if k in shared else f"{cluster}_{k}": value for k, value in parameters.items()},
         )
         return executor.submit(call)
     except (NameError, ValueError, AssertionError, RuntimeError, FileNotFoundError) as error:
@@ -144,6 +151,26 @@ def parse_words(words: list[str]) -> dict[str, Any]:
         else:
             parameters[key] = int(value) if value.isdecimal() else value
     return parameters
+
+
+def gpus_of_node(parameters: dict[str, Any]) -> int:
+    """Return the number of GPUs of a machine that a result of parse_words asks for, 0 for none.
+
+    Raises:
+        UserError: If gpus-per-node or gres has another form than SLURM's.
+    """
+    if (wanted := parameters.get("gpus_per_node")) is not None:
+        match = re.fullmatch(r"(?:[^:]+:)?(\d+)", str(wanted))
+        if not match:
+            raise UserError(f"--submit gpus-per-node={wanted}: give a number, or TYPE:NUMBER")
+        return int(match[1])
+    resource = str(parameters.get("gres", ""))
+    if resource.partition(":")[0] != "gpu":
+        return 0
+    match = re.fullmatch(r"gpu(?::[^:\d][^:]*)?(?::(\d+))?", resource)
+    if not match:
+        raise UserError(f"--submit gres={resource}: give gpu:NUMBER, or gpu:TYPE:NUMBER")
+    return int(match[1] or 1)
 
 
 def _minutes(value: str) -> int:

@@ -23,6 +23,7 @@ Main lacks one feature outside Meta:
 """
 
 import contextlib
+import datetime
 import functools
 import importlib
 import importlib.abc
@@ -285,3 +286,23 @@ def set_local_process_group(ranks_per_machine: int) -> None:
         group = dist.new_group(range(i * ranks_per_machine, (i + 1) * ranks_per_machine))
         if i == machine:
             comm._LOCAL_PROCESS_GROUP = group
+
+
+def set_timeout_of_gloo_group(timeout: datetime.timedelta) -> None:
+    """Set the timeout of the gloo group in which Detectron2's comm gathers objects beside NCCL.
+
+    Without this, the group keeps torch's half an hour. Another Detectron2 without this private
+    function is left as it is.
+    """
+    import torch.distributed as dist
+    from detectron2.utils import comm
+
+    original = getattr(comm, "_get_global_gloo_group", None)
+    if original is None or dist.get_backend() == "gloo":
+        return
+
+    @functools.lru_cache
+    def group() -> Any:
+        return dist.new_group(backend="gloo", timeout=timeout)
+
+    comm._get_global_gloo_group = group

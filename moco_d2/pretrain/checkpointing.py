@@ -28,8 +28,10 @@ from torch.amp.grad_scaler import GradScaler
 
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.config.plain import to_plain
+from moco_d2.engine.consistency import decided_by_main
 from moco_d2.engine.last_checkpoint import (
     LAST_CHECKPOINT,
+    holds_run,
     name_last,
     newest_intact,
     save_checkpoint,
@@ -162,7 +164,7 @@ class PretrainCheckpointer:
         Raises:
             UserError: If OUTPUT_DIR has a checkpoint, or MODEL.WEIGHTS names one.
         """
-        if (self.folder / LAST_CHECKPOINT).is_file():
+        if decided_by_main(lambda: holds_run(self.folder)):
             raise UserError(
                 f"OUTPUT_DIR {self.folder} holds a run: continue it with --resume, or choose "
                 "another folder"
@@ -262,8 +264,10 @@ class PretrainCheckpointer:
         check_metrics(entry(state, "metrics", dict, "moco_d2"), iteration)
 
     def _newest_intact(self) -> tuple[Path, dict[str, Any]] | None:
-        if (self.folder / LAST_CHECKPOINT).is_file():
-            return newest_intact(self.folder, _ANY)
+        """Load the file that the main process chooses: not all may see the same files."""
+        if decided_by_main(lambda: holds_run(self.folder)):
+            path = decided_by_main(lambda: newest_intact(self.folder, _ANY)[0])
+            return path, load_checkpoint(path)
         weights = self.cfg.MODEL.WEIGHTS
         return (Path(weights), load_checkpoint(weights)) if weights else None
 

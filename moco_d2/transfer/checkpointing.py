@@ -13,14 +13,15 @@ from torch import nn
 
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.checkpoint.targets import AUTHOR
+from moco_d2.engine.consistency import decided_by_main
 from moco_d2.engine.last_checkpoint import (
+    holds_run,
     name_last,
     named_checkpoint,
     newest_intact,
     save_checkpoint,
 )
 from moco_d2.engine.process_state import gather_process_states
-from moco_d2.errors import UserError
 from moco_d2.transfer.divergence import DivergenceError
 from moco_d2.transfer.resume_checks import check_content
 from moco_d2.transfer.weights import check_weights_name
@@ -93,6 +94,14 @@ class TransferCheckpointer(WeightsCheckpointer):
             check_content(content, self.model)
         return content
 
+    def has_checkpoint(self) -> bool:
+        """Return whether OUTPUT_DIR has a run, as the main process sees it, in all processes.
+
+        Raises:
+            UserError: If last_checkpoint is not a file.
+        """
+        return decided_by_main(lambda: holds_run(Path(self.save_dir)))
+
     def get_checkpoint_file(self) -> str:
         """Return the file that last_checkpoint names; see last_checkpoint.named_checkpoint."""
         return str(named_checkpoint(Path(self.save_dir)))
@@ -124,16 +133,7 @@ class TransferCheckpointer(WeightsCheckpointer):
         Raises:
             UserError: If no checkpoint can be read.
         """
-        newest, problem = None, None
-        if comm.is_main_process():
-            try:
-                newest, _ = newest_intact(Path(self.save_dir), _CHECKPOINTS)
-            except UserError as error:
-                problem = str(error)
-        newest, problem = comm.all_gather((newest, problem))[0]
-        if problem:
-            raise UserError(problem)
-        return str(newest)
+        return str(decided_by_main(lambda: newest_intact(Path(self.save_dir), _CHECKPOINTS)[0]))
 
     def name(self, path: str) -> None:
         """Name the file of `newest_intact` in last_checkpoint. All processes must call this method

@@ -102,9 +102,130 @@ def test_several_processes_on_a_cpu_are_torchruns():
         launch("moco_d2.pretrain.main:pretrain", flags("--num-gpus", "2"))
 
 
+def pretend_gpus(monkeypatch, count: int) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--num-gpus", "16"], "this machine has 8.*: lower it"),
+        (["--num-gpus", "2", "MODEL.DEVICE", "cpu"], "or the device is the CPU: .* torchrun"),
+        (["--num-gpus", "-1"], "--num-gpus is -1: give 0 or more"),
+        (["--num-gpus", "0", "--num-machines", "2"], "--num-gpus is 0: give 1 or more"),
+        (["--num-machines", "0"], "--num-machines is 0: give 1 or more"),
+        (["--num-machines", "2"], "--dist-url is auto, but --num-machines 2 needs the address"),
+        (["--num-machines", "2", "--dist-url", "host:1"], "--dist-url is host:1, but"),
+        (
+            ["--num-machines", "2", "--machine-rank", "2", "--dist-url", "tcp://host:1"],
+            "--machine-rank 2 must be at least 0 and less than --num-machines 2",
+        ),
+    ],
+)
+def test_flags_that_cannot_start_processes_are_refused(monkeypatch, words, message):
+    pretend_gpus(monkeypatch, 8)
+    args = argument_parser("", "").parse_args(["--config-file", "moco_v2_R50_200ep.yaml", *words])
+    with pytest.raises(UserError, match=message):
+        launch("moco_d2.pretrain.main:pretrain", args)
+
+
+def test_num_gpus_starts_processes_with_ranks_that_meet(monkeypatch, tmp_path):
+    """The processes see no GPU here, so they meet on the CPU."""
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))  # the job is of support/
+    pretend_gpus(monkeypatch, 2)
+    args = argparse.Namespace(
+        config_file=str(tmp_path),
+        device="cuda",
+        num_gpus=2,
+        num_machines=1,
+        machine_rank=0,
+        dist_url="auto",
+    )
+    launch("support.group_job:write_rank", args)
+    for rank in range(2):
+        assert (tmp_path / f"rank{rank}").read_text() == "[(0, 0), (1, 1)]"
+
+
+@pytest.mark.parametrize(
+    ("flags", "on_gpu"),
+    [
+        ({"device": "cpu"}, False),
+        ({"device": "cuda"}, True),
+        ({"device": None}, True),
+        ({"config_file": "moco_v2_R50_200ep.yaml", "opts": []}, True),
+        ({"config_file": "moco_v2_R50_200ep.yaml", "opts": ["MODEL.DEVICE", "cpu"]}, False),
+        ({}, True),
+    ],
+)
+def test_the_device_of_the_job_chooses_nccl_or_gloo(monkeypatch, flags, on_gpu):
+    args = argparse.Namespace(**flags)
+    pretend_gpus(monkeypatch, 8)
+    assert launch_module._is_on_gpu(args) is on_gpu
+    pretend_gpus(monkeypatch, 0)
+    assert not launch_module._is_on_gpu(args)
+
+
+def test_a_world_size_left_in_the_shell_is_one_sentence(monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(UserError, match="^WORLD_SIZE is 4 in the environment, without RANK"):
+        launch("moco_d2.pretrain.main:pretrain", flags())
+
+
+@pytest.mark.parametrize(
+    ("words", "gpus"),
+    [
+        ("gpus-per-node=8", 8),
+        ("gpus=8", 8),
+        ("gpus-per-node=a100:8", 8),
+        ("gres=gpu:8", 8),
+        ("gres=gpu:a100:4", 4),
+        ("gres=gpu:a100", 1),
+        ("gres=gpu", 1),
+        ("gres=shard:8", 0),
+        ("nodes=2", 0),
+    ],
+)
+def test_the_gpus_of_a_node_in_slurms_forms(words, gpus):
+    assert slurm.gpus_of_node(slurm.parse_words(words.split(","))) == gpus
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """Programs in the place of SLURM's: srun exists, and sbatch gives the job the number 12."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("srun", "sbatch"):
+        (programs / name).write_text("#!/bin/sh\necho Submitted batch job 12\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+
+
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        ("gpus-per-node=8", ["--gpus-per-node=8", "--ntasks-per-node=8"]),
+        ("gpus-per-node=a100:8", ["--gpus-per-node=a100:8", "--ntasks-per-node=8"]),
+        ("gres=gpu:8", ["--gres=gpu:8", "--ntasks-per-node=8"]),
+        ("gres=gpu:a100:4", ["--gres=gpu:a100:4", "--ntasks-per-node=4"]),
+        ("gpus-per-task=1,tasks-per-node=8", ["--gpus-per-task=1", "--ntasks-per-node=8"]),
+    ],
+)
+def test_a_job_has_a_task_for_each_gpu(words, lines, cluster, tmp_path):
+    submit("tests:job", flags("--submit", f"{words},folder={tmp_path / 'jobs'}"))
+    (script,) = (tmp_path / "jobs").glob("*_submission.sh")
+    asked = [line.removeprefix("#SBATCH ") for line in script.read_text().splitlines()]
+    assert set(lines) <= set(asked)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("gpus-per-node=many", "gpus-per-node=many: give a number, or TYPE:NUMBER"),
+        ("gres=gpu:a100:many", "gres=gpu:a100:many: give gpu:NUMBER, or gpu:TYPE:NUMBER"),
+        ("nodes=two", "--submit: "),
         ("cluster=local,nodes", "KEY=VALUE words"),
         ("cluster=local,time=tomorrow", "give minutes, HH:MM:SS or D-HH:MM:SS"),
         ("cluster=local,partitoin=gpu", "does not know partitoin; did you mean 'partition'"),

@@ -13,8 +13,8 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from moco_d2.config.plain import flatten, to_plain
+from moco_d2.engine.device import choose_device
 from moco_d2.engine.job import load_job
-from moco_d2.engine.launch import choose_device
 from moco_d2.errors import UserError
 from moco_d2.files import atomic_write, write_text
 from moco_d2.transfer.inference.detector import load_detector

@@ -16,9 +16,10 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 
 from moco_d2.config.load import load_config
-from moco_d2.engine.launch import choose_device
+from moco_d2.engine.device import choose_device
 from moco_d2.errors import UserError
 from moco_d2.files import atomic_write
+from moco_d2.pixel_values import reading
 from moco_d2.transfer.data.registered import load_dicts, register_datasets
 from moco_d2.transfer.evaluation.tide import Detections, Objects, is_right
 from moco_d2.transfer.inference.predict import Predictor
@@ -69,7 +70,8 @@ def draw_side_by_side(runs: Mapping[str, Path], path: str | Path, *, images: int
     classes = metadata.get("thing_classes") or []
     # Only one model is in memory at a time.
     detections = [_detect(cfg, samples) for cfg in cfgs.values()]
-    pixels = [_read(sample["file_name"], "RGB") for sample in samples]
+    with reading(next(iter(cfgs.values())).MOCO.INPUT.RANGE):
+        pixels = [_read(sample["file_name"], "RGB") for sample in samples]
     columns = 1 + len(runs)
     ratios = [p.shape[0] / p.shape[1] for p in pixels]
     figure = Figure(
@@ -121,7 +123,8 @@ def _detect(cfg: CfgNode, samples: Sequence[dict[str, Any]]) -> list[Detections]
     predictor = Predictor(cfg)
     detections = []
     for sample in samples:
-        output = predictor(_read(sample["file_name"], cfg.INPUT.FORMAT))
+        with reading(cfg.MOCO.INPUT.RANGE):
+            output = predictor(_read(sample["file_name"], cfg.INPUT.FORMAT))
         if "instances" not in output:
             raise UserError("the runs predict regions and no boxes; choose runs of a box detector")
         instances = output["instances"].to("cpu")

@@ -1,0 +1,310 @@
+"""Join the process group of a job, and leave it.
+
+torchrun, SLURM (slurm.py) and ``--num-gpus`` (launch.py) start the processes with the same six
+environment variables. Before torch makes the group, the processes compare what a wrong start would
+turn into a wait without end: their numbers, their backend and their GPUs.
+"""
+
+import contextlib
+import datetime
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from moco_d2.engine.device import take_own_gpu
+from moco_d2.engine.heartbeat import Heartbeat
+from moco_d2.errors import Stopped, UserError
+
+_TIMEOUT_S = 1800  # seconds, Detectron2's default
+_REPORT_S = 10  # seconds until the first line about missing processes; then it doubles
+_POLL_S = 0.05
+_LAST_WORD_S = 5.0  # seconds in which the other processes read why this one ends
+
+
+@dataclass(frozen=True)
+class Place:
+    """The place of this process in its job, and the address where all processes meet."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    address: str
+    port: int
+
+
+_VARIABLES = {
+    "RANK": "rank",
+    "WORLD_SIZE": "world_size",
+    "LOCAL_RANK": "local_rank",
+    "LOCAL_WORLD_SIZE": "local_world_size",
+    "MASTER_ADDR": "address",
+    "MASTER_PORT": "port",
+}
+
+
+def place_of_process() -> Place | None:
+    """Return the place that the environment gives this process, or None if it is the only one.
+
+    Raises:
+        UserError: If the variables are incomplete, or contradict each other.
+    """
+    advice = "for a single process unset WORLD_SIZE, else start all processes with torchrun"
+    if os.environ.get("WORLD_SIZE", "") in ("", "1"):
+        return None
+    missing = [name for name in _VARIABLES if not os.environ.get(name)]
+    if missing:
+        raise UserError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']} in the environment, without "
+            f"{', '.join(missing)}: {advice}"
+        )
+    values: dict[str, Any] = {name: os.environ[variable] for variable, name in _VARIABLES.items()}
+    for variable, name in _VARIABLES.items():
+        if name == "address":
+            continue
+        if not values[name].isdecimal():
+            raise UserError(f"{variable} is {values[name]!r} in the environment: {advice}")
+        values[name] = int(values[name])
+    place = Place(**values)
+    if not (
+        place.rank < place.world_size
+        and place.local_rank < place.local_world_size <= place.world_size
+    ):
+        words = " ".join(f"{name}={os.environ[name]}" for name in _VARIABLES)
+        raise UserError(f"{words} in the environment contradict each other: {advice}")
+    return place
+
+
+def timeout() -> datetime.timedelta:
+    """Return the time that a process waits for another one before the run fails.
+
+    It is MOCO_D2_TIMEOUT seconds, by default Detectron2's half an hour. The main process may
+    evaluate for so long while the others wait.
+
+    Raises:
+        UserError: If MOCO_D2_TIMEOUT is not a number greater than 0.
+    """
+    seconds = os.environ.get("MOCO_D2_TIMEOUT", str(_TIMEOUT_S))
+    try:
+        time = datetime.timedelta(seconds=float(seconds))
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"MOCO_D2_TIMEOUT is {seconds!r}: give a number of seconds") from error
+    if time <= datetime.timedelta(0):
+        raise UserError(f"MOCO_D2_TIMEOUT is {seconds!r}: give a number greater than 0")
+    return time
+
+
+@contextlib.contextmanager
+def joined(place: Place, *, on_gpu: bool) -> Iterator[None]:
+    """Join the group of all processes for a block, with NCCL on GPUs and gloo on CPUs.
+
+    An error in the block is told to the other processes, which end, too.
+
+    Raises:
+        UserError: If the processes do not fit together, or some of them do not come.
+    """
+    import torch.distributed as dist
+    from detectron2.utils import comm
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+
+    from moco_d2.plugin import compat
+
+    limit = timeout()
+    backend = "nccl" if on_gpu else "gloo"
+    gpu = take_own_gpu(place.local_rank, place.local_world_size) if on_gpu else None
+    store = _meet(place, {"backend": backend, "gpu": gpu}, limit)
+    dist.init_process_group(
+        backend,
+        store=PrefixStore("group", store),
+        rank=place.rank,
+        world_size=place.world_size,
+        timeout=limit,
+    )
+    compat.set_local_process_group(place.local_world_size)
+    compat.set_timeout_of_gloo_group(limit)
+    heartbeat = Heartbeat(
+        lambda: _connect(place, limit, host=False),
+        rank=place.rank,
+        world_size=place.world_size,
+        limit_s=limit.total_seconds(),
+    )
+    with heartbeat:
+        try:
+            yield
+            comm.synchronize()  # rank 0 has the store, so it must not end first
+        except Stopped:  # all processes stop together
+            raise
+        except BaseException as error:
+            heartbeat.tell_failure(error, wait_s=_LAST_WORD_S)
+            raise
+    dist.destroy_process_group()
+
+
+def _meet(place: Place, facts: dict[str, Any], limit: datetime.timedelta) -> Any:
+    """Wait for all processes, and return the store in which they have met.
+
+    Rank 0 decides for all whether they fit together.
+
+    Raises:
+        UserError: In all processes, if they do not fit together or some do not come.
+    """
+    store = _connect(place, limit, host=place.rank == 0)
+    own = {**vars(place), **facts}
+    number = store.add("arrivals", 1)
+    store.set(f"arrival/{number}", json.dumps(own))
+    if place.rank == 0:
+        arrivals, problem = _wait_for_all(store, place, limit)
+        store.set("verdict", problem)
+        if problem:
+            _wait(lambda: store.add("read", 0) >= len(arrivals) - 1, _LAST_WORD_S)
+    else:
+        _wait(lambda: store.check(["verdict"]), limit.total_seconds() + _LAST_WORD_S)
+        if not store.check(["verdict"]):
+            raise _unanswered([0], place, limit)
+        problem = store.get("verdict").decode()
+        store.add("read", 1)
+    if number > place.world_size:  # rank 0 has decided without this process
+        problem = problem or _twice(place.rank)
+    if problem:
+        raise UserError(problem)
+    return store
+
+
+def _connect(place: Place, limit: datetime.timedelta, *, host: bool) -> Any:
+    """Return a connection to the job's store, which rank 0 or torchrun's agent has.
+
+    Raises:
+        UserError: If there is none.
+    """
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
+    of_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    deadline = time.monotonic() + limit.total_seconds()
+    report = _Report(place)
+    while True:
+        step = min(_REPORT_S, max(deadline - time.monotonic(), 1))
+        try:
+            store = TCPStore(
+                place.address,
+                place.port,
+                is_master=host and not of_agent,
+                timeout=datetime.timedelta(seconds=step),
+                wait_for_workers=False,
+            )
+            break
+        except (RuntimeError, ValueError) as error:
+            where = f"{place.address}:{place.port}"
+            if host or isinstance(error, ValueError):
+                reason = str(error).splitlines()[0]
+                raise UserError(
+                    f"the processes of this run cannot meet at {where} ({reason}): set MASTER_PORT "
+                    "(or --dist-url) to a free port of rank 0's machine"
+                ) from error
+            if time.monotonic() > deadline:
+                raise _unanswered([0], place, limit) from error
+            report.waiting_for([0])
+    store.set_timeout(limit)
+    # torchrun's agent keeps its store when it restarts the processes.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return PrefixStore(f"moco_d2/{attempt}", store)
+
+
+def _wait_for_all(store: Any, place: Place, limit: datetime.timedelta) -> tuple[list[Any], str]:
+    """Return what all processes have written on their arrival, and a problem or ""."""
+    arrivals: list[dict[str, Any]] = []
+    report = _Report(place)
+    deadline = time.monotonic() + limit.total_seconds()
+    while True:
+        for number in range(len(arrivals), store.add("arrivals", 0)):
+            arrivals.append(json.loads(store.get(f"arrival/{number + 1}")))
+        problem = _misfit(arrivals)
+        missing = sorted(set(range(place.world_size)) - {one["rank"] for one in arrivals})
+        if problem or not missing:
+            return arrivals, problem
+        if time.monotonic() > deadline:
+            return arrivals, str(_unanswered(missing, place, limit))
+        report.waiting_for(missing)
+        time.sleep(_POLL_S)
+
+
+def _misfit(arrivals: list[dict[str, Any]]) -> str:
+    """Return why these processes cannot be those of one run, or ""."""
+    arrivals = sorted(arrivals, key=lambda one: one["rank"])
+    reasons = {
+        "world_size": "start the same number of processes on each machine, and all machines once",
+        "local_world_size": "start the same number of processes on each machine",
+        "backend": "let all machines have usable GPUs, or set MODEL.DEVICE cpu for all",
+    }
+    names = {
+        "world_size": "the number of processes",
+        "local_world_size": "the number of processes on a machine",
+        "backend": "the backend of torch.distributed",
+    }
+    for fact, advice in reasons.items():
+        ranks: dict[Any, int] = {}
+        for one in arrivals:
+            ranks.setdefault(one[fact], one["rank"])
+        if len(ranks) > 1:
+            values = " and ".join(f"{value} for rank {rank}" for value, rank in ranks.items())
+            return f"{names[fact]} is {values}: {advice}"
+    ranks_of_gpu: dict[str, int] = {}
+    for before, one in zip([None, *arrivals], arrivals, strict=False):
+        rank, gpu = one["rank"], one["gpu"]
+        if before is not None and before["rank"] == rank:
+            return _twice(rank)
+        if gpu is not None and ranks_of_gpu.setdefault(gpu, rank) != rank:
+            return (
+                f"rank {ranks_of_gpu[gpu]} and rank {rank} would share the GPU {gpu}: start one "
+                "process per GPU"
+            )
+    return ""
+
+
+def _twice(rank: int) -> str:
+    return f"two processes have the rank {rank}: start each process once, with its own RANK"
+
+
+def _unanswered(missing: list[int], place: Place, limit: datetime.timedelta) -> UserError:
+    return UserError(
+        f"rank {_listed(missing)} of {place.world_size} processes did not come to {place.address}:"
+        f"{place.port} within {limit.total_seconds():g} s: start all processes, or for a single "
+        "one unset WORLD_SIZE"
+    )
+
+
+def _listed(ranks: list[int]) -> str:
+    shown = ", ".join(map(str, ranks[:8]))
+    return f"{shown} and {len(ranks) - 8} more" if len(ranks) > 8 else shown
+
+
+class _Report:
+    """Prints, ever more seldom, which processes are missing."""
+
+    def __init__(self, place: Place):
+        self._place = place
+        self._started = time.monotonic()
+        self._next_s = float(_REPORT_S)
+
+    def waiting_for(self, missing: list[int]) -> None:
+        waited = time.monotonic() - self._started
+        if waited < self._next_s:
+            return
+        self._next_s = 2 * waited
+        place = self._place
+        print(
+            f"waiting for rank {_listed(missing)} of {place.world_size} processes at "
+            f"{place.address}:{place.port}, as WORLD_SIZE is {place.world_size}; if this is the "
+            "only process, stop it and unset WORLD_SIZE",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _wait(condition: Any, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(_POLL_S)

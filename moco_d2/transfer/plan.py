@@ -37,6 +37,7 @@ class RunPlan:
     Attributes:
         config_file: Name of the config file.
         cfg: The frozen config as it will run.
+        written: The config before it was scaled, with the numbers that the user wrote.
         schedule: The scaled schedule with its reasons; see schedule.scale_to_hardware.
         weights: The result of weights.describe_weights.
         world_size: Number of processes.
@@ -45,6 +46,7 @@ class RunPlan:
 
     config_file: str
     cfg: "CfgNode"
+    written: "CfgNode"
     schedule: Mapping[str, Any]
     weights: dict[str, Any] | None
     world_size: int
@@ -77,4 +79,6 @@ def plan_run(loaded: LoadedRun, world_size: int, *, eval_only: bool = False) -> 
     """
     cfg, schedule = scale_to_hardware(loaded.cfg, world_size)
     cfg.freeze()
-    return RunPlan(loaded.config_file, cfg, schedule, loaded.weights, world_size, eval_only)
+    return RunPlan(
+        loaded.config_file, cfg, loaded.cfg, schedule, loaded.weights, world_size, eval_only
+    )

@@ -25,6 +25,7 @@ LENGTH = {
     "SOLVER.CHECKPOINT_PERIOD": 2,
     "TEST.EVAL_PERIOD": 3,
 }
+TWO_STEPS = ("SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()")
 # A checkpoint of 5 MB.
 SLIM = {
     "MODEL.RESNETS.DEPTH": 50,
@@ -214,9 +215,9 @@ def test_another_batch_is_refused(finetune_run, uninterrupted):
 
 def test_a_lower_learning_rate_counts_after_a_resume(finetune_run, uninterrupted, caplog):
     """As Detectron2 restores its schedule, the old one would."""
-    folder = finetune_run("rate", "SOLVER.MAX_ITER", "2")
-    finetune_run("rate", "SOLVER.BASE_LR", "0.002", resume=True)
-    assert "resuming after 2 iterations with SOLVER.BASE_LR 0.002, which was " in caplog.text
+    folder = finetune_run("rate", *TWO_STEPS)
+    finetune_run("rate", "SOLVER.BASE_LR", "0.00002", resume=True)
+    assert "resuming after 2 iterations with SOLVER.BASE_LR 2e-05, which was 0.0002" in caplog.text
     rates = [
         {line["iteration"]: line["lr"] for line in everything(of)["lines"] if "lr" in line}
         for of in (folder, uninterrupted)
@@ -226,8 +227,8 @@ def test_a_lower_learning_rate_counts_after_a_resume(finetune_run, uninterrupted
 
 
 def test_a_divergence_leaves_the_last_good_state(finetune_run):
-    folder = finetune_run("diverged", "SOLVER.MAX_ITER", "2")
-    steep = ("SOLVER.BASE_LR", "1e30", "SOLVER.WARMUP_ITERS", "0", "SOLVER.CHECKPOINT_PERIOD", "1")
+    folder = finetune_run("diverged", *TWO_STEPS)
+    steep = ("SOLVER.BASE_LR", "1e30", "SOLVER.CHECKPOINT_PERIOD", "1")
     with pytest.raises(
         UserError, match=r"no longer finite at iteration \d.* last good state is .*pth"
     ):

@@ -270,12 +270,7 @@ def test_diverged_loss_is_one_sentence(finetune_run, voc):
         finetune_run(
             "voc_C4_random.yaml",
             voc,
-            "SOLVER.BASE_LR",
-            "1e30",
-            "SOLVER.WARMUP_ITERS",
-            "0",
-            "SOLVER.MAX_ITER",
-            "5",
+            *("SOLVER.BASE_LR", "1e30", "SOLVER.MAX_ITER", "5"),
         )
 
 

@@ -27,7 +27,7 @@ def check(plan: RunPlan) -> list[Finding]:
     available = _smallest_of_processes(available_bytes(cfg.MODEL.DEVICE, comm.get_local_size()))
     return [
         *findings,
-        *check_schedule(cfg),
+        *check_schedule(cfg, plan.written),
         *check_settings(cfg),
         *check_memory(cfg, available=available, world_size=plan.world_size),
     ]

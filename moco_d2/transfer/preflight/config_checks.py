@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from moco_d2.config.plain import flatten, to_plain
-from moco_d2.transfer.preflight.findings import Finding
+from moco_d2.transfer.preflight.findings import Finding, Refusal
 from moco_d2.transfer.preflight.memory import HOW, training_bytes
 from moco_d2.transfer.schedule import SYNCED_NORMS, normed_keys, reference_config
 from moco_d2.transfer.weights import RANDOM, Coverage
@@ -119,8 +119,9 @@ def _seed(cfg: "CfgNode") -> Iterator[Finding]:
         )
 
 
-def check_schedule(cfg: "CfgNode") -> list[Finding]:
-    """Return findings for a schedule that differs from the task's, for a run on the task's data.
+def check_schedule(cfg: "CfgNode", written: "CfgNode") -> list[Finding]:
+    """Return findings for a schedule that differs from the task's, for a run on the task's data, or
+    else for one whose parts do not fit together.
 
     The comparison is independent of the batch: it is over the number of images, the fractions of
     the run at which the rate is lowered, and the rate per image. A user-defined task or dataset has
@@ -128,10 +129,19 @@ def check_schedule(cfg: "CfgNode") -> list[Finding]:
 
     Args:
         cfg: The scaled config as it will run.
+        written: The config before it was scaled.
     """
+    if cfg.SOLVER.MAX_ITER < 1:
+        return [
+            Refusal(
+                "SOLVER.MAX_ITER",
+                str(written.SOLVER.MAX_ITER),
+                "no step would be trained; raise it, or evaluate with --eval-only",
+            )
+        ]
     reference = _reference(cfg)
     if reference is None:
-        return []
+        return list(_parts_of_schedule(written.SOLVER))
     run, task = cfg.SOLVER, reference.SOLVER
     scale = task.IMS_PER_BATCH / run.IMS_PER_BATCH
     expected = {
@@ -152,6 +162,33 @@ def check_schedule(cfg: "CfgNode") -> list[Finding]:
         for key, (value, wanted) in expected.items()
         if not _close(value, wanted)
     ]
+
+
+def _parts_of_schedule(solver: "CfgNode") -> Iterator[Finding]:
+    """Return findings for a warm-up or a step that lies beyond the end of the run.
+
+    A user who shortens a run by SOLVER.MAX_ITER alone would otherwise train all of it with a
+    fraction of the learning rate. Scaling does not change the order of these iterations.
+    """
+    end = solver.MAX_ITER
+    steps = sorted(solver.STEPS) if "Step" in solver.LR_SCHEDULER_NAME else []
+    beyond = [step for step in steps if step >= end]
+    if beyond:
+        yield Finding(
+            "SOLVER.STEPS",
+            str(tuple(solver.STEPS)),
+            f"SOLVER.MAX_ITER {end} ends the run before it would lower the learning rate at "
+            f"{beyond[0]}; set SOLVER.STEPS to iterations below {end}, or to () to keep the rate",
+        )
+    first = min([step for step in steps if step < end], default=end)
+    if solver.WARMUP_ITERS >= first and solver.WARMUP_FACTOR != 1:
+        event = "the run ends" if first == end else "the learning rate is lowered"
+        yield Finding(
+            "SOLVER.WARMUP_ITERS",
+            str(solver.WARMUP_ITERS),
+            f"{event} at iteration {first}, before the warm-up has reached SOLVER.BASE_LR "
+            f"{solver.BASE_LR:g}; set SOLVER.WARMUP_ITERS below {first}",
+        )
 
 
 def check_settings(cfg: "CfgNode") -> list[Finding]:

@@ -11,6 +11,7 @@ from moco_d2.transfer.preflight.config_checks import (
     check_schedule,
     check_settings,
 )
+from moco_d2.transfer.preflight.findings import has_refusal
 from moco_d2.transfer.schedule import scale_to_hardware
 from moco_d2.transfer.weights import Coverage
 
@@ -29,15 +30,15 @@ PROVENANCE = {
 
 
 def as_run(config, *overrides, world_size=8):
-    """The config as the command scales it."""
+    """The config as the command scales it, and as it is written."""
     cfg = load_config(config, overrides)
-    return scale_to_hardware(cfg, world_size)[0]
+    return scale_to_hardware(cfg, world_size)[0], cfg
 
 
 def findings(config, *overrides, provenance=PROVENANCE, world_size=8):
-    cfg = as_run(config, *overrides, world_size=world_size)
+    cfg, written = as_run(config, *overrides, world_size=world_size)
     found = check_config(cfg, provenance, world_size=world_size)
-    found += check_schedule(cfg) + check_settings(cfg)
+    found += check_schedule(cfg, written) + check_settings(cfg)
     return [str(finding) for finding in found]
 
 
@@ -221,14 +222,49 @@ def test_what_changes_no_result_may_be_set(overrides):
 
 @pytest.mark.parametrize("overrides", [("DATASETS.TRAIN", "('mine',)"), ("MOCO.TASK", "mine")])
 def test_data_and_tasks_of_the_users_own_have_no_reference(overrides):
-    assert findings("voc_C4_moco.yaml", "SOLVER.MAX_ITER", "5", *overrides) == []
+    assert findings("voc_C4_moco.yaml", "SOLVER.MAX_ITER", "50000", *overrides) == []
+
+
+@pytest.mark.parametrize("world_size", [1, 8])
+def test_a_shortened_run_does_not_end_in_its_warm_up(world_size):
+    """Else all of it has a fraction of the learning rate. The numbers are those of the user."""
+    own = ("DATASETS.TRAIN", "('mine',)", "SOLVER.MAX_ITER")
+    steps, warm_up = findings("coco_FPN_1x_moco.yaml", *own, "3", world_size=world_size)
+    assert steps == (
+        "SOLVER.STEPS is (60000, 80000): SOLVER.MAX_ITER 3 ends the run before it would lower the "
+        "learning rate at 60000; set SOLVER.STEPS to iterations below 3, or to () to keep the rate"
+    )
+    assert warm_up == (
+        "SOLVER.WARMUP_ITERS is 1000: the run ends at iteration 3, before the warm-up has reached "
+        "SOLVER.BASE_LR 0.02; set SOLVER.WARMUP_ITERS below 3"
+    )
+    fitting = ("3", "SOLVER.STEPS", "(2,)", "SOLVER.WARMUP_ITERS", "1")
+    assert findings("coco_FPN_1x_moco.yaml", *own, *fitting, world_size=world_size) == []
+    (lowered,) = findings("coco_FPN_1x_moco.yaml", *own, "2000", "SOLVER.STEPS", "(900,)")
+    assert "the learning rate is lowered at iteration 900, before the warm-up" in lowered
+    constant = ("SOLVER.WARMUP_FACTOR", "1.0", "SOLVER.STEPS", "()")
+    assert findings("coco_FPN_1x_moco.yaml", *own, "3", *constant) == []
+    cosine = ("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR")
+    assert findings("coco_FPN_1x_moco.yaml", *own, "2000", *cosine) == []
+
+
+@pytest.mark.parametrize(("length", "world_size"), [("0", 8), ("1", 32)])
+def test_a_run_without_a_step_is_refused(length, world_size):
+    """32 processes take a quarter of the steps of 8."""
+    cfg, written = as_run("voc_C4_moco.yaml", "SOLVER.MAX_ITER", length, world_size=world_size)
+    (found,) = check_schedule(cfg, written)
+    assert str(found) == (
+        f"SOLVER.MAX_ITER is {length}: no step would be trained; raise it, or evaluate with "
+        "--eval-only"
+    )
+    assert has_refusal([found])
 
 
 GIB = 1 << 30
 
 
 def test_too_little_memory_names_the_passes_that_would_do():
-    cfg = as_run("voc_C4_moco.yaml", world_size=8)
+    cfg, _ = as_run("voc_C4_moco.yaml", world_size=8)
     assert check_memory(cfg, available=16 * GIB, world_size=8) == []
     (found,) = check_memory(cfg, available=8 * GIB, world_size=8)
     assert re.match(
@@ -236,7 +272,7 @@ def test_too_little_memory_names_the_passes_that_would_do():
         r"tensors that backbone, .*\), and 8\.0 GiB are available; set MOCO.ACCUMULATION 2$",
         str(found),
     )
-    cfg = as_run("voc_C4_moco.yaml", "MOCO.ACCUMULATION", "2", world_size=8)
+    cfg, _ = as_run("voc_C4_moco.yaml", "MOCO.ACCUMULATION", "2", world_size=8)
     assert check_memory(cfg, available=8 * GIB, world_size=8) == []
     (found,) = check_memory(cfg, available=2 * GIB, world_size=8)
     assert str(found).endswith(
@@ -245,7 +281,7 @@ def test_too_little_memory_names_the_passes_that_would_do():
 
 
 def test_memory_that_nobody_knows_is_no_finding(caplog):
-    cfg = as_run("voc_C4_moco.yaml")
+    cfg, _ = as_run("voc_C4_moco.yaml")
     assert check_memory(cfg, available=None, world_size=8) == []
     cfg.MODEL.BACKBONE.NAME = "unknown"
     with caplog.at_level(logging.INFO):

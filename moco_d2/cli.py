@@ -2,10 +2,11 @@
 
 import argparse
 import contextlib
+import io
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -47,13 +48,15 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     from moco_d2.engine.failures import explained
     from moco_d2.engine.signals import end_on_signals, end_silently
 
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    _prepare_streams()
+    if os.environ.get("WORLD_SIZE", "") in ("", "1"):
         # One of several processes may be waiting outside of Python, where no handler is called.
         # The system ends such processes, and their launcher reports it.
         end_on_signals()
     try:
         with explained():
             code = main() or 0
+            sys.stdout.flush()  # output on a full disk is an error, too
         sys.exit(code)
     except UserError as error:
         text = "\n".join(map(printable, as_raised(error).lines))
@@ -67,6 +70,65 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
         end_silently()
+
+
+class _Output(io.TextIOWrapper):
+    """Text for stdout or stderr that never stops a command, except on a full disk.
+
+    A reader that has ended (``| head``) gets no more text, but the work goes on. A character that
+    the terminal's encoding lacks is escaped.
+    """
+
+    def __init__(self, stream: io.TextIOWrapper):
+        """
+        Args:
+            stream: The stream to replace. It shares its buffer.
+        """
+        stream.flush()
+        super().__init__(
+            stream.buffer,
+            encoding=stream.encoding,
+            errors="backslashreplace",
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
+        self._stream = stream  # would close the buffer if it were deleted
+
+    def write(self, text: str) -> int:
+        with self._without_reader():
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._without_reader():
+            super().flush()
+
+    @contextlib.contextmanager
+    def _without_reader(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            # The buffer keeps the text that could not be written, so it goes to the null device.
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.fileno())
+            os.close(null)
+
+
+def _prepare_streams() -> None:
+    """Give this process the three standard streams, whatever its parent has closed."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The next file that the process opens would be its output otherwise.
+            os.open(os.devnull, os.O_RDWR)
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is None:  # it was closed at the start
+            stream = open(descriptor, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
+        if type(stream) is io.TextIOWrapper and stream.fileno() == descriptor:
+            setattr(sys, name, _Output(stream))
 
 
 def command_parser(description: str | None, *examples: str) -> argparse.ArgumentParser:

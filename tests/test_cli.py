@@ -1,0 +1,74 @@
+"""What a command prints never stops its work, whatever its parent does with the streams."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.paths import ROOT
+
+# Prints more than a buffer holds, and then writes the file that is its work.
+WORK = """
+import os, sys
+from pathlib import Path
+from moco_d2.cli import run_command
+
+def main():
+    with open(sys.argv[1], "w") as file:
+        for number in range(5000):
+            print("a line with ±, é and 永", number)
+        os.write(1, b"by C code\\n")
+        file.write("done")
+
+run_command(main)
+"""
+
+
+def run(shell: str, *words: object, **variables: str) -> subprocess.CompletedProcess:
+    """Run ``python words``, which the shell's text calls ``"$@"``."""
+    command = ["bash", "-o", "pipefail", "-c", shell, "bash", sys.executable, *map(str, words)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.mark.parametrize(
+    "shell",
+    [
+        '"$@" | true',
+        '"$@" | head -1',
+        '"$@" >&-',
+        '"$@" >&- 2>&- <&-',
+        'PYTHONIOENCODING=ascii "$@"',
+        'PYTHONUNBUFFERED=1 "$@" | true',
+    ],
+)
+def test_the_work_is_done_without_a_traceback(shell, tmp_path):
+    file = tmp_path / "work"
+    ended = run(shell, "-c", WORK, file)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert file.read_text() == "done"
+
+
+def test_characters_that_the_terminal_lacks_are_escaped(tmp_path):
+    ended = run('"$@"', "-c", WORK, tmp_path / "work", PYTHONIOENCODING="ascii")
+    assert ended.stdout.startswith(r"a line with \xb1, \xe9 and \u6c38 0")
+
+
+def test_output_that_a_full_disk_loses_is_an_error(tmp_path):
+    ended = run('"$@" > /dev/full', "-c", WORK, tmp_path / "work")
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: cannot write (No space left on device)")
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("words", [["paper"], ["paper", "--help"]])
+def test_tables_into_a_closed_pipe_end_without_a_traceback(words):
+    ended = run('"$@" | true', ROOT / "tools" / "benchmark.py", *words)
+    assert ended.stderr == ""
+    assert ended.returncode == 0
+
+
+def test_world_size_is_read_as_text():
+    ended = run('"$@"', "-c", WORK, Path(os.devnull), WORLD_SIZE="many")
+    assert (ended.returncode, ended.stderr) == (0, "")

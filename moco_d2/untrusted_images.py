@@ -20,6 +20,13 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 #: Pillow's names of the accepted formats. All are raster formats that Pillow or a library decodes
 #: in this process. JPEG includes MPO files.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF")
+#: The suffixes of their files, in lower case.
+SUFFIXES = frozenset(
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
+        *(".ppm", ".pgm", ".pbm", ".pnm"),
+    }
+)
 #: The most pixels of an image, by its header. A decoded pixel takes 4 bytes, and at most 16 during
 #: a conversion (32-bit gray, alpha, Detectron2's rotated copy), which gives 1.6 GB.
 MAX_PIXELS = 100_000_000
@@ -47,6 +54,8 @@ _BASELINE_CODES = frozenset({0xC0, 0xC1})
 # Markers without a length, as in Pillow and libjpeg.
 _WITHOUT_LENGTH = frozenset({0x01, 0xC8, 0xD8, 0xD9, *range(0xF0, 0xFE)})
 _TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 322, 323
+_HEADER_BYTES = 1 << 16
+_ORIENTATION, _TRANSPOSED = 0x0112, frozenset({5, 6, 7, 8})
 
 
 def open_image(file: str | Path | BinaryIO) -> ImageFile.ImageFile:
@@ -92,6 +101,37 @@ def open_image(file: str | Path | BinaryIO) -> ImageFile.ImageFile:
         image.close()
         raise
     return image
+
+
+def image_size(file: str | Path) -> tuple[tuple[int, int], int]:
+    """Return the size (width, height) of an image after its EXIF orientation turns it, and this
+    orientation (1: not turned). Usually only the first _HEADER_BYTES are read.
+
+    Raises:
+        Exception: As in `open_image`.
+    """
+    check_regular(file)
+    with Path(file).open("rb") as opened:
+        start = opened.read(_HEADER_BYTES)
+    if Path(file).stat().st_size <= MAX_FILE_BYTES:
+        try:
+            return _turned_size(open_image(io.BytesIO(start)))
+        except Exception as error:  # the header may be longer
+            if not is_unreadable(error):
+                raise
+    with open_image(file) as image:
+        return _turned_size(image)
+
+
+def _turned_size(image: Image.Image) -> tuple[tuple[int, int], int]:
+    # Pillow would decode a PNG to look for EXIF behind its pixels.
+    has_exif = image.format != "PNG" or "exif" in image.info
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1) if has_exif else 1
+    except Exception:  # Detectron2 reads an image with damaged EXIF as it is
+        orientation = 1
+    width, height = image.size
+    return ((height, width) if orientation in _TRANSPOSED else (width, height)), orientation
 
 
 def check_regular(file: str | Path) -> None:

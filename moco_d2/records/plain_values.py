@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moco_d2.errors import printable
+from moco_d2.records.names import invisible
 
 _SHOWN = 40  # characters of a text in a message
 _SHOWN_IF_ODD = 300  # the same for a text with a control character, which may be at any position
@@ -36,7 +37,8 @@ def check_values(content: Any, limits: Limits) -> None:
 
     Raises:
         ValueError: If there are too many values, levels or characters; a control character, which a
-            terminal would execute; or half a surrogate pair, which cannot be encoded.
+            terminal would execute; half a surrogate pair, which cannot be encoded; or an invisible
+            character, such as one that reverses the text beside it.
     """
     level, seen = [content], 0
     keys: set[Any] = set()
@@ -81,3 +83,11 @@ def _check_texts(texts: Iterable[str], longest: int) -> None:
         for category, name in (("Cc", "a control character"), ("Cs", "half a surrogate pair")):
             if category in categories:
                 raise ValueError(f"damaged, {name} in {printable(text[:_SHOWN_IF_ODD])}")
+        if "Cf" in categories:
+            kept = (c for c in text if c.isprintable() or unicodedata.category(c) == "Cf")
+            character = invisible("".join(kept))
+            if character:
+                raise ValueError(
+                    f"damaged, the invisible character {character} in "
+                    f"{printable(text[:_SHOWN_IF_ODD])}"
+                )

@@ -184,6 +184,7 @@ OUTSIDE = [
         "$(a)",
     ),
     *("a" * 101, "a/" * 120 + "a", "configs", "jobs/a", "timings", "{folder}", "a\\..\\b"),
+    *("M\u043eCo", "moco\u3164"),  # a Cyrillic letter, and a blank one
 ]
 
 

@@ -28,6 +28,7 @@ def aliases(depth: int) -> list:
         {"a": "x" * 10, "b": "y" * 10},
         object(),  # not judged here
         "\u00e9\u202f",
+        "\u0645\u06cc\u200c\u062e",  # Persian needs the joiner
     ],
 )
 def test_what_is_within_the_limits(content):
@@ -50,6 +51,9 @@ def test_what_is_within_the_limits(content):
         (["\x1b]0;"], r"control character in \?]0;"),
         (["\x9b"], "control character"),
         (["\ud800"], "half a surrogate pair"),
+        (["a\u202eb"], r"U\+202E RIGHT-TO-LEFT OVERRIDE in a\?b"),
+        (["\n\u200b"], r"U\+200B ZERO WIDTH SPACE"),
+        ({"a\u200d": 1}, r"U\+200D ZERO WIDTH JOINER"),
         (collections.OrderedDict(a="\x00"), "control character"),
         (collections.namedtuple("Pair", "a b")(1, "\x00"), "control character"),
     ],

@@ -10,6 +10,7 @@ from moco_d2.config.load import packaged_hint
 from moco_d2.config.plain import flatten
 from moco_d2.config.safe_yaml import UNREADABLE, check_value, decode, load_yaml, read_config
 from moco_d2.errors import UserError, closest
+from moco_d2.records.names import name_problem
 
 # One part of the name of a run, which is also the name of a folder.
 _NAME = re.compile(r"\w[\w.+=,-]*")
@@ -34,7 +35,8 @@ def check_name(name: str, what: str, source: Path) -> None:
 
     Raises:
         UserError: If a part of `name` between slashes has other characters than letters, digits
-            and ``_.+=,-``, or does not begin with a letter, a digit or ``_``.
+            and ``_.+=,-``, does not begin with a letter, a digit or ``_``, or has letters that look
+            like others.
     """
     parts = name.split("/")
     plain = all(_NAME.fullmatch(part) and len(part) <= _LONGEST_NAME for part in parts)
@@ -44,6 +46,9 @@ def check_name(name: str, what: str, source: Path) -> None:
             f"begin with a letter, a digit or _, and have at most {_LONGEST_NAME} characters; "
             "rename it"
         )
+    problem = name_problem([name])
+    if problem:
+        raise UserError(f"{source}: as the {what}, {problem}; or rename it")
     if parts[0] in _RESERVED and what != "file name":
         raise UserError(f"{source}: the runner uses the name {parts[0]}; rename {name!r}")
 

@@ -9,17 +9,20 @@ file, sorted by name over all annotations of the folder, so all its splits have 
 """
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 from xml.parsers import expat
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json, load_voc_instances
+from detectron2.data.datasets import load_coco_json
 
 from moco_d2.config.safe_yaml import expand_home, is_folder, is_regular_file
 from moco_d2.errors import UserError
+from moco_d2.records.names import invisible, name_problem
 from moco_d2.transfer.data.coco_entry_types import coco_problem
-from moco_d2.transfer.data.voc_annotations import parse_xml
+from moco_d2.transfer.data.voc_annotations import class_name, parse_xml
+from moco_d2.transfer.data.voc_dataset import load_voc
 
 FORMS = "voc:FOLDER:SPLIT or coco:ANNOTATIONS.json:IMAGES"
 VOC_CLASSES_FILE = "classes.txt"
@@ -40,6 +43,12 @@ def register_by_path(name: str) -> bool:
     kind, _, rest = name.partition(":")
     if kind not in ("voc", "coco"):
         return False
+    character = invisible(name)
+    if character:
+        raise UserError(
+            f"dataset {name!a} has the invisible character {character}: rename the folder or "
+            "write the name again"
+        )
     # The VOC folder and COCO's image folder may have colons in their names.
     first, colon, second = rest.rpartition(":") if kind == "voc" else rest.partition(":")
     if not (first and colon and second):
@@ -59,7 +68,7 @@ def _register_voc(name: str, root: Path, split: str) -> None:
             f"JPEGImages, Annotations and ImageSets/Main/{split}.txt"
         )
     classes = _voc_classes(name, root)
-    DatasetCatalog.register(name, lambda: load_voc_instances(str(root), split, classes))
+    DatasetCatalog.register(name, lambda: load_voc(root, split, classes))
     MetadataCatalog.get(name).set(
         thing_classes=classes,
         dirname=str(root),
@@ -79,14 +88,28 @@ def _voc_classes(name: str, root: Path) -> list[str]:
         except ValueError as error:
             raise UserError(f"dataset {name!r}: {file} is refused: {error}") from error
         for obj in objects:
-            annotated.setdefault(obj.findtext("name", default=""), file)
+            annotated.setdefault(class_name(obj), file)
     if not annotated:
         raise UserError(f"dataset {name!r}: no annotated object in {root / 'Annotations'}/*.xml")
     listed = root / VOC_CLASSES_FILE
     if not listed.is_file():
-        return sorted(annotated)
-    classes = listed.read_text(encoding="utf-8").split("\n")
-    classes = [line.strip() for line in classes if line.strip()]
+        classes = sorted(annotated)
+        problem = name_problem(classes, ignore_case=True)
+        if problem:
+            files = f"{root / 'Annotations'}/*.xml"
+            raise UserError(
+                f"dataset {name!r}: in {files}, {problem}, or list the classes in {listed}"
+            )
+        return classes
+    try:
+        lines = listed.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"dataset {name!r}: {listed} is not UTF-8; write it in UTF-8") from error
+    classes = [" ".join(line.split()) for line in lines if line.strip()]
+    twice = [label for label, count in Counter(classes).items() if count > 1]
+    problem = f"{twice[0]!a} is listed twice: remove one" if twice else name_problem(classes)
+    if problem:
+        raise UserError(f"dataset {name!r}: in {listed}, {problem}")
     for label, file in annotated.items():
         if label not in classes:
             raise UserError(
@@ -132,11 +155,14 @@ def _coco_categories(name: str, file: Path) -> list[dict[str, Any]]:
         raise UserError(f"{invalid}: it has no {missing[0]!r}")
     problem = coco_problem(content)
     if problem:
-        raise UserError(f"{invalid}: {problem}")
+        raise UserError(f"{invalid}: {problem}; correct the file")
     categories = sorted(content["categories"], key=lambda category: category["id"])
     names = [category["name"] for category in categories]
     if not names or len(set(names)) < len(names):
         raise UserError(f"{invalid}: it must have categories with different names")
+    problem = name_problem(names)
+    if problem:
+        raise UserError(f"dataset {name!r}: in the categories of {file}, {problem}")
     used = {annotation["category_id"] for annotation in content["annotations"]}
     unknown = used - {category["id"] for category in categories}
     if unknown:

@@ -1,5 +1,6 @@
 """Annotations of a VOC-format dataset, with a cache and a reader for untrusted XML."""
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +17,9 @@ from moco_d2.files import read_regular_file
 
 # Size limits of a split's list and of an annotation. VOC's have about 200 kB and 3 kB.
 MOST_BYTES, MOST_BYTES_OF_ONE = 256 << 20, 16 << 20
+# A line of VOC's lists for one class: 1 means that the image has it, -1 that it has not, and 0 that
+# all its objects are difficult.
+_OF_ONE_CLASS = re.compile(r"\S.*\s(-1|0|1)")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -27,6 +31,15 @@ class VOCObject(NamedTuple):
     name: str
     box: tuple[float, float, float, float]
     difficult: bool
+
+
+class VOCAnnotation(NamedTuple):
+    """The objects of an image in the order of the file, and its size (width, height) in pixels,
+    which is None if the file does not give it.
+    """
+
+    objects: tuple[VOCObject, ...]
+    size: tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -51,15 +64,33 @@ def read_split(root: str, split: str) -> Counter[str]:
     """Return the image names of ROOT/ImageSets/Main/SPLIT.txt, in order, with their counts.
 
     Raises:
-        UserError: If the file does not exist or is not text.
+        UserError: If the file does not exist, is not UTF-8, or lists images with and without an
+            object of one class, as VOC's files ``aeroplane_train.txt`` do.
     """
     path = split_file(root, split)
     try:
-        text = read_regular_file(PathManager.get_local_path(path), MOST_BYTES).decode()
+        text = read_regular_file(PathManager.get_local_path(path), MOST_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 (byte {error.start}): write it in UTF-8, and give the images and "
+            "annotations the same names"
+        ) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot read {path}: {reason}; use a VOC folder") from error
-    return Counter(line.strip() for line in text.split("\n") if line.strip())
+    names = [line.strip() for line in text.split("\n") if line.strip()]
+    annotations = Path(PathManager.get_local_path(f"{root}/Annotations/"))
+    if (
+        names
+        and all(map(_OF_ONE_CLASS.fullmatch, names))
+        and not (annotations / f"{names[0]}.xml").is_file()
+    ):
+        raise UserError(
+            f"{path} lists whether each image has an object of one class (first line "
+            f"{names[0]!r}), but a split has only the names of images: name another split, or "
+            "write a file with the first column"
+        )
+    return Counter(names)
 
 
 def split_file(root: str, split: str) -> str:
@@ -101,14 +132,18 @@ def _collect(objects: list[tuple[int, VOCObject]], images: int, positives: int) 
 
 
 def read_objects(path: Path) -> tuple[VOCObject, ...]:
-    """Return the objects of one annotation in the order of the file. The result is cached until the
-    file changes.
+    """Return the objects of `read_annotation`."""
+    return read_annotation(path).objects
+
+
+def read_annotation(path: Path) -> VOCAnnotation:
+    """Return the annotation of one image. The result is cached until the file changes.
 
     Raises:
         UserError: If the file is missing, is not a VOC annotation, or declares an XML entity.
     """
     try:
-        return _read_objects(path, path.stat().st_mtime_ns)
+        return _read_annotation(path, path.stat().st_mtime_ns)
     except OSError as error:
         raise UserError(
             f"cannot read annotation {path}: {error.strerror}; add the file or remove the image "
@@ -117,22 +152,41 @@ def read_objects(path: Path) -> tuple[VOCObject, ...]:
 
 
 @cache
-def _read_objects(path: Path, modified: int) -> tuple[VOCObject, ...]:
+def _read_annotation(path: Path, modified: int) -> VOCAnnotation:
     try:
-        return tuple(_object(element) for element in parse_xml(path).findall("object"))
+        root = parse_xml(path)
+        return VOCAnnotation(tuple(map(_object, root.findall("object"))), _size(root))
     except (expat.ExpatError, TypeError, ValueError) as error:
         raise UserError(
             f"annotation {path} is damaged ({error}); each object of a VOC annotation must have a "
-            "name and a bndbox of four numbers"
+            "name and a bndbox of four numbers, and difficult must be 0 or 1"
         ) from error
 
 
 def _object(element: Element) -> VOCObject:
-    name = element.findtext("name")
-    if name is None:
+    name = class_name(element)
+    if not name:
         raise ValueError("an object has no name")
     x0, y0, x1, y1 = (float(element.findtext(f"bndbox/{corner}", "")) for corner in _CORNERS)
-    return VOCObject(name, (x0, y0, x1, y1), int(element.findtext("difficult", "0")) != 0)
+    difficult = element.findtext("difficult", "").strip() or "0"
+    if difficult not in ("0", "1"):
+        raise ValueError(f"an object has difficult {difficult[:20]!r}")
+    return VOCObject(name, (x0, y0, x1, y1), difficult == "1")
+
+
+def class_name(element: Element) -> str:
+    """Return the name of an ``<object>``, with single spaces between its words; "" without one.
+
+    Editors and programs that indent XML add spaces and line breaks, which are not part of a name.
+    """
+    return " ".join(element.findtext("name", "").split())
+
+
+def _size(root: Element) -> tuple[int, int] | None:
+    """Return (width, height), or None if they are missing, empty or 0."""
+    width, height = (root.findtext(f"size/{side}", "").strip() for side in ("width", "height"))
+    size = int(float(width or 0)), int(float(height or 0))
+    return size if min(size) > 0 else None
 
 
 def parse_xml(path: Path) -> Element:

@@ -66,7 +66,9 @@ def load_voc_segmentation(folder: str | Path, split: str) -> list[dict[str, Any]
     """
     folder = Path(folder)
     labels = folder / ("SegmentationClassAug" if split == _AUGMENTED else "SegmentationClass")
-    names = _split_list(folder, split).read_text(encoding="utf-8").split()
+    lines = _split_list(folder, split).read_text(encoding="utf-8-sig").splitlines()
+    # Some lists of train_aug have /JPEGImages/NAME.jpg and /SegmentationClassAug/NAME.png.
+    names = [Path(line.split()[0]).stem for line in lines if line.strip()]
     dicts = [
         {
             "file_name": str(folder / "JPEGImages" / f"{name}.jpg"),

@@ -101,6 +101,11 @@ def newest_intact(folder: Path, pattern: str) -> tuple[Path, dict[str, Any]]:
     # Search `folder`, not the parent of `named`: an empty last_checkpoint names the folder itself.
     others = set(folder.glob(pattern)) - {named}
     try:
+        if named == folder:
+            raise UserError(
+                f"{folder / LAST_CHECKPOINT} does not hold the name of a file: write the name of "
+                "a checkpoint into it, or choose another folder"
+            )
         content = load_checkpoint(named)
     except UserError as damage:
         intact = _by_iteration(others)

@@ -8,7 +8,13 @@ from detectron2.utils import comm
 
 from moco_d2.config.load import load_config
 from moco_d2.engine import consistency
-from moco_d2.engine.consistency import check_agreement, fingerprint, of_images, of_run
+from moco_d2.engine.consistency import (
+    check_agreement,
+    decided_by_main,
+    fingerprint,
+    of_images,
+    of_run,
+)
 from moco_d2.errors import UserError
 
 
@@ -48,6 +54,30 @@ def test_agreement_is_silent(ranks):
 
 def test_one_process_compares_nothing():
     check_agreement({"a": object()})
+
+
+def refuse():
+    raise UserError("rank 0 cannot", "write")
+
+
+def test_the_main_process_decides_for_all(ranks):
+    assert decided_by_main(lambda: 1) == 1
+    with pytest.raises(UserError, match="^rank 0 cannot\nwrite$"):
+        decided_by_main(refuse)
+    ranks(("of rank 0", None))
+    assert decided_by_main(lambda: "of another") == "of rank 0"
+    ranks((None, ("rank 0 cannot", "write")))
+    with pytest.raises(UserError, match="^rank 0 cannot\nwrite$"):
+        decided_by_main(lambda: "of another")
+
+
+def test_the_main_process_tells_the_others_what_it_refuses(monkeypatch):
+    told = []
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(comm, "all_gather", lambda mine: told.append(mine) or [mine, None])
+    with pytest.raises(UserError, match="^rank 0 cannot\nwrite$"):
+        decided_by_main(refuse)
+    assert told == [(None, ("rank 0 cannot", "write"))]
 
 
 def test_the_facts_of_a_run_are_its_config_and_code(monkeypatch, tmp_path):

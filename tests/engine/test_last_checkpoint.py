@@ -2,11 +2,12 @@
 
 import logging
 import os
+import re
 
 import pytest
 import torch
 
-from moco_d2.engine.last_checkpoint import name_last, newest_intact
+from moco_d2.engine.last_checkpoint import holds_run, name_last, newest_intact
 from moco_d2.errors import UserError
 
 
@@ -94,3 +95,31 @@ def test_none_that_is_whole(folder):
         path.write_bytes(b"")
     with pytest.raises(UserError, match=r"model_6\.pth is empty"):
         newest_intact(folder, "model_*.pth")
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe", b"", b"x" * 5000])
+def test_a_last_checkpoint_without_a_name(folder, name, caplog):
+    (folder / "last_checkpoint").write_bytes(name)
+    assert holds_run(folder)
+    assert found(folder) == "model_9.pth"
+    sentence = f"{folder}/last_checkpoint does not hold the name of a file: write the name of a"
+    assert sentence in caplog.text
+    for file in folder.glob("model_*.pth"):
+        file.unlink()
+    with pytest.raises(UserError, match=f"^{re.escape(sentence)}"):
+        newest_intact(folder, "model_*.pth")
+
+
+@pytest.mark.parametrize("kind", ["folder", "broken link", "pipe"])
+def test_a_last_checkpoint_that_is_no_file_is_refused(tmp_path, kind):
+    """A run could not write it, and without this would start again from the beginning."""
+    file = tmp_path / "last_checkpoint"
+    assert not holds_run(tmp_path)
+    make = {
+        "folder": file.mkdir,
+        "broken link": lambda: file.symlink_to("x"),
+        "pipe": lambda: os.mkfifo(file),
+    }
+    make[kind]()
+    with pytest.raises(UserError, match="last_checkpoint is not a file: replace it by a file with"):
+        holds_run(tmp_path)

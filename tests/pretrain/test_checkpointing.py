@@ -97,6 +97,15 @@ def test_nothing_to_resume_is_a_start(small_network, checkpointer):
     assert resumed(checkpointer()) == 0
 
 
+def test_a_folder_in_the_place_of_last_checkpoint_is_refused(small_network, checkpointer):
+    ours = checkpointer()
+    (ours.folder / "last_checkpoint").mkdir(parents=True)
+    with pytest.raises(UserError, match="last_checkpoint is not a file: replace it"):
+        resumed(ours)
+    with pytest.raises(UserError, match="last_checkpoint is not a file: replace it"):
+        ours.check_fresh()
+
+
 def test_an_interrupted_save_keeps_the_checkpoint_before(
     small_network, checkpointer, monkeypatch, tmp_path
 ):

@@ -138,6 +138,13 @@ def test_without_one_that_is_whole_the_damage_is_the_error(checkpointer, tmp_pat
         checkpointer.newest_intact()
 
 
+def test_a_folder_in_the_place_of_last_checkpoint_is_refused(checkpointer, tmp_path):
+    assert not checkpointer.has_checkpoint()
+    (tmp_path / "last_checkpoint").mkdir()
+    with pytest.raises(UserError, match="last_checkpoint is not a file: replace it"):
+        checkpointer.has_checkpoint()
+
+
 def test_stock_detectron2_reads_what_is_saved(checkpointer, tmp_path):
     from detectron2.checkpoint import DetectionCheckpointer
 

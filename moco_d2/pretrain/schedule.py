@@ -79,7 +79,8 @@ def build_schedule(cfg: CfgNode, iterations_per_epoch: int) -> ParamScheduler:
     still in epochs. "step_every" and the warm-up always count iterations.
 
     Raises:
-        UserError: If MOCO.LR_STEP_EVERY is missing, or the warm-up is as long as training.
+        UserError: If MOCO.LR_STEP_EVERY is missing, or the training ends before the warm-up or
+            before the last of MOCO.LR_STEPS.
         KeyError: If MOCO.LR_SCHEDULE is not one of SCHEDULES.
     """
     length = training_length(cfg, iterations_per_epoch)
@@ -98,9 +99,15 @@ def build_schedule(cfg: CfgNode, iterations_per_epoch: int) -> ParamScheduler:
 
 
 def _step(cfg: CfgNode, iterations_per_epoch: int, length: int) -> ParamScheduler:
-    steps = cfg.MOCO.LR_STEPS
     # Milestones are in iterations, because the length need not be a whole number of epochs.
-    milestones = [s * iterations_per_epoch for s in steps if s * iterations_per_epoch < length]
+    milestones = [step * iterations_per_epoch for step in cfg.MOCO.LR_STEPS]
+    if milestones and milestones[-1] >= length:
+        epochs = length / iterations_per_epoch
+        raise UserError(
+            f"MOCO.LR_STEPS {tuple(cfg.MOCO.LR_STEPS)} is not over when the training ends after "
+            f"{epochs:g} epochs, so it would not lower the learning rate as the recipe does: set "
+            f"MOCO.LR_STEPS to epochs below {epochs:g}, or to () to keep the rate"
+        )
     return MultiStepParamScheduler(
         [cfg.SOLVER.GAMMA**i for i in range(len(milestones) + 1)],
         num_updates=length,

@@ -61,15 +61,21 @@ def test_a_length_in_iterations_still_steps_at_epochs(make_config):
             "MOCO.EPOCHS": 0,
             "SOLVER.MAX_ITER": 25,  # two epochs and a half
             "MOCO.LR_SCHEDULE": "step",
-            "MOCO.LR_STEPS": (1, 2, 3),
+            "MOCO.LR_STEPS": (1, 2),
         }
     )
     assert factors(cfg, 10) == pytest.approx([1.0] * 10 + [0.1] * 10 + [0.01] * 5)
 
 
-def test_a_run_shorter_than_its_first_step_does_not_decay(make_config):
-    cfg = make_config({"MOCO.EPOCHS": 2}, config="moco_v1_R50_200ep.yaml")
-    assert factors(cfg, 3) == [1.0] * 6
+@pytest.mark.parametrize("epochs", [2, 120, 130, 160])
+def test_a_run_that_ends_before_its_last_step_is_refused(make_config, epochs):
+    """Else it would keep a rate that the recipe lowers."""
+    cfg = make_config({"MOCO.EPOCHS": epochs}, config="moco_v1_R50_200ep.yaml")
+    message = rf"LR_STEPS \(120, 160\) is not over .* after {epochs} epochs.* below {epochs}, or to"
+    with pytest.raises(UserError, match=message):
+        factors(cfg, 3)
+    cfg.MOCO.LR_STEPS = ()
+    assert factors(cfg, 3) == [1.0] * 3 * epochs
 
 
 def test_a_run_without_an_iteration_is_refused(make_config):

@@ -181,7 +181,7 @@ def _parts_of_schedule(solver: "CfgNode") -> Iterator[Finding]:
             f"{beyond[0]}; set SOLVER.STEPS to iterations below {end}, or to () to keep the rate",
         )
     first = min([step for step in steps if step < end], default=end)
-    if solver.WARMUP_ITERS >= first and solver.WARMUP_FACTOR != 1:
+    if first <= solver.WARMUP_ITERS and solver.WARMUP_FACTOR != 1:
         event = "the run ends" if first == end else "the learning rate is lowered"
         yield Finding(
             "SOLVER.WARMUP_ITERS",

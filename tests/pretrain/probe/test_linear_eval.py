@@ -320,7 +320,9 @@ def test_resumed_run_equals_uninterrupted_one(data, tmp_path, recipe):
 
 
 def test_the_result_says_how_the_pretraining_was_made(probe_run, make_config, tmp_path):
-    cfg = make_config({"MOCO.MOMENTUM": 0.9, "SEED": 5}, config="moco_v1_R50_200ep.yaml")
+    cfg = make_config(
+        {"MOCO.MOMENTUM": 0.9, "SEED": 5, "MOCO.LR_STEPS": ()}, config="moco_v1_R50_200ep.yaml"
+    )
     cfg.MOCO.ENCODER.WIDTH_FACTOR = SLIM.width_factor
     trainer = Pretrainer(cfg)
     trainer.resume_or_start(resume=False)

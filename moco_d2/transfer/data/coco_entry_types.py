@@ -29,9 +29,9 @@ class _Field(NamedTuple):
 
 
 def _is_id(value: Any) -> bool:
-    # A bool is refused, because True and 1 are the same key. A float is, because evaluations in C++
-    # read integers.
-    return type(value) is int and abs(value) <= _MAX_ID
+    # A bool is refused, because True and 1 are the same key. A float and a negative number are,
+    # because evaluations in C++ read unsigned integers.
+    return type(value) is int and 0 <= value <= _MAX_ID
 
 
 def _is_annotation_id(value: Any) -> bool:
@@ -71,7 +71,7 @@ def _is_list(value: Any) -> bool:
     return value is None or isinstance(value, list)
 
 
-_WHOLE = f"a whole number of at most {_MAX_ID} (without quotes or decimal point)"
+_WHOLE = f"a whole number from 0 to {_MAX_ID} (without quotes or decimal point)"
 _FIELDS = {
     "images": (_Field("id", _is_id, _WHOLE), _Field("file_name", _is_text, "text")),
     "annotations": (

@@ -43,10 +43,8 @@ class COCOBoxEvaluator(COCOEvaluator):
             self._compare(self._results["bbox"]["AP50"])
 
     def _compare(self, ap50: float) -> None:
-        try:
-            other = self.box_errors()["AP50"]
-        except ValueError:
-            other = math.nan  # without objects, both have no AP50
+        # Without objects, both have no AP50.
+        other = self.box_errors()["AP50"] if (~self._objects().ignored).any() else math.nan
         same = abs(ap50 - other) <= TOLERANCE or (math.isnan(ap50) and math.isnan(other))
         if not same:
             raise UserError(
@@ -62,11 +60,25 @@ class COCOBoxEvaluator(COCOEvaluator):
             ValueError: As in tide.decompose.
         """
         if self._errors is None:
-            images = set(self._coco_api.imgs)
-            # COCO's evaluation looks only at objects of the images that the file lists.
-            truth = [a for a in self._coco_api.dataset["annotations"] if a["image_id"] in images]
-            self._errors = decompose(_detections(self._gathered), _objects(truth))
+            self._errors = decompose(_detections(self._gathered, self._classes), self._objects())
         return self._errors
+
+    @property
+    def _classes(self) -> np.ndarray:
+        return np.array(sorted(self._coco_api.cats), dtype=np.int64)
+
+    def _objects(self) -> Objects:
+        images = set(self._coco_api.imgs)
+        # COCO's evaluation looks only at objects of the images that the file lists.
+        items = [a for a in self._coco_api.dataset["annotations"] if a["image_id"] in images]
+        crowd = np.array([bool(item["iscrowd"]) for item in items], dtype=bool)
+        return Objects(
+            np.array([item["image_id"] for item in items], dtype=np.int64),
+            _class_numbers(items, self._classes),
+            _corners(items),
+            crowd,
+            crowd,
+        )
 
 
 def complete_annotations(api: COCO) -> None:
@@ -84,7 +96,7 @@ def complete_annotations(api: COCO) -> None:
         return
     for number, item in enumerate(annotations, start=1):
         item["id"] = number
-        item.setdefault("iscrowd", 0)
+        item["iscrowd"] = int(item.get("iscrowd", 0))  # true and false become 1 and 0
         if "area" not in item:
             item["area"] = _area(api, item)
         if item.get("keypoints"):
@@ -112,10 +124,10 @@ def lvis_evaluator(dataset_name: str, folder: str) -> LVISEvaluator:
     return evaluator
 
 
-def _detections(items: list[dict[str, Any]]) -> Detections:
+def _detections(items: list[dict[str, Any]], category_ids: np.ndarray) -> Detections:
     """Return the detections that COCO's AP counts, in its order of equal scores."""
     images = np.array([item["image_id"] for item in items], dtype=np.int64)
-    classes = np.array([item["category_id"] for item in items], dtype=np.int64)
+    classes = _class_numbers(items, category_ids)
     scores = np.array([item["score"] for item in items], dtype=np.float64)
     order = np.lexsort((-scores, classes, images))  # stable
     group = np.stack((images, classes))[:, order]
@@ -126,15 +138,10 @@ def _detections(items: list[dict[str, Any]]) -> Detections:
     return Detections(images[kept], classes[kept], scores[kept], _corners(items)[kept])
 
 
-def _objects(items: list[dict[str, Any]]) -> Objects:
-    crowd = np.array([bool(item["iscrowd"]) for item in items], dtype=bool)
-    return Objects(
-        np.array([item["image_id"] for item in items], dtype=np.int64),
-        np.array([item["category_id"] for item in items], dtype=np.int64),
-        _corners(items),
-        crowd,
-        crowd,
-    )
+def _class_numbers(items: list[dict[str, Any]], category_ids: np.ndarray) -> np.ndarray:
+    """Return the positions of the items' categories in the sorted ids, which may be very large."""
+    ids = np.array([item["category_id"] for item in items], dtype=np.int64)
+    return np.searchsorted(category_ids, ids)
 
 
 def _corners(items: list[dict[str, Any]]) -> np.ndarray:

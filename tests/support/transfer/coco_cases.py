@@ -171,7 +171,9 @@ def coco_evaluator(folder: Path, truth: dict[str, Any]) -> COCOBoxEvaluator:
     register_coco_instances(name, {}, str(file), str(folder))
     MetadataCatalog.get(name).set(
         thing_classes=[c["name"] for c in truth["categories"]],
-        thing_dataset_id_to_contiguous_id={c["id"]: c["id"] - 1 for c in truth["categories"]},
+        thing_dataset_id_to_contiguous_id={
+            number: i for i, number in enumerate(sorted(c["id"] for c in truth["categories"]))
+        },
     )
     return COCOBoxEvaluator(name, output_dir=str(folder / "out"), kpt_oks_sigmas=SIGMAS)
 

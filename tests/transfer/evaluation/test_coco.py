@@ -9,7 +9,8 @@ from detectron2.data import MetadataCatalog
 from pycocotools import mask
 from support.transfer.coco_cases import coco_evaluator, evaluate_coco, make_case, write_lvis
 
-from moco_d2.transfer.evaluation.coco import lvis_evaluator
+from moco_d2.config.load import load_config
+from moco_d2.transfer.evaluation.build import build_evaluator
 
 IDS = {
     "from 0": lambda i: i,
@@ -76,14 +77,38 @@ def test_lvis_annotation_ids_from_0_do_not_change_the_ap(tmp_path):
             item["id"] = i
         file.write_text(json.dumps(content))
         MetadataCatalog.get(str(file)).set(
-            json_file=str(file), thing_classes=[c["name"] for c in truth["categories"]]
+            json_file=str(file),
+            evaluator_type="lvis",
+            thing_classes=[c["name"] for c in truth["categories"]],
         )
-        return evaluate_coco(lvis_evaluator(str(file), str(tmp_path)), truth["images"], found)
+        cfg = load_config("coco_FPN_1x_random.yaml", ["OUTPUT_DIR", str(tmp_path)])
+        return evaluate_coco(build_evaluator(cfg, str(file)), truth["images"], found)
 
     first, second = result(0), result(1)
     for task, metrics in second.items():
         assert first[task] == pytest.approx(metrics, nan_ok=True)
     assert second["bbox"]["AP"] > 0
+
+
+@pytest.mark.parametrize("keypoints", [False, True])
+@pytest.mark.parametrize("first", [0, 2**31, 2**53 - 20])
+def test_ids_and_crowds_of_any_accepted_form_do_not_change_the_ap(tmp_path, first, keypoints):
+    truth, found = make_case(0)
+    expected = evaluate_coco(coco_evaluator(tmp_path, truth), truth["images"], found, keypoints)
+    for item in (*truth["annotations"], *found):
+        item["image_id"] += first
+    for item in truth["annotations"]:
+        item["category_id"] += first - 1
+        item["iscrowd"] = bool(item["iscrowd"])
+    for image in truth["images"]:
+        image["id"] += first
+    for category in truth["categories"]:
+        category["id"] += first - 1
+    evaluator = coco_evaluator(tmp_path, truth)
+    results = evaluate_coco(evaluator, truth["images"], found, keypoints)
+    for task, metrics in expected.items():
+        assert results[task] == pytest.approx(metrics, nan_ok=True)
+        assert metrics["AP"] > 0
 
 
 def test_fields_that_follow_from_others_may_be_missing(tmp_path, truth):

@@ -173,7 +173,7 @@ def _one(part, **changes):
     return {key: [e | changes if key == part else e] for key, e in entries.items()}
 
 
-NO_IDS = ("1", "x", None, [1], {}, 1.0, 1.5, True, 2**53 + 1, math.nan)
+NO_IDS = ("1", "x", -1, None, [1], {}, 1.0, 1.5, True, 2**53 + 1, math.nan)
 
 
 @pytest.mark.parametrize(

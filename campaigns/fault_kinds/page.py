@@ -56,8 +56,19 @@ checkpoint yet, so a job script need not distinguish the two cases. Under SLURM 
 preempted or timed-out job is saved and queued again automatically. Under torchrun, a restart
 resumes the run.
 
-With several processes, a process that waits for another gives up after `MOCO_D2_TIMEOUT` seconds
-(default: 1800). Each process then names the rank that did not answer.
+Several processes compare their numbers, GPUs, code, config, weights, data and OUTPUT_DIR before the
+first step. All machines must share OUTPUT_DIR (`--output`), under the same path. If something does
+not fit, all of them end with one sentence. A process that waits for the others at the start says so
+after 10 seconds.
+
+A process that waits for another one gives up after `MOCO_D2_TIMEOUT` seconds (default: 1800), in
+every kind of operation. On CPUs (gloo) an operation also fails as soon as another process has ended.
+On GPUs (NCCL) it waits where no Python code runs, so every process also counts in a common store
+while it lives. If one stops to count for that time, the others name its rank. If one ends with an
+error, the others repeat the error within about 15 seconds. They end with exit code 2 in both cases.
+If all of them count, but one hangs in its own code, torch's watchdog aborts the others after that
+time. It ends with SIGABRT (exit code 134 or -6) and names the operation, but not the rank. The faults
+above were injected on CPUs.
 
 ## Limits
 

@@ -408,25 +408,34 @@ def _other_code() -> tuple:
 
 
 def _other_checkpoint() -> tuple:
-    """Give the odd rank a checkpoint with another queue."""
+    """Let the odd rank read another queue, as from the stale cache of a network file system."""
     workload = runs()[0][0]
 
     def prepare(folder: Path, out: Path, odd: int, size: int) -> None:
         _reference(0)
         source = ground() / "distributed0" / "out"
-        for name in ("same", "odd"):
-            (folder / name / "out").mkdir(parents=True)
-            newest = sorted(source.glob("checkpoint_0*.pth.tar"))[-1]
-            content = torch.load(newest, weights_only=True)
-            if name == "odd":
+        out.mkdir(parents=True)
+        newest = sorted(source.glob("checkpoint_0*.pth.tar"))[-1]
+        shutil.copyfile(newest, out / newest.name)
+        (out / POINTER).write_text(newest.name)
+
+    def before(folder: Path, rank: int, odd: bool) -> None:
+        if odd:
+            from moco_d2.pretrain import checkpointing
+
+            original = checkpointing.load_checkpoint
+
+            def load(path: Path) -> dict[str, Any]:
+                content = original(path)
                 content["state_dict"]["module.queue"] += 0.001
-            torch.save(content, folder / name / "out" / newest.name)
-            (folder / name / "out" / POINTER).write_text(newest.name)
+                return content
+
+            checkpointing.load_checkpoint = load
 
     def words(folder: Path, out: Path, odd: bool) -> list[str]:
-        return _with(out, workload, OUTPUT_DIR="out")
+        return workload.words(out)
 
-    return workload, words, _enter_folder, "the content of the dictionary", prepare
+    return workload, words, before, "the content of the dictionary", prepare
 
 
 _DISAGREEMENTS: dict[str, Callable[[], tuple]] = {

@@ -106,6 +106,13 @@ MOCO_GROUPS = (
                 "files in `configs/task` set it.",
             ),
             Key(
+                "MOCO.BACKBONE_ONLY",
+                False,
+                Boolean(),
+                "Only the pretrained backbone is taken from `MODEL.WEIGHTS`. If the file is a "
+                "finished detector, its other parts begin with their initial values.",
+            ),
+            Key(
                 "MOCO.VOC_EVALUATION",
                 "compatible",
                 Choice("compatible", "exact"),

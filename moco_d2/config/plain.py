@@ -9,6 +9,9 @@ from moco_d2.files import sha256_of_json
 #: Matched runs of one task may differ in these keys.
 FREE_KEYS = ("MODEL.WEIGHTS", "SEED", "OUTPUT_DIR")
 
+#: Keys that older configs lack, and the values with which a run equals a run of an older version.
+LATER_KEYS = {"MOCO.BACKBONE_ONLY": False, "MOCO.INPUT.RANGE": []}
+
 
 def has_key(cfg: Any, dotted: str) -> bool:
     """Return whether `cfg` has the key ``A.B.C``."""
@@ -50,20 +53,28 @@ def to_plain(cfg: Any) -> dict[str, Any]:
 
 
 def matched_sha256(resolved: Mapping[str, Any]) -> str:
-    """Return the fingerprint of a plain config without FREE_KEYS, which matched runs share."""
+    """Return the fingerprint of a plain config without its free keys, which matched runs share."""
     return sha256_of_json(without_free_keys(resolved))
 
 
 def without_free_keys(resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a shallow copy of a plain config without FREE_KEYS. The config stays unchanged."""
+    """Return a shallow copy of a plain config without FREE_KEYS, and without LATER_KEYS that have
+    the value of an older version. The config stays unchanged.
+    """
     rest = dict(resolved)
-    for dotted in FREE_KEYS:
+    for dotted in (*FREE_KEYS, *LATER_KEYS):
         *path, last = dotted.split(".")
-        node: dict[str, Any] = rest
+        nodes: list[dict[str, Any]] = [rest]
         for part in path:
-            if not isinstance(node.get(part), Mapping):
+            node = nodes[-1].get(part)
+            if not isinstance(node, Mapping):
                 break
-            node[part] = node = dict(node[part])
+            nodes[-1][part] = dict(node)
+            nodes.append(nodes[-1][part])
         else:
-            node.pop(last, None)
+            later = dotted in LATER_KEYS
+            if not later or nodes[-1].get(last) == LATER_KEYS[dotted]:
+                nodes[-1].pop(last, None)
+            if later and not nodes[-1] and path:  # the section is as late as its only key
+                nodes[-2].pop(path[-1])
     return rest

@@ -60,7 +60,9 @@ class ResumableTrainer(DefaultTrainer):
             convert = "convert it: tools/convert.py"
             with (
                 loading(f"MODEL.WEIGHTS {file}", convert),
-                measure_coverage(unwrapped(self.model)) as measured,
+                measure_coverage(
+                    unwrapped(self.model), backbone_only=self.cfg.MOCO.BACKBONE_ONLY
+                ) as measured,
             ):
                 self.checkpointer.load(file, checkpointables=[])
         if comm.get_world_size() > 1:

@@ -24,9 +24,8 @@ from moco_d2.engine.resume_checks import (
     shown,
 )
 from moco_d2.engine.resumed_config import check_config
+from moco_d2.transfer.weights import CONSTANTS
 
-# Constants from the config, which only some versions of Detectron2 save.
-_CONSTANTS = ("pixel_mean", "pixel_std")
 _SCHEDULER = "LRScheduler"  # Detectron2's only hook with a state
 
 
@@ -44,8 +43,8 @@ def check_content(content: dict[str, Any], model: nn.Module) -> None:
     if tensors and all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     wanted = model.state_dict()
-    kept = {n: t for n, t in tensors.items() if n in wanted or not n.endswith(_CONSTANTS)}
-    expected = {n: t for n, t in wanted.items() if n in tensors or not n.endswith(_CONSTANTS)}
+    kept = {n: t for n, t in tensors.items() if n in wanted or not n.endswith(CONSTANTS)}
+    expected = {n: t for n, t in wanted.items() if n in tensors or not n.endswith(CONSTANTS)}
     check_tensors(kept, expected, "model")
     entry(content, "trainer", dict)
     if "iteration" in content:

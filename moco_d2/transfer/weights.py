@@ -25,6 +25,9 @@ _PUBLISHED = ("moco://", "torchvision://")
 # ``detectron2://ImageNetPretrained/MSRA/R-50.pkl``.
 _MODEL_ZOO = "https://dl.fbaipublicfiles.com/detectron2/"
 
+#: Endings of a detector's constants from the config, which only some versions of Detectron2 save.
+CONSTANTS = ("pixel_mean", "pixel_std")
+
 _LONGEST = 150  # maximum number of characters of an address in an error message
 
 
@@ -64,10 +67,12 @@ class Coverage:
     Attributes:
         expected: Number of tensors of the ResNet in the detector (backbone, and res5 in a C4 head).
         missing: Names of the tensors that did not arrive.
+        beyond: Names of tensors of the detector's other parts that came from the weight file, too.
     """
 
     expected: int
     missing: tuple[str, ...]
+    beyond: tuple[str, ...] = ()
 
     @property
     def loaded(self) -> int:
@@ -138,9 +143,9 @@ def loading(source: str, advice: str) -> Iterator[None]:
 class measure_coverage:  # noqa: N801  a context manager reads as a verb
     """Measure which tensors are filled while the context is open, by any loader.
 
-    Every expected tensor is first set to NaN. A tensor that is still NaN at the end did not arrive
-    and gets its initial value back. This is independent of file formats, and it cannot count a
-    tensor that is in the file but was not loaded.
+    Every tensor is first set to NaN. A tensor that is still NaN at the end did not arrive and gets
+    its initial value back. This is independent of file formats, and it cannot count a tensor that
+    is in the file but was not loaded.
 
     Examples:
     ::
@@ -149,8 +154,20 @@ class measure_coverage:  # noqa: N801  a context manager reads as a verb
         coverage.result.missing
     """
 
-    def __init__(self, model: nn.Module):
-        self._tensors = pretrained_tensors(model)
+    def __init__(self, model: nn.Module, *, backbone_only: bool = False):
+        """
+        Args:
+            model: The detector.
+            backbone_only: Whether all tensors but those of the pretrained ResNet get their initial
+                values back, also if they arrived.
+        """
+        self._pretrained = pretrained_tensors(model)
+        self._tensors = {
+            name: tensor
+            for name, tensor in model.state_dict().items()
+            if tensor.is_floating_point() and not name.endswith(CONSTANTS)
+        }
+        self._backbone_only = backbone_only
         self.result: Coverage
 
     def __enter__(self) -> "measure_coverage":
@@ -160,12 +177,16 @@ class measure_coverage:  # noqa: N801  a context manager reads as a verb
         return self
 
     def __exit__(self, *exception: object) -> None:
-        missing = []
-        for name, tensor in self._tensors.items():
-            if torch.isnan(tensor).any():
-                missing.append(name)
-                tensor.copy_(self._initial[name])
-        self.result = Coverage(len(self._tensors), tuple(missing))
+        absent = [name for name, tensor in self._tensors.items() if torch.isnan(tensor).any()]
+        beyond = [
+            name
+            for name in self._tensors.keys() - self._pretrained.keys()
+            if not torch.isnan(self._tensors[name]).all()
+        ]
+        for name in {*absent, *(beyond if self._backbone_only else ())}:
+            self._tensors[name].copy_(self._initial[name])
+        missing = tuple(name for name in absent if name in self._pretrained)
+        self.result = Coverage(len(self._pretrained), missing, tuple(sorted(beyond)))
 
 
 def check_weights_name(weights: str) -> None:

@@ -136,6 +136,18 @@ def test_the_fingerprint_of_matched_runs_is_of_all_but_weights_seed_and_folder()
         assert fingerprint(*other) != own, other
 
 
+def test_a_key_of_a_later_version_changes_the_fingerprint_only_if_it_is_set():
+    """So a run matches the runs of an older version that behaved as this one."""
+    plain = to_plain(load_config("voc_C4_moco.yaml"))
+    older = json.loads(json.dumps(plain))
+    del older["MOCO"]["BACKBONE_ONLY"], older["MOCO"]["INPUT"]
+    assert matched_sha256(older) == matched_sha256(plain)
+    assert plain["MOCO"]["INPUT"] == {"RANGE": []}  # as it was
+    for key, value in (("MOCO.BACKBONE_ONLY", "True"), ("MOCO.INPUT.RANGE", "(0, 4095)")):
+        changed = to_plain(load_config("voc_C4_moco.yaml", (key, value)))
+        assert matched_sha256(changed) != matched_sha256(plain), key
+
+
 def test_a_shell_command_in_a_file_is_refused_and_taken_from_the_command_line(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("VERSION: 2\nDATASETS:\n  TRAIN: ['shards:pipe:touch /tmp/x']\n")

@@ -232,6 +232,20 @@ def test_weights_that_do_not_arrive_stop_the_run_and_leave_nothing(finetune_run,
     assert not (tmp_path / "out").exists()
 
 
+def test_a_finished_detector_as_weights_stops_the_run_or_begins_its_heads_anew(
+    finetune_run, voc, tmp_path
+):
+    finished = finetune_run("voc_C4_random.yaml", voc) / "model_final.pth"
+    weights = ("MODEL.WEIGHTS", str(finished))
+    with pytest.raises(UserError, match=r"it is a detector: \d+ tensors outside .* BACKBONE_ONLY"):
+        finetune_run("voc_C4_moco.yaml", voc, *weights, out="detector")
+    assert not (tmp_path / "detector").exists()
+    folder = finetune_run("voc_C4_moco.yaml", voc, *weights, "MOCO.BACKBONE_ONLY", "True", out="b")
+    record = json.loads((folder / "record.json").read_text())
+    assert record["config"]["resolved"]["MOCO"]["BACKBONE_ONLY"] is True
+    assert record["coverage"]["loaded"] == record["coverage"]["expected"] > 0
+
+
 @pytest.mark.parametrize("nested", [True, False])
 def test_an_unconverted_checkpoint_is_sent_to_the_converter(finetune_run, voc, tmp_path, nested):
     state = {"module.encoder_q.conv1.weight": torch.zeros(8, 3, 7, 7)}

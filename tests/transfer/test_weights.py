@@ -48,8 +48,8 @@ def detector(tiny, words):
     return build
 
 
-def load(model, weights):
-    with measure_coverage(model) as coverage:
+def load(model, weights, **kwargs):
+    with measure_coverage(model, **kwargs) as coverage:
         DetectionCheckpointer(model).load(str(weights))
     return coverage.result
 
@@ -60,6 +60,7 @@ def test_converted_weights_arrive_completely(detector, converted, config):
     model = detector(config)
     coverage = load(model, converted)
     assert (coverage.expected, coverage.loaded, coverage.missing) == (100, 100, ())
+    assert not coverage.beyond
     file = torch.load(converted, weights_only=True)["model"]
     for name, tensor in pretrained_tensors(model).items():
         suffix = name.split("bottom_up.")[-1].removeprefix("backbone.").removeprefix("roi_heads.")
@@ -83,6 +84,26 @@ def test_what_does_not_arrive_is_named_and_keeps_its_initial_value(detector, con
     coverage = load(model, tmp_path / "incomplete.pth")
     assert coverage.missing == ("roi_heads.res5.1.conv2.weight",)
     assert torch.equal(model.state_dict()["roi_heads.res5.1.conv2.weight"], initial)
+
+
+@pytest.mark.parametrize("config", ["voc_C4_moco.yaml", "coco_FPN_1x_moco.yaml"])
+def test_the_other_parts_of_a_finished_detector_are_noticed_and_can_begin_anew(
+    detector, tmp_path, config
+):
+    finished, model, initial = detector(config), detector(config), detector(config)
+    initial.load_state_dict(model.state_dict())
+    torch.save({"model": finished.state_dict()}, tmp_path / "finished.pth")
+    pretrained = pretrained_tensors(finished)
+    others = {n for n, t in finished.state_dict().items() if t.is_floating_point()}
+    others -= {*pretrained, "pixel_mean", "pixel_std"}
+    for backbone_only in (True, False):
+        coverage = load(model, tmp_path / "finished.pth", backbone_only=backbone_only)
+        assert not coverage.missing and set(coverage.beyond) == others
+        expected = initial if backbone_only else finished
+        for name in others:
+            assert torch.equal(model.state_dict()[name], expected.state_dict()[name]), name
+        for name, tensor in pretrained.items():
+            assert torch.equal(model.state_dict()[name], tensor), name
 
 
 def test_foreign_names_are_noticed(detector, tmp_path):

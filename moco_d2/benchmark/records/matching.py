@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from moco_d2.benchmark.records.results import Record
-from moco_d2.config.plain import FREE_KEYS, flatten, without_free_keys
+from moco_d2.config.plain import flatten, without_free_keys
 from moco_d2.files import sha256_of_json
 
 #: Differences are taken to this initialization.
@@ -64,7 +64,7 @@ def newest(records: Iterable[Record]) -> tuple[list[Record], list[str]]:
 
 
 class Matching:
-    """Compares the runs of one task: matched runs have equal configs, except FREE_KEYS, and data.
+    """Compares the runs of one task: matched runs have equal configs, except free keys, and data.
 
     It compares the configs in the records, not the fingerprints beside them, the settings that
     changed at a resume, and the recorded numbers of images. All runs are compared with `reference`, which has the most common config of
@@ -148,12 +148,11 @@ class Matching:
         if mark != "mismatched":
             return FOOTNOTES[mark]
         others = {self.fingerprint(r): r for r in self._records}  # one of each config
-        expected = flatten(self.reference.config)
+        expected = flatten(without_free_keys(self.reference.config))
         keys: set[str] = set()
         for record in others.values():
-            other = flatten(record.config)
+            other = flatten(without_free_keys(record.config))
             keys |= {k for k in expected | other if expected.get(k) != other.get(k)}
-        keys -= set(FREE_KEYS)
         if any(map(self._other_data, self._records)):
             keys.add("the number of images")
         if len({str(record.changes) for record in self._records}) > 1:

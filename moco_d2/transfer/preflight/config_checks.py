@@ -310,17 +310,30 @@ def _contradictions(cfg: "CfgNode", provenance: dict[str, Any] | None) -> list[F
 
 
 def check_coverage(cfg: "CfgNode", coverage: Coverage) -> list[Finding]:
-    """Return a finding if pretrained weights did not arrive completely."""
-    weights = cfg.MODEL.WEIGHTS
-    if weights == RANDOM or not coverage.missing:
-        return []
-    return [
-        Finding(
-            "MODEL.WEIGHTS",
-            weights,
-            f"only {coverage.loaded} of {coverage.expected} backbone tensors arrived, first "
-            f"missing {coverage.missing[0]}; the missing ones would train from random values. "
-            "Convert the checkpoint with tools/convert.py, and check MODEL.RESNETS.DEPTH and "
-            "WIDTH_PER_GROUP",
+    """Return findings if pretrained weights did not arrive completely, or more than the backbone
+    arrived.
+    """
+    weights, findings = cfg.MODEL.WEIGHTS, []
+    if weights != RANDOM and coverage.missing:
+        findings.append(
+            Finding(
+                "MODEL.WEIGHTS",
+                weights,
+                f"only {coverage.loaded} of {coverage.expected} backbone tensors arrived, first "
+                f"missing {coverage.missing[0]}; the missing ones would train from random values. "
+                "Convert the checkpoint with tools/convert.py, and check MODEL.RESNETS.DEPTH and "
+                "WIDTH_PER_GROUP",
+            )
         )
-    ]
+    if coverage.beyond and not cfg.MOCO.BACKBONE_ONLY:
+        findings.append(
+            Finding(
+                "MODEL.WEIGHTS",
+                weights,
+                f"it is a detector: {len(coverage.beyond)} tensors outside the pretrained backbone "
+                f"arrived too, first {coverage.beyond[0]}, so the run would not measure the "
+                "backbone; set MOCO.BACKBONE_ONLY True to begin them anew, which marks the run in "
+                "tables",
+            )
+        )
+    return findings

@@ -299,3 +299,15 @@ def test_incomplete_backbone_is_a_finding_unless_random():
     assert "only 317 of 318 backbone tensors arrived, first missing backbone.res2" in str(found)
     assert check_coverage(load_config("voc_C4_random.yaml"), missing) == []
     assert check_coverage(load_config("voc_C4_moco.yaml"), Coverage(318, ())) == []
+
+
+def test_a_finished_detector_is_not_a_backbone():
+    whole = Coverage(318, (), beyond=("proposal_generator.rpn_head.conv.weight", "roi_heads.x"))
+    (found,) = check_coverage(load_config("voc_C4_moco.yaml"), whole)
+    assert str(found).endswith(
+        "it is a detector: 2 tensors outside the pretrained backbone arrived too, first "
+        "proposal_generator.rpn_head.conv.weight, so the run would not measure the backbone; set "
+        "MOCO.BACKBONE_ONLY True to begin them anew, which marks the run in tables"
+    )
+    cfg = load_config("voc_C4_moco.yaml", ["MOCO.BACKBONE_ONLY", "True"])
+    assert check_coverage(cfg, whole) == []

@@ -67,8 +67,8 @@ class Matching:
     """Compares the runs of one task: matched runs have equal configs, except free keys, and data.
 
     It compares the configs in the records, not the fingerprints beside them, the settings that
-    changed at a resume, and the recorded numbers of images. All runs are compared with `reference`, which has the most common config of
-    the baseline, or of all runs if there is no baseline.
+    changed at a resume, and the recorded numbers of images. All runs are compared with `reference`,
+    which has the most common config of the baseline, or of all runs if there is no baseline.
     """
 
     def __init__(self, records: Sequence[Record]) -> None:

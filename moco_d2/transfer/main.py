@@ -64,9 +64,7 @@ def _train(
     cfg = plan.cfg
     if args.force:
         leave_out_missing(cfg.DATASETS.TRAIN)
-    recorder = RunRecorder(
-        plan.config_file, cfg, dict(plan.schedule), list(findings), plan.weights
-    )
+    recorder = RunRecorder(plan.config_file, cfg, dict(plan.schedule), list(findings), plan.weights)
     trainer = Trainer(cfg)
     trainer.checkpointer.add_checkpointable("record", recorder)
     coverage = trainer.resume_or_load(resume=args.resume)

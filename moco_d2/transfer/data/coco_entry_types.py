@@ -28,9 +28,12 @@ class _Field(NamedTuple):
     required: bool = True
 
 
-def _is_id(value: Any) -> bool:
-    # A bool is refused, because True and 1 are the same key. A float and a negative number are,
-    # because evaluations in C++ read unsigned integers.
+def is_id(value: Any) -> bool:
+    """Return whether images and categories may have this id.
+
+    A bool may not, because True and 1 are the same key. A float and a negative number may not,
+    because evaluations in C++ read unsigned integers.
+    """
     return type(value) is int and 0 <= value <= _MAX_ID
 
 
@@ -73,11 +76,11 @@ def _is_list(value: Any) -> bool:
 
 _WHOLE = f"a whole number from 0 to {_MAX_ID} (without quotes or decimal point)"
 _FIELDS = {
-    "images": (_Field("id", _is_id, _WHOLE), _Field("file_name", _is_text, "text")),
+    "images": (_Field("id", is_id, _WHOLE), _Field("file_name", _is_text, "text")),
     "annotations": (
         _Field("id", _is_annotation_id, "a number or text"),
-        _Field("image_id", _is_id, _WHOLE),
-        _Field("category_id", _is_id, _WHOLE),
+        _Field("image_id", is_id, _WHOLE),
+        _Field("category_id", is_id, _WHOLE),
         _Field("iscrowd", _is_crowd, "0 or 1", required=False),
         _Field("area", _is_area, f"a number of pixels from 0 to {_MAX_AREA:g}", required=False),
         _Field("segmentation", _is_mask, "a list of polygons or a run-length code", required=False),
@@ -85,7 +88,7 @@ _FIELDS = {
         _Field("num_keypoints", _is_count, "a whole number", required=False),
     ),
     "categories": (
-        _Field("id", _is_id, _WHOLE),
+        _Field("id", is_id, _WHOLE),
         _Field("name", _is_text, "text"),
         _Field("keypoints", _is_text_list, "a list of text", required=False),
     ),

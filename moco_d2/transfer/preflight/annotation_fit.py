@@ -9,6 +9,8 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from moco_d2.transfer.data.coco_entry_types import is_id
+from moco_d2.transfer.evaluation.build import evaluator_types
 from moco_d2.transfer.preflight.findings import Change, Finding, Refusal
 
 _VALUES = 3  # x, y and visibility of a keypoint
@@ -21,7 +23,8 @@ def check_annotations_fit(
     cfg: CfgNode, split: str, name: str, dicts: list[dict[str, Any]]
 ) -> Iterator[Finding]:
     """Yield a Refusal if objects have no mask or not the number of keypoints that the detector is
-    built for, and a Change of INPUT.MASK_FORMAT if masks are run-length codes.
+    built for, or if COCO's evaluation cannot use the images' ids; and a Change of INPUT.MASK_FORMAT
+    if masks are run-length codes.
 
     Args:
         cfg: The config as it will run.
@@ -32,12 +35,30 @@ def check_annotations_fit(
     objects = [(d["file_name"], a) for d in dicts for a in d.get("annotations", ())]
     if split == "TRAIN":
         objects = [(file, a) for file, a in objects if a.get("iscrowd", 0) == 0]
-    elif MetadataCatalog.get(name).get("evaluator_type") not in ("coco", "lvis"):
+    elif not {"coco", "lvis"}.intersection(evaluator_types(name)):
         return
+    else:
+        yield from _check_image_ids(name, dicts)
     if cfg.MODEL.MASK_ON:
         yield from _check_masks(cfg, split, name, objects)
     if cfg.MODEL.KEYPOINT_ON:
         yield from _check_keypoints(cfg, split, name, objects)
+
+
+def _check_image_ids(name: str, dicts: list[dict[str, Any]]) -> Iterator[Finding]:
+    """Check the ids of a dataset that is registered in code; those of a file are checked before."""
+    seen = set()
+    for sample in dicts:
+        number = sample.get("image_id")
+        if not is_id(number) or number in seen:
+            yield Refusal(
+                "DATASETS.TEST",
+                repr(name),
+                f"{sample['file_name']} has the image_id {number!r:.40}, but each image needs a "
+                "whole number of its own, from 0; number the images",
+            )
+            return
+        seen.add(number)
 
 
 def _check_masks(cfg: CfgNode, split: str, name: str, objects: list[_Object]) -> Iterator[Finding]:

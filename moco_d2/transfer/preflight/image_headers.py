@@ -3,25 +3,20 @@
 Only headers are read, so damage behind the header is found when the image is used.
 """
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from detectron2.data.detection_utils import read_image
 from detectron2.utils import comm
 
 from moco_d2.errors import UserError
-from moco_d2.untrusted_images import check_regular, is_unreadable, open_image
-
-# Bytes from which nearly all headers can be read: a tenth of a photo.
-_HEADER_BYTES = 1 << 14
-_ORIENTATION = 274  # EXIF tag
-_TURNED = range(5, 9)  # its values for images that are shown with width and height exchanged
+from moco_d2.untrusted_images import image_size, is_unreadable
 
 
 def check_images(name: str, dicts: Sequence[dict[str, Any]]) -> None:
-    """Check the images of a dataset. The processes of a machine share the work, so all must call
-    this function. Missing files are accepted.
+    """Check the images of a dataset, and the label files of semantic segmentation. The processes of
+    a machine share the work, so all must call this function. Missing files are accepted.
 
     Args:
         name: The name of the dataset.
@@ -43,40 +38,24 @@ def check_images(name: str, dicts: Sequence[dict[str, Any]]) -> None:
 
 
 def _problem(sample: dict[str, Any]) -> str:
+    file, labels = sample["file_name"], sample.get("sem_seg_file_name")
     try:
-        width, height = _shown_size(sample["file_name"])
+        size, _ = image_size(file)
+        declared = sample.get("width", size[0]), sample.get("height", size[1])
+        if declared != size and Path(file).suffix.lower() == ".png":
+            # In a PNG, the orientation may follow the pixels.
+            height, width = read_image(file).shape[:2]
+            size = width, height
+        label_size = size if labels is None else image_size(labels)[0]
     except FileNotFoundError:
         return ""
     except Exception as error:
         if not is_unreadable(error):
             raise
         return " ".join(str(error).split())
-    declared = sample.get("width", width), sample.get("height", height)
-    if declared == (width, height):
-        return ""
-    return (
-        f"it has width {width} and height {height}, but its annotations say width {declared[0]} "
-        f"and height {declared[1]}"
-    )
-
-
-def _shown_size(file: str) -> tuple[int, int]:
-    """Return width and height of an image as Detectron2 reads it: turned as EXIF says."""
-    check_regular(file)
-    with Path(file).open("rb") as opened:
-        header = opened.read(_HEADER_BYTES)
-    if len(header) == _HEADER_BYTES:
-        try:
-            return _size_of(io.BytesIO(header))
-        except Exception as error:
-            if not is_unreadable(error):
-                raise
-    return _size_of(file)
-
-
-def _size_of(file: str | io.BytesIO) -> tuple[int, int]:
-    with open_image(file) as image:
-        width, height = image.size
-        # For a PNG without EXIF, Pillow decodes the pixels to look for it behind them.
-        exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
-        return (height, width) if exif.get(_ORIENTATION) in _TURNED else (width, height)
+    shown = f"it has width {size[0]} and height {size[1]}"
+    if declared != size:
+        return f"{shown}, but its annotations say width {declared[0]} and height {declared[1]}"
+    if label_size != size:
+        return f"{shown}, but {labels} has width {label_size[0]} and height {label_size[1]}"
+    return ""

@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from pycocotools import mask
 from support.toy_data import CLASSES, make_coco
 from support.transfer.coco_cases import SIGMAS
@@ -169,3 +170,22 @@ def test_standard_deviations_of_another_number_than_the_keypoints(config, sigmas
     (found,) = check_datasets(cfg)
     assert isinstance(found, Refusal) and found.key == "TEST.KEYPOINT_OKS_SIGMAS"
     assert "set it to a list of 3 numbers" in found.message
+
+
+@pytest.mark.parametrize("ids", [(0, "one"), (0, None), (0.0, 1.0), (0, 0), (0, True), (-1, 0)])
+def test_ids_of_a_test_set_that_is_registered_in_code(tmp_path, voc, words, ids):
+    """VOC's images as COCO's evaluation gets them."""
+    name = f"in code {tmp_path}"
+    cfg = load_config("voc_C4_random.yaml", [*words(voc), "MODEL.ROI_HEADS.NUM_CLASSES", "2"])
+    check_datasets(cfg)
+    dicts = DatasetCatalog.get(voc["DATASETS.TEST"][0])[:2]
+    DatasetCatalog.register(
+        name, lambda: [{**d, "image_id": i} for d, i in zip(dicts, ids, strict=True)]
+    )
+    MetadataCatalog.get(name).set(thing_classes=list(CLASSES), evaluator_type="coco")
+    cfg.DATASETS.TEST = (name,)
+    (found,) = check_datasets(cfg)
+    assert isinstance(found, Refusal) and "each image needs a whole number of its own" in str(found)
+    ids = (0, 2**40)
+    assert check_datasets(cfg) == []
+    DatasetCatalog.remove(name)

@@ -53,6 +53,34 @@ def test_the_size_is_that_of_the_image_as_detectron2_turns_it(tmp_path, suffix, 
         check_images("mine", [turned | {"width": height, "height": width}])
 
 
+def test_exif_that_follows_the_pixels_of_a_png_counts(tmp_path):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    turned = picture(tmp_path / "a.png", exif=exif)
+    content = (tmp_path / "a.png").read_bytes()
+    start = content.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+    last = content.index(b"IEND") - 4
+    moved = content[:start] + content[end:last] + content[start:end] + content[last:]
+    (tmp_path / "a.png").write_bytes(moved)
+    height, width, _ = read_image(turned["file_name"]).shape
+    assert (width, height) == (HEIGHT, WIDTH)
+    check_images("mine", [turned | {"width": width, "height": height}])
+
+
+def test_labels_of_another_size_or_damaged_are_found(tmp_path):
+    sound = picture(tmp_path / "a.jpg") | {"sem_seg_file_name": str(tmp_path / "labels.png")}
+    labels = Image.new("L", (WIDTH, HEIGHT))
+    labels.save(tmp_path / "labels.png")
+    check_images("mine", [sound])
+    labels.resize((WIDTH, HEIGHT + 1)).save(tmp_path / "labels.png")
+    with pytest.raises(UserError, match=r"but .*labels\.png has width 90 and height 61"):
+        check_images("mine", [sound])
+    (tmp_path / "labels.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"first .*a\.jpg \(.*labels\.png has none of the formats"):
+        check_images("mine", [sound])
+
+
 def test_all_unusable_images_are_counted_and_the_first_is_named(tmp_path):
     sound, cut, text, small = (picture(tmp_path / f"{name}.jpg") for name in "abcd")
     os.truncate(cut["file_name"], 200)

@@ -9,7 +9,7 @@ import signal
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
-from support.toy_data import SLIM_BACKBONE, make_voc
+from support.toy_data import SLIM_BACKBONE, make_coco, make_voc
 
 from moco_d2.benchmark.records.compare import compare
 from moco_d2.benchmark.records.importing import import_run
@@ -222,6 +222,51 @@ def test_an_evaluation_that_is_refused_leaves_nothing(finetune_run, voc, tmp_pat
     weights = ("MODEL.WEIGHTS", str(tmp_path / "backbone.pth"))
     with pytest.raises(UserError, match=r"backbone\.pth.* model_final"):
         finetune_run("voc_C4_random.yaml", voc, *weights, eval_only=True)
+    assert not (tmp_path / "out").exists()
+
+
+def _as_runs(item, side=64):
+    """The mask of a box as an uncompressed run-length code."""
+    x, y, width, height = item["bbox"]
+    gap = side - height
+    runs = [x * side + y, *([height, gap] * width)]
+    runs[-1] = side * side - sum(runs[:-1])
+    return {"size": [side, side], "counts": runs}
+
+
+def test_run_length_codes_are_trained_on_and_the_record_says_how(finetune_run, tmp_path):
+    root = make_coco(tmp_path / "coco")
+    for file in root.glob("*.json"):
+        content = json.loads(file.read_text())
+        for item in content["annotations"]:
+            item["segmentation"] = _as_runs(item)
+        file.write_text(json.dumps(content))
+    data = {
+        f"DATASETS.{key}": (f"coco:{root}/{split}.json:{root}/images",)
+        for key, split in (("TRAIN", "train"), ("TEST", "test"))
+    }
+    folder = finetune_run("coco_FPN_1x_random.yaml", data)
+    record = json.loads((folder / "record.json").read_text())
+    assert record["config"]["resolved"]["INPUT"]["MASK_FORMAT"] == "bitmask"
+    (note,) = (n for n in record["schedule"]["notes"] if "MASK_FORMAT" in n)
+    assert "6 of 6 masks" in note
+    assert set(record["metrics"]) == {"bbox", "segm"}
+    assert not record["preflight"]["findings"]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_damaged_image_of_either_set_stops_the_run_before_it_begins(
+    finetune_run, tmp_path, split
+):
+    root = make_coco(tmp_path / "coco")
+    first = json.loads((root / f"{split}.json").read_text())["images"][0]["file_name"]
+    os.truncate(root / "images" / first, 100)
+    data = {
+        f"DATASETS.{key}": (f"coco:{root}/{name}.json:{root}/images",)
+        for key, name in (("TRAIN", "train"), ("TEST", "test"))
+    }
+    with pytest.raises(UserError, match=f"1 of its 6 images cannot be used, first .*{first}"):
+        finetune_run("coco_FPN_1x_random.yaml", data)
     assert not (tmp_path / "out").exists()
 
 

@@ -27,6 +27,7 @@ from fault_kinds.workloads import (
     Workload,
     class_folders,
     ground,
+    held_out_folders,
 )
 
 _ATTEMPTS = 20  # tries to hit a run before its end
@@ -47,7 +48,7 @@ def pretrainings() -> tuple[Pretraining, ...]:
     """Return pretrainings on files and shards, with every dictionary, without and with a worker."""
     knn = {
         "MOCO.KNN.TRAIN": class_folders(),
-        "MOCO.KNN.TEST": class_folders(),
+        "MOCO.KNN.TEST": held_out_folders(),
         "MOCO.KNN.PERIOD": 12,
     }
     folder = ground() / "shards"

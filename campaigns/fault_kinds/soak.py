@@ -75,7 +75,8 @@ def soak(minutes: float, file: Path | None, say: Callable[[str], None] = print) 
     with tempfile.TemporaryDirectory(prefix="moco_d2_soak_") as name:
         root = Path(name)
         images = make_class_folders(root / "images", 64)
-        process = _start(root, images)
+        held_out = make_class_folders(root / "held_out", 64, seed=1)
+        process = _start(root, images, held_out)
         samples: list[Sample] = []
         result = {
             "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
@@ -111,7 +112,7 @@ def soak(minutes: float, file: Path | None, say: Callable[[str], None] = print) 
     return result
 
 
-def _start(root: Path, images: Path) -> subprocess.Popen:
+def _start(root: Path, images: Path, held_out: Path) -> subprocess.Popen:
     settings = {
         "DATASETS.TRAIN": f"('{images}',)",
         "OUTPUT_DIR": root / "out",
@@ -129,7 +130,7 @@ def _start(root: Path, images: Path) -> subprocess.Popen:
         "MOCO.BN_SPLITS": 2,
         "MOCO.AUGMENTATION.SIZE": 32,
         "MOCO.KNN.TRAIN": images,
-        "MOCO.KNN.TEST": images,
+        "MOCO.KNN.TEST": held_out,
         "MOCO.KNN.PERIOD": 400,
     }
     with (root / "log").open("w") as log:

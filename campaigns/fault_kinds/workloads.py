@@ -46,6 +46,12 @@ def class_folders() -> Path:
 
 
 @functools.cache
+def held_out_folders() -> Path:
+    """Return a folder of 8 other images in the same two classes."""
+    return make_class_folders(ground() / "held_out", 4, seed=1)
+
+
+@functools.cache
 def voc_year() -> Path:
     """Return a VOC year with 6 images per split."""
     return make_voc(ground() / "VOC2007")

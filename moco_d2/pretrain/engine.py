@@ -72,7 +72,7 @@ class Pretrainer(TrainerBase):
             cfg, world_size=world_size, num_images=self.data.num_images
         )
         self.cfg = cfg
-        monitors = build_monitors(cfg, is_main=comm.is_main_process())
+        monitors = build_monitors(cfg, is_main=comm.is_main_process(), trained_on=self.data.images)
         self.device = torch.device(cfg.MODEL.DEVICE)
         self.layout = torch.channels_last if cfg.MOCO.CHANNELS_LAST else torch.contiguous_format
         self.model = build_pretext_model(cfg, self.data)

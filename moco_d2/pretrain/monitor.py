@@ -13,6 +13,7 @@ from detectron2.engine import HookBase, hooks
 
 from moco_d2.files import atomic_write
 from moco_d2.pretrain.alarms import CollapseAlarm, DataTimeAdvice, ExpectedLoss, LeakAlarm
+from moco_d2.pretrain.data.sources import ImageList
 from moco_d2.pretrain.probe.knn import KNNMonitor
 from moco_d2.pretrain.probe.labeled import Features
 from moco_d2.pretrain.probe.neighbor_sheet import as_array, neighbor_sheet
@@ -20,20 +21,23 @@ from moco_d2.pretrain.probe.neighbor_sheet import as_array, neighbor_sheet
 logger = logging.getLogger(__name__)
 
 
-def build_monitors(cfg: CfgNode, *, is_main: bool) -> list[HookBase]:
+def build_monitors(
+    cfg: CfgNode, *, is_main: bool, trained_on: ImageList | None = None
+) -> list[HookBase]:
     """Return the monitoring hooks of a pretraining. They run after the timer, before the writers.
 
     Args:
         cfg: A config that `schedule.scale_recipe` has scaled.
         is_main: Whether this process evaluates and warns. The other processes wait for it.
+        trained_on: The training images, if they are files.
 
     Raises:
-        UserError: If the kNN folders cannot be compared.
+        UserError: If the kNN folders cannot be compared, or a test image is trained on.
     """
     monitors: list[HookBase] = []
     knn = cfg.MOCO.KNN
     if knn.TRAIN or knn.TEST:
-        monitors.append(KNNEvaluation.from_config(cfg, is_main=is_main))
+        monitors.append(KNNEvaluation.from_config(cfg, is_main=is_main, trained_on=trained_on))
     if not is_main:
         return monitors
     if cfg.MOCO.PRETEXT == "moco":
@@ -89,11 +93,13 @@ class KNNEvaluation(hooks.EvalHook):
         self.sheet_folder = Path(sheet_folder)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, *, is_main: bool) -> "KNNEvaluation":
+    def from_config(
+        cls, cfg: CfgNode, *, is_main: bool, trained_on: ImageList | None = None
+    ) -> "KNNEvaluation":
         """Build from ``cfg.MOCO.KNN`` and ``cfg.MOCO.MONITOR``, and list both folders.
 
         Raises:
-            UserError: If the folders cannot be compared.
+            UserError: If the folders cannot be compared, or a test image is in `trained_on`.
         """
         knn = cfg.MOCO.KNN
         monitor = KNNMonitor(
@@ -105,6 +111,8 @@ class KNNEvaluation(hooks.EvalHook):
             num_workers=cfg.DATALOADER.NUM_WORKERS,
             value_range=cfg.MOCO.INPUT.RANGE,
         )
+        if trained_on is not None:
+            monitor.check_held_out(trained_on, f"DATASETS.TRAIN {cfg.DATASETS.TRAIN[0]}")
         return cls(
             monitor if is_main else None,
             period=knn.PERIOD,

@@ -31,6 +31,12 @@ def images(tmp_path_factory):
     return make_class_folders(tmp_path_factory.mktemp("data") / "images", IMAGES_PER_CLASS)
 
 
+@pytest.fixture(scope="session")
+def held_out(tmp_path_factory):
+    """The same classes with other images: {dark,light}/{0..3}.png."""
+    return make_class_folders(tmp_path_factory.mktemp("data") / "held_out", 4, seed=1)
+
+
 @pytest.fixture
 def words(images, tmp_path):
     """Overrides of a tiny run as the words of a command line; writes into tmp_path / "out"."""

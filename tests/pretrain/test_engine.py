@@ -81,7 +81,7 @@ def assert_bitwise_equal(a, b, where="") -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("period", [3, 2], ids=["epoch", "within-epoch"])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
-    make_config, images, tmp_path, workers, period
+    make_config, images, held_out, tmp_path, workers, period
 ):
     def config(name):
         return make_config(
@@ -91,7 +91,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
                 "SOLVER.CHECKPOINT_PERIOD": period,
                 # Looking at the features must change nothing either.
                 "MOCO.KNN.TRAIN": images,
-                "MOCO.KNN.TEST": images,
+                "MOCO.KNN.TEST": held_out,
                 "MOCO.KNN.PERIOD": period,
                 "MOCO.MONITOR.NEIGHBOURS": 1,
             }
@@ -172,8 +172,8 @@ def test_another_seed_is_another_run(make_config, tmp_path):
     assert set(values(first).values()).isdisjoint(values(other).values())
 
 
-def test_checkpoints_and_metrics_of_a_run(make_config, images, tmp_path):
-    pretrain_run(make_config({"MOCO.KNN.TRAIN": images, "MOCO.KNN.TEST": images}))
+def test_checkpoints_and_metrics_of_a_run(make_config, images, held_out, tmp_path):
+    pretrain_run(make_config({"MOCO.KNN.TRAIN": images, "MOCO.KNN.TEST": held_out}))
     out = tmp_path / "out"
     assert (out / "last_checkpoint").read_text() == FINAL_CHECKPOINT
     for name, epoch in (("checkpoint_0000003.pth.tar", 1), (FINAL_CHECKPOINT, 2)):
@@ -298,6 +298,19 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_written(
     with pytest.raises(UserError, match=message):
         Pretrainer(make_config(overrides))
     assert not (tmp_path / "out").exists()
+
+
+def test_images_that_are_tested_are_not_trained_on(make_config, images, held_out, tmp_path):
+    train = shutil.copytree(images, tmp_path / "train")
+    (train / "dark" / "link.png").symlink_to(held_out / "dark" / "0.png")
+    knn = {"MOCO.KNN.TRAIN": images, "MOCO.KNN.TEST": held_out, "DATASETS.TRAIN": (str(train),)}
+    with pytest.raises(
+        UserError, match=r"^1 of the 8 images .* also in DATASETS\.TRAIN .*/train, "
+    ):
+        Pretrainer(make_config(knn))
+    assert not (tmp_path / "out").exists()
+    (train / "dark" / "link.png").unlink()
+    Pretrainer(make_config(knn))
 
 
 def test_a_leak_and_a_dictionary_larger_than_the_data_are_warned_of(

@@ -46,8 +46,8 @@ def names(monitors):
     return {type(m).__name__ for m in monitors}
 
 
-def test_a_run_has_the_monitors_that_its_config_asks_for(make_config, images):
-    knn = {"MOCO.KNN.TRAIN": images, "MOCO.KNN.TEST": images}
+def test_a_run_has_the_monitors_that_its_config_asks_for(make_config, images, held_out):
+    knn = {"MOCO.KNN.TRAIN": images, "MOCO.KNN.TEST": held_out}
     alarms = {"PretextChance", "CollapseAlarm", "LeakAlarm", "DataTimeAdvice"}
     assert names(build_monitors(make_config(), is_main=True)) == alarms
     assert names(build_monitors(make_config(knn), is_main=True)) == {*alarms, "KNNEvaluation"}
@@ -60,11 +60,13 @@ def test_a_run_has_the_monitors_that_its_config_asks_for(make_config, images):
     assert build_monitors(make_config(), is_main=False) == []
 
 
-def test_knn_is_evaluated_at_the_start_each_period_and_the_end(make_config, images, tmp_path):
+def test_knn_is_evaluated_at_the_start_each_period_and_the_end(
+    make_config, images, held_out, tmp_path
+):
     cfg = make_config(
         {
             "MOCO.KNN.TRAIN": images,
-            "MOCO.KNN.TEST": images,
+            "MOCO.KNN.TEST": held_out,
             "MOCO.KNN.EPOCHS": 2,
             "MOCO.KNN.NEIGHBOURS": 1,
             "MOCO.MONITOR.NEIGHBOURS": 3,
@@ -89,8 +91,8 @@ def test_knn_is_evaluated_at_the_start_each_period_and_the_end(make_config, imag
     assert {line["iteration"]: line.get("knn_accuracy") for line in lines}[5] == 1.0
 
 
-def test_a_resumed_run_does_not_evaluate_at_its_start(make_config, images):
-    cfg = make_config({"MOCO.KNN.TRAIN": images, "MOCO.KNN.TEST": images})
+def test_a_resumed_run_does_not_evaluate_at_its_start(make_config, images, held_out):
+    cfg = make_config({"MOCO.KNN.TRAIN": images, "MOCO.KNN.TEST": held_out})
     trainer = Scripted()
     trainer.model.encoder_q = build_encoder("resnet18", dim=8)
     trainer.register_hooks(build_monitors(cfg, is_main=True))

@@ -79,7 +79,9 @@ def outcome(folder: Path) -> tuple[dict, list[dict]]:
     ("source", "workers", "processes"),
     [("folder", 0, 1), ("folder", 2, 2), ("shards", 2, 1), ("shards", 0, 2)],
 )
-def test_a_killed_run_ends_as_one_that_was_not(words, images, tmp_path, source, workers, processes):
+def test_a_killed_run_ends_as_one_that_was_not(
+    words, images, held_out, tmp_path, source, workers, processes
+):
     shards = make_shards(tmp_path, [6] * 4)
     dataset = {"folder": str(images), "shards": f"shards:{shards}"}[source]
 
@@ -94,7 +96,7 @@ def test_a_killed_run_ends_as_one_that_was_not(words, images, tmp_path, source, 
                 "SOLVER.MAX_ITER": STEPS,
                 "MOCO.BN_SPLITS": 2 // processes,
                 "MOCO.KNN.TRAIN": images,
-                "MOCO.KNN.TEST": images,
+                "MOCO.KNN.TEST": held_out,
                 "MOCO.KNN.PERIOD": 50,
                 "MOCO.MONITOR.NEIGHBOURS": 1,  # to compress more rows takes longer than all steps
             }

@@ -39,10 +39,10 @@ def folder():
 
 
 @pytest.fixture
-def ranks(folder, words, images):
+def ranks(folder, words, images, held_out):
     """What each of the two processes found; they run once."""
     if not (folder / "rank1.pth").is_file():
-        knn = {"MOCO.KNN.TRAIN": images, "MOCO.KNN.TEST": images, "MOCO.KNN.PERIOD": 1}
+        knn = {"MOCO.KNN.TRAIN": images, "MOCO.KNN.TEST": held_out, "MOCO.KNN.PERIOD": 1}
         runs = {
             name: words(
                 {**RUN, **overrides, **knn, "MOCO.BN_SPLITS": 1, "OUTPUT_DIR": folder / name}

@@ -58,6 +58,11 @@ def build_training_data(cfg: CfgNode, *, rank: int = 0, world_size: int = 1) -> 
     else:
         images = take_fraction(list_source(names[0]), cfg.MOCO.DATA.SHARE)
         data = ListedData(with_range(images, value_range, dataset=names[0]), **stream)
+    if cfg.MOCO.PRETEXT == "supervised" and len(data.classes) == 1:
+        raise UserError(
+            f"supervised pretraining needs several classes, but {names[0]} has only "
+            f"{data.classes[0]}: give a folder with one folder per class"
+        )
     if cfg.MOCO.PRETEXT == "supervised" and not data.classes:
         raise UserError(
             f"supervised pretraining needs labels, but {names[0]} has none: give a folder with one "

@@ -12,16 +12,11 @@ from PIL import Image
 
 from moco_d2.errors import UserError
 from moco_d2.pixel_values import ValueRange, reduce_to_8_bits
-from moco_d2.untrusted_images import open_image
+from moco_d2.untrusted_images import SUFFIXES, open_image
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = frozenset(
-    {
-        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
-        *(".ppm", ".pgm", ".pbm", ".pnm"),
-    }
-)
+IMAGE_SUFFIXES = SUFFIXES
 
 _NAMES_IN_ERROR = 5
 # With fewer images, the fraction of one damaged file says nothing about the dataset.

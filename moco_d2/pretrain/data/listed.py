@@ -29,6 +29,7 @@ class ListedData(TrainingData):
             stream: Arguments of `TrainingData`.
         """
         super().__init__(num_images=len(images), classes=images.classes, **stream)
+        self.images = images
         self.samples = ListedSamples(images, self.make_views)
 
     def fingerprint(self) -> str:

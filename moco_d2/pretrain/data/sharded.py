@@ -163,7 +163,7 @@ class ShardedData(TrainingData):
                     for image in itertools.islice(images, start, count):
                         yield image
                         yielded += 1
-            except GeneratorExit:
+            except (GeneratorExit, UserError):
                 raise
             except Exception as error:  # a damaged archive or a command may raise any class
                 # webdataset adds objects to errors, whose text differs between processes.

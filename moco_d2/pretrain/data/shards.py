@@ -10,27 +10,38 @@ import os
 import signal
 import stat
 import tarfile
-from collections.abc import Generator, Iterator, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple
 
 from detectron2.utils import comm
 
 from moco_d2.config.shard_patterns import expand, is_local
 from moco_d2.engine.loader import build_loader
-from moco_d2.errors import UserError
+from moco_d2.errors import UserError, as_raised
 from moco_d2.pretrain.data.decompression import BoundedReader
 from moco_d2.pretrain.data.sources import MAX_CLASSES, PathTable
 from moco_d2.pretrain.data.tar_members import (
     LABEL,
     MEMBERS,
+    is_archive,
     is_label,
     is_read,
     open_shard,
     open_stream,
+    sample_and_field,
     walk,
 )
 
 logger = logging.getLogger(__name__)
+
+# Reasons why members of a shard are passed over.
+_ARCHIVES = "archives inside of shards"
+_FURTHER = "further images of a sample (x.seg.png beside x.jpg)"
+_LINKS = "links and other special members"
+_SPARSE = "sparse members"
+_OTHER = "members without an image or a class"
 
 # Exit status (of a shell, or of the process) of a command whose output is not read to the end.
 _BROKEN_PIPE = [128 + signal.SIGPIPE, -signal.SIGPIPE]
@@ -58,7 +69,8 @@ def list_shards(pattern: str, *, num_images: int = 0, num_workers: int = 0) -> S
 
     ``pipe:COMMAND`` reads the output of a shell command. It runs with the rights of this process,
     so never use a pattern that you have not read. Images are the members ``*.jpg``, ``*.png``,
-    ``*.webp`` and so on. A class index in ``*.cls`` is the label, if every image has one.
+    ``*.webp`` and so on; `sample_and_field` says what further dots in their names mean. A class
+    index in ``*.cls`` is the label, if every image has one.
 
     Args:
         pattern: The pattern.
@@ -69,8 +81,9 @@ def list_shards(pattern: str, *, num_images: int = 0, num_workers: int = 0) -> S
         num_workers: Number of workers of this process that count.
 
     Raises:
-        UserError: If the pattern is damaged, a file is missing, no shard has an image, or
-            `num_images` is 0 and a shard is not a local file.
+        UserError: If the pattern is damaged, a file is missing, no shard has an image, a shard has
+            archives instead, `num_images` is 0 and a shard is not a local file, or it is not clear
+            which member is the image of a sample.
     """
     try:
         urls = expand(pattern)
@@ -90,11 +103,16 @@ def list_shards(pattern: str, *, num_images: int = 0, num_workers: int = 0) -> S
     counted = _count_together(urls, num_workers)
     for problem in filter(None, (shard.problem for shard in counted)):
         logger.warning(problem)
+    passed_over = sum((Counter(shard.passed_over) for shard in counted), Counter())
+    if passed_over:
+        reasons = "; ".join(f"{number} {reason}" for reason, number in passed_over.items())
+        logger.warning("passed over in %s: %s", pattern, reasons)
     counts = array.array("q", (shard.images for shard in counted))
     if not sum(counts):
         raise UserError(
             f"none of the {len(urls)} shards of {pattern} has an image: change DATASETS.TRAIN"
         )
+    logger.info("%s: %d images in %d shards", pattern, sum(counts), len(urls))
     labeled = all(shard.num_classes for shard in counted if shard.images)
     num_classes = max(shard.num_classes for shard in counted) if labeled else 0
     return ShardList(PathTable(urls), counts, sizes, num_classes)
@@ -118,11 +136,13 @@ class ShardCount(NamedTuple):
         images: Number of intact images.
         num_classes: Number of classes; 0 unless every image has a label.
         problem: A sentence about damage, or empty.
+        passed_over: Number of members without an image or a label, by reason.
     """
 
     images: int
     num_classes: int
     problem: str = ""
+    passed_over: Mapping[str, int] = MappingProxyType({})
 
 
 def _count_together(urls: list[str], num_workers: int) -> list[ShardCount]:
@@ -133,7 +153,16 @@ def _count_together(urls: list[str], num_workers: int) -> list[ShardCount]:
         local, batch_size=None, collate_fn=count_images, num_workers=min(num_workers, len(local))
     )
     counted: list[Any] = [None] * len(urls)
-    for first, part in enumerate(comm.all_gather(list(counts))):
+    mine: list[ShardCount] | UserError
+    try:
+        mine = list(counts)
+    except UserError as error:  # which all processes must raise, or they would wait for this one
+        mine = as_raised(error)
+    parts = comm.all_gather(mine)
+    for refusal in parts:
+        if isinstance(refusal, UserError):
+            raise refusal
+    for first, part in enumerate(parts):
         counted[first::world_size] = part
     return counted
 
@@ -144,10 +173,12 @@ def count_images(path: str) -> ShardCount:
     The image before a damaged part is not counted, because a member of it may be missing.
     """
     images = labeled = num_classes = 0
+    passed_over: Counter[str] = Counter()
     try:
         with open_shard(path) as shard:
-            for sample in _group(_headers(shard, path)):
+            for sample in _group(_headers(shard, path, passed_over)):
                 images += 1
+                passed_over[_FURTHER] += len(_images_of(sample)) - 1
                 if LABEL in sample:
                     labeled += 1
                     num_classes = max(num_classes, _class_index(sample[LABEL]) + 1)
@@ -159,10 +190,19 @@ def count_images(path: str) -> ShardCount:
         problem = f"shard {path} is damaged after {images} images ({error}): only these are used"
     else:
         problem = "" if images else f"shard {path} has no image"
-    return ShardCount(images, num_classes if labeled == images else 0, problem)
+    if passed_over[_ARCHIVES] and not images:
+        raise UserError(
+            f"shard {path} holds {passed_over[_ARCHIVES]} archives and no image, as the download "
+            "of ImageNet does: unpack it, unpack each archive into a folder of its own, and set "
+            "DATASETS.TRAIN to the folder of these folders"
+        )
+    classes = num_classes if labeled == images else 0
+    return ShardCount(images, classes, problem, dict(+passed_over))
 
 
-def _headers(shard: tarfile.TarFile, path: str) -> Iterator[dict[str, Any]]:
+def _headers(
+    shard: tarfile.TarFile, path: str, passed_over: Counter[str]
+) -> Iterator[dict[str, Any]]:
     """Yield members in the form of webdataset's tar_file_expander, images without content."""
     before: dict[str, Any] | None = None
     for member in walk(shard):
@@ -173,8 +213,18 @@ def _headers(shard: tarfile.TarFile, path: str) -> Iterator[dict[str, Any]]:
         if is_read(member):
             content = _content_of(shard, member) if is_label(member.name) else b""
             before = {"fname": member.name, "data": content, "__url__": path}
+        elif not member.isdir():
+            passed_over[_reason(member)] += 1
     if before:
         yield before
+
+
+def _reason(member: tarfile.TarInfo) -> str:
+    if member.issparse():
+        return _SPARSE
+    if not member.isreg():
+        return _LINKS
+    return _ARCHIVES if is_archive(member.name) else _OTHER
 
 
 def _contents(path: str) -> Generator[dict[str, Any], None, None]:
@@ -219,11 +269,28 @@ def _group(members: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Group members of the same name to samples, without those that have no image."""
     from webdataset.tariterators import group_by_keys
 
-    return (sample for sample in group_by_keys(members) if _image_members(sample))
+    samples = group_by_keys(members, keys=sample_and_field)
+    return (sample for sample in samples if _images_of(sample))
 
 
-def _image_members(sample: dict[str, Any]) -> list[str]:
-    return [key for key in sample if key in MEMBERS and key != LABEL]
+def _images_of(sample: dict[str, Any]) -> list[str]:
+    """Return the fields that are images. The first is that of the sample.
+
+    ``x.jpg`` comes before ``x.input.jpg``, which may be a mask or a second view.
+
+    Raises:
+        UserError: If it is not clear which is the image, since no field is ``x.jpg`` alone.
+    """
+    keys = (key for key in sample if key.rpartition(".")[2] in MEMBERS - {LABEL})
+    fields = sorted(keys, key=lambda key: "." in key)
+    if len(fields) > 1 and "." in fields[0]:
+        name = sample["__key__"]
+        raise UserError(
+            f"shard {sample['__url__']} has the images {name}.{fields[0]} and {name}.{fields[1]}, "
+            f"which the first dot in their names makes one sample: rename the image of a sample to "
+            f"{name}.jpg, or images of different samples to names without further dots"
+        )
+    return fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,7 +323,7 @@ def read_shard(url: str, first_index: int = 0) -> Generator[EncodedImage, None, 
     members = _contents(url) if is_local(url) else _streamed(url)
     with contextlib.closing(members):
         for index, sample in enumerate(_group(members), start=first_index):
-            member = _image_members(sample)[0]
+            member = _images_of(sample)[0]
             yield EncodedImage(
                 content=sample[member],
                 name=f"{url}/{sample['__key__']}.{member}",

@@ -3,6 +3,7 @@
 import array
 import dataclasses
 import hashlib
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,10 @@ from PIL import Image
 from moco_d2.config.safe_yaml import expand_home
 from moco_d2.errors import UserError, closest
 from moco_d2.pixel_values import ValueRange, check_range
+from moco_d2.pretrain.data.folders import find_images, is_image
 from moco_d2.pretrain.data.images import IMAGE_SUFFIXES, read_image
+
+logger = logging.getLogger(__name__)
 
 LIST_PREFIX = "list:"
 #: Maximum number of classes. A wrong label could otherwise mean a billion classes.
@@ -145,11 +149,11 @@ def list_source(name: str) -> ImageList:
         UserError: If `name` is none of these, or has no images.
     """
     if name.startswith(LIST_PREFIX):
-        return read_list(name.removeprefix(LIST_PREFIX))
+        return _logged(read_list(name.removeprefix(LIST_PREFIX)), name)
     from detectron2.data import DatasetCatalog
 
     if not Path(name).expanduser().exists() and name in DatasetCatalog:
-        return list_registered(name)
+        return _logged(list_registered(name), name)
     if os.sep not in name and not Path(name).exists():
         hint = (
             closest(name, DatasetCatalog)
@@ -163,52 +167,62 @@ def list_images(folder: str | Path) -> ImageList:
     """List the images of a class folder (``class/**/x.jpg``) or a flat folder (``x.jpg``).
 
     Raises:
-        UserError: If the folder does not exist, has no images, or is both a class folder and a
-            flat folder.
+        UserError: If the folder does not exist, has no images, is both a class folder and a flat
+            folder, or has a training split beside a held-out one.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise UserError(f"dataset folder {folder} does not exist; give {_FOLDER}")
-    with os.scandir(root) as scan:
-        entries = sorted(scan, key=lambda entry: entry.name)
-    flat = [entry.path for entry in entries if _is_image(entry.name) and entry.is_file()]
+    found = find_images(str(root))
+    flat = found.flat
     paths = PathTable()
     labels = array.array("i")
     classes: list[str] = []
-    for class_folder in (entry for entry in entries if entry.is_dir()):
-        inside = sorted(_images_below(class_folder.path))
-        if inside:
-            paths.extend(inside)
-            labels.extend([len(classes)] * len(inside))
-            classes.append(class_folder.name)
+    for name, inside in found.by_class.items():
+        paths.extend(inside)
+        labels.extend([len(classes)] * len(inside))
+        classes.append(name)
     if flat and classes:
         raise UserError(
             f"{folder} holds images ({Path(flat[0]).name}) beside class folders ({classes[0]}): "
             "move the images into class folders, or move the class folders out"
         )
-    if flat:
-        return ImageList(PathTable(flat), None, [])
-    if not classes:
+    if not flat and not classes:
+        passed_over = f" (passed over: {found.passed_over})" if found.passed_over.counts else ""
         raise UserError(
-            f"no images in {folder} and its class folders: give a folder with "
+            f"no images in {folder} and its class folders{passed_over}: give a folder with "
             f"{', '.join(sorted(IMAGE_SUFFIXES))}"
         )
-    return ImageList(paths, labels, classes)
+    if found.passed_over.counts:
+        logger.warning("passed over in %s: %s", folder, found.passed_over)
+    images = ImageList(PathTable(flat), None, []) if flat else ImageList(paths, labels, classes)
+    return _logged(images, str(folder))
+
+
+def _logged(images: ImageList, source: str) -> ImageList:
+    logger.info("%s: %d images, %d classes", source, len(images), len(images.classes))
+    return images
+
+
+def same_files(first: ImageList, second: ImageList) -> list[str]:
+    """Return the images of `first` that are also in `second`, under any name or link."""
+    files = set(filter(None, map(_identity, second.paths)))
+    return [path for path in first.paths if _identity(path) in files]
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Return the device and the inode of a file; None if it is missing."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - for 10 M names
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def share_images(first: str | Path, second: str | Path) -> bool:
     """Return whether two folders are equal, or one contains the other, after following links."""
     one, other = (Path(os.path.realpath(expand_home(folder))) for folder in (first, second))
     return one.is_relative_to(other) or other.is_relative_to(one)
-
-
-def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 - for 10 M names
-
-
-def _images_below(folder: str) -> Iterator[str]:
-    for parent, _, names in os.walk(folder):
-        yield from (f"{parent}{os.sep}{name}" for name in names if _is_image(name))
 
 
 def read_list(file: str | Path) -> ImageList:
@@ -284,11 +298,11 @@ def _bounded_lines(file: TextIO) -> Iterator[str]:
 
 def _split_list_line(line: str) -> tuple[str | None, str | None]:
     """Split a line into path and label, which may be None. A path may have spaces."""
-    if _is_image(line):
+    if is_image(line):
         return line, None
     path, _, word = line.replace("\t", " ").rpartition(" ")
     path = line[: len(path)].rstrip()
-    return (path, word) if _is_image(path) else (None, None)
+    return (path, word) if is_image(path) else (None, None)
 
 
 def list_registered(name: str) -> ImageList:

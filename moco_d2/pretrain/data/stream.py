@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from moco_d2.engine.seeding import Purpose, derive_seed
 from moco_d2.errors import UserError, as_raised
+from moco_d2.pretrain.data.sources import ImageList
 
 # A batch of one process; see TrainingData.batches.
 Batch = dict[str, Any]
@@ -53,7 +54,10 @@ class TrainingData(abc.ABC):
         num_images: Number of images in an epoch.
         classes: Names of the classes; empty without labels.
         local_batch_size: Images per step of this process.
+        images: The image files; None if they are in shards.
     """
+
+    images: ImageList | None = None
 
     def __init__(
         self,

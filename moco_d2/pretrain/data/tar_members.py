@@ -19,6 +19,8 @@ _EXTRA = (
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
 )
+_MACOS = "__MACOSX"  # macOS's copies of all members
+_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 _SPARSE_CONTINUES = 504  # index of the byte: does another block of a sparse header follow?
 
 
@@ -114,8 +116,30 @@ def is_label(name: str) -> bool:
     return name.lower().endswith(f".{LABEL}")
 
 
-def _is_wanted(name: str) -> bool:
-    from webdataset.tariterators import base_plus_ext
+def sample_and_field(name: str) -> tuple[str | None, str | None]:
+    """Return the sample to which a member belongs, and its name within the sample.
 
-    _, extension = base_plus_ext(name)
-    return extension is not None and extension.lower() in MEMBERS
+    As in WebDataset, the first dot ends the name of the sample: ``x.jpg`` and ``x.seg.png`` are
+    fields of ``x``. A part with a digit between two dots is part of the name, however:
+    ``photo.2020.0.jpg`` is the image of ``photo.2020.0``. Hidden members have neither.
+    """
+    folder, _, file = name.rpartition("/")
+    if any(part.startswith(".") and part.strip(".") for part in name.split("/")):
+        return None, None
+    if _MACOS in folder.split("/"):
+        return None, None
+    stem, dot, field = file.partition(".")
+    between, _, suffix = field.rpartition(".")
+    if any(character.isdecimal() for character in between):
+        stem, field = f"{stem}.{between}", suffix
+    return (f"{folder}/{stem}" if folder else stem, field) if stem and dot else (None, None)
+
+
+def is_archive(name: str) -> bool:
+    """Return whether a member is itself a tar, as in the download of ImageNet."""
+    return name.lower().endswith(_ARCHIVES)
+
+
+def _is_wanted(name: str) -> bool:
+    _, field = sample_and_field(name)
+    return field is not None and field.rpartition(".")[2].lower() in MEMBERS

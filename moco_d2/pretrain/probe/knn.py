@@ -6,7 +6,6 @@ Legend: N test images, M training images, D feature width, k neighbors, T temper
 """
 
 import contextlib
-import logging
 from collections.abc import Iterator
 
 import torch
@@ -16,10 +15,14 @@ from torch import nn
 from moco_d2.errors import UserError
 from moco_d2.pixel_values import ValueRange
 from moco_d2.pretrain.augmentation.views import build_evaluation_transform
-from moco_d2.pretrain.data.sources import ImageList, list_images, share_images, with_range
+from moco_d2.pretrain.data.sources import (
+    ImageList,
+    list_images,
+    same_files,
+    share_images,
+    with_range,
+)
 from moco_d2.pretrain.probe.labeled import Features, evaluation_loader, extract
-
-logger = logging.getLogger(__name__)
 
 # Test and training images that are compared at once. Their similarities take 256 MiB in fp32.
 _TEST_CHUNK, _TRAIN_CHUNK = 1024, 65536
@@ -174,7 +177,8 @@ class KNNMonitor:
             value_range: MOCO.INPUT.RANGE.
 
         Raises:
-            UserError: If a folder is missing, empty or flat, or the classes differ.
+            UserError: If a folder is missing, empty or flat, if the classes differ or there is only
+                one, or if both folders have the same images.
         """
         if not train or not test:
             raise UserError(
@@ -182,11 +186,9 @@ class KNNMonitor:
                 "MOCO.KNN.TEST, or neither"
             )
         if share_images(train, test):
-            logger.warning(
-                "MOCO.KNN.TRAIN %s and MOCO.KNN.TEST %s hold the same images, so each image is its "
-                "own nearest neighbor and the accuracy says nothing: name a held-out set",
-                train,
-                test,
+            raise UserError(
+                f"MOCO.KNN.TRAIN {train} and MOCO.KNN.TEST {test} hold the same images, and each "
+                "is its own nearest neighbor: name a held-out set"
             )
         self.train, self.test = list_images(train), list_images(test)
         for key, folder, images in (
@@ -204,12 +206,30 @@ class KNNMonitor:
                 "MOCO.KNN.TRAIN and MOCO.KNN.TEST have different class folders "
                 f"({', '.join(differ[:5])}): make the same class folders in both"
             )
+        if len(self.train.classes) < 2:
+            raise UserError(
+                f"MOCO.KNN.TRAIN {train} has one class, {self.train.classes[0]}, so every image "
+                "would be right: name a folder that has one folder per class"
+            )
+        self.check_held_out(self.train, f"MOCO.KNN.TRAIN {train}")
         self.train = with_range(self.train, value_range, dataset=f"MOCO.KNN.TRAIN {train}")
         self.test = with_range(self.test, value_range, dataset=f"MOCO.KNN.TEST {test}")
         self.size = size
         self.neighbors = neighbors
         self.temperature = temperature
         self.num_workers = num_workers
+
+    def check_held_out(self, images: ImageList, source: str) -> None:
+        """
+        Raises:
+            UserError: If an image of MOCO.KNN.TEST is among these, under any name or link.
+        """
+        both = same_files(self.test, images)
+        if both:
+            raise UserError(
+                f"{len(both)} of the {len(self.test)} images of MOCO.KNN.TEST are also in "
+                f"{source}, first {both[0]}: name a held-out set"
+            )
 
     def features(self, network: nn.Module) -> tuple[Features, Features]:
         """Return features and labels of both folders, in main memory. `network` is unchanged."""

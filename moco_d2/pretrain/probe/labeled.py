@@ -17,7 +17,13 @@ from moco_d2.engine.seeding import Purpose, derive_seed
 from moco_d2.errors import UserError, as_raised
 from moco_d2.pixel_values import ValueRange
 from moco_d2.pretrain.augmentation.views import IMAGENET_MEAN, IMAGENET_STD
-from moco_d2.pretrain.data.sources import ImageList, list_images, share_images, with_range
+from moco_d2.pretrain.data.sources import (
+    ImageList,
+    list_images,
+    same_files,
+    share_images,
+    with_range,
+)
 from moco_d2.pretrain.data.stream import ViewMaker
 
 _VIEW = "image"
@@ -57,11 +63,22 @@ def list_labeled(
             )
         splits.append(with_range(images, value_range, dataset=str(folder)))
     train, val_images = splits
+    both = same_files(val_images, train)
+    if both:
+        raise UserError(
+            f"{len(both)} of the {len(val_images)} images in {folders[1]} are also in "
+            f"{folders[0]}, first {both[0]}: remove them from one"
+        )
     if train.classes != val_images.classes:
         differ = sorted(set(train.classes) ^ set(val_images.classes))
         raise UserError(
             f"{folders[0]} and {folders[1]} have different class folders "
             f"({', '.join(differ[:5])}): make the same class folders in both"
+        )
+    if len(train.classes) < 2:
+        raise UserError(
+            f"{folders[0]} has one class, {train.classes[0]}, so every image would be right: make "
+            "one folder per class in it"
         )
     return train, val_images
 

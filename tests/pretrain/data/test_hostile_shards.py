@@ -78,7 +78,7 @@ def _tar(*members):
 def test_a_sparse_member_is_passed_over(tmp_path, kind, packer):
     shard, content = tmp_path / "0.tar", _tar(SPARSE[kind])
     shard.write_bytes(PACKERS[packer](content) if packer else content)
-    assert count_images(str(shard)) == (2, 0, "")
+    assert count_images(str(shard)) == (2, 0, "", {"sparse members": 1})
     for url in (str(shard), f"pipe:cat {shard}"):
         assert [image.content for image in read_shard(url)] == [png(0)] * 2
 
@@ -91,7 +91,7 @@ def test_a_compressed_shard_is_read_as_a_plain_one(tmp_path, packer):
     # Compressed in parts, as parallel programs do, and padded.
     parts = (PACKERS[packer](content[i : i + 10_000]) for i in range(0, len(content), 10_000))
     packed.write_bytes(b"".join(parts) + bytes(512))
-    assert count_images(str(packed)) == count_images(str(plain)) == (30, 3, "")
+    assert count_images(str(packed)) == count_images(str(plain)) == (30, 3, "", {})
     expected = [(image.content, image.label) for image in read_shard(str(plain))]
     for url in (str(packed), f"pipe:cat {packed}"):
         assert [(image.content, image.label) for image in read_shard(url)] == expected

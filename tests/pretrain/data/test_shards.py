@@ -27,6 +27,81 @@ def test_members_of_a_sample_that_are_no_images_are_passed_over(tmp_path):
     assert list(list_shards(str(tmp_path / "0.tar")).counts) == [2]
 
 
+def names(path):
+    return [image.name.removeprefix(f"{path}/") for image in read_shard(str(path))]
+
+
+@pytest.mark.parametrize(
+    "members, images",
+    [
+        (["photo.2020.0.jpg", "photo.2020.1.jpg"], ["photo.2020.0.jpg", "photo.2020.1.jpg"]),
+        (["x.jpg", "y.0.jpg", "y.1.jpg"], ["x.jpg", "y.0.jpg", "y.1.jpg"]),
+        (["./v1.0/x.jpg", "./v1.0/y.jpg"], ["./v1.0/x.jpg", "./v1.0/y.jpg"]),
+        (["x0.input.jpg", "x1.input.jpg"], ["x0.input.jpg", "x1.input.jpg"]),
+        (["x.jpg", "x.seg.png", "y.seg.png", "y.jpg"], ["x.jpg", "y.jpg"]),
+        (["._x.jpg", "x.jpg", "__MACOSX/._y.jpg", "__MACOSX/y.jpg", ".git/z.jpg"], ["x.jpg"]),
+        (["x.JPEG", "y.GIF", "z.pgm"], ["x.jpeg", "y.gif", "z.pgm"]),
+    ],
+)
+def test_dots_in_names_hide_no_image(tmp_path, members, images):
+    path = write_shard(tmp_path / "0.tar", {name: png(0) for name in members})
+    assert names(path) == images
+    assert count_images(str(path)).images == len(images)
+
+
+def test_labels_of_names_with_dots(tmp_path):
+    members = {}
+    for i in range(2):
+        members |= {f"a.{i}.jpg": png(i), f"a.{i}.cls": b"%d" % i}
+        members |= {f"b{i}.cls": b"%d" % (i + 2), f"b{i}.left.jpg": png(i)}
+    path = write_shard(tmp_path / "0.tar", members)
+    assert [image.label for image in read_shard(str(path))] == [0, 2, 1, 3]
+    assert list_shards(str(path)).num_classes == 4
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_two_images_of_which_neither_is_the_samples_are_refused(tmp_path, num_workers):
+    members = {"x.jpg": png(0), "y.input.jpg": png(0), "y.target.jpg": png(1)}
+    path = write_shard(tmp_path / "0.tar", members)
+    with pytest.raises(
+        UserError, match=r"^shard .*0\.tar has the images y\.input\.jpg and y\.targ"
+    ):
+        list_shards(str(path), num_workers=num_workers)
+    with pytest.raises(UserError, match="rename the image of a sample to y.jpg"):
+        names(path)
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz", "zip"])
+def test_a_tar_of_archives_says_how_to_unpack_it(tmp_path, suffix):
+    members = {f"n0144{i}.{suffix}": b"x" for i in range(3)}
+    path = write_shard(tmp_path / "ILSVRC2012_img_train.tar", members)
+    with pytest.raises(UserError, match=r"train\.tar holds 3 archives and no image.*unpack each"):
+        list_shards(str(path))
+
+
+def test_the_log_has_the_numbers_of_images_and_of_what_was_passed_over(
+    tmp_path, caplog, monkeypatch
+):
+    # Detectron2's setup_logger, run by whichever test, cuts loggers off from the one pytest reads.
+    monkeypatch.setattr(logging.getLogger("moco_d2"), "propagate", True)
+    caplog.set_level(logging.INFO)
+    members = {"x.jpg": png(0), "x.seg.png": png(0), "x.json": b"{}", "n0.tar": b"", "._x.jpg": b""}
+    path = str(write_shard(tmp_path / "0.tar", members))
+    with tarfile.open(path, "a") as shard:
+        link = tarfile.TarInfo("y.jpg")
+        link.type, link.linkname = tarfile.LNKTYPE, "x.jpg"
+        shard.addfile(link)
+    list_shards(path)
+    assert f"{path}: 1 images in 1 shards" in caplog.text
+    (line,) = (m for m in caplog.messages if m.startswith(f"passed over in {path}: "))
+    assert set(line.partition(f"{path}: ")[2].split("; ")) == {
+        "1 archives inside of shards",
+        "1 links and other special members",
+        "2 members without an image or a class",
+        "1 further images of a sample (x.seg.png beside x.jpg)",
+    }
+
+
 @pytest.mark.parametrize("compression", ["", "gz"])
 def test_counts_and_classes_of_local_shards(tmp_path, compression):
     pattern = make_shards(tmp_path, [5, 1, 7], labels=True)

@@ -1,5 +1,6 @@
-import logging
 import math
+import os
+import shutil
 
 import pytest
 import torch
@@ -103,24 +104,41 @@ def test_an_unreadable_image_is_named_in_one_sentence(tmp_path, num_workers):
     assert isinstance(network.fc, torch.nn.Linear)
 
 
-def test_monitor_warns_of_images_that_are_searched_in_and_tested(
-    images, tmp_path, caplog, monkeypatch
-):
-    # Detectron2's setup_logger, run by whichever test, cuts loggers off from the one pytest reads.
-    monkeypatch.setattr(logging.getLogger("moco_d2"), "propagate", True)
+def test_monitor_refuses_images_that_are_searched_in_and_tested(images, tmp_path):
     (tmp_path / "link").symlink_to(images)
-    KNNMonitor(str(images), str(tmp_path / "link"), size=32)
-    assert "hold the same images, so each image is its own nearest neighbor" in caplog.text
-    caplog.clear()
-    held_out = make_class_folders(tmp_path / "held_out", per_class=1)
+    for test in (images, tmp_path / "link"):
+        with pytest.raises(UserError, match=r"KNN\.TEST .* hold the same images.*held-out"):
+            KNNMonitor(str(images), str(test), size=32)
+    held_out = make_class_folders(tmp_path / "held_out", per_class=1, seed=1)
     monitor = KNNMonitor(str(images), str(held_out), size=32)
-    assert not caplog.text
     # And it tests on the one, in the other.
     assert (len(monitor.train), len(monitor.test)) == (24, 2)
 
 
-def test_monitor_finds_each_image_nearest_to_itself(images):
-    monitor = KNNMonitor(str(images), str(images), size=32, neighbors=1)
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_monitor_refuses_test_images_that_are_links_to_others(images, held_out, tmp_path, link):
+    test = make_class_folders(tmp_path / "test", per_class=2, seed=2)
+    (test / "dark" / "1.png").unlink()
+    link(images / "dark" / "3.png", test / "dark" / "1.png")
+    message = r"^1 of the 4 images of MOCO\.KNN\.TEST are also in {}, first .*/test/dark/1\.png"
+    with pytest.raises(UserError, match=message.format(r"MOCO\.KNN\.TRAIN .*")):
+        KNNMonitor(str(images), str(test), size=32)
+    monitor = KNNMonitor(str(held_out), str(test), size=32)
+    monitor.check_held_out(monitor.train, "these")
+    with pytest.raises(UserError, match=message.format("DATASETS.TRAIN x")):
+        monitor.check_held_out(list_images(images), "DATASETS.TRAIN x")
+
+
+def test_monitor_refuses_one_class_of_which_all_would_be_right(tmp_path):
+    for name in ("train", "val"):
+        make_class_folders(tmp_path / f"only_{name}" / "images", per_class=1, seed=ord(name[1]))
+    with pytest.raises(UserError, match=r"KNN\.TRAIN .*only_train has one class, images, so every"):
+        KNNMonitor(str(tmp_path / "only_train"), str(tmp_path / "only_val"), size=32)
+
+
+def test_monitor_finds_the_nearest_image(images, tmp_path):
+    copies = shutil.copytree(images, tmp_path / "copies")  # other files, so they are not noticed
+    monitor = KNNMonitor(str(images), str(copies), size=32, neighbors=1)
     assert monitor(build_encoder("resnet18", dim=8)) == 1.0
 
 

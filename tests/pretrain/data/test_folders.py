@@ -1,0 +1,163 @@
+"""A folder of images gives those that a person means, and the log says what was passed over."""
+
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from moco_d2.errors import UserError
+from moco_d2.pretrain.data.folders import find_images
+from moco_d2.pretrain.data.images import read_image
+from moco_d2.pretrain.data.sources import list_images, list_source, same_files
+
+
+def save_images(folder, *names):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        Image.new("RGB", (8, 8)).save(folder / name)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Two classes of two images."""
+    for name in ("a", "b"):
+        save_images(tmp_path / "set" / name, "1.jpg", "2.jpg")
+    return tmp_path / "set"
+
+
+@pytest.fixture
+def log(caplog, monkeypatch):
+    # Detectron2's setup_logger, run by whichever test, cuts loggers off from the one pytest reads.
+    monkeypatch.setattr(logging.getLogger("moco_d2"), "propagate", True)
+    caplog.set_level(logging.INFO)
+    return caplog
+
+
+def names(root):
+    images = list_images(root)
+    return [str(Path(p).relative_to(root)) for p in images.paths], images.classes
+
+
+ALL = ["a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg"]
+
+
+@pytest.mark.parametrize(
+    "folder, file, reason",
+    [
+        (".ipynb_checkpoints", "1-checkpoint.jpg", "hidden files and folders"),
+        ("a/.ipynb_checkpoints", "1-checkpoint.jpg", "hidden files and folders"),
+        ("a", "._1.jpg", "hidden files and folders"),
+        (".", ".DS_Store.png", "hidden files and folders"),
+        ("@eaDir/1.jpg", "SYNOPHOTO_THUMB_M.jpg", "folders of an operating system"),
+        ("a/@eaDir/1.jpg", "SYNOPHOTO_THUMB_M.jpg", "folders of an operating system"),
+        ("__MACOSX/a", "1.jpg", "folders of an operating system"),
+        ("lost+found", "1.jpg", "folders of an operating system"),
+    ],
+)
+def test_files_of_other_programs_are_passed_over(root, log, folder, file, reason):
+    save_images(root / folder, file)
+    assert names(root) == (ALL, ["a", "b"])
+    assert f"passed over in {root}: 1 {reason} (first {root}/" in log.text
+
+
+def test_the_log_has_all_numbers(root, log):
+    (root / "a" / "notes.txt").write_text("x")
+    (root / "b" / "x.heic").write_bytes(b"x")
+    (root / "b" / "y.HEIC").write_bytes(b"x")
+    (root / "empty").mkdir()
+    list_source(str(root))
+    assert f"{root}: 4 images, 2 classes" in log.text
+    assert "3 files without the suffix of an image .heic, .txt (first" in log.text
+    assert f"1 folders without images (first {root}/empty)" in log.text
+
+
+@pytest.mark.parametrize(
+    "name", ["x.gif", "x.jfif", "x.jpe", "x.pgm", "x.pbm", "x.pnm", "x.GIF", "x.JPEG"]
+)
+def test_every_format_that_is_read_is_found(root, name):
+    kind = {"jfif": "JPEG", "jpe": "JPEG", "pgm": "PPM", "pbm": "PPM", "pnm": "PPM"}
+    suffix = name.partition(".")[2].lower()
+    mode = "1" if suffix == "pbm" else "L"
+    Image.new(mode, (8, 8)).save(root / "a" / name, kind.get(suffix))
+    found, _ = names(root)
+    assert f"a/{name}" in found
+    assert read_image(root / "a" / name).size == (8, 8)
+
+
+def test_linked_folders_and_files_are_read(root, tmp_path, log):
+    save_images(tmp_path / "elsewhere" / "deep", "3.jpg")
+    (root / "a" / "more").symlink_to(tmp_path / "elsewhere")
+    (root / "c").symlink_to(tmp_path / "other")
+    save_images(tmp_path / "other", "4.jpg")
+    (root / "b" / "5.jpg").symlink_to(root / "a" / "1.jpg")
+    assert names(root) == (
+        ["a/1.jpg", "a/2.jpg", "a/more/deep/3.jpg", "b/1.jpg", "b/2.jpg", "b/5.jpg", "c/4.jpg"],
+        ["a", "b", "c"],
+    )
+    assert "passed over" not in log.text
+
+
+def test_a_loop_of_links_ends(root, log):
+    (root / "a" / "up").symlink_to(root)
+    (root / "b" / "here").symlink_to(".")
+    (root / "b" / "loop").symlink_to("loop")
+    assert names(root) == (ALL, ["a", "b"])
+    assert "2 folders that are linked a second time" in log.text
+
+
+@pytest.mark.parametrize("first", ["0", "c"])
+def test_a_second_name_of_a_class_is_no_second_class(root, first, log):
+    """Whether the link comes before the class or after it."""
+    (root / first).symlink_to(root / "b")
+    (root / "a" / "b").symlink_to(root / "b")
+    assert names(root) == (ALL, ["a", "b"])
+    assert "2 folders that are linked a second time" in log.text
+
+
+@pytest.mark.parametrize(
+    "train, held_out",
+    [
+        ("train", "val"),
+        ("train2017", "val2017"),
+        ("Training", "Testing"),
+        ("trainset", "testset"),
+        ("train", "validation"),
+    ],
+)
+@pytest.mark.parametrize("deep", ["", "ILSVRC/Data/CLS-LOC"])
+def test_splits_are_no_classes(tmp_path, root, train, held_out, deep):
+    for name in (train, held_out):
+        shutil.copytree(root, tmp_path / "all" / deep / name)
+    with pytest.raises(UserError, match=f"has the splits {train} and {held_out}.*/{train}, or "):
+        list_source(str(tmp_path / "all"))
+    assert len(list_source(str(tmp_path / "all" / deep / train))) == 4
+
+
+def test_a_class_may_be_called_train(root):
+    save_images(root / "train", "1.jpg")  # the vehicle
+    save_images(root / "evaluation_board", "1.jpg")
+    assert len(list_images(root)) == 6
+
+
+def test_a_folder_of_nothing_but_hidden_files_says_so(tmp_path):
+    save_images(tmp_path / "__MACOSX", "1.jpg")
+    save_images(tmp_path / ".git", "1.jpg")
+    with pytest.raises(UserError, match=r"no images in .*passed over: 1 hidden .*; 1 folders of"):
+        list_images(tmp_path)
+
+
+def test_hidden_files_in_a_flat_folder(tmp_path):
+    save_images(tmp_path / "set", "1.jpg", "._1.jpg")
+    assert find_images(str(tmp_path / "set")).flat == [str(tmp_path / "set/1.jpg")]
+
+
+def test_the_same_files_are_found_under_other_names(root, tmp_path):
+    save_images(tmp_path / "x" / "a", "1.jpg")
+    (tmp_path / "x" / "a" / "link.jpg").symlink_to(root / "a" / "2.jpg")
+    (tmp_path / "x" / "a" / "hard.jpg").hardlink_to(root / "b" / "1.jpg")
+    (tmp_path / "x" / "a" / "gone.jpg").symlink_to("nowhere.jpg")
+    (root / "b" / "gone.jpg").symlink_to("nowhere.jpg")
+    both = same_files(list_images(tmp_path / "x"), list_images(root))
+    assert [Path(p).name for p in both] == ["hard.jpg", "link.jpg"]

@@ -417,8 +417,15 @@ MOCO_GROUPS = (
         ),
     ),
     Group(
-        "Pretraining: checkpoints",
+        "Checkpoints",
         (
+            Key(
+                "MOCO.CHECKPOINT.MINUTES",
+                30,
+                _COUNT_OR_0,
+                "After this many minutes without a checkpoint, one is saved, which is removed when "
+                "the next one is written. With 0 there is no such checkpoint.",
+            ),
             Key(
                 "MOCO.CHECKPOINT.KEEP_LAST",
                 2,

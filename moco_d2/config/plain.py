@@ -10,7 +10,11 @@ from moco_d2.files import sha256_of_json
 FREE_KEYS = ("MODEL.WEIGHTS", "SEED", "OUTPUT_DIR")
 
 #: Keys that older configs lack, and the values with which a run equals a run of an older version.
-LATER_KEYS = {"MOCO.BACKBONE_ONLY": False, "MOCO.INPUT.RANGE": []}
+LATER_KEYS = {
+    "MOCO.BACKBONE_ONLY": False,
+    "MOCO.CHECKPOINT.MINUTES": 30,
+    "MOCO.INPUT.RANGE": [],
+}
 
 
 def has_key(cfg: Any, dotted: str) -> bool:

@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
@@ -36,6 +35,7 @@ from moco_d2.engine.last_checkpoint import (
     newest_intact,
     save_checkpoint,
 )
+from moco_d2.engine.periodic_saves import PeriodicSaves
 from moco_d2.engine.process_state import (
     check_process_states,
     gather_process_states,
@@ -290,37 +290,26 @@ class PretrainCheckpointer:
         self.changes += found
 
 
-class SaveCheckpoint(HookBase):
-    """Saves every `period` iterations and at the end. All processes need this hook."""
+class SaveCheckpoint(PeriodicSaves):
+    """Saves as PeriodicSaves does; a file is named by the number of finished iterations."""
 
-    def __init__(self, period: int, metrics: Callable[[], dict[str, Any]]):
+    def __init__(self, period: int, minutes: float, metrics: Callable[[], dict[str, Any]]):
         """
         Args:
-            period: Number of iterations between two checkpoints; 0 saves only at the end.
+            period: Number of iterations between two checkpoints; 0 sets no such period.
+            minutes: The longest time without a checkpoint; 0 sets no limit.
             metrics: Returns the state of the metrics for the checkpoint.
         """
-        self.period = period
+        super().__init__(period, minutes)
         self._metrics = metrics
 
-    def after_step(self) -> None:
+    def write(self) -> Path:
+        """Write the finished iteration."""
         done = self.trainer.iter + 1
-        if done == self.trainer.max_iter:
-            self._save(FINAL_CHECKPOINT)
-        elif self.period > 0 and done % self.period == 0:
-            self.save_now()
-
-    def save_now(self) -> None:
-        """Save the finished iteration under its number, unless it is the last one, which
-        `after_step` saves.
-        """
-        done = self.trainer.iter + 1
-        if done < self.trainer.max_iter:
-            self._save(f"checkpoint_{done:07d}.pth.tar")
-
-    def _save(self, name: str) -> None:
-        self.trainer.checkpointer.save(
-            name,
-            iteration=self.trainer.iter + 1,
+        last = done == self.trainer.max_iter
+        return self.trainer.checkpointer.save(
+            FINAL_CHECKPOINT if last else f"checkpoint_{done:07d}.pth.tar",
+            iteration=done,
             epoch=self.trainer.epochs_done,
             metrics=self._metrics(),
         )

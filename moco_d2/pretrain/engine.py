@@ -111,7 +111,11 @@ class Pretrainer(TrainerBase):
         folder = self.cfg.OUTPUT_DIR
         writers = DeferredWriters(lambda: default_writers(folder, self.max_iter), folder)
         self.metrics = MetricsState(self.cfg.OUTPUT_DIR, writers)
-        saver = SaveCheckpoint(self.cfg.SOLVER.CHECKPOINT_PERIOD, self.metrics.state)
+        self.saver = saver = SaveCheckpoint(
+            self.cfg.SOLVER.CHECKPOINT_PERIOD,
+            self.cfg.MOCO.CHECKPOINT.MINUTES,
+            self.metrics.state,
+        )
         self.stop = StopOnSignal(saver.save_now)
         built = [
             self.metrics,
@@ -206,7 +210,8 @@ class Pretrainer(TrainerBase):
     def _record(self, outputs: list[dict[str, torch.Tensor]], data_time: float) -> None:
         """Put the mean metrics of all processes into the storage.
 
-        The same exchange tells all processes whether one of them has received a signal.
+        The same exchange tells all processes whether one of them has received a signal, and whether
+        it is time to save.
 
         Raises:
             UserError: If the loss is not finite.
@@ -215,10 +220,17 @@ class Pretrainer(TrainerBase):
             name: sum(o[name].detach() for o in outputs) / len(outputs) for name in outputs[0]
         }
         values = gather_numbers(
-            {**metrics, "data_time": data_time, "signal": self.stop.received}, self.device
+            {
+                **metrics,
+                "data_time": data_time,
+                "signal": self.stop.received,
+                "overdue": self.saver.overdue,
+            },
+            self.device,
         )
         if comm.get_world_size() > 1:
             self.stop.agreed = int(max(values["signal"]))
+            self.saver.agreed = any(values["overdue"])
         means = {name: sum(values[name]) / len(values[name]) for name in metrics}
         loss = _total_loss(means)
         if not math.isfinite(loss):

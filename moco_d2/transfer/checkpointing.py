@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import nn
 
@@ -21,6 +20,7 @@ from moco_d2.engine.last_checkpoint import (
     newest_intact,
     save_checkpoint,
 )
+from moco_d2.engine.periodic_saves import PeriodicSaves
 from moco_d2.engine.process_state import gather_process_states
 from moco_d2.transfer.divergence import DivergenceError
 from moco_d2.transfer.resume_checks import check_content
@@ -144,31 +144,20 @@ class TransferCheckpointer(WeightsCheckpointer):
             name_last(Path(self.save_dir), Path(path))
 
 
-class SaveCheckpoint(HookBase):
-    """Saves every `period` iterations and at the end, in all processes.
+class SaveCheckpoint(PeriodicSaves):
+    """Saves as PeriodicSaves does.
 
     It must be placed after evaluation and writers, so a resumed run does not repeat them. Like
     Detectron2's files, its files are named by the index of the last finished iteration.
     """
 
-    def __init__(self, period: int):
-        """
-        Args:
-            period: Number of iterations between checkpoints; 0 saves only at the end.
-        """
-        self._period = period
-
-    def after_step(self) -> None:
-        done = self.trainer.iter + 1
-        if done == self.trainer.max_iter or (self._period > 0 and done % self._period == 0):
-            self.save_now()
-
-    def save_now(self) -> None:
-        """Save the finished iteration."""
-        iteration = self.trainer.iter
+    def write(self) -> Path:
+        """Write the finished iteration."""
+        iteration, checkpointer = self.trainer.iter, self.trainer.checkpointer
         last = iteration + 1 == self.trainer.max_iter
         name = FINAL_CHECKPOINT if last else f"model_{iteration:07d}"
-        self.trainer.checkpointer.save(name, iteration=iteration)
+        checkpointer.save(name, iteration=iteration)
+        return Path(checkpointer.save_dir) / f"{name}.pth"
 
 
 def refuse_damaged(model: nn.Module) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from moco_d2.engine.hooks import StopOnSignal
+from moco_d2.engine.periodic_saves import PeriodicSaves
 from moco_d2.transfer.divergence import (
     DivergenceError,
     annotations_in_error,
@@ -35,6 +36,7 @@ class AccumulatingTrainer(SimpleTrainer):
         optimizer: torch.optim.Optimizer,
         *,
         stop: StopOnSignal,
+        saver: PeriodicSaves,
         passes: int = 1,
         amp_dtype: torch.dtype | None = None,
     ):
@@ -45,6 +47,7 @@ class AccumulatingTrainer(SimpleTrainer):
                 be a generator.
             optimizer: Optimizer of the parameters of `model`.
             stop: Hook that stops the run; it gets the signals of all processes.
+            saver: Hook that saves; it is told if a checkpoint is overdue in any process.
             passes: Number of forward and backward passes per step. Their gradients are averaged,
                 as those of several processes are.
             amp_dtype: Number type of autocast; None turns autocast off.
@@ -52,6 +55,7 @@ class AccumulatingTrainer(SimpleTrainer):
         super().__init__(model, data_loader, optimizer)
         self.passes = passes
         self._stop = stop
+        self._saver = saver
         self._amp_dtype = amp_dtype
         self._device_type = next(model.parameters()).device.type
         # Small gradients become 0 in float16 if they are not scaled. Disabled, it does nothing.
@@ -93,13 +97,20 @@ class AccumulatingTrainer(SimpleTrainer):
     def _record(self, losses: dict[str, float], data_time: float, batches: list[Any]) -> None:
         """Put the mean losses of all processes into the storage, under Detectron2's names.
 
-        The same exchange shares the signals that any process has received.
+        The same exchange shares the signals that any process has received, and whether it is time
+        to save.
         """
         ranks = comm.all_gather(
-            {"losses": losses, "data_time": data_time, "signal": self._stop.received}
+            {
+                "losses": losses,
+                "data_time": data_time,
+                "signal": self._stop.received,
+                "overdue": self._saver.overdue,
+            }
         )
         if len(ranks) > 1:
             self._stop.agreed = max(rank["signal"] for rank in ranks)
+            self._saver.agreed = any(rank["overdue"] for rank in ranks)
         means = {name: sum(rank["losses"][name] for rank in ranks) / len(ranks) for name in losses}
         total = sum(means.values())
         if not math.isfinite(total):

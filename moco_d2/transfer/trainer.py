@@ -75,6 +75,7 @@ class Trainer(ResumableTrainer):
             batches,
             self._trainer.optimizer,
             stop=self._stop,
+            saver=self._saver,
             passes=cfg.MOCO.ACCUMULATION,
             amp_dtype=amp_dtype(cfg),
         )
@@ -124,7 +125,9 @@ class Trainer(ResumableTrainer):
         cfg = self.cfg
         writers = DeferredWriters(self.build_writers, cfg.OUTPUT_DIR)
         self._metrics = MetricsState(cfg.OUTPUT_DIR, writers)
-        saver = SaveCheckpoint(cfg.SOLVER.CHECKPOINT_PERIOD)
+        self._saver = saver = SaveCheckpoint(
+            cfg.SOLVER.CHECKPOINT_PERIOD, cfg.MOCO.CHECKPOINT.MINUTES
+        )
         self._stop = StopOnSignal(saver.save_now)
         built: list[HookBase] = [self._metrics, hooks.IterationTimer(), hooks.LRScheduler()]
         if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):

@@ -5,8 +5,11 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from moco_d2.engine.hooks import StopOnSignal
+from moco_d2.engine.periodic_saves import PeriodicSaves
 from moco_d2.transfer.divergence import DivergenceError
 from moco_d2.transfer.train_step import AccumulatingTrainer
+
+HOOKS = {"stop": StopOnSignal(lambda: None), "saver": PeriodicSaves(0, 0)}
 
 
 class Regression(nn.Module):
@@ -35,7 +38,7 @@ def train_steps(data, *, steps, build=AccumulatingTrainer, **kwargs):
     model = Regression()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     if build is AccumulatingTrainer:
-        kwargs["stop"] = StopOnSignal(lambda: None)
+        kwargs |= HOOKS
     trainer = build(model, data, optimizer, **kwargs)
     with EventStorage() as storage:
         for _ in range(steps):
@@ -83,7 +86,7 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_alone():
     good, _ = train_steps(data, steps=2)
     model = Regression()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    trainer = AccumulatingTrainer(model, data, optimizer, stop=StopOnSignal(lambda: None))
+    trainer = AccumulatingTrainer(model, data, optimizer, **HOOKS)
     with EventStorage(), pytest.raises(DivergenceError) as caught:
         for _ in range(3):
             trainer.run_step()
@@ -102,7 +105,7 @@ def test_detectron2s_complaint_about_proposals_is_the_same_to_us():
         model,
         batches(4, 1),
         torch.optim.SGD(model.parameters(), lr=0.1),
-        stop=StopOnSignal(lambda: None),
+        **HOOKS,
     )
     with EventStorage(), pytest.raises(DivergenceError):
         trainer.run_step()

@@ -12,7 +12,6 @@ from moco_d2.transfer.data.annotation_checks import check_annotations
 from moco_d2.transfer.data.custom_datasets import FORMS, register_by_path
 from moco_d2.transfer.data.mask_checks import guarded_reading
 from moco_d2.transfer.data.voc_annotations import read_objects, read_split, split_file
-from moco_d2.transfer.data.voc_dataset import check_sizes
 
 
 def register_datasets(names: tuple[str, ...]) -> None:
@@ -44,8 +43,6 @@ def load_dicts(name: str) -> list[dict[str, Any]]:
     _check_xml(name)
     dicts = _load(name)
     check_annotations(name, dicts)
-    if MetadataCatalog.get(name).get("evaluator_type") == "pascal_voc":
-        check_sizes(name, dicts)
     return dicts
 
 

@@ -1,10 +1,9 @@
-"""Detectron2's dataset dicts of a VOC-format folder, and the check of their image sizes.
+"""Detectron2's dataset dicts of a VOC-format folder.
 
 Detectron2's own reader cannot read names with spaces, UTF-8 with a byte order mark, annotations
 without a size, or images other than ``*.jpg``.
 """
 
-import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,6 @@ from detectron2.structures import BoxMode
 from moco_d2.errors import UserError
 from moco_d2.transfer.data.voc_annotations import read_annotation, read_split
 from moco_d2.untrusted_images import SUFFIXES, image_size, is_unreadable
-
-logger = logging.getLogger(__name__)
 
 
 def load_voc(root: Path, split: str, classes: list[str]) -> list[dict[str, Any]]:
@@ -64,58 +61,9 @@ def _image_files(folder: Path) -> dict[str, str]:
     return files
 
 
-def check_sizes(name: str, dicts: list[dict[str, Any]]) -> None:
-    """Compare the annotated sizes with the images, whose headers are read.
-
-    Detectron2 turns an image as its EXIF orientation says before it uses the boxes. Missing images
-    are passed over.
-
-    Raises:
-        UserError: If an image is unreadable, or has another size than its annotation says.
-    """
-    turned = []
-    for sample in dicts:
-        file, annotated = sample["file_name"], (sample["width"], sample["height"])
-        if not Path(file).is_file():
-            continue
-        size, orientation = _size_and_orientation(file)
-        if size != annotated:
-            raise UserError(_mismatch(name, file, size, annotated, orientation))
-        if orientation > 1:
-            turned.append(file)
-    if turned:
-        logger.warning(
-            "dataset %r: %d images have an EXIF orientation, first %s; they are turned as it says, "
-            "so their boxes must be those of the turned image",
-            name,
-            len(turned),
-            turned[0],
-        )
-
-
-def _mismatch(
-    name: str, file: str, size: tuple[int, int], annotated: tuple[int, int], orientation: int
-) -> str:
-    width, height = annotated
-    problem = (
-        f"dataset {name!r}: {file} has {size[0]} x {size[1]} pixels, but its annotation says "
-        f"{width} x {height}"
-    )
-    if size != (height, width) or orientation <= 1:
-        return f"{problem}; correct its <size> and its boxes"
-    return (
-        f"{problem}, its size before its EXIF orientation ({orientation}) turns it; remove the "
-        "orientation from the file (exiftool -Orientation= FILE), or annotate the turned image"
-    )
-
-
 def _size_of(file: str) -> tuple[int, int]:
-    return _size_and_orientation(file)[0]
-
-
-def _size_and_orientation(file: str) -> tuple[tuple[int, int], int]:
     try:
-        return image_size(file)
+        return image_size(file)[0]
     except Exception as error:
         if not is_unreadable(error):
             raise

@@ -40,7 +40,7 @@ def check_images(name: str, dicts: Sequence[dict[str, Any]]) -> None:
 def _problem(sample: dict[str, Any]) -> str:
     file, labels = sample["file_name"], sample.get("sem_seg_file_name")
     try:
-        size, _ = image_size(file)
+        size, orientation = image_size(file)
         declared = sample.get("width", size[0]), sample.get("height", size[1])
         if declared != size and Path(file).suffix.lower() == ".png":
             # In a PNG, the orientation may follow the pixels.
@@ -55,7 +55,14 @@ def _problem(sample: dict[str, Any]) -> str:
         return " ".join(str(error).split())
     shown = f"it has width {size[0]} and height {size[1]}"
     if declared != size:
-        return f"{shown}, but its annotations say width {declared[0]} and height {declared[1]}"
+        shown += f", but its annotations say width {declared[0]} and height {declared[1]}"
+        if orientation > 1 and declared == size[::-1]:
+            # Detectron2 turns an image before it uses the boxes.
+            shown += (
+                f", its size before its EXIF orientation ({orientation}) turns it; annotate the "
+                "turned image, or remove the orientation with exiftool -Orientation= FILE"
+            )
+        return shown
     if label_size != size:
         return f"{shown}, but {labels} has width {label_size[0]} and height {label_size[1]}"
     return ""

@@ -7,6 +7,9 @@ import pytest
 import torch
 from detectron2.data.detection_utils import read_image as detectron2_read_image
 from PIL import Image
+from support.paths import TOOLS
+from support.run_loggers import restored_loggers
+from support.scripts import imported
 from support.toy_data import make_class_folders, make_coco
 from support.toy_shards import write_shard
 
@@ -18,6 +21,7 @@ from moco_d2.pretrain.data.images import read_image
 from moco_d2.pretrain.data.listed import ListedData
 from moco_d2.pretrain.probe.knn import KNNMonitor
 from moco_d2.pretrain.probe.labeled import LabeledImages, list_labeled
+from moco_d2.pretrain.probe.linear_eval import evaluate_checkpoint
 from moco_d2.transfer.data.registered import load_dicts, register_datasets
 from moco_d2.transfer.data.semantic_mapper import build_mapper
 from moco_d2.transfer.evaluation.build import TestMapper
@@ -208,6 +212,25 @@ def test_probes_read_with_the_range(scans):
     assert np.asarray(monitor.train.read(0)).mean() > 100
     with pytest.raises(UserError, match=r"MOCO\.KNN\.TRAIN .*: the 16-bit values"):
         KNNMonitor(str(scans), str(val), size=16)
+
+
+def test_linear_evaluation_records_its_range(scans, tmp_path, monkeypatch):
+    val = make_class_folders(tmp_path / "val", 2, seed=1)
+    words = ["--data", scans, "--val", val, "--output", tmp_path / "out", "--protocol", "knn"]
+    words += ["--arch", "resnet18", "--size", 16, "--workers", 0, "--device", "cpu"]
+
+    def evaluate(*more):
+        monkeypatch.setattr("sys.argv", ["linear_eval.py", "random", *map(str, words), *more])
+        with imported(TOOLS / "linear_eval.py") as tool, restored_loggers():
+            evaluate_checkpoint(tool.parse_args())
+
+    with pytest.raises(UserError, match="--range LOW HIGH"):
+        evaluate()
+    with pytest.raises(UserError, match="--range must name two values, the smaller first"):
+        evaluate("--range", "4095", "0")
+    evaluate("--range", "0", "4095")
+    record = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert record["settings"]["range"] == [0, 4095]
 
 
 def test_fine_tuning_reads_what_pretraining_reads(tmp_path):

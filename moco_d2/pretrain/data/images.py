@@ -10,7 +10,7 @@ from typing import BinaryIO, NamedTuple
 
 from PIL import Image
 
-from moco_d2.errors import UserError
+from moco_d2.errors import UserError, printable
 from moco_d2.pixel_values import ValueRange, reduce_to_8_bits
 from moco_d2.untrusted_images import SUFFIXES, open_image
 
@@ -136,7 +136,9 @@ class UnreadableImages:
             if name not in self._names:
                 self._names[name] = None
                 reason = f" ({why})" if why else ""
-                logger.warning("skipped, because it cannot be read: %s%s", name, reason)
+                # A log is UTF-8, but the name of a file may have any bytes.
+                skipped_image = printable(f"{name}{reason}")
+                logger.warning("skipped, because it cannot be read: %s", skipped_image)
         total = min(max(self.seen, _LEAST_DENOMINATOR), self.num_images)
         if len(self) > self.limit * total:
             first = ", ".join(list(self._names)[:_NAMES_IN_ERROR])

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from moco_d2.config.safe_yaml import expand_home
-from moco_d2.errors import UserError, closest
+from moco_d2.errors import UserError, closest, printable
 from moco_d2.pixel_values import ValueRange, check_range
 from moco_d2.pretrain.data.folders import find_images, is_image
 from moco_d2.pretrain.data.images import IMAGE_SUFFIXES, read_image
@@ -194,13 +194,13 @@ def list_images(folder: str | Path) -> ImageList:
             f"{', '.join(sorted(IMAGE_SUFFIXES))}"
         )
     if found.passed_over.counts:
-        logger.warning("passed over in %s: %s", folder, found.passed_over)
+        logger.warning("%s", printable(f"passed over in {folder}: {found.passed_over}"))
     images = ImageList(PathTable(flat), None, []) if flat else ImageList(paths, labels, classes)
     return _logged(images, str(folder))
 
 
 def _logged(images: ImageList, source: str) -> ImageList:
-    logger.info("%s: %d images, %d classes", source, len(images), len(images.classes))
+    logger.info("%s: %d images, %d classes", printable(source), len(images), len(images.classes))
     return images
 
 

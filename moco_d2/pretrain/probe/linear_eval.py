@@ -24,7 +24,7 @@ from moco_d2.checkpoint.backbone import RANDOM, Origin, load_backbone, random_ba
 from moco_d2.config.safe_yaml import expand_home
 from moco_d2.engine.device import find_device
 from moco_d2.engine.launch import claimed, without_user_errors
-from moco_d2.errors import UserError
+from moco_d2.errors import UserError, printable
 from moco_d2.files import sha256_of_json, write_json
 from moco_d2.pretrain.augmentation.views import build_evaluation_transform
 from moco_d2.pretrain.probe.cached_features import (
@@ -361,7 +361,8 @@ def _prepare_folder(output: str) -> None:
 def _name_of_data(data: str, val: str | None) -> str:
     """Return the name of the folder that has both sets."""
     folders = [os.path.realpath(expand_home(folder)) for folder in (data, val) if folder]
-    return Path(os.path.commonpath(folders)).name
+    # A record with characters that cannot be printed would be refused by its readers.
+    return printable(Path(os.path.commonpath(folders)).name)
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A folder of images gives those that a person means, and the log says what was passed over."""
 
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from PIL import Image
 
 from moco_d2.errors import UserError
 from moco_d2.pretrain.data.folders import find_images
-from moco_d2.pretrain.data.images import read_image
+from moco_d2.pretrain.data.images import Skipped, UnreadableImages, read_image
 from moco_d2.pretrain.data.sources import list_images, list_source, same_files
 
 
@@ -151,6 +152,28 @@ def test_a_folder_of_nothing_but_hidden_files_says_so(tmp_path):
 def test_hidden_files_in_a_flat_folder(tmp_path):
     save_images(tmp_path / "set", "1.jpg", "._1.jpg")
     assert find_images(str(tmp_path / "set")).flat == [str(tmp_path / "set/1.jpg")]
+
+
+def test_names_that_are_not_utf8_are_read_and_logged(tmp_path, monkeypatch):
+    for folder in (b"caf\xe9", b"b"):
+        path = os.fsencode(tmp_path) + b"/set/" + folder
+        os.makedirs(path)
+        with open(path + b"/\xe9.png", "wb") as file:
+            Image.new("RGB", (8, 8)).save(file, "PNG")
+    Path(os.fsdecode(path + b"/\xe9.txt")).write_text("")
+    monkeypatch.setattr(logging, "raiseExceptions", True)
+    log = logging.FileHandler(tmp_path / "log.txt", encoding="utf-8")
+    monkeypatch.setattr(log, "handleError", lambda record: pytest.fail(f"not logged: {record}"))
+    logger = logging.getLogger("moco_d2.pretrain.data")
+    logger.addHandler(log)
+    try:
+        images = list_images(tmp_path / "set")
+        UnreadableImages(1.0, num_images=2).add([Skipped(images.paths[0], "damaged")], seen=2)
+    finally:
+        logger.removeHandler(log)
+    assert [read_image(path).size for path in images.paths] == [(8, 8)] * 2
+    lines = (tmp_path / "log.txt").read_text(encoding="utf-8").splitlines()
+    assert [line.partition(" ")[0] for line in lines] == ["passed", "skipped,"]
 
 
 def test_the_same_files_are_found_under_other_names(root, tmp_path):

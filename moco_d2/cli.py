@@ -6,7 +6,7 @@ import io
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -131,15 +131,38 @@ def _prepare_streams() -> None:
             setattr(sys, name, _Output(stream))
 
 
-def command_parser(description: str | None, *examples: str) -> argparse.ArgumentParser:
+class _JobParser(argparse.ArgumentParser):
+    """A parser whose flags may also follow the ``KEY VALUE`` pairs, which argparse would take for
+    more of them. In words that a suite wrote, what looks like a flag stays a value.
+    """
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        words = list(sys.argv[1:] if args is None else args)
+        parsed = super().parse_args(words, namespace)
+        pairs = [] if parsed.overrides_from_file else parsed.opts
+        flag = next((i for i, word in enumerate(pairs) if word.startswith("--") and word[2:]), None)
+        if flag is None:
+            return parsed
+        before = words[: len(words) - len(pairs)]
+        return self.parse_args([*before, *pairs[flag:], *pairs[:flag]], namespace)
+
+
+def command_parser(
+    description: str | None,
+    *examples: str,
+    kind: type[argparse.ArgumentParser] = argparse.ArgumentParser,
+) -> argparse.ArgumentParser:
     """Return a parser without flags for any command. Its help ends with examples.
 
     Args:
         description: What the command does, printed without reformatting.
         examples: Command lines.
+        kind: The class of the parser.
     """
     heading = "example" if len(examples) == 1 else "examples"
-    return argparse.ArgumentParser(
+    return kind(
         description=description,
         epilog="\n  ".join((f"{heading}:", *examples)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -151,7 +174,7 @@ def argument_parser(description: str, *examples: str) -> argparse.ArgumentParser
 
     The arguments are those of command_parser.
     """
-    parser = command_parser(description, *examples)
+    parser = command_parser(description, *examples, kind=_JobParser)
     parser.add_argument(
         "--config-file",
         "--config",

@@ -1,4 +1,6 @@
-"""What a command prints never stops its work, whatever its parent does with the streams."""
+"""Flags and overrides in any order; and what a command prints never stops its work, whatever its
+parent does with the streams.
+"""
 
 import os
 import subprocess
@@ -7,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from support.paths import ROOT
+
+from moco_d2.cli import argument_parser
 
 # Prints more than a buffer holds, and then writes the file that is its work.
 WORK = """
@@ -72,3 +76,43 @@ def test_tables_into_a_closed_pipe_end_without_a_traceback(words):
 def test_world_size_is_read_as_text():
     ended = run('"$@"', "-c", WORK, Path(os.devnull), WORLD_SIZE="many")
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def parse(*words):
+    parser = argument_parser("")
+    parser.add_argument("--force", action="store_true")
+    parser.add_argument("--predict", nargs="+")
+    return parser.parse_args(["--config-file", "x.yaml", *words])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--resume", "--num-gpus", "2", "SEED", "-1", "OUTPUT_DIR", "out"),
+        ("SEED", "-1", "OUTPUT_DIR", "out", "--resume", "--num-gpus", "2"),
+        ("--resume", "SEED", "-1", "--num-gpus", "2", "OUTPUT_DIR", "out"),
+        ("SEED", "-1", "--resume", "OUTPUT_DIR", "out", "--num-gpus=2"),
+    ],
+)
+def test_flags_may_follow_overrides(words):
+    args = parse(*words)
+    assert args.resume and args.num_gpus == 2 and not args.force
+    pairs = dict(zip(args.opts[::2], args.opts[1::2], strict=True))
+    assert pairs == {"SEED": "-1", "OUTPUT_DIR": "out"}
+
+
+def test_images_may_follow_overrides():
+    args = parse("MODEL.WEIGHTS", "w.pth", "--predict", "a.jpg", "b.jpg", "OUTPUT_DIR", "out")
+    assert args.predict == ["a.jpg", "b.jpg", "OUTPUT_DIR", "out", "MODEL.WEIGHTS", "w.pth"]
+
+
+def test_an_unknown_flag_among_overrides_is_named(capsys):
+    with pytest.raises(SystemExit):
+        parse("SEED", "1", "--forced", "OUTPUT_DIR", "out")
+    assert "unrecognized arguments: --forced" in capsys.readouterr().err
+
+
+def test_a_value_of_a_suite_is_not_a_flag():
+    args = parse("--overrides-from-file", "OUTPUT_DIR", "--force", "SEED", "--resume")
+    assert args.opts == ["OUTPUT_DIR", "--force", "SEED", "--resume"]
+    assert not args.force and not args.resume

@@ -141,8 +141,10 @@ def _check_division(cfg: "CfgNode", world_size: int) -> None:
     batch, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
     if reference and batch % reference:
         raise UserError(
-            f"SOLVER.IMS_PER_BATCH {batch} does not divide among the {reference} processes of "
-            f"SOLVER.REFERENCE_WORLD_SIZE: choose a multiple of {reference}"
+            f"SOLVER.IMS_PER_BATCH {batch} is the batch of the {reference} processes of "
+            f"SOLVER.REFERENCE_WORLD_SIZE, and does not divide among them: choose a multiple of "
+            f"{reference}, which is scaled to your {world_size}, or set "
+            f"SOLVER.REFERENCE_WORLD_SIZE 0 for {batch} images a step and an unscaled schedule"
         )
     passes = cfg.MOCO.ACCUMULATION
     batch = batch * world_size // reference if reference else batch

@@ -97,7 +97,7 @@ def test_frozen_batchnorm_has_no_batch():
         (
             ("SOLVER.IMS_PER_BATCH", "12"),
             4,
-            "IMS_PER_BATCH 12 does not divide among the 8 processes",
+            "IMS_PER_BATCH 12 is the batch of the 8 processes of .*WORLD_SIZE 0 for 12 images",
         ),
         (
             ("MOCO.ACCUMULATION", "3"),

@@ -41,13 +41,16 @@ def check_annotations(name: str, dicts: Sequence[dict[str, Any]]) -> None:
     if not annotated:
         return
     objects = [(d, a) for d, _ in annotated for a in d["annotations"]]
-    if not any(a.get("iscrowd", 0) == 0 for _, a in objects):
+    if all(a.get("iscrowd", 0) == 1 for _, a in objects):
         raise UserError(
             f"dataset {name!r} has no annotated object except crowds: check its annotations"
         )
     masks = ((d, a, size) for d, size in annotated for a in d["annotations"])
     problems = itertools.chain(
-        _problems(objects), _mask_problems(masks), _keypoint_problems(objects)
+        _crowd_problems(objects),
+        _problems(objects),
+        _mask_problems(masks),
+        _keypoint_problems(objects),
     )
     for sample, problem in problems:
         raise UserError(
@@ -78,6 +81,16 @@ def _sizes(name: str, dicts: Sequence[dict[str, Any]]) -> list[Size | None]:
                 "remove it"
             ) from error
     return sizes
+
+
+def _crowd_problems(
+    objects: list[tuple[dict[str, Any], dict[str, Any]]],
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield the samples with another iscrowd than 0 or 1: Detectron2 drops such an object."""
+    for sample, annotation in objects:
+        crowd = annotation.get("iscrowd", 0)
+        if crowd not in (0, 1):
+            yield sample, f"has the iscrowd {crowd!r:.40}, which is not 0 or 1"
 
 
 def _mask_problems(

@@ -62,7 +62,7 @@ def _check_image_ids(name: str, dicts: list[dict[str, Any]]) -> Iterator[Finding
 
 
 def _check_masks(cfg: CfgNode, split: str, name: str, objects: list[_Object]) -> Iterator[Finding]:
-    without = [file for file, a in objects if not a.get("segmentation")]
+    without = [file for file, a in objects if not _length(a.get("segmentation"))]
     if without:
         yield Refusal(
             "MODEL.MASK_ON",
@@ -87,7 +87,7 @@ def _check_keypoints(
     number = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
     if len(MetadataCatalog.get(name).get("keypoint_names", ())) != number:
         return  # dataset_checks reports it
-    lengths = [(file, len(a.get("keypoints") or ())) for file, a in objects]
+    lengths = [(file, _length(a.get("keypoints"))) for file, a in objects]
     without = [file for file, length in lengths if not length]
     if without:
         yield Refusal(
@@ -115,3 +115,7 @@ def _check_keypoints(
             f"deviation of each; set it to a list of {number} numbers (COCO's are from 0.025 for "
             "eyes to 0.107 for hips)",
         )
+
+
+def _length(value: Any) -> int:
+    return 0 if value is None else len(value)  # a NumPy array has no truth value

@@ -28,6 +28,8 @@ def dicts(*annotations):
         ({"bbox": ["1", "2", "3", "4"]}, "odd.jpg has the bbox .*, which is not a list of numbers"),
         ({"bbox": "1234"}, "odd.jpg has the bbox '1234', which is not a list of numbers"),
         ({"bbox": None}, "odd.jpg has no bbox"),
+        ({"iscrowd": None}, "odd.jpg has the iscrowd None, which is not 0 or 1"),
+        ({"iscrowd": "0"}, "odd.jpg has the iscrowd '0', which is not 0 or 1"),
         ({"bbox": [1, 2, 10**30, 4]}, "odd.jpg has a box that is not finite"),
         ({"bbox": [1, 2, 1e30, 4]}, "odd.jpg has a box that is not finite"),
         ({"segmentation": {"size": [9, 9], "counts": [81]}}, "odd.jpg has a mask of 9 x 9 pixels"),

@@ -3,7 +3,7 @@ import logging
 import pytest
 
 from moco_d2.errors import UserError
-from moco_d2.transfer.preflight.findings import Finding, Refusal, enforce, has_refusal
+from moco_d2.transfer.preflight.findings import Change, Finding, Refusal, enforce, has_refusal
 
 logger = logging.getLogger("test")
 SEED = Finding("SEED", "-1", "not repeatable; set SEED 1")
@@ -49,6 +49,13 @@ def test_force_makes_warnings_of_those_that_can_run(caplog):
     ]
     # The one that is left is named alone.
     assert said(SEED, CLASSES, force=True) == f"{CLASSES}; --force cannot run it"
+
+
+def test_a_change_stops_nothing_and_is_not_listed(caplog):
+    change = Change("INPUT.MASK_FORMAT", "bitmask", "masks are run-length codes")
+    enforce([change], force=False, logger=logger)
+    assert not caplog.records and not has_refusal([change])
+    assert said(change, SEED) == said(SEED)
 
 
 def test_nothing_found_is_nothing_said(caplog):

@@ -27,7 +27,7 @@ def parse_args() -> argparse.Namespace:
         "dst",
         metavar="DST",
         nargs="?",
-        help="file to write: .pth, .pkl (Detectron2) or .safetensors",
+        help="file to write: .pth, .pkl (Detectron2) or .safetensors (torchvision, timm)",
     )
     parser.add_argument(
         "--to",
@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
         metavar="PATTERN",
         action="append",
         default=[],
-        help="leave these tensors out, e.g. 'my_head.*' (repeatable)",
+        help="leave out these tensors beside the network, e.g. 'my_head.*' (repeatable)",
     )
     parser.add_argument("--report", metavar="FILE.json", help="also write the report as JSON")
     parser.add_argument(

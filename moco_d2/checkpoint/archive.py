@@ -6,13 +6,16 @@ torch checks neither the checksums that it writes nor the sizes that an archive 
 import zipfile
 from pathlib import Path
 
-from moco_d2.errors import UserError
+from moco_d2.errors import UserError, printable
 
 # The most unpacked bytes per byte of the file; more is an attack. Weights compress by a factor
 # below 2, and an empty queue beside them to almost nothing.
 MOST_EXPANSION = 10
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 MOST_MEMBERS = 20_000  # one per tensor; a ResNet-152 with its optimizer has under 2,000
+_CONTENT = ("/data.pkl", ".npy")  # members of every archive of torch or NumPy
+_CHECKPOINTS = (".pth", ".pt", ".tar", ".ckpt", ".pkl", ".npz", ".safetensors")
+_QUOTED = 200  # most characters of names in a message
 SMALL = 1 << 24  # bytes that any file may unpack to
 
 
@@ -28,9 +31,9 @@ def check_archive(path: Path) -> list[zipfile.ZipInfo]:
         The members.
 
     Raises:
-        UserError: If the archive has too many members or one name twice; if a member is encrypted,
-            damaged, or packed by a method that no writer of checkpoints uses; or if the archive
-            would unpack to far more bytes than it has.
+        UserError: If the archive is no checkpoint, or has too many members or one name twice; if a
+            member is encrypted, damaged, or packed by a method that no writer of checkpoints uses;
+            or if the archive would unpack to far more bytes than it has.
         zipfile.BadZipFile: If the file is no archive.
     """
     size = path.stat().st_size
@@ -48,6 +51,12 @@ def check_archive(path: Path) -> list[zipfile.ZipInfo]:
         if declared > most_bytes(path):
             raise UserError(
                 f"{path} of {size} bytes would unpack to {declared}; use the original checkpoint"
+            )
+        if not any(name.endswith(_CONTENT) for name in names):
+            inside = [name for name in names if name.endswith(_CHECKPOINTS)] or names
+            raise UserError(
+                f"{path} is a zip archive of {len(names)} files, not a checkpoint; unpack it and "
+                f"name the checkpoint in it ({printable(', '.join(inside[:3]))[:_QUOTED]})"
             )
         # With other methods, zipfile unpacks any amount before it checks the size.
         if other := next((m for m in members if m.compress_type not in _METHODS), None):

@@ -13,6 +13,7 @@ from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.checkpoint.mapping import Architecture, build_torchvision
 from moco_d2.checkpoint.pretraining import pretraining_run
 from moco_d2.checkpoint.sources import BRANCHES, extract
+from moco_d2.checkpoint.stated import read_stated
 from moco_d2.errors import UserError, closest
 from moco_d2.files import sha256
 from moco_d2.resnet import BASIC_DEPTHS, BOTTLENECK_DEPTHS
@@ -61,7 +62,9 @@ def load_backbone(
     path = source_file(source)
     checkpoint = load_checkpoint(path)
     try:
-        extracted, architecture = extract(checkpoint, branch, file_name=path.name)
+        extracted, architecture = extract(
+            checkpoint, branch, file_name=path.name, stated=read_stated(path)
+        )
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     network = _without_head(build_torchvision(architecture))

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ from moco_d2.checkpoint.mapping import Architecture, detectron2_settings, expect
 from moco_d2.checkpoint.parity import TOLERANCE, prove
 from moco_d2.checkpoint.pretraining import describe_pretraining
 from moco_d2.checkpoint.sources import Extracted, extract
+from moco_d2.checkpoint.stated import read_stated
 from moco_d2.checkpoint.targets import TARGETS, Detectron2, Target, find_target
 from moco_d2.errors import UserError, printable
 from moco_d2.files import atomic_write, sha256
@@ -95,7 +97,10 @@ def _read(
     """Return the report, and the proven tensors under torchvision's names."""
     checkpoint = load_checkpoint(src)
     try:
-        extracted, architecture = extract(checkpoint, branch, file_name=src.name, drop=drop)
+        extracted, architecture = extract(
+            checkpoint, branch, file_name=src.name, stated=read_stated(src), drop=drop
+        )
+        Detectron2().check(architecture)  # it takes part in the proof for every target
         target.check(architecture)
         if extracted.dialect == target.name == "detectron2" and not extracted.prefix:
             raise UserError("it is already in Detectron2's format; use it as MODEL.WEIGHTS")
@@ -184,8 +189,8 @@ def summary(report: dict[str, Any], dst: str | Path, to: str = "detectron2") -> 
     """Return a report as a few lines of text, with how to use the file."""
     architecture = _architecture(report)
     dropped = ", ".join(f"{count} {group}" for group, count in report["dropped_keys"].items())
-    settings = [f"  {key} {value}" for key, value in settings_for(report).items()]
-    usage = TARGETS[to].usage.format(file=dst, depth=architecture.depth)
+    settings = [f"  {key} {shlex.quote(str(value))}" for key, value in settings_for(report).items()]
+    usage = TARGETS[to].usage(dst, architecture)
     container = f" in {report['container']!r}" if report["container"] else ""
     return "\n".join(
         printable(line)
@@ -197,6 +202,8 @@ def summary(report: dict[str, Any], dst: str | Path, to: str = "detectron2") -> 
             *(f"caveat: {caveat}" for caveat in report["caveats"]),
             "proof: the features of both networks differ by at most "
             f"{report['parity']['max']:.1e} (relative)",
+            f"assumed: torchvision's {architecture}. The proof cannot see what no tensor shows: "
+            "strides, dilation, pooling, anti-aliasing, activations and the input format",
             f"written: {dst}",
             f"use: {usage}",
             "Detectron2 settings for these weights:",

@@ -6,9 +6,18 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from moco_d2.checkpoint.dialects import STATISTICS
-from moco_d2.checkpoint.mapping import Architecture, expected_tensors
+from moco_d2.checkpoint.mapping import Architecture, count_blocks, expected_tensors
+from moco_d2.resnet import BASIC_DEPTHS, BOTTLENECK_DEPTHS
 
 _NAMED = 3  # most names in a sentence
+_CHANNELS = 3
+# What a number of channels usually is. CMC trains one network on L and another on ab of Lab images.
+_KINDS = {
+    1: "gray images, or L of Lab images",
+    2: "ab of Lab images",
+    4: "RGB and depth or infrared",
+    13: "all bands of Sentinel-2",
+}
 
 
 def unrecognized(states: Mapping[str, Mapping[str, Tensor]]) -> str:
@@ -32,10 +41,11 @@ def incomplete(
     architecture: Architecture,
     state: Mapping[str, Tensor],
     *,
-    stem: Tensor | None,
+    tensors: Mapping[str, Tensor],
     missing: list[str],
     misshapen: list[str],
     unknown: list[str],
+    inside: list[str],
 ) -> str:
     """Return how a network differs from the closest ResNet, as an error message.
 
@@ -43,12 +53,18 @@ def incomplete(
         source: The family and the location in the file.
         architecture: The closest ResNet.
         state: All tensors in the same dict, by name.
-        stem: The weight of the first convolution, if the network has one.
+        tensors: The network's tensors by torchvision's names.
         missing: Names of missing tensors.
         misshapen: Names of tensors with another shape.
         unknown: Names of tensors that a ResNet does not have.
+        inside: Those of them that are in the stem or in a stage.
     """
-    if reason := _other_network(list(state)) or _other_stem(stem):
+    reason = (
+        _other_network(list(state))
+        or _other_stem(tensors.get("conv1.weight"))
+        or _other_depth(tensors)
+    )
+    if reason:
         return reason
     problems = [
         f"{len(group)} {problem} ({_first(group)})"
@@ -59,7 +75,18 @@ def incomplete(
         )
         if group
     ]
-    if missing and all(name.endswith(STATISTICS) for name in missing):
+    if inside and not missing and not misshapen:
+        advice = (
+            "they are among its layers, so it is another architecture; use the checkpoint of a "
+            "plain ResNet"
+        )
+    elif not any(name.endswith(STATISTICS) for name in state):
+        advice = (
+            "the network has a norm without statistics (GroupNorm), which Detectron2's ResNet "
+            "recipes do not build, or the file lacks the BatchNorm statistics: use a network with "
+            "BatchNorm, and save its whole state_dict()"
+        )
+    elif missing and all(name.endswith(STATISTICS) for name in missing):
         advice = "save the network's state_dict(), which includes the BatchNorm statistics"
     elif missing or misshapen:
         advice = "use the complete, unmodified checkpoint of a torchvision ResNet"
@@ -93,14 +120,32 @@ def _other_network(names: list[str]) -> str | None:
     return None
 
 
+def _other_depth(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return an error message for stages of whole blocks that no known ResNet has."""
+    blocks, is_bottleneck = count_blocks(tensors)
+    known = BOTTLENECK_DEPTHS if is_bottleneck else BASIC_DEPTHS
+    conv1 = {
+        f"layer{i}.{n}.conv1.weight" for i, count in enumerate(blocks, 1) for n in range(count)
+    }
+    if 0 in blocks or blocks in known.values() or not conv1 <= tensors.keys():
+        return None
+    layers = 3 if is_bottleneck else 2
+    depth = 2 + layers * sum(blocks)  # with the stem and the classifier
+    return (
+        f"its stages have {', '.join(map(str, blocks))} blocks of {layers} convolutions, so it is "
+        f"a ResNet-{depth}, but Detectron2 builds ResNet-18, 34, 50, 101 and 152; use one of these"
+    )
+
+
 def _other_stem(stem: Tensor | None) -> str | None:
     if stem is None or stem.ndim != 4:
         return None
     shape = list(stem.shape)
-    if shape[1] in (1, 2):
+    if shape[1] != _CHANNELS and shape[2] == shape[3]:
+        kind = _KINDS.get(shape[1], "images of other channels")
         return (
-            f"its stem {shape} takes {shape[1]} of the channels of a Lab image, but Detectron2's "
-            "images are RGB or BGR; use a checkpoint trained on color images"
+            f"its stem {shape} takes {shape[1]} channel(s) ({kind}), but Detectron2's images are "
+            f"RGB or BGR, which have {_CHANNELS}; use a checkpoint trained on color images"
         )
     if shape[2:] == [3, 3]:
         return (

@@ -61,9 +61,8 @@ class Dialect:
         for stage in range(1, _STAGES + 1):
             for block in range(_MOST_BLOCKS):
                 prefix = self.block.format(
-                    stage=stage, block=block, stage_from_0=stage - 1, stage_from_2=stage + 1,
-                    stage_from_4=stage + 3, block_from_1=block + 1,
-                )  # fmt: skip
+                    stage=stage, block=block, block_from_1=block + 1, **_counted_otherwise(stage)
+                )
                 for layers, leaves in (
                     (_CONVOLUTIONS, self.convolution),
                     (_NORMS, self.norm),
@@ -94,6 +93,21 @@ class Dialect:
                 return None
             start = boundary.end()
 
+    def is_inside(self, name: str) -> bool:
+        """Return whether a name without its prefix is one of the stem or of a stage."""
+        return name.startswith(self._parts)
+
+    @functools.cached_property
+    def _parts(self) -> tuple[str, ...]:
+        stages = self.block.partition("{block")[0]
+        return tuple(
+            [
+                stages.format(stage=stage, **_counted_otherwise(stage))
+                for stage in range(1, _STAGES + 1)
+            ]
+            + [f"{module}." for module in self.stem]
+        )
+
     def as_torchvision(self, name: str, tensor: Tensor) -> Tensor:
         """Return the tensor in torchvision's layout; `name` is torchvision's name."""
         if not self.channels_last:
@@ -113,6 +127,10 @@ class Dialect:
                 filled[f"{module}.running_mean"] = torch.zeros_like(tensor)
                 filled[f"{module}.running_var"] = torch.ones_like(tensor)
         return filled
+
+
+def _counted_otherwise(stage: int) -> dict[str, int]:
+    return {"stage_from_0": stage - 1, "stage_from_2": stage + 1, "stage_from_4": stage + 3}
 
 
 TORCHVISION = Dialect(
@@ -192,6 +210,18 @@ TENSORPACK = Dialect(
     },
     channels_last=True,
 )
+# The names of ResNetModel in Hugging Face transformers.
+TRANSFORMERS = Dialect(
+    "transformers",
+    stem=("embedder.embedder.convolution", "embedder.embedder.normalization"),
+    block="encoder.stages.{stage_from_0}.layers.{block}.",
+    layers={
+        **{f"conv{i}": f"layer.{i - 1}.convolution" for i in (1, 2, 3)},
+        **{f"bn{i}": f"layer.{i - 1}.normalization" for i in (1, 2, 3)},
+        "downsample.0": "shortcut.convolution",
+        "downsample.1": "shortcut.normalization",
+    },
+)
 HAIKU = Dialect(
     "haiku",
     stem=("initial_conv", "initial_batchnorm"),
@@ -213,4 +243,5 @@ HAIKU = Dialect(
 )
 DIALECTS = (
     TORCHVISION, INDEXED, DETECTRON2, SIMCLR_V2, PYCLS, CAFFE2, TENSORPACK, HAIKU,
+    TRANSFORMERS,
 )  # fmt: skip

@@ -4,15 +4,23 @@ import argparse
 from pathlib import Path
 
 from moco_d2.checkpoint.families import FAMILIES, Family
-from moco_d2.checkpoint.targets import TARGETS
+from moco_d2.checkpoint.mapping import Architecture
+from moco_d2.checkpoint.targets import TARGETS, Target
 
 _INTRODUCTION = """# Checkpoints
 
 `tools/convert.py SRC DST` converts any file that holds a complete ResNet (18, 34, 50, 101, 152,
 ResNeXt, wide) and recognizes it by names and shapes. Every other tensor of the file must be known
-to its family, or the file is refused; `--drop PATTERN` leaves more tensors out. Wrappers
-(`module.`, `_orig_mod.`, `model.`, `net.`, `ema_model.`, FSDP's) may stand anywhere. The page
-[checkpoint_table.md](checkpoint_table.md) shows the result for a file of each project.
+to its family, or the file is refused; `--drop PATTERN` leaves out more tensors beside the network,
+but none among its layers. Wrappers (`module.`, `_orig_mod.`, `model.`, `net.`, `ema_model.`,
+FSDP's) may stand anywhere. The page [checkpoint_table.md](checkpoint_table.md) shows the result for
+a file of each project.
+
+The proof compares Detectron2's features with those of torchvision's network. It cannot see what no
+tensor shows: strides, dilation, pooling, anti-aliasing, activations and the input format. So a file
+is refused if its name, its entry `arch` or the `config.json` beside it names another network with
+the same tensors, such as timm's `resnetaa50` and `resnetblur50`. A `config.json` or
+`preprocessor_config.json` beside it also gives mean and standard deviation.
 
 A location is `container:prefix`: the path of a dict inside the file, and the prefix of the names.
 
@@ -31,10 +39,7 @@ def listing() -> str:
 def document() -> str:
     """Return the text of docs/checkpoints.md."""
     rows = "".join(_row(family) for family in FAMILIES)
-    targets = "".join(
-        f"| `{target.name}` | {', '.join(f'`{s}`' for s in target.suffixes)} | `{target.usage}` |\n"
-        for target in TARGETS.values()
-    )
+    targets = "".join(_target(target) for target in TARGETS.values())
     return (
         _INTRODUCTION
         + "| family | files of | example | network | `--branch key` | names | input |\n"
@@ -43,6 +48,12 @@ def document() -> str:
         + "\n## Targets\n\n| `--to` | files | use |\n|---|---|---|\n"
         + targets
     )
+
+
+def _target(target: Target) -> str:
+    suffixes = ", ".join(f"`{suffix}`" for suffix in target.suffixes)
+    usage = target.usage(f"backbone{target.suffixes[0]}", Architecture(50))
+    return f"| `{target.name}` | {suffixes} | `{usage}` |\n"
 
 
 def _row(family: Family) -> str:

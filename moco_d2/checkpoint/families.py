@@ -5,23 +5,30 @@ the prefix stands before the backbone's names in it. Neither contains wrappers (
 stand anywhere, any number of times.
 """
 
+import contextlib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from moco_d2.checkpoint.dialects import (
     CAFFE2,
     DETECTRON2,
+    DIALECTS,
     HAIKU,
     INDEXED,
     PYCLS,
     SIMCLR_V2,
     TENSORPACK,
     TORCHVISION,
+    TRANSFORMERS,
     Dialect,
 )
+from moco_d2.checkpoint.plain_values import as_report
 
 # The names come from DistributedDataParallel, torch.compile, FSDP, activation checkpointing,
 # averaged models, and modules that only hold another module.
@@ -87,6 +94,8 @@ class Family:
         needs: Patterns, each of which must match a name in the backbone's container.
         files: Patterns of file names; None allows any name.
         traits: The traits of its networks.
+        config_beside: Whether a config.json beside a file may describe its network, as in timm and
+            on the Hugging Face hub.
     """
 
     name: str
@@ -101,6 +110,7 @@ class Family:
     needs: tuple[str, ...] = ()
     files: tuple[str, ...] | None = None
     traits: Traits = Traits()
+    config_beside: bool = False
 
     def role(self, container: str, prefix: str) -> str | None:
         """Return ``query`` or ``key`` for a location of the family, and None for any other."""
@@ -138,6 +148,10 @@ _KEY_WORD = re.compile(
 )
 
 
+def _config_text(config: Any) -> str:
+    return config if isinstance(config, str) else str(as_report(config))
+
+
 class _BYOLDeepMind(Family):
     def role(self, container: str, prefix: str) -> str | None:
         return super().role(container, re.sub(r"^res_net\d+/", "res_net*/", prefix))
@@ -153,8 +167,9 @@ class _OpenSelfSupTraining(Family):
 class _MMSelfSup(Family):
     def traits_of(self, checkpoint: Mapping[Any, Any], file_name: str) -> Traits:
         meta = checkpoint["meta"]
-        text = " ".join(str(meta.get(key, "")) for key in ("cfg", "config"))
-        if not re.search(r"style\s*=\s*['\"]caffe", text):
+        entries = [meta.get(key) for key in ("cfg", "config")] if isinstance(meta, dict) else []
+        text = " ".join(map(_config_text, entries))
+        if not re.search(r"style['\"]?\s*[=:]\s*['\"]caffe", text):
             return self.traits
         caveat = "its config says style='caffe': stride in the 1x1 convolution, input as Caffe's"
         return Traits(MSRA, stride_in_1x1=True, caveats=(caveat,))
@@ -172,7 +187,9 @@ class _VISSL(Family):
 
 class _Pycls(Family):
     def traits_of(self, checkpoint: Mapping[Any, Any], file_name: str) -> Traits:
-        stated = re.search(r"STRIDE_1X1:\s*(true|false)", str(checkpoint.get("cfg")), re.IGNORECASE)
+        stated = re.search(
+            r"STRIDE_1X1:\s*(true|false)", _config_text(checkpoint.get("cfg")), re.IGNORECASE
+        )
         if stated:
             return Traits(IMAGENET_BGR, stride_in_1x1=stated[1].lower() == "true")
         # The 1x1 convolution is pycls' default.
@@ -180,16 +197,32 @@ class _Pycls(Family):
         return Traits(IMAGENET_BGR, stride_in_1x1=True, caveats=(caveat,))
 
 
+class _Preprocessing(msgspec.Struct):
+    format: Literal["RGB", "BGR"]
+    pixel_mean: tuple[float, float, float]
+    pixel_std: tuple[float, float, float]
+
+
+class _Report(msgspec.Struct):
+    """The entries of a converter's report that later conversions read."""
+
+    preprocessing: _Preprocessing
+    stride_in_1x1: bool = False
+    caveats: tuple[str, ...] = ()
+
+
 class _Detectron2Weights(Family):
     def traits_of(self, checkpoint: Mapping[Any, Any], file_name: str) -> Traits:
-        provenance = checkpoint.get("provenance")
-        if isinstance(provenance, dict) and isinstance(provenance.get("preprocessing"), dict):
-            pixels = provenance["preprocessing"]
-            return Traits(
-                Input(pixels["format"], tuple(pixels["pixel_mean"]), tuple(pixels["pixel_std"])),
-                bool(provenance.get("stride_in_1x1")),
-                tuple(provenance.get("caveats", ())),
-            )
+        with contextlib.suppress(msgspec.ValidationError):  # anyone may write a report
+            report = msgspec.convert(as_report(checkpoint.get("provenance")), _Report)
+            pixels = report.preprocessing
+            values = (*pixels.pixel_mean, *pixels.pixel_std)
+            if all(map(math.isfinite, values)) and all(pixels.pixel_std):
+                return Traits(
+                    Input(pixels.format, pixels.pixel_mean, pixels.pixel_std),
+                    report.stride_in_1x1,
+                    report.caveats,
+                )
         caveat = (
             "a Detectron2 file does not state its input format or where the stride is: "
             "torchvision's are assumed, while Detectron2's own models use BGR, std 1 and the "
@@ -330,14 +363,29 @@ FAMILIES: tuple[Family, ...] = (
         entries=("meta",),
     ),
     Family(
+        name="lightly_benchmark_dino",
+        title="lightly, benchmark of DINO, whose backbone is the teacher",
+        example="epoch=99-step=500400.ckpt",
+        query=("state_dict:student_backbone.",),
+        key=("state_dict:backbone.", "state_dict:teacher_backbone."),
+        companions=("*projection_head.*", "online_classifier.*", "criterion.*"),
+        needs=("online_classifier.*", "student_backbone.*"),
+    ),
+    Family(
         name="lightly_benchmark",
         title="lightly, benchmarks",
         example="epoch=99-step=500400.ckpt",
-        query=("state_dict:backbone.", "state_dict:student_backbone."),
-        key=("state_dict:key_backbone.", "state_dict:teacher_backbone."),
+        query=("state_dict:backbone.",),
+        key=(
+            "state_dict:key_backbone.",
+            "state_dict:teacher_backbone.",
+            "state_dict:backbone_momentum.",
+        ),
         companions=(
-            "*projection_head.*",
-            "*prediction_head.*",
+            "*projection_head*",
+            "*prediction_head*",
+            "prototypes.*",
+            "queues.*",
             "online_classifier.*",
             "criterion.*",
         ),
@@ -347,9 +395,18 @@ FAMILIES: tuple[Family, ...] = (
         name="lightly_example",
         title="lightly, examples and tutorials",
         example="lightly_moco.pth",
-        query=(":backbone.", "state_dict:backbone."),
-        key=(":backbone_momentum.", "state_dict:backbone_momentum."),
-        companions=("*projection_head*", "*prediction_head*", "criterion.*"),
+        query=(
+            *(":backbone.", "state_dict:backbone."),
+            *(":student_backbone.", "state_dict:student_backbone."),
+        ),
+        key=(
+            *(":backbone_momentum.", "state_dict:backbone_momentum."),
+            *(":teacher_backbone.", "state_dict:teacher_backbone."),
+        ),
+        companions=(
+            *("*projection_head*", "*prediction_head*", "student_head.*", "teacher_head.*"),
+            *("prototypes.*", "queues.*", "smog.*", "criterion.*"),
+        ),
         dialects=(INDEXED,),
     ),
     Family(
@@ -447,6 +504,16 @@ FAMILIES: tuple[Family, ...] = (
         query=("state_dict:",),
         key=("state_dict_ema:",),
         entries=("state_dict_ema",),
+        config_beside=True,
+    ),
+    Family(
+        name="transformers",
+        title="Hugging Face transformers, ResNet; config.json may stand beside the file",
+        example="model.safetensors",
+        query=(":resnet.", ":"),
+        companions=("classifier.*",),
+        dialects=(TRANSFORMERS,),
+        config_beside=True,
     ),
     Family(
         name="torchvision",
@@ -457,6 +524,7 @@ FAMILIES: tuple[Family, ...] = (
         example="resnet50-19c8e357.pth",
         query=(":", "state_dict:"),
         companions=("n_averaged",),
+        config_beside=True,
     ),
     Family(
         name="msra",
@@ -546,7 +614,8 @@ FAMILIES: tuple[Family, ...] = (
             "loss*",
             "n_averaged",
         ),
-        dialects=(TORCHVISION, INDEXED, DETECTRON2, SIMCLR_V2, PYCLS, CAFFE2, TENSORPACK, HAIKU),
+        dialects=DIALECTS,
+        config_beside=True,
         traits=Traits(
             caveats=(
                 "the file does not state its input format: RGB with ImageNet's mean and standard "

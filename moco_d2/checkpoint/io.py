@@ -24,6 +24,21 @@ from moco_d2.files import atomic_write
 
 # The unpickler's error for a class or function that is not in its table.
 _FORBIDDEN_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+_ADDRESS = re.compile(r"([a-z][a-z\d+.-]+):/+(.*)", re.IGNORECASE | re.DOTALL)
+# Constructs of other numbers and tensors than plain ones -> what to do.
+_NOT_PLAIN = (
+    (
+        re.compile(r"DTensor|ShardedTensor|_rebuild_wrapper_subclass"),
+        "tensors that are distributed over processes (DTensor); gather them before you save: "
+        "torch.distributed.checkpoint.state_dict.get_model_state_dict(model, "
+        "options=StateDictOptions(full_state_dict=True))",
+    ),
+    (
+        re.compile(r"torch\.float[48]_"),
+        "numbers of 8 bits or fewer, which are those of a quantized network; use the unquantized "
+        "checkpoint",
+    ),
+)
 _ZIP_MAGIC = b"PK"  # torch.save since 1.6, and NumPy
 _PICKLE_MAGICS = (_ZIP_MAGIC, b"\x80")
 _LENGTH = 8  # bytes of a safetensors header's length
@@ -64,6 +79,11 @@ def _guarded(path: Path, read: Callable[[Path], Any]) -> Any:
     """Return `read(path)`, with a UserError for whatever is wrong with the file."""
     try:
         if not path.exists():
+            if address := _ADDRESS.match(str(path)):
+                raise UserError(
+                    f"{address[1]}://{address[2]} is an address, not a file; download it, and name "
+                    "the file"
+                )
             siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
             hint = closest(path.name, siblings) or "check the path"
             raise UserError(f"there is no file {path}; {hint}")
@@ -145,6 +165,9 @@ def _why_unreadable(path: Path, error: Exception) -> str:
             "original checkpoint"
         )
     if forbidden := _FORBIDDEN_GLOBAL.search(str(error)):
+        for pattern, advice in _NOT_PLAIN:
+            if pattern.search(forbidden[1]):
+                return f"{path} holds {advice}"
         return (
             f"{path} is refused: loading it would import {forbidden[1]}, which could run code; "
             "save it again with tensors and plain values only: "

@@ -7,7 +7,7 @@ need it, and with FrozenBN would report it as unexpected.
 import contextlib
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,14 +90,24 @@ def _look_up(name: str, names: dict[str, str]) -> str:
         raise ValueError(f"{name!r} is not a tensor of a ResNet backbone") from None
 
 
-def infer_architecture(tensors: Mapping[str, Tensor], stride_in_1x1: bool = False) -> Architecture:
-    """Return the torchvision ResNet that is closest to these names and shapes."""
+def count_blocks(tensors: Collection[str]) -> tuple[tuple[int, ...], bool]:
+    """Return the number of blocks in each stage, and whether they are bottlenecks.
+
+    Args:
+        tensors: torchvision's names. A stage has all blocks up to its last one.
+    """
     blocks = [0, 0, 0, 0]
     for name in tensors:
         if match := _BLOCK_NAME.match(name):
             stage = int(match[1]) - 1
             blocks[stage] = max(blocks[stage], int(match[2]) + 1)
     bottleneck = any(_BLOCK_NAME.match(name) and ".conv3." in name for name in tensors)
+    return tuple(blocks), bottleneck
+
+
+def infer_architecture(tensors: Mapping[str, Tensor], stride_in_1x1: bool = False) -> Architecture:
+    """Return the torchvision ResNet that is closest to these names and shapes."""
+    blocks, bottleneck = count_blocks(tensors)
     depths = BOTTLENECK_DEPTHS if bottleneck else BASIC_DEPTHS
     depth = min(
         depths, key=lambda d: sum(abs(a - b) for a, b in zip(blocks, depths[d], strict=True))

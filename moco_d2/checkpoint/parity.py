@@ -1,5 +1,6 @@
 """Proves a conversion: torchvision and Detectron2 compute the same features."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -110,6 +111,11 @@ def _check_arrival(
 
 def _relative_difference(stage: str, expected: Tensor, actual: Tensor) -> float:
     scale = float(expected.abs().max())
+    if not math.isfinite(scale):
+        raise UserError(
+            f"the {stage} features that the original network computes for a random image are not "
+            "finite: its weights are so large that float32 overflows; use an earlier checkpoint"
+        )
     if scale == 0:
         raise UserError(
             f"every {stage} feature of a random image is zero: the network is dead, so nothing can "

@@ -14,14 +14,15 @@ from moco_d2.records.pretext_schema import Pretraining
 
 # These entries of "moco_d2" in our checkpoints, and these sections of its config, describe the
 # pretraining. The rest is for resuming.
-_METADATA = ("version", "pretext", "iteration", "config")
+_METADATA = ("version", "pretext", "iteration", "config", "changes")
 _CONFIG_SECTIONS = ("MOCO", "SOLVER", "DATASETS", "SEED")
 # A run record is made from these entries.
 _RUN_METADATA = (*_METADATA, "made_with", "scaling")
 
 
 def describe_pretraining(checkpoint: dict[Any, Any]) -> dict[str, Any]:
-    """Return epoch and arch, and for our checkpoints version, iteration and config, as JSON types.
+    """Return epoch and arch, and for our checkpoints version, iteration, config and the
+    settings that changed at a resume, as JSON types.
 
     They are for provenance.
     """

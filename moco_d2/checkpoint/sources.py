@@ -9,7 +9,7 @@ the reason for an error.
 import glob
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -20,12 +20,15 @@ from moco_d2.checkpoint.diagnosis import incomplete, unrecognized
 from moco_d2.checkpoint.dialects import DIALECTS, Dialect
 from moco_d2.checkpoint.families import FAMILIES, Family, Traits, without_wrappers
 from moco_d2.checkpoint.mapping import Architecture, expected_tensors, infer_architecture
+from moco_d2.checkpoint.stated import NOTHING, Stated, check_plain
 from moco_d2.checkpoint.states import tensors_by_dict
 from moco_d2.errors import UserError
 
 BRANCHES = ("query", "key")
 MOST_NETWORKS = 32  # no real file has more, and each network takes time
 _TRACKER = ".num_batches_tracked"
+# Numbers of 8 bits are those of a quantized network, whose scales would be lost.
+_PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,10 @@ class _Candidate:
     family: Family = FAMILIES[-1]
     role: str = "query"
 
+    def is_inside(self, key: str) -> bool:
+        """Return whether a tensor of the file is in the stem or in a stage of this network."""
+        return key.startswith(self.prefix) and self.dialect.is_inside(key[len(self.prefix) :])
+
     def read(self, state: Mapping[str, Tensor]) -> None:
         for name, key in self.names.items():
             if name.endswith(_TRACKER):
@@ -78,6 +85,7 @@ def extract(
     branch: str = "query",
     *,
     file_name: str = "",
+    stated: Stated = NOTHING,
     drop: Iterable[str] = (),
 ) -> tuple[Extracted, Architecture]:
     """Return the complete backbone of a checkpoint, and its architecture.
@@ -87,11 +95,13 @@ def extract(
         branch: ``query``, the network that gradients train (online, student), or ``key``, its
             moving average (momentum, target, teacher).
         file_name: The checkpoint's name. Some families are recognized only by it.
+        stated: What the files beside the checkpoint say, the result of stated.read_stated.
         drop: Patterns of tensors to leave out besides the family's known companions.
 
     Raises:
         UserError: If the branch has no complete ResNet, or two different ones; if a tensor is
-            missing, has another shape or is unknown; or if a value is not a finite number.
+            missing, has another shape or is unknown; if a name says that the network is no plain
+            ResNet; or if a value is not a finite number.
     """
     states = tensors_by_dict(checkpoint)
     candidates = [c for name, state in states.items() for c in _candidates(name, state)]
@@ -107,13 +117,21 @@ def extract(
         _assign(candidate, checkpoint, states[candidate.container], file_name)
     chosen = _choose(candidates, branch)
     traits = chosen.family.traits_of(checkpoint, file_name)
+    if chosen.family.config_beside:
+        traits = replace(
+            traits,
+            input=stated.input or traits.input,
+            stride_in_1x1=traits.stride_in_1x1 or stated.stride_in_1x1,
+            caveats=() if stated.input else traits.caveats,
+        )
     architecture = infer_architecture(chosen.tensors, traits.stride_in_1x1)
     dropped, leftover = _account(chosen, candidates, states, tuple(drop))
     _check_complete(chosen, architecture, states[chosen.container], leftover)
+    check_plain(checkpoint, file_name, stated)
     _check_values(chosen)
     if chosen.role == "key" and branch == "query":
         caveat = f"the only network in it is a moving average by its name ({chosen.prefix})"
-        traits = Traits(traits.input, traits.stride_in_1x1, (*traits.caveats, caveat))
+        traits = replace(traits, caveats=(*traits.caveats, caveat))
     return (
         Extracted(
             chosen.family.name,
@@ -223,11 +241,10 @@ def _account(
     }
     groups |= dict.fromkeys(chosen.names.values())
     heads = (other.prefix for other in candidates if other.container == chosen.container)
-    patterns = (
-        *(glob.escape(without_wrappers(p)) + h for p in (prefix, *heads) for h in family.heads),
-        *family.companions,
-        *drop,
-    )
+    patterns = [
+        glob.escape(without_wrappers(p)) + h for p in (prefix, *heads) for h in family.heads
+    ]
+    beside = (*patterns, *family.companions, *drop)
     dropped: Counter[str] = Counter()
     leftover = []
     for key in states[chosen.container]:
@@ -235,7 +252,9 @@ def _account(
             group = groups[key]
         else:
             name = without_wrappers(key)
-            group = next((p for p in patterns if fnmatchcase(name, p)), None)
+            # An unknown tensor among the layers takes part in what the network computes.
+            known = patterns if chosen.is_inside(key) else beside
+            group = next((p for p in known if fnmatchcase(name, p)), None)
             if group is None:
                 leftover.append(key)
         if group is not None:
@@ -271,10 +290,11 @@ def _check_complete(
                 f"family {chosen.family.name!r} (prefix {chosen.prefix!r})",
                 architecture,
                 state,
-                stem=tensors.get("conv1.weight"),
+                tensors=tensors,
                 missing=missing,
                 misshapen=misshapen,
                 unknown=unknown,
+                inside=[key for key in unknown if chosen.is_inside(key)],
             )
         )
 
@@ -283,17 +303,21 @@ def _check_values(chosen: _Candidate) -> None:
     for name, tensor in chosen.tensors.items():
         key = chosen.names.get(name, name)
         dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
-        if not dense or not tensor.is_floating_point():
+        if not dense or tensor.dtype not in _PRECISIONS:
             raise UserError(
-                f"{key} is not a dense floating-point tensor ({tensor.dtype}); "
+                f"{key} is not a dense floating-point tensor of 16 bits or more ({tensor.dtype}); "
                 "use the unquantized checkpoint"
             )
         if tensor.nbytes > tensor.untyped_storage().nbytes():
             raise UserError(f"{key} repeats its values through its strides; use the original file")
-        finite = torch.isfinite(tensor)
+        finite = torch.isfinite(tensor.float())  # a number of 64 bits may exceed Detectron2's 32
         if not finite.all():
             bad = int((~finite).sum())
             raise UserError(
                 f"{key} holds {bad} NaN or infinite values: the pretraining diverged or the file "
                 "is damaged; use an earlier checkpoint"
+            )
+        if name.endswith("running_var") and bool((tensor < 0).any()):
+            raise UserError(
+                f"{key} holds a negative variance: the file is damaged; use an earlier checkpoint"
             )

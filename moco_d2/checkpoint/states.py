@@ -12,8 +12,8 @@ _NESTING = 8
 # Every real file is below these limits. The time to read a file grows with their product.
 MOST_TENSORS = 20_000
 LONGEST_NAME = 500
-# FSDP and activation checkpointing wrap modules inside the backbone.
-_INNER_WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+# FSDP, activation checkpointing and torch.compile wrap modules inside the backbone.
+_INNER_WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
 
 
 def tensors_by_dict(checkpoint: Mapping[Any, Any]) -> dict[str, dict[str, Tensor]]:
@@ -48,7 +48,7 @@ def tensors_by_dict(checkpoint: Mapping[Any, Any]) -> dict[str, dict[str, Tensor
                 full = f"{name}/{key}" if name else key
                 for wrapper in _INNER_WRAPPERS:
                     full = full.replace(wrapper, "")
-                states.setdefault(container, {})[full] = value
+                _add(states.setdefault(container, {}), full, value)
             elif isinstance(value, dict):
                 if name or "/" in key:
                     merged = container.removesuffix("_params").removesuffix("_state")
@@ -67,6 +67,20 @@ def tensors_by_dict(checkpoint: Mapping[Any, Any]) -> dict[str, dict[str, Tensor
     for state in states.values():
         _join_c4(state)
     return states
+
+
+def _add(state: dict[str, Tensor], name: str, value: Tensor) -> None:
+    """Add a tensor whose name has lost its wrappers.
+
+    Raises:
+        UserError: If another tensor has the same name.
+    """
+    if name in state:
+        raise UserError(
+            f"it holds two tensors {name}, of a network and of its wrapper; save only the network: "
+            "torch.save({'state_dict': model.state_dict()}, file)"
+        )
+    state[name] = value
 
 
 def _join_c4(state: dict[str, Tensor]) -> None:

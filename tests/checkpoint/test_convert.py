@@ -1,3 +1,4 @@
+import argparse
 import json
 import os
 import re
@@ -175,34 +176,91 @@ def test_refusals_write_nothing(small, official, save, tmp_path):
 
 
 def test_a_failed_proof_writes_nothing(small, official, save, tmp_path):
-    """Complete and finite, but a negative variance makes the features NaN."""
-    small["layer2.0.bn1.running_var"].fill_(-1.0)
+    """Complete and finite, but float32 overflows."""
+    for conv in ("conv1", "conv2"):
+        small[f"layer2.0.{conv}.weight"].fill_(1e30)
     src = save(official(small))
     dst = tmp_path / "w.pth"
-    assert "res3" in refusal(src, dst, report=tmp_path / "report.json")
+    message = refusal(src, dst, report=tmp_path / "report.json")
+    assert "the res3 features that the original network computes" in message
+    assert "float32 overflows" in message and "BatchNorm" not in message
     dst.write_bytes(b"the weights of yesterday")
     refusal(src, dst)
     assert dst.read_bytes() == b"the weights of yesterday"
 
 
+def _cyclic() -> dict:
+    cycle: dict = {"list": []}
+    cycle["list"].append(cycle)
+    return {**cycle, "itself": cycle}
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        3,
+        {"preprocessing": {}},
+        {"preprocessing": {"format": "RGB", "pixel_mean": ["a"], "pixel_std": 3}},
+        {"preprocessing": {"format": "RGB", "pixel_mean": [1, 2, 3], "pixel_std": [0, 0, 0]}},
+        {
+            "preprocessing": {
+                "format": "RGB",
+                "pixel_mean": [1, 2, float("nan")],
+                "pixel_std": [1] * 3,
+            }
+        },
+        {"preprocessing": {"format": "Lab", "pixel_mean": [1, 2, 3], "pixel_std": [1, 2, 3]}},
+        {"preprocessing": _cyclic(), "caveats": 3},
+        {
+            "preprocessing": {"format": "BGR", "pixel_mean": [1, 2, 3], "pixel_std": [1, 2, 3]},
+            "caveats": [_cyclic()],
+        },
+    ],
+    ids=str,
+)
+def test_a_report_of_anyone_is_no_report(report, small, save, tmp_path):
+    named = {
+        f"backbone.{to_detectron2(name)}": tensor
+        for name, tensor in small.items()
+        if not name.endswith("num_batches_tracked")
+    }
+    converted = convert(save({"model": named, "provenance": report}), tmp_path / "w.pth")
+    assert "does not state its input format" in converted["caveats"][0]
+    assert converted["preprocessing"]["pixel_mean"] == [123.675, 116.28, 103.53]
+
+
+@pytest.mark.parametrize("key", ["meta", "cfg", "arch", "args", "epoch", "moco_d2", "provenance"])
+def test_what_contains_itself_is_converted_all_the_same(key, small, save, tmp_path):
+    cycle = _cyclic()
+    for value in (
+        cycle,
+        cycle["list"],
+        argparse.Namespace(a=cycle),
+        {"cfg": cycle, "config": cycle},
+    ):
+        state = {f"backbone.{name}": tensor for name, tensor in small.items()}
+        src = save({"meta": {}, "state_dict": state, key: value})
+        assert convert(src, tmp_path / "w.pth")["tensors_found"] == 100
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".pkl", ".safetensors"])
 @pytest.mark.parametrize("to", ["detectron2", "torchvision", "timm", "mmdet"])
-def test_there_and_back(to, suffix, narrow, official, save, tmp_path):
+def test_there_and_back(to, suffix, small, official, save, tmp_path):
     """Every target, and from each back to torchvision's names: not a bit is lost."""
     there, back = tmp_path / f"there{suffix}", tmp_path / "back.safetensors"
     if suffix not in TARGETS[to].suffixes:
-        assert "weights end in" in refusal(save(official(narrow)), there, to=to)
+        assert "weights end in" in refusal(save(official(small)), there, to=to)
         return
-    first = convert(save(official(narrow)), there, to=to)
+    first = convert(save(official(small)), there, to=to)
     assert read_provenance(there) == first
     second = convert(there, back, to="torchvision")
     assert second["preprocessing"] == first["preprocessing"]
     state = load_file(back)
-    assert state.keys() == set(expected_tensors(Architecture(50, width_per_group=16)))
-    assert all(torch.equal(tensor, narrow[name]) for name, tensor in state.items())
+    assert state.keys() == set(expected_tensors(Architecture(18)))
+    assert all(torch.equal(tensor, small[name]) for name, tensor in state.items())
     convert(back, tmp_path / "again.pth")
     again = load_checkpoint(tmp_path / "again.pth")["model"]
-    assert all(torch.equal(again[to_detectron2(name)], narrow[name]) for name in state)
+    assert all(torch.equal(again[to_detectron2(name)], small[name]) for name in state)
 
 
 def test_torchvision_and_detectron2_read_what_is_for_them(narrow, save, tmp_path):

@@ -1,4 +1,4 @@
-"""Files of 35 families, each as its project writes it: converted and proven, or refused with the
+"""Files of 36 families, each as its project writes it: converted and proven, or refused with the
 reason. The expectations are in tests/support/checkpoint/families.py, beside the files.
 """
 

@@ -4,7 +4,9 @@ import os
 import pathlib
 import pickle
 import resource
+import socket
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import omegaconf
@@ -12,6 +14,8 @@ import pytest
 import safetensors.torch
 import torch
 from support.checkpoint.containers import foreign, foreign_importable
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from moco_d2.checkpoint import io
 from moco_d2.checkpoint.io import load_checkpoint, read_provenance, save_checkpoint
@@ -47,6 +51,67 @@ def test_missing_file_names_the_closest(tmp_path):
     (tmp_path / "model_final.pth").write_bytes(b"x")
     assert "did you mean 'model_final.pth'?" in refusal(tmp_path / "model_fnal.pth")
     assert "check the path" in refusal(tmp_path / "no" / "such.pth")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://dl.fbaipublicfiles.com/moco/moco_v2.pth.tar",
+        "https://huggingface.co/timm/resnet50/resolve/main/model.safetensors",
+        "hf://timm/resnet50",
+        "s3://bucket/model.pth",
+    ],
+)
+def test_an_address_is_no_file(address):
+    for path in (address, Path(address)):  # a Path has only one slash
+        with pytest.raises(UserError, match=f"^{address} is an address, not a file; download it"):
+            load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("names", "named"),
+    [
+        (("moco_d2-0.1/README.md", "moco_d2-0.1/setup.py"), "moco_d2-0.1/README.md"),
+        (("notes.txt", "moco/checkpoint_0199.pth.tar"), "(moco/checkpoint_0199.pth.tar)"),
+    ],
+)
+def test_another_zip_archive_is_named_with_its_content(tmp_path, names, named):
+    with zipfile.ZipFile(tmp_path / "release.zip", "w") as archive:
+        for name in names:
+            archive.writestr(name, "x")
+    message = refusal(tmp_path / "release.zip")
+    assert "is a zip archive of 2 files, not a checkpoint; unpack it" in message
+    assert named in message and "damaged" not in message
+
+
+def test_tensors_of_several_processes_are_named(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://localhost:{port}", rank=0, world_size=1
+    )
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        tensor = distribute_tensor(torch.ones(4), mesh, [Shard(0)])
+        torch.save({"state_dict": {"conv1.weight": tensor}}, tmp_path / "fsdp.pth")
+    finally:
+        torch.distributed.destroy_process_group()
+    message = refusal(tmp_path / "fsdp.pth")
+    assert "distributed over processes (DTensor); gather them" in message
+    assert "full_state_dict=True" in message and "run code" not in message
+
+
+def test_numbers_of_eight_bits_are_named(tmp_path):
+    names = [name for name in dir(torch) if name.startswith("float8_")]
+    assert names
+    for name in names:
+        torch.save({"a": torch.ones(4).to(getattr(torch, name))}, tmp_path / "quantized.pth")
+        try:
+            assert load_checkpoint(tmp_path / "quantized.pth")["a"].dtype == getattr(torch, name)
+        except UserError as error:
+            assert "8 bits or fewer, which are those of a quantized network" in str(error)
+            assert "run code" not in str(error)
 
 
 def test_folder_empty_and_text(tmp_path):

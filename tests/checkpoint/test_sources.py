@@ -2,6 +2,8 @@ import re
 
 import pytest
 import torch
+from torch import nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from moco_d2.checkpoint.mapping import Architecture, build_torchvision, infer_architecture
 from moco_d2.checkpoint.sources import extract
@@ -107,6 +109,41 @@ def test_wrong_shape_is_named(small):
     )
 
 
+@pytest.mark.parametrize(
+    ("channels", "kind"),
+    [(1, "gray images"), (2, "Lab"), (4, "infrared"), (6, "other channels"), (13, "Sentinel-2")],
+)
+def test_images_of_other_channels_are_named(small, channels, kind):
+    small["conv1.weight"] = torch.zeros(64, channels, 7, 7)
+    message = refusal(small)
+    assert f"takes {channels} channel(s) (" in message and kind in message
+    assert "which have 3" in message
+
+
+@pytest.mark.parametrize(
+    ("block", "blocks", "depth"),
+    [
+        (Bottleneck, [2, 2, 2, 2], 26),
+        (Bottleneck, [1, 1, 1, 1], 14),
+        (Bottleneck, [3, 24, 36, 3], 200),
+        (BasicBlock, [1, 1, 1, 1], 10),
+    ],
+)
+def test_another_depth_is_named(block, blocks, depth):
+    with torch.device("meta"):
+        state = ResNet(block, blocks, width_per_group=64 if block is BasicBlock else 4).state_dict()
+    for drop in ((), ("layer*",)):  # what a ResNet-200 has more than a ResNet-152 is part of it
+        with pytest.raises(UserError, match=f"it is a ResNet-{depth}, but Detectron2 builds"):
+            extract(state, drop=drop)
+
+
+def test_group_norm_is_named(official):
+    network = ResNet(BasicBlock, [2, 2, 2, 2], norm_layer=lambda width: nn.GroupNorm(32, width))
+    state = {name: t for name, t in network.state_dict().items() if not name.startswith("fc.")}
+    for checkpoint in (state, official(state)):
+        assert "a norm without statistics (GroupNorm)" in refusal(checkpoint)
+
+
 def test_small_image_stem_is_refused(small):
     small["conv1.weight"] = torch.zeros(64, 3, 3, 3)
     assert "3x3 convolution for small images" in refusal(small)
@@ -151,6 +188,49 @@ def test_what_is_unknown_beside_the_backbone_can_be_left_behind(small):
     assert extract(checkpoint, drop=("gate.*",))[0].dropped["gate.*"] == 1
 
 
+@pytest.mark.parametrize(
+    ("extra", "prefix"),
+    [
+        ("layer1.0.se.fc1.weight", ""),
+        ("layer4.1.conv_eca.conv.weight", "module."),
+        ("layer2.attention.weight", "module."),
+        ("conv1.bias", ""),
+        ("layer3.1.conv1.bias", "encoder_q."),
+    ],
+)
+def test_no_tensor_among_the_layers_can_be_left_out(small, extra, prefix):
+    """Not by --drop, and not as a known companion of a family, either."""
+    checkpoint = {f"{prefix}{k}": v for k, v in small.items()} | {prefix + extra: torch.zeros(1)}
+    for drop in ((), ("*",), (f"*{extra}",)):
+        with pytest.raises(UserError) as caught:
+            extract({"state_dict": checkpoint, "meta": {}}, drop=drop)
+        assert f"1 unknown ({prefix}{extra})" in str(caught.value)
+        assert "another architecture" in str(caught.value) and "--drop" not in str(caught.value)
+
+
+def test_a_companion_pattern_drops_nothing_of_the_network(small):
+    """OpenSelfSup's training files: encoder_[qk].* are companions, and the network is in them."""
+    state = {f"encoder_{b}.0.{k}": v for b in "qk" for k, v in small.items()}
+    state["encoder_q.1.mlp.0.weight"] = torch.zeros(2)
+    assert extract({"meta": {}, "state_dict": state})[0].family == "openselfsup_training"
+    state["encoder_q.0.layer1.0.se.fc1.weight"] = torch.zeros(2)
+    with pytest.raises(UserError, match=r"1 unknown \(encoder_q\.0\.layer1\.0\.se"):
+        extract({"meta": {}, "state_dict": state})
+
+
+def test_wrappers_inside_the_network(small):
+    """torch.compile of a stage or a block."""
+    compiled = {
+        k.replace("layer2.", "layer2._orig_mod.").replace("layer3.0.", "layer3.0._orig_mod."): v
+        for k, v in small.items()
+    }
+    assert compiled.keys() != small.keys()
+    extracted, _ = extract(compiled)
+    assert all(torch.equal(extracted.tensors[k], small[k]) for k in extracted.tensors)
+    with pytest.raises(UserError, match=r"two tensors layer2\.0\.conv1\.weight"):
+        extract(small | compiled)
+
+
 def test_two_different_networks_are_refused_and_two_equal_ones_are_one(small):
     first = {f"a.{k}": v for k, v in small.items()}
     assert extract(first | {f"b.{k}": v.clone() for k, v in small.items()})[0].prefix == "a."
@@ -169,6 +249,8 @@ def test_a_damaged_network_is_not_replaced_by_its_average(small, official):
 def test_nesting_without_end(small):
     checkpoint = {"state_dict": small}
     checkpoint["state_dict"]["again"] = checkpoint
+    checkpoint["list"] = [checkpoint]
+    checkpoint["list"].append(checkpoint["list"])
     assert len(extract(checkpoint)[0].tensors) == 100
 
 
@@ -202,6 +284,27 @@ def test_not_finite(small, official, bad):
     small["layer1.0.bn1.running_var"][3] = bad
     message = refusal(official(small))
     assert "module.encoder_q.layer1.0.bn1.running_var holds 1 NaN or infinite" in message
+
+
+def test_a_negative_variance(small, official):
+    small["layer1.0.bn1.running_var"][3] = -1e-9
+    assert "module.encoder_q.layer1.0.bn1.running_var holds a neg" in refusal(official(small))
+
+
+def test_a_number_that_float32_does_not_hold(small):
+    small["layer1.0.bn1.weight"] = torch.full((64,), 1e300, dtype=torch.float64)
+    assert "layer1.0.bn1.weight holds 64 NaN or infinite" in refusal(small)
+
+
+FLOAT_8 = ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
+
+
+@pytest.mark.parametrize("precision", FLOAT_8)
+def test_eight_bits_are_those_of_a_quantized_network(small, precision):
+    small["layer1.0.conv1.weight"] = small["layer1.0.conv1.weight"].to(getattr(torch, precision))
+    message = refusal(small)
+    assert "layer1.0.conv1.weight is not a dense floating-point tensor of 16 bits" in message
+    assert f"(torch.{precision}); use the unquantized checkpoint" in message
 
 
 def test_not_floating_point(small):

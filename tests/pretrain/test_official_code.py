@@ -20,7 +20,7 @@ STEPS_PER_EPOCH, EPOCHS = 2, 3
 
 
 class OfficialMoCo(nn.Module):
-    """moco/builder.py for one process, where ShuffleBN changes nothing."""
+    """The official builder for one process, where ShuffleBN changes nothing."""
 
     def __init__(self):
         super().__init__()

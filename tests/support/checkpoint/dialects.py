@@ -21,6 +21,27 @@ def indexed(state: State) -> State:
     }
 
 
+def transformers_names(state: State) -> State:
+    """Names of ``ResNetModel`` in Hugging Face transformers."""
+
+    def name(module: str) -> str:
+        if module in ("conv1", "bn1"):
+            return "embedder.embedder." + {"c": "convolution", "b": "normalization"}[module[0]]
+        stage, block, *layer = module.split(".")
+        kind, number = ".".join(layer).rstrip("0123"), int(layer[-1][-1])
+        if kind == "downsample.":
+            inner = ("shortcut.convolution", "shortcut.normalization")[number]
+        else:
+            part = {"conv": "convolution", "bn": "normalization"}[kind]
+            inner = f"layer.{number - 1}.{part}"
+        return f"encoder.stages.{int(stage[-1]) - 1}.layers.{block}.{inner}"
+
+    return {
+        f"{name(module)}.{leaf}": tensor
+        for (module, _, leaf), tensor in ((key.rpartition("."), t) for key, t in state.items())
+    }
+
+
 def haiku(state: State) -> tuple[dict[str, Any], dict[str, Any]]:
     """Parameters and state of DeepMind's ResNet50, a haiku module with TensorFlow's layouts."""
     parameters: dict[str, Any] = {}

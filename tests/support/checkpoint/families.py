@@ -38,6 +38,7 @@ from support.checkpoint.dialects import (
     simclr_v2_names,
     simclr_v2_selective,
     tensorpack,
+    transformers_names,
 )
 from support.checkpoint.pieces import (
     batch_norm,
@@ -153,6 +154,8 @@ RESNET_D = r"(?i)resnet(-?50)?-?d\b|average"
 SMALL_STEM = r"3x3"
 LAB = r"(?i)\bLab\b"
 SELECTIVE_KERNEL = r"(?i:selective.kernel)"
+ANTI_ALIASING = r"anti-aliasing"
+OTHER_LAYERS = r"another architecture"
 NO_STATISTICS = r"(?i)BatchNorm statistics|running_mean"
 
 
@@ -705,6 +708,67 @@ def lightly_benchmark_moco(q, k):
     return lightning(state)
 
 
+@_file(26, "lightly benchmarks, DINO", "epoch=99-step=1000.ckpt", key=True)
+def lightly_benchmark_dino(q, k):
+    # As its update_momentum(student_backbone, backbone) says.
+    return lightning(
+        under("backbone.", k)
+        | _dino_head("projection_head")
+        | under("student_backbone.", q)
+        | _dino_head("student_projection_head")
+        | under("criterion.center.", {"center": torch.zeros(1, 1, 4)})
+        | linear("online_classifier.linear", 2048, 4)
+    )
+
+
+@_file(26, "lightly benchmarks, TiCo", "tico.ckpt", key=True)
+def lightly_benchmark_tico(q, k):
+    return lightning(
+        under("backbone.", q)
+        | projector("projection_head.layers", 2048)
+        | under("backbone_momentum.", k)
+        | projector("projection_head_momentum.layers", 2048)
+        | linear("online_classifier.linear", 2048, 4)
+    )
+
+
+def _prototypes() -> State:
+    state = linear("prototypes.heads.0", 4, 8, bias=False)
+    return state | {f"queues.{i}.bank": torch.randn(4, 8) for i in range(2)}
+
+
+@_file(26, "lightly benchmarks, SwAV", "swav.ckpt")
+def lightly_benchmark_swav(q, k):
+    return lightning(
+        under("backbone.", q)
+        | projector("projection_head.layers", 2048)
+        | _prototypes()
+        | linear("online_classifier.linear", 2048, 4)
+    )
+
+
+def _dino_head(name: str) -> State:
+    # Three layers, and one with weight_norm: eight tensors.
+    layers = [linear(f"{name}.layers.{i}") for i in (0, 2, 4)]
+    last = {f"{name}.last_layer.weight_{part}": torch.randn(4, 1) for part in "gv"}
+    return {k: v for layer in (*layers, last) for k, v in layer.items()}
+
+
+@_file(27, "lightly examples, DINO", "lightly_dino.pth", network=R18, key=True)
+def lightly_example_dino(q, k):
+    return (
+        under("student_backbone.", indexed(q))
+        | _dino_head("student_head")
+        | under("teacher_backbone.", indexed(k))
+        | _dino_head("teacher_head")
+    )
+
+
+@_file(27, "lightly examples, SwAV", "lightly_swav.pth", network=R18)
+def lightly_example_swav(q, k):
+    return under("backbone.", indexed(q)) | projector("projection_head.layers", 512) | _prototypes()
+
+
 @_file(27, "lightly examples", "lightly_moco.pth", key=True)
 def lightly_example(q, k):
     return (
@@ -798,6 +862,18 @@ def timm_resnet_d(q, k):
     }
 
 
+@_file(30, "timm resnetaa50", "resnetaa50_a1h.safetensors", save=safetensors, refused=ANTI_ALIASING)
+def timm_anti_aliased(q, k):
+    return timm(q, k)
+
+
+@_file(30, "timm seresnet50", "seresnet50.pth", refused=OTHER_LAYERS)
+def timm_squeeze_and_excitation(q, k):
+    blocks = {name.rpartition(".conv3.")[0] for name in q if ".conv3." in name}
+    attention = [linear(f"{block}.se.fc{i}") for block in sorted(blocks) for i in (1, 2)]
+    return q | {name: tensor for layer in attention for name, tensor in layer.items()}
+
+
 @_file(31, "torchvision, supervised", "resnet50.pth", network=R50)
 def torchvision(q, k):
     return OrderedDict(q | linear("fc", 2048, 1000))
@@ -865,6 +941,15 @@ def wrapped_inside(q, k):
     }
 
 
+@_file(35, "torch.compile inside the network", "compiled.pth", key=True)
+def compiled_inside(q, k):
+    def compiled(state):
+        return {re.sub(r"^(layer\d)\.", r"\1._orig_mod.", n): t for n, t in state.items()}
+
+    state = under("encoder_q._orig_mod.", compiled(q)) | under("encoder_k._orig_mod.", compiled(k))
+    return {"state_dict": under("module.", state | queue())}
+
+
 @_file(35, "AveragedModel and ema_model", "ema.pth")
 def averaged(q, k):
     return {"n_averaged": torch.tensor(100), **under("ema_model.module.", q)}
@@ -888,3 +973,13 @@ def own_training(q, k):
 @_file(35, "without BatchNorm statistics", "parameters.pth", refused=NO_STATISTICS)
 def parameters_only(q, k):
     return {name: t for name, t in q.items() if name.endswith(("weight", "bias"))}
+
+
+@_file(36, "Hugging Face, ResNetForImageClassification", "model.safetensors", save=safetensors)
+def transformers(q, k):
+    return under("resnet.", transformers_names(q)) | linear("classifier.1", 2048, 4)
+
+
+@_file(36, "Hugging Face, ResNetModel", "pytorch_model.bin", network=R18)
+def transformers_backbone(q, k):
+    return transformers_names(q)

@@ -20,7 +20,7 @@ from moco_d2.checkpoint.convert import convert
 from moco_d2.errors import UserError
 
 TOLERANCE = 1e-5  # relative, of features in float32
-ROWS = range(1, 36)
+ROWS = range(1, 37)
 INTRODUCTION = """# Checkpoint files and their outcomes
 
 This page shows, for a file of each project, whether `tools/convert.py` converts or refuses it. The

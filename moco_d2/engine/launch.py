@@ -11,18 +11,17 @@ import logging.handlers
 import os
 import pkgutil
 import re
-import secrets
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moco_d2.config.load import find_config, load_config_of
 from moco_d2.engine.failures import describe, explained
-from moco_d2.engine.process_group import Place, joined, place_of_process
+from moco_d2.engine.place import Place, place_of_process
+from moco_d2.engine.process_group import joined
 from moco_d2.engine.signals import STOP_SIGNALS, is_default
 from moco_d2.errors import INTERRUPTED_EXIT_CODE, Stopped, UserError
 from moco_d2.files import remove_leftovers
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
 LOGGERS = ("detectron2", "fvcore", "moco_d2")  # loggers of a run
-_SHOWN_S = 3.0  # seconds in which a network file system shows a new file to other machines
 _HELD_LINES = 100_000  # log lines before the folder exists
 _ADDRESS = re.compile(r"tcp://(?P<host>.+):(?P<port>\d+)")  # of --dist-url
 
@@ -240,59 +238,13 @@ def claimed(folder: str | Path, *, setting: str = "OUTPUT_DIR") -> Iterator[None
     from detectron2.utils import comm
 
     from moco_d2.engine.consistency import decided_by_main
+    from moco_d2.engine.shared_folder import check_shared
 
     with contextlib.ExitStack() as stack:
         decided_by_main(lambda: stack.enter_context(run_in(folder, setting=setting)))
         if comm.get_world_size() > 1:
-            _check_shared(Path(folder), setting)
+            check_shared(Path(folder), setting)
         yield
-
-
-def _check_shared(folder: Path, setting: str) -> None:
-    """Check that all processes see the folder of rank 0, which writes the checkpoints.
-
-    Raises:
-        UserError: If one does not, in all processes.
-    """
-    from detectron2.utils import comm
-
-    from moco_d2.engine.consistency import decided_by_main
-
-    def write() -> str:
-        file = folder / f".shared-{secrets.token_hex(8)}"
-        try:
-            file.touch(exist_ok=False)
-        except OSError as error:
-            raise UserError(
-                f"cannot write {setting} {folder} ({error.strerror}): choose another folder"
-            ) from error
-        return file.name
-
-    name = decided_by_main(write)
-    try:
-        places = comm.all_gather((_appears(folder / name), str(folder.absolute())))
-    finally:
-        if comm.is_main_process():
-            (folder / name).unlink(missing_ok=True)
-    strangers = [rank for rank, (seen, _) in enumerate(places) if not seen]
-    if strangers:
-        raise UserError(
-            f"{setting} {places[0][1]} of rank 0 is another folder than {setting} "
-            f"{places[strangers[0]][1]} of rank {', '.join(map(str, strangers))}: give the "
-            "absolute path of a folder that all machines share"
-        )
-
-
-def _appears(file: Path) -> bool:
-    """Return whether a file exists, at once or when a network file system shows it."""
-    deadline = time.monotonic() + _SHOWN_S
-    while True:
-        with contextlib.suppress(OSError):
-            if file.exists():
-                return True
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
 
 
 def setup_run(

@@ -1,8 +1,7 @@
 """Join the process group of a job, and leave it.
 
-torchrun, SLURM (slurm.py) and ``--num-gpus`` (launch.py) start the processes with the same six
-environment variables. Before torch makes the group, the processes compare what a wrong start would
-turn into a wait without end: their numbers, their backend and their GPUs.
+Before torch makes the group, the processes compare what a wrong start would turn into a wait
+without end: their numbers, their backend and their GPUs.
 """
 
 import contextlib
@@ -12,71 +11,17 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from moco_d2.engine.device import take_own_gpu
 from moco_d2.engine.heartbeat import Heartbeat
+from moco_d2.engine.place import Place
 from moco_d2.errors import Stopped, UserError
 
 _TIMEOUT_S = 1800  # seconds, Detectron2's default
 _REPORT_S = 10  # seconds until the first line about missing processes; then it doubles
 _POLL_S = 0.05
 _LAST_WORD_S = 5.0  # seconds in which the other processes read why this one ends
-
-
-@dataclass(frozen=True)
-class Place:
-    """The place of this process in its job, and the address where all processes meet."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-    local_world_size: int
-    address: str
-    port: int
-
-
-_VARIABLES = {
-    "RANK": "rank",
-    "WORLD_SIZE": "world_size",
-    "LOCAL_RANK": "local_rank",
-    "LOCAL_WORLD_SIZE": "local_world_size",
-    "MASTER_ADDR": "address",
-    "MASTER_PORT": "port",
-}
-
-
-def place_of_process() -> Place | None:
-    """Return the place that the environment gives this process, or None if it is the only one.
-
-    Raises:
-        UserError: If the variables are incomplete, or contradict each other.
-    """
-    advice = "for a single process unset WORLD_SIZE, else start all processes with torchrun"
-    if os.environ.get("WORLD_SIZE", "") in ("", "1"):
-        return None
-    missing = [name for name in _VARIABLES if not os.environ.get(name)]
-    if missing:
-        raise UserError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']} in the environment, without "
-            f"{', '.join(missing)}: {advice}"
-        )
-    values: dict[str, Any] = {name: os.environ[variable] for variable, name in _VARIABLES.items()}
-    for variable, name in _VARIABLES.items():
-        if name == "address":
-            continue
-        if not values[name].isdecimal():
-            raise UserError(f"{variable} is {values[name]!r} in the environment: {advice}")
-        values[name] = int(values[name])
-    place = Place(**values)
-    if not (
-        place.rank < place.world_size
-        and place.local_rank < place.local_world_size <= place.world_size
-    ):
-        words = " ".join(f"{name}={os.environ[name]}" for name in _VARIABLES)
-        raise UserError(f"{words} in the environment contradict each other: {advice}")
-    return place
 
 
 def timeout() -> datetime.timedelta:

@@ -21,10 +21,10 @@ _RUN_METADATA = (*_METADATA, "made_with", "scaling")
 
 
 def describe_pretraining(checkpoint: dict[Any, Any]) -> dict[str, Any]:
-    """Return epoch and arch, and for our checkpoints version, iteration, config and the
-    settings that changed at a resume, as JSON types.
+    """Return how a checkpoint was made, as JSON types for provenance.
 
-    They are for provenance.
+    They are epoch and arch, and for our checkpoints version, iteration, config, and the settings
+    that changed at a resume.
     """
     about = {
         key: checkpoint[key]

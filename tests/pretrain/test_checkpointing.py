@@ -7,6 +7,7 @@ import torch
 from support.commands import run_python
 from torchvision import models
 
+from moco_d2.checkpoint.pretraining import describe_pretraining
 from moco_d2.errors import UserError
 from moco_d2.pretrain.checkpointing import PretrainCheckpointer
 from moco_d2.pretrain.data.build import build_training_data
@@ -137,6 +138,27 @@ def test_resuming_with_other_settings_names_the_key(small_network, checkpointer,
     with pytest.raises(UserError) as caught:
         resumed(checkpointer(changed))
     assert re.search(message, str(caught.value)), caught.value
+
+
+def test_settings_that_changed_stay_in_the_checkpoint_and_reach_the_converted_weights(
+    small_network, checkpointer, caplog
+):
+    checkpointer().save("checkpoint.pth.tar", iteration=3, epoch=1)
+    longer = {"MOCO.EPOCHS": 7, "SOLVER.BASE_LR": 0.5, "DATALOADER.NUM_WORKERS": 1}
+    second = checkpointer(longer)
+    resumed(second)
+    assert "resuming with MOCO.EPOCHS 7, which was 2" in caplog.text
+    assert "NUM_WORKERS" not in caplog.text
+    second.save("checkpoint.pth.tar", iteration=6, epoch=2)
+    third = checkpointer(longer)
+    resumed(third)
+    path = third.save("checkpoint.pth.tar", iteration=9, epoch=3)
+    changes = describe_pretraining(torch.load(path, weights_only=True))["changes"]
+    before = checkpointer().cfg.SOLVER.BASE_LR
+    assert changes == [
+        {"iteration": 3, "key": "MOCO.EPOCHS", "before": "2", "after": "7"},
+        {"iteration": 3, "key": "SOLVER.BASE_LR", "before": str(before), "after": "0.5"},
+    ]
 
 
 def test_resuming_a_deeper_network_is_refused_and_not_cut_short(checkpointer):

@@ -75,8 +75,9 @@ def _is_list(value: Any) -> bool:
 
 
 _WHOLE = f"a whole number from 0 to {_MAX_ID} (without quotes or decimal point)"
+_ID = _Field("id", is_id, _WHOLE)
 _FIELDS = {
-    "images": (_Field("id", is_id, _WHOLE), _Field("file_name", _is_text, "text")),
+    "images": (_ID, _Field("file_name", _is_text, "text")),
     "annotations": (
         _Field("id", _is_annotation_id, "a number or text"),
         _Field("image_id", is_id, _WHOLE),
@@ -88,20 +89,22 @@ _FIELDS = {
         _Field("num_keypoints", _is_count, "a whole number", required=False),
     ),
     "categories": (
-        _Field("id", is_id, _WHOLE),
+        _ID,
         _Field("name", _is_text, "text"),
         _Field("keypoints", _is_text_list, "a list of text", required=False),
     ),
 }
 
 
-def coco_problem(content: dict[str, Any]) -> str:
+def coco_problem(content: dict[str, Any], *, lvis: bool = False) -> str:
     """Return the problem of the first invalid entry as a clause, or "".
 
     Args:
         content: The content of a file; "images", "annotations" and "categories" are checked.
+        lvis: Whether it is a file of LVIS, whose images may have an address instead of a name.
     """
-    for part, fields in _FIELDS.items():
+    fields_of_part = _FIELDS | ({"images": (_ID,)} if lvis else {})
+    for part, fields in fields_of_part.items():
         if part not in content:
             continue
         entries = content[part]

@@ -132,35 +132,60 @@ def _runs(counts: Any) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def guarded_reading() -> Iterator[None]:
+def guarded_reading(*, lvis: bool = False) -> Iterator[None]:
     """Add three checks to Detectron2's reader of COCO files that its result no longer allows.
 
     Every entry must have the types of coco_problem. A damaged uncompressed RLE is not packed but
     left for rle_problem, because pycocotools would write beyond its memory. Polygons of fewer than
     three corners are checked, because Detectron2 drops them but pycocotools' evaluation draws them.
 
+    Args:
+        lvis: Whether a file of LVIS is read, which another package does.
+
     Raises:
         ValueError: If an entry or such a polygon is damaged.
+        ModuleNotFoundError: If `lvis` is set, and the package is not installed.
     """
-    pack, index = pycocotools_mask.frPyObjects, COCO.createIndex
+    pack = pycocotools_mask.frPyObjects
 
     def pack_valid(objects: Any, height: Any, width: Any) -> Any:
         if isinstance(objects, Mapping) and rle_problem(objects, None):
             return objects
         return pack(objects, height, width)
 
-    def check_and_index(api: COCO) -> None:
-        problem = coco_problem(api.dataset)
-        if problem:
-            raise ValueError(problem)
-        _check_short_polygons(api.dataset.get("annotations", ()))
-        index(api)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_replaced(pycocotools_mask, "frPyObjects", pack_valid))
+        stack.enter_context(_checked_index(COCO, "createIndex", lvis=False))
+        if lvis:
+            from lvis import LVIS
 
-    pycocotools_mask.frPyObjects, COCO.createIndex = pack_valid, check_and_index
+            stack.enter_context(_checked_index(LVIS, "_create_index", lvis=True))
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        pycocotools_mask.frPyObjects, COCO.createIndex = pack, index
+        setattr(owner, name, before)
+
+
+def _checked_index(
+    api: type, method: str, *, lvis: bool
+) -> contextlib.AbstractContextManager[None]:
+    index = getattr(api, method)
+
+    def check_and_index(self: Any) -> None:
+        problem = coco_problem(self.dataset, lvis=lvis)
+        if problem:
+            raise ValueError(problem)
+        _check_short_polygons(self.dataset.get("annotations", ()))
+        index(self)
+
+    return _replaced(api, method, check_and_index)
 
 
 def _check_short_polygons(annotations: Sequence[dict[str, Any]]) -> None:

@@ -48,7 +48,7 @@ def load_dicts(name: str) -> list[dict[str, Any]]:
 
 def _load(name: str) -> list[dict[str, Any]]:
     try:
-        with guarded_reading():
+        with guarded_reading(lvis=MetadataCatalog.get(name).get("evaluator_type") == "lvis"):
             return DatasetCatalog.get(name)
     except FileNotFoundError as error:
         raise UserError(

@@ -5,6 +5,7 @@ the two AP50s.
 import contextlib
 import io
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -98,27 +99,29 @@ def complete_annotations(api: COCO) -> None:
         item["id"] = number
         item["iscrowd"] = int(item.get("iscrowd", 0))  # true and false become 1 and 0
         if "area" not in item:
-            item["area"] = _area(api, item)
+            item["area"] = _area(item, api.annToRLE)
         if item.get("keypoints"):
             item.setdefault("num_keypoints", int(np.count_nonzero(item["keypoints"][2::3])))
     with contextlib.redirect_stdout(io.StringIO()):
         api.createIndex()
 
 
-def _area(api: COCO, item: dict[str, Any]) -> float:
+def _area(item: dict[str, Any], as_rle: Callable[[dict[str, Any]], Any]) -> float:
     if item.get("segmentation"):
-        return float(pycocotools_mask.area(api.annToRLE(item)))
+        return float(pycocotools_mask.area(as_rle(item)))
     return float(item["bbox"][2] * item["bbox"][3])
 
 
 def lvis_evaluator(dataset_name: str, folder: str) -> LVISEvaluator:
     """Return Detectron2's LVISEvaluator with annotations that are numbered from 1, because lvis
-    takes the id 0 for "not matched", too.
+    takes the id 0 for "not matched", too. A missing "area" is added.
     """
     evaluator = LVISEvaluator(dataset_name, output_dir=folder)
     api = evaluator._lvis_api
     for number, item in enumerate(api.dataset.get("annotations", ()), start=1):
         item["id"] = number
+        if "area" not in item:
+            item["area"] = _area(item, api.ann_to_rle)
     if "annotations" in api.dataset:
         api._create_index()
     return evaluator

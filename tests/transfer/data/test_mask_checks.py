@@ -7,8 +7,10 @@ import sys
 
 import numpy as np
 import pytest
+from lvis import LVIS
 from pycocotools import mask as pycocotools_mask
 from pycocotools.coco import COCO
+from support.transfer.coco_cases import make_case, write_lvis
 
 from moco_d2.transfer.data.mask_checks import (
     MAX_OUTLINE,
@@ -208,3 +210,31 @@ def test_a_declared_size_that_is_none_is_refused(declared):
 def test_declared_sizes():
     assert size_of({"width": 10_000, "height": 10_000}) == (10_000, 10_000)
     assert size_of({}) is None
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "sentence"),
+    [
+        ("annotations", {"area": float("nan")}, "entry 1 of 'annotations' has the area nan"),
+        ("annotations", {"image_id": "2"}, "entry 1 of 'annotations' has the image_id '2'"),
+        ("images", {"id": True}, "entry 1 of 'images' has the id True"),
+        ("images", {"id": 0}, "'images' has the id 0 twice"),
+        ("annotations", {"id": 0.5}, ""),
+        ("images", {"file_name": None}, ""),  # LVIS v1 has addresses instead of names
+    ],
+)
+def test_lvis_files_are_checked_while_they_are_read(tmp_path, part, change, sentence):
+    truth, _ = make_case(0)
+    file = tmp_path / "lvis.json"
+    write_lvis(file, truth, np.random.default_rng(0))
+    content = json.loads(file.read_text())
+    content[part][1] |= change
+    file.write_text(json.dumps(content))
+    before = LVIS._create_index
+    with guarded_reading(lvis=True):
+        if sentence:
+            with pytest.raises(ValueError, match=sentence):
+                LVIS(str(file))
+        else:
+            LVIS(str(file))
+    assert LVIS._create_index is before

@@ -11,6 +11,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances, register_pascal_voc
 from detectron2.data.datasets.cityscapes import load_cityscapes_semantic
+from detectron2.data.datasets.lvis import load_lvis_json
 from detectron2.data.detection_utils import create_keypoint_hflip_indices
 from PIL import Image
 from support.toy_data import CLASSES, make_coco, make_voc
@@ -247,6 +248,15 @@ def test_a_file_that_is_registered_in_code_is_checked_as_well(tmp_path):
     name = f"in code {tmp_path}"
     register_coco_instances(name, {}, str(tmp_path / "a.json"), str(tmp_path))
     with pytest.raises(UserError, match=r"entry 0 of 'annotations' has the iscrowd None"):
+        load_dicts(name)
+
+
+def test_an_lvis_file_that_is_registered_in_code_is_checked_as_well(tmp_path):
+    coco_file(tmp_path, **_one("annotations", area=math.inf))
+    name, file = f"lvis in code {tmp_path}", str(tmp_path / "a.json")
+    DatasetCatalog.register(name, lambda: load_lvis_json(file, str(tmp_path)))
+    MetadataCatalog.get(name).set(json_file=file, evaluator_type="lvis")
+    with pytest.raises(UserError, match=r"entry 0 of 'annotations' has the area inf"):
         load_dicts(name)
 
 

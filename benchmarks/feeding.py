@@ -37,8 +37,9 @@ from moco_d2.pretrain.augmentation.views import (
 )
 from moco_d2.pretrain.data.images import read_image
 from moco_d2.pretrain.data.listed import ListedData
+from moco_d2.pretrain.data.samples import read_shard
 from moco_d2.pretrain.data.sharded import ShardedData
-from moco_d2.pretrain.data.shards import list_shards, read_shard
+from moco_d2.pretrain.data.shards import list_shards
 from moco_d2.pretrain.data.sources import list_images
 from moco_d2.pretrain.data.stream import ViewMaker
 

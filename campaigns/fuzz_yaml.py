@@ -43,7 +43,8 @@ from moco_d2.config.load import load_config, load_config_of
 from moco_d2.config.shard_patterns import SHARDS_PREFIX
 from moco_d2.errors import UserError
 from moco_d2.files import write_text
-from moco_d2.pretrain.data.shards import list_shards, read_shard
+from moco_d2.pretrain.data.samples import read_shard
+from moco_d2.pretrain.data.shards import list_shards
 from moco_d2.transfer.data.custom_datasets import register_by_path
 from moco_d2.transfer.weights import RANDOM, check_weights_file
 

@@ -27,6 +27,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from moco_d2.config.load import load_config
 from moco_d2.errors import UserError
+from moco_d2.pretrain.data.image_list import ImageList, PathTable
 from moco_d2.pretrain.data.images import (
     UnreadableImageError,
     UnreadableImages,
@@ -34,8 +35,7 @@ from moco_d2.pretrain.data.images import (
     read_image,
 )
 from moco_d2.pretrain.data.listed import ListedSamples
-from moco_d2.pretrain.data.shards import read_shard
-from moco_d2.pretrain.data.sources import ImageList, PathTable
+from moco_d2.pretrain.data.samples import read_shard
 from moco_d2.pretrain.data.stream import ViewMaker
 from moco_d2.pretrain.probe.knn import extract_features
 from moco_d2.pretrain.probe.labeled import LabeledImages

@@ -35,7 +35,8 @@ from moco_d2.config.load import load_config
 from moco_d2.errors import UserError
 from moco_d2.pretrain.data import decompression, sharded, tar_members
 from moco_d2.pretrain.data import sources as pretrain_sources
-from moco_d2.pretrain.data.shards import count_images, read_shard
+from moco_d2.pretrain.data.samples import read_shard
+from moco_d2.pretrain.data.shards import count_images
 from moco_d2.records import metrics_json
 from moco_d2.transfer.checkpointing import WeightsCheckpointer
 from moco_d2.transfer.data import mask_checks, voc_annotations

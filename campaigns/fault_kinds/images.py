@@ -125,7 +125,7 @@ def _deep(rng: random.Random) -> tuple[bytes, str, str]:
 
 def _float(rng: random.Random) -> tuple[bytes, str, str]:
     values = np.full((20, 20), rng.choice((0.5, np.nan, np.inf, -1e30)), np.float32)
-    return _encode(Image.fromarray(values), "TIFF"), ".tif", _DECODES
+    return _encode(Image.fromarray(values), "TIFF"), ".tif", _REFUSED
 
 
 def _transparent(rng: random.Random) -> tuple[bytes, str, str]:

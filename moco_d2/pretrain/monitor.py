@@ -13,7 +13,7 @@ from detectron2.engine import HookBase, hooks
 
 from moco_d2.files import atomic_write
 from moco_d2.pretrain.alarms import CollapseAlarm, DataTimeAdvice, ExpectedLoss, LeakAlarm
-from moco_d2.pretrain.data.sources import ImageList
+from moco_d2.pretrain.data.image_list import ImageList
 from moco_d2.pretrain.probe.knn import KNNMonitor
 from moco_d2.pretrain.probe.labeled import Features
 from moco_d2.pretrain.probe.neighbor_sheet import as_array, neighbor_sheet

@@ -9,10 +9,11 @@ from moco_d2.errors import UserError
 from moco_d2.pixel_values import check_range
 from moco_d2.pretrain.augmentation.batched import DeviceAugmentation
 from moco_d2.pretrain.augmentation.views import AUGMENTATIONS, build_augmentation, build_crop
+from moco_d2.pretrain.data.image_list import take_fraction, with_range
 from moco_d2.pretrain.data.listed import ListedData
 from moco_d2.pretrain.data.sharded import ShardedData
 from moco_d2.pretrain.data.shards import first_files, list_shards
-from moco_d2.pretrain.data.sources import list_source, take_fraction, with_range
+from moco_d2.pretrain.data.sources import list_source
 from moco_d2.pretrain.data.stream import TrainingData, ViewMaker
 
 

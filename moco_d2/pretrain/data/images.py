@@ -72,10 +72,9 @@ def decode_image(content: bytes, name: str, value_range: ValueRange = ()) -> Ima
         value_range: MOCO.INPUT.RANGE.
 
     Raises:
-        UnreadableImageError: If the image cannot be decoded, or is larger than untrusted_images
-            allows. The message names the file.
-        UserError: If the range of its values is not known; see `reduce_to_8_bits`. Such an image
-            is not damaged, so it stops a run.
+        UnreadableImageError: If the image cannot be decoded, is larger than untrusted_images
+            allows, or has values of an unknown range (see `reduce_to_8_bits`). The message names
+            the file.
     """
     return _decode(io.BytesIO(content), name, value_range)
 
@@ -87,8 +86,8 @@ def _decode(file: BinaryIO, name: str, value_range: ValueRange) -> Image.Image:
                 image.load()
                 return image  # `convert` would copy it
             return reduce_to_8_bits(image, value_range, name).convert("RGB")
-    except UserError:
-        raise
+    except UserError as error:  # the range of its values is not known
+        raise UnreadableImageError(str(error), str(error)) from error
     # Pillow raises many classes for damaged files: OSError, SyntaxError, struct.error,
     # DecompressionBombError, ...
     except Exception as error:

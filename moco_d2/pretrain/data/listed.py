@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from moco_d2.engine.loader import build_loader
 from moco_d2.engine.seeding import Purpose, derive_seed
 from moco_d2.errors import UserError
+from moco_d2.pretrain.data.image_list import ImageList
 from moco_d2.pretrain.data.images import Skipped, UnreadableImageError, read_image
-from moco_d2.pretrain.data.sources import ImageList
 from moco_d2.pretrain.data.stream import MAX_ATTEMPTS, Batch, TrainingData, ViewMaker, collate
 
 

@@ -28,7 +28,8 @@ from moco_d2.engine.seeding import Purpose, derive_seed
 from moco_d2.errors import UserError
 from moco_d2.pixel_values import ValueRange
 from moco_d2.pretrain.data.images import Skipped, UnreadableImageError, decode_image
-from moco_d2.pretrain.data.shards import EncodedImage, ShardList, read_shard
+from moco_d2.pretrain.data.samples import EncodedImage, read_shard
+from moco_d2.pretrain.data.shards import ShardList
 from moco_d2.pretrain.data.stream import MAX_ATTEMPTS, Batch, TrainingData, collate
 from moco_d2.untrusted_images import MAX_FILE_BYTES
 

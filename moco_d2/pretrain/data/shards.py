@@ -1,4 +1,4 @@
-"""List WebDataset tar shards, count their images, and read one shard."""
+"""List WebDataset tar shards, and count their images."""
 
 import array
 import contextlib
@@ -7,11 +7,10 @@ import io
 import itertools
 import logging
 import os
-import signal
 import stat
 import tarfile
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple
 
@@ -20,17 +19,14 @@ from detectron2.utils import comm
 from moco_d2.config.shard_patterns import expand, is_local
 from moco_d2.engine.loader import build_loader
 from moco_d2.errors import UserError, as_raised
-from moco_d2.pretrain.data.decompression import BoundedReader
-from moco_d2.pretrain.data.sources import MAX_CLASSES, PathTable
+from moco_d2.pretrain.data.image_list import PathTable
+from moco_d2.pretrain.data.samples import class_index, content_of, group, images_of, read_shard
 from moco_d2.pretrain.data.tar_members import (
     LABEL,
-    MEMBERS,
     is_archive,
     is_label,
     is_read,
     open_shard,
-    open_stream,
-    sample_and_field,
     walk,
 )
 
@@ -42,9 +38,6 @@ _FURTHER = "further images of a sample (x.seg.png beside x.jpg)"
 _LINKS = "links and other special members"
 _SPARSE = "sparse members"
 _OTHER = "members without an image or a class"
-
-# Exit status (of a shell, or of the process) of a command whose output is not read to the end.
-_BROKEN_PIPE = [128 + signal.SIGPIPE, -signal.SIGPIPE]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +62,8 @@ def list_shards(pattern: str, *, num_images: int = 0, num_workers: int = 0) -> S
 
     ``pipe:COMMAND`` reads the output of a shell command. It runs with the rights of this process,
     so never use a pattern that you have not read. Images are the members ``*.jpg``, ``*.png``,
-    ``*.webp`` and so on; `sample_and_field` says what further dots in their names mean. A class
-    index in ``*.cls`` is the label, if every image has one.
+    ``*.webp`` and so on; tar_members.py says what further dots in their names mean. A class index
+    in ``*.cls`` is the label, if every image has one.
 
     Args:
         pattern: The pattern.
@@ -176,12 +169,12 @@ def count_images(path: str) -> ShardCount:
     passed_over: Counter[str] = Counter()
     try:
         with open_shard(path) as shard:
-            for sample in _group(_headers(shard, path, passed_over)):
+            for sample in group(_headers(shard, path, passed_over)):
                 images += 1
-                passed_over[_FURTHER] += len(_images_of(sample)) - 1
+                passed_over[_FURTHER] += len(images_of(sample)) - 1
                 if LABEL in sample:
                     labeled += 1
-                    num_classes = max(num_classes, _class_index(sample[LABEL]) + 1)
+                    num_classes = max(num_classes, class_index(sample[LABEL]) + 1)
     # Huge sizes raise OverflowError, and nested long names RecursionError.
     except (
         *(tarfile.TarError, ValueError, EOFError, OSError),
@@ -211,7 +204,7 @@ def _headers(
             yield before
         before = None
         if is_read(member):
-            content = _content_of(shard, member) if is_label(member.name) else b""
+            content = content_of(shard, member) if is_label(member.name) else b""
             before = {"fname": member.name, "data": content, "__url__": path}
         elif not member.isdir():
             passed_over[_reason(member)] += 1
@@ -227,111 +220,6 @@ def _reason(member: tarfile.TarInfo) -> str:
     return _ARCHIVES if is_archive(member.name) else _OTHER
 
 
-def _contents(path: str) -> Generator[dict[str, Any], None, None]:
-    """Yield members of a local shard in the form of webdataset's tar_file_expander.
-
-    webdataset's own function is slower: it copies every shard in blocks of 10 kB.
-    """
-    with open_shard(path) as shard:
-        yield from _read_members(shard, path)
-
-
-def _read_members(shard: tarfile.TarFile, url: str) -> Iterator[dict[str, Any]]:
-    for member in walk(shard):
-        if is_read(member):
-            content = _content_of(shard, member)
-            yield {"fname": member.name, "data": content, "__url__": url}
-
-
-def _content_of(shard: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = shard.extractfile(member)
-    if file is None:
-        raise tarfile.TarError(f"member {member.name[:80]} is not a file")
-    return file.read()
-
-
-def _class_index(text: bytes) -> int:
-    """
-    Raises:
-        ValueError: If the text is not a number in [0, MAX_CLASSES).
-    """
-    index = int(text)
-    if index < 0:
-        raise ValueError(f"a label is {text[:20]!r}, and classes count from 0")
-    if index >= MAX_CLASSES:
-        raise ValueError(
-            f"a label is {text[:20]!r}, and at most {MAX_CLASSES:,} classes are possible"
-        )
-    return index
-
-
-def _group(members: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Group members of the same name to samples, without those that have no image."""
-    from webdataset.tariterators import group_by_keys
-
-    samples = group_by_keys(members, keys=sample_and_field)
-    return (sample for sample in samples if _images_of(sample))
-
-
-def _images_of(sample: dict[str, Any]) -> list[str]:
-    """Return the fields that are images. The first is that of the sample.
-
-    ``x.jpg`` comes before ``x.input.jpg``, which may be a mask or a second view.
-
-    Raises:
-        UserError: If it is not clear which is the image, since no field is ``x.jpg`` alone.
-    """
-    keys = (key for key in sample if key.rpartition(".")[2] in MEMBERS - {LABEL})
-    fields = sorted(keys, key=lambda key: "." in key)
-    if len(fields) > 1 and "." in fields[0]:
-        name = sample["__key__"]
-        raise UserError(
-            f"shard {sample['__url__']} has the images {name}.{fields[0]} and {name}.{fields[1]}, "
-            f"which the first dot in their names makes one sample: rename the image of a sample to "
-            f"{name}.jpg, or images of different samples to names without further dots"
-        )
-    return fields
-
-
-@dataclasses.dataclass(frozen=True)
-class EncodedImage:
-    """An encoded image of a shard.
-
-    Attributes:
-        content: Bytes of the image file.
-        name: Shard and member.
-        index: Index in the dataset, with the shards in the order of the list.
-        label: Class index, or None.
-    """
-
-    content: bytes
-    name: str
-    index: int
-    label: int | None
-
-
-def read_shard(url: str, first_index: int = 0) -> Generator[EncodedImage, None, None]:
-    """Yield the images of a shard from front to back.
-
-    Args:
-        url: The shard.
-        first_index: Index in the dataset of the shard's first image.
-
-    Raises:
-        Exception: If the shard is missing or damaged, or a command fails. Any class is possible.
-    """
-    members = _contents(url) if is_local(url) else _streamed(url)
-    with contextlib.closing(members):
-        for index, sample in enumerate(_group(members), start=first_index):
-            member = _images_of(sample)[0]
-            yield EncodedImage(
-                content=sample[member],
-                name=f"{url}/{sample['__key__']}.{member}",
-                index=index,
-                label=_class_index(sample[LABEL]) if LABEL in sample else None,
-            )
-
-
 def first_files(shards: ShardList, number: int = 16) -> Iterator[BinaryIO]:
     """Yield the first images of the first shard as open files, if it is a local file.
 
@@ -341,14 +229,3 @@ def first_files(shards: ShardList, number: int = 16) -> Iterator[BinaryIO]:
         with contextlib.suppress(Exception), contextlib.closing(read_shard(shards.urls[0])) as all_:
             for image in itertools.islice(all_, number):
                 yield io.BytesIO(image.content)
-
-
-def _streamed(url: str) -> Generator[dict[str, Any], None, None]:
-    """Yield members of a shard that is not a local file."""
-    from webdataset.gopen import gopen, set_options
-
-    with contextlib.closing(gopen(url)) as stream:
-        set_options(stream, ignore_status=[0, *_BROKEN_PIPE])
-        # webdataset's own iterator has no bound on the size of members.
-        with open_stream(BoundedReader(stream)) as shard:
-            yield from _read_members(shard, url)

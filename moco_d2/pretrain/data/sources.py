@@ -1,22 +1,17 @@
 """List images of class folders, flat folders, list files and registered datasets."""
 
 import array
-import dataclasses
-import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO, overload
-
-import numpy as np
-from PIL import Image
+from typing import TextIO
 
 from moco_d2.config.safe_yaml import expand_home
 from moco_d2.errors import UserError, closest, printable
-from moco_d2.pixel_values import ValueRange, check_range
 from moco_d2.pretrain.data.folders import find_images, is_image
-from moco_d2.pretrain.data.images import IMAGE_SUFFIXES, read_image
+from moco_d2.pretrain.data.image_list import ImageList, PathTable
+from moco_d2.pretrain.data.images import IMAGE_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
@@ -31,111 +26,6 @@ _DAMAGED = (
     *(KeyError, TypeError, ValueError, IndexError, AttributeError, AssertionError),
     *(OverflowError, RecursionError, SyntaxError),
 )
-
-
-class PathTable(Sequence[str]):
-    """File names in one block of memory.
-
-    A list of 10 million str takes over a gigabyte. Every worker process would copy it, because
-    reading a str writes its reference count.
-    """
-
-    def __init__(self, paths: Iterable[str] = ()):
-        self._characters = bytearray()
-        self._ends = array.array("q")
-        self.extend(paths)
-
-    def extend(self, paths: Iterable[str]) -> None:
-        """Append file names."""
-        for path in paths:
-            self._characters += os.fsencode(path)
-            self._ends.append(len(self._characters))
-
-    def digest(self) -> str:
-        """Return the SHA-256 of all names."""
-        content = hashlib.sha256(self._characters)
-        content.update(self._ends)
-        return content.hexdigest()
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        end = self._ends[index]  # IndexError ends iteration
-        index %= len(self)
-        start = self._ends[index - 1] if index else 0
-        return os.fsdecode(bytes(self._characters[start:end]))
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageList:
-    """Image files and their classes.
-
-    Attributes:
-        paths: The image files.
-        labels: Class index of each image; None without labels.
-        classes: Names of the classes; empty without labels.
-        value_range: MOCO.INPUT.RANGE, with which the files are read.
-    """
-
-    paths: PathTable
-    labels: Sequence[int] | None
-    classes: list[str]
-    value_range: ValueRange = ()
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def read(self, index: int) -> Image.Image:
-        """Decode an image to RGB; see images.read_image."""
-        return read_image(self.paths[index], self.value_range)
-
-    def label(self, index: int) -> int:
-        """Return the class index of one image.
-
-        Raises:
-            ValueError: If the images have no labels.
-        """
-        if self.labels is None:
-            raise ValueError("these images have no labels")
-        return self.labels[index]
-
-
-def take_fraction(images: ImageList, fraction: float) -> ImageList:
-    """Return a random subset of the images, which is equal in every run.
-
-    A subset of a smaller fraction is a subset of one of a larger fraction.
-
-    Args:
-        fraction: Fraction of all images (not of each class), in (0, 1].
-    """
-    if fraction == 1:
-        return images
-    shuffled = np.random.default_rng(0).permutation(len(images))
-    chosen = np.sort(shuffled[: max(1, round(fraction * len(images)))])
-    labels = None if images.labels is None else array.array("i", (images.labels[i] for i in chosen))
-    paths = PathTable(images.paths[i] for i in chosen)
-    return dataclasses.replace(images, paths=paths, labels=labels)
-
-
-def with_range(images: ImageList, value_range: ValueRange, *, dataset: str) -> ImageList:
-    """Return images that are read with this range.
-
-    Raises:
-        UserError: If the range does not fit the images; see `pixel_values.check_range`.
-    """
-    problem = check_range(images.paths, value_range, dataset=dataset)
-    if problem:
-        raise UserError(problem)
-    return dataclasses.replace(images, value_range=value_range)
 
 
 def list_source(name: str) -> ImageList:
@@ -202,21 +92,6 @@ def list_images(folder: str | Path) -> ImageList:
 def _logged(images: ImageList, source: str) -> ImageList:
     logger.info("%s: %d images, %d classes", printable(source), len(images), len(images.classes))
     return images
-
-
-def same_files(first: ImageList, second: ImageList) -> list[str]:
-    """Return the images of `first` that are also in `second`, under any name or link."""
-    files = set(filter(None, map(_identity, second.paths)))
-    return [path for path in first.paths if _identity(path) in files]
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    """Return the device and the inode of a file; None if it is missing."""
-    try:
-        status = os.stat(path)  # noqa: PTH116 - for 10 M names
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 def share_images(first: str | Path, second: str | Path) -> bool:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from moco_d2.engine.seeding import Purpose, derive_seed
 from moco_d2.errors import UserError, as_raised
-from moco_d2.pretrain.data.sources import ImageList
+from moco_d2.pretrain.data.image_list import ImageList
 
 # A batch of one process; see TrainingData.batches.
 Batch = dict[str, Any]

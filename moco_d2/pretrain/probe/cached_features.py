@@ -15,7 +15,7 @@ from tqdm import tqdm
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.files import atomic_write, sha256_of_json
 from moco_d2.pretrain.augmentation.views import build_evaluation_transform
-from moco_d2.pretrain.data.sources import ImageList
+from moco_d2.pretrain.data.image_list import ImageList
 from moco_d2.pretrain.probe.classifier import Recipe, new_classifier, topk_correct
 from moco_d2.pretrain.probe.labeled import (
     Features,

@@ -15,13 +15,8 @@ from torch import nn
 from moco_d2.errors import UserError
 from moco_d2.pixel_values import ValueRange
 from moco_d2.pretrain.augmentation.views import build_evaluation_transform
-from moco_d2.pretrain.data.sources import (
-    ImageList,
-    list_images,
-    same_files,
-    share_images,
-    with_range,
-)
+from moco_d2.pretrain.data.image_list import ImageList, same_files, with_range
+from moco_d2.pretrain.data.sources import list_images, share_images
 from moco_d2.pretrain.probe.labeled import Features, evaluation_loader, extract
 
 # Test and training images that are compared at once. Their similarities take 256 MiB in fp32.

@@ -17,13 +17,8 @@ from moco_d2.engine.seeding import Purpose, derive_seed
 from moco_d2.errors import UserError, as_raised
 from moco_d2.pixel_values import ValueRange
 from moco_d2.pretrain.augmentation.views import IMAGENET_MEAN, IMAGENET_STD
-from moco_d2.pretrain.data.sources import (
-    ImageList,
-    list_images,
-    same_files,
-    share_images,
-    with_range,
-)
+from moco_d2.pretrain.data.image_list import ImageList, same_files, with_range
+from moco_d2.pretrain.data.sources import list_images, share_images
 from moco_d2.pretrain.data.stream import ViewMaker
 
 _VIEW = "image"

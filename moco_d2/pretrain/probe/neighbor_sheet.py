@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from moco_d2.pretrain.data.sources import ImageList
+from moco_d2.pretrain.data.image_list import ImageList
 from moco_d2.pretrain.probe.knn import nearest_neighbors
 from moco_d2.pretrain.probe.labeled import Features
 

@@ -10,8 +10,9 @@ from PIL import Image
 
 from moco_d2.errors import UserError
 from moco_d2.pretrain.data.folders import find_images
+from moco_d2.pretrain.data.image_list import same_files
 from moco_d2.pretrain.data.images import Skipped, UnreadableImages, read_image
-from moco_d2.pretrain.data.sources import list_images, list_source, same_files
+from moco_d2.pretrain.data.sources import list_images, list_source
 
 
 def save_images(folder, *names):

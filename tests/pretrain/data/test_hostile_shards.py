@@ -17,8 +17,9 @@ from torchvision.transforms import v2
 from moco_d2.errors import UserError
 from moco_d2.pretrain.data import decompression, sharded
 from moco_d2.pretrain.data.decompression import BoundedReader
+from moco_d2.pretrain.data.samples import read_shard
 from moco_d2.pretrain.data.sharded import ShardedData
-from moco_d2.pretrain.data.shards import count_images, list_shards, read_shard
+from moco_d2.pretrain.data.shards import count_images, list_shards
 from moco_d2.pretrain.data.stream import ViewMaker
 
 PACKERS = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}

@@ -10,8 +10,9 @@ from moco_d2.engine.seeding import Purpose, derive_seed
 from moco_d2.errors import UserError
 from moco_d2.pretrain.augmentation.views import build_augmentation, build_crop
 from moco_d2.pretrain.data.build import build_training_data, build_views, view_names
+from moco_d2.pretrain.data.image_list import ImageList
 from moco_d2.pretrain.data.listed import ListedData
-from moco_d2.pretrain.data.sources import ImageList, list_images
+from moco_d2.pretrain.data.sources import list_images
 from moco_d2.pretrain.data.stream import ViewMaker
 
 

@@ -6,7 +6,8 @@ import pytest
 from support.toy_shards import make_shards, png, write_shard
 
 from moco_d2.errors import UserError
-from moco_d2.pretrain.data.shards import count_images, list_shards, read_shard
+from moco_d2.pretrain.data.samples import read_shard
+from moco_d2.pretrain.data.shards import count_images, list_shards
 
 
 def test_images_are_read_from_front_to_back(tmp_path):

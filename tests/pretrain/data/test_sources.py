@@ -7,15 +7,8 @@ from detectron2.data.datasets import register_coco_instances
 from PIL import Image
 
 from moco_d2.errors import UserError
-from moco_d2.pretrain.data.sources import (
-    ImageList,
-    PathTable,
-    list_images,
-    list_registered,
-    list_source,
-    read_list,
-    take_fraction,
-)
+from moco_d2.pretrain.data.image_list import ImageList, PathTable, take_fraction
+from moco_d2.pretrain.data.sources import list_images, list_registered, list_source, read_list
 
 
 def save_images(folder, *names):

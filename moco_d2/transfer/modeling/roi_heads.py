@@ -4,17 +4,19 @@ official train_net.py).
 
 from typing import Any
 
-from detectron2.config import CfgNode
+import torch
+from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import get_norm
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.backbone.resnet import BasicBlock, ResNet
 from detectron2.modeling.roi_heads import Res5ROIHeads
 from torch import nn
 
+from moco_d2.errors import UserError
+
 _BASIC_BLOCKS = {18: 2, 34: 3}  # ResNet depth -> number of basic blocks in conv5
 
 
-@ROI_HEADS_REGISTRY.register()
 class Res5ROIHeadsExtraNorm(Res5ROIHeads):
     """Res5ROIHeads with a norm layer between res5 and the pooling, for boxes and masks.
 
@@ -48,3 +50,61 @@ def _build_basic_res5(resnets: Any) -> tuple[nn.Sequential, int]:
         norm=resnets.NORM,
     )
     return nn.Sequential(*stage), channels
+
+
+def _register(head: type, registry: Any) -> None:
+    """Register a head, and let a program define the same head again under its name.
+
+    The official train_net.py does, and Detectron2's registry would refuse it with a traceback that
+    names no cause.
+
+    Raises:
+        UserError: If a program has defined another head of this name; also later, when one does.
+    """
+    name = head.__name__
+    if name in registry:
+        _check_same(registry.get(name), head)
+        registry._obj_map[name] = head
+    else:
+        registry.register(head)
+    register = registry._do_register
+
+    def register_another(other_name: str, other: Any) -> None:
+        if other_name == name:
+            _check_same(other, head)
+        else:
+            register(other_name, other)
+
+    registry._do_register = register_another
+
+
+def _check_same(other: Any, head: type) -> None:
+    if not _is_same(other, head):
+        raise UserError(
+            f"{other.__module__} defines a head {head.__name__} that differs from the one of "
+            "moco_d2: give it another name, or leave it out"
+        )
+
+
+def _is_same(other: Any, head: type) -> bool:
+    """Return whether a class differs from its base class in the same layers as `head`."""
+    if not isinstance(other, type) or other.__bases__ != head.__bases__:
+        return False
+    if {key for key in vars(other) if not key.startswith("__")} != {"_build_res5_block"}:
+        return False
+    cfg = get_cfg()
+    cfg.MODEL.RESNETS.NORM = "BN"
+    blocks = []
+    with torch.device("meta"):
+        for of in (other, head):
+            # The first official version has a method of the object, without an initialized one.
+            build = vars(of)["_build_res5_block"]
+            target: Any = of if isinstance(build, classmethod) else object.__new__(of)
+            try:
+                blocks.append(str(target._build_res5_block(cfg)))
+            except (TypeError, AttributeError, KeyError):
+                return False
+    return blocks[0] == blocks[1]
+
+
+_register(Res5ROIHeadsExtraNorm, ROI_HEADS_REGISTRY)

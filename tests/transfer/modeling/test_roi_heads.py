@@ -1,8 +1,15 @@
 import pytest
 import torch
+from detectron2.layers import get_norm
 from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling.roi_heads import Res5ROIHeads
+from fvcore.common.registry import Registry
 
 from moco_d2.config.load import load_config
+from moco_d2.errors import UserError
+from moco_d2.transfer.modeling import roi_heads
+
+NAME = "Res5ROIHeadsExtraNorm"
 
 
 def build_res5(depth, res2_channels, norm="BN"):
@@ -50,3 +57,64 @@ def test_pretrained_res5_has_the_names_of_a_torchvision_stage():
     converted = {to_detectron2(name) for name in expected_tensors(Architecture(18))}
     theirs = {name.removeprefix("res5.") for name in converted if name.startswith("res5.")}
     assert ours == theirs
+
+
+class Official(Res5ROIHeads):  # detection/train_net.py of the official code
+    def _build_res5_block(self, cfg):
+        seq, out_channels = super()._build_res5_block(cfg)
+        norm = cfg.MODEL.RESNETS.NORM
+        norm = get_norm(norm, out_channels)
+        seq.add_module("norm", norm)
+        return seq, out_channels
+
+
+class OfficialClassMethod(Res5ROIHeads):
+    @classmethod
+    def _build_res5_block(cls, cfg):
+        seq, out_channels = super()._build_res5_block(cfg)
+        seq.add_module("norm", get_norm(cfg.MODEL.RESNETS.NORM, out_channels))
+        return seq, out_channels
+
+
+class WithoutNorm(Res5ROIHeads):
+    @classmethod
+    def _build_res5_block(cls, cfg):
+        return super()._build_res5_block(cfg)
+
+
+class WithMore(OfficialClassMethod):
+    def forward(self, *args):
+        return super().forward(*args)
+
+
+class Raises(Res5ROIHeads):
+    @classmethod
+    def _build_res5_block(cls, cfg):
+        return super()._build_res5_block(cfg.MODEL)
+
+
+HEADS = [(Official, True), (OfficialClassMethod, True)]
+HEADS += [(head, False) for head in (WithoutNorm, WithMore, Raises)]
+
+
+@pytest.mark.parametrize(("head", "same"), HEADS, ids=lambda it: getattr(it, "__name__", it))
+@pytest.mark.parametrize("first", ["ours", "theirs"])
+def test_the_same_head_of_another_program_is_tolerated(head, same, first):
+    head.__name__ = NAME
+    registry = Registry("heads")
+    ours = ROI_HEADS_REGISTRY.get(NAME)
+
+    def register_both() -> None:
+        if first == "ours":
+            roi_heads._register(ours, registry)
+            registry.register(head)
+        else:
+            registry.register(head)
+            roi_heads._register(ours, registry)
+
+    if same:
+        register_both()
+        assert registry.get(NAME) is ours
+    else:
+        with pytest.raises(UserError, match="a head Res5ROIHeadsExtraNorm that differs"):
+            register_both()

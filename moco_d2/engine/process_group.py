@@ -102,10 +102,10 @@ def _meet(place: Place, facts: dict[str, Any], limit: datetime.timedelta) -> Any
     number = store.add("arrivals", 1)
     store.set(f"arrival/{number}", json.dumps(own))
     if place.rank == 0:
-        arrivals, problem = _wait_for_all(store, place, limit)
+        problem = _wait_for_all(store, place, limit)
         store.set("verdict", problem)
-        if problem:
-            _wait(lambda: store.add("read", 0) >= len(arrivals) - 1, _LAST_WORD_S)
+        if problem:  # those that are on their way read it, too
+            _wait(lambda: store.add("read", 0) >= place.world_size - 1, _LAST_WORD_S)
     else:
         _wait(lambda: store.check(["verdict"]), limit.total_seconds() + _LAST_WORD_S)
         if not store.check(["verdict"]):
@@ -158,8 +158,8 @@ def _connect(place: Place, limit: datetime.timedelta, *, host: bool) -> Any:
     return PrefixStore(f"moco_d2/{attempt}", store)
 
 
-def _wait_for_all(store: Any, place: Place, limit: datetime.timedelta) -> tuple[list[Any], str]:
-    """Return what all processes have written on their arrival, and a problem or ""."""
+def _wait_for_all(store: Any, place: Place, limit: datetime.timedelta) -> str:
+    """Wait until all processes have arrived, and return a problem or ""."""
     arrivals: list[dict[str, Any]] = []
     report = _Report(place)
     deadline = time.monotonic() + limit.total_seconds()
@@ -169,9 +169,9 @@ def _wait_for_all(store: Any, place: Place, limit: datetime.timedelta) -> tuple[
         problem = _misfit(arrivals)
         missing = sorted(set(range(place.world_size)) - {one["rank"] for one in arrivals})
         if problem or not missing:
-            return arrivals, problem
+            return problem
         if time.monotonic() > deadline:
-            return arrivals, str(_unanswered(missing, place, limit))
+            return str(_unanswered(missing, place, limit))
         report.waiting_for(missing)
         time.sleep(_POLL_S)
 

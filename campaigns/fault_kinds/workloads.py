@@ -266,6 +266,7 @@ class FineTuning(Training):
         state = torch.load(out / "model_final.pth", weights_only=True)
         for name in ("started", "seconds"):
             state["record"].pop(name)
+        state["record"]["config"].pop("OUTPUT_DIR")
         _drop_times(state["trainer"]["moco_d2"]["metrics"])
         record = json.loads((out / "record.json").read_text())
         kept = {key: record[key] for key in ("metrics", "history", "coverage", "schedule")}

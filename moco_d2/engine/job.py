@@ -5,8 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from moco_d2.config.load import load_config_of
+from moco_d2.config.plain import flatten, to_plain
 from moco_d2.engine.device import choose_device
 from moco_d2.errors import UserError
+from moco_d2.records.plain_values import Limits, check_values
+
+# Far more than a config has. Files have limits of their own.
+_LIMITS = Limits(values=1_000_000, levels=100, key=10_000, text=1_000_000, all_text=100_000_000)
 
 
 def load_job(
@@ -24,9 +29,19 @@ def load_job(
         A config that is not frozen.
 
     Raises:
-        UserError: If load_config fails, or the config is of the other kind.
+        UserError: If load_config fails, the config is of the other kind, or a value has a character
+            that cannot be seen.
     """
     cfg = load_config_of(args, overrides)
+    for name, value in {**flatten(to_plain(cfg)), **vars(args)}.items():
+        try:
+            check_values([value], _LIMITS)
+        except ValueError as error:
+            reason = str(error).removeprefix("damaged, ")
+            raise UserError(
+                f"{name} has {reason}, with which readers refuse the record of the run: write the "
+                "value again, or rename what it names"
+            ) from error
     if fine_tunes is True and not cfg.MOCO.TASK:
         raise UserError(
             f"{args.config_file} names no task: set MOCO.TASK, or run a pretraining config with "

@@ -13,6 +13,7 @@ from detectron2.data import MetadataCatalog
 from moco_d2.config.densepose import uses_densepose
 from moco_d2.errors import UserError
 from moco_d2.pixel_values import check_range
+from moco_d2.records.names import appearance
 from moco_d2.transfer.data.custom_datasets import FORMS
 from moco_d2.transfer.data.registered import files_of, load_dicts, missing_files, register_datasets
 from moco_d2.transfer.evaluation.build import evaluator_types
@@ -152,13 +153,16 @@ def _check_class_names(cfg: CfgNode, datasets: list[tuple[str, str]]) -> Iterato
         different = next(((i, one, other) for i, (one, other) in pairs if one != other), None)
         if different is None:
             continue
-        number, one, other = different
+        number, *names = different
+        # Names that look alike are shown by their codes.
+        alike = appearance(names[0]) == appearance(names[1])
+        one, other = map(ascii if alike else repr, names)
         # Detectron2 itself refuses to join training sets of other classes.
         kind = Refusal if key == "DATASETS.TRAIN" else Finding
         yield kind(
             key,
             str(tuple(cfg.DATASETS[key.rpartition(".")[2]])),
-            f"class {number} is {one!r} in dataset {name!r} and {other!r} in {first!r}; let their "
+            f"class {number} is {one} in dataset {name!r} and {other} in {first!r}; let their "
             "files name the same classes in the same order",
         )
 

@@ -156,6 +156,18 @@ def test_coco_keypoints_come_with_their_names_and_mirror_pairs(tmp_path):
             {"categories": [{"id": 40, "name": "a"}, {"id": 41, "name": "a"}]},
             "with different names",
         ),
+        (
+            {"categories": [{"id": 40, "name": "dark"}, {"id": 41, "name": "\u202edark"}]},
+            r"'\\u202edark' has the invisible character U\+202E",
+        ),
+        (
+            {"categories": [{"id": 40, "name": "dark"}, {"id": 41, "name": "d\u0430rk"}]},
+            r"'d\\u0430rk' has Latin letters beside Cyrillic",
+        ),
+        (
+            {"categories": [{"id": 40, "name": "dark"}, {"id": 41, "name": "dark "}]},
+            "'dark' and 'dark ' look alike",
+        ),
         ({"categories": [{"id": 1, "name": "a"}]}, "category_id 40, which 'categories' lacks"),
     ],
 )
@@ -396,6 +408,18 @@ def test_classes_in_another_order(check, voc, tmp_path):
     assert "images are in DATASETS.TRAIN" in str(apart)
     assert (first.key, second.key) == ("DATASETS.TRAIN", "DATASETS.TEST")
     assert isinstance(first, Refusal) and not isinstance(second, Refusal)
+
+
+def test_classes_that_look_alike_in_two_datasets_are_told_apart(check, tmp_path):
+    names = []
+    for i, label in enumerate(("cop", "\u0441\u043e\u0440")):
+        root = make_voc(tmp_path / f"VOC{i}", images=2, seed=i)
+        for file in (root / "Annotations").iterdir():
+            file.write_text(file.read_text().replace(">dark<", f">{label}<"), encoding="utf-8")
+        (root / "classes.txt").write_text(f"{label}\nlight\n", encoding="utf-8")
+        names.append(f"voc:{root}:test")
+    (found,) = check(*data(*names))
+    assert f"class 0 is {label!a} in dataset {names[1]!r} and 'cop' in" in str(found)
 
 
 @pytest.mark.parametrize("kind", ["voc", "coco"])

@@ -527,6 +527,20 @@ FAMILIES: tuple[Family, ...] = (
         config_beside=True,
     ),
     Family(
+        name="torchvision_segmentation",
+        title="torchvision, DeepLabV3 and FCN",
+        example="fcn_resnet50_coco-1167a1af.pth",
+        query=(":backbone.", "model:backbone."),
+        companions=("classifier.*", "aux_classifier.*"),
+        needs=("classifier.*", "aux_classifier.*"),
+        traits=Traits(
+            caveats=(
+                "torchvision's segmentation networks dilate res4 and res5 instead of striding, and no "
+                "tensor shows it: with strides, the features are not those of the original",
+            )
+        ),
+    ),
+    Family(
         name="msra",
         title="MSRA's networks as Detectron and Detectron2 use them",
         example="R-50.pkl",

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moco_d2.checkpoint.families import Input
+from moco_d2.checkpoint.families import UNIT, Input
 from moco_d2.errors import UserError, printable
 from moco_d2.files import read_plain_json
 
@@ -64,6 +64,8 @@ def read_stated(path: Path) -> Stated:
     config, preprocessor = (_json(path.parent / name) for name in (_CONFIG, _PREPROCESSOR))
     if not any(key in config for key in ("architecture", "architectures")):
         return NOTHING
+    if preprocessor.get("do_normalize") is False:
+        return Stated(config, UNIT)
     timm = config.get("pretrained_cfg")
     for source, mean, std in (
         (timm if isinstance(timm, dict) else {}, "mean", "std"),

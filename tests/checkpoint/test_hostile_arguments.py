@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from numpy._core import multiarray
 from support.commands import run_python
 from yacs.config import CfgNode
 
@@ -28,6 +27,8 @@ from moco_d2.checkpoint.io import load_checkpoint, read_provenance
 from moco_d2.checkpoint.pickle_names import allowed_names
 from moco_d2.errors import UserError
 
+# The module that NumPy's own pickles name, numpy._core.multiarray or numpy.core.multiarray.
+multiarray = sys.modules[np.zeros(1).__reduce__()[0].__module__]
 # Each file is read, and every number in it touched, by a process that a file may end: the next one
 # is then read by a new process, forked from one that has imported what takes long. A signal is a
 # negative number; 9 is memory beyond 2 GiB.

@@ -86,6 +86,12 @@ def test_the_input_is_that_of_the_config_beside_the_file(hub, tmp_path):
     )
     assert report["preprocessing"]["pixel_mean"] == [0, 63.75, 255]
     assert report["preprocessing"]["pixel_std"] == [255, 127.5, 63.75]
+    report = convert(
+        hub(preprocessor_config={"do_normalize": False, "image_mean": [0.5, 0.5, 0.5]}),
+        tmp_path / "w.pth",
+    )
+    assert report["preprocessing"]["pixel_mean"] == [0, 0, 0]
+    assert report["preprocessing"]["pixel_std"] == [255, 255, 255]
 
 
 @pytest.mark.parametrize(

@@ -879,6 +879,17 @@ def torchvision(q, k):
     return OrderedDict(q | linear("fc", 2048, 1000))
 
 
+@_file(
+    31,
+    "torchvision, segmentation",
+    "fcn_resnet50_coco-1167a1af.pth",
+    caveat=r"dilate res4 and res5",
+)
+def torchvision_segmentation(q, k):
+    heads = linear("classifier.4") | linear("aux_classifier.4")
+    return OrderedDict(under("backbone.", q) | heads)
+
+
 @_file(31, "torchvision, supervised, 2017", "resnet50_2017.pth", save=torch_legacy)
 def torchvision_2017(q, k):
     return OrderedDict(without_trackers(q) | linear("fc", 2048, 4))

@@ -13,7 +13,7 @@ import types
 from pathlib import Path
 
 import pytest
-from support.paths import TESTS
+from support.paths import ROOT, TESTS
 
 import moco_d2
 from moco_d2.config.load import config_root, load_config
@@ -167,7 +167,6 @@ SHARED = {
     "get_detection_dataset_dicts": (1, {"filter_empty", "min_keypoints", "proposal_files"}),
     "EvalHook": (2, set()),
     "PeriodicWriter": (1, {"period"}),
-    "detectron2_launch": (2, {"num_machines", "machine_rank", "dist_url", "args", "timeout"}),
 }
 
 
@@ -183,7 +182,7 @@ def test_arguments_are_those_of_both(name):
 
 def test_the_installed_version_has_these_arguments():
     from detectron2.data import get_detection_dataset_dicts, samplers
-    from detectron2.engine import SimpleTrainer, hooks, launch
+    from detectron2.engine import SimpleTrainer, hooks
     from detectron2.evaluation import COCOEvaluator, LVISEvaluator
     from detectron2.utils.events import EventStorage
 
@@ -196,7 +195,6 @@ def test_the_installed_version_has_these_arguments():
         "get_detection_dataset_dicts": get_detection_dataset_dicts,
         "EvalHook": hooks.EvalHook.__init__,
         "PeriodicWriter": hooks.PeriodicWriter.__init__,
-        "detectron2_launch": launch,
     }
     for name, function in installed.items():
         assert SHARED[name][1] <= set(inspect.signature(function).parameters), name
@@ -290,6 +288,23 @@ def test_the_local_process_group_is_set_as_each_version_has_it(monkeypatch):
     compat.set_local_process_group(2)
     assert v06._LOCAL_PROCESS_GROUP == [2, 3]
     assert comm is not v06
+
+
+def test_no_module_that_only_some_versions_of_numpy_have_is_imported():
+    """numpy._core came after 1.26.0, our oldest, and numpy.core is deprecated."""
+    private = re.compile(r"^\s*(?:from|import) numpy\._?core\b|\bnp\._?core\b", re.MULTILINE)
+    files = [*OUR_SOURCE, *TESTS.rglob("*.py")]
+    assert [file for file in files if private.search(file.read_text())] == []
+
+
+def test_requirements_have_a_lower_bound():
+    """Without one, a resolver that looks for the lowest versions takes some of ten years ago."""
+    project = Path(ROOT, "pyproject.toml").read_text()
+    listed = re.search(r"^dependencies = \[(.*?)^\]", project, re.MULTILINE | re.DOTALL)[1]
+    requirements = re.findall(r'^    "([^"]+)"', listed, re.MULTILINE)
+    requirements += re.findall(r'"(setuptools\b[^".]*)"', project)
+    assert len(requirements) > 20
+    assert [requirement for requirement in requirements if ">=" not in requirement] == []
 
 
 def test_no_config_uses_a_key_that_only_main_has():

@@ -129,15 +129,21 @@ class ResumableTrainer(DefaultTrainer):
             self._metrics.restored = own["metrics"]
             self.data_loader.reseed(own["data_seed"])
         rates = list(self.scheduler.base_lrs)
+        settings = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in self.optimizer.param_groups
+        ]
         super().load_state_dict(state_dict)
         if not compat.checkpoints_hold_the_optimizer(DefaultTrainer):
             self._trainer.load_state_dict(state_dict["_trainer"])
-        self._set_rates(rates)
+        self._configure_optimizer(settings, rates)
 
-    def _set_rates(self, rates: list[float]) -> None:
-        """Take the learning rate from the config, not from the checkpoint: a user who resumes a
-        diverged run may have lowered it.
+    def _configure_optimizer(self, settings: list[dict[str, Any]], rates: list[float]) -> None:
+        """Take rate, momentum and weight decay from the config, not from the checkpoint: a user who
+        resumes a diverged run may have lowered the rate, and the record names the config's values.
         """
+        for group, configured in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(configured)
         self.scheduler.base_lrs = rates
         # The schedule depends only on the iteration, which is restored.
         for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):

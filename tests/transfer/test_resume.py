@@ -226,6 +226,31 @@ def test_a_lower_learning_rate_counts_after_a_resume(finetune_run, uninterrupted
         assert rates[0][iteration] == pytest.approx(0.1 * rates[1][iteration])
 
 
+@pytest.mark.parametrize(
+    ("key", "name", "value"),
+    [("MOMENTUM", "momentum", 0.5), ("WEIGHT_DECAY", "weight_decay", 0.01)],
+)
+def test_a_changed_setting_of_the_optimizer_counts_after_a_resume(
+    finetune_run, uninterrupted, monkeypatch, key, name, value
+):
+    """As torch restores its optimizer, the old one would, and the record would name the new one."""
+    used = set()
+    run_step = Trainer.run_step
+
+    def watched(self):
+        used.update(group[name] for group in self.optimizer.param_groups)
+        run_step(self)
+
+    monkeypatch.setattr(Trainer, "run_step", watched)
+    folder = finetune_run.root / key
+    shutil.copytree(uninterrupted, folder)
+    longer = ("SOLVER.MAX_ITER", "8", f"SOLVER.{key}", str(value))
+    finetune_run(key, *longer, resume=True)
+    assert value in used and used <= {value, 0.0}  # norms have no weight decay
+    changes = json.loads((folder / "record.json").read_text())["changes"]
+    assert f"SOLVER.{key}" in {change["key"] for change in changes}
+
+
 def test_a_divergence_leaves_the_last_good_state(finetune_run):
     folder = finetune_run("diverged", *TWO_STEPS)
     steep = ("SOLVER.BASE_LR", "1e30", "SOLVER.CHECKPOINT_PERIOD", "1")

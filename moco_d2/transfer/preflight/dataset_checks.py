@@ -56,7 +56,7 @@ def check_datasets(cfg: CfgNode, *, eval_only: bool = False) -> list[Finding]:
             )
         )
     loaded: list[tuple[str, str]] = []
-    trained_on: set[str] = set()
+    trained_on: set[tuple[int, int] | str] = set()
     for split in ("TEST",) if eval_only else ("TRAIN", "TEST"):
         key, names = f"DATASETS.{split}", tuple(cfg.DATASETS[split])
         if not names:
@@ -75,11 +75,11 @@ def check_datasets(cfg: CfgNode, *, eval_only: bool = False) -> list[Finding]:
             findings += _check_files(key, names, name, dicts)
             findings += _check_range(cfg, name, dicts)
             findings += check_annotations_fit(cfg, split, name, dicts)
-            images = {str(Path(d["file_name"]).absolute()) for d in dicts}
+            files = {_identity(d["file_name"]): d["file_name"] for d in dicts}
             if split == "TRAIN":
-                trained_on |= images
+                trained_on |= files.keys()
             else:
-                findings += _check_apart(key, names, images, trained_on)
+                findings += _check_apart(key, names, files, trained_on)
     return [*findings, *_check_number_of_classes(cfg, loaded), *_check_class_names(cfg, loaded)]
 
 
@@ -108,16 +108,30 @@ def _check_range(cfg: CfgNode, name: str, dicts: list[dict[str, Any]]) -> Iterat
         yield Refusal("MOCO.INPUT.RANGE", str(tuple(value_range)), problem)
 
 
+def _identity(file: str) -> tuple[int, int] | str:
+    """Return the same value for all names of a file: links have other names."""
+    try:
+        status = Path(file).stat()
+    except OSError:
+        return str(Path(file).absolute())
+    return status.st_dev, status.st_ino
+
+
 def _check_apart(
-    key: str, names: tuple[str, ...], images: set[str], trained_on: set[str]
+    key: str,
+    names: tuple[str, ...],
+    files: dict[tuple[int, int] | str, str],
+    trained_on: set[tuple[int, int] | str],
 ) -> Iterator[Finding]:
+    images = files.keys()
     both = images & trained_on
     if both:
         yield Finding(
             key,
             str(names),
-            f"{len(both)} of its {len(images)} images are in DATASETS.TRAIN, first {min(both)}; "
-            "name a set that is not trained on",
+            f"{len(both)} of its {len(images)} images are in DATASETS.TRAIN, first "
+            f"{min(str(Path(files[image]).absolute()) for image in both)}; name a set that is not "
+            "trained on",
         )
 
 

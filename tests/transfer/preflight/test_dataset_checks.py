@@ -410,6 +410,16 @@ def test_classes_in_another_order(check, voc, tmp_path):
     assert isinstance(first, Refusal) and not isinstance(second, Refusal)
 
 
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_test_image_that_is_a_link_to_a_training_image(check, tmp_path, link):
+    first, second = (make_voc(tmp_path / f"VOC{i}", images=2, seed=i) for i in range(2))
+    image = second / "JPEGImages/test001.jpg"
+    image.unlink()
+    link(first / "JPEGImages/trainval001.jpg", image)
+    (found,) = check(*data(f"voc:{first}:trainval", f"voc:{second}:test"))
+    assert f"1 of its 2 images are in DATASETS.TRAIN, first {image}; name a set" in str(found)
+
+
 def test_classes_that_look_alike_in_two_datasets_are_told_apart(check, tmp_path):
     names = []
     for i, label in enumerate(("cop", "\u0441\u043e\u0440")):

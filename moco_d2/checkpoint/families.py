@@ -535,8 +535,8 @@ FAMILIES: tuple[Family, ...] = (
         needs=("classifier.*", "aux_classifier.*"),
         traits=Traits(
             caveats=(
-                "torchvision's segmentation networks dilate res4 and res5 instead of striding, and no "
-                "tensor shows it: with strides, the features are not those of the original",
+                "torchvision's segmentation networks dilate res4 and res5 instead of striding, and "
+                "no tensor shows it: with strides, the features are not those of the original",
             )
         ),
     ),

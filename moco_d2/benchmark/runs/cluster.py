@@ -10,7 +10,7 @@ from typing import Any
 from moco_d2.benchmark.runs import cell_lock, cell_state, run_log
 from moco_d2.benchmark.runs.execution import BUSY_EXIT_CODE, Place, main
 from moco_d2.benchmark.runs.suites import Cell
-from moco_d2.engine.slurm import parse_words, queue
+from moco_d2.engine.slurm import gpus_of_node, parse_words, queue
 from moco_d2.errors import UserError
 
 _JOBS = "jobs"  # folder of submitit's files, inside the folder of the suite
@@ -88,8 +88,8 @@ def submit_cells(
     cluster = options.setdefault("cluster", "slurm")
     # A run is one task of the cluster. Its tool starts one process per GPU.
     options |= {"folder": options.get("folder", str(folder / _JOBS)), "tasks_per_node": 1}
-    if gpus:
-        options.setdefault("gpus_per_node", gpus)
+    if gpus and not gpus_of_node(options):  # gres=gpu:8 asks for them, too
+        options["gpus_per_node"] = gpus
     last = {line["cell"]: line for line in run_log.read_log(folder)}
     outcome = {}
     for cell in cells:

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 from typing import Any
 
+import numpy as np
 from detectron2.evaluation import CityscapesInstanceEvaluator
 
 from moco_d2.errors import UserError
@@ -12,8 +13,24 @@ from moco_d2.untrusted_images import is_unreadable
 _SCRIPTS = "cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling"
 
 
+class _NumPyForScripts:
+    """NumPy, but the cumulative sum of nothing is 0.
+
+    If all detections of a class lie on ignored pixels, the scripts ask for the last element of an
+    empty sum, and fail. With 0 true positives, the AP of the class is 0.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+    @staticmethod
+    def cumsum(values: np.ndarray) -> np.ndarray:
+        return np.cumsum(values) if len(values) else np.zeros(1)
+
+
 class QuietCityscapesInstanceEvaluator(CityscapesInstanceEvaluator):
-    """Detectron2's CityscapesInstanceEvaluator without the files that Cityscapes' scripts leave.
+    """Detectron2's CityscapesInstanceEvaluator without a failure and without the files that
+    Cityscapes' scripts leave.
 
     The scripts write all matches to matches.json in the working folder, which nothing reads. On
     current NumPy this fails, because json cannot write NumPy's numbers.
@@ -27,8 +44,9 @@ class QuietCityscapesInstanceEvaluator(CityscapesInstanceEvaluator):
             UserError: If a label file cannot be read.
         """
         scripts: Any = importlib.import_module(_SCRIPTS)
-        write = scripts.writeDict2JSON
+        kept = {name: getattr(scripts, name) for name in ("writeDict2JSON", "np")}
         scripts.writeDict2JSON = lambda content, file: None
+        scripts.np = _NumPyForScripts()
         try:
             results = super().evaluate()
         except Exception as error:
@@ -41,7 +59,8 @@ class QuietCityscapesInstanceEvaluator(CityscapesInstanceEvaluator):
                 "file"
             ) from error
         finally:
-            scripts.writeDict2JSON = write
+            for name, value in kept.items():
+                setattr(scripts, name, value)
         return {
             task: {name: float(value) for name, value in metrics.items()}
             for task, metrics in (results or {}).items()

@@ -254,6 +254,12 @@ def test_cityscapes_instances(tmp_path, cfg, monkeypatch):
     assert result(instances) == pytest.approx({"AP": 100.0, "AP50": 100.0})
     partly = result(instances[torch.tensor([0, 2])])
     assert 50 < partly["AP"] < 100
+    # All detections of cars are where nothing is labeled, so they do not count: AP 0, and 100 of
+    # persons. The scripts fail here.
+    beside = instances[torch.tensor([0, 1])]
+    beside.pred_masks[1] = False
+    beside.pred_masks[1, 45:60, 0:30] = True
+    assert result(beside) == pytest.approx({"AP": 50.0, "AP50": 50.0})
     assert not (tmp_path / "matches.json").exists()
 
 

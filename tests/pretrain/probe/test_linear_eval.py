@@ -3,10 +3,12 @@
 import dataclasses
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -135,6 +137,25 @@ def make_trainer(data, folder, recipe):
 # x0.1 after 3 and 4 of 5 epochs, as after 60 and 80 of 100.
 SHORT_LINEAR = Recipe(30.0, 0.0, (0.6, 0.8), train_backbone=False, epochs=5, batch_size=BATCH)
 SHORT_FINETUNE = Recipe(0.1, 1e-4, (0.7, 0.9), train_backbone=True, epochs=3, batch_size=BATCH)
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_validation_image_that_is_a_link_to_a_training_image_is_refused(data, tmp_path, link):
+    root = Path(shutil.copytree(data, tmp_path / "data"))
+    list_labeled(root)
+    (image,) = (root / "val" / "dark").glob("0.png")
+    image.unlink()
+    link(root / "train" / "light" / "0.png", image)
+    with pytest.raises(UserError, match=r"^1 of the 10 images in .*/val are also in .*/val/dark/0"):
+        list_labeled(root)
+
+
+def test_one_class_of_which_every_image_would_be_right_is_refused(data, tmp_path):
+    root = Path(shutil.copytree(data, tmp_path / "data"))
+    for split in ("train", "val"):
+        shutil.rmtree(root / split / "light")
+    with pytest.raises(UserError, match="has one class, dark, so every image would be right"):
+        list_labeled(root)
 
 
 @pytest.mark.parametrize(

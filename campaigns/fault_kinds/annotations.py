@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from support.toy_data import CLASSES, SIDE, make_coco, make_voc
 
 from fault_kinds.case import Kind, Outcome, check
@@ -67,6 +68,72 @@ def _polygon(*corners: float) -> Callable[[Content], None]:
     return _set(segmentation=[list(corners)])
 
 
+def _every(change: Callable[[Content], None]) -> Callable[[Content], None]:
+    """Return a change of all annotations, one by one."""
+
+    def of_all(content: Content) -> None:
+        for annotation in content["annotations"]:
+            change(annotation)
+
+    return of_all
+
+
+def _corners(annotation: Content) -> None:
+    annotation["bbox"] = [40, 40, 62, 62]
+
+
+def _relative(annotation: Content) -> None:
+    annotation["bbox"] = [value / SIDE for value in annotation["bbox"]]
+
+
+def _run_lengths(annotation: Content) -> None:
+    half = SIDE * SIDE // 2
+    annotation["segmentation"] = {"size": [SIDE, SIDE], "counts": [half, half]}
+
+
+def _bare(annotation: Content) -> None:
+    for key in ("area", "iscrowd"):
+        annotation.pop(key)
+
+
+def _ids_of_images(value: Any) -> Callable[[Content], None]:
+    def change(content: Content) -> None:
+        content["images"][0]["id"] = _first(content)["image_id"] = value
+
+    return change
+
+
+def _other_image(content: Content) -> None:
+    content["images"][1]["id"] = content["images"][0]["id"]
+
+
+#: Name -> a change of a COCO file that other tools take for a wrong number without a word, and its
+#: expected outcome in the training set and in the test set.
+COCO_IDS: dict[str, tuple[Callable[[Content], None], str]] = {
+    "annotation id 0": (_set(id=0), GOES_ON),
+    "annotation id with a fraction": (_set(id=1.5), GOES_ON),
+    "negative annotation id": (_set(id=-2), GOES_ON),
+    "annotation id of text": (_set(id="x"), GOES_ON),
+    "neither area nor iscrowd": (_every(_bare), GOES_ON),
+    "area of NaN": (_set(area=math.nan), REFUSES),
+    "area of 1e300": (_set(area=1e300), REFUSES),
+    "negative area": (_set(area=-1), REFUSES),
+    "iscrowd null": (_set(iscrowd=None), REFUSES),
+    "iscrowd of text": (_set(iscrowd="0"), REFUSES),
+    "image id true": (_ids_of_images(True), REFUSES),
+    "image id of text": (_ids_of_images("1"), REFUSES),
+    "image id with a fraction": (_ids_of_images(1.5), REFUSES),
+    "negative image id": (_ids_of_images(-1), REFUSES),
+    "image id that floats cannot hold": (_ids_of_images(2**53 + 1), REFUSES),
+    "one image id for two images": (_other_image, REFUSES),
+    "boxes by their corners": (_every(_corners), REFUSES),
+    "boxes relative to the image": (_every(_relative), REFUSES),
+    "masks as run lengths": (_every(_run_lengths), GOES_ON),
+    "size 0": (_image(width=0, height=0), REFUSES),
+    "size -1": (_image(width=-1, height=-1), REFUSES),
+}
+
+
 #: Name -> a change of a COCO file, and its expected outcome. Standard tools go on with GOES_ON.
 COCO: dict[str, tuple[Callable[[Content], None], str]] = {
     "box beside the image": (_set(bbox=[200, 200, 20, 20]), EITHER),
@@ -87,7 +154,7 @@ COCO: dict[str, tuple[Callable[[Content], None], str]] = {
     "annotation of no image": (_set(image_id=999), EITHER),
     "no image_id": (_drop("image_id"), REFUSES),
     "the same annotation id twice": (_again, REFUSES),
-    "the same image id twice": (_image_again, EITHER),
+    "the same image id twice": (_image_again, REFUSES),
     "missing image": (_image(file_name="nowhere.jpg"), REFUSES),
     "image name leaves the folder": (_image(file_name="../../../etc/passwd"), REFUSES),
     "image without a name": (lambda c: c["images"][0].pop("file_name"), REFUSES),
@@ -165,6 +232,44 @@ def coco(rng: random.Random, folder: Path, i: int) -> Outcome:
     sets = (f"coco:{root}/{split}.json:{root}/images" for split in ("train", "test"))
     outcome = _fine_tune(_settings(*sets), folder, expected, "train")
     return Outcome(f"COCO, {name}: {outcome}", 1, {outcome.split(":")[0]: 1})
+
+
+def coco_ids(rng: random.Random, folder: Path, i: int) -> Outcome:
+    """Fine-tune with one change of ids or numbers in the COCO file of one of the two sets."""
+    cases = [(name, split) for split in ("train", "test") for name in COCO_IDS]
+    name, split = cases[i % len(cases)]
+    change, expected = COCO_IDS[name]
+    root = make_coco(folder / "coco", images=_IMAGES)
+    file = root / f"{split}.json"
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+    sets = (f"coco:{root}/{split}.json:{root}/images" for split in ("train", "test"))
+    outcome = _fine_tune(_settings(*sets), folder, expected, split)
+    return Outcome(f"COCO {split}, {name}: {outcome}", 1, {outcome.split(":")[0]: 1})
+
+
+_IMAGES_OF_SETS: dict[str, Callable[[bytes], bytes]] = {
+    "cut after 100 bytes": lambda data: data[:100],
+    "empty": lambda data: b"",
+    "text": lambda data: b"a picture of a dog",
+}
+
+
+def set_image(rng: random.Random, folder: Path, i: int) -> Outcome:
+    """Fine-tune with one damaged image in the training set or in the test set."""
+    cases = [(name, split) for split in ("train", "test") for name in (*_IMAGES_OF_SETS, "larger")]
+    name, split = cases[i % len(cases)]
+    root = make_coco(folder / "coco", images=_IMAGES)
+    file = root / "images" / f"{split}0.jpg"
+    if name == "larger":
+        Image.new("RGB", (SIDE + 7, SIDE)).save(file)
+    else:
+        file.write_bytes(_IMAGES_OF_SETS[name](file.read_bytes()))
+    sets = (f"coco:{root}/{split}.json:{root}/images" for split in ("train", "test"))
+    outcome = _fine_tune(_settings(*sets), folder, REFUSES, file.name)
+    check(not (folder / "out" / "metrics.json").exists(), "it was refused after training began")
+    return Outcome(f"image of {split}, {name}: {outcome}", 1, {"refused": 1})
 
 
 def _replace(old: str, new: str) -> Callable[[str], str]:
@@ -253,6 +358,20 @@ KINDS = (
         "sentence that names file and cause. Empty and crowd boxes are skipped, as in Detectron2.",
         len(COCO) + len(_JSON_TEXTS),
         coco,
+    ),
+    Kind(
+        "COCO ids and numbers",
+        "Ids, sizes, areas and boxes with which an evaluation would be wrong without an error are "
+        "numbered anew or refused with one sentence, in the training set and in the test set.",
+        2 * len(COCO_IDS),
+        coco_ids,
+    ),
+    Kind(
+        "image of a dataset",
+        "An image of the training set or the test set that cannot be opened, or has another size "
+        "than its annotation says, is refused with one sentence before the first step.",
+        2 * (len(_IMAGES_OF_SETS) + 1),
+        set_image,
     ),
     Kind(
         "VOC annotation",

@@ -152,6 +152,7 @@ def trainer(make_config, small_network, monkeypatch):
         settings = {
             "MOCO.ENCODER.DIM": DIM,
             "MOCO.DICTIONARY.SIZE": SIZE,
+            "MOCO.LR_STEPS": (),  # too few epochs for them
             "MOCO.BN_SPLITS": 1,
         }
         trainer = Pretrainer(make_config({**settings, **overrides}, config=config))

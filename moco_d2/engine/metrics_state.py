@@ -8,7 +8,7 @@ from detectron2.utils import comm
 
 from moco_d2.engine.hooks import DeferredWriters
 from moco_d2.files import write_text
-from moco_d2.records.metrics_json import parse_line
+from moco_d2.records.metrics_json import EVALUATIONS, parse_line
 
 WINDOW = 20  # number of values in the medians of Detectron2's writers
 
@@ -79,8 +79,11 @@ class MetricsState(HookBase):
 
 
 def _stays(entry: dict[str, Any] | None, written: int, ended: int | None) -> bool:
-    """Return whether a line stays: it was written before the checkpoint, or after the last step."""
+    """Return whether a line stays: it was written before the checkpoint, or it is the evaluation
+    after the last step. A step that fails leaves a line without a loss, too.
+    """
     if entry is None:  # damaged
         return False
-    at_the_end = entry["iteration"] == ended and "total_loss" not in entry
+    evaluated = any(part in EVALUATIONS for name in entry for part in name.split("/")[:-1])
+    at_the_end = entry["iteration"] == ended and "total_loss" not in entry and evaluated
     return entry["iteration"] <= written or at_the_end

@@ -152,6 +152,15 @@ def test_killed(finetune_run, uninterrupted):
     assert_same(everything(folder), everything(uninterrupted))
 
 
+def test_a_step_that_failed_leaves_no_line(finetune_run, uninterrupted):
+    """Detectron2 writes what a failed step has measured until then, without a loss."""
+    folder = interrupt(finetune_run, "failed", signal.SIGKILL, 5)
+    with (folder / "metrics.json").open("a") as file:
+        file.write('{"iteration": 4, "eta_seconds": 0.1, "rpn/num_pos_anchors": 1.0}\n')
+    finetune_run("failed", resume=True)
+    assert_same(everything(folder), everything(uninterrupted))
+
+
 def test_killed_twice_with_a_damaged_last_checkpoint(finetune_run, uninterrupted, caplog):
     folder = interrupt(finetune_run, "damaged", signal.SIGKILL, 6)
     last = folder / (folder / "last_checkpoint").read_text()

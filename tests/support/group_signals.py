@@ -5,6 +5,7 @@ For tests of signals: see tests/test_group_signals.py.
 
 import os
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,9 +20,11 @@ class Command:
     """``python SCRIPT WORDS`` in a session, and a process group, of its own."""
 
     def __init__(self, script: Path, words: Sequence[object], **environment: str):
+        # Not a pipe: when it is full, the command waits for a reader.
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = Python(
             [script, *words],
-            stdout=subprocess.PIPE,
+            stdout=self._output,
             stderr=subprocess.STDOUT,
             env={**os.environ, **environment},
             start_new_session=True,
@@ -46,8 +49,9 @@ class Command:
 
     def end(self) -> tuple[int, str]:
         """Wait for its exit code, and what it has printed."""
-        output, _ = self._process.communicate(timeout=LIMIT_S)
-        return self._process.returncode, output
+        self._process.wait(LIMIT_S)
+        self._output.seek(0)
+        return self._process.returncode, self._output.read().decode()
 
     def members(self) -> list[str]:
         """The processes of its session that are there, zombies aside."""

@@ -35,9 +35,9 @@ from fault_kinds.case import Kind  # noqa: E402
 
 def all_kinds() -> tuple[Kind, ...]:
     """Return all kinds of faults, in the order of docs/reliability.md."""
-    from fault_kinds import annotations, images, kills, machine, processes, settings
+    from fault_kinds import annotations, images, kills, machine, processes, settings, sources
 
-    modules = (kills, machine, images, annotations, settings, processes)
+    modules = (kills, machine, images, sources, annotations, settings, processes)
     return tuple(kind for module in modules for kind in module.KINDS)
 
 

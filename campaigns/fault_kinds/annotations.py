@@ -317,6 +317,13 @@ VOC: dict[str, tuple[Callable[[str], str], str]] = {
     "entities that grow to gigabytes": (lambda t: _LAUGHS, REFUSES),
     "entity of a file": (lambda t: _FILE, REFUSES),
     "no XML": (lambda t: "a picture of a dog", REFUSES),
+    "spaces around a class": (_replace("<name>dark<", "<name> dark\n<"), GOES_ON),
+    "a class with a capital": (_replace("<name>dark<", "<name>Dark<"), EITHER),
+    "a class with an invisible character": (_replace("<name>dark<", "<name>da\u200brk<"), REFUSES),
+    "a class written from right to left": (_replace("<name>dark<", "<name>\u202edark<"), REFUSES),
+    "no size": (lambda t: t[: t.index("<size>")] + t[t.index("</size>") + 7 :], GOES_ON),
+    "difficult is empty": (_replace("<difficult>0", "<difficult>"), GOES_ON),
+    "byte order mark": (lambda t: "\ufeff" + t, GOES_ON),
     "size of another image": (
         lambda t: t.replace(f"<width>{SIDE}", "<width>640"),
         REFUSES,
@@ -324,9 +331,15 @@ VOC: dict[str, tuple[Callable[[str], str], str]] = {
 }  # fmt: skip
 
 
+_VOC_FILES = (
+    *("missing annotation", "missing image", "listed twice", "empty split"),
+    *("split with a byte order mark", "split in Latin-1", "split of a class"),
+)
+
+
 def voc(rng: random.Random, folder: Path, i: int) -> Outcome:
     """Fine-tune with one change of a VOC year."""
-    names = [*VOC, "missing annotation", "missing image", "listed twice", "empty split"]
+    names = [*VOC, *_VOC_FILES]
     name = names[i % len(names)]
     root = make_voc(folder / "VOC2007", images=_IMAGES)
     file = root / "Annotations" / "trainval000.xml"
@@ -342,6 +355,13 @@ def voc(rng: random.Random, folder: Path, i: int) -> Outcome:
     elif name == "listed twice":
         split.write_text(split.read_text() + "trainval000\n")
         expected = GOES_ON
+    elif name == "split with a byte order mark":
+        split.write_text("\ufeff" + split.read_text())
+        expected = GOES_ON
+    elif name == "split in Latin-1":
+        split.write_bytes("caf\u00e9\n".encode("latin-1"))
+    elif name == "split of a class":
+        split.write_text("".join(f"{line}  1\n" for line in split.read_text().split()))
     else:
         split.write_text("")
     if name != "unknown category":
@@ -376,7 +396,7 @@ KINDS = (
     Kind(
         "VOC annotation",
         "The same holds for a VOC year. XML entities are never expanded.",
-        len(VOC) + 4,
+        len(VOC) + len(_VOC_FILES),
         voc,
     ),
 )

@@ -257,11 +257,11 @@ def refusal(config: str, settings: tuple[str, ...]) -> str:
     from moco_d2.transfer.weights import check_weights_file
 
     try:
-        cfg = load_config(config, settings)
-        check_weights_file(cfg.MODEL.WEIGHTS)
-        cfg, _ = scale_to_hardware(cfg, _PROCESSES)
+        written = load_config(config, settings)
+        check_weights_file(written.MODEL.WEIGHTS)
+        cfg, _ = scale_to_hardware(written, _PROCESSES)
         findings = config_checks.check_config(cfg, _PROVENANCE, world_size=_PROCESSES)
-        findings += config_checks.check_schedule(cfg) + config_checks.check_settings(cfg)
+        findings += config_checks.check_schedule(cfg, written) + config_checks.check_settings(cfg)
         enforce(findings, force=False, logger=None)
     except UserError as error:
         return str(error)

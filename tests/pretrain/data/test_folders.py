@@ -164,6 +164,7 @@ def test_names_that_are_not_utf8_are_read_and_logged(tmp_path, monkeypatch):
     Path(os.fsdecode(path + b"/\xe9.txt")).write_text("")
     monkeypatch.setattr(logging, "raiseExceptions", True)
     log = logging.FileHandler(tmp_path / "log.txt", encoding="utf-8")
+    log.setLevel(logging.WARNING)
     monkeypatch.setattr(log, "handleError", lambda record: pytest.fail(f"not logged: {record}"))
     logger = logging.getLogger("moco_d2.pretrain.data")
     logger.addHandler(log)

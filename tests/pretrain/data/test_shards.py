@@ -94,7 +94,7 @@ def test_the_log_has_the_numbers_of_images_and_of_what_was_passed_over(
         shard.addfile(link)
     list_shards(path)
     assert f"{path}: 1 images in 1 shards" in caplog.text
-    (line,) = (m for m in caplog.messages if m.startswith(f"passed over in {path}: "))
+    (line,) = {m for m in caplog.messages if m.startswith(f"passed over in {path}: ")}
     assert set(line.partition(f"{path}: ")[2].split("; ")) == {
         "1 archives inside of shards",
         "1 links and other special members",

@@ -59,7 +59,7 @@ def test_pretrained_res5_has_the_names_of_a_torchvision_stage():
     assert ours == theirs
 
 
-class Official(Res5ROIHeads):  # detection/train_net.py of the official code
+class Official(Res5ROIHeads):  # as in the official code for detection
     def _build_res5_block(self, cfg):
         seq, out_channels = super()._build_res5_block(cfg)
         norm = cfg.MODEL.RESNETS.NORM

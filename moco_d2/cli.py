@@ -1,9 +1,11 @@
 """The flags of the commands, and how a command begins and ends."""
 
 import argparse
+import ast
 import contextlib
 import io
 import os
+import runpy
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +19,7 @@ from moco_d2.errors import (
     as_raised,
     printable,
 )
+from moco_d2.files import shipped_folder
 
 
 def start_job(main: str, args: argparse.Namespace) -> None:
@@ -149,6 +152,58 @@ class _JobParser(argparse.ArgumentParser):
         return self.parse_args([*before, *pairs[flag:], *pairs[:flag]], namespace)
 
 
+#: The commands of ``moco-d2``, and their files in tools/.
+COMMANDS = {
+    "pretrain": "pretrain.py",
+    "convert": "convert.py",
+    "train": "train_net.py",
+    "linear-eval": "linear_eval.py",
+    "benchmark": "benchmark.py",
+    "demo": "demo.py",
+    "doctor": "doctor.py",
+}
+_PROGRAM = "moco-d2"
+
+
+def tools_folder() -> Path:
+    """Return the folder of the commands' files: tools/ of a checkout, or inside the package."""
+    return shipped_folder("tools", "train_net.py")
+
+
+def main() -> None:
+    """Run ``moco-d2 COMMAND``, which is the same as the file of the command in tools/."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name not in COMMANDS:
+        _overview().parse_args()
+        return
+    tool = runpy.run_path(str(tools_folder() / COMMANDS[name]))
+    sys.argv = [f"{_PROGRAM} {name}", *sys.argv[2:]]
+    run_command(tool["main"])
+
+
+def _overview() -> argparse.ArgumentParser:
+    """Return a parser that lists the commands."""
+    parser = argparse.ArgumentParser(
+        prog=_PROGRAM,
+        description="Pretrain MoCo, convert checkpoints, and measure their transfer to detection "
+        f"and segmentation. {_PROGRAM} COMMAND --help describes a command.",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, file in COMMANDS.items():
+        text = (tools_folder() / file).read_text(encoding="utf-8")
+        commands.add_parser(name, help=ast.get_docstring(ast.parse(text)))
+    return parser
+
+
+def as_called(words: str) -> str:
+    """Return a command line with the name by which the user calls this command."""
+    if not sys.argv[0].startswith(_PROGRAM):
+        return words
+    for name, file in COMMANDS.items():
+        words = words.replace(f"tools/{file}", f"{_PROGRAM} {name}")
+    return words
+
+
 def command_parser(
     description: str | None,
     *examples: str,
@@ -164,7 +219,7 @@ def command_parser(
     heading = "example" if len(examples) == 1 else "examples"
     return kind(
         description=description,
-        epilog="\n  ".join((f"{heading}:", *examples)),
+        epilog=as_called("\n  ".join((f"{heading}:", *examples))),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
@@ -205,7 +260,9 @@ def argument_parser(description: str, *examples: str) -> argparse.ArgumentParser
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, in pairs"
     )
     # The run record needs it, even if SLURM starts the job with another command line.
-    tool = f"tools/{Path(sys.argv[0]).name}"
-    typed = shlex.join([tool, *sys.argv[1:]])
+    tool = sys.argv[0]
+    if not tool.startswith(_PROGRAM):
+        tool = f"tools/{Path(tool).name}"
+    typed = f"{tool} {shlex.join(sys.argv[1:])}".rstrip()
     parser.set_defaults(command=typed.encode("utf-8", "replace").decode())
     return parser

@@ -17,6 +17,19 @@ from moco_d2.errors import UserError
 
 #: The folder of this package.
 PACKAGE = Path(__file__).resolve().parent
+
+
+def shipped_folder(name: str, file: str) -> Path:
+    """Return a folder of the checkout, which an installation has inside the package.
+
+    Args:
+        name: The name of the folder.
+        file: A file in it. Another project may have a folder of this name.
+    """
+    checkout = PACKAGE.parent / name
+    return checkout if (checkout / file).is_file() else PACKAGE / name
+
+
 # The name of a temporary file of atomic_write: .NAME.RANDOM.tmpSUFFIX.
 _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp(\..*)?")
 

@@ -43,7 +43,7 @@ def test_help_says_what_the_command_does_and_ends_with_examples_of_it(file, help
     assert re.match(r"[A-Z].+\.$", description.splitlines()[0])
     examples = re.split(r"\nexamples?:\n", text)[-1].rstrip("\n").splitlines()
     assert examples and all(line.startswith("  ") for line in examples)
-    assert examples[0].startswith(f"  {name(file)} ")
+    assert f"{examples[0]} ".startswith(f"  {name(file)} ")
 
 
 @pytest.mark.parametrize("file", COMMANDS, ids=name)

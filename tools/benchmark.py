@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-from moco_d2.cli import command_parser, run_command
+from moco_d2.cli import as_called, command_parser, run_command
 
 _FORMATS = ("markdown", "csv", "latex", "html")  # as in moco_d2.benchmark.rendering
 _EXAMPLES = """
@@ -27,7 +27,10 @@ def parse_args() -> argparse.Namespace:
 
     def add(name: str, text: str, example: str) -> argparse.ArgumentParser:
         return commands.add_parser(
-            name, help=text, description=text, epilog=f"example: tools/benchmark.py {example}"
+            name,
+            help=text,
+            description=text,
+            epilog=as_called(f"example: tools/benchmark.py {example}"),
         )
 
     plan = add("plan", "show the runs of a suite, their states and their cost", "plan smoke")

@@ -8,7 +8,6 @@ import math
 import os
 import tempfile
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ from moco_d2.config.safe_yaml import (
 )
 from moco_d2.config.shard_patterns import SHARDS_PREFIX, first_command
 from moco_d2.errors import UserError, closest
-from moco_d2.files import PACKAGE
+from moco_d2.files import shipped_folder
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -41,8 +40,7 @@ def config_root() -> Path:
 
     It is ``configs/`` in a checkout and ``moco_d2/configs`` in an installation.
     """
-    checkout = PACKAGE.parent / "configs"
-    return checkout if checkout.is_dir() else Path(str(resources.files("moco_d2") / "configs"))
+    return shipped_folder("configs", "pretrain/base.yaml")
 
 
 def find_config(name: str) -> Path:

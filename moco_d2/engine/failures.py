@@ -15,6 +15,8 @@ from pathlib import Path
 
 from moco_d2.errors import UserError
 
+# Packages that commands import when they need them.
+_PACKAGES = ("torch", "torchvision", "detectron2", "cv2", "pycocotools", "fvcore", "iopath")
 _NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 # Texts of the RuntimeErrors of torch's allocators.
 _NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|CUDA out of memory")
@@ -63,6 +65,10 @@ def explained() -> Iterator[None]:
 def describe(error: BaseException) -> str | None:
     """Return the failure and its fix as a sentence, or None if the error is not a known failure."""
     text = str(error)
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").partition(".")[0]
+        if package in _PACKAGES:
+            return f"{package} is not installed: moco-d2 doctor says how to install it"
     if isinstance(error, OSError) and error.errno in _NO_WRITING:
         where = f" {error.filename}" if error.filename else ""
         return (

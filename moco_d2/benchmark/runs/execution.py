@@ -14,13 +14,14 @@ import filelock
 
 from moco_d2.benchmark.runs import cell_lock, cell_state, run_log
 from moco_d2.benchmark.runs.suites import Cell, untrusted_words
+from moco_d2.cli import tools_folder
 from moco_d2.engine.signals import STOP_SIGNALS
 from moco_d2.errors import USER_ERROR_EXIT_CODE, UserError, printable
-from moco_d2.files import PACKAGE, open_own
+from moco_d2.files import open_own
 
 #: Exit code of a process whose cell another process runs already (sysexits.h: EX_TEMPFAIL).
 BUSY_EXIT_CODE = 75
-TOOLS = PACKAGE.parent / "tools"
+TOOLS = tools_folder()
 # Tools that distribute over several GPUs by themselves.
 _DISTRIBUTED = ("train_net.py", "pretrain.py", "linear_eval.py")
 # The module that each tool imports first. A runner that forks imports it once for all runs.

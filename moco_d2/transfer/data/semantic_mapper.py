@@ -1,6 +1,7 @@
 """The mapper from dataset dicts of semantic segmentation to training images with labels."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import SizeMismatchError, check_image_size, read_image
 from detectron2.utils.file_io import PathManager
+from PIL import Image
 
 from moco_d2.errors import UserError
 from moco_d2.pixel_values import ValueRange, reading
@@ -64,7 +66,7 @@ class SemanticMapper:
                 f"its labels {file} have {labels.shape} rows and columns, the image "
                 f"{image.shape[:2]}"
             )
-        self._check_classes(labels, file)
+        check_labels(labels, file, self._num_classes, self._ignore_value)
         augmented = T.AugInput(image, sem_seg=labels)
         self._augmentations(augmented)
         pixels = np.ascontiguousarray(augmented.image.transpose(2, 0, 1))
@@ -72,25 +74,50 @@ class SemanticMapper:
         sample["sem_seg"] = torch.as_tensor(augmented.sem_seg.astype(np.int64))
         return sample
 
-    def _check_classes(self, labels: np.ndarray, file: str) -> None:
-        # On a GPU, such a label would fail an assertion in a kernel, without the name of the file.
-        counts = np.bincount(labels.ravel())
-        present = np.flatnonzero(counts)
-        unknown = present[(present >= self._num_classes) & (present != self._ignore_value)]
-        if unknown.size:
-            raise UserError(
-                f"{file} has label {unknown[0]}, but the head has {self._num_classes} classes: "
-                f"labels must be 0 to {self._num_classes - 1}, or {self._ignore_value} for pixels "
-                "to ignore"
-            )
+
+def check_labels(
+    labels: np.ndarray, file: str, num_classes: int, ignore_value: int | None
+) -> np.ndarray:
+    """Return the sorted values that occur in `labels`, without `ignore_value`.
+
+    Raises:
+        UserError: If one is not a class. On a GPU, it would fail an assertion in a kernel, without
+            the name of the file; SemSegEvaluator would count it as another class.
+    """
+    present = np.flatnonzero(np.bincount(labels.ravel()))
+    present = present[present != ignore_value]
+    if present.size and present[-1] >= num_classes:
+        unknown = present[present >= num_classes][0]
+        ignored = "" if ignore_value is None else f", or {ignore_value} for pixels to ignore"
+        raise UserError(
+            f"{file} has label {unknown}, but there are {num_classes} classes: labels must be 0 to "
+            f"{num_classes - 1}{ignored}"
+        )
+    return present
 
 
 def read_labels(file: str) -> np.ndarray:
     """Return the labels (H, W) uint8 of a gray image file, or the indices of one with a palette.
 
     Raises:
-        UserError: If the file has color channels, or cannot be read.
+        UserError: If the file has color channels or another number of bits, or cannot be read.
     """
+    with _opened(file) as image:
+        return np.array(image)
+
+
+def check_label_header(file: str) -> None:
+    """Check what the header of a label file shows.
+
+    Raises:
+        UserError: As in read_labels.
+    """
+    with _opened(file):
+        pass
+
+
+@contextlib.contextmanager
+def _opened(file: str) -> Iterator[Image.Image]:
     try:
         check_regular(file)
         with PathManager.open(file, "rb") as f, open_image(f) as image:
@@ -99,7 +126,7 @@ def read_labels(file: str) -> np.ndarray:
                     f"{file} is an image of mode {image.mode}, but labels have one byte per pixel, "
                     "gray or with a palette: convert its colors to class numbers"
                 )
-            return np.array(image)
+            yield image
     except Exception as error:
         raise_if_labels_unreadable(error, file)
         raise

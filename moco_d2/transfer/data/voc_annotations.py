@@ -14,6 +14,7 @@ from detectron2.utils.file_io import PathManager
 
 from moco_d2.errors import UserError
 from moco_d2.files import read_regular_file
+from moco_d2.untrusted_images import SUFFIXES
 
 # Size limits of a split's list and of an annotation. VOC's have about 200 kB and 3 kB.
 MOST_BYTES, MOST_BYTES_OF_ONE = 256 << 20, 16 << 20
@@ -91,6 +92,12 @@ def read_split(root: str, split: str) -> Counter[str]:
             "write a file with the first column"
         )
     return Counter(names)
+
+
+def without_suffix(name: str) -> str:
+    """Return a name of a split without the suffix of an image file; other dots are part of it."""
+    stem, dot, suffix = name.rpartition(".")
+    return stem if dot and f".{suffix.lower()}" in SUFFIXES else name
 
 
 def split_file(root: str, split: str) -> str:

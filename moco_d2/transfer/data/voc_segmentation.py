@@ -14,6 +14,7 @@ Label files hold class numbers: 0 is the background, and 255 marks pixels to ign
 
 import functools
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 
 from moco_d2.errors import UserError
+from moco_d2.transfer.data.voc_annotations import without_suffix
 
 CLASSES = ("background", *CLASS_NAMES)
 IGNORED = 255  # object boundaries and difficult objects
@@ -67,8 +69,7 @@ def load_voc_segmentation(folder: str | Path, split: str) -> list[dict[str, Any]
     folder = Path(folder)
     labels = folder / ("SegmentationClassAug" if split == _AUGMENTED else "SegmentationClass")
     lines = _split_list(folder, split).read_text(encoding="utf-8-sig").splitlines()
-    # Some lists of train_aug have /JPEGImages/NAME.jpg and /SegmentationClassAug/NAME.png.
-    names = [Path(line.split()[0]).stem for line in lines if line.strip()]
+    names = [_image_name(line) for line in lines if line.strip()]
     dicts = [
         {
             "file_name": str(folder / "JPEGImages" / f"{name}.jpg"),
@@ -84,6 +85,13 @@ def load_voc_segmentation(folder: str | Path, split: str) -> list[dict[str, Any]
             f"first {missing[0]}; add them{_advice(split)}"
         )
     return dicts
+
+
+def _image_name(line: str) -> str:
+    """Return the name of a line, which may have spaces and dots. Some lists of train_aug have
+    /JPEGImages/NAME.jpg and /SegmentationClassAug/NAME.png.
+    """
+    return without_suffix(re.split(r"\s+(?=\S*/)", line.strip())[0].rpartition("/")[2])
 
 
 def _split_list(folder: Path, split: str) -> Path:

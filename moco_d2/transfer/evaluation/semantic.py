@@ -7,8 +7,7 @@ import numpy as np
 from detectron2.evaluation import SemSegEvaluator
 
 from moco_d2.plugin import compat
-from moco_d2.transfer.data.semantic_mapper import raise_if_labels_unreadable
-from moco_d2.untrusted_images import check_regular, open_image
+from moco_d2.transfer.data.semantic_mapper import check_labels, read_labels
 
 
 class MeanIoUEvaluator(SemSegEvaluator):
@@ -21,22 +20,21 @@ class MeanIoUEvaluator(SemSegEvaluator):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        compat.set_label_reader(self, _read_labels)
+        # One file is read once, although it is checked before Detectron2 counts it.
+        compat.set_label_reader(self, lambda _, dtype: self._labels.astype(dtype))
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[Any]) -> None:
         """Count the pixels of each class in images and their labels.
 
         Raises:
-            UserError: If a label file cannot be read.
+            UserError: If a label file cannot be read, or has a value that is no class, which
+                Detectron2 would count as another class.
         """
         for sample, output in zip(inputs, outputs, strict=True):
-            labels = self.input_file_to_gt_file[sample["file_name"]]
-            try:
-                check_regular(labels)  # Detectron2 would wait for the content of a pipe
-                super().process([sample], [output])
-            except Exception as error:
-                raise_if_labels_unreadable(error, labels)
-                raise
+            file = self.input_file_to_gt_file[sample["file_name"]]
+            self._labels = read_labels(file)
+            check_labels(self._labels, file, self._num_classes, self._ignore_label)
+            super().process([sample], [output])
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Return ``{"sem_seg": {"mIoU", "fwIoU", "mACC", "pACC", "IoU-<class>"...}}`` in percent in
@@ -49,9 +47,3 @@ class MeanIoUEvaluator(SemSegEvaluator):
         # NaN for a class that does not occur.
         scores["mIoU"] = float(np.nanmean([scores[f"IoU-{name}"] for name in self._class_names]))
         return {"sem_seg": scores}
-
-
-def _read_labels(file: str, dtype: Any) -> np.ndarray:
-    """Return the labels (H, W) as an array of `dtype`."""
-    with open_image(file) as image:
-        return np.array(image, dtype=dtype)

@@ -21,6 +21,7 @@ from moco_d2.transfer.evaluation.known_classes import dataset_classes, head_clas
 from moco_d2.transfer.preflight.annotation_fit import check_annotations_fit
 from moco_d2.transfer.preflight.findings import Finding, Refusal
 from moco_d2.transfer.preflight.image_headers import check_images
+from moco_d2.transfer.preflight.semantic_labels import check_semantic_labels
 
 
 def check_datasets(cfg: CfgNode, *, eval_only: bool = False) -> list[Finding]:
@@ -75,6 +76,7 @@ def check_datasets(cfg: CfgNode, *, eval_only: bool = False) -> list[Finding]:
             findings += _check_files(key, names, name, dicts)
             findings += _check_range(cfg, name, dicts)
             findings += check_annotations_fit(cfg, split, name, dicts)
+            findings += check_semantic_labels(cfg, split, name, dicts)
             files = {_identity(d["file_name"]): d["file_name"] for d in dicts}
             if split == "TRAIN":
                 trained_on |= files.keys()

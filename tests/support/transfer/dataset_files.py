@@ -165,7 +165,7 @@ def make_cityscapes(root: Path) -> None:
             (folder / f"{stem}_gtFine_polygons.json").write_text(json.dumps(polygons))
             for kind, background, value, dtype in (
                 ("labelIds", 0, CAR_LABEL_ID, np.uint8),
-                ("labelTrainIds", IGNORED, CAR_TRAIN_ID, np.uint8),
+                ("labelTrainIds", 0, CAR_TRAIN_ID, np.uint8),
                 ("instanceIds", 0, CAR_LABEL_ID * 1000, np.uint16),
             ):
                 ids = np.full((HEIGHT, WIDTH), background, dtype)

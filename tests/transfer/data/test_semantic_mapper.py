@@ -62,7 +62,7 @@ def test_image_and_labels_are_augmented_together(sample):
 
 
 def test_a_label_of_no_class_is_named(sample):
-    with pytest.raises(UserError, match=r"labels.png has label 20, but the head has 20 classes"):
+    with pytest.raises(UserError, match=r"labels.png has label 20, but there are 20 classes"):
         mapper(num_classes=20)(sample)
     with pytest.raises(UserError, match="has label 255"):
         mapper(ignore_value=254)(sample)

@@ -84,6 +84,45 @@ def test_what_is_missing_is_named(root):
         load_voc_segmentation(folder, "train")
 
 
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("a.v1", "a.v1"),
+        (" a b ", "a b"),
+        ("a.JPG", "a"),
+        ("/JPEGImages/a.v1.jpg /SegmentationClassAug/a.v1.png", "a.v1"),
+        ("JPEGImages/a.jpg\tSegmentationClass/a.png", "a"),
+    ],
+)
+def test_names_keep_their_dots_and_spaces(root, line, name):
+    folder = root / "VOC2012"
+    for place, suffix in (("JPEGImages", "jpg"), ("SegmentationClass", "png")):
+        (folder / place / f"2007_val_0.{suffix}").rename(folder / place / f"{name}.{suffix}")
+    (folder / "ImageSets/Segmentation/val.txt").write_text(f"{line}\n")
+    (found,) = load_voc_segmentation(folder, "val")
+    assert found["image_id"] == name
+
+
+def test_a_value_of_no_class_is_not_counted_as_another_class(root, catalogs, tmp_path):
+    register_voc_segmentation(root)
+    evaluator = build_evaluator(
+        load_config("voc_semantic_random.yaml", ["OUTPUT_DIR", str(tmp_path / "out")]), VAL
+    )
+    evaluator.reset()
+    first, second = DatasetCatalog.get(VAL)
+    output = {"sem_seg": torch.zeros(21, HEIGHT, WIDTH)}
+    for change, sentence in (
+        (lambda pixels: np.where(pixels == 7, 30, pixels), "has label 30, but there are 21 cl"),
+        (lambda pixels: np.stack([pixels] * 3, -1), "is an image of mode RGB"),
+        (lambda pixels: pixels.astype(np.uint16), "is an image of mode I;16"),
+        (lambda pixels: pixels > 0, "is an image of mode 1"),
+    ):
+        pixels = np.array(Image.open(first["sem_seg_file_name"]))
+        Image.fromarray(change(pixels)).save(second["sem_seg_file_name"])
+        with pytest.raises(UserError, match=f"{second['image_id']}.png {sentence}"):
+            evaluator.process([first, second], [output, output])
+
+
 def test_miou_of_known_predictions(root, catalogs, tmp_path):
     """On label files with a palette: background and cars occur, a column is ignored."""
     register_voc_segmentation(root)

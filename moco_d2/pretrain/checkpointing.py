@@ -2,7 +2,7 @@
 
 A checkpoint has the official layout (official_layout.py). Its further entry ``moco_d2`` has what an
 exact resume needs: iteration, state of every process (engine/process_state.py), gradient scaler,
-windows of the metrics, config and its scaling. All values are of plain types, so the file loads
+windows of the metrics, config and its scaling, and the fingerprint of the training data. All values are of plain types, so the file loads
 with ``weights_only=True``.
 
 ``--resume`` takes the file that OUTPUT_DIR/last_checkpoint names. If it is damaged, ``--resume``
@@ -46,12 +46,14 @@ from moco_d2.engine.resume_checks import (
     check_count,
     check_grad_scaler,
     check_metrics,
+    check_name,
     continuing,
     entry,
     require,
 )
 from moco_d2.engine.resumed_config import FREE_TO_CHANGE, Change, changes, read_changes
-from moco_d2.errors import UserError
+from moco_d2.errors import UserError, printable
+from moco_d2.pretrain.data.stream import TrainingData
 from moco_d2.pretrain.model.moco import MoCo
 from moco_d2.pretrain.official_layout import (
     load_official_optimizer,
@@ -82,11 +84,13 @@ class PretrainCheckpointer:
         scaler: GradScaler,
         *,
         scaling: dict[str, Any] | None = None,
+        data: TrainingData | None = None,
     ):
         """
         Args:
             cfg: The scaled config of the run.
             scaling: The description of the scaling (see schedule.scale_recipe), for the record.
+            data: The training data, which a resume compares with those of the checkpoint.
         """
         self.folder = Path(cfg.OUTPUT_DIR)
         self.cfg = cfg
@@ -94,6 +98,7 @@ class PretrainCheckpointer:
         self.optimizer = optimizer
         self.scaler = scaler
         self.scaling = scaling or {}
+        self.data = {} if data is None else _describe(data)
         self.changes: list[Change] = []
         self._rng: dict[str, Any] | None = None
         self.reinitialize = tuple(cfg.MOCO.CHECKPOINT.REINITIALISE)
@@ -129,6 +134,7 @@ class PretrainCheckpointer:
                 "iteration": iteration,
                 "config": to_plain(self.cfg),
                 "scaling": to_plain(self.scaling),
+                "data": self.data,
                 "changes": [dataclasses.asdict(change) for change in self.changes],
                 "processes": processes,
                 "made_with": {
@@ -258,6 +264,7 @@ class PretrainCheckpointer:
         iteration = check_count(entry(state, "iteration", int, "moco_d2"), "iteration")
         self.changes = read_changes(state.get("changes", []), "moco_d2.changes")
         self._compare_configs(path, entry(state, "config", dict, "moco_d2"), iteration)
+        self._compare_data(path, state.get("data", {}), iteration)
         check_grad_scaler(entry(state, "grad_scaler", dict, "moco_d2"))
         check_process_states(self.model, entry(state, "processes", list, "moco_d2"))
         require(bool(state["processes"]), "its moco_d2.processes is empty")
@@ -285,9 +292,50 @@ class PretrainCheckpointer:
                     f"{change.before}: set it back, since the position in the data is counted in "
                     "batches"
                 )
+        self._keep(found)
+
+    def _compare_data(self, path: Path, before: Any, iteration: int) -> None:
+        """Log and keep that the training data are not those of the checkpoint.
+
+        A checkpoint of an earlier version does not say what its data were.
+
+        Raises:
+            UserError: If the labels of a supervised run mean other classes.
+            UnusableError: If the entry cannot be used.
+        """
+        if before == {} or not self.data:
+            return
+        where = "moco_d2.data"
+        old = check_name(entry(before, "fingerprint", str, where), f"{where}.fingerprint")
+        classes = entry(before, "classes", list, where)
+        require(all(type(name) is str for name in classes), f"its {where}.classes are not text")
+        if self.cfg.MOCO.PRETEXT == "supervised" and classes != self.data["classes"]:
+            raise UserError(
+                f"{path} was trained with {_classes(classes, self.data['classes'])} in "
+                f"DATASETS.TRAIN, and now there are {_classes(self.data['classes'], classes)}, so "
+                "its labels would mean other classes: set DATASETS.TRAIN back, or begin anew in "
+                "another OUTPUT_DIR"
+            )
+        now = self.data["fingerprint"]
+        if old != now:
+            self._keep([Change(iteration, "the training data", old, now)])
+
+    def _keep(self, found: list[Change]) -> None:
         for change in found:
             logger.warning("resuming with %s", change)
         self.changes += found
+
+
+def _describe(data: TrainingData) -> dict[str, Any]:
+    return {"fingerprint": data.fingerprint(), "classes": list(data.classes)}
+
+
+def _classes(names: list[str], others: list[str]) -> str:
+    """Return the number of classes, and the first that the others have not at its place."""
+    differ = (i for i, name in enumerate(names) if others[i : i + 1] != [name])
+    first = next(differ, None)
+    named = "" if first is None else f" (class {first} is {printable(names[first])[:60]})"
+    return f"{len(names)} classes{named}"
 
 
 class SaveCheckpoint(PeriodicSaves):

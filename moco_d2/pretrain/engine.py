@@ -96,7 +96,7 @@ class Pretrainer(TrainerBase):
             max_iter=self.max_iter,
         )
         self.checkpointer = PretrainCheckpointer(
-            cfg, self.model, self.optimizer, self.scaler, scaling=self.scaling
+            cfg, self.model, self.optimizer, self.scaler, scaling=self.scaling, data=self.data
         )
         self.unreadable = UnreadableImages(
             cfg.MOCO.DATA.MAX_UNREADABLE, num_images=self.data.num_images

@@ -1,6 +1,7 @@
 import logging
 import os
 import re
+import shutil
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from moco_d2.checkpoint.pretraining import describe_pretraining
 from moco_d2.errors import UserError
 from moco_d2.pretrain.checkpointing import PretrainCheckpointer
 from moco_d2.pretrain.data.build import build_training_data
+from moco_d2.pretrain.engine import Pretrainer
 from moco_d2.pretrain.model.build import build_pretext_model
 from moco_d2.pretrain.official_layout import load_official_state_dict, official_state_dict
 
@@ -159,6 +161,56 @@ def test_settings_that_changed_stay_in_the_checkpoint_and_reach_the_converted_we
         {"iteration": 3, "key": "MOCO.EPOCHS", "before": "2", "after": "7"},
         {"iteration": 3, "key": "SOLVER.BASE_LR", "before": str(before), "after": "0.5"},
     ]
+
+
+def test_other_training_images_stay_in_the_checkpoint(
+    small_network, make_config, images, tmp_path, caplog
+):
+    """Moved data are the same; an image more or another name is not."""
+    moved = tmp_path / "moved"
+    shutil.copytree(images, moved)
+
+    def run(resume: bool = True) -> Pretrainer:
+        # The key stays, as for a folder whose content was replaced.
+        trainer = Pretrainer(make_config({"DATASETS.TRAIN": (str(moved),)}))
+        trainer.resume_or_start(resume=resume)
+        return trainer
+
+    first = Pretrainer(make_config())
+    first.checkpointer.save("checkpoint_0000003.pth.tar", iteration=3, epoch=1)
+    with caplog.at_level(logging.WARNING):
+        assert [change.key for change in run().checkpointer.changes] == ["DATASETS.TRAIN"]
+        assert "the training data" not in caplog.text
+        (moved / "dark" / "0.png").rename(moved / "dark" / "another.png")
+        shutil.copy(moved / "dark" / "1.png", moved / "light" / "new.png")
+        second = run()
+    assert "resuming with the training data 25 images, " in caplog.text
+    assert ", which was 24 images, " in caplog.text
+    path = second.checkpointer.save("checkpoint_0000006.pth.tar", iteration=6, epoch=2)
+    changes = describe_pretraining(torch.load(path, weights_only=True))["changes"]
+    assert [(c["iteration"], c["key"]) for c in changes][1:] == [(3, "the training data")]
+    assert len(run().checkpointer.changes) == 2
+
+
+def test_a_supervised_run_is_not_resumed_with_labels_of_other_classes(
+    small_network, make_config, images, tmp_path
+):
+    data = tmp_path / "data"
+    shutil.copytree(images, data)
+    supervised = {"DATASETS.TRAIN": (str(data),), "MOCO.PRETEXT": "supervised"}
+    first = Pretrainer(make_config(supervised))
+    path = first.checkpointer.save("checkpoint_0000003.pth.tar", iteration=3, epoch=1)
+    (data / "dark").rename(data / "night")
+    with pytest.raises(
+        UserError, match=r"\(class 0 is dark\).* 2 classes \(class 0 is light"
+    ):
+        Pretrainer(make_config(supervised)).resume_or_start(resume=True)
+    content = torch.load(path, weights_only=True)
+    del content["moco_d2"]["data"]  # of an earlier version
+    torch.save(content, path)
+    trainer = Pretrainer(make_config(supervised))
+    trainer.resume_or_start(resume=True)
+    assert trainer.start_iter == 3
 
 
 def test_resuming_a_deeper_network_is_refused_and_not_cut_short(checkpointer):

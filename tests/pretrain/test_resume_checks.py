@@ -68,6 +68,9 @@ HOSTILE = {
     "iteration is a float": (ours("iteration", value=2.5), "iteration is 2.5"),
     "iteration is a truth": (ours("iteration", value=True), "iteration is True"),
     "iteration is absurd": (ours("iteration", value=10**30), "iteration is 1000000000"),
+    "data is text": (ours("data", value="x"), "moco_d2.data is 'x', not a dict"),
+    "data has no print": (ours("data", value={"classes": []}), "no moco_d2.data.fingerprint"),
+    "classes are numbers": (ours("data", "classes", value=[1]), "data.classes are not text"),
     "no iteration": (drop("moco_d2", "iteration"), "no moco_d2.iteration"),
     "scaler is text": (ours("grad_scaler", value="x"), "grad_scaler is 'x'"),
     "scaler is zero": (

@@ -34,9 +34,16 @@ class PathTable(Sequence[str]):
             self._ends.append(len(self._characters))
 
     def digest(self) -> str:
-        """Return the SHA-256 of all names."""
-        content = hashlib.sha256(self._characters)
-        content.update(self._ends)
+        """Return the SHA-256 of all names, in their order, below the folder that they share."""
+        content = hashlib.sha256()
+        if len(self):
+            shared = os.path.commonprefix([min(self), max(self)])
+            start = len(os.fsencode(shared[: shared.rfind(os.sep) + 1]))
+            begin = 0
+            for end in self._ends:
+                content.update(self._characters[begin + start : end])
+                content.update(b"\0")
+                begin = end
         return content.hexdigest()
 
     def __len__(self) -> int:

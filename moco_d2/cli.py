@@ -143,13 +143,16 @@ class _JobParser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
         words = list(sys.argv[1:] if args is None else args)
-        parsed = super().parse_args(words, namespace)
-        pairs = [] if parsed.overrides_from_file else parsed.opts
-        flag = next((i for i, word in enumerate(pairs) if word.startswith("--") and word[2:]), None)
-        if flag is None:
-            return parsed
-        before = words[: len(words) - len(pairs)]
-        return self.parse_args([*before, *pairs[flag:], *pairs[:flag]], namespace)
+        pairs: list[str] = []  # those before the last flag, in the order in which they are typed
+        while True:
+            parsed = super().parse_args(words, namespace)
+            rest = [] if parsed.overrides_from_file else parsed.opts
+            flag = next((i for i, w in enumerate(rest) if w.startswith("--") and w[2:]), None)
+            if flag is None:
+                parsed.opts = [*pairs, *parsed.opts]
+                return parsed
+            pairs += rest[:flag]
+            words = [*words[: len(words) - len(rest)], *rest[flag:]]
 
 
 #: The commands of ``moco-d2``, and their files in tools/.

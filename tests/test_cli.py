@@ -101,9 +101,23 @@ def test_flags_may_follow_overrides(words):
     assert pairs == {"SEED": "-1", "OUTPUT_DIR": "out"}
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("SEED", "1", "SEED", "2", "--resume", "SEED", "3"),
+        ("SEED", "1", "--resume", "SEED", "2", "--num-gpus", "2", "SEED", "3"),
+        ("--resume", "SEED", "1", "SEED", "2", "SEED", "3"),
+    ],
+)
+def test_of_a_key_that_is_given_twice_the_last_value_counts_wherever_flags_are(words):
+    args = parse(*words)
+    assert args.resume and args.opts == ["SEED", "1", "SEED", "2", "SEED", "3"]
+
+
 def test_images_may_follow_overrides():
     args = parse("MODEL.WEIGHTS", "w.pth", "--predict", "a.jpg", "b.jpg", "OUTPUT_DIR", "out")
-    assert args.predict == ["a.jpg", "b.jpg", "OUTPUT_DIR", "out", "MODEL.WEIGHTS", "w.pth"]
+    assert args.predict == ["a.jpg", "b.jpg", "OUTPUT_DIR", "out"]
+    assert args.opts == ["MODEL.WEIGHTS", "w.pth"]
 
 
 def test_an_unknown_flag_among_overrides_is_named(capsys):

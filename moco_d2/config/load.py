@@ -163,8 +163,18 @@ def load_config_of(args: argparse.Namespace, overrides: Sequence[str] = ()) -> A
 
     Args:
         args: The parsed arguments. ``--overrides-from-file`` marks overrides from a suite.
-        overrides: More overrides, which come before those in `args`.
+        overrides: More overrides, which another flag of the command line took.
+
+    Raises:
+        UserError: If a key is among both with two values, or as in load_config.
     """
+    others = dict(zip(args.opts[::2], args.opts[1::2], strict=False))
+    for key, value in zip(overrides[::2], overrides[1::2], strict=False):
+        if others.get(key, value) != value:
+            raise UserError(
+                f"{COMMAND_LINE}: {key} is given as {value:.80} and as {others[key]:.80}; give it "
+                "once"
+            )
     typed = not getattr(args, "overrides_from_file", False)
     return load_config(args.config_file, [*overrides, *args.opts], typed=typed)
 

@@ -77,7 +77,7 @@ def plan_run(loaded: LoadedRun, world_size: int, *, eval_only: bool = False) -> 
     Raises:
         UserError: If the batch does not divide among the processes and passes.
     """
-    cfg, schedule = scale_to_hardware(loaded.cfg, world_size)
+    cfg, schedule = scale_to_hardware(loaded.cfg, world_size, trains=not eval_only)
     cfg.freeze()
     return RunPlan(
         loaded.config_file, cfg, loaded.cfg, schedule, loaded.weights, world_size, eval_only

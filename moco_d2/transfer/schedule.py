@@ -29,11 +29,18 @@ _PAPERS_BATCH = (
 )
 
 
-def scale_to_hardware(cfg: "CfgNode", world_size: int) -> tuple[Any, dict[str, Any]]:
+def scale_to_hardware(
+    cfg: "CfgNode", world_size: int, *, trains: bool = True
+) -> tuple[Any, dict[str, Any]]:
     """Scale a config to `world_size` processes, and describe the result for log and record.
 
     A synchronized norm becomes BN on one process. On several CPU processes, on which torch's
     SyncBN does not run, it becomes naiveSyncBN.
+
+    Args:
+        cfg: The config as it is written.
+        world_size: The number of processes.
+        trains: Whether the run takes steps. Otherwise, only the norms are changed.
 
     Returns:
         A new config (frozen if `cfg` is frozen) and ``{"world_size", "ims_per_batch",
@@ -46,7 +53,13 @@ def scale_to_hardware(cfg: "CfgNode", world_size: int) -> tuple[Any, dict[str, A
     """
     from detectron2.engine import DefaultTrainer
 
-    _check_division(cfg, world_size)
+    if trains:
+        _check_division(cfg, world_size)
+    else:  # the batch of an evaluation is one image
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
+        cfg.freeze()
     scaled = DefaultTrainer.auto_scale_workers(cfg, world_size).clone()
     scaled.defrost()
     solver = scaled.SOLVER

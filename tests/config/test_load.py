@@ -9,7 +9,14 @@ from support.paths import ROOT, TOOLS
 
 from moco_d2.benchmark.runs.suite_values import file_settings
 from moco_d2.config.keys import add_moco_config
-from moco_d2.config.load import DATA_KEYS, config_root, find_config, load_config
+from moco_d2.cli import argument_parser
+from moco_d2.config.load import (
+    DATA_KEYS,
+    config_root,
+    find_config,
+    load_config,
+    load_config_of,
+)
 from moco_d2.config.plain import flatten, has_key, matched_sha256, to_plain
 from moco_d2.config.safe_yaml import read_config
 from moco_d2.errors import UserError
@@ -268,6 +275,15 @@ def test_a_command_that_is_a_suites_takes_no_command_from_its_words(tmp_path, na
     assert done.returncode == 2 and "would run or fetch 'pipe:touch" in done.stderr
     assert done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_key_that_two_flags_have_taken_is_given_once():
+    """As in ``MODEL.WEIGHTS a.pth --predict x.jpg MODEL.WEIGHTS b.pth``."""
+    words = ["--config-file", "voc_C4_moco.yaml", "SEED", "3", "MODEL.WEIGHTS", "a.pth"]
+    args = argument_parser("").parse_args(words)
+    assert load_config_of(args, ["SEED", "3", "OUTPUT_DIR", "out"]).SEED == 3
+    with pytest.raises(UserError, match=r"MODEL.WEIGHTS is given as b.pth and as a.pth; give it"):
+        load_config_of(args, ["MODEL.WEIGHTS", "b.pth"])
 
 
 def test_every_tool_asks_whose_the_words_are():

@@ -120,3 +120,14 @@ def test_a_batch_that_does_not_divide_is_refused(overrides, processes, sentence)
 def test_reference_world_size_0_keeps_the_batch():
     cfg = load_config("voc_C4_moco.yaml", ["SOLVER.REFERENCE_WORLD_SIZE", "0"])
     assert scale_to_hardware(cfg, 1)[0].SOLVER.IMS_PER_BATCH == 16
+
+
+@pytest.mark.parametrize("overrides", [(), ("SOLVER.REFERENCE_WORLD_SIZE", "0")])
+def test_an_evaluation_needs_no_batch_that_divides(overrides):
+    words = ["SOLVER.IMS_PER_BATCH", "2", "MODEL.DEVICE", "cpu", *overrides]
+    cfg = load_config("voc_C4_moco.yaml", words)
+    scaled, effective = scale_to_hardware(cfg, 3, trains=False)
+    assert scaled.SOLVER.MAX_ITER == cfg.SOLVER.MAX_ITER == effective["max_iter"]
+    assert scaled.MODEL.RESNETS.NORM == "naiveSyncBN"
+    with pytest.raises(UserError, match="2"):
+        scale_to_hardware(cfg, 3)

@@ -1,4 +1,6 @@
-"""Checks that the boxes of a COCO file are in its layout: x, y, width, height in pixels."""
+"""Checks that boxes are in the layout of their format: x, y, width, height in COCO, corners in VOC,
+both in pixels.
+"""
 
 from collections.abc import Sequence
 
@@ -29,27 +31,81 @@ def layout_problem(boxes: np.ndarray, sizes: Sequence[Size | None]) -> str:
         boxes: (N, 4), finite.
         sizes: The sizes of the N boxes' images.
     """
-    if not len(boxes):
-        return ""
-    small = ((boxes >= 0) & (boxes <= 1)).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
-    if small.mean() >= _MOST:
-        return (
-            f"{small.sum()} of its {len(boxes)} boxes have only values from 0 to 1, such as "
-            f"{boxes[np.argmax(small)].tolist()}, so they are relative to the image; multiply them "
-            "by its width and height"
-        )
-    known = np.array([size is not None for size in sizes])
-    if not known.any():
-        return ""
-    sides = np.array([(size.width, size.height) for size in sizes if size is not None])
-    starts, ends = boxes[known, :2], boxes[known, 2:]
+    problem = _relative_problem(boxes)
+    boxes, sides = _known(boxes, sizes)
+    if problem or not len(boxes):
+        return problem
+    starts, ends = boxes[:, :2], boxes[:, 2:]
     leaving = (starts + ends > np.maximum(sides * _SLOPPY, sides + _SLACK)).any(axis=1)
     corners = ((starts >= -_SLACK) & (ends > starts) & (ends <= sides + _SLACK)).all(axis=1)
     if leaving.mean() < _MANY or corners.mean() < _MOST:
         return ""
-    example = boxes[known][np.argmax(leaving & corners)].tolist()
+    example = boxes[np.argmax(leaving & corners)].tolist()
     return (
         f"{leaving.sum()} of its {len(leaving)} boxes leave their image if they are x, y, width, "
         f"height, such as {example}, but {corners.sum()} are inside if they are corners x0, y0, "
         "x1, y1; write x0, y0, x1 - x0, y1 - y0"
     )
+
+
+def corners_problem(boxes: np.ndarray, sizes: Sequence[Size | None]) -> str:
+    """Return what shows that VOC's boxes are in another layout than corners in pixels, or "".
+
+    They are relative as in layout_problem. They are x, y, width, height if, over images of a known
+    size, 25% of them are inverted if read as corners, and 95% are in their image otherwise.
+
+    Args:
+        boxes: (N, 4).
+        sizes: The sizes of the N boxes' images.
+    """
+    problem = _relative_problem(boxes)
+    boxes, sides = _known(boxes, sizes)
+    if problem or not len(boxes):
+        return problem
+    starts, ends = boxes[:, :2], boxes[:, 2:]
+    inverted = (ends < starts).any(axis=1)
+    inside = ((starts >= 0) & (ends > 0) & (starts + ends <= sides + _SLACK)).all(axis=1)
+    if inverted.mean() < _MANY or inside.mean() < _MOST:
+        return ""
+    return (
+        f"in {inverted.sum()} of its {len(boxes)} boxes, xmax is less than xmin or ymax than ymin, "
+        f"such as {boxes[np.argmax(inverted)].tolist()}, but {inside.sum()} are inside their image "
+        "if they are x, y, width, height; write the corners"
+    )
+
+
+def outside_problem(boxes: np.ndarray, sizes: Sequence[Size | None]) -> str:
+    """Return what shows that corners, (N, 4), belong to images of another size, or "": 25% of them
+    leave their image by more than 5% of its side.
+    """
+    boxes, sides = _known(boxes, sizes)
+    leaving = (boxes[:, 2:] > np.maximum(sides * _SLOPPY, sides + _SLACK)).any(axis=1)
+    if not len(boxes) or leaving.mean() < _MANY:
+        return ""
+    first = int(np.argmax(leaving))
+    return (
+        f"{leaving.sum()} of its {len(boxes)} boxes leave their image, such as "
+        f"{boxes[first].tolist()} in {sides[first, 0]:g} x {sides[first, 1]:g} pixels; correct "
+        "them, or use the images that were annotated"
+    )
+
+
+def _relative_problem(boxes: np.ndarray) -> str:
+    boxes = boxes.reshape(-1, 4)
+    small = ((boxes >= 0) & (boxes <= 1)).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
+    if not len(boxes) or small.mean() < _MOST:
+        return ""
+    return (
+        f"{small.sum()} of its {len(boxes)} boxes have only values from 0 to 1, such as "
+        f"{boxes[np.argmax(small)].tolist()}, so they are relative to the image; multiply them by "
+        "its width and height"
+    )
+
+
+def _known(boxes: np.ndarray, sizes: Sequence[Size | None]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the boxes in images of a known size, (K, 4), and the (width, height) of these images,
+    (K, 2).
+    """
+    known = np.array([size is not None for size in sizes], dtype=bool)
+    sides = [(size.width, size.height) for size in sizes if size is not None]
+    return boxes.reshape(-1, 4)[known], np.array(sides, dtype=np.float64).reshape(-1, 2)

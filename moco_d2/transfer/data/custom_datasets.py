@@ -81,6 +81,8 @@ def _register_voc(name: str, root: Path, split: str) -> None:
 def _voc_classes(name: str, root: Path) -> list[str]:
     annotated: dict[str, Path] = {}
     for file in sorted((root / "Annotations").glob("*.xml")):
+        if file.name.startswith("."):  # macOS writes ._NAME.xml beside NAME.xml
+            continue
         try:
             objects = parse_xml(file).iter("object")
         except expat.ExpatError as error:

@@ -3,15 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
 from moco_d2.engine.annotation_files import check_annotation_files
 from moco_d2.errors import UserError, closest
 from moco_d2.transfer.data.annotation_checks import check_annotations
+from moco_d2.transfer.data.box_layout import corners_problem
 from moco_d2.transfer.data.custom_datasets import FORMS, register_by_path
-from moco_d2.transfer.data.mask_checks import guarded_reading
-from moco_d2.transfer.data.voc_annotations import read_objects, read_split, split_file
+from moco_d2.transfer.data.mask_checks import Size, guarded_reading
+from moco_d2.transfer.data.voc_annotations import read_annotation, read_split, split_file
 
 
 def register_datasets(names: tuple[str, ...]) -> None:
@@ -72,18 +74,24 @@ def _load(name: str) -> list[dict[str, Any]]:
 
 
 def _check_xml(name: str) -> None:
-    """Read VOC annotations as the evaluation does. It must happen before Detectron2's reader, which
-    would expand XML entities.
+    """Read VOC annotations as the evaluation does, and check the layout of their boxes. It must
+    happen before Detectron2's reader, which would expand XML entities.
     """
     metadata = MetadataCatalog.get(name)
     if metadata.get("evaluator_type") != "pascal_voc":
         return
     if not Path(split_file(metadata.dirname, metadata.split)).is_file():
         return  # Detectron2's reader reports the missing file
+    boxes, sizes = [], []
     for image in read_split(metadata.dirname, metadata.split):
         file = Path(metadata.dirname) / "Annotations" / f"{image}.xml"
         if file.is_file():
-            read_objects(file)
+            objects, size = read_annotation(file)
+            boxes += [item.box for item in objects]
+            sizes += [None if size is None else Size(*size)] * len(objects)
+    problem = corners_problem(np.array(boxes, dtype=np.float64).reshape(-1, 4), sizes)
+    if problem:
+        raise UserError(f"dataset {name!r}: {problem}")
 
 
 def leave_out_missing(names: tuple[str, ...]) -> None:

@@ -64,6 +64,8 @@ class GroundTruth:
 def read_split(root: str, split: str) -> Counter[str]:
     """Return the image names of ROOT/ImageSets/Main/SPLIT.txt, in order, with their counts.
 
+    A line may be the path of an image, as in JPEGImages/NAME.jpg.
+
     Raises:
         UserError: If the file does not exist, is not UTF-8, or lists images with and without an
             object of one class, as VOC's files ``aeroplane_train.txt`` do.
@@ -91,7 +93,13 @@ def read_split(root: str, split: str) -> Counter[str]:
             f"{names[0]!r}), but a split has only the names of images: name another split, or "
             "write a file with the first column"
         )
-    return Counter(names)
+    return Counter(_image_name(name, annotations) for name in names)
+
+
+def _image_name(line: str, annotations: Path) -> str:
+    """Return the name in a line that may be the path of the image."""
+    name = without_suffix(line.rpartition("/")[2])
+    return line if name == line or (annotations / f"{line}.xml").is_file() else name
 
 
 def without_suffix(name: str) -> str:
@@ -162,7 +170,13 @@ def read_annotation(path: Path) -> VOCAnnotation:
 def _read_annotation(path: Path, modified: int) -> VOCAnnotation:
     try:
         root = parse_xml(path)
-        return VOCAnnotation(tuple(map(_object, root.findall("object"))), _size(root))
+        objects = root.findall("object")
+        if len(objects) < sum(1 for _ in root.iter("object")):
+            raise ValueError(
+                f"an object is not directly in <{root.tag}>; write it there, because it would not "
+                "be read elsewhere"
+            )
+        return VOCAnnotation(tuple(map(_object, objects)), _size(root))
     except (expat.ExpatError, TypeError, ValueError) as error:
         raise UserError(
             f"annotation {path} is damaged ({error}); each object of a VOC annotation must have a "
@@ -204,7 +218,8 @@ def parse_xml(path: Path) -> Element:
 
     Raises:
         xml.parsers.expat.ExpatError: If the file is not well-formed.
-        ValueError: If it declares an entity, is not a regular file or is too large.
+        ValueError: If it declares an entity, is in another encoding than UTF-8, is not a regular
+            file or is too large.
     """
     content = read_regular_file(path, MOST_BYTES_OF_ONE)
 
@@ -218,5 +233,20 @@ def parse_xml(path: Path) -> Element:
     parser.EndElementHandler = builder.end
     parser.CharacterDataHandler = builder.data
     parser.EntityDeclHandler = refuse
-    parser.Parse(content, True)
+    try:
+        parser.Parse(content, True)
+    except (expat.ExpatError, ValueError) as error:
+        if "encoding" in str(error) or not _is_utf_8(content):
+            raise ValueError(
+                f"it is not UTF-8 ({error}); save it and its first line in UTF-8"
+            ) from error
+        raise
     return builder.close()
+
+
+def _is_utf_8(content: bytes) -> bool:
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -14,7 +14,7 @@ from moco_d2.config.densepose import uses_densepose
 from moco_d2.errors import UserError
 from moco_d2.pixel_values import check_range
 from moco_d2.records.names import appearance
-from moco_d2.transfer.data.custom_datasets import FORMS
+from moco_d2.transfer.data.custom_datasets import FORMS, VOC_CLASSES_FILE
 from moco_d2.transfer.data.registered import files_of, load_dicts, missing_files, register_datasets
 from moco_d2.transfer.evaluation.build import evaluator_types
 from moco_d2.transfer.evaluation.known_classes import dataset_classes, head_classes
@@ -22,6 +22,7 @@ from moco_d2.transfer.preflight.annotation_fit import check_annotations_fit
 from moco_d2.transfer.preflight.findings import Finding, Refusal
 from moco_d2.transfer.preflight.image_headers import check_images
 from moco_d2.transfer.preflight.semantic_labels import check_semantic_labels
+from moco_d2.transfer.preflight.voc_checks import check_voc
 
 
 def check_datasets(cfg: CfgNode, *, eval_only: bool = False) -> list[Finding]:
@@ -77,6 +78,7 @@ def check_datasets(cfg: CfgNode, *, eval_only: bool = False) -> list[Finding]:
             findings += _check_range(cfg, name, dicts)
             findings += check_annotations_fit(cfg, split, name, dicts)
             findings += check_semantic_labels(cfg, split, name, dicts)
+            findings += check_voc(key, names, name, dicts)
             files = {_identity(d["file_name"]): d["file_name"] for d in dicts}
             if split == "TRAIN":
                 trained_on |= files.keys()
@@ -145,7 +147,8 @@ def _check_number_of_classes(cfg: CfgNode, datasets: list[tuple[str, str]]) -> I
         names = " and ".join(repr(name) for name, classes in numbers.items() if classes == number)
         problem = f"there are {number} classes in {names}"
         equal = set(numbers.values()) == {number}
-        fix = f"set {key} {number}" if equal else "let all their files name the same classes"
+        all_files = f"let all their files name the same classes{_where(*numbers)}"
+        fix = f"set {key} {number}" if equal else all_files
         if number < head:
             problem += ", and the evaluation ignores the head's other classes"
             yield Finding(key, str(head), f"{problem}; {fix}")
@@ -179,8 +182,14 @@ def _check_class_names(cfg: CfgNode, datasets: list[tuple[str, str]]) -> Iterato
             key,
             str(tuple(cfg.DATASETS[key.rpartition(".")[2]])),
             f"class {number} is {one} in dataset {name!r} and {other} in {first!r}; let their "
-            "files name the same classes in the same order",
+            f"files name the same classes in the same order{_where(name, first)}",
         )
+
+
+def _where(*names: str) -> str:
+    """Return where a VOC folder names its classes, if one of the datasets is such a folder."""
+    is_voc = any(name.startswith("voc:") for name in names)
+    return f" (in {VOC_CLASSES_FILE} of a VOC folder)" if is_voc else ""
 
 
 def _densepose_refusal(cfg: CfgNode) -> Refusal:

@@ -1,6 +1,7 @@
 """VOC folders as annotation programs write them are read as meant, or refused with the reason."""
 
 import re
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -134,6 +135,65 @@ def test_an_image_listed_twice_stays_twice(root):
     (root / SPLIT).write_text("test001\ntest000\ntest001\n")
     assert sorted(d["image_id"] for d in load(root)) == ["test000", "test001", "test001"]
     assert read_split(str(root), "test") == {"test001": 2, "test000": 1}
+
+
+@pytest.mark.parametrize(
+    "lines", ["test000.jpg\ntest001.JPG\n", "JPEGImages/test000.jpg\n/a/b/test001.png\n"]
+)
+def test_lines_may_be_paths_of_images(root, lines):
+    (root / SPLIT).write_text(lines)
+    assert [d["image_id"] for d in load(root)] == ["test000", "test001"]
+
+
+def test_a_name_that_looks_like_a_path_stays_if_there_is_its_annotation(root):
+    for folder, suffix in (("Annotations", "xml"), ("JPEGImages", "jpg")):
+        (root / folder / f"test000.{suffix}").rename(root / folder / f"a.jpg.{suffix}")
+    (root / SPLIT).write_text("a.jpg\n")
+    assert [d["image_id"] for d in load(root)] == ["a.jpg"]
+
+
+def test_hidden_files_are_no_annotations(root):
+    (root / "Annotations/._test000.xml").write_bytes(b"\0\5\x16\7")
+    assert len(load(root)) == 2
+
+
+@pytest.mark.parametrize("declared", ["<?xml version='1.0' encoding='GBK'?>", ""])
+def test_another_encoding_names_the_fix(root, declared):
+    rewrite(root, "<annotation>", f"{declared}<annotation>")
+    rewrite(root, "dark", "\u6697", encoding="gbk")
+    with pytest.raises(UserError, match=r"test000\.xml .*is not UTF-8 .*; save it .* in UTF-8"):
+        load(root)
+
+
+def test_objects_in_an_unknown_place_are_not_dropped(root):
+    rewrite(root, "<object>", "<objects><object>")
+    rewrite(root, "</object>", "</object></objects>")
+    with pytest.raises(UserError, match=r"test000\.xml .*an object is not directly in <annot"):
+        load(root)
+
+
+def boxes(root, change):
+    """Write change(x0, y0, x1, y1) as the boxes of all annotations."""
+    corners = ("xmin", "ymin", "xmax", "ymax")
+    for file in (root / "Annotations").iterdir():
+        tree = ElementTree.parse(file)
+        elements = [tree.find(f"object/bndbox/{corner}") for corner in corners]
+        for element, number in zip(elements, change(*(int(e.text) for e in elements)), strict=True):
+            element.text = str(number)
+        tree.write(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda x0, y0, x1, y1: (x0 / 64, y0 / 64, x1 / 64, y1 / 64), "are relative to the image"),
+        (lambda *_: (40, 40, 20, 20), "inside their image if they are x, y, width, height"),
+    ],
+)
+def test_boxes_in_another_layout_are_refused(root, change, sentence):
+    boxes(root, change)
+    with pytest.raises(UserError, match=sentence):
+        load(root)
 
 
 @pytest.mark.parametrize("size", ["", "<size></size>", "<size><width>0</width><height/></size>"])

@@ -389,7 +389,7 @@ def test_datasets_of_different_numbers_of_classes(check, tmp_path):
     (found,) = check("DATASETS.TEST", f"('voc:{root}:test',)")
     assert str(found) == (
         f"MODEL.ROI_HEADS.NUM_CLASSES is 2: there are 3 classes in 'voc:{root}:test'; let all "
-        "their files name the same classes"
+        "their files name the same classes (in classes.txt of a VOC folder)"
     )
 
 
@@ -400,7 +400,8 @@ def test_classes_in_another_order(check, voc, tmp_path):
     (found,) = check(*data(f"voc:{root}:trainval", other))
     assert str(found) == (
         f"DATASETS.TEST is ({other!r},): class 0 is 'dark' in dataset {other!r} and 'light' in "
-        f"'voc:{root}:trainval'; let their files name the same classes in the same order"
+        f"'voc:{root}:trainval'; let their files name the same classes in the same order "
+        "(in classes.txt of a VOC folder)"
     )
     assert not isinstance(found, Refusal)
     both = f"('voc:{root}:trainval', {other!r})"

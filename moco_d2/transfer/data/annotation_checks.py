@@ -41,6 +41,8 @@ def check_annotations(name: str, dicts: Sequence[dict[str, Any]]) -> None:
     if not annotated:
         return
     objects = [(d, a) for d, _ in annotated for a in d["annotations"]]
+    if not objects:
+        raise UserError(f"dataset {name!r} has images but no annotated object: add annotations")
     if all(a.get("iscrowd", 0) == 1 for _, a in objects):
         raise UserError(
             f"dataset {name!r} has no annotated object except crowds: check its annotations"

@@ -2,6 +2,7 @@
 expect, and that images and categories have ids of their own.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -10,6 +11,8 @@ from typing import Any, NamedTuple
 _MAX_ID = 2**53
 # pycocotools ignores objects above this number of pixels: COCO's AP counts areas up to 1e5 squared.
 _MAX_AREA = 1e10
+# No name of a file has these, because they cannot be written in UTF-8.
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 class _Field(NamedTuple):
@@ -47,7 +50,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and "\0" not in value
+    return isinstance(value, str) and not _NO_TEXT.search(value)
 
 
 def _is_text_list(value: Any) -> bool:
@@ -70,14 +73,28 @@ def _is_mask(value: Any) -> bool:
     return not value or isinstance(value, dict)
 
 
-def _is_list(value: Any) -> bool:
-    return value is None or isinstance(value, list)
+def _is_flat_list(value: Any) -> bool:
+    """Check only the nesting; annotation_checks checks the numbers."""
+    return value is None or (
+        isinstance(value, list) and not any(isinstance(v, list) for v in value)
+    )
 
 
+def _is_anything(value: Any) -> bool:
+    """Accept any value, because annotation_checks checks sizes and names the image."""
+    return True
+
+
+_SIDES = ("height", "width")
 _WHOLE = f"a whole number from 0 to {_MAX_ID} (without quotes or decimal point)"
 _ID = _Field("id", is_id, _WHOLE)
 _FIELDS = {
-    "images": (_ID, _Field("file_name", _is_text, "text")),
+    "images": (
+        _ID,
+        _Field("file_name", _is_text, "text"),
+        _Field("height", _is_anything, "a number of pixels"),
+        _Field("width", _is_anything, "a number of pixels"),
+    ),
     "annotations": (
         _Field("id", _is_annotation_id, "a number or text"),
         _Field("image_id", is_id, _WHOLE),
@@ -85,7 +102,12 @@ _FIELDS = {
         _Field("iscrowd", _is_crowd, "0 or 1", required=False),
         _Field("area", _is_area, f"a number of pixels from 0 to {_MAX_AREA:g}", required=False),
         _Field("segmentation", _is_mask, "a list of polygons or a run-length code", required=False),
-        _Field("keypoints", _is_list, "a list of numbers", required=False),
+        _Field(
+            "keypoints",
+            _is_flat_list,
+            "one list of numbers, x, y, visibility, x, y, visibility, ...",
+            required=False,
+        ),
         _Field("num_keypoints", _is_count, "a whole number", required=False),
     ),
     "categories": (
@@ -118,7 +140,19 @@ def coco_problem(content: dict[str, Any], *, lvis: bool = False) -> str:
             problem = _repeated_id(entries)
             if problem:
                 return f"{part!r} {problem}"
-    return ""
+    return _unknown_images(content)
+
+
+def _unknown_images(content: dict[str, Any]) -> str:
+    """Accept some annotations of other images, because many subsets of a file have them."""
+    annotations = content.get("annotations")
+    images = {image["id"] for image in content.get("images", ())}
+    if not annotations or not images or any(a["image_id"] in images for a in annotations):
+        return ""
+    return (
+        f"none of its {len(annotations)} annotations is of one of its {len(images)} images, such "
+        f"as image_id {annotations[0]['image_id']}, which no entry of 'images' has as its id"
+    )
 
 
 def _repeated_id(entries: list[dict[str, Any]]) -> str:
@@ -137,6 +171,7 @@ def _problems(entry: Any, fields: tuple[_Field, ...]) -> Iterator[str]:
     for field in fields:
         if field.name not in entry:
             if field.required:
-                yield f"has no {field.name!r}"
+                file = f"({entry['file_name']!r}) " if field.name in _SIDES else ""
+                yield f"{file}has no {field.name!r}"
         elif not field.is_valid(entry[field.name]):
             yield f"has the {field.name} {entry[field.name]!r:.60}, which is not {field.type}"

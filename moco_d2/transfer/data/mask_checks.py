@@ -16,6 +16,11 @@ from pycocotools import mask as pycocotools_mask
 from pycocotools.coco import COCO
 
 from moco_d2.transfer.data.coco_entry_types import coco_problem
+from moco_d2.transfer.data.coco_normalization import (
+    byte_order_marks_read,
+    drop_empty_masks,
+    normalize_numbers,
+)
 from moco_d2.untrusted_images import MAX_PIXELS
 
 #: The largest coordinate of a polygon, as a multiple of the image's longer side. Polygons may leave
@@ -135,9 +140,10 @@ def _runs(counts: Any) -> np.ndarray:
 def guarded_reading(*, lvis: bool = False) -> Iterator[None]:
     """Add three checks to Detectron2's reader of COCO files that its result no longer allows.
 
-    Every entry must have the types of coco_problem. A damaged uncompressed RLE is not packed but
-    left for rle_problem, because pycocotools would write beyond its memory. Polygons of fewer than
-    three corners are checked, because Detectron2 drops them but pycocotools' evaluation draws them.
+    Every entry must have the types of coco_problem, after coco_normalization. A damaged
+    uncompressed RLE is not packed but left for rle_problem, because pycocotools would write beyond
+    its memory. Polygons of fewer than three corners are checked, because Detectron2 drops them but
+    pycocotools' evaluation draws them; an object that has no others has no mask.
 
     Args:
         lvis: Whether a file of LVIS is read, which another package does.
@@ -154,6 +160,7 @@ def guarded_reading(*, lvis: bool = False) -> Iterator[None]:
         return pack(objects, height, width)
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(byte_order_marks_read())
         stack.enter_context(_replaced(pycocotools_mask, "frPyObjects", pack_valid))
         stack.enter_context(_checked_index(COCO, "createIndex", lvis=False))
         if lvis:
@@ -179,10 +186,13 @@ def _checked_index(
     index = getattr(api, method)
 
     def check_and_index(self: Any) -> None:
+        normalize_numbers(self.dataset)
         problem = coco_problem(self.dataset, lvis=lvis)
         if problem:
             raise ValueError(problem)
         _check_short_polygons(self.dataset.get("annotations", ()))
+        if not lvis:
+            drop_empty_masks(self.dataset)
         index(self)
 
     return _replaced(api, method, check_and_index)

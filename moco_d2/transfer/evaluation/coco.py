@@ -14,6 +14,11 @@ from pycocotools import mask as pycocotools_mask
 from pycocotools.coco import COCO
 
 from moco_d2.errors import UserError
+from moco_d2.transfer.data.coco_normalization import (
+    byte_order_marks_read,
+    drop_empty_masks,
+    normalize_numbers,
+)
 from moco_d2.transfer.evaluation.tide import Detections, Objects, decompose
 
 #: The largest difference of the two AP50s in percentage points: the last digit that tables show.
@@ -32,7 +37,8 @@ class COCOBoxEvaluator(COCOEvaluator):
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+        with byte_order_marks_read():
+            super().__init__(*args, **kwargs)
         complete_annotations(self._coco_api)
 
     def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: Any = None) -> None:
@@ -95,13 +101,15 @@ def complete_annotations(api: COCO) -> None:
     annotations = api.dataset.get("annotations")
     if annotations is None:
         return
+    normalize_numbers(api.dataset)
+    drop_empty_masks(api.dataset)
     for number, item in enumerate(annotations, start=1):
         item["id"] = number
         item["iscrowd"] = int(item.get("iscrowd", 0))  # true and false become 1 and 0
         if "area" not in item:
             item["area"] = _area(item, api.annToRLE)
         if item.get("keypoints"):
-            item.setdefault("num_keypoints", int(np.count_nonzero(item["keypoints"][2::3])))
+            item.setdefault("num_keypoints", sum(v > 0 for v in item["keypoints"][2::3]))
     with contextlib.redirect_stdout(io.StringIO()):
         api.createIndex()
 
@@ -118,6 +126,7 @@ def lvis_evaluator(dataset_name: str, folder: str) -> LVISEvaluator:
     """
     evaluator = LVISEvaluator(dataset_name, output_dir=folder)
     api = evaluator._lvis_api
+    normalize_numbers(api.dataset)
     for number, item in enumerate(api.dataset.get("annotations", ()), start=1):
         item["id"] = number
         if "area" not in item:

@@ -3,9 +3,11 @@
 Detectron2 would fail at the first image without them, in an evaluation after the whole training.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
@@ -16,6 +18,9 @@ from moco_d2.transfer.preflight.findings import Change, Finding, Refusal
 _VALUES = 3  # x, y and visibility of a keypoint
 # Number of keypoints of COCO's persons, whose sigmas pycocotools knows.
 _COCO_KEYPOINTS = 17
+# No set has so many labeled keypoints in the first pixel of their images, to whose coordinates from
+# 0 to 1 Detectron2's reader adds 0.5.
+_MOST, _PIXEL = 0.95, 1.5
 _Object = tuple[str, dict[str, Any]]  # image file and annotation
 
 
@@ -43,6 +48,7 @@ def check_annotations_fit(
         yield from _check_masks(cfg, split, name, objects)
     if cfg.MODEL.KEYPOINT_ON:
         yield from _check_keypoints(cfg, split, name, objects)
+        yield from _check_labels(cfg, split, name, objects)
 
 
 def _check_image_ids(name: str, dicts: list[dict[str, Any]]) -> Iterator[Finding]:
@@ -67,7 +73,8 @@ def _check_masks(cfg: CfgNode, split: str, name: str, objects: list[_Object]) ->
         yield Refusal(
             "MODEL.MASK_ON",
             "True",
-            f"{len(without)} of {len(objects)} objects of dataset {name!r} have no 'segmentation', "
+            f"{len(without)} of {len(objects)} objects of dataset {name!r} have no 'segmentation' "
+            "with a run-length code or a polygon of three corners, "
             f"first in {without[0]}; add their masks, or set MODEL.MASK_ON False",
         )
         return
@@ -114,6 +121,39 @@ def _check_keypoints(
             f"dataset {name!r} has {number} keypoints, and the evaluation needs the standard "
             f"deviation of each; set it to a list of {number} numbers (COCO's are from 0.025 for "
             "eyes to 0.107 for hips)",
+        )
+
+
+def _check_labels(cfg: CfgNode, split: str, name: str, objects: list[_Object]) -> Iterator[Finding]:
+    """Check that there are labeled keypoints, in pixels."""
+    triples = [
+        (file, np.reshape(a["keypoints"], (-1, _VALUES)))
+        for file, a in objects
+        if _length(a.get("keypoints"))
+    ]
+    if not triples:
+        return  # _check_keypoints reports it
+    labeled: Counter[str] = Counter()
+    for file, points in triples:
+        labeled[file] += int((points[:, 2] > 0).sum())
+    least = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if split == "TRAIN" else 1
+    least = max(1, least)
+    if max(labeled.values(), default=0) < least:
+        yield Refusal(
+            "MODEL.KEYPOINT_ON",
+            "True",
+            f"no image of dataset {name!r} has {least} labeled keypoints; give labeled ones the "
+            "visibility 1 or 2, or set MODEL.KEYPOINT_ON False",
+        )
+        return
+    places = np.concatenate([points[points[:, 2] > 0, :2] for _, points in triples])
+    relative = ((places >= 0) & (places <= _PIXEL)).all(axis=1)
+    if relative.mean() >= _MOST:
+        yield Refusal(
+            "MODEL.KEYPOINT_ON",
+            "True",
+            f"{relative.sum()} of {len(places)} labeled keypoints of dataset {name!r} have x and y "
+            "from 0 to 1, so they are relative to the image; multiply them by its width and height",
         )
 
 

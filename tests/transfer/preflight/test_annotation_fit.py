@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -189,3 +190,91 @@ def test_ids_of_a_test_set_that_is_registered_in_code(tmp_path, voc, words, ids)
     ids = (0, 2**40)
     assert check_datasets(cfg) == []
     DatasetCatalog.remove(name)
+
+
+def named(names):
+    def change(content):
+        keypoints(with_points)(content)
+        for category in content["categories"]:
+            category["keypoints"] = names
+
+    return change
+
+
+@pytest.mark.parametrize("change", [[0] * 9, [9, 9, 0] * 3])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_keypoints_none_of_which_is_labeled(config, split, change):
+    points = keypoints(lambda item: item.update(keypoints=change))
+    both = keypoints(with_points)
+    cfg = config(POINTS, both, ("train", "test"), *WITH_SIGMAS)
+    assert check_datasets(cfg) == []
+    (name,) = cfg.DATASETS[split.upper()]
+    file = name.split(":")[1]
+    content = json.loads(Path(file).read_text())
+    points(content)
+    Path(file).write_text(json.dumps(content))
+    DatasetCatalog.remove(name)
+    (found,) = check_datasets(cfg)
+    assert isinstance(found, Refusal) and found.key == "MODEL.KEYPOINT_ON"
+    assert f"no image of dataset {name!r} has 1 labeled keypoints" in found.message
+
+
+def test_fewer_keypoints_in_each_image_than_training_needs(config):
+    more = ("MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE", "4")
+    cfg = config(POINTS, keypoints(with_points), ("train", "test"), *WITH_SIGMAS, *more)
+    (found,) = check_datasets(cfg)
+    assert "train.json" in found.message and "has 4 labeled keypoints" in found.message
+
+
+def test_relative_keypoints(config):
+    points = keypoints(lambda item: item.update(keypoints=[0, 0.5, 2, 0.7, 1, 1, 0, 0, 0]))
+    for found in check_datasets(config(POINTS, points, ("train", "test"), *WITH_SIGMAS)):
+        assert isinstance(found, Refusal)
+        assert found.message.startswith("12 of 12 labeled keypoints of dataset 'coco:")
+        assert "so they are relative to the image" in found.message
+    corner = keypoints(lambda item: item.update(keypoints=[0, 0, 2] * 3), first=1)
+    assert check_datasets(config(POINTS, corner, ("train",), *WITH_SIGMAS))
+    corner = keypoints(lambda item: item.update(keypoints=[0, 0, 2] * 3), first=4)
+    splits = ("train", "test")
+    assert check_datasets(config(POINTS, corner, splits, *WITH_SIGMAS)) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "pairs"),
+    [
+        (["Left eye", "Right eye", "nose"], [("Left eye", "Right eye")]),
+        (["L_EYE", "R_EYE", "nose"], [("L_EYE", "R_EYE")]),
+        (["nose", "eye.r", "eye.l"], [("eye.l", "eye.r")]),
+        (["LEFT", "RIGHT", "L1"], [("LEFT", "RIGHT")]),
+        (["lEye", "rEye", "nose"], []),
+    ],
+)
+def test_sides_of_keypoints_in_other_spellings(config, names, pairs):
+    cfg = config(POINTS, named(names), ("train", "test"), *WITH_SIGMAS)
+    assert check_datasets(cfg) == []
+    assert MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).keypoint_flip_map == pairs
+
+
+def test_a_left_keypoint_without_a_right_one(config):
+    cfg = config(POINTS, named(["Left_eye", "Rigth_eye", "nose"]), ("train", "test"), *WITH_SIGMAS)
+    (found,) = check_datasets(cfg)
+    assert found.key == "DATASETS.TRAIN" and not isinstance(found, Refusal)
+    assert "'Left_eye' has no partner 'Right_eye', with which it is exchanged" in found.message
+
+
+def test_keypoints_of_the_test_set_in_another_order(config):
+    cfg = config(POINTS, named(NAMES), ("train",), *WITH_SIGMAS)
+    other = config(POINTS, named(["right_eye", "left_eye", "nose"]), ("test",), *WITH_SIGMAS)
+    cfg.DATASETS.TEST = other.DATASETS.TEST
+    (found,) = check_datasets(cfg)
+    assert isinstance(found, Refusal) and found.key == "DATASETS.TEST"
+    assert "keypoint 0 is 'right_eye', but 'left_eye' in 'coco:" in found.message
+
+
+@pytest.mark.parametrize("corners", [[[]], [[1, 2, 30, 40]]])
+def test_masks_without_a_polygon_say_so(config, corners):
+    change = each(lambda item: item.update(segmentation=corners))
+    for found in check_datasets(config(MASKS, change)):
+        assert isinstance(found, Refusal)
+        assert "6 of 6 objects" in found.message and "a polygon of three corners" in found.message
+    assert check_datasets(config(MASKS, change, ("train", "test"), "MODEL.MASK_ON", "False")) == []

@@ -11,8 +11,10 @@ def parse_args() -> argparse.Namespace:
     parser = command_parser(
         __doc__,
         "tools/linear_eval.py checkpoint.pth.tar --data datasets/imagenet --num-gpus 8",
-        "tools/linear_eval.py checkpoint.pth.tar --data datasets/imagenet --fast --crops 2",
-        "tools/linear_eval.py moco://v2_800ep --data datasets/imagenet --protocol knn",
+        "tools/linear_eval.py checkpoint.pth.tar --data datasets/imagenet --fast --crops 2 \\\n"
+        "      --output output/fast",
+        "tools/linear_eval.py moco://v2_800ep --data datasets/imagenet --protocol knn \\\n"
+        "      --output output/knn",
         "tools/linear_eval.py random --arch resnet50 --data datasets/inat --protocol finetune \\\n"
         "      --task inaturalist",
     )

@@ -2,8 +2,8 @@
 
 A checkpoint has the official layout (official_layout.py). Its further entry ``moco_d2`` has what an
 exact resume needs: iteration, state of every process (engine/process_state.py), gradient scaler,
-windows of the metrics, config and its scaling, and the fingerprint of the training data. All values are of plain types, so the file loads
-with ``weights_only=True``.
+windows of the metrics, config and its scaling, and the fingerprint of the training data. All values
+are of plain types, so the file loads with ``weights_only=True``.
 
 ``--resume`` takes the file that OUTPUT_DIR/last_checkpoint names. If it is damaged, ``--resume``
 takes the newest intact one. If OUTPUT_DIR has no checkpoint, it takes the file in MODEL.WEIGHTS.
@@ -170,7 +170,7 @@ class PretrainCheckpointer:
         Raises:
             UserError: If OUTPUT_DIR has a checkpoint, or MODEL.WEIGHTS names one.
         """
-        if decided_by_main(lambda: holds_run(self.folder)):
+        if decided_by_main(lambda: holds_run(self.folder, _ANY)):
             raise UserError(
                 f"OUTPUT_DIR {self.folder} holds a run: continue it with --resume, or choose "
                 "another folder"
@@ -200,7 +200,9 @@ class PretrainCheckpointer:
         with continuing(path):
             progress = self._load(path, checkpoint, iterations_per_epoch)
         comm.synchronize()  # name_last may change what another process would select
-        if comm.is_main_process() and (self.folder / LAST_CHECKPOINT).is_file():
+        # An official file that MODEL.WEIGHTS names stays unnamed.
+        named = (self.folder / LAST_CHECKPOINT).is_file() or "moco_d2" in checkpoint
+        if comm.is_main_process() and named:
             name_last(self.folder, path)
         return progress
 
@@ -272,7 +274,7 @@ class PretrainCheckpointer:
 
     def _newest_intact(self) -> tuple[Path, dict[str, Any]] | None:
         """Load the file that the main process chooses: not all may see the same files."""
-        if decided_by_main(lambda: holds_run(self.folder)):
+        if decided_by_main(lambda: holds_run(self.folder, _ANY)):
             path = decided_by_main(lambda: newest_intact(self.folder, _ANY)[0])
             return path, load_checkpoint(path)
         weights = self.cfg.MODEL.WEIGHTS

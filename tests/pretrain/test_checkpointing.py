@@ -201,9 +201,7 @@ def test_a_supervised_run_is_not_resumed_with_labels_of_other_classes(
     first = Pretrainer(make_config(supervised))
     path = first.checkpointer.save("checkpoint_0000003.pth.tar", iteration=3, epoch=1)
     (data / "dark").rename(data / "night")
-    with pytest.raises(
-        UserError, match=r"\(class 0 is dark\).* 2 classes \(class 0 is light"
-    ):
+    with pytest.raises(UserError, match=r"\(class 0 is dark\).* 2 classes \(class 0 is light"):
         Pretrainer(make_config(supervised)).resume_or_start(resume=True)
     content = torch.load(path, weights_only=True)
     del content["moco_d2"]["data"]  # of an earlier version

@@ -37,7 +37,8 @@ class PathTable(Sequence[str]):
         """Return the SHA-256 of all names, in their order, below the folder that they share."""
         content = hashlib.sha256()
         if len(self):
-            shared = os.path.commonprefix([min(self), max(self)])
+            # Some names may be relative, which `commonpath` refuses.
+            shared = os.path.commonprefix([min(self), max(self)])  # noqa: RUF071
             start = len(os.fsencode(shared[: shared.rfind(os.sep) + 1]))
             begin = 0
             for end in self._ends:

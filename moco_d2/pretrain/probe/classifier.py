@@ -192,6 +192,7 @@ class ClassifierTrainer(TrainerBase):
         num_workers: int,
         seed: int,
         device: torch.device,
+        files: str = "",
     ):
         """
         Args:
@@ -204,6 +205,7 @@ class ClassifierTrainer(TrainerBase):
             num_workers: Number of processes that read and decode images.
             seed: Seed of the order and of the augmentation.
             device: The device of the network.
+            files: The fingerprint of the image files; see `labeled.state_of_files`.
 
         Raises:
             UserError: If the number of processes does not divide the batch size.
@@ -216,7 +218,7 @@ class ClassifierTrainer(TrainerBase):
                 "give a multiple"
             )
         self.recipe, self.output, self.identity, self.device = recipe, output, identity, device
-        self.val_loader, self.num_workers = val_loader, num_workers
+        self.val_loader, self.num_workers, self.files = val_loader, num_workers, files
         self.train_images = train_images
         self.order = Epochs(
             len(train_images.images),
@@ -325,7 +327,7 @@ class ClassifierTrainer(TrainerBase):
             "epoch": iteration // self.order.iterations_per_epoch,
             "state_dict": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "moco_d2": {"iteration": iteration, "identity": self.identity},
+            "moco_d2": {"iteration": iteration, "identity": self.identity, "files": self.files},
         }
         save_checkpoint(self.output / CHECKPOINT, content, name_it=False)
 
@@ -360,6 +362,11 @@ class ClassifierTrainer(TrainerBase):
                     f"{path} belongs to a run with {key} {identity.get(key)!s:.200}, and this run "
                     f"has {value}: give the same, or another --output"
                 )
+        if state.get("files", self.files) != self.files:
+            logger.warning(
+                "the image files changed since %s was written: the run goes on with the new ones",
+                path,
+            )
         iteration = check_count(state["iteration"], "iteration")
         check_tensors(checkpoint.get("state_dict"), self.network.state_dict(), "state_dict")
         check_sgd(checkpoint.get("optimizer"), self.optimizer)

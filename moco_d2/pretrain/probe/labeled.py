@@ -3,6 +3,10 @@
 Legend: N batch, M images, D feature width.
 """
 
+import array
+import hashlib
+import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -76,6 +80,33 @@ def list_labeled(
             "one folder per class in it"
         )
     return train, val_images
+
+
+def state_of_files(*splits: ImageList) -> str:
+    """Return a fingerprint of the sizes and the times of change of all image files.
+
+    Raises:
+        UserError: If a file is missing, is a link to nothing, or is empty. Each image counts here,
+            so the evaluation would end at it after hours.
+    """
+    content = hashlib.sha256()
+    unusable: list[tuple[str, str]] = []
+    for path in itertools.chain.from_iterable(split.paths for split in splits):
+        try:
+            status = os.stat(path)  # noqa: PTH116 - for 10 M names
+        except OSError as error:
+            unusable.append((path, error.strerror or "it cannot be found"))
+            continue
+        if not status.st_size:
+            unusable.append((path, "it is empty"))
+        content.update(array.array("q", (status.st_size, status.st_mtime_ns)))
+    if unusable:
+        path, why = unusable[0]
+        raise UserError(
+            f"{len(unusable)} images cannot be read, first {path} ({why}), and an accuracy counts "
+            "every image: replace or remove them"
+        )
+    return content.hexdigest()
 
 
 def build_training_transform(size: int) -> v2.Transform:

@@ -22,6 +22,7 @@ from torch import nn
 
 from moco_d2.checkpoint.backbone import RANDOM, Origin, load_backbone, random_backbone
 from moco_d2.config.safe_yaml import expand_home
+from moco_d2.engine.consistency import decided_by_main
 from moco_d2.engine.device import find_device
 from moco_d2.engine.launch import claimed, without_user_errors
 from moco_d2.errors import UserError, printable
@@ -49,6 +50,7 @@ from moco_d2.pretrain.probe.labeled import (
     build_training_transform,
     evaluation_loader,
     list_labeled,
+    state_of_files,
 )
 from moco_d2.records.environment import hardware, versions
 from moco_d2.records.pretext_schema import (
@@ -82,6 +84,8 @@ def evaluate_checkpoint(args: argparse.Namespace) -> None:
     started = datetime.datetime.now(datetime.timezone.utc)
     _check_flags(args)
     with claimed(args.output, setting="--output"):
+        if not args.resume:
+            decided_by_main(lambda: _check_fresh(args.output))
         _evaluate(args, started)
 
 
@@ -155,8 +159,8 @@ class Job:
     ):
         """
         Raises:
-            UserError: If the number of processes does not divide --batch-size, or --device does not
-                exist.
+            UserError: If the number of processes does not divide --batch-size, --device does not
+                exist, or a file is missing or empty.
         """
         self.args, self.network, self.train, self.val = args, network, train, val
         self.num_features = num_features
@@ -182,6 +186,7 @@ class Job:
             "processes": comm.get_world_size(),
             "data": sha256_of_json([Path(p).parts[-2:] for s in (train, val) for p in s.paths]),
         }
+        self.files = state_of_files(train, val)
         if args.range:
             self.identity["range"] = list(args.range)
         if self.recipe.batch_size % comm.get_world_size():
@@ -218,6 +223,7 @@ class Job:
             output=self.folder,
             # The checkpoint is read back as plain types, and then compared with this.
             identity={**self.identity, "recipe": _plain(recipe)},
+            files=self.files,
             num_workers=args.workers,
             seed=args.seed,
             device=self.device,
@@ -285,7 +291,7 @@ class Job:
         key = {name: value for name, value in self.identity.items() if name != "protocol"}
         return cached_features(
             self.folder / FEATURES_FILE,
-            {**key, "crops": crops, "backbone": self._before},
+            {**key, "files": self.files, "crops": crops, "backbone": self._before},
             reuse=args.resume,
             splits={
                 "train": {"images": self.train, "crops": crops},
@@ -319,7 +325,19 @@ class Job:
         )
 
 
+def _check_fresh(output: str) -> None:
+    if (Path(output) / RESULT_FILE).exists():
+        raise UserError(
+            f"--output {output} holds a result: continue its run with --resume, or choose another "
+            "folder"
+        )
+
+
 def _check_flags(args: argparse.Namespace) -> None:
+    for flag in ("data", "val", "output"):
+        value = getattr(args, flag)
+        if value is not None and not value.strip():
+            raise UserError(f"--{flag} is empty: name a folder")
     for flag in ("epochs", "batch_size", "lr", "size", "crops"):
         value = getattr(args, flag)
         if value is not None and not value > 0:

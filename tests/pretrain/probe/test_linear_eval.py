@@ -277,10 +277,11 @@ def colored(tmp_path_factory):
 
 
 def test_fast_is_close_to_the_full_protocol_and_twenty_times_cheaper(
-    probe_run, checkpoint, colored
+    probe_run, checkpoint, colored, tmp_path
 ):
     words = ("--data", colored, "--batch-size", 24)
     full = probe_run(checkpoint, *words, "--lr", 3, "--epochs", 15)
+    (tmp_path / "out" / RESULT_FILE).unlink()
     fast = probe_run(checkpoint, *words, "--fast", "--crops", 2)
     assert full["accuracy"]["top1"] > 80
     assert abs(fast["accuracy"]["top1"] - full["accuracy"]["top1"]) <= 10
@@ -300,7 +301,42 @@ def test_cached_features_are_used_again_and_only_for_the_same_backbone(
     monkeypatch.setattr(nn.Conv2d, "forward", lambda *args: calls.append(args))
     assert probe_run(checkpoint, "--protocol", "knn", "--resume")["accuracy"] == first["accuracy"]
     assert not calls
+    with pytest.raises(UserError, match="holds a result: continue its run with --resume, or"):
+        probe_run(checkpoint, "--protocol", "knn")
     monkeypatch.undo()
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_cached_features_of_a_changed_image_are_not_used(
+    probe_run, checkpoint, data, tmp_path, monkeypatch, split
+):
+    changed = tmp_path / "data"
+    shutil.copytree(data, changed)
+    words = ("--data", changed, "--protocol", "knn")
+    probe_run(checkpoint, *words)
+    image = changed / split / "dark" / "0.png"
+    status = image.stat()
+    os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns + 1))  # of the same size
+    calls = []
+    forward = nn.Conv2d.forward
+    monkeypatch.setattr(nn.Conv2d, "forward", lambda *args: calls.append(args) or forward(*args))
+    probe_run(checkpoint, *words, "--resume")
+    assert calls
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("damage", ["empty", "link"])
+def test_an_image_that_is_not_there_is_known_before_training(
+    probe_run, checkpoint, data, tmp_path, split, damage
+):
+    damaged = tmp_path / "data"
+    shutil.copytree(data, damaged)
+    image = damaged / split / "dark" / "0.png"
+    image.unlink()
+    image.symlink_to("absent") if damage == "link" else image.write_bytes(b"")
+    with pytest.raises(UserError, match=rf"1 images cannot be read, first {image} \("):
+        probe_run(checkpoint, "--data", damaged)
+    assert not (tmp_path / "out").exists()
 
 
 def test_held_out_images_are_a_tenth_of_each_class_and_never_all():
@@ -381,13 +417,14 @@ def test_an_entry_that_is_not_ours_says_nothing(probe_run, checkpoint, tmp_path)
 
 def test_validation_images_elsewhere(probe_run, checkpoint, data, tmp_path):
     beside = probe_run(checkpoint, "--protocol", "knn")
+    (tmp_path / "out" / RESULT_FILE).unlink()
     elsewhere = probe_run(
         checkpoint, "--protocol", "knn", "--data", data / "train", "--val", data / "val"
     )
     assert elsewhere["accuracy"] == beside["accuracy"]
     assert elsewhere["data"] == beside["data"]  # its name too: of the folder that holds both
     with pytest.raises(UserError, match="folder .*absent.* does not exist"):
-        probe_run(checkpoint, "--data", data / "train", "--val", tmp_path / "absent")
+        probe_run(checkpoint, "--data", data / "train", "--val", tmp_path / "absent", "--resume")
 
 
 def test_finetuning_trains_batch_norm_and_takes_random_weights(probe_run):
@@ -429,6 +466,9 @@ def test_shares_of_two_processes_are_the_batch_of_one():
         (["--arch", "resnet18"], "--arch is only for the checkpoint 'random'"),
         (["--fast", "--protocol", "knn"], "--fast is only for --protocol linear"),
         (["--device", "abacus"], "'abacus' is unknown"),
+        (["--data", ""], "--data is empty"),
+        (["--val", " "], "--val is empty"),
+        (["--output", ""], "--output is empty"),
     ],
 )
 def test_refusals_write_nothing(probe_run, data, checkpoint, tmp_path, capsys, words, message):

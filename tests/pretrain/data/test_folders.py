@@ -126,6 +126,16 @@ def test_a_second_name_of_a_class_is_no_second_class(root, first, log):
         ("Training", "Testing"),
         ("trainset", "testset"),
         ("train", "validation"),
+        ("training_set", "test_set"),
+        ("train.X1", "val.X"),
+        ("seg_train", "seg_test"),
+        ("train_images", "val_images"),
+        ("train_data", "test_data"),
+        ("ILSVRC2012_img_train", "ILSVRC2012_img_val"),
+        ("Train", "Validate"),
+        ("train", "holdout"),
+        ("TrainImages", "TestImages"),
+        ("train_1", "held_out_1"),
     ],
 )
 @pytest.mark.parametrize("deep", ["", "ILSVRC/Data/CLS-LOC"])
@@ -141,6 +151,67 @@ def test_a_class_may_be_called_train(root):
     save_images(root / "train", "1.jpg")  # the vehicle
     save_images(root / "evaluation_board", "1.jpg")
     assert len(list_images(root)) == 6
+
+
+@pytest.mark.parametrize(
+    "vehicles",
+    [("train", "test_tube"), ("bullet_train", "test_tube"), ("trainer", "valley"), ("test", "val")],
+)
+def test_classes_that_only_begin_like_splits_are_classes(root, vehicles):
+    for name in vehicles:
+        save_images(root / name, "1.jpg")
+    assert len(list_images(root)) == 6
+
+
+def test_names_that_may_be_splits_are_in_the_log(root, log):
+    save_images(root / "train", "1.jpg")
+    save_images(root / "val_blurred", "1.jpg")
+    list_images(root)
+    assert f"{root} has train and val_blurred: if they are splits, name one of them" in log.text
+
+
+@pytest.mark.parametrize(
+    "images, masks",
+    [
+        ("JPEGImages", "SegmentationClass"),
+        ("JPEGImages", "SegmentationObject"),
+        ("leftImg8bit", "gtFine"),
+        ("images", "masks"),
+        ("images", "labels"),
+        ("train_images", "train_masks"),
+        ("rgb", "depth"),
+    ],
+)
+@pytest.mark.parametrize("deep", ["", "VOC2012"])
+def test_masks_are_no_images(tmp_path, images, masks, deep):
+    folder = tmp_path / "all" / deep
+    save_images(folder / images / "aachen", "1.png")
+    (folder / masks).mkdir()
+    (folder / masks / "1.txt").write_text("0 .5 .5 .1 .1")
+    assert len(list_images(tmp_path / "all")) == 1
+    save_images(folder / masks / "aachen", "1.png", "2.png")
+    with pytest.raises(UserError, match=f"has {masks} beside {images}, so its 2 masks would be"):
+        list_images(tmp_path / "all")
+    assert len(list_images(folder / images)) == 1
+
+
+def test_a_class_that_cannot_be_read_is_refused(root, monkeypatch):
+    def scandir(folder):
+        if str(folder).endswith("/b"):
+            raise PermissionError(13, "Permission denied", folder)
+        return listing(folder)
+
+    listing = os.scandir
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match=r"set/b cannot be read \(Permission denied\)"):
+        list_images(root)
+
+
+def test_links_to_nothing_in_a_flat_folder_are_counted(tmp_path, log):
+    save_images(tmp_path / "flat", "1.jpg")
+    (tmp_path / "flat" / "2.jpg").symlink_to("absent.jpg")
+    assert len(list_images(tmp_path / "flat")) == 1
+    assert f"1 links to nothing, pipes and other special files (first {tmp_path}/flat" in log.text
 
 
 def test_a_folder_of_nothing_but_hidden_files_says_so(tmp_path):

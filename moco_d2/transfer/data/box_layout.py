@@ -11,6 +11,7 @@ from moco_d2.transfer.data.mask_checks import Size
 _MOST = 0.95  # fraction of the boxes that counts as all, because a few may be annotated wrongly
 _MANY = 0.25  # fraction of boxes outside of their images that no set of correct boxes has
 _SLACK = 1.0  # pixels by which boxes may leave the image, because many tools round coordinates
+_FEW, _FAR = 3, 1.25  # number of boxes that proves nothing, and sides that one of them reaches
 _SLOPPY = 1.05  # sides of the image within which a box counts as inside although it is inexact
 
 
@@ -23,6 +24,8 @@ def layout_problem(boxes: np.ndarray, sizes: Sequence[Size | None]) -> str:
     The boxes are corners, x0, y0, x1, y1, if both are true, counted over images of a known size:
     * 25% of them leave their image by more than 5% of its side if read as x, y, width, height;
     * 95% of them are in their image, and have an area, if read as corners.
+    Fewer than three boxes that leave their image are no evidence, unless one of them does by more
+    than 25% of its side.
     Correct boxes that leave their image (of cropped pictures) do not fulfill the second condition:
     it requires that width > x and height > y, which only large boxes at the upper left have.
     Corners can pass if nearly all objects are in the upper left quarter of their image.
@@ -39,6 +42,8 @@ def layout_problem(boxes: np.ndarray, sizes: Sequence[Size | None]) -> str:
     leaving = (starts + ends > np.maximum(sides * _SLOPPY, sides + _SLACK)).any(axis=1)
     corners = ((starts >= -_SLACK) & (ends > starts) & (ends <= sides + _SLACK)).all(axis=1)
     if leaving.mean() < _MANY or corners.mean() < _MOST:
+        return ""
+    if leaving.sum() < _FEW and (starts + ends <= sides * _FAR).all():
         return ""
     example = boxes[np.argmax(leaving & corners)].tolist()
     return (

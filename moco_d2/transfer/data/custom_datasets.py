@@ -9,7 +9,8 @@ file, sorted by name over all annotations of the folder, so all its splits have 
 """
 
 import json
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 from xml.parsers import expat
@@ -21,6 +22,7 @@ from moco_d2.config.safe_yaml import expand_home, is_folder, is_regular_file
 from moco_d2.errors import UserError
 from moco_d2.records.names import invisible, name_problem
 from moco_d2.transfer.data.coco_entry_types import coco_problem
+from moco_d2.transfer.data.coco_normalization import normalize_numbers
 from moco_d2.transfer.data.voc_annotations import class_name, parse_xml
 from moco_d2.transfer.data.voc_dataset import load_voc
 
@@ -28,6 +30,10 @@ FORMS = "voc:FOLDER:SPLIT or coco:ANNOTATIONS.json:IMAGES"
 VOC_CLASSES_FILE = "classes.txt"
 VOC_07_METRIC_YEAR = 2007  # 11-point AP, as in the paper's VOC results
 
+_SIDES = (
+    (re.compile("left", re.IGNORECASE), "right"),
+    (re.compile("(?<![A-Za-z0-9])l(?![A-Za-z0-9])", re.IGNORECASE), "r"),
+)
 _COCO_KEYS = ("images", "annotations", "categories")
 
 
@@ -49,8 +55,8 @@ def register_by_path(name: str) -> bool:
             f"dataset {name!a} has the invisible character {character}: rename the folder or "
             "write the name again"
         )
-    # The VOC folder and COCO's image folder may have colons in their names.
-    first, colon, second = rest.rpartition(":") if kind == "voc" else rest.partition(":")
+    # All names may have colons.
+    first, colon, second = rest.rpartition(":") if kind == "voc" else _divided(rest)
     if not (first and colon and second):
         raise UserError(f"dataset {name!r}: write {FORMS}")
     if "://" in rest:
@@ -58,6 +64,15 @@ def register_by_path(name: str) -> bool:
     register = _register_voc if kind == "voc" else _register_coco
     register(name, expand_home(first), second)
     return True
+
+
+def _divided(rest: str) -> tuple[str, str, str]:
+    """Divide FILE:FOLDER after the shortest name of a file, or else at the first colon."""
+    colons = [i for i, character in enumerate(rest) if character == ":"]
+    for i in colons:
+        if is_regular_file(expand_home(rest[:i])):
+            return rest[:i], ":", rest[i + 1 :]
+    return rest.partition(":")
 
 
 def _register_voc(name: str, root: Path, split: str) -> None:
@@ -149,19 +164,33 @@ def _coco_categories(name: str, file: Path) -> list[dict[str, Any]]:
     """Return the categories in the order of their ids, in which Detectron2 numbers them."""
     invalid = f"dataset {name!r}: {file} is not a COCO instances file"
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{invalid} ({error}); write it in UTF-8") from error
     except (ValueError, RecursionError) as error:  # damaged, not UTF-8, a number of 5000 digits
         raise UserError(f"{invalid} ({error})") from error
     missing = [k for k in _COCO_KEYS if not isinstance(content, dict) or k not in content]
     if missing:
         raise UserError(f"{invalid}: it has no {missing[0]!r}")
+    normalize_numbers(content)
     problem = coco_problem(content)
     if problem:
         raise UserError(f"{invalid}: {problem}; correct the file")
     categories = sorted(content["categories"], key=lambda category: category["id"])
     names = [category["name"] for category in categories]
-    if not names or len(set(names)) < len(names):
-        raise UserError(f"{invalid}: it must have categories with different names")
+    if not names:
+        raise UserError(f"{invalid}: it has no categories; name those of its objects")
+    ids = defaultdict(list)
+    for category in categories:
+        ids[category["name"]].append(category["id"])
+    for label, numbers in ids.items():
+        if not label.strip():
+            raise UserError(f"{invalid}: category {numbers[0]} has an empty name; give it a name")
+        if len(numbers) > 1:
+            raise UserError(
+                f"{invalid}: categories {numbers[0]} and {numbers[1]} have the same name, "
+                f"{label!r}; rename one, or merge them"
+            )
     problem = name_problem(names)
     if problem:
         raise UserError(f"dataset {name!r}: in the categories of {file}, {problem}")
@@ -175,6 +204,21 @@ def _coco_categories(name: str, file: Path) -> list[dict[str, Any]]:
 
 
 def _flip_map(keypoints: list[str]) -> list[tuple[str, str]]:
-    """Return the pairs ``left_x`` and ``right_x``, which are exchanged in a mirrored image."""
-    mirrored = ((left, left.replace("left", "right", 1)) for left in keypoints if "left" in left)
+    """Return the pairs of left and right keypoints, which are exchanged in a mirrored image."""
+    mirrored = ((left, mirrored_name(left)) for left in keypoints)
     return [(left, right) for left, right in mirrored if right in keypoints]
+
+
+def mirrored_name(keypoint: str) -> str:
+    """Return the name of the keypoint on the right of one on the left, or "".
+
+    The left one has "left" in its name, or "l" as a word (l_eye, eye_l); both in any case.
+    """
+    for pattern, right in _SIDES:
+        found = pattern.search(keypoint)
+        if found:
+            left = found[0]
+            side = right.upper() if left.isupper() else right
+            side = side.capitalize() if left.istitle() else side
+            return keypoint[: found.start()] + side + keypoint[found.end() :]
+    return ""

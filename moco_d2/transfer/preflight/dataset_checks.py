@@ -3,6 +3,7 @@
 DATASETS.TRAIN and TEST accept Detectron2's registered names and paths (data/custom_datasets.py).
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from moco_d2.config.densepose import uses_densepose
 from moco_d2.errors import UserError
 from moco_d2.pixel_values import check_range
 from moco_d2.records.names import appearance
-from moco_d2.transfer.data.custom_datasets import FORMS, VOC_CLASSES_FILE
+from moco_d2.transfer.data.custom_datasets import FORMS, VOC_CLASSES_FILE, mirrored_name
 from moco_d2.transfer.data.registered import files_of, load_dicts, missing_files, register_datasets
 from moco_d2.transfer.evaluation.build import evaluator_types
 from moco_d2.transfer.evaluation.known_classes import dataset_classes, head_classes
 from moco_d2.transfer.preflight.annotation_fit import check_annotations_fit
 from moco_d2.transfer.preflight.findings import Finding, Refusal
 from moco_d2.transfer.preflight.image_headers import check_images
+from moco_d2.transfer.preflight.object_checks import check_objects
 from moco_d2.transfer.preflight.semantic_labels import check_semantic_labels
 from moco_d2.transfer.preflight.voc_checks import check_voc
 
@@ -76,11 +78,14 @@ def check_datasets(cfg: CfgNode, *, eval_only: bool = False) -> list[Finding]:
             loaded.append((key, name))
             findings += _check_files(key, names, name, dicts)
             findings += _check_range(cfg, name, dicts)
+            findings += check_objects(key, names, name, dicts)
             findings += check_annotations_fit(cfg, split, name, dicts)
             findings += check_semantic_labels(cfg, split, name, dicts)
             findings += check_voc(key, names, name, dicts)
             files = {_identity(d["file_name"]): d["file_name"] for d in dicts}
+            findings += _check_files_once(key, names, name, files, dicts)
             if split == "TRAIN":
+                findings += _check_trained_once(key, names, name, files, trained_on)
                 trained_on |= files.keys()
             else:
                 findings += _check_apart(key, names, files, trained_on)
@@ -96,12 +101,73 @@ def _check_files(
     incomplete = sum(not absent.isdisjoint(files_of(d)) for d in dicts)
     message = (
         f"dataset {name!r}: files of {incomplete} of its {len(dicts)} images are missing, first "
-        f"{min(absent)}; add the files or remove their annotations"
+        f"{min(absent)}{_similar(min(absent))}; add the files or remove their annotations"
     )
-    if key == "DATASETS.TRAIN":
+    rest = (d for d in dicts if absent.isdisjoint(files_of(d)))
+    if key == "DATASETS.TRAIN" and any(map(_has_labels, rest)):
         yield Finding(key, str(names), f"{message}, or train without these images")
-    else:  # the evaluators read all annotations, and would count these objects as missed
+    else:  # without them nothing is trained on; the evaluators would count the objects as missed
         yield Refusal(key, str(names), message)
+
+
+def _has_labels(sample: dict[str, Any]) -> bool:
+    return "annotations" not in sample or any(
+        annotation.get("iscrowd", 0) == 0 for annotation in sample["annotations"]
+    )
+
+
+def _similar(file: str) -> str:
+    """Return a hint at the file that a missing file's name means, or ""."""
+    forward = file.replace("\\", "/")
+    if forward != file and Path(forward).is_file():
+        return f" (there is {forward}: write / instead of \\)"
+    try:
+        others = [path.name for path in Path(file).parent.iterdir()]
+    except OSError:
+        return ""
+    name = Path(file).name.casefold()
+    other = next((other for other in sorted(others) if other.casefold() == name), "")
+    return f" (there is {other}, which differs in upper and lower case)" if other else ""
+
+
+def _check_files_once(
+    key: str,
+    names: tuple[str, ...],
+    name: str,
+    files: dict[tuple[int, int] | str, str],
+    dicts: list[dict[str, Any]],
+) -> Iterator[Finding]:
+    """Check that each image of a detection set is one file; VOC's lists are checked before."""
+    kind = MetadataCatalog.get(name).get("evaluator_type")
+    if len(files) == len(dicts) or kind == "pascal_voc" or "annotations" not in dicts[0]:
+        return
+    counts = Counter(d["file_name"] for d in dicts)
+    # `files` has the last of the names of a file.
+    last = set(files.values())
+    first = next(f for f, count in counts.items() if count > 1 or f not in last)
+    yield Finding(
+        key,
+        str(names),
+        f"dataset {name!r}: {len(dicts) - len(files)} of its {len(dicts)} images are the file of "
+        f"another of its images, first {first}; list each file once, with all its objects",
+    )
+
+
+def _check_trained_once(
+    key: str,
+    names: tuple[str, ...],
+    name: str,
+    files: dict[tuple[int, int] | str, str],
+    trained_on: set[tuple[int, int] | str],
+) -> Iterator[Finding]:
+    both = files.keys() & trained_on
+    if both:
+        yield Finding(
+            key,
+            str(names),
+            f"{len(both)} of the {len(files)} images of dataset {name!r} are in a set before it, "
+            f"first {min(files[image] for image in both)}; name each image in one set",
+        )
 
 
 def _check_range(cfg: CfgNode, name: str, dicts: list[dict[str, Any]]) -> Iterator[Finding]:
@@ -157,10 +223,39 @@ def _check_number_of_classes(cfg: CfgNode, datasets: list[tuple[str, str]]) -> I
     if not cfg.MODEL.KEYPOINT_ON:
         return
     head, key = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS, "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"
+    yield from _check_keypoint_names(datasets)
     for _, name in datasets:
         number = len(MetadataCatalog.get(name).get("keypoint_names", ()))
         if number != head:
             yield Refusal(key, str(head), f"{name!r} has {number} keypoints; set {key} {number}")
+
+
+def _check_keypoint_names(datasets: list[tuple[str, str]]) -> Iterator[Finding]:
+    names = [list(MetadataCatalog.get(name).get("keypoint_names", ())) for _, name in datasets]
+    for (key, name), points in zip(datasets, names, strict=True):
+        pairs = enumerate(zip(points, names[0], strict=False))
+        different = next(((i, one, other) for i, (one, other) in pairs if one != other), None)
+        if different:
+            number, one, other = different
+            yield Refusal(
+                key,
+                repr(name),
+                f"keypoint {number} is {one!r}, but {other!r} in {datasets[0][1]!r}; let their "
+                "files name the same keypoints in the same order",
+            )
+        paired = {
+            point
+            for pair in MetadataCatalog.get(name).get("keypoint_flip_map", ())
+            for point in pair
+        }
+        alone = [point for point in points if point not in paired and mirrored_name(point)]
+        if alone and key == "DATASETS.TRAIN":
+            yield Finding(
+                key,
+                repr(name),
+                f"keypoint {alone[0]!r} has no partner {mirrored_name(alone[0])!r}, with which it "
+                "is exchanged in a mirrored image; rename the keypoint of the other side",
+            )
 
 
 def _check_class_names(cfg: CfgNode, datasets: list[tuple[str, str]]) -> Iterator[Finding]:

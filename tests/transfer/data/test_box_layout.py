@@ -69,3 +69,10 @@ def test_one_image_of_another_size_does_not_matter():
     sizes = [SIZE] * 19 + [None]
     assert layout_problem(boxes, sizes) == ""
     assert "corners" in layout_problem(as_corners(boxes), sizes)
+
+
+def test_few_boxes_that_leave_their_image_are_no_evidence():
+    touching = [[30, 5, WIDTH, 20], [5, 25, 20, HEIGHT]]
+    assert problem([[30, 30, WIDTH, HEIGHT]]) == problem(touching) == ""
+    assert "corners" in problem([*touching, [30, 30, WIDTH, 200]])
+    assert "corners" in problem([[120, 30, WIDTH, HEIGHT]])

@@ -151,10 +151,10 @@ def test_coco_keypoints_come_with_their_names_and_mirror_pairs(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"categories": []}, "must have categories with"),
+        ({"categories": []}, "it has no categories"),
         (
             {"categories": [{"id": 40, "name": "a"}, {"id": 41, "name": "a"}]},
-            "with different names",
+            "categories 40 and 41 have the same name, 'a'; rename one, or merge them",
         ),
         (
             {"categories": [{"id": 40, "name": "dark"}, {"id": 41, "name": "\u202edark"}]},
@@ -167,6 +167,15 @@ def test_coco_keypoints_come_with_their_names_and_mirror_pairs(tmp_path):
         (
             {"categories": [{"id": 40, "name": "dark"}, {"id": 41, "name": "dark "}]},
             "'dark' and 'dark ' look alike",
+        ),
+        ({"categories": [{"id": 40, "name": " "}]}, "category 40 has an empty name; give it"),
+        (
+            {"images": [{"id": 1, "file_name": "1.jpg", "width": 64}]},
+            r"entry 0 of 'images' \('1.jpg'\) has no 'height'",
+        ),
+        (
+            {"images": [{"id": 2, "file_name": "1.jpg", "width": 64, "height": 48}]},
+            "none of its 1 annotations is of one of its 1 images, such as image_id 1,",
         ),
         ({"categories": [{"id": 1, "name": "a"}]}, "category_id 40, which 'categories' lacks"),
     ],
@@ -202,8 +211,8 @@ NO_IDS = ("1", "x", -1, None, [1], {}, 1.0, 1.5, True, 2**53 + 1, math.nan)
         ("annotations", "area", ("x", [], None, True, math.nan, math.inf, 1e300, -1)),
         ("annotations", "num_keypoints", ("3", None, 1.5, -1, True)),
         ("annotations", "segmentation", (5, "abc", [1, 2, 3], [{"a": 1}])),
-        ("annotations", "keypoints", (5, "abc", {"a": 1})),
-        ("images", "file_name", (5, None, ["1.jpg"], "a\0b")),
+        ("annotations", "keypoints", (5, "abc", {"a": 1}, [[5, 5, 2], [9, 9, 2]])),
+        ("images", "file_name", (5, None, ["1.jpg"], "a\0b", "\ud83d.jpg")),
         ("images", "id", NO_IDS),
     ],
 )
@@ -576,3 +585,49 @@ def test_what_detectron2_asserts_about_a_dataset_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match=r"cannot be read: .*createTrainIdLabelImgs.py"):
         load_dicts(name)
     DatasetCatalog.remove(name)
+
+
+def test_no_training_image_that_is_there_has_an_object(tmp_path):
+    root = make_coco(tmp_path / "coco", images=3)
+    file = root / "train.json"
+    content = json.loads(file.read_text())
+    content["annotations"] = content["annotations"][:2]
+    file.write_text(json.dumps(content))
+    train, test = (f"coco:{root}/{split}.json:{root}/images" for split in ("train", "test"))
+    cfg = load_config(COCO, [*data(train, test), *TWO])
+    (root / "images/train0.jpg").unlink()
+    (found,) = check_datasets(cfg)
+    assert not isinstance(found, Refusal)
+    (root / "images/train1.jpg").unlink()
+    (found,) = check_datasets(cfg)
+    assert isinstance(found, Refusal)
+    assert "files of 2 of its 3 images are missing" in found.message
+    assert "or train without these images" not in found.message
+
+
+@pytest.mark.parametrize(
+    ("written", "hint"),
+    [
+        ("a\\1.jpg", r" \(there is .*/a/1.jpg: write / instead of \\\); add the files"),
+        ("a/1.JPG", r" \(there is 1\.jpg, which differs in upper and lower case\); add"),
+        ("a/2.jpg", r"first .*/a/2\.jpg; add the files"),
+        ("b/1.jpg", r"first .*/b/1\.jpg; add the files"),
+    ],
+)
+def test_a_missing_file_whose_name_is_written_in_another_way(tmp_path, written, hint):
+    (tmp_path / "a").mkdir()
+    name = coco_file(tmp_path, **_one("images", file_name=written))
+    (tmp_path / "1.jpg").rename(tmp_path / "a/1.jpg")
+    found = check_datasets(load_config(COCO, [*data(name, name), *TWO]))[0]
+    assert re.search(hint, found.message)
+
+
+def test_training_sets_that_are_one_set(coco):
+    (name,), (test,) = coco["DATASETS.TRAIN"], coco["DATASETS.TEST"]
+    again = name.replace("/train.json", "/./train.json")
+    assert again != name
+    for other in (name, again):
+        names = ("DATASETS.TRAIN", str((name, other)), "DATASETS.TEST", str((test,)))
+        (found,) = check_datasets(load_config(COCO, [*names, *TWO]))
+        assert not isinstance(found, Refusal)
+        assert f"6 of the 6 images of dataset {other!r} are in a set before it" in found.message

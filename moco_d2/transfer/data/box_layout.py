@@ -96,15 +96,16 @@ def outside_problem(boxes: np.ndarray, sizes: Sequence[Size | None]) -> str:
 
 
 def _relative_problem(boxes: np.ndarray) -> str:
-    boxes = boxes.reshape(-1, 4)
-    small = ((boxes >= 0) & (boxes <= 1)).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
-    if not len(boxes) or small.mean() < _MOST:
+    if not len(boxes):
         return ""
-    return (
-        f"{small.sum()} of its {len(boxes)} boxes have only values from 0 to 1, such as "
-        f"{boxes[np.argmax(small)].tolist()}, so they are relative to the image; multiply them by "
-        "its width and height"
-    )
+    small = ((boxes >= 0) & (boxes <= 1)).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
+    if small.mean() >= _MOST:
+        return (
+            f"{small.sum()} of its {len(boxes)} boxes have only values from 0 to 1, such as "
+            f"{boxes[np.argmax(small)].tolist()}, so they are relative to the image; multiply them "
+            "by its width and height"
+        )
+    return ""
 
 
 def _known(boxes: np.ndarray, sizes: Sequence[Size | None]) -> tuple[np.ndarray, np.ndarray]:

@@ -6,12 +6,19 @@ The stages return plan.LoadedRun, plan.RunPlan, the findings and the metrics, in
 import argparse
 import logging
 import logging.handlers
+from pathlib import Path
 from typing import Any
 
 from detectron2.utils import comm
 
+from moco_d2.engine.consistency import decided_by_main
+from moco_d2.engine.last_checkpoint import LAST_CHECKPOINT
 from moco_d2.engine.launch import claimed, hold_log, seed, setup_run
+from moco_d2.errors import UserError
+from moco_d2.records.run_schema import RECORD_FILE
+from moco_d2.transfer.checkpointing import FINAL_CHECKPOINT
 from moco_d2.transfer.data.registered import leave_out_missing
+from moco_d2.transfer.evaluation.build import INFERENCE_FOLDER
 from moco_d2.transfer.inference.detector import load_detector
 from moco_d2.transfer.plan import RunPlan, load_run, plan_run
 from moco_d2.transfer.preflight.changes import apply_changes
@@ -24,6 +31,8 @@ from moco_d2.transfer.trainer import Trainer
 from moco_d2.transfer.weights import RANDOM
 
 logger = logging.getLogger(__name__)
+
+_OF_A_RUN = (RECORD_FILE, LAST_CHECKPOINT, f"{FINAL_CHECKPOINT}.pth")
 
 
 def train(args: argparse.Namespace) -> dict[str, Any]:
@@ -38,6 +47,8 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     held = hold_log()
     loaded = load_run(args)
     with claimed(loaded.cfg.OUTPUT_DIR):
+        if args.eval_only:
+            decided_by_main(lambda: _keep_run(Path(loaded.cfg.OUTPUT_DIR)))
         plan = plan_run(loaded, comm.get_world_size(), eval_only=args.eval_only)
         plan, findings = apply_changes(plan, check(plan))
         seed(plan.cfg)
@@ -48,6 +59,20 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         model = load_detector(plan.cfg)
         setup_run(plan.cfg, args, held)
         return Trainer.test(plan.cfg, model)
+
+
+def _keep_run(folder: Path) -> None:
+    """Refuse the folder of a training, because an evaluation writes the same files.
+
+    Raises:
+        UserError: If it is such a folder.
+    """
+    if any((folder / name).exists() for name in _OF_A_RUN):
+        raise UserError(
+            f"OUTPUT_DIR {folder} has a training run, and --eval-only would overwrite its "
+            f"config.yaml, log.txt and {INFERENCE_FOLDER}/: choose another folder, as "
+            f"{folder / 'evaluation'}"
+        )
 
 
 def _train(

@@ -214,6 +214,10 @@ def test_finished_detector_is_evaluated_to_the_same_numbers(finetune_run, voc):
     finetune_run("voc_C4_random.yaml", data, *every_box, *weights, out="evaluated", eval_only=True)
     assert finetune_run.results == trained
     assert finetune_run.results["bbox"]["AP50"] > 0
+    before = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+    with pytest.raises(UserError, match=r"out has a training run, .*: choose .*out/evaluation"):
+        finetune_run("voc_C4_random.yaml", data, *every_box, *weights, eval_only=True)
+    assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize("content", [{"model": {"conv1.weight": torch.zeros(1)}}, {"epoch": 7}])

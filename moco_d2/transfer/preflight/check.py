@@ -12,6 +12,7 @@ from moco_d2.transfer.preflight.config_checks import (
 from moco_d2.transfer.preflight.dataset_checks import check_datasets
 from moco_d2.transfer.preflight.findings import Finding
 from moco_d2.transfer.preflight.memory import available_bytes
+from moco_d2.transfer.preflight.trained_classes import check_trained_classes
 
 
 def check(plan: RunPlan) -> list[Finding]:
@@ -23,7 +24,7 @@ def check(plan: RunPlan) -> list[Finding]:
     findings = check_datasets(cfg, eval_only=plan.eval_only)
     findings += check_config(cfg, plan.provenance, world_size=plan.world_size)
     if plan.eval_only:
-        return findings
+        return [*findings, *check_trained_classes(cfg)]
     available = _smallest_of_processes(available_bytes(cfg.MODEL.DEVICE, comm.get_local_size()))
     return [
         *findings,

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from moco_d2.engine.place import of_agent
 from moco_d2.errors import UserError
 
 # Packages that commands import when they need them.
@@ -148,7 +149,8 @@ def _silent_ranks(error: BaseException) -> str:
     default_store = getattr(dist.distributed_c10d, "_get_default_store", None)
     if default_store is None:
         return ""
-    silent: list[int] = [0]  # rank 0 has the store, so it is silent if the store does not answer
+    # If the store does not answer, the process that has it is silent.
+    silent: list[int] = [] if of_agent() else [0]
 
     def call_the_roll() -> None:
         with contextlib.suppress(RuntimeError):  # the store is gone

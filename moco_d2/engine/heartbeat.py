@@ -32,6 +32,7 @@ class Heartbeat:
         rank: int,
         world_size: int,
         limit_s: float,
+        owner: str = "rank 0 of this run",
         end: Callable[[str], None] | None = None,
     ):
         """
@@ -40,6 +41,7 @@ class Heartbeat:
             rank: The rank of this process.
             world_size: The number of processes.
             limit_s: The seconds without a beat after which a process counts as silent.
+            owner: Whose process has the store, in sentences.
             end: A function that ends this process with a sentence; None prints it and exits with
                 code 2.
         """
@@ -50,6 +52,7 @@ class Heartbeat:
         # are counted and not seconds, so a job that is suspended as a whole goes on.
         self._most_looks = max(3, int(limit_s / self._period_s) - 2)
         self._limit_s = limit_s
+        self._owner = owner
         self._end = end or end_process
         self._stop = threading.Event()
         self._beats = 0
@@ -103,7 +106,7 @@ class Heartbeat:
                 self._store.compare_set(_FAILURE, "", problem)
                 self._store.add(_SEEN, 1)
         except RuntimeError:  # the store is gone
-            problem = problem or "rank 0 of this run has ended (it had the store)"
+            problem = problem or f"{self._owner} has ended (it had the store)"
         if problem is not None and not self._stop.wait(_GRACE_S):
             self._end(_with_advice(problem))
 
@@ -125,11 +128,11 @@ class Heartbeat:
             )
             self._counts[rank] = count
             if self._looks[rank] >= self._most_looks:
-                return self._silent(rank)
+                return self._silent(f"rank {rank} of this run")
         return None
 
-    def _silent(self, rank: int) -> str:
-        return f"rank {rank} of this run does not answer (for {self._limit_s:g} s)"
+    def _silent(self, who: str) -> str:
+        return f"{who} does not answer (for {self._limit_s:g} s)"
 
     def _watch_store(self) -> None:
         """End this process if the store blocks, because the process that has it stands still."""
@@ -139,7 +142,7 @@ class Heartbeat:
             before = self._beats
             # Two looks more: a failure that the other thread handles comes first.
             if looks >= self._most_looks + _GRACE_S / self._period_s + 2:
-                self._end(_with_advice(self._silent(0)))
+                self._end(_with_advice(self._silent(self._owner)))
                 return
 
     @staticmethod

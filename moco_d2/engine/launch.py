@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from moco_d2.config.load import find_config, load_config_of
 from moco_d2.engine.failures import describe, explained
-from moco_d2.engine.place import Place, place_of_process
+from moco_d2.engine.place import Place, place_of_process, restarts
 from moco_d2.engine.process_group import joined
 from moco_d2.engine.signals import STOP_SIGNALS, is_default
 from moco_d2.errors import INTERRUPTED_EXIT_CODE, Stopped, UserError
@@ -49,7 +49,7 @@ def launch(main: str, args: argparse.Namespace) -> None:
     from torch.multiprocessing.spawn import spawn
 
     job = pkgutil.resolve_name(main)
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
+    if restarts() > 0:
         args.resume = True  # torchrun restarts all processes after one has failed
     place = place_of_process()  # torchrun and SLURM set it
     # On one machine, --num-gpus 0 is a single process, as in Detectron2.

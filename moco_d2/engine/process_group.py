@@ -8,20 +8,23 @@ import contextlib
 import datetime
 import json
 import os
+import socket
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from moco_d2.engine.device import take_own_gpu
 from moco_d2.engine.heartbeat import Heartbeat
-from moco_d2.engine.place import Place
+from moco_d2.engine.place import AGENT, Place, of_agent, restarts
 from moco_d2.errors import Stopped, UserError
 
 _TIMEOUT_S = 1800  # seconds, Detectron2's default
 _REPORT_S = 10  # seconds until the first line about missing processes; then it doubles
 _POLL_S = 0.05
 _LAST_WORD_S = 5.0  # seconds in which the other processes read why this one ends
+_SILENT = "a program listens on this port, but does not answer as rank 0 does: choose another port"
 
 
 def timeout() -> datetime.timedelta:
@@ -76,6 +79,7 @@ def joined(place: Place, *, on_gpu: bool) -> Iterator[None]:
         rank=place.rank,
         world_size=place.world_size,
         limit_s=limit.total_seconds(),
+        owner=AGENT if of_agent() else "rank 0 of this run",
     )
     with heartbeat:
         try:
@@ -127,35 +131,92 @@ def _connect(place: Place, limit: datetime.timedelta, *, host: bool) -> Any:
     """
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-    of_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    serves = host and not of_agent()
     deadline = time.monotonic() + limit.total_seconds()
     report = _Report(place)
+    where = f"{place.address}:{place.port}"
     while True:
-        step = min(_REPORT_S, max(deadline - time.monotonic(), 1))
-        try:
-            store = TCPStore(
-                place.address,
-                place.port,
-                is_master=host and not of_agent,
-                timeout=datetime.timedelta(seconds=step),
-                wait_for_workers=False,
-            )
-            break
-        except (RuntimeError, ValueError) as error:
-            where = f"{place.address}:{place.port}"
-            if host or isinstance(error, ValueError):
-                reason = str(error).splitlines()[0]
-                raise UserError(
-                    f"the processes of this run cannot meet at {where} ({reason}): set MASTER_PORT "
-                    "(or --dist-url) to a free port of rank 0's machine"
-                ) from error
-            if time.monotonic() > deadline:
-                raise _unanswered([0], place, limit) from error
-            report.waiting_for([0])
+        hint = _why_unreachable(place, serves=serves)
+        if hint is None:
+            step = min(_REPORT_S, max(deadline - time.monotonic(), 1))
+            try:
+                store = _in_time(
+                    lambda step=step: TCPStore(  # type: ignore[misc]
+                        place.address,
+                        place.port,
+                        is_master=serves,
+                        timeout=datetime.timedelta(seconds=step),
+                        wait_for_workers=False,
+                    ),
+                    lambda: time.monotonic() > deadline,
+                    lambda: report.waiting_for([0], _SILENT),
+                )
+                break
+            except (RuntimeError, ValueError) as error:
+                hint = _SILENT
+                if serves or isinstance(error, ValueError):
+                    raise _cannot_meet(where, str(error).splitlines()[0]) from error
+        if serves:
+            raise _cannot_meet(where, hint)
+        if time.monotonic() > deadline:
+            raise _no_store(place, limit, hint)
+        report.waiting_for([0], hint)
+        time.sleep(_POLL_S)
     store.set_timeout(limit)
     # torchrun's agent keeps its store when it restarts the processes.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return PrefixStore(f"moco_d2/{attempt}", store)
+    return PrefixStore(f"moco_d2/{restarts()}", store)
+
+
+def _why_unreachable(place: Place, *, serves: bool) -> str | None:
+    """Return why no connection to the place's address can be made, or None.
+
+    torch would wait for one, and print its stack.
+    """
+    try:
+        if serves:  # nobody listens there yet
+            socket.getaddrinfo(place.address, place.port)
+        else:
+            socket.create_connection((place.address, place.port), _REPORT_S).close()
+    except (socket.gaierror, UnicodeError):
+        return f"the address {place.address} (MASTER_ADDR or --dist-url) is not known here"
+    except OSError as error:  # of a wait that goes on, if nobody listens yet
+        return "" if isinstance(error, ConnectionRefusedError) else str(error)
+    return None
+
+
+def _in_time(make: Callable[[], Any], is_late: Callable[[], bool], wait: Callable[[], None]) -> Any:
+    """Return what `make` returns. It may block forever, so another thread calls it.
+
+    Raises:
+        RuntimeError: If it is late.
+        Exception: If `make` raises it.
+    """
+    made: list[Any] = []
+    problems: list[Exception] = []
+
+    def work() -> None:
+        try:
+            made.append(make())
+        except Exception as error:
+            problems.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    while not is_late():
+        thread.join(_POLL_S)
+        if problems:
+            raise problems[0]
+        if made:
+            return made[0]
+        wait()
+    raise RuntimeError(_SILENT)
+
+
+def _cannot_meet(where: str, reason: str) -> UserError:
+    return UserError(
+        f"the processes of this run cannot meet at {where} ({reason}): set MASTER_PORT (or "
+        "--dist-url) to a free port of rank 0's machine, and MASTER_ADDR to its address"
+    )
 
 
 def _wait_for_all(store: Any, place: Place, limit: datetime.timedelta) -> str:
@@ -213,11 +274,23 @@ def _twice(rank: int) -> str:
     return f"two processes have the rank {rank}: start each process once, with its own RANK"
 
 
-def _unanswered(missing: list[int], place: Place, limit: datetime.timedelta) -> UserError:
+def _unanswered(
+    missing: list[int], place: Place, limit: datetime.timedelta, hint: str = ""
+) -> UserError:
     return UserError(
         f"rank {_listed(missing)} of {place.world_size} processes did not come to {place.address}:"
-        f"{place.port} within {limit.total_seconds():g} s: start all processes, or for a single "
-        "one unset WORLD_SIZE"
+        f"{place.port} within {limit.total_seconds():g} s{hint and f' ({hint})'}: start all "
+        "processes, or for a single one unset WORLD_SIZE"
+    )
+
+
+def _no_store(place: Place, limit: datetime.timedelta, hint: str) -> UserError:
+    if not of_agent():
+        return _unanswered([0], place, limit, hint)
+    return UserError(
+        f"{AGENT}, which has the store of this run, does not answer at "
+        f"{place.address}:{place.port} within {limit.total_seconds():g} s{hint and f' ({hint})'}: "
+        "start torchrun again on all machines, or unset TORCHELASTIC_USE_AGENT_STORE"
     )
 
 
@@ -234,7 +307,7 @@ class _Report:
         self._started = time.monotonic()
         self._next_s = float(_REPORT_S)
 
-    def waiting_for(self, missing: list[int]) -> None:
+    def waiting_for(self, missing: list[int], hint: str = "") -> None:
         waited = time.monotonic() - self._started
         if waited < self._next_s:
             return
@@ -242,8 +315,8 @@ class _Report:
         place = self._place
         print(
             f"waiting for rank {_listed(missing)} of {place.world_size} processes at "
-            f"{place.address}:{place.port}, as WORLD_SIZE is {place.world_size}; if this is the "
-            "only process, stop it and unset WORLD_SIZE",
+            f"{place.address}:{place.port}{hint and f' ({hint})'}, as WORLD_SIZE is "
+            f"{place.world_size}; if this is the only process, stop it and unset WORLD_SIZE",
             file=sys.stderr,
             flush=True,
         )

@@ -109,7 +109,10 @@ def test_a_store_that_blocks_names_rank_0():
     assert said[0].startswith("rank 0 of this run does not answer (for 1 s): see")
 
 
-def test_a_store_that_is_gone_names_rank_0():
+@pytest.mark.parametrize(
+    ("owner", "who"), [({}, "rank 0 of this run"), ({"owner": "the agent"}, "the agent")]
+)
+def test_a_store_that_is_gone_names_who_had_it(owner, who):
     class Gone(BlockingStore):
         def add(self, key: str, amount: int) -> int:
             self.operations += 1
@@ -123,6 +126,6 @@ def test_a_store_that_is_gone_names_rank_0():
         said.append(sentence)
         ended.set()
 
-    with Heartbeat(Gone, rank=1, world_size=2, limit_s=1, end=end):
+    with Heartbeat(Gone, rank=1, world_size=2, limit_s=1, end=end, **owner):
         ended.wait()
-    assert said[0].startswith("rank 0 of this run has ended (it had the store): see")
+    assert said[0].startswith(f"{who} has ended (it had the store): see")

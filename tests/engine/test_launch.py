@@ -61,6 +61,16 @@ def test_an_elastic_restart_resumes(monkeypatch):
     assert [args.resume for args in CALLED] == [False, True]
 
 
+@pytest.mark.parametrize(("count", "message"), [("", None), ("many", "_COUNT is 'many' .*: unset")])
+def test_a_restart_count_left_in_the_shell(monkeypatch, count, message):
+    CALLED.clear()
+    monkeypatch.setattr(launch_module.pkgutil, "resolve_name", lambda name: job)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+    with pytest.raises(UserError, match=message) if message else contextlib.nullcontext():
+        launch("tests:job", flags())
+    assert [args.resume for args in CALLED] == [False] * (message is None)
+
+
 def test_what_a_child_process_raises_is_whole_here():
     with (
         pytest.raises(UserError, match=r"^two findings\n  the third.* it\n  SEED is -1: set it$"),

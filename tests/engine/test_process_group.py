@@ -36,7 +36,7 @@ def environment(monkeypatch):
     """Set exactly these variables of torchrun."""
 
     def set_them(**variables: str) -> None:
-        for name in (*TORCHRUN, "TORCHELASTIC_USE_AGENT_STORE"):
+        for name in (*TORCHRUN, "TORCHELASTIC_USE_AGENT_STORE", *SRUN):
             monkeypatch.delenv(name, raising=False)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
@@ -44,9 +44,24 @@ def environment(monkeypatch):
     return set_them
 
 
-@pytest.mark.parametrize("size", [{}, {"WORLD_SIZE": "1"}, {"WORLD_SIZE": ""}])
-def test_a_single_process_has_no_place(environment, size):
-    environment(**size)
+BATCH_SCRIPT = {"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}  # and a shell of salloc
+SRUN = {**BATCH_SCRIPT, "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"WORLD_SIZE": "1"},
+        {"WORLD_SIZE": ""},
+        {"WORLD_SIZE": "1", "RANK": "0", "MASTER_PORT": "0"},
+        BATCH_SCRIPT,
+        {**SRUN, "SLURM_STEP_NUM_TASKS": "1"},
+        {**SRUN, "WORLD_SIZE": "1"},  # independent runs
+    ],
+)
+def test_a_single_process_has_no_place(environment, variables):
+    environment(**variables)
     assert place_of_process() is None
 
 
@@ -60,6 +75,13 @@ def test_the_place_is_torchruns(environment):
     [
         ({"WORLD_SIZE": "4"}, "^WORLD_SIZE is 4 in the environment, without RANK, .*: .* unset"),
         ({**TORCHRUN, "MASTER_PORT": ""}, "without MASTER_PORT: "),
+        *(
+            ({**TORCHRUN, "MASTER_PORT": port}, f"^MASTER_PORT is '{port}': .* 1 to 65535$")
+            for port in ("0", "-1", "65536", "http")
+        ),
+        ({"WORLD_SIZE": "1", "RANK": "3"}, "^RANK is 3 .*, but WORLD_SIZE is 1: .* unset RANK"),
+        ({"RANK": "3"}, "^RANK is 3 in the environment, but WORLD_SIZE is not set: "),
+        (SRUN, r"^srun has started 2 tasks \(SLURM_NTASKS, .* WORLD_SIZE is not set"),
         ({**TORCHRUN, "WORLD_SIZE": "many"}, "WORLD_SIZE is 'many' in the environment"),
         ({**TORCHRUN, "RANK": "-1"}, "RANK is '-1'"),
         ({**TORCHRUN, "RANK": "4"}, "RANK=4 WORLD_SIZE=4 .* contradict each other"),
@@ -170,10 +192,43 @@ def test_a_process_that_waits_says_for_whom(monkeypatch, capsys):
     assert "unset WORLD_SIZE" in waiting
 
 
-def test_nobody_at_the_address(monkeypatch):
+def test_nobody_at_the_address(capfd):
     place = Place(1, 2, 1, 2, "127.0.0.1", free_port())
     with pytest.raises(UserError, match="^rank 0 of 2 processes did not come to 127"):
         process_group._connect(place, datetime.timedelta(seconds=1), host=False)
+    assert "frame #" not in capfd.readouterr().err
+
+
+@pytest.fixture
+def listening():
+    """A port on which a program listens that never answers."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        yield taken.getsockname()[1]
+
+
+@pytest.mark.parametrize("agent", [False, True])
+def test_a_program_that_listens_and_never_answers_does_not_outlast_the_limit(
+    listening, agent, monkeypatch, capsys
+):
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", str(agent))
+    monkeypatch.setattr(process_group, "_REPORT_S", 0.5)
+    place = Place(1, 2, 1, 2, "127.0.0.1", listening)
+    who = "torchrun on the machine of rank 0, which has the store" if agent else "rank 0 of 2 proc"
+    with pytest.raises(UserError, match=f"^{who}.* 127.0.0.1:{listening} within 2 s .*listens on"):
+        process_group._connect(place, datetime.timedelta(seconds=2), host=False)
+    assert f"waiting for rank 0 of 2 processes at 127.0.0.1:{listening} (a program listens" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("host", [True, False])
+def test_an_address_that_is_not_known_is_named_without_torchs_stack(host, capfd):
+    place = Place(int(not host), 2, int(not host), 2, "nobody.invalid", 29500)
+    with pytest.raises(UserError, match=r"the address nobody\.invalid \(MASTER_ADDR .* not known"):
+        process_group._connect(place, datetime.timedelta(seconds=0.2), host=host)
+    assert "frame #" not in capfd.readouterr().err
 
 
 def test_a_port_that_is_taken():

@@ -1,5 +1,7 @@
 """Registered datasets: look them up, read them, and leave out images with missing files."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +45,31 @@ def load_dicts(name: str) -> list[dict[str, Any]]:
     """
     check_annotation_files(name)
     _check_xml(name)
+    _guard(name)
     dicts = _load(name)
     check_annotations(name, dicts)
     return dicts
 
 
+def _guard(name: str) -> None:
+    """Register a dataset again, so that later readings, as of Detectron2's loaders, give the same
+    dicts as those that are checked.
+    """
+    load = DatasetCatalog[name]
+    if getattr(load, "func", None) is not _read_guarded:
+        lvis = MetadataCatalog.get(name).get("evaluator_type") == "lvis"
+        DatasetCatalog.remove(name)
+        DatasetCatalog.register(name, functools.partial(_read_guarded, load, lvis=lvis))
+
+
+def _read_guarded(load: Callable[[], list[dict[str, Any]]], *, lvis: bool) -> list[dict[str, Any]]:
+    with guarded_reading(lvis=lvis):
+        return load()
+
+
 def _load(name: str) -> list[dict[str, Any]]:
     try:
-        with guarded_reading(lvis=MetadataCatalog.get(name).get("evaluator_type") == "lvis"):
-            return DatasetCatalog.get(name)
+        return DatasetCatalog.get(name)
     except FileNotFoundError as error:
         raise UserError(
             f"dataset {name!r}: {error.filename} does not exist; set DETECTRON2_DATASETS to the "

@@ -4,7 +4,7 @@ import copy
 import json
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.evaluation import COCOEvaluator
 from support.toy_data import SIDE, make_coco
 
@@ -42,6 +42,7 @@ def test_whole_numbers_that_are_floats_are_integers(written):
     name = written(floats)
     register_datasets((name,))
     dicts = load_dicts(name)
+    assert get_detection_dataset_dicts(name, filter_empty=False) == dicts
     assert {type(d[side]) for d in dicts for side in ("height", "width")} == {int}
     assert {type(a["iscrowd"]) for d in dicts for a in d["annotations"]} == {int}
     assert dicts[0]["annotations"][0]["segmentation"]["size"] == [SIDE, SIDE]
@@ -70,7 +71,9 @@ def test_an_object_without_a_polygon_keeps_its_box(written, corners):
 
     name = written(change)
     register_datasets((name,))
-    objects = [a for d in load_dicts(name) for a in d["annotations"]]
+    load_dicts(name)
+    # As Detectron2's loaders read it.
+    objects = [a for d in get_detection_dataset_dicts(name) for a in d["annotations"]]
     assert [a.get("segmentation") is None for a in objects] == [False] * 2 + [True] + [False] * 3
     item = COCOBoxEvaluator(name, output_dir=None)._coco_api.dataset["annotations"][2]
     assert item["segmentation"] == []
@@ -79,7 +82,7 @@ def test_an_object_without_a_polygon_keeps_its_box(written, corners):
 def test_a_byte_order_mark_is_passed_over(written):
     name = written(lambda content: content, "utf-8-sig")
     register_datasets((name,))
-    assert len(load_dicts(name)) == 6
+    assert len(load_dicts(name)) == len(DatasetCatalog.get(name)) == 6
     with pytest.raises(json.JSONDecodeError, match="BOM"):
         COCOEvaluator(name, output_dir=None)
     assert len(COCOBoxEvaluator(name, output_dir=None)._coco_api.imgs) == 6

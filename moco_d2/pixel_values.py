@@ -21,9 +21,11 @@ from moco_d2.untrusted_images import check_regular, is_unreadable, open_image
 #: The values (low, high) that become black and white; () if none are stated.
 ValueRange = Sequence[float]
 
-#: A dataset whose 16-bit values stay below this fraction of their range has at most 64 gray levels
-#: after the reduction. This is so for cameras and scanners of 14 bits or fewer.
+#: A dataset whose 16-bit values stay below this fraction of their range, except for hot pixels, has
+#: at most 64 gray levels after the reduction. This is so for cameras and scanners of 14 bits or
+#: fewer.
 DARKEST = 1 / 4
+_BRIGHT = 0.999  # quantile that counts as the maximum, because sensors have single hot pixels
 _SAMPLED = 64  # files that `check_range` opens
 _ROWS = 1 << 20  # pixels that are converted at once, in 64-bit floats
 _STEPS = 256
@@ -143,7 +145,8 @@ def check_range(files: Iterable[Any], value_range: ValueRange, *, dataset: str) 
                 scale = _scale_of(image, value_range, name)
                 if scale is not None and not value_range:
                     _reduced(image, scale, name)
-                    fractions.append(float(np.asarray(image).max()) / scale.high)
+                    brightest = np.quantile(np.asarray(image), _BRIGHT, method="lower")
+                    fractions.append(float(brightest) / scale.high)
         except UserError as error:
             return f"{dataset}: {error}"
         except Exception as error:
@@ -153,7 +156,7 @@ def check_range(files: Iterable[Any], value_range: ValueRange, *, dataset: str) 
         return (
             f"{dataset}: the 16-bit values of {len(fractions)} images that were opened reach only "
             f"{max(fractions):.1%} of their range, so at most 64 gray levels would be left; {_FIX} "
-            "(12-bit values: '(0, 4095)')"
+            "(12-bit values: '(0, 4095)'; '(0, 65535)' if few pixels are bright)"
         )
     return ""
 

@@ -150,6 +150,14 @@ def test_a_dataset_that_the_range_does_not_fit_is_named(tmp_path, array, value_r
         assert part in found
 
 
+def test_hot_pixels_do_not_hide_that_the_range_does_not_fit(tmp_path):
+    array = FULL >> 4
+    array[3, 5] = array[9, 200] = 65535
+    files = [str(save(array, tmp_path / f"{i}.tif")) for i in range(3)]
+    assert "reach only 6.2% of their range" in check_range(files, (), dataset="cells")
+    assert check_range(files, (0, 65535), dataset="cells") == ""
+
+
 def test_twelve_bits_that_the_file_states_are_served(tmp_path, monkeypatch):
     path = save(FULL >> 4, tmp_path / "x.tif")
     opened = open_image(path)

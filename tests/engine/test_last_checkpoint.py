@@ -28,8 +28,11 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+PATTERN = "model_*.pth"
+
+
 def found(folder):
-    path, content = newest_intact(folder, "model_*.pth")
+    path, content = newest_intact(folder, PATTERN)
     assert content.get("moco_d2", content)["iteration"] == int(path.stem[6:])
     return path.name
 
@@ -78,14 +81,14 @@ def test_an_official_file_that_is_named(folder):
     """Which tells no iteration."""
     torch.save({"epoch": 1, "state_dict": {}}, folder / "given.pth")
     (folder / "last_checkpoint").write_text("given.pth")
-    assert newest_intact(folder, "model_*.pth")[0].name == "given.pth"
+    assert newest_intact(folder, PATTERN)[0].name == "given.pth"
 
 
 def test_a_file_elsewhere_that_is_named(folder, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "model_3.pth"
     torch.save({"iteration": 3}, elsewhere)
     (folder / "last_checkpoint").write_text(str(elsewhere))
-    path, _ = newest_intact(folder, "model_*.pth")
+    path, _ = newest_intact(folder, PATTERN)
     name_last(folder, path)
     assert path == elsewhere and (folder / "last_checkpoint").read_text() == str(elsewhere)
 
@@ -94,27 +97,27 @@ def test_none_that_is_whole(folder):
     for path in folder.glob("model_*.pth"):
         path.write_bytes(b"")
     with pytest.raises(UserError, match=r"model_6\.pth is empty"):
-        newest_intact(folder, "model_*.pth")
+        newest_intact(folder, PATTERN)
 
 
 @pytest.mark.parametrize("name", [b"\xff\xfe", b"", b"x" * 5000])
 def test_a_last_checkpoint_without_a_name(folder, name, caplog):
     (folder / "last_checkpoint").write_bytes(name)
-    assert holds_run(folder)
+    assert holds_run(folder, PATTERN)
     assert found(folder) == "model_9.pth"
     sentence = f"{folder}/last_checkpoint does not hold the name of a file: write the name of a"
     assert sentence in caplog.text
     for file in folder.glob("model_*.pth"):
         file.unlink()
     with pytest.raises(UserError, match=f"^{re.escape(sentence)}"):
-        newest_intact(folder, "model_*.pth")
+        newest_intact(folder, PATTERN)
 
 
 @pytest.mark.parametrize("kind", ["folder", "broken link", "pipe"])
 def test_a_last_checkpoint_that_is_no_file_is_refused(tmp_path, kind):
     """A run could not write it, and without this would start again from the beginning."""
     file = tmp_path / "last_checkpoint"
-    assert not holds_run(tmp_path)
+    assert not holds_run(tmp_path, PATTERN)
     make = {
         "folder": file.mkdir,
         "broken link": lambda: file.symlink_to("x"),
@@ -122,4 +125,20 @@ def test_a_last_checkpoint_that_is_no_file_is_refused(tmp_path, kind):
     }
     make[kind]()
     with pytest.raises(UserError, match="last_checkpoint is not a file: replace it by a file with"):
-        holds_run(tmp_path)
+        holds_run(tmp_path, PATTERN)
+
+
+def test_a_run_without_last_checkpoint_is_continued_and_not_begun_again(folder, caplog):
+    """A copy of ``*.pth`` leaves last_checkpoint behind."""
+    (folder / "last_checkpoint").unlink()
+    assert holds_run(folder, PATTERN)
+    assert found(folder) == "model_9.pth"
+    assert f"{folder}/last_checkpoint is gone: write the name of a" in caplog.text
+    name_last(folder, folder / "model_9.pth")
+    assert (folder / "last_checkpoint").read_text() == "model_9.pth"
+
+
+def test_files_that_are_no_checkpoints_of_a_run_are_no_run(tmp_path):
+    torch.save({"epoch": 200, "state_dict": {}}, tmp_path / "model_official.pth")
+    (tmp_path / "model_empty.pth").write_bytes(b"")
+    assert not holds_run(tmp_path, PATTERN)

@@ -20,9 +20,11 @@ from PIL import Image
 from moco_d2.engine.job import load_job
 from moco_d2.errors import UserError
 from moco_d2.files import atomic_write
-from moco_d2.pixel_values import reading
+from moco_d2.pixel_values import check_range, reading
 from moco_d2.transfer.data.registered import register_datasets
+from moco_d2.transfer.evaluation.known_classes import dataset_classes, head_classes
 from moco_d2.transfer.inference.detector import load_detector
+from moco_d2.transfer.preflight.trained_classes import check_trained_classes
 from moco_d2.untrusted_images import is_unreadable
 
 logger = logging.getLogger(__name__)
@@ -68,16 +70,24 @@ def draw_predictions(cfg: CfgNode, images: Sequence[str | Path]) -> list[Path]:
         The new files, in the order of `images`.
 
     Raises:
-        UserError: If there is no image, if one cannot be read, or as in load_detector.
+        UserError: If there is no image, if one cannot be read or needs MOCO.INPUT.RANGE, or as in
+            load_detector.
     """
     if not images:
         raise UserError("--predict names no image; write --predict IMAGE [IMAGE ...] KEY VALUE ...")
     missing = next((image for image in images if not Path(image).is_file()), None)
     if missing is not None:
+        if Path(missing).is_dir():
+            raise UserError(
+                f"--predict: {missing} is a folder; name its images, as {missing}/*.jpg"
+            )
         raise UserError(f"--predict: image {missing} does not exist")
+    problem = check_range([str(image) for image in images], cfg.MOCO.INPUT.RANGE, dataset="images")
+    if problem:
+        raise UserError(f"--predict: {problem}")
     predictor = Predictor(cfg)
     metadata = _metadata(cfg)
-    name_of = _distinct_names(Path(cfg.OUTPUT_DIR) / PREDICTIONS_FOLDER)
+    name_of = _distinct_names(Path(cfg.OUTPUT_DIR) / PREDICTIONS_FOLDER, images)
     written = []
     for image in images:
         with reading(cfg.MOCO.INPUT.RANGE):
@@ -161,14 +171,25 @@ def _read(image: str | Path, image_format: str) -> np.ndarray:
 
 
 def _metadata(cfg: CfgNode) -> Metadata:
-    """Return the class names of DATASETS.TEST, or numbers if it is not on this machine."""
+    """Return the class names of DATASETS.TEST, or numbers if it is not on this machine or its
+    classes are not those of the head.
+    """
     names = tuple(cfg.DATASETS.TEST[:1])
     try:
         register_datasets(names)
     except UserError as error:
         logger.warning("classes are drawn as numbers: %s", error)
         return _numbered(cfg)
-    return MetadataCatalog.get(*names) if names else _numbered(cfg)
+    if not names:
+        return _numbered(cfg)
+    (head, _), classes = head_classes(cfg), dataset_classes(cfg, *names)
+    problems = [finding.message for finding in check_trained_classes(cfg)]
+    if len(classes) != head:
+        problems = [f"{names[0]!r} has {len(classes)} classes and the head {head}"]
+    if problems:
+        logger.warning("classes are drawn as numbers: %s", problems[0])
+        return _numbered(cfg)
+    return MetadataCatalog.get(*names)
 
 
 def _numbered(cfg: CfgNode) -> Metadata:
@@ -178,11 +199,12 @@ def _numbered(cfg: CfgNode) -> Metadata:
     return metadata
 
 
-def _distinct_names(folder: Path) -> Callable[[Path], Path]:
+def _distinct_names(folder: Path, images: Sequence[str | Path]) -> Callable[[Path], Path]:
     """Return a function that gives each image a file ``name.png`` in `folder`. A number is added if
-    images of several folders have the same name.
+    images of several folders have the same name, or one of `images` is this file.
     """
-    used: set[str] = set()
+    inputs = {Path(image).resolve() for image in images}
+    used = {path.stem for path in inputs if path == (folder / f"{path.stem}.png").resolve()}
 
     def name_of(image: Path) -> Path:
         name, n = image.stem, 1

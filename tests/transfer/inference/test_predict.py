@@ -12,6 +12,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 from support.paths import TOOLS
+from support.toy_data import make_voc
 
 from moco_d2.config.load import load_config
 from moco_d2.errors import UserError
@@ -141,6 +142,64 @@ def test_classes_are_numbers_where_the_dataset_is_not(finished, image, caplog):
     with caplog.at_level("WARNING", logger="moco_d2"):
         assert draw_predictions(cfg, [image])
     assert "classes are drawn as numbers" in caplog.text
+
+
+@pytest.mark.parametrize("classes", [("dark",), ("dark", "light", "other")])
+def test_classes_are_numbers_where_the_dataset_has_another_number(
+    finished, image, tmp_path, caplog, classes
+):
+    root = make_voc(tmp_path / "VOC", images=2)
+    for file in (root / "Annotations").iterdir():
+        file.write_text(file.read_text().replace("light", "dark"))
+    (root / "classes.txt").write_text("\n".join(classes))
+    config = "voc_C4_random.yaml"
+    words = [*finished(config), "DATASETS.TEST", f"voc:{root}:test", "MOCO.DRAW_SCORE", "0.0"]
+    with caplog.at_level("WARNING", logger="moco_d2"):
+        assert draw_predictions(load_config(config, words), [image])
+    assert f"numbers: 'voc:{root}:test' has {len(classes)} classes and the head 2" in caplog.text
+
+
+def test_classes_are_numbers_where_the_dataset_has_another_order(
+    finished, image, tmp_path, caplog, weights, voc
+):
+    config = "voc_C4_random.yaml"
+    root = make_voc(tmp_path / "VOC", images=2)
+    (root / "classes.txt").write_text("light\ndark\n")
+    file = Path(weights[config]).with_name("config.yaml")
+    file.write_text(load_config(config, ["DATASETS.TRAIN", *voc["DATASETS.TRAIN"]]).dump())
+    words = [*finished(config), "DATASETS.TEST", f"voc:{root}:test"]
+    with caplog.at_level("WARNING", logger="moco_d2"):
+        assert draw_predictions(load_config(config, words), [image])
+    file.unlink()
+    assert "classes are drawn as numbers: class 0 is 'light' in dataset" in caplog.text
+
+
+def test_an_image_is_not_overwritten_by_its_own_prediction(finished, image, tmp_path):
+    mine = tmp_path / "out/predictions/mine.png"
+    mine.parent.mkdir(parents=True)
+    Image.open(image).save(mine)
+    before = mine.read_bytes()
+    cfg = load_config("voc_C4_random.yaml", finished("voc_C4_random.yaml"))
+    (file,) = draw_predictions(cfg, [mine])
+    assert file.name == "mine_2.png"
+    assert mine.read_bytes() == before
+
+
+def test_twelve_bits_need_their_range(finished, image, tmp_path):
+    pixels = np.asarray(Image.open(image).convert("L")).astype(np.uint16) * 16
+    Image.fromarray(pixels).save(tmp_path / "deep.png")
+    config = "voc_C4_random.yaml"
+    with pytest.raises(UserError, match=r"--predict: .* 16-bit values .* MOCO\.INPUT\.RANGE"):
+        draw_predictions(load_config(config, finished(config)), [tmp_path / "deep.png"])
+    words = [*finished(config), "MOCO.INPUT.RANGE", "(0, 4095)"]
+    assert draw_predictions(load_config(config, words), [tmp_path / "deep.png"])
+
+
+def test_a_folder_is_called_a_folder(finished, image):
+    cfg = load_config("voc_C4_random.yaml", finished("voc_C4_random.yaml"))
+    folder = Path(image).parent
+    with pytest.raises(UserError, match=rf"{folder} is a folder; name its images, as {folder}/\*"):
+        draw_predictions(cfg, [folder])
 
 
 def test_image_that_is_none_or_is_not_there_is_one_sentence(finished, image, tmp_path):

@@ -38,6 +38,7 @@ def build_training_data(cfg: CfgNode, *, rank: int = 0, world_size: int = 1) -> 
         "num_workers": cfg.DATALOADER.NUM_WORKERS,
     }
     value_range = cfg.MOCO.INPUT.RANGE
+    label_problem = ""
     if names[0].startswith(SHARDS_PREFIX):
         if cfg.MOCO.DATA.SHARE != 1:
             raise UserError(
@@ -50,6 +51,7 @@ def build_training_data(cfg: CfgNode, *, rank: int = 0, world_size: int = 1) -> 
             num_images=cfg.MOCO.DATA.SHARD_IMAGES,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
+        label_problem = f" ({shards.label_problem})" if shards.label_problem else ""
         problem = check_range(first_files(shards), value_range, dataset=shards.urls[0])
         if problem:
             raise UserError(problem)
@@ -66,8 +68,9 @@ def build_training_data(cfg: CfgNode, *, rank: int = 0, world_size: int = 1) -> 
         )
     if cfg.MOCO.PRETEXT == "supervised" and not data.classes:
         raise UserError(
-            f"supervised pretraining needs labels, but {names[0]} has none: give a folder with one "
-            "folder per class, a list with labels, or counted shards with a .cls for every image"
+            f"supervised pretraining needs labels, but {names[0]} has none"
+            f"{label_problem}: give a folder with one folder per class, a list with labels, or "
+            "counted shards with a .cls for every image"
         )
     return data
 

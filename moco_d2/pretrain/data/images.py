@@ -29,10 +29,12 @@ class Skipped(NamedTuple):
     Attributes:
         name: The file, or a description of the missing images.
         why: The reason as a clause; empty if the name says it.
+        unread: Whether an image cannot be read. If not, there merely are fewer images than stated.
     """
 
     name: str
     why: str = ""
+    unread: bool = True
 
 
 class UnreadableImageError(UserError):
@@ -112,6 +114,7 @@ class UnreadableImages:
         self.num_images = num_images
         self.seen = 0
         self._names: dict[str, None] = {}  # an ordered set
+        self._noted = False
 
     def __len__(self) -> int:
         return len(self._names)
@@ -131,8 +134,12 @@ class UnreadableImages:
                 first names.
         """
         self.seen += seen
-        for name, why in skipped:
-            if name not in self._names:
+        for name, why, unread in skipped:
+            if not unread:
+                if not self._noted:
+                    self._noted = True
+                    logger.warning("%s", printable(why))
+            elif name not in self._names:
                 self._names[name] = None
                 reason = f" ({why})" if why else ""
                 # A log is UTF-8, but the name of a file may have any bytes.

@@ -23,6 +23,8 @@ from moco_d2.pretrain.data.tar_members import (
 
 # Exit status (of a shell, or of the process) of a command whose output is not read to the end.
 _BROKEN_PIPE = [128 + signal.SIGPIPE, -signal.SIGPIPE]
+# Formats of photographs. With losses, they hold no masks and no depths.
+_PHOTOS = frozenset({"jpg", "jpeg", "jpe", "jfif", "webp"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,7 @@ class EncodedImage:
         content: Bytes of the image file.
         name: Shard and member.
         index: Index in the dataset, with the shards in the order of the list.
-        label: Class index, or None.
+        label: Class index; None without a label that is one.
     """
 
     content: bytes
@@ -60,7 +62,7 @@ def read_shard(url: str, first_index: int = 0) -> Generator[EncodedImage, None, 
                 content=sample[member],
                 name=f"{url}/{sample['__key__']}.{member}",
                 index=index,
-                label=class_index(sample[LABEL]) if LABEL in sample else None,
+                label=_label(sample),
             )
 
 
@@ -102,13 +104,14 @@ def group(members: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 def images_of(sample: dict[str, Any]) -> list[str]:
     """Return the fields that are images. The first is that of the sample.
 
-    ``x.jpg`` comes before ``x.input.jpg``, which may be a mask or a second view.
+    ``x.jpg`` comes before ``x.input.jpg``, which may be a mask or a second view, and before
+    ``x.png``, which may be a mask or a depth.
 
     Raises:
         UserError: If it is not clear which is the image, since no field is ``x.jpg`` alone.
     """
     keys = (key for key in sample if key.rpartition(".")[2] in MEMBERS - {LABEL})
-    fields = sorted(keys, key=lambda key: "." in key)
+    fields = sorted(keys, key=lambda key: ("." in key, key not in _PHOTOS, key))
     if len(fields) > 1 and "." in fields[0]:
         name = sample["__key__"]
         raise UserError(
@@ -126,12 +129,23 @@ def content_of(shard: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return file.read()
 
 
+def _label(sample: dict[str, Any]) -> int | None:
+    """Return the class of a sample. Where labels are used, counting has checked all of them."""
+    try:
+        return class_index(sample[LABEL]) if LABEL in sample else None
+    except ValueError:
+        return None
+
+
 def class_index(text: bytes) -> int:
     """
     Raises:
         ValueError: If the text is not a number in [0, MAX_CLASSES).
     """
-    index = int(text)
+    try:
+        index = int(text)
+    except ValueError as error:
+        raise ValueError(f"a label is {text[:20]!r}, and labels are class indices") from error
     if index < 0:
         raise ValueError(f"a label is {text[:20]!r}, and classes count from 0")
     if index >= MAX_CLASSES:

@@ -41,10 +41,12 @@ MAX_BLOCK_BYTES = 8 << 30
 class _Missing:
     """A slot of the epoch without an image.
 
-    `why` is empty if the shard merely has fewer images than its part.
+    `unread` is False if the shard merely has fewer images than its part.
     """
 
-    why: str
+    name: str
+    why: str = ""
+    unread: bool = True
 
 
 class ShardedData(TrainingData):
@@ -158,19 +160,27 @@ class ShardedData(TrainingData):
                 start -= count
                 continue
             url = self.shards.urls[shard]
-            why, yielded = "", 0
+            yielded = 0
             try:
                 with contextlib.closing(read_shard(url, self._first_index(shard))) as images:
                     for image in itertools.islice(images, start, count):
                         yield image
                         yielded += 1
+                found = start + yielded
+                missing = _Missing(
+                    url,
+                    f"shard {url} has at most {found} images, and MOCO.DATA.SHARD_IMAGES means "
+                    f"{count}: others take the places of the missing ones, in all shards; set it "
+                    "to the number of images in all shards, or to 0 to count them",
+                    unread=False,
+                )
             except (GeneratorExit, UserError):
                 raise
             except Exception as error:  # a damaged archive or a command may raise any class
                 # webdataset adds objects to errors, whose text differs between processes.
                 reason = str(error.args[0] if error.args else error).partition(" @ ")[0]
-                why = f"the rest of shard {url} ({reason})"
-            yield from itertools.repeat(_Missing(why), count - start - yielded)
+                missing = _Missing(f"the rest of shard {url} ({reason})")
+            yield from itertools.repeat(missing, count - start - yielded)
             start = 0
 
     def _first_index(self, shard: int) -> int:
@@ -214,8 +224,8 @@ class ShardedData(TrainingData):
                 except UnreadableImageError as error:
                     last_error = error
                     unreadable.append(Skipped(slot.name, error.why))
-            elif slot.why:
-                unreadable.append(Skipped(slot.why))
+            else:
+                unreadable.append(Skipped(slot.name, slot.why, slot.unread))
             seed = derive_seed(Purpose.SUBSTITUTE, self.make_views.seed, position, attempt)
             slot = others[seed % len(others)]
         else:

@@ -49,12 +49,14 @@ class ShardList:
         counts: Number of images of each shard.
         sizes: Bytes of each shard; 0 if it is not a local file.
         num_classes: Number of classes; 0 without labels.
+        label_problem: Why the labels cannot be used, as a clause, or empty.
     """
 
     urls: PathTable
     counts: Sequence[int]
     sizes: Sequence[int]
     num_classes: int = 0
+    label_problem: str = ""
 
 
 def list_shards(pattern: str, *, num_images: int = 0, num_workers: int = 0) -> ShardList:
@@ -63,7 +65,8 @@ def list_shards(pattern: str, *, num_images: int = 0, num_workers: int = 0) -> S
     ``pipe:COMMAND`` reads the output of a shell command. It runs with the rights of this process,
     so never use a pattern that you have not read. Images are the members ``*.jpg``, ``*.png``,
     ``*.webp`` and so on; tar_members.py says what further dots in their names mean. A class index
-    in ``*.cls`` is the label, if every image has one.
+    in ``*.cls`` is the label, if every image has one. Other text there is no damage: most pretexts
+    need no labels.
 
     Args:
         pattern: The pattern.
@@ -86,6 +89,7 @@ def list_shards(pattern: str, *, num_images: int = 0, num_workers: int = 0) -> S
     if num_images:
         part, rest = divmod(num_images, len(urls))
         counts = array.array("q", (part + (i < rest) for i in range(len(urls))))
+        _compare_first(urls[0], counts[0], num_images)
         return ShardList(PathTable(urls), counts, sizes)
     if not all(map(is_local, urls)):
         raise UserError(
@@ -94,8 +98,12 @@ def list_shards(pattern: str, *, num_images: int = 0, num_workers: int = 0) -> S
         )
     logger.info("counting the images of %d shards; set MOCO.DATA.SHARD_IMAGES to skip", len(urls))
     counted = _count_together(urls, num_workers)
-    for problem in filter(None, (shard.problem for shard in counted)):
+    problems = [shard.problem for shard in counted if shard.problem]
+    for problem in problems:
         logger.warning(problem)
+    label_problem = next((shard.label_problem for shard in counted if shard.label_problem), "")
+    if label_problem:
+        logger.warning("the labels of %s cannot be used: %s", pattern, label_problem)
     passed_over = sum((Counter(shard.passed_over) for shard in counted), Counter())
     if passed_over:
         reasons = "; ".join(f"{number} {reason}" for reason, number in passed_over.items())
@@ -103,12 +111,31 @@ def list_shards(pattern: str, *, num_images: int = 0, num_workers: int = 0) -> S
     counts = array.array("q", (shard.images for shard in counted))
     if not sum(counts):
         raise UserError(
-            f"none of the {len(urls)} shards of {pattern} has an image: change DATASETS.TRAIN"
+            f"none of the {len(urls)} shards of {pattern} has an image ({problems[0]}): repair the "
+            "shards, or change DATASETS.TRAIN"
         )
     logger.info("%s: %d images in %d shards", pattern, sum(counts), len(urls))
     labeled = all(shard.num_classes for shard in counted if shard.images)
     num_classes = max(shard.num_classes for shard in counted) if labeled else 0
-    return ShardList(PathTable(urls), counts, sizes, num_classes)
+    return ShardList(PathTable(urls), counts, sizes, num_classes, label_problem)
+
+
+def _compare_first(url: str, part: int, num_images: int) -> None:
+    """Log it if the first shard has not the images that MOCO.DATA.SHARD_IMAGES gives it."""
+    if not is_local(url):
+        return
+    first = count_images(url)
+    if first.images != part:
+        logger.warning(
+            "MOCO.DATA.SHARD_IMAGES %d means %d images in the first shard, but %s has %d%s: "
+            "missing images are replaced by others, and further ones are not used; set it to the "
+            "number of images in all shards, or to 0 to count them",
+            num_images,
+            part,
+            url,
+            first.images,
+            f" ({first.problem})" if first.problem else "",
+        )
 
 
 def _size(path: str, pattern: str) -> int:
@@ -130,12 +157,14 @@ class ShardCount(NamedTuple):
         num_classes: Number of classes; 0 unless every image has a label.
         problem: A sentence about damage, or empty.
         passed_over: Number of members without an image or a label, by reason.
+        label_problem: Why a label cannot be used, as a clause, or empty.
     """
 
     images: int
     num_classes: int
     problem: str = ""
     passed_over: Mapping[str, int] = MappingProxyType({})
+    label_problem: str = ""
 
 
 def _count_together(urls: list[str], num_workers: int) -> list[ShardCount]:
@@ -166,15 +195,20 @@ def count_images(path: str) -> ShardCount:
     The image before a damaged part is not counted, because a member of it may be missing.
     """
     images = labeled = num_classes = 0
+    label_problem = ""
     passed_over: Counter[str] = Counter()
     try:
         with open_shard(path) as shard:
             for sample in group(_headers(shard, path, passed_over)):
                 images += 1
-                passed_over[_FURTHER] += len(images_of(sample)) - 1
-                if LABEL in sample:
-                    labeled += 1
-                    num_classes = max(num_classes, class_index(sample[LABEL]) + 1)
+                used, *others = images_of(sample)
+                passed_over.update(_further(used, other) for other in others)
+                if LABEL in sample and not label_problem:
+                    try:
+                        num_classes = max(num_classes, class_index(sample[LABEL]) + 1)
+                        labeled += 1
+                    except ValueError as error:
+                        label_problem = f"in shard {path} {error}"
     # Huge sizes raise OverflowError, and nested long names RecursionError.
     except (
         *(tarfile.TarError, ValueError, EOFError, OSError),
@@ -190,7 +224,7 @@ def count_images(path: str) -> ShardCount:
             "DATASETS.TRAIN to the folder of these folders"
         )
     classes = num_classes if labeled == images else 0
-    return ShardCount(images, classes, problem, dict(+passed_over))
+    return ShardCount(images, classes, problem, dict(+passed_over), label_problem)
 
 
 def _headers(
@@ -210,6 +244,10 @@ def _headers(
             passed_over[_reason(member)] += 1
     if before:
         yield before
+
+
+def _further(used: str, other: str) -> str:
+    return _FURTHER if "." in other else f"images .{other} beside .{used}, which is used"
 
 
 def _reason(member: tarfile.TarInfo) -> str:

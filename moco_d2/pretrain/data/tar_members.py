@@ -19,6 +19,11 @@ _EXTRA = (
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
 )
+# tarfile's types lack these classes of its errors.
+_Empty, _Truncated, _Invalid, _Subsequent = (
+    getattr(tarfile, f"{name}HeaderError")
+    for name in ("Empty", "Truncated", "Invalid", "Subsequent")
+)
 _MACOS = "__MACOSX"  # macOS's copies of all members
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 _SPARSE_CONTINUES = 504  # index of the byte: does another block of a sparse header follow?
@@ -53,6 +58,23 @@ class _Member(tarfile.TarInfo):
     sparse: Any
     _sparse_structs: tuple[Any, bool, int]
     _block: Callable[[int], int]
+
+    @classmethod
+    def fromtarfile(cls, shard: tarfile.TarFile) -> "_Member":
+        """Read the next member.
+
+        After the first one, tarfile takes a cut or damaged header for the end of the archive.
+        """
+        try:
+            return super().fromtarfile(shard)
+        except (_Empty, _Truncated) as error:
+            if not shard.offset:
+                raise
+            raise _Subsequent("it is truncated: it has no end of archive") from error
+        except _Invalid as error:
+            if not shard.offset:
+                raise
+            raise _Subsequent(f"a header in it is damaged: {error}") from error
 
     def _proc_member(self, shard: Any) -> tarfile.TarInfo:
         # tarfile documents this method for subclasses.

@@ -79,7 +79,7 @@ def _tar(*members):
 def test_a_sparse_member_is_passed_over(tmp_path, kind, packer):
     shard, content = tmp_path / "0.tar", _tar(SPARSE[kind])
     shard.write_bytes(PACKERS[packer](content) if packer else content)
-    assert count_images(str(shard)) == (2, 0, "", {"sparse members": 1})
+    assert count_images(str(shard)) == (2, 0, "", {"sparse members": 1}, "")
     for url in (str(shard), f"pipe:cat {shard}"):
         assert [image.content for image in read_shard(url)] == [png(0)] * 2
 
@@ -92,7 +92,7 @@ def test_a_compressed_shard_is_read_as_a_plain_one(tmp_path, packer):
     # Compressed in parts, as parallel programs do, and padded.
     parts = (PACKERS[packer](content[i : i + 10_000]) for i in range(0, len(content), 10_000))
     packed.write_bytes(b"".join(parts) + bytes(512))
-    assert count_images(str(packed)) == count_images(str(plain)) == (30, 3, "", {})
+    assert count_images(str(packed)) == count_images(str(plain)) == (30, 3, "", {}, "")
     expected = [(image.content, image.label) for image in read_shard(str(plain))]
     for url in (str(packed), f"pipe:cat {packed}"):
         assert [(image.content, image.label) for image in read_shard(url)] == expected
@@ -172,11 +172,20 @@ def test_a_member_of_less_than_no_bytes_is_damage(tmp_path, kind):
 
 
 @pytest.mark.parametrize("label", [b"-5", b"-1\n", b"-" + b"9" * 500])
-def test_a_negative_label_is_damage(tmp_path, label):
+def test_a_negative_label_is_none(tmp_path, label):
     write_shard(tmp_path / "0.tar", {"a.png": png(0), "b.png": png(1), "b.cls": label})
-    assert "and classes count from 0" in count_images(str(tmp_path / "0.tar")).problem
-    with pytest.raises(ValueError, match="and classes count from 0"):
-        list(read_shard(str(tmp_path / "0.tar")))
+    count = count_images(str(tmp_path / "0.tar"))
+    assert "and classes count from 0" in count.label_problem
+    assert (count.images, count.num_classes, count.problem) == (2, 0, "")
+    assert [image.label for image in read_shard(str(tmp_path / "0.tar"))] == [None, None]
+
+
+def test_damage_between_members_is_not_the_end(tmp_path):
+    path = tmp_path / "0.tar"
+    path.write_bytes(_tar(b"\x07" * 512))
+    assert "a header in it is damaged" in count_images(str(path)).problem
+    with pytest.raises(tarfile.TarError, match="a header in it is damaged"):
+        list(read_shard(str(path)))
 
 
 def test_a_block_of_too_many_bytes_names_the_setting(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 import collections
 import itertools
+import logging
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torchvision.transforms import v2
 from moco_d2.errors import UserError
 from moco_d2.pretrain.data import sharded as sharded_data
 from moco_d2.pretrain.data.build import build_training_data
+from moco_d2.pretrain.data.images import UnreadableImages
 from moco_d2.pretrain.data.sharded import ShardedData
 from moco_d2.pretrain.data.shards import list_shards
 from moco_d2.pretrain.data.stream import ViewMaker
@@ -120,15 +122,24 @@ def test_piped_shards_are_those_of_the_files(tmp_path):
     check_same(take(piped, 12), take(sharded(list_shards(pattern), 3), 12))
 
 
-def test_unequal_shards_of_a_stated_number_of_images(tmp_path):
+def test_unequal_shards_of_a_stated_number_of_images(tmp_path, caplog):
     """What a shard lacks is filled with its neighbors; what it has beyond its part is not seen."""
     pattern = make_shards(tmp_path, [4, 8, 6])
     data = sharded(list_shards(pattern, num_images=18), 6)
+    caplog.clear()
     assert list(data.shards.counts) == [6, 6, 6]
     batches = take(data, 3)
     seen = collections.Counter(indices(batches))
     assert seen.total() == 18 and len(seen) == 4 + 6 + 6
-    assert all(batch["unreadable"] == [] for batch in batches)
+    notes = [skipped for batch in batches for skipped in batch["unreadable"]]
+    assert len(notes) == 2 and not any(note.unread for note in notes)
+    unreadable = UnreadableImages(0.0, num_images=18)
+    with caplog.at_level(logging.WARNING):
+        unreadable.add(notes, seen=18)
+        unreadable.add(notes, seen=18)
+    (line,) = caplog.messages
+    assert "0.tar has at most 4 images, and MOCO.DATA.SHARD_IMAGES means 6" in line
+    assert len(unreadable) == 0
 
 
 def test_what_counted_shards_hold_is_used_and_no_more_is_expected(tmp_path):
@@ -165,7 +176,7 @@ def test_an_image_that_does_not_decode_is_replaced_from_its_block(tmp_path):
     members = {f"{i}.png": png(i) for i in range(8)} | {"3.png": b"<html>"}
     write_shard(tmp_path / "0.tar", members)
     (batch,) = take(sharded(list_shards(str(tmp_path / "0.tar")), 8), 1)
-    ((name, why),) = batch["unreadable"]
+    ((name, why, _),) = batch["unreadable"]
     assert name == f"{tmp_path}/0.tar/3.png" and "has none of the formats that are read" in why
     assert len(batch["index"]) == 8 and set(batch["index"].tolist()) == {0, 1, 2, 4, 5, 6, 7}
 

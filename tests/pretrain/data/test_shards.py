@@ -1,3 +1,4 @@
+import gzip
 import logging
 import re
 import tarfile
@@ -6,6 +7,7 @@ import pytest
 from support.toy_shards import make_shards, png, write_shard
 
 from moco_d2.errors import UserError
+from moco_d2.pretrain.data.build import build_training_data
 from moco_d2.pretrain.data.samples import read_shard
 from moco_d2.pretrain.data.shards import count_images, list_shards
 
@@ -203,7 +205,10 @@ def test_patterns_that_cannot_work_are_one_sentence(tmp_path):
     for pattern, message in (
         (f"{tmp_path}/7.tar", r"7\.tar does not exist"),
         (f"{tmp_path}/{{0..1.tar", "cannot be expanded"),
-        (f"{tmp_path}/{{0..1}}.tar", r"none of the 2 shards of .* has an image"),
+        (
+            f"{tmp_path}/{{0..1}}.tar",
+            r"none of the 2 shards of .* has an image \(shard .*0\.tar has no image\)",
+        ),
         ("pipe:cat {0..1}.tar", r"set MOCO\.DATA\.SHARD_IMAGES"),
     ):
         with pytest.raises(UserError, match=message):
@@ -250,9 +255,64 @@ def test_members_that_are_not_read_may_be_large(tmp_path):
     assert [image.content for image in read_shard(str(path))] == [png(0)]
 
 
-@pytest.mark.parametrize("label", [b"1000000", b"9" * 1000])
-def test_a_label_of_a_billion_classes_is_damage(tmp_path, label):
-    write_shard(tmp_path / "0.tar", {"a.png": png(0), "b.png": png(1), "b.cls": label})
-    assert "at most 1,000,000 classes" in count_images(str(tmp_path / "0.tar")).problem
-    with pytest.raises(ValueError, match="at most 1,000,000 classes"):
-        list(read_shard(str(tmp_path / "0.tar")))
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (b"1000000", "at most 1,000,000 classes"),
+        (b"9" * 1000, "at most 1,000,000 classes"),
+        (b"cat", "a label is b'cat', and labels are class indices"),
+        (b"1.0", "a label is b'1.0', and labels are class indices"),
+        (b"", "a label is b'', and labels are class indices"),
+        (b"-1", "a label is b'-1', and classes count from 0"),
+    ],
+)
+def test_text_that_is_no_label_costs_only_the_labels(tmp_path, make_config, label, message):
+    members = {"a.png": png(0), "a.cls": b"0", "b.png": png(1), "b.cls": label}
+    path = write_shard(tmp_path / "0.tar", members)
+    shards = list_shards(str(path))
+    assert (list(shards.counts), shards.num_classes) == ([2], 0)
+    assert message in shards.label_problem
+    assert [image.label for image in read_shard(str(path))] == [0, None]
+    run = {"DATASETS.TRAIN": (f"shards:{path}",), "SOLVER.IMS_PER_BATCH": 2}
+    assert build_training_data(make_config(run)).num_images == 2
+    with pytest.raises(UserError, match=f"0.tar has none \\(in shard .*{re.escape(message)}"):
+        build_training_data(make_config({**run, "MOCO.PRETEXT": "supervised"}))
+
+
+@pytest.mark.parametrize("packer", ["", "gz"])
+@pytest.mark.parametrize("end", [0, 100, 511])
+def test_a_shard_without_its_end_is_damaged(tmp_path, packer, end):
+    """Cut at a member's boundary or within its header: the image before it may lack a member."""
+    make_shards(tmp_path, [4])
+    path = tmp_path / "0.tar"
+    content = path.read_bytes()[: 3 * 1024 + end]  # a member is a kilobyte
+    path.write_bytes(gzip.compress(content) if packer else content)
+    count = count_images(str(path))
+    assert count.images == 1
+    assert "damaged after 1 images (it is truncated: it has no end of archive)" in count.problem
+    with pytest.raises(tarfile.TarError, match="it is truncated"):
+        list(read_shard(str(path)))
+
+
+@pytest.mark.parametrize("first, second", [("png", "jpg"), ("bmp", "webp"), ("tif", "png")])
+@pytest.mark.parametrize("turn", [1, -1])
+def test_of_two_images_the_photo_is_used_and_the_log_says_so(tmp_path, caplog, first, second, turn):
+    members = [(f"x.{first}", png(0)), (f"x.{second}", png(1))][::turn]
+    path = write_shard(tmp_path / "0.tar", dict(members))
+    with caplog.at_level(logging.WARNING):
+        list_shards(str(path))
+    used, other = (second, first) if second != "png" else ("png", "tif")
+    assert names(path) == [f"x.{used}"]
+    assert f"1 images .{other} beside .{used}, which is used" in caplog.text
+
+
+@pytest.mark.parametrize("stated, found", [(12, 5), (8, 5)])
+def test_a_stated_number_is_compared_with_the_first_shard(tmp_path, caplog, stated, found):
+    pattern = make_shards(tmp_path, [5, 5])
+    with caplog.at_level(logging.WARNING):
+        list_shards(pattern, num_images=10)
+        assert not caplog.messages
+        list_shards(pattern, num_images=stated)
+    (line,) = caplog.messages
+    assert f"SHARD_IMAGES {stated} means {stated // 2} images in the first shard, but" in line
+    assert f"0.tar has {found}: missing" in line

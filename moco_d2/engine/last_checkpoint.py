@@ -47,11 +47,18 @@ def save_checkpoint(path: Path, content: dict[str, Any], *, name_it: bool = True
         ) from error
 
 
-def holds_run(folder: Path) -> bool:
-    """Return whether a folder has a last_checkpoint, and so a run to continue.
+def holds_run(folder: Path, pattern: str) -> bool:
+    """Return whether a folder has a run to continue.
+
+    It has a last_checkpoint, or, if that was lost (a copy of ``*.pth`` leaves it behind), a
+    checkpoint of a run.
+
+    Args:
+        folder: The folder.
+        pattern: Glob pattern of the checkpoints' names.
 
     Raises:
-        UserError: If it is not a file, so no run could write it again.
+        UserError: If last_checkpoint is not a file, so no run could write it again.
     """
     file = folder / LAST_CHECKPOINT
     if file.is_file():
@@ -61,7 +68,7 @@ def holds_run(folder: Path) -> bool:
             f"{file} is not a file: replace it by a file with the name of the checkpoint to "
             "continue, or choose another folder"
         )
-    return False
+    return any(_by_iteration({path}) for path in folder.glob(pattern))
 
 
 def named_checkpoint(folder: Path) -> Path:
@@ -88,7 +95,7 @@ def newest_intact(folder: Path, pattern: str) -> tuple[Path, dict[str, Any]]:
     without these lines.
 
     Args:
-        folder: A folder that has a last_checkpoint.
+        folder: A folder that holds a run.
         pattern: Glob pattern of the checkpoints' names.
 
     Returns:
@@ -102,9 +109,12 @@ def newest_intact(folder: Path, pattern: str) -> tuple[Path, dict[str, Any]]:
     others = set(folder.glob(pattern)) - {named}
     try:
         if named == folder:
+            problem = "does not hold the name of a file"
+            if not (folder / LAST_CHECKPOINT).exists():
+                problem = "is gone"
             raise UserError(
-                f"{folder / LAST_CHECKPOINT} does not hold the name of a file: write the name of "
-                "a checkpoint into it, or choose another folder"
+                f"{folder / LAST_CHECKPOINT} {problem}: write the name of a checkpoint into it, or "
+                "choose another folder"
             )
         content = load_checkpoint(named)
     except UserError as damage:
@@ -135,12 +145,13 @@ def name_last(folder: Path, path: Path) -> None:
 
 
 def _is_unnamed(folder: Path, path: Path) -> bool:
-    """Return whether `path` is younger than last_checkpoint.
+    """Return whether `path` is younger than last_checkpoint, or last_checkpoint is gone.
 
     Every save writes last_checkpoint at its end. A user who names an older checkpoint by hand also
     makes last_checkpoint the younger file.
     """
-    return path.stat().st_mtime_ns > (folder / LAST_CHECKPOINT).stat().st_mtime_ns
+    pointer = folder / LAST_CHECKPOINT
+    return not pointer.exists() or path.stat().st_mtime_ns > pointer.stat().st_mtime_ns
 
 
 def _by_iteration(paths: set[Path]) -> dict[float, Path]:

@@ -100,7 +100,7 @@ class TransferCheckpointer(WeightsCheckpointer):
         Raises:
             UserError: If last_checkpoint is not a file.
         """
-        return decided_by_main(lambda: holds_run(Path(self.save_dir)))
+        return decided_by_main(lambda: holds_run(Path(self.save_dir), _CHECKPOINTS))
 
     def get_checkpoint_file(self) -> str:
         """Return the file that last_checkpoint names; see last_checkpoint.named_checkpoint."""

@@ -4,6 +4,7 @@ The stages return plan.LoadedRun, plan.RunPlan, the findings and the metrics, in
 """
 
 import argparse
+import itertools
 import logging
 import logging.handlers
 from pathlib import Path
@@ -11,13 +12,13 @@ from typing import Any
 
 from detectron2.utils import comm
 
-from moco_d2.engine.consistency import decided_by_main
+from moco_d2.engine.consistency import decided_by_main, of_images
 from moco_d2.engine.last_checkpoint import LAST_CHECKPOINT
 from moco_d2.engine.launch import claimed, hold_log, seed, setup_run
 from moco_d2.errors import UserError
 from moco_d2.records.run_schema import RECORD_FILE
 from moco_d2.transfer.checkpointing import FINAL_CHECKPOINT
-from moco_d2.transfer.data.registered import leave_out_missing
+from moco_d2.transfer.data.registered import leave_out_missing, load_dicts
 from moco_d2.transfer.evaluation.build import INFERENCE_FOLDER
 from moco_d2.transfer.inference.detector import load_detector
 from moco_d2.transfer.plan import RunPlan, load_run, plan_run
@@ -91,6 +92,11 @@ def _train(
         leave_out_missing(cfg.DATASETS.TRAIN)
     recorder = RunRecorder(plan.config_file, cfg, dict(plan.schedule), list(findings), plan.weights)
     trainer = Trainer(cfg)
+    test_sets = map(load_dicts, cfg.DATASETS.TEST)
+    recorder.data = {
+        "DATASETS.TRAIN": of_images(trainer.data_loader.dicts),
+        "DATASETS.TEST": of_images(itertools.chain.from_iterable(test_sets)),
+    }
     trainer.checkpointer.add_checkpointable("record", recorder)
     coverage = trainer.resume_or_load(resume=args.resume)
     resumed = trainer.start_iter > 0

@@ -88,6 +88,7 @@ class RunRecorder:
         train_images: Number of images in the training set, without those that were left out.
         test_images: Number of images of each test set, by name.
         changes: The settings that changed when the run was resumed.
+        data: Fingerprints of the content of DATASETS.TRAIN and DATASETS.TEST, by these keys.
     """
 
     config_file: str
@@ -104,10 +105,12 @@ class RunRecorder:
     train_images: int | None = None
     test_images: dict[str, int] = dataclasses.field(default_factory=dict)
     changes: list[Change] = dataclasses.field(default_factory=list)
+    data: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._resumed = self.started
         self._before: dict[str, Any] | None = None
+        self._data_before: dict[str, str] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the values that a resumed run cannot find out, as plain types."""
@@ -115,6 +118,7 @@ class RunRecorder:
             "config_file": self.config_file,
             "config": to_plain(self.cfg),
             "changes": [dataclasses.asdict(change) for change in self.changes],
+            "data": dict(self.data),
             "findings": [dataclasses.asdict(finding) for finding in self.findings],
             "weights": self.weights,
             "coverage": dataclasses.asdict(self.coverage) if self.coverage else None,
@@ -131,7 +135,8 @@ class RunRecorder:
         """
         check_record(state)
         self._check_same_run(state)
-        self._before = state.get("config")  # absent from a checkpoint of an older version
+        # Both are absent from a checkpoint of an older version.
+        self._before, self._data_before = state.get("config"), state.get("data", {})
         self.changes = read_changes(state.get("changes", []), "record.changes")
         self.config_file = state.get("config_file", self.config_file)
         before = [Finding(**finding) for finding in state["findings"]]
@@ -162,8 +167,8 @@ class RunRecorder:
             )
 
     def note_changes(self, iteration: int) -> None:
-        """Warn about the settings that differ from those of the resumed checkpoint, and keep them
-        for the record.
+        """Warn about the settings and the data that differ from those of the resumed checkpoint,
+        and keep them for the record. A dataset may be at another path.
 
         Args:
             iteration: The number of iterations that have been trained.
@@ -175,6 +180,12 @@ class RunRecorder:
             )
             return
         found = changes(self._before, to_plain(self.cfg), iteration=iteration, free=_FREE_TO_CHANGE)
+        for key, now in self.data.items():
+            before = self._data_before.get(key, now)
+            if before != now:
+                found.append(Change(iteration, f"the content of {key}", before, now))
+            elif key in self._data_before:
+                found = [change for change in found if change.key != key]
         for change in found:
             logger.warning("resuming after %d iterations with %s", iteration, change)
         self.changes += found

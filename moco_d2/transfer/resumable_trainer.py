@@ -1,6 +1,7 @@
 """The part of the trainer that saves, loads and resumes its state."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer
@@ -12,6 +13,7 @@ from moco_d2.engine.process_state import set_process_state
 from moco_d2.engine.resume_checks import continuing
 from moco_d2.errors import UserError
 from moco_d2.plugin import compat
+from moco_d2.records.run_schema import RECORD_FILE
 from moco_d2.transfer.checkpointing import TransferCheckpointer
 from moco_d2.transfer.data.training_data import TrainingBatches
 from moco_d2.transfer.resume_checks import check_own_entry, check_trainer
@@ -42,7 +44,7 @@ class ResumableTrainer(DefaultTrainer):
                 holds a run and `resume` is False, or if weights or data differ between processes.
         """
         has_run = self.checkpointer.has_checkpoint()
-        if has_run and not resume:
+        if not resume and (has_run or (Path(self.cfg.OUTPUT_DIR) / RECORD_FILE).is_file()):
             raise UserError(
                 f"OUTPUT_DIR {self.cfg.OUTPUT_DIR} holds a run: continue it with --resume, or "
                 "choose another folder"
@@ -125,6 +127,12 @@ class ResumableTrainer(DefaultTrainer):
                     f"this run has {batch}, but the schedule depends on this number: resume on the "
                     "same number of processes, or set SOLVER.REFERENCE_WORLD_SIZE 0 and "
                     f"SOLVER.IMS_PER_BATCH {own['ims_per_batch']}"
+                )
+            if state_dict["iteration"] >= self.max_iter:
+                raise UserError(
+                    f"the checkpoint has {state_dict['iteration'] + 1} iterations, and "
+                    f"SOLVER.MAX_ITER is {self.max_iter} for this run: raise it, or begin a "
+                    "shorter run in another OUTPUT_DIR"
                 )
             self._metrics.restored = own["metrics"]
             self.data_loader.reseed(own["data_seed"])

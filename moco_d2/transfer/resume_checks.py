@@ -108,7 +108,10 @@ def check_record(state: Any) -> None:
         for key in ("key", "value", "message"):
             check_name(entry(finding, key, str, "record.findings"), f"finding's {key}")
         require(len(finding) == 3, "its record.findings have more than key, value and message")
-    # A checkpoint of an older version has neither of these two.
+    # A checkpoint of an older version has none of these three.
+    for key, fingerprint in entry({"data": {}, **state}, "data", dict, "record").items():
+        check_name(key, "record.data")
+        check_name(fingerprint, "record.data")
     if "config" in state:
         check_config(state["config"], "record.config")
     if "config_file" in state:

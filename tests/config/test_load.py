@@ -8,8 +8,8 @@ from support.commands import run_tool
 from support.paths import ROOT, TOOLS
 
 from moco_d2.benchmark.runs.suite_values import file_settings
-from moco_d2.config.keys import add_moco_config
 from moco_d2.cli import argument_parser
+from moco_d2.config.keys import add_moco_config
 from moco_d2.config.load import (
     DATA_KEYS,
     config_root,

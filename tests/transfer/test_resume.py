@@ -13,6 +13,7 @@ import pytest
 import torch
 from support.commands import run_processes
 from support.paths import SUPPORT
+from support.toy_data import make_voc
 
 from moco_d2.errors import UserError
 from moco_d2.transfer.main import train
@@ -302,6 +303,44 @@ def test_a_finished_random_run_does_not_become_another(finetune_run, uninterrupt
     with pytest.raises(UserError, match=r"SEED is 5, but the run in .* began with 1, and --resume"):
         finetune_run("uninterrupted", "SEED", "5", resume=True)
     assert_same(everything(uninterrupted), before)
+
+
+@pytest.mark.parametrize("lost", ["last_checkpoint", "checkpoints"])
+def test_a_run_is_not_begun_over_one_that_lost_a_part(finetune_run, uninterrupted, lost):
+    folder = finetune_run.root / f"lost {lost}"
+    shutil.copytree(uninterrupted, folder)
+    for file in [folder / "last_checkpoint", *(folder.glob("*.pth") if "points" in lost else ())]:
+        file.unlink()
+    with pytest.raises(UserError, match="holds a run: continue it with --resume, or choose"):
+        finetune_run(folder.name)
+
+
+def test_a_run_that_was_longer_is_not_called_damaged(finetune_run, uninterrupted):
+    with pytest.raises(UserError, match=r"has 7 iterations, and SOLVER.MAX_ITER is 6 for this run"):
+        finetune_run("uninterrupted", "SOLVER.MAX_ITER", "6", resume=True)
+
+
+@pytest.mark.parametrize("split", ["trainval", "test"])
+def test_data_that_changed_before_a_resume_is_in_the_log_and_in_the_record(
+    finetune_run, uninterrupted, tmp_path, caplog, split
+):
+    """At the same path; and the same data at another path is no change."""
+    moved = make_voc(tmp_path / "VOC2007")
+    data = ("DATASETS.TRAIN", f"('voc:{moved}:trainval',)")
+    data += ("DATASETS.TEST", f"('voc:{moved}:test',)")
+    folder = finetune_run.root / f"data of {split}"
+    shutil.copytree(uninterrupted, folder)
+    finetune_run(folder.name, *data, resume=True)
+    assert json.loads((folder / "record.json").read_text())["changes"] == []
+    file = moved / "Annotations" / f"{split}000.xml"
+    file.write_text(file.read_text().replace("<name>dark<", "<name>light<"))
+    longer = ("SOLVER.MAX_ITER", "8")
+    finetune_run(folder.name, *data, *longer, resume=True)
+    changes = json.loads((folder / "record.json").read_text())["changes"]
+    key = "the content of DATASETS." + ("TRAIN" if split == "trainval" else "TEST")
+    named = [change["key"] for change in changes]
+    assert named == [key.removeprefix("the content of "), "SOLVER.MAX_ITER", key]
+    assert f"with {key} 6 images, " in caplog.text
 
 
 def test_two_processes_stop_together_and_resume(finetune_run, tiny, voc, tmp_path):

@@ -122,6 +122,8 @@ HOSTILE = {
         record("changes", value=[{"iteration": 1, "key": None, "before": "1", "after": "2"}]),
         "record.changes.key is None",
     ),
+    "data is a number": (record("data", value=5), "record.data is 5, not of type dict"),
+    "data is of numbers": (record("data", value={"DATASETS.TRAIN": 5}), "record.data is 5, not a"),
     "config is text": (record("config", value="x"), "record.config is 'x', not a dict"),
     "config is no JSON": (
         record("config", value={"SEED": {1, 2}}),

@@ -4,6 +4,7 @@ The headers of all files are read, and the values of some; a value in another fi
 the file is used.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ def check_semantic_labels(
     cfg: CfgNode, split: str, name: str, dicts: Sequence[dict[str, Any]]
 ) -> Iterator[Finding]:
     """Yield a Refusal if a label file is no image of one byte per pixel, or has a value that is no
-    class, or if no pixel has a class; and a Finding if all pixels have the same class. The
-    processes of a machine share the work, so all must call this function.
+    class, or if no pixel has a class; and a Finding if all pixels have the same class, or an image
+    is listed twice. The processes of a machine share the work, so all must call this function.
 
     Args:
         cfg: The config as it will run.
@@ -45,6 +46,11 @@ def check_semantic_labels(
     if not files:
         return
     key, names = f"DATASETS.{split}", str(tuple(cfg.DATASETS[split]))
+    image, most = Counter(d["file_name"] for d in dicts).most_common(1)[0]
+    if most > 1:
+        yield Finding(
+            key, names, f"dataset {name!r} lists image {image} {most} times; list it once"
+        )
     number, ignored = head_classes(cfg)[0], cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
     if split == "TEST":
         number = len(dataset_classes(cfg, name)) or number

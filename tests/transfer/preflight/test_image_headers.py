@@ -53,6 +53,20 @@ def test_the_size_is_that_of_the_image_as_detectron2_turns_it(tmp_path, suffix, 
         check_images("mine", [turned | {"width": height, "height": width}])
 
 
+def test_images_that_exif_turns_are_counted(tmp_path, caplog):
+    """Orientation 3 keeps the size, so that nothing else can show what the annotations mean."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = 3
+    turned = [picture(tmp_path / f"{name}.jpg", exif=exif) for name in "cb"]
+    check_images("mine", [picture(tmp_path / "a.jpg")])
+    assert not caplog.records
+    check_images("mine", [picture(tmp_path / "a.jpg"), *turned])
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "turn or mirror 2 of its 3 images, first " in record.message
+    assert "b.jpg; their annotations must be those of the turned images" in record.message
+
+
 def test_exif_that_follows_the_pixels_of_a_png_counts(tmp_path):
     exif = Image.Exif()
     exif[ORIENTATION] = 6

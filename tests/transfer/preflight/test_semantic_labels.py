@@ -72,6 +72,14 @@ def test_classes_that_the_sample_misses_are_looked_for(findings, monkeypatch):
     assert findings("val", np.zeros_like, [0]) == []
 
 
+@pytest.mark.parametrize("split", FOLDERS)
+def test_an_image_that_is_listed_twice_is_named(findings, tmp_path, split):
+    file = tmp_path / f"VOC2012/ImageSets/Segmentation/{split}.txt"
+    file.write_text(f"2007_{split}_1\n{file.read_text()}")
+    (finding,) = findings(split, np.copy)
+    assert f"2007_{split}_1.jpg 2 times; list it once" in finding.message
+
+
 def test_the_header_of_each_file_is_read(findings, monkeypatch):
     monkeypatch.setattr(semantic_labels, "SAMPLED", 1)
     (finding,) = findings("val", lambda pixels: np.stack([pixels] * 3, -1), [1])

@@ -19,6 +19,7 @@ from moco_d2.errors import UserError
 # Packages that commands import when they need them.
 _PACKAGES = ("torch", "torchvision", "detectron2", "cv2", "pycocotools", "fvcore", "iopath")
 _NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+_NO_FILES = re.compile(r"Too many open files|received \d+ items of ancdata", re.IGNORECASE)
 # Texts of the RuntimeErrors of torch's allocators.
 _NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|CUDA out of memory")
 _LOST_WORKER = re.compile(
@@ -30,7 +31,7 @@ _LOST_PROCESS = re.compile(
     r"Connection (closed by|reset by|refused)|Broken pipe|Socket closed|closed by peer"
     r"|NCCL (communicator was aborted|error)|remote process exited|failed to recv|Watchdog"
 )
-_COLLECTIVE = re.compile(r"gloo|NCCL|ProcessGroup|TCPStore|c10d|DDP", re.IGNORECASE)
+_COLLECTIVE = re.compile(r"gloo|NCCL|ProcessGroup|TCPStore|c10d|DDP|pair closure", re.IGNORECASE)
 _ROLL_CALL_S = 5.0  # seconds in which the other processes notice the failure, too
 _LENGTH = 160  # characters that are quoted
 
@@ -82,6 +83,13 @@ def describe(error: BaseException) -> str | None:
         return (
             f"out of memory ({_short(text)}): use less memory per step (MOCO.ACCUMULATION, smaller "
             "images, or more processes) and continue with --resume"
+        )
+    if (isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)) or (
+        isinstance(error, RuntimeError | OSError) and _NO_FILES.search(text)
+    ):
+        return (
+            f"too many open files ({_short(text)}): raise the limit (ulimit -n), or lower "
+            "DATALOADER.NUM_WORKERS, and continue with --resume"
         )
     if (match := _LOST_WORKER.search(text)) or _is_lost_connection_to_worker(error):
         return (

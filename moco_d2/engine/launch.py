@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from moco_d2.config.load import find_config, load_config_of
 from moco_d2.engine.failures import describe, explained
-from moco_d2.engine.place import Place, place_of_process, restarts
+from moco_d2.engine.place import Place, place_of_process, port_of, restarts
 from moco_d2.engine.process_group import joined
 from moco_d2.engine.signals import STOP_SIGNALS, is_default
 from moco_d2.errors import INTERRUPTED_EXIT_CODE, Stopped, UserError
@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
 LOGGERS = ("detectron2", "fvcore", "moco_d2")  # loggers of a run
 _HELD_LINES = 100_000  # log lines before the folder exists
-_ADDRESS = re.compile(r"tcp://(?P<host>.+):(?P<port>\d+)")  # of --dist-url
+_ADDRESS = re.compile(r"tcp://\[?(?P<host>.+?)\]?:(?P<port>\d+)")  # of --dist-url
+# Flags that may differ between the processes: the config is compared with what it contains.
+_OF_PROCESS = ("command", "opts", "config_file", "machine_rank", "dist_url", "submit")
 
 
 def launch(main: str, args: argparse.Namespace) -> None:
@@ -52,13 +54,14 @@ def launch(main: str, args: argparse.Namespace) -> None:
     if restarts() > 0:
         args.resume = True  # torchrun restarts all processes after one has failed
     place = place_of_process()  # torchrun and SLURM set it
-    # On one machine, --num-gpus 0 is a single process, as in Detectron2.
-    fewest = {"num_gpus": int(args.num_machines != 1), "num_machines": 1}
-    for flag, least in fewest.items():
-        if getattr(args, flag) < least:
-            name = f"--{flag.replace('_', '-')}"
-            raise UserError(f"{name} is {getattr(args, flag)}: give {least} or more")
-    if place is None and args.num_gpus * args.num_machines > 1:
+    check_counts(args)
+    if args.num_gpus * args.num_machines > 1:
+        if place is not None or os.environ.get("TORCHELASTIC_RUN_ID"):
+            raise UserError(
+                f"--num-gpus {args.num_gpus} and --num-machines {args.num_machines} start "
+                "processes, but torchrun or SLURM has already started them, as the environment "
+                "says (WORLD_SIZE, TORCHELASTIC_RUN_ID): leave these flags out"
+            )
         _check_flags(args)
         with _children_as_one():
             spawn(_start_child, args=(main, args), nprocs=args.num_gpus)
@@ -66,11 +69,40 @@ def launch(main: str, args: argparse.Namespace) -> None:
     _run(job, args, place)
 
 
+def check_counts(args: argparse.Namespace) -> None:
+    """Check --num-gpus, --num-machines and --machine-rank, whatever starts the processes.
+
+    Raises:
+        UserError: If there can be no such number, or they contradict each other.
+    """
+    # On one machine, --num-gpus 0 is a single process, as in Detectron2.
+    fewest = {"num_gpus": int(args.num_machines != 1), "num_machines": 1}
+    for flag, least in fewest.items():
+        if getattr(args, flag) < least:
+            name = f"--{flag.replace('_', '-')}"
+            raise UserError(f"{name} is {getattr(args, flag)}: give {least} or more")
+    rank = getattr(args, "machine_rank", 0)
+    if not 0 <= rank < args.num_machines:
+        raise UserError(
+            f"--machine-rank {rank} must be at least 0 and less than --num-machines "
+            f"{args.num_machines}: give both flags, or neither"
+        )
+
+
 def _run(job: Callable[[Any], Any], args: argparse.Namespace, place: Place | None) -> None:
     with explained(), _quiet_log_errors(), contextlib.ExitStack() as stack:
         if place is not None:
-            stack.enter_context(joined(place, on_gpu=_is_on_gpu(args)))
+            stack.enter_context(joined(place, on_gpu=_is_on_gpu(args), flags=_shared_flags(args)))
         job(args)
+
+
+def _shared_flags(args: argparse.Namespace) -> dict[str, str]:
+    """Return the flags that are the same in all processes of a run."""
+    return {
+        f"--{name.replace('_', '-')}": str(value)
+        for name, value in vars(args).items()
+        if name not in _OF_PROCESS
+    }
 
 
 def _check_flags(args: argparse.Namespace) -> None:
@@ -81,18 +113,21 @@ def _check_flags(args: argparse.Namespace) -> None:
     """
     import torch
 
-    if not _is_on_gpu(args) or torch.cuda.device_count() < args.num_gpus:
+    if not _is_on_gpu(args):
         raise UserError(
-            f"--num-gpus is {args.num_gpus}, but this machine has {torch.cuda.device_count()}, or "
-            "the device is the CPU: lower it, or for several CPU processes use torchrun "
-            "--nproc-per-node N"
+            f"--num-gpus {args.num_gpus} and --num-machines {args.num_machines} start processes "
+            "on GPUs, but the device is the CPU: leave these flags out and use torchrun --nnodes "
+            f"{args.num_machines} --nproc-per-node {args.num_gpus}"
         )
-    if not 0 <= args.machine_rank < args.num_machines:
+    if torch.cuda.device_count() < args.num_gpus:
         raise UserError(
-            f"--machine-rank {args.machine_rank} must be at least 0 and less than --num-machines "
-            f"{args.num_machines}"
+            f"--num-gpus is {args.num_gpus}, but this machine has {torch.cuda.device_count()}: "
+            "lower it"
         )
-    if args.num_machines > 1 and not _ADDRESS.fullmatch(args.dist_url):
+    address = _ADDRESS.fullmatch(args.dist_url)
+    if address is not None:
+        port_of(address["port"], "the port of --dist-url")
+    elif args.num_machines > 1:
         raise UserError(
             f"--dist-url is {args.dist_url}, but --num-machines {args.num_machines} needs the "
             "address of machine 0: give tcp://HOST:PORT"

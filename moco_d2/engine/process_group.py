@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from moco_d2.engine.device import take_own_gpu
@@ -47,8 +47,10 @@ def timeout() -> datetime.timedelta:
 
 
 @contextlib.contextmanager
-def joined(place: Place, *, on_gpu: bool) -> Iterator[None]:
+def joined(place: Place, *, on_gpu: bool, flags: Mapping[str, str]) -> Iterator[None]:
     """Join the group of all processes for a block, with NCCL on GPUs and gloo on CPUs.
+
+    All processes must have the same flags (name -> value).
 
     An error in the block is told to the other processes, which end, too.
 
@@ -64,7 +66,7 @@ def joined(place: Place, *, on_gpu: bool) -> Iterator[None]:
     limit = timeout()
     backend = "nccl" if on_gpu else "gloo"
     gpu = take_own_gpu(place.local_rank, place.local_world_size) if on_gpu else None
-    store = _meet(place, {"backend": backend, "gpu": gpu}, limit)
+    store = _meet(place, {"backend": backend, "gpu": gpu, "flags": dict(flags)}, limit)
     dist.init_process_group(
         backend,
         store=PrefixStore("group", store),
@@ -251,12 +253,12 @@ def _misfit(arrivals: list[dict[str, Any]]) -> str:
         "backend": "the backend of torch.distributed",
     }
     for fact, advice in reasons.items():
-        ranks: dict[Any, int] = {}
-        for one in arrivals:
-            ranks.setdefault(one[fact], one["rank"])
-        if len(ranks) > 1:
-            values = " and ".join(f"{value} for rank {rank}" for value, rank in ranks.items())
-            return f"{names[fact]} is {values}: {advice}"
+        if problem := _difference(names[fact], {one["rank"]: one[fact] for one in arrivals}):
+            return f"{problem}: {advice}"
+    for flag in dict.fromkeys(flag for one in arrivals for flag in one["flags"]):
+        values = {one["rank"]: one["flags"].get(flag) for one in arrivals}
+        if problem := _difference(flag, values):
+            return f"{problem}: start all processes with the same flags"
     ranks_of_gpu: dict[str, int] = {}
     for before, one in zip([None, *arrivals], arrivals, strict=False):
         rank, gpu = one["rank"], one["gpu"]
@@ -268,6 +270,15 @@ def _misfit(arrivals: list[dict[str, Any]]) -> str:
                 "process per GPU"
             )
     return ""
+
+
+def _difference(name: str, values: Mapping[int, Any]) -> str:
+    """Return which ranks have which value (rank -> value), or "" if all have the same."""
+    ranks: dict[Any, list[int]] = {}
+    for rank, value in values.items():
+        ranks.setdefault(value, []).append(rank)
+    parts = [f"{value} for rank {_listed(of)}" for value, of in ranks.items()]
+    return f"{name} is {' and '.join(parts)}" if len(parts) > 1 else ""
 
 
 def _twice(rank: int) -> str:

@@ -53,6 +53,23 @@ def test_real_errors(act, words):
             RuntimeError("[../gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 6000ms"),
             "another process of this run does not answer",
         ),
+        (
+            RuntimeError("Application timeout caused pair closure"),
+            "another process of this run does not answer (Application timeout",
+        ),
+        (OSError(errno.EMFILE, "Too many open files", "x.jpg"), "too many open files ([Errno 24]"),
+        (OSError(errno.ENFILE, "Too many open files in system"), "raise the limit (ulimit -n)"),
+        (
+            RuntimeError("Too many open files. Communication with the workers is no longer ..."),
+            "or lower DATALOADER.NUM_WORKERS",
+        ),
+        (
+            RuntimeError(
+                "unable to open shared memory object </torch_1> (24): Too many open files"
+            ),
+            "too many open files (unable to open shared",
+        ),
+        (RuntimeError("received 0 items of ancdata"), "too many open files (received 0 items"),
         (RuntimeError("Connection closed by peer"), None),  # of whom?
         (ConnectionResetError(errno.ECONNRESET, "reset"), None),  # not in a DataLoader
         (FileNotFoundError(errno.ENOENT, "No such file", "x"), None),

@@ -21,6 +21,12 @@ from moco_d2.engine.launch import launch
 from moco_d2.engine.slurm import submit
 from moco_d2.errors import Stopped, UserError
 
+TORCHRUN = {
+    **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), "2"),
+    **dict.fromkeys(("RANK", "LOCAL_RANK"), "0"),
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500",
+}
 CALLED: list[argparse.Namespace] = []
 
 
@@ -106,7 +112,7 @@ def test_exit_codes_name_the_signal(number, code, capsys):
 
 @pytest.mark.skipif(torch.cuda.device_count() > 1, reason="has the GPUs")
 def test_several_processes_on_a_cpu_are_torchruns():
-    with pytest.raises(UserError, match="torchrun --nproc-per-node"):
+    with pytest.raises(UserError, match="torchrun --nnodes 1 --nproc-per-node 2"):
         launch("moco_d2.pretrain.main:pretrain", flags("--num-gpus", "2"))
 
 
@@ -119,7 +125,16 @@ def pretend_gpus(monkeypatch, count: int) -> None:
     ("words", "message"),
     [
         (["--num-gpus", "16"], "this machine has 8.*: lower it"),
-        (["--num-gpus", "2", "MODEL.DEVICE", "cpu"], "or the device is the CPU: .* torchrun"),
+        (
+            ["--num-gpus", "2", "MODEL.DEVICE", "cpu"],
+            "but the device is the CPU: .* torchrun --nnodes 1 --nproc-per-node 2",
+        ),
+        (
+            ["--num-machines", "2", "MODEL.DEVICE", "cpu"],
+            "but the device is the CPU: .* torchrun --nnodes 2 --nproc-per-node 1",
+        ),
+        (["--machine-rank", "1"], "--machine-rank 1 must be .* 1: give both flags, or neither"),
+        (["--num-gpus", "2", "--dist-url", "tcp://host:65536"], "of --dist-url is '65536'"),
         (["--num-gpus", "-1"], "--num-gpus is -1: give 0 or more"),
         (["--num-gpus", "0", "--num-machines", "2"], "--num-gpus is 0: give 1 or more"),
         (["--num-machines", "0"], "--num-machines is 0: give 1 or more"),
@@ -136,6 +151,15 @@ def test_flags_that_cannot_start_processes_are_refused(monkeypatch, words, messa
     args = argument_parser("", "").parse_args(["--config-file", "moco_v2_R50_200ep.yaml", *words])
     with pytest.raises(UserError, match=message):
         launch("moco_d2.pretrain.main:pretrain", args)
+
+
+@pytest.mark.parametrize("variables", [{"TORCHELASTIC_RUN_ID": "none"}, TORCHRUN])
+@pytest.mark.parametrize("words", [["--num-gpus", "2"], ["--num-machines", "2"]])
+def test_processes_that_torchrun_has_started_start_no_others(monkeypatch, variables, words):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="start processes, but torchrun or SLURM has already"):
+        launch("moco_d2.pretrain.main:pretrain", flags(*words))
 
 
 def test_num_gpus_starts_processes_with_ranks_that_meet(monkeypatch, tmp_path):

@@ -21,6 +21,7 @@ from moco_d2.errors import UserError
 from moco_d2.plugin import compat
 
 LIMIT = datetime.timedelta(seconds=60)
+FACTS = {"backend": "gloo", "gpu": None, "flags": {}}
 TORCHRUN = {
     "RANK": "1",
     "WORLD_SIZE": "4",
@@ -127,7 +128,9 @@ def meet(*processes: tuple[Place, dict]) -> list[str]:
     return said
 
 
-def processes_of(machines: list[int], *, world_sizes=None, backends="gloo", gpus=None) -> list:
+def processes_of(
+    machines: list[int], *, world_sizes=None, backends="gloo", gpus=None, flags=None
+) -> list:
     """Describe processes; machines: how many each has."""
     port, size = free_port(), sum(machines)
     places = [(local, count) for count in machines for local in range(count)]
@@ -136,7 +139,11 @@ def processes_of(machines: list[int], *, world_sizes=None, backends="gloo", gpus
     return [
         (
             Place(rank, world_sizes[rank], local, count, "127.0.0.1", port),
-            {"backend": backends[rank], "gpu": gpus and gpus[rank]},
+            {
+                "backend": backends[rank],
+                "gpu": gpus and gpus[rank],
+                "flags": flags[rank] if flags else {},
+            },
         )
         for rank, (local, count) in enumerate(places)
     ]
@@ -152,7 +159,7 @@ def test_processes_that_fit_meet():
     [
         (
             {"machines": [2, 1]},
-            "the number of processes on a machine is 2 for rank [01] and 1 for rank 2: start the",
+            "the number of processes on a machine is 2 for rank [01](, 1)? and 1 for rank 2: st",
         ),
         (
             {"machines": [1, 1], "backends": ["nccl", "gloo"]},
@@ -161,6 +168,10 @@ def test_processes_that_fit_meet():
         (
             {"machines": [3], "gpus": ["a", "b", "a"], "backends": "nccl"},
             "rank 0 and rank 2 would share the GPU a: start one process per GPU",
+        ),
+        (
+            {"machines": [2], "flags": [{"--force": "True", "--resume": "False"}, {}]},
+            "--force is True for rank 0 and None for rank 1: start all processes with the same fl",
         ),
         (  # --num-gpus 2 on one machine of two and --num-gpus 1 on the other
             {"machines": [1, 1], "world_sizes": [4, 2]},
@@ -186,7 +197,7 @@ def test_a_process_that_waits_says_for_whom(monkeypatch, capsys):
     monkeypatch.setattr(process_group, "_REPORT_S", 0.01)
     place = Place(0, 3, 0, 3, "127.0.0.1", free_port())
     with pytest.raises(UserError, match="^rank 1, 2 of 3 processes did not come to 127"):
-        process_group._meet(place, {"backend": "gloo", "gpu": None}, datetime.timedelta(seconds=1))
+        process_group._meet(place, FACTS, datetime.timedelta(seconds=1))
     waiting = capsys.readouterr().err
     assert "waiting for rank 1, 2 of 3 processes at 127.0.0.1" in waiting
     assert "unset WORLD_SIZE" in waiting
@@ -281,6 +292,21 @@ def test_an_error_of_one_process_ends_the_others_wherever_they_wait():
         ),
         (2, ["error: the disk of this machine is full"]),
     ]
+
+
+def test_flags_that_differ_are_one_sentence_in_all_processes():
+    tool = ROOT / "tools" / "train_net.py"
+    words = ["--config-file", "voc_C4_random.yaml", *["MODEL.DEVICE", "cpu", "OUTPUT_DIR", "out"]]
+    code = (
+        "import os, runpy, sys; del sys.argv[0]; "
+        "sys.argv[1:1] = ['--force'] * (os.environ['RANK'] == '1'); "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    sentence = (
+        "error: --force is False for rank 0 and True for rank 1: start all processes with the same "
+        "flags"
+    )
+    assert ended("-c", code, tool, *words) == [(2, [sentence])] * 2
 
 
 def in_two_folders(tmp_path: Path, *words: object) -> list[tuple[int, list[str]]]:

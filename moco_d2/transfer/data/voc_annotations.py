@@ -81,7 +81,7 @@ def read_split(root: str, split: str) -> Counter[str]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot read {path}: {reason}; use a VOC folder") from error
-    names = [line.strip() for line in text.split("\n") if line.strip()]
+    names = [line.strip() for line in re.split("[\r\n]", text) if line.strip()]
     annotations = Path(PathManager.get_local_path(f"{root}/Annotations/"))
     if (
         names
@@ -171,10 +171,10 @@ def _read_annotation(path: Path, modified: int) -> VOCAnnotation:
     try:
         root = parse_xml(path)
         objects = root.findall("object")
-        if len(objects) < sum(1 for _ in root.iter("object")):
+        if len(objects) < sum(element.tag.lower() == "object" for element in root.iter()):
             raise ValueError(
-                f"an object is not directly in <{root.tag}>; write it there, because it would not "
-                "be read elsewhere"
+                f"an object is not an <object> directly in <{root.tag}>; write it so, because no "
+                "other is read"
             )
         return VOCAnnotation(tuple(map(_object, objects)), _size(root))
     except (expat.ExpatError, TypeError, ValueError) as error:

@@ -138,7 +138,8 @@ def test_an_image_listed_twice_stays_twice(root):
 
 
 @pytest.mark.parametrize(
-    "lines", ["test000.jpg\ntest001.JPG\n", "JPEGImages/test000.jpg\n/a/b/test001.png\n"]
+    "lines",
+    ["test000.jpg\rtest001.JPG\r", "JPEGImages/test000.jpg\n/a/b/test001.png\n"],
 )
 def test_lines_may_be_paths_of_images(root, lines):
     (root / SPLIT).write_text(lines)
@@ -165,10 +166,14 @@ def test_another_encoding_names_the_fix(root, declared):
         load(root)
 
 
-def test_objects_in_an_unknown_place_are_not_dropped(root):
-    rewrite(root, "<object>", "<objects><object>")
-    rewrite(root, "</object>", "</object></objects>")
-    with pytest.raises(UserError, match=r"test000\.xml .*an object is not directly in <annot"):
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [("<objects><object>", "</object></objects>"), ("<Object>", "</Object>")],
+)
+def test_objects_in_an_unknown_place_are_not_dropped(root, start, end):
+    rewrite(root, "<object>", start)
+    rewrite(root, "</object>", end)
+    with pytest.raises(UserError, match=r"test000\.xml .*an object is not an <object> directly in"):
         load(root)
 
 

@@ -203,6 +203,15 @@ def test_a_run_that_was_resumed_with_other_settings_is_marked_and_matches_only_i
     assert resumed.endswith("settings: SOLVER.MAX_ITER 7 -> 24000 after 7 iterations")
 
 
+def test_a_run_without_weights_under_the_name_of_weights_is_marked(make_content, write):
+    record = make_content(initialization="moco")
+    record["weights"], record["coverage"] = None, {"expected": 265, "loaded": 0}
+    write(record)
+    table = table_of(write.folder)
+    assert table.rows[0].marks[0] == "weights"
+    assert dict(table.footnotes)["weights"] == "moco started from random initialization"
+
+
 def test_runs_that_were_lengthened_alike_are_matched(make_content, write):
     change = {"iteration": 7, "key": "SOLVER.MAX_ITER", "before": "7", "after": "24000"}
     for name in ("supervised", "moco"):

@@ -120,6 +120,9 @@ class Matching:
         name = record.initialization
         if name == "random" and (record.weights_sha256 or record.loaded):
             return f"{name} started from weights"
+        trained = record.origin["how"] == "trained"
+        if name != "random" and trained and not record.weights_sha256 and not record.loaded:
+            return f"{name} started from random initialization"
         method = next((m for m in PRETEXTS if name.startswith(m)), None)
         if method and record.pretext in PRETEXTS and record.pretext != method:
             return f"{name} started from weights that were pretrained by {record.pretext}"

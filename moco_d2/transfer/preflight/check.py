@@ -6,6 +6,7 @@ from moco_d2.transfer.plan import RunPlan
 from moco_d2.transfer.preflight.config_checks import (
     check_config,
     check_memory,
+    check_name,
     check_schedule,
     check_settings,
 )
@@ -28,6 +29,7 @@ def check(plan: RunPlan) -> list[Finding]:
     available = _smallest_of_processes(available_bytes(cfg.MODEL.DEVICE, comm.get_local_size()))
     return [
         *findings,
+        *check_name(cfg, plan.config_file),
         *check_schedule(cfg, plan.written),
         *check_settings(cfg),
         *check_memory(cfg, available=available, world_size=plan.world_size),

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from moco_d2.config.load import config_root
 from moco_d2.config.plain import flatten, to_plain
 from moco_d2.transfer.preflight.findings import Finding, Refusal
 from moco_d2.transfer.preflight.memory import HOW, training_bytes
@@ -59,6 +60,24 @@ def check_config(
         *_norms(cfg, world_size),
         *_seed(cfg),
         *_contradictions(cfg, provenance),
+    ]
+
+
+def check_name(cfg: "CfgNode", config_file: str) -> list[Finding]:
+    """Return a finding if a run without weights has the name of pretrained ones, by which tables
+    would call it.
+    """
+    name = config_file.removesuffix(".yaml").removeprefix(f"{cfg.MOCO.TASK}_")
+    packaged = config_root() / "init" / f"{name}.yaml"
+    if cfg.MODEL.WEIGHTS != RANDOM or name.startswith("random") or not packaged.is_file():
+        return []
+    return [
+        Finding(
+            "MODEL.WEIGHTS",
+            RANDOM,
+            f"tables would call this run {name}; run {cfg.MOCO.TASK}_random.yaml, or set "
+            "MODEL.WEIGHTS to pretrained weights",
+        )
     ]
 
 

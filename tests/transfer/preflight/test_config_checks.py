@@ -8,6 +8,7 @@ from moco_d2.transfer.preflight.config_checks import (
     check_config,
     check_coverage,
     check_memory,
+    check_name,
     check_schedule,
     check_settings,
 )
@@ -311,3 +312,17 @@ def test_a_finished_detector_is_not_a_backbone():
     )
     cfg = load_config("voc_C4_moco.yaml", ["MOCO.BACKBONE_ONLY", "True"])
     assert check_coverage(cfg, whole) == []
+
+
+def test_a_run_without_weights_does_not_have_the_name_of_weights():
+    words = ["MODEL.WEIGHTS", "random://"]
+    cfg = load_config("voc_C4_moco_v2_200ep.yaml", words)
+    (found,) = check_name(cfg, "voc_C4_moco_v2_200ep.yaml")
+    assert str(found) == (
+        "MODEL.WEIGHTS is random://: tables would call this run moco_v2_200ep; run "
+        "voc_C4_random.yaml, or set MODEL.WEIGHTS to pretrained weights"
+    )
+    for name in ("voc_C4_random.yaml", "voc_C4_mine.yaml", "mine.yaml"):
+        assert check_name(cfg, name) == []
+    pretrained = load_config("voc_C4_moco.yaml")
+    assert check_name(pretrained, "voc_C4_moco.yaml") == []

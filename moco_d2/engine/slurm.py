@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from moco_d2.errors import UserError, closest
+from moco_d2.config.load import load_config_of
+from moco_d2.errors import USER_ERROR_EXIT_CODE, UserError, as_raised, closest, printable
 
 # Our names of two of submitit's parameters.
 _ALIASES = {"time": "timeout_min", "gpus": "gpus_per_node"}
@@ -45,7 +46,12 @@ class DistributedJob:
         submitit.helpers.TorchDistributedEnvironment().export(
             set_cuda_visible_devices=False, overwrite=True
         )
-        launch(self.main, self.args)
+        try:
+            launch(self.main, self.args)
+        except UserError as error:  # submitit would print a traceback
+            text = "\n".join(map(printable, as_raised(error).lines))
+            print(f"error: {text}", file=sys.stderr, flush=True)
+            sys.exit(USER_ERROR_EXIT_CODE)
 
     def checkpoint(self) -> Any:
         """Return the job that submitit runs after it is queued again."""
@@ -63,15 +69,23 @@ def submit(main: str, args: argparse.Namespace) -> Any:
         args: The parsed flags. ``args.submit`` has words KEY=VALUE. The keys are cluster (slurm, or
             local for processes of this machine), folder (for submitit's files and output), and
             submitit's parameters with - for _: nodes, gpus-per-node (8 or a100:8, also as
-            gres=gpu:8 or gres=gpu:a100:8), time (minutes, or HH:MM:SS),
-            cpus-per-task, mem-gb, and those of SLURM: partition, account, qos, constraint ...
+            gres=gpu:8 or gres=gpu:a100:8), gpus (of all machines), time (minutes, or
+            another form of SLURM's), cpus-per-task, mem-gb, and those of SLURM: partition, account,
+            qos, constraint ... A value with commas stands in double quotes.
 
     Returns:
         submitit's Job.
 
     Raises:
-        UserError: If submitit does not know a key or its value, or the cluster does not exist.
+        UserError: If submitit does not know a key or its value, the cluster does not exist, or the
+            job could not start: its config cannot be loaded, or flags would start processes.
     """
+    load_config_of(args)
+    if args.num_gpus * args.num_machines > 1 or args.machine_rank:
+        raise UserError(
+            "--submit starts the processes on all machines: leave out --num-gpus, --num-machines "
+            "and --machine-rank, and give nodes and gpus-per-node to --submit"
+        )
     parameters = parse_words(args.submit)
     parameters.setdefault("folder", "output/slurm")
     parameters.setdefault("tasks_per_node", max(1, gpus_of_node(parameters)))
@@ -137,20 +151,66 @@ def parse_words(words: list[str]) -> dict[str, Any]:
     """Turn KEY=VALUE words into submitit's parameters, cluster and folder.
 
     Raises:
-        UserError: If a word has another form.
+        UserError: If a word has another form, or two words give the same.
     """
     parameters: dict[str, Any] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
+    for word in _whole(words):
+        name, equals, value = word.partition("=")
         if not equals:
-            raise UserError(f"--submit takes KEY=VALUE words, such as nodes=2, got {word!r}")
-        key = key.replace("-", "_")
+            raise UserError(
+                f"--submit takes KEY=VALUE words, such as nodes=2, got {word!r}; a value with "
+                "commas stands in double quotes: --submit 'nodes=2,exclude=\"a,b\"'"
+            )
+        key = name.replace("-", "_")
         key = _ALIASES.get(key, key)
+        value = value.replace('"', "")
+        if key in parameters:
+            raise UserError(f"--submit gives {name} twice, also as another name: leave one out")
         if key == "timeout_min":
             parameters[key] = _minutes(value)
         else:
             parameters[key] = int(value) if value.isdecimal() else value
+    if any(re.match("gpus=", word) for word in words):
+        parameters["gpus_per_node"] = _share_of_node(parameters)
     return parameters
+
+
+def _whole(words: list[str]) -> list[str]:
+    """Join the words of a value that was split at commas in double quotes or brackets.
+
+    Raises:
+        UserError: If a quote or a bracket is not closed.
+    """
+    whole: list[str] = []
+    is_open = False
+    for word in words:
+        if is_open:
+            whole[-1] += f",{word}"
+        else:
+            whole.append(word)
+        is_open = whole[-1].count('"') % 2 == 1 or whole[-1].count("[") > whole[-1].count("]")
+    if is_open:
+        raise UserError(f"--submit {whole[-1]}: close the quote or the bracket")
+    return whole
+
+
+def _share_of_node(parameters: dict[str, Any]) -> int | str:
+    """Return the GPUs of a machine for SLURM's gpus, which is the number of the whole job.
+
+    Raises:
+        UserError: If the machines cannot have equal shares.
+    """
+    gpus, nodes = str(parameters["gpus_per_node"]), parameters.get("nodes", 1)
+    kind, colon, number = gpus.rpartition(":")
+    if not number.isdecimal():
+        raise UserError(f"--submit gpus={gpus}: give a number, or TYPE:NUMBER")
+    if not isinstance(nodes, int) or nodes < 1 or int(number) % nodes:
+        raise UserError(
+            f"--submit gpus={gpus} is for all machines together, and nodes={nodes} cannot share "
+            "them equally: give gpus-per-node"
+        )
+    share = int(number) // nodes
+    return f"{kind}:{share}" if colon else share
 
 
 def gpus_of_node(parameters: dict[str, Any]) -> int:
@@ -174,11 +234,14 @@ def gpus_of_node(parameters: dict[str, Any]) -> int:
 
 
 def _minutes(value: str) -> int:
-    """Parse SLURM's forms of a time: minutes, HH:MM:SS or D-HH:MM:SS."""
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", value)
-    if match:
-        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-        return (days * 24 + hours) * 60 + minutes + (seconds > 0)
-    if value.isdecimal():
-        return int(value)
-    raise UserError(f"--submit time={value}: give minutes, HH:MM:SS or D-HH:MM:SS")
+    """Parse SLURM's forms of a time, and round it up to minutes."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", value)
+    if not match:
+        raise UserError(
+            f"--submit time={value}: give minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS"
+        )
+    days, *parts = (int(part) if part else 0 for part in match.groups())
+    if match[1] is None and match[4] is None:  # without days and hours
+        parts = [0, *parts[:2]]
+    hours, minutes, seconds = parts
+    return (days * 24 + hours) * 60 + minutes + (seconds > 0)

@@ -1,9 +1,12 @@
 """Build the training data and the views of a pretraining config."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
 
+from moco_d2.config.safe_yaml import expand_home
 from moco_d2.config.shard_patterns import SHARDS_PREFIX
 from moco_d2.errors import UserError
 from moco_d2.pixel_values import check_range
@@ -30,6 +33,7 @@ def build_training_data(cfg: CfgNode, *, rank: int = 0, world_size: int = 1) -> 
         raise UserError(
             f"DATASETS.TRAIN must name one dataset, got {len(names)}: set it to path/to/images"
         )
+    _check_output(cfg)
     stream = {
         **build_views(cfg),
         "total_batch": cfg.SOLVER.IMS_PER_BATCH,
@@ -60,6 +64,7 @@ def build_training_data(cfg: CfgNode, *, rank: int = 0, world_size: int = 1) -> 
         )
     else:
         images = take_fraction(list_source(names[0]), cfg.MOCO.DATA.SHARE)
+        label_problem = f" ({images.label_problem})" if images.label_problem else ""
         data = ListedData(with_range(images, value_range, dataset=names[0]), **stream)
     if cfg.MOCO.PRETEXT == "supervised" and len(data.classes) == 1:
         raise UserError(
@@ -73,6 +78,28 @@ def build_training_data(cfg: CfgNode, *, rank: int = 0, world_size: int = 1) -> 
             "counted shards with a .cls for every image"
         )
     return data
+
+
+def _check_output(cfg: CfgNode) -> None:
+    """
+    Raises:
+        UserError: If OUTPUT_DIR is in a folder of images. The next run would take the images that
+            this one draws for images of the set.
+    """
+    output = Path(os.path.realpath(expand_home(cfg.OUTPUT_DIR)))
+    knn = cfg.MOCO.KNN
+    folders = {
+        "DATASETS.TRAIN": cfg.DATASETS.TRAIN[0],
+        "MOCO.KNN.TRAIN": knn.TRAIN,
+        "MOCO.KNN.TEST": knn.TEST,
+    }
+    for key, name in folders.items():
+        folder = expand_home(name)
+        if name and folder.is_dir() and output.is_relative_to(os.path.realpath(folder)):
+            raise UserError(
+                f"OUTPUT_DIR {cfg.OUTPUT_DIR} is in {key} {name}, and the images that the run "
+                "writes there would become images of the set: choose a folder elsewhere"
+            )
 
 
 def build_views(cfg: CfgNode) -> dict[str, Any]:

@@ -33,6 +33,10 @@ class PathTable(Sequence[str]):
             self._characters += os.fsencode(path)
             self._ends.append(len(self._characters))
 
+    def repeated(self) -> int:
+        """Return the number of names that are in the table before."""
+        return len(self) - len(np.unique(np.fromiter(map(hash, self), np.int64, len(self))))
+
     def digest(self) -> str:
         """Return the SHA-256 of all names, in their order, below the folder that they share."""
         content = hashlib.sha256()
@@ -74,12 +78,14 @@ class ImageList:
         labels: Class index of each image; None without labels.
         classes: Names of the classes; empty without labels.
         value_range: MOCO.INPUT.RANGE, with which the files are read.
+        label_problem: Why labels that the images have cannot be used, as a clause, or empty.
     """
 
     paths: PathTable
     labels: Sequence[int] | None
     classes: list[str]
     value_range: ValueRange = ()
+    label_problem: str = ""
 
     def __len__(self) -> int:
         return len(self.paths)

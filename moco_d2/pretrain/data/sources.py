@@ -3,6 +3,7 @@
 import array
 import logging
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
@@ -20,6 +21,9 @@ LIST_PREFIX = "list:"
 MAX_CLASSES = 1_000_000
 #: Maximum characters of a line in a list: a path and a label.
 MAX_LINE = 10_000
+_SAMPLE = 16  # files of a list that are looked for before training
+# Labels that are numbers, but no class indices: -1 often means an image without a label.
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
 _FOLDER = "a folder of images or a folder with one folder per class"
 # Classes that Detectron2's readers raise for damaged annotations.
 _DAMAGED = (
@@ -39,7 +43,9 @@ def list_source(name: str) -> ImageList:
         UserError: If `name` is none of these, or has no images.
     """
     if name.startswith(LIST_PREFIX):
-        return _logged(read_list(name.removeprefix(LIST_PREFIX)), name)
+        images = _logged(read_list(name.removeprefix(LIST_PREFIX)), name)
+        _check_some_exist(images.paths, name)
+        return images
     from detectron2.data import DatasetCatalog
 
     if not Path(name).expanduser().exists() and name in DatasetCatalog:
@@ -89,6 +95,20 @@ def list_images(folder: str | Path) -> ImageList:
     return _logged(images, str(folder))
 
 
+def _check_some_exist(paths: PathTable, name: str) -> None:
+    """
+    Raises:
+        UserError: If not even one of a few files of a list exists.
+    """
+    step = max((len(paths) - 1) // _SAMPLE, 1)
+    sample = [*paths[::step], paths[-1]]
+    if not any(map(os.path.isfile, sample)):
+        raise UserError(
+            f"{name}: none of {len(sample)} images exists, first {sample[0]}: paths in a list are "
+            "absolute, or relative to the folder of the list"
+        )
+
+
 def _logged(images: ImageList, source: str) -> ImageList:
     logger.info("%s: %d images, %d classes", printable(source), len(images), len(images.classes))
     return images
@@ -118,10 +138,12 @@ def read_list(file: str | Path) -> ImageList:
     paths = PathTable()
     words: list[str] = []
     interned: dict[str, str] = {}  # one object per class, not per line
-    with file.open(encoding="utf-8", errors="surrogateescape") as lines:
+    with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         for number, line in enumerate(map(str.strip, _bounded_lines(lines)), start=1):
             if not line:
                 continue
+            if "\0" in line:
+                raise UserError(f"{file} line {number} has a zero byte: write it as text (UTF-8)")
             path, word = _split_list_line(line)
             if path is None:
                 raise UserError(
@@ -134,14 +156,29 @@ def read_list(file: str | Path) -> ImageList:
                 words.append(interned.setdefault(word, word))
     if not paths:
         raise UserError(f"list of images {file} is empty: write one path per line")
+    repeated = paths.repeated()
+    if repeated:
+        logger.warning("%s", printable(f"{repeated} lines of {file} name an image again"))
     if not words:
         return ImageList(paths, None, [])
     if len(words) != len(paths):
         raise UserError(
             f"{file} has labels on only {len(words)} of {len(paths)} lines: label all or none"
         )
-    if all(word.isdecimal() for word in interned):
-        largest = max(interned, key=lambda word: (len(word.lstrip("0")), word.lstrip("0")))
+    return _with_labels(paths, words, file)
+
+
+def _with_labels(paths: PathTable, words: list[str], file: Path) -> ImageList:
+    """Return the images of a list with the labels that stand beside them; see `read_list`."""
+    different = set(words)
+    numbers = (word for word in different if _NUMBER.fullmatch(word) and not word.isdecimal())
+    wrong = min(numbers, default=None)
+    if wrong is not None:
+        problem = f"it has the label {wrong[:20]}, and numeric labels are class indices from 0"
+        logger.warning("%s", printable(f"the labels of {file} cannot be used: {problem}"))
+        return ImageList(paths, None, [], label_problem=problem)
+    if all(word.isdecimal() for word in different):
+        largest = max(different, key=lambda word: (len(word.lstrip("0")), word.lstrip("0")))
         if len(largest.lstrip("0")) > len(str(MAX_CLASSES)) or int(largest) >= MAX_CLASSES:
             raise UserError(
                 f"{file} has the label {largest[:20]}: numeric labels are class indices, from 0 to "
@@ -149,7 +186,12 @@ def read_list(file: str | Path) -> ImageList:
             )
         labels = array.array("i", map(int, words))
         return ImageList(paths, labels, [str(i) for i in range(max(labels) + 1)])
-    classes = sorted(interned)
+    classes = sorted(different)
+    folded = {name.casefold(): name for name in classes}
+    if len(folded) < len(classes):
+        first = next(name for name in classes if folded[name.casefold()] != name)
+        pair = f"{first} and {folded[first.casefold()]}"
+        logger.warning("%s", printable(f"{file} has {pair}, which are two classes"))
     index = {name: i for i, name in enumerate(classes)}
     return ImageList(paths, array.array("i", (index[word] for word in words)), classes)
 

@@ -169,7 +169,7 @@ def test_a_set_without_any_readable_image_is_one_sentence(tmp_path, workers):
 def test_data_are_checked_against_what_the_run_needs(make_config, images, damaged):
     data = build_training_data(make_config())
     assert (data.classes, data.num_images, data.iterations_per_epoch) == (list(CLASSES), 24, 3)
-    flat = {"DATASETS.TRAIN": (str(damaged),)}
+    flat = {"DATASETS.TRAIN": (str(damaged),), "OUTPUT_DIR": f"{damaged} of runs"}
     assert build_training_data(make_config(flat)).classes == []
     for overrides, message in (
         ({"SOLVER.IMS_PER_BATCH": 32}, r"24 images, fewer than one batch of 32.*IMS_PER_BATCH"),

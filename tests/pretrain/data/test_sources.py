@@ -1,3 +1,4 @@
+import logging
 import os
 import pickle
 
@@ -7,6 +8,7 @@ from detectron2.data.datasets import register_coco_instances
 from PIL import Image
 
 from moco_d2.errors import UserError
+from moco_d2.pretrain.data.build import build_training_data
 from moco_d2.pretrain.data.image_list import ImageList, PathTable, take_fraction
 from moco_d2.pretrain.data.sources import list_images, list_registered, list_source, read_list
 
@@ -58,6 +60,7 @@ def test_folder_without_images_is_named(tmp_path):
 def test_a_list_is_relative_to_its_folder(tmp_path):
     file = tmp_path / "train.txt"
     file.write_text("a/1.jpg\n\n/elsewhere/my picture.png\n  b.JPEG  \n")
+    save_images(tmp_path, "b.JPEG")
     images = list_source(f"list:{file}")
     assert list(images.paths) == [
         f"{tmp_path}/a/1.jpg",
@@ -87,12 +90,64 @@ def test_labels_of_a_list_are_indices_or_names(tmp_path):
         ("1.jpg 0\n2.jpg\n", r"labels on only 1 of 2 lines"),
         ("1.jpg\nnotes.txt\n", r"line 2 names no image \('notes\.txt'\)"),
         ("1.jpg dog or cat\n", r"line 1 names no image"),
+        ("1.jpg\x00a.jpg", r"line 1 has a zero byte"),
     ],
 )
 def test_a_list_that_makes_no_sense_is_one_sentence(tmp_path, content, message):
     (tmp_path / "train.txt").write_text(content)
     with pytest.raises(UserError, match=message):
         read_list(tmp_path / "train.txt")
+
+
+@pytest.mark.parametrize("labels", ["0 -1", "cat -1", "0.0 1.0", "0 +1"])
+def test_numbers_that_are_no_indices_cost_only_the_labels(tmp_path, make_config, labels):
+    save_images(tmp_path, "1.jpg", "2.jpg")
+    first, second = labels.split()
+    (tmp_path / "train.txt").write_text(f"1.jpg {first}\n2.jpg {second}\n")
+    run = {"DATASETS.TRAIN": (f"list:{tmp_path}/train.txt",), "SOLVER.IMS_PER_BATCH": 2}
+    data = build_training_data(make_config(run))
+    assert (data.num_images, data.classes) == (2, [])
+    with pytest.raises(UserError, match=r"train.txt has none \(it has the label .*indices from 0"):
+        build_training_data(make_config({**run, "MOCO.PRETEXT": "supervised"}))
+
+
+def test_what_is_doubtful_in_a_list_is_in_the_log(tmp_path, caplog):
+    file = tmp_path / "train.txt"
+    file.write_text("1.jpg cat\n2.jpg Cat\n1.jpg cat\n1.jpg cat\n")
+    with caplog.at_level(logging.WARNING):
+        assert read_list(file).classes == ["Cat", "cat"]
+    assert caplog.messages == [
+        f"2 lines of {file} name an image again",
+        f"{file} has Cat and cat, which are two classes",
+    ]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
+    file = tmp_path / "train.txt"
+    file.write_bytes(b"\xef\xbb\xbf1.jpg 0\n2.jpg 1\n")
+    assert list(read_list(file).paths) == [f"{tmp_path}/1.jpg", f"{tmp_path}/2.jpg"]
+
+
+@pytest.mark.parametrize("number", [1, 2, 40])
+def test_a_list_of_another_folder_is_refused_before_training(tmp_path, number):
+    names = [f"{i}.jpg" for i in range(number)]
+    (tmp_path / "train.txt").write_text("\n".join(names))
+    with pytest.raises(UserError, match=r"none of \d+ images exists, first .*0\.jpg: paths in a"):
+        list_source(f"list:{tmp_path}/train.txt")
+    save_images(tmp_path, names[-1])  # others are counted when training reaches them
+    assert len(list_source(f"list:{tmp_path}/train.txt")) == number
+
+
+@pytest.mark.parametrize("key", ["DATASETS.TRAIN", "MOCO.KNN.TRAIN", "MOCO.KNN.TEST"])
+@pytest.mark.parametrize("place", [".", "runs/1"])
+def test_a_run_writes_no_images_into_its_set(make_config, tmp_path, key, place):
+    save_images(tmp_path / "set" / "a", *(f"{i}.jpg" for i in range(8)))
+    (tmp_path / "link").symlink_to(tmp_path / "set")
+    run = {key: str(tmp_path / "set"), "OUTPUT_DIR": str(tmp_path / "link" / place)}
+    with pytest.raises(UserError, match=rf"^OUTPUT_DIR .*link.* is in {key} .*/set, and"):
+        build_training_data(make_config(run))
+    beside = {**run, "OUTPUT_DIR": str(tmp_path / "set of runs")}
+    assert build_training_data(make_config(beside)).num_images
 
 
 def test_a_list_that_is_missing_is_named():

@@ -27,7 +27,11 @@ def parse_args() -> argparse.Namespace:
     )
     finished = parser.add_argument_group("if MODEL.WEIGHTS is a finished detector")
     finished = finished.add_mutually_exclusive_group()
-    finished.add_argument("--eval-only", action="store_true", help="evaluate it on DATASETS.TEST")
+    finished.add_argument(
+        "--eval-only",
+        action="store_true",
+        help="evaluate it on DATASETS.TEST, in an OUTPUT_DIR of its own",
+    )
     finished.add_argument(
         "--predict",
         nargs="+",

@@ -86,12 +86,13 @@ def _is_anything(value: Any) -> bool:
 
 
 _SIDES = ("height", "width")
+_TEXT = "text without null characters and lone surrogates"
 _WHOLE = f"a whole number from 0 to {_MAX_ID} (without quotes or decimal point)"
 _ID = _Field("id", is_id, _WHOLE)
 _FIELDS = {
     "images": (
         _ID,
-        _Field("file_name", _is_text, "text"),
+        _Field("file_name", _is_text, _TEXT),
         _Field("height", _is_anything, "a number of pixels"),
         _Field("width", _is_anything, "a number of pixels"),
     ),
@@ -112,7 +113,7 @@ _FIELDS = {
     ),
     "categories": (
         _ID,
-        _Field("name", _is_text, "text"),
+        _Field("name", _is_text, _TEXT),
         _Field("keypoints", _is_text_list, "a list of text", required=False),
     ),
 }
@@ -171,7 +172,9 @@ def _problems(entry: Any, fields: tuple[_Field, ...]) -> Iterator[str]:
     for field in fields:
         if field.name not in entry:
             if field.required:
-                file = f"({entry['file_name']!r}) " if field.name in _SIDES else ""
-                yield f"{file}has no {field.name!r}"
+                if field.name in _SIDES:
+                    file = entry["file_name"]
+                    yield f"({file!r}) has no {field.name!r}, the size of the image in pixels"
+                yield f"has no {field.name!r}"
         elif not field.is_valid(entry[field.name]):
             yield f"has the {field.name} {entry[field.name]!r:.60}, which is not {field.type}"

@@ -21,6 +21,7 @@ _COCO_KEYPOINTS = 17
 # No set has so many labeled keypoints in the first pixel of their images, to whose coordinates from
 # 0 to 1 Detectron2's reader adds 0.5.
 _MOST, _PIXEL = 0.95, 1.5
+_MANY = 0.25  # share of keypoints outside their image that no correct set has
 _Object = tuple[str, dict[str, Any]]  # image file and annotation
 
 
@@ -49,6 +50,7 @@ def check_annotations_fit(
     if cfg.MODEL.KEYPOINT_ON:
         yield from _check_keypoints(cfg, split, name, objects)
         yield from _check_labels(cfg, split, name, objects)
+        yield from _check_places(split, name, dicts)
 
 
 def _check_image_ids(name: str, dicts: list[dict[str, Any]]) -> Iterator[Finding]:
@@ -142,7 +144,7 @@ def _check_labels(cfg: CfgNode, split: str, name: str, objects: list[_Object]) -
         yield Refusal(
             "MODEL.KEYPOINT_ON",
             "True",
-            f"no image of dataset {name!r} has {least} labeled keypoints; give labeled ones the "
+            f"no image of dataset {name!r} has {_number(least)}; give labeled ones the "
             "visibility 1 or 2, or set MODEL.KEYPOINT_ON False",
         )
         return
@@ -154,6 +156,32 @@ def _check_labels(cfg: CfgNode, split: str, name: str, objects: list[_Object]) -
             "True",
             f"{relative.sum()} of {len(places)} labeled keypoints of dataset {name!r} have x and y "
             "from 0 to 1, so they are relative to the image; multiply them by its width and height",
+        )
+
+
+def _number(keypoints: int) -> str:
+    return "a labeled keypoint" if keypoints == 1 else f"{keypoints} labeled keypoints"
+
+
+def _check_places(split: str, name: str, dicts: list[dict[str, Any]]) -> Iterator[Finding]:
+    """Check that labeled keypoints are in their image: others are neither trained on nor found."""
+    files, outside = [], []
+    for sample in dicts:
+        for annotation in sample.get("annotations", ()):
+            if _length(annotation.get("keypoints")):
+                points = np.reshape(annotation["keypoints"], (-1, _VALUES))
+                places = points[points[:, 2] > 0, :2]
+                far = (places < -1) | (places > (sample["width"] + 1, sample["height"] + 1))
+                outside.append(far.any(axis=1))
+                files.append(sample["file_name"])
+    beyond = np.concatenate(outside) if outside else np.zeros(0, dtype=bool)
+    if len(beyond) and beyond.mean() >= _MANY:
+        first = next(file for file, far in zip(files, outside, strict=True) if far.any())
+        yield Finding(
+            f"DATASETS.{split}",
+            repr(name),
+            f"{beyond.sum()} of {len(beyond)} labeled keypoints are outside their image, first in "
+            f"{first}; write x and y in pixels of the image, or the visibility 0",
         )
 
 

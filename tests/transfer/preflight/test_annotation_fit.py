@@ -216,7 +216,7 @@ def test_keypoints_none_of_which_is_labeled(config, split, change):
     DatasetCatalog.remove(name)
     (found,) = check_datasets(cfg)
     assert isinstance(found, Refusal) and found.key == "MODEL.KEYPOINT_ON"
-    assert f"no image of dataset {name!r} has 1 labeled keypoints" in found.message
+    assert f"no image of dataset {name!r} has a labeled keypoint; give" in found.message
 
 
 def test_fewer_keypoints_in_each_image_than_training_needs(config):
@@ -237,6 +237,20 @@ def test_relative_keypoints(config):
     corner = keypoints(lambda item: item.update(keypoints=[0, 0, 2] * 3), first=4)
     splits = ("train", "test")
     assert check_datasets(config(POINTS, corner, splits, *WITH_SIGMAS)) == []
+
+
+def test_keypoints_outside_their_image(config):
+    def change(first):
+        return keypoints(lambda item: item.update(keypoints=[9, SIDE + 9, 2] * 3), first=first)
+
+    splits = ("train", "test")
+    for found, split in zip(
+        check_datasets(config(POINTS, change(4), splits, *WITH_SIGMAS)), splits, strict=True
+    ):
+        assert found.key == f"DATASETS.{split.upper()}" and not isinstance(found, Refusal)
+        assert "6 of 18 labeled keypoints are outside their image, first in" in found.message
+        assert f"{split}4.jpg; write x and y in pixels" in found.message
+    assert check_datasets(config(POINTS, change(5), splits, *WITH_SIGMAS)) == []
 
 
 @pytest.mark.parametrize(

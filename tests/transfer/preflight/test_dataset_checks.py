@@ -171,7 +171,7 @@ def test_coco_keypoints_come_with_their_names_and_mirror_pairs(tmp_path):
         ({"categories": [{"id": 40, "name": " "}]}, "category 40 has an empty name; give it"),
         (
             {"images": [{"id": 1, "file_name": "1.jpg", "width": 64}]},
-            r"entry 0 of 'images' \('1.jpg'\) has no 'height'",
+            r"entry 0 of 'images' \('1.jpg'\) has no 'height', the size of the image in pixels;",
         ),
         (
             {"images": [{"id": 2, "file_name": "1.jpg", "width": 64, "height": 48}]},

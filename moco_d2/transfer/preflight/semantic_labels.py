@@ -6,7 +6,6 @@ the file is used.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -14,6 +13,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
 from moco_d2.errors import UserError
+from moco_d2.transfer.data.registered import missing_files
 from moco_d2.transfer.data.semantic_mapper import check_label_header, check_labels, read_labels
 from moco_d2.transfer.evaluation.build import evaluator_types
 from moco_d2.transfer.evaluation.known_classes import dataset_classes, head_classes
@@ -25,7 +25,7 @@ _TYPES = frozenset({"sem_seg", "cityscapes_sem_seg"})
 
 
 def check_semantic_labels(
-    cfg: CfgNode, split: str, name: str, dicts: Sequence[dict[str, Any]]
+    cfg: CfgNode, split: str, name: str, dicts: list[dict[str, Any]]
 ) -> Iterator[Finding]:
     """Yield a Refusal if a label file is no image of one byte per pixel, or has a value that is no
     class, or if no pixel has a class; and a Finding if all pixels have the same class, or an image
@@ -41,8 +41,8 @@ def check_semantic_labels(
         return
     if split == "TEST" and not _TYPES.intersection(evaluator_types(name)):
         return
-    files = sorted({d["sem_seg_file_name"] for d in dicts if "sem_seg_file_name" in d})
-    files = [file for file in files if Path(file).is_file()]
+    labels = {d["sem_seg_file_name"] for d in dicts if "sem_seg_file_name" in d}
+    files = sorted(labels - missing_files(dicts))
     if not files:
         return
     key, names = f"DATASETS.{split}", str(tuple(cfg.DATASETS[split]))

@@ -187,7 +187,7 @@ def _kill_once(workload: Workload, rng: random.Random, out: Path) -> str:
             raise BrokenPromiseError(
                 f"exit code {code} of a run before it was killed: {job.output()[-300:]}"
             )
-        if isinstance(workload, BenchmarkRun):  # a finished suite would do nothing
+        if isinstance(workload, BenchmarkRun | Training):  # finished, it would do nothing more
             shutil.rmtree(out)
     raise BrokenPromiseError(f"the run was over before each of {_ATTEMPTS} kills")
 
@@ -254,7 +254,9 @@ def preempt(workloads: tuple[Training, ...], rng: random.Random, folder: Path, i
             shutil.rmtree(out)
             continue
         took = time.monotonic() - sent
-        if code == -signal.SIGTERM:  # before the first step, or after the last
+        # Before the first step, or after the last.
+        outside = code == TERMINATED and "stopped by SIGTERM" in job.output()
+        if code == -signal.SIGTERM or outside:
             _nothing_half_written(workload, out)
             run(**workload.start_words(out), before=workload.before)
             same_result(workload, out)

@@ -82,9 +82,10 @@ def draw_predictions(cfg: CfgNode, images: Sequence[str | Path]) -> list[Path]:
                 f"--predict: {missing} is a folder; name its images, as {missing}/*.jpg"
             )
         raise UserError(f"--predict: image {missing} does not exist")
-    problem = check_range([str(image) for image in images], cfg.MOCO.INPUT.RANGE, dataset="images")
+    files = [str(image) for image in images]
+    problem = check_range(files, cfg.MOCO.INPUT.RANGE, dataset="--predict")
     if problem:
-        raise UserError(f"--predict: {problem}")
+        raise UserError(problem)
     predictor = Predictor(cfg)
     metadata = _metadata(cfg)
     name_of = _distinct_names(Path(cfg.OUTPUT_DIR) / PREDICTIONS_FOLDER, images)

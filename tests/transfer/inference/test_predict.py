@@ -189,7 +189,7 @@ def test_twelve_bits_need_their_range(finished, image, tmp_path):
     pixels = np.asarray(Image.open(image).convert("L")).astype(np.uint16) * 16
     Image.fromarray(pixels).save(tmp_path / "deep.png")
     config = "voc_C4_random.yaml"
-    with pytest.raises(UserError, match=r"--predict: .* 16-bit values .* MOCO\.INPUT\.RANGE"):
+    with pytest.raises(UserError, match=r"^--predict: the 16-bit values .* MOCO\.INPUT\.RANGE"):
         draw_predictions(load_config(config, finished(config)), [tmp_path / "deep.png"])
     words = [*finished(config), "MOCO.INPUT.RANGE", "(0, 4095)"]
     assert draw_predictions(load_config(config, words), [tmp_path / "deep.png"])

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
 
+class MissingProjectError(UserError):
+    """DensePose is not installed."""
+
+
 def uses_densepose(keys: Mapping[str, Any]) -> bool:
     """Return whether a config file, read as nested mappings, sets keys that DensePose adds."""
     model = keys.get("MODEL")
@@ -28,10 +32,10 @@ def add_densepose_config(cfg: "CfgNode") -> None:
     This imports the project, which registers its heads and datasets.
 
     Raises:
-        UserError: If the project is not installed.
+        MissingProjectError: If the project is not installed.
     """
     if importlib.util.find_spec("densepose") is None:
-        raise UserError(
+        raise MissingProjectError(
             "dense pose estimation needs Detectron2's DensePose project: pip install "
             "git+https://github.com/facebookresearch/detectron2#subdirectory=projects/DensePose"
         )

@@ -1,7 +1,9 @@
 """The plan: the grid, what is done, and costs that can be reckoned by hand."""
 
 import json
+import re
 
+import pytest
 import yaml
 from support.toy_data import SMALL_DETECTOR, make_voc
 
@@ -11,6 +13,7 @@ from moco_d2.benchmark.runs.measuring import timing_file
 from moco_d2.benchmark.runs.planning import plan, published_costs
 from moco_d2.benchmark.runs.suites import load_suite
 from moco_d2.config.load import task_configs
+from moco_d2.errors import UserError
 from moco_d2.transfer.timing import measure, parser
 
 
@@ -74,6 +77,19 @@ def small_suite(tmp_path, **overrides):
     return file
 
 
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"SOLVER.MAXITER": 10}, "unknown config key SOLVER.MAXITER; did you mean"),
+        ({"MOCO.ACCUMULATION": 3}, "MOCO.ACCUM"),
+    ],
+)
+def test_what_no_run_would_accept_is_not_planned(tmp_path, overrides, message):
+    with pytest.raises(UserError, match=message):
+        plan(small_suite(tmp_path, **overrides), folder=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_steps_of_the_trainer_are_timed(tmp_path):
     file, folder = small_suite(tmp_path), tmp_path / "out"
     ((_, words),) = load_suite(file).cells[0].commands
@@ -88,6 +104,7 @@ def test_steps_of_the_trainer_are_timed(tmp_path):
 
 
 def test_a_task_that_cannot_be_timed_says_why(tmp_path):
-    file = small_suite(tmp_path, **{"MODEL.MASK": True})
+    absent = f"('voc:{tmp_path}/absent:trainval',)"
+    file = small_suite(tmp_path, **{"DATASETS.TRAIN": absent})
     text = plan(file, folder=tmp_path / "out", gpus_per_run=0, measure=True)
-    assert "not measured: unknown config key MODEL.MASK; did you mean 'MODEL.MASK_ON'" in text
+    assert re.search(rf"not measured: .*{tmp_path}/absent", text)

@@ -136,6 +136,12 @@ def test_a_suite_with_the_old_spelling_has_the_same_runs(tmp_path):
         ({"seeds": [1, 1]}, "seeds must be a list of different numbers"),
         ({"seeds": [-1]}, "seeds must be a list of different numbers"),
         ({"overrides": ["SOLVER.MAX_ITER", 1]}, "overrides must be a mapping"),
+        ({"overrides": {"SEED": 7}}, "SEED must not be an override: each run has one of the seeds"),
+        ({"overrides": {"OUTPUT_DIR": "x"}}, "OUTPUT_DIR must not be an override: each run has"),
+        ({"overrides": {"MOCO.TASK": "x"}}, "MOCO.TASK must not be an override: the task names"),
+        ({"overrides": {"MODEL.WEIGHTS": "x"}}, "MODEL.WEIGHTS must not be .* all initializations"),
+        ({"tasks": {"voc_C4": {"MODEL.WEIGHTS": "x"}}}, "MODEL.WEIGHTS must not be an override"),
+        ({"initializations": {"moco": {"SEED": 7}}}, "SEED must not be an override"),
         ({"overrides": {"SOLVER": {"MAX_ITER": 1}}}, "in full, SOLVER.MAX_ITER"),
         ({"kind": "demo", "tasks": None}, "unknown key 'tasks'"),
         ({"initialisations": ["moco"]}, "initialisations is the old name of initializations"),
@@ -147,6 +153,17 @@ def test_mistakes_are_one_sentence(tmp_path, content, message):
     with pytest.raises(UserError, match=message) as raised:
         load_suite(file)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("key", ["SEED", "OUTPUT_DIR", "MOCO.TASK"])
+@pytest.mark.parametrize("where", ["suite", "point"])
+def test_a_pretext_suite_sets_these_keys_itself(tmp_path, key, where):
+    (tmp_path / "x").mkdir()
+    overrides = {key: 7}
+    points = {"a": overrides if where == "point" else None}
+    more = {"overrides": overrides} if where == "suite" else {}
+    with pytest.raises(UserError, match=f"{key} must not be an override"):
+        load_suite(write(tmp_path, **pretext(points=points, **more)))
 
 
 @pytest.mark.parametrize("text", ["", "- 1", "a: [", "\x00"])
@@ -272,8 +289,8 @@ def test_no_way_to_run_a_suite_takes_its_words_for_the_users(tmp_path, tool, mon
     ("content", "message"),
     [
         (pretext(points={"a": {"--submit": "x"}}), "overrides must be a mapping"),
-        (pretext(points={"a": {"SEED": "--submit=partition=x"}}), "must not begin with --"),
-        (pretext(points={"a": {"SEED": "'--submit'"}}), "must not begin with --"),
+        (pretext(points={"a": {"MODEL.DEVICE": "--submit=partition=x"}}), "must not begin with --"),
+        (pretext(points={"a": {"MODEL.DEVICE": "'--submit'"}}), "must not begin with --"),
         (pretext(points={"a": {}}, evaluation=["--output", "/x"]), "unknown word of evaluation"),
         (pretext(points={"a": {}}, evaluation=["--outp=/x"]), "unknown word of evaluation"),
         (pretext(points={"a": {}}, evaluation=["--num-machines", "2"]), "unknown word"),
@@ -291,8 +308,8 @@ def test_no_way_to_run_a_suite_takes_its_words_for_the_users(tmp_path, tool, mon
         (pretext(points={"a": {}}, images="many"), "images must be a whole number"),
         (pretext(points={"a": {"MOCO.EPOCHS": "x"}}), "MOCO.EPOCHS must be a whole number"),
         (pretext(points={"a": {"MOCO.DATA.SHARE": "x"}}, images=9), r"in \(0, 1\]"),
-        (pretext(points={"a": {"SEED": "-" * 9000 + "1"}}), "cannot be evaluated"),
-        (pretext(points={"a": {"SEED": "{[]: 1}"}}), "cannot be evaluated"),
+        (pretext(points={"a": {"MODEL.DEVICE": "-" * 9000 + "1"}}), "cannot be evaluated"),
+        (pretext(points={"a": {"MODEL.DEVICE": "{[]: 1}"}}), "cannot be evaluated"),
         (small(kind=["demo"]), "unknown kind"),
         (small(overrides={"SOLVER.MAX_ITER": "many"}), "SOLVER.MAX_ITER must be a whole number"),
         (small(seeds=list(range(9000))), "at most 2000 runs"),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from moco_d2.benchmark.runs import cell_state
 from moco_d2.benchmark.runs.suites import CONFIGURED, Cell, untrusted_words
+from moco_d2.config.densepose import MissingProjectError
 from moco_d2.errors import UserError
 from moco_d2.files import write_text
 
@@ -30,6 +31,7 @@ def check_configs(
     files: Mapping[str, str] | None = None,
     *,
     processes: int = 1,
+    planned: bool = False,
 ) -> None:
     """Load the configs of `cells` and scale their schedules.
 
@@ -40,6 +42,7 @@ def check_configs(
         folder: Folder of the suite. Nothing is written there.
         files: Config files of the suite, which are not in `folder` yet.
         processes: Number of processes of each run.
+        planned: Whether the runs are only planned, maybe for a machine that has DensePose.
 
     Raises:
         UserError: If a config has an unknown key, an invalid value or data that a suite may not
@@ -49,12 +52,14 @@ def check_configs(
         for path, content in (files or {}).items():
             write_text(Path(name) / path, content)
         try:
-            _check_configs(cells, folder, Path(name) if files else folder, processes)
+            _check_configs(cells, folder, Path(name) if files else folder, processes, planned)
         except UserError as error:
             raise UserError(str(error).replace(name, str(folder))) from error
 
 
-def _check_configs(cells: Iterable[Cell], folder: Path, configs: Path, processes: int) -> None:
+def _check_configs(
+    cells: Iterable[Cell], folder: Path, configs: Path, processes: int, planned: bool
+) -> None:
     """Do the work of check_configs; `configs` is the folder with the config files of the suite."""
     from moco_d2.cli import argument_parser
     from moco_d2.engine.job import load_job
@@ -74,7 +79,12 @@ def _check_configs(cells: Iterable[Cell], folder: Path, configs: Path, processes
                 own = Path(args.config_file)
                 if own.is_relative_to(folder):
                     args.config_file = str(configs / own.relative_to(folder))
-                cfg = load_job(args)
+                seen.add(config)
+                try:
+                    cfg = load_job(args)
+                except MissingProjectError:
+                    if planned:
+                        continue
+                    raise
                 if cfg.MOCO.TASK:
                     scale_to_hardware(cfg, processes)
-                seen.add(config)

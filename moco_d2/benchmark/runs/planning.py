@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from moco_d2.benchmark.runs import cell_lock, cell_state, run_log
+from moco_d2.benchmark.runs.checks import check_configs
 from moco_d2.benchmark.runs.display import duration
 from moco_d2.benchmark.runs.execution import TOOLS
 from moco_d2.benchmark.runs.measuring import hardware_of, measure_tasks, read_timing
@@ -45,11 +46,13 @@ def plan(
             the last measurement, if there is one.
 
     Raises:
-        UserError: If there is no such suite, or if there are too few GPUs to measure.
+        UserError: If there is no such suite, it has a config that cannot be loaded, or there are
+            too few GPUs to measure.
     """
     loaded = load_suite(suite)
     folder = (Path("output") / loaded.name if folder is None else folder).absolute()
     processes = max(1, gpus_per_run)
+    check_configs(loaded.cells, folder, loaded.files, processes=processes, planned=True)
     states = {
         cell.name: cell_state.examine(cell, folder, processes=processes) for cell in loaded.cells
     }

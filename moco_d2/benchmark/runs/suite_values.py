@@ -18,6 +18,17 @@ _LONGEST_NAME, _LONGEST_PATH = 100, 200  # characters; file systems and tables l
 MOST_RUNS = 2_000  # all packaged tasks and initializations with 5 seeds are 1080 runs
 _LONGEST_REASON = 400
 _MOST_SEED = 2**31  # Detectron2 adds the rank of the process, and numpy takes 32 bits
+# The suite sets these keys for each run, so an override would be another run under its name.
+_OWN = {
+    "SEED": "each run has one of the seeds; write seeds: [1, 2]",
+    "OUTPUT_DIR": "each run has its own folder; give that of the suite with --folder",
+    "MOCO.TASK": "the task names the runs; write it into tasks",
+}
+_WEIGHTS = "MODEL.WEIGHTS"
+_BY_INIT = (
+    "all initializations would start from the same weights; write it below one of the "
+    "initializations, as in `moco: {MODEL.WEIGHTS: mine.pth}`"
+)
 # These names stand beside the folders of the runs. They belong to transfer_suites.py, cluster.py,
 # measuring.py and run_log.py.
 _RESERVED = ("configs", "jobs", "timings", "runs.jsonl")
@@ -122,8 +133,12 @@ def unknown(what: str, name: str, known: Iterable[str], source: Path) -> UserErr
     )
 
 
-def with_overrides(value: Any, what: str, source: Path) -> dict[str, dict[str, Any]]:
+def with_overrides(
+    value: Any, what: str, source: Path, *, weights: bool = True
+) -> dict[str, dict[str, Any]]:
     """Return a mapping of names to overrides from such a mapping or from a list of names.
+
+    `weights` is that of `check_overrides`.
 
     Raises:
         UserError: If `value` is neither of them, or is empty.
@@ -133,18 +148,27 @@ def with_overrides(value: Any, what: str, source: Path) -> dict[str, dict[str, A
     if isinstance(value, list) and value and all(isinstance(name, str) for name in value):
         return {name: {} for name in value}
     if isinstance(value, dict) and value:
-        return {str(name): check_overrides(more, source) for name, more in value.items()}
+        return {
+            str(name): check_overrides(more, source, weights=weights)
+            for name, more in value.items()
+        }
     raise UserError(
         f"{source}: {what} must be a list of names, or a mapping of names to overrides, as in "
         "`voc_C4: {SOLVER.MAX_ITER: 100}`"
     )
 
 
-def check_overrides(value: Any, source: Path) -> dict[str, Any]:
+def check_overrides(value: Any, source: Path, *, weights: bool = True) -> dict[str, Any]:
     """Return overrides KEY: VALUE with keys as text; None stands for no overrides.
 
+    Args:
+        value: The overrides.
+        source: The suite, for the error.
+        weights: Whether MODEL.WEIGHTS may be overridden.
+
     Raises:
-        UserError: If `value` is not a mapping of config keys to plain values.
+        UserError: If `value` is not a mapping of config keys to plain values, or sets a key that
+            the suite sets for each run.
     """
     if value is None:
         return {}
@@ -153,6 +177,11 @@ def check_overrides(value: Any, source: Path) -> dict[str, Any]:
             f"{source}: overrides must be a mapping, as in {{SOLVER.MAX_ITER: 100}}, "
             f"got {value!r:.80}"
         )
+    own = next((str(k) for k in value if str(k) in _OWN), None)
+    if own is None and not weights and _WEIGHTS in value:
+        own = _WEIGHTS
+    if own is not None:
+        raise UserError(f"{source}: {own} must not be an override: {_OWN.get(own, _BY_INIT)}")
     nested = next((k for k, v in value.items() if isinstance(v, dict)), None)
     if nested is not None:
         raise UserError(

@@ -6,7 +6,8 @@ Keys of the YAML file, besides title and kind:
   same form, relative to the suite. Either a list, or a mapping of names to overrides.
 * ``seeds``: a list of numbers (default: [1]).
 * ``overrides``: config keys of all runs, ``{SOLVER.MAX_ITER: 100}``. Overrides of a task take
-  precedence over them, and overrides of an initialization over both.
+  precedence over them, and overrides of an initialization over both. SEED, OUTPUT_DIR and MOCO.TASK
+  cannot be overridden, and MODEL.WEIGHTS only in an initialization.
 """
 
 import itertools
@@ -46,8 +47,8 @@ def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict
             f"{source}: {_BRITISH} is the old name of {_INITIALIZATIONS}; remove one of the two"
         )
     check_keys(content, (*_KEYS, key), source)
-    shared = check_overrides(content.get("overrides"), source)
-    tasks = with_overrides(content.get("tasks"), "tasks", source)
+    shared = check_overrides(content.get("overrides"), source, weights=False)
+    tasks = with_overrides(content.get("tasks"), "tasks", source, weights=False)
     initializations = with_overrides(content.get(key), key, source)
     seeds = check_seeds(content.get("seeds", [1]), source)
     check_grid(len(tasks), len(initializations), len(seeds), source=source)

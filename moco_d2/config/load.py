@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moco_d2.config.keys import KEYS, PAGE, add_moco_config, read_value
+from moco_d2.config.kinds import Text
 from moco_d2.config.plain import flatten, has_key
 from moco_d2.config.safe_yaml import (
     UNREADABLE,
@@ -33,6 +34,8 @@ _LONGEST_REASON = 400  # characters of another library's error
 
 #: Keys that name data. The data is opened, or with ``pipe:`` a command is run that writes it.
 DATA_KEYS = ("DATASETS.TRAIN", "DATASETS.TEST", "MOCO.KNN.TRAIN", "MOCO.KNN.TEST")
+# Keys of Detectron2 that name a place. A name may look like a number, as in OUTPUT_DIR 20261129.
+_PLACES = ("OUTPUT_DIR", "MODEL.WEIGHTS")
 
 
 def config_root() -> Path:
@@ -145,6 +148,9 @@ def load_config(
         if unknown is not None:
             raise UserError(_unknown_key(unknown, cfg)) from error
         raise UserError(f"{COMMAND_LINE}: {_explain(error, cfg)}") from error
+    if not str(cfg.OUTPUT_DIR).strip():
+        where = COMMAND_LINE if "OUTPUT_DIR" in overrides[::2] else f"config {path}"
+        raise UserError(f"{where}: OUTPUT_DIR is empty: name a folder")
     settings = flatten(cfg)
     for key, value in settings.items():
         if value is None and known.get(key) is not None:
@@ -185,13 +191,13 @@ def _check_content(content: dict[str, Any]) -> None:
     Raises:
         ValueError: If a key does not accept its value.
     """
-    for key in KEYS:
+    for key in (*KEYS, *_PLACES):
         *sections, name = key.split(".")
         node: Any = content
         for section in sections:
             node = node.get(section) if isinstance(node, dict) else None
         if isinstance(node, dict) and node.get(name) is not None:
-            node[name] = read_value(key, node[name])
+            node[name] = _read(key, node[name])
 
 
 def _checked_words(overrides: Sequence[str]) -> list[Any]:
@@ -202,8 +208,18 @@ def _checked_words(overrides: Sequence[str]) -> list[Any]:
     """
     words: list[Any] = []
     for key, word in zip(overrides[::2], overrides[1::2], strict=True):
-        words += (key, read_value(key, word) if key in KEYS else word)
+        words += (key, _read(key, word))
     return words
+
+
+def _read(key: str, raw: Any) -> Any:
+    """Return a checked value in the form that is merged into a config, or `raw` of another key."""
+    if key in _PLACES:
+        try:
+            return repr(Text().read(raw))
+        except ValueError as error:
+            raise ValueError(f"{key} {error}") from error
+    return read_value(key, raw) if key in KEYS else raw
 
 
 def _is_nan(value: Any) -> bool:
@@ -289,6 +305,10 @@ def packaged_hint(error: OSError) -> str:
 
 def _unknown_key(key: str, cfg: "CfgNode") -> str:
     name, hint = " ".join(str(key).split()), closest(key, flatten(cfg))
+    if "." in key and has_key(cfg, key):  # a key of a file, where yaml has no dotted keys
+        *sections, last = key.split(".")
+        nested = ": {".join([*sections, f"{last}: VALUE"]) + "}" * len(sections)
+        return f"{name:.200} is written with dots: write its sections, {nested}"
     return f"unknown config key {name:.200}; {f'{hint} ' if hint else ''}see {PAGE}"
 
 

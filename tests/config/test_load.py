@@ -30,6 +30,13 @@ def test_the_supervised_baseline_differs_in_the_pretext_only():
     assert {key for key in moco if moco[key] != supervised[key]} == {"MOCO.PRETEXT"}
 
 
+@pytest.mark.parametrize("name", ["20261129", "007", "1e3", "True", "a b", "'quoted'"])
+@pytest.mark.parametrize("key", ["OUTPUT_DIR", "MODEL.WEIGHTS"])
+def test_a_place_may_look_like_a_number(key, name):
+    cfg = load_config("moco_v2_R50_200ep.yaml", [key, name])
+    assert flatten(cfg)[key] == name.strip("'")
+
+
 def test_adding_our_keys_twice_changes_nothing():
     cfg = load_config("moco_v2_R50_800ep.yaml")
     add_moco_config(cfg)
@@ -60,6 +67,7 @@ def test_missing_config_names_the_closest(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["OUTPUT_DIR", " "], "command line: OUTPUT_DIR is empty: name a folder"),
         (["MOCO.ENCODER.DIMM", "64"], "unknown config key MOCO.ENCODER.DIMM; did you mean"),
         (["SOLVER.BASE_LR"], "overrides come in pairs"),
         (["MODEL.DEVICE", "7"], "override on the command line: Type mismatch"),
@@ -76,6 +84,10 @@ def test_wrong_overrides_are_one_sentence(overrides, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("SOLVER.BASE_LR: 0.03\n", "with dots: write its sections, SOLVER: {BASE_LR: VALUE}"),
+        ("OUTPUT_DIR: 20261129\n", "OUTPUT_DIR must be text, got 20261129; put it in quotes"),
+        ("OUTPUT_DIR: ''\n", "OUTPUT_DIR is empty: name a folder"),
+        ("MODEL: {WEIGHTS: 7}\n", "MODEL.WEIGHTS must be text, got 7; put it in quotes"),
         ("MOCO:\n  TEMPERATUR: 0.1\n", "unknown config key MOCO.TEMPERATUR; did you mean 'MOCO.T"),
         ("MOCO:\n  EPOCHS: many\n", "MOCO.EPOCHS must be an integer of at least 0, got 'many'"),
         ("MODEL:\n  DEVICE: 7\n", "Type mismatch"),
@@ -86,7 +98,10 @@ def test_wrong_overrides_are_one_sentence(overrides, message):
         ("_BASE_: [nowhere.yaml]\n", "nowhere.yaml"),
         ("VERSION: \xff\n", "can't decode byte 0xff"),
     ],
-    ids=["key", "value", "type", "syntax", "empty", "list", "base", "bases", "encoding"],
+    ids=[
+        *("dots", "number", "no folder", "weights"),
+        *("key", "value", "type", "syntax", "empty", "list", "base", "bases", "encoding"),
+    ],
 )
 def test_wrong_files_are_one_sentence_that_names_them(tmp_path, text, message):
     file = tmp_path / "wrong.yaml"

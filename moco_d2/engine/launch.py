@@ -294,6 +294,8 @@ def setup_run(
     from detectron2.utils import comm
     from detectron2.utils.logger import setup_logger
 
+    from moco_d2.engine.config_file import whole_config_file
+
     try:
         Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -305,7 +307,8 @@ def setup_run(
     for name in LOGGERS:
         logging.getLogger(name).removeHandler(held)
     args.config_file = str(find_config(args.config_file))  # default_setup logs the file
-    default_setup(cfg, args)
+    with whole_config_file():
+        default_setup(cfg, args)
     setup_logger(
         cfg.OUTPUT_DIR,
         distributed_rank=comm.get_rank(),

@@ -35,7 +35,7 @@ def _whole(path: str) -> Iterator[Any]:
 def whole_config_file() -> Iterator[None]:
     """Make default_setup write atomically in a block."""
     manager = defaults.PathManager
-    defaults.PathManager = _WholeFiles(manager)  # type: ignore[assignment]
+    defaults.PathManager = _WholeFiles(manager)
     try:
         yield
     finally:

@@ -214,7 +214,10 @@ def count_images(path: str) -> ShardCount:
         *(tarfile.TarError, ValueError, EOFError, OSError),
         *(OverflowError, RecursionError),
     ) as error:
-        problem = f"shard {path} is damaged after {images} images ({error}): only these are used"
+        # webdataset adds objects to its errors.
+        known = isinstance(error, ValueError) and error.args
+        reason = str(error.args[0] if known else error).partition(" dict_keys(")[0]
+        problem = f"shard {path} is damaged after {images} images ({reason}): only these are used"
     else:
         problem = "" if images else f"shard {path} has no image"
     if passed_over[_ARCHIVES] and not images:

@@ -250,6 +250,14 @@ def test_a_member_of_a_hundred_gigabytes_is_not_read(tmp_path, member, kind, mes
         assert found == [png(0), png(1), png(2)][: len(found)] and found
 
 
+def test_a_name_that_comes_twice_is_damage_in_plain_words(tmp_path):
+    path = write_shard(tmp_path / "0.tar", {"a.png": png(0), "b.png": png(0), "b.PNG": png(1)})
+    problem = count_images(str(path)).problem
+    assert "(b.PNG: duplicate file name in tar file png): only" in problem
+    with pytest.raises(UserError, match="has an image .shard .*duplicate file name"):
+        list_shards(str(write_shard(tmp_path / "1.tar", {"b.png": png(0), "b.PNG": png(1)})))
+
+
 def test_members_that_are_not_read_may_be_large(tmp_path):
     path = write_shard(tmp_path / "0.tar", {"a.json": bytes(3 << 20), "a.png": png(0)})
     assert [image.content for image in read_shard(str(path))] == [png(0)]

@@ -228,7 +228,9 @@ def test_fewer_keypoints_in_each_image_than_training_needs(config):
 
 def test_relative_keypoints(config):
     points = keypoints(lambda item: item.update(keypoints=[0, 0.5, 2, 0.7, 1, 1, 0, 0, 0]))
-    for found in check_datasets(config(POINTS, points, ("train", "test"), *WITH_SIGMAS)):
+    both = check_datasets(config(POINTS, points, ("train", "test"), *WITH_SIGMAS))
+    assert len(both) == 2
+    for found in both:
         assert isinstance(found, Refusal)
         assert found.message.startswith("12 of 12 labeled keypoints of dataset 'coco:")
         assert "so they are relative to the image" in found.message
@@ -288,7 +290,9 @@ def test_keypoints_of_the_test_set_in_another_order(config):
 @pytest.mark.parametrize("corners", [[[]], [[1, 2, 30, 40]]])
 def test_masks_without_a_polygon_say_so(config, corners):
     change = each(lambda item: item.update(segmentation=corners))
-    for found in check_datasets(config(MASKS, change)):
+    both = check_datasets(config(MASKS, change))
+    assert len(both) == 2
+    for found in both:
         assert isinstance(found, Refusal)
         assert "6 of 6 objects" in found.message and "a polygon of three corners" in found.message
     assert check_datasets(config(MASKS, change, ("train", "test"), "MODEL.MASK_ON", "False")) == []

@@ -102,7 +102,12 @@ def _read(
         )
         Detectron2().check(architecture)  # it takes part in the proof for every target
         target.check(architecture)
-        if extracted.dialect == target.name == "detectron2" and not extracted.prefix:
+        # Detectron2 needs the entry matching_heuristics to find a ResNet in any model.
+        if (
+            extracted.dialect == target.name == "detectron2"
+            and not extracted.prefix
+            and checkpoint.get("matching_heuristics") is True
+        ):
             raise UserError("it is already in Detectron2's format; use it as MODEL.WEIGHTS")
         if expect_depth not in (None, architecture.depth):
             raise UserError(

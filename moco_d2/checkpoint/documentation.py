@@ -20,7 +20,10 @@ The proof compares Detectron2's features with those of torchvision's network. It
 tensor shows: strides, dilation, pooling, anti-aliasing, activations and the input format. So a file
 is refused if its name, its entry `arch` or the `config.json` beside it names another network with
 the same tensors, such as timm's `resnetaa50` and `resnetblur50`. A `config.json` or
-`preprocessor_config.json` beside it also gives mean and standard deviation.
+`preprocessor_config.json` beside it also gives mean and standard deviation, and beside a detector
+of Detectron2 its `config.yaml` gives the input format and the stride. A name with `caffe` or `msra`
+means BGR, std 1 and the stride in the 1x1 convolution. What the report says counts: the table has
+only the usual input of a family.
 
 A location is `container:prefix`: the path of a dict inside the file, and the prefix of the names.
 

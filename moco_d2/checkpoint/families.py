@@ -8,8 +8,8 @@ stand anywhere, any number of times.
 import contextlib
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -60,6 +60,8 @@ IMAGENET_BGR = Input("BGR", IMAGENET.pixel_mean[::-1], IMAGENET.pixel_std[::-1])
 # Pixels in [0, 1], not normalized.
 UNIT = Input("RGB", (0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
 MSRA = Input("BGR", IMAGENET_BGR.pixel_mean, (1.0, 1.0, 1.0))
+# FAIR's ResNeXt in Detectron2's model zoo. MSRA's networks have the std in their weights.
+FAIR = IMAGENET_BGR
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,13 @@ class Traits:
         input: The format of the images that it was trained on.
         stride_in_1x1: Whether a bottleneck's stride is in its first 1x1 convolution.
         caveats: Sentences to read before using the weights.
+        certain: Whether the file states its input and where the stride is.
     """
 
     input: Input = IMAGENET
     stride_in_1x1: bool = False
     caveats: tuple[str, ...] = ()
+    certain: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,8 @@ class Family:
         needs: Patterns, each of which must match a name in the backbone's container.
         files: Patterns of file names; None allows any name.
         traits: The traits of its networks.
-        config_beside: Whether a config.json beside a file may describe its network, as in timm and
-            on the Hugging Face hub.
+        configs: The names of the files beside a checkpoint that may describe its network; see
+            stated.py.
     """
 
     name: str
@@ -110,7 +114,7 @@ class Family:
     needs: tuple[str, ...] = ()
     files: tuple[str, ...] | None = None
     traits: Traits = Traits()
-    config_beside: bool = False
+    configs: tuple[str, ...] = ()
 
     def role(self, container: str, prefix: str) -> str | None:
         """Return ``query`` or ``key`` for a location of the family, and None for any other."""
@@ -131,9 +135,26 @@ class Family:
             and (self.files is None or any(fnmatchcase(file_name, f) for f in self.files))
         )
 
-    def traits_of(self, checkpoint: Mapping[Any, Any], file_name: str) -> Traits:
-        """Return the traits of this file's network."""
+    def traits_of(self, checkpoint: Mapping[Any, Any], file_name: str, groups: int) -> Traits:
+        """Return the traits of this file's network.
+
+        Args:
+            checkpoint: The file's dict.
+            file_name: The file's name without its folder.
+            groups: The number of groups of the network's 3x3 convolutions.
+        """
         return self.traits
+
+
+def input_of(mean: Sequence[float], std: Sequence[float]) -> Input | None:
+    """Return mean and std of pixels in 0 .. 255 as an input; None if they are none.
+
+    The channel order follows from the mean, which is largest for red and smallest for blue.
+    """
+    values = (*mean, *std)
+    if (len(mean), len(std)) != (3, 3) or not all(map(math.isfinite, values)) or min(std) <= 0:
+        return None
+    return Input("BGR" if mean[0] < mean[2] else "RGB", (*mean,), (*std,))  # type: ignore[arg-type]
 
 
 _SAME_PADDING = (
@@ -164,15 +185,28 @@ class _OpenSelfSupTraining(Family):
         )
 
 
+def _numbers_of(key: str, text: str) -> list[float] | None:
+    """Return the numbers that a config of the OpenMMLab projects gives to a key; None if it gives
+    none, or several different ones.
+    """
+    found = set(re.findall(rf"\b{key}['\"]?\s*[=:]\s*[\[(]([\d.,\s]{{1,80}})[\])]", text))
+    lists = {tuple(float(n) for n in re.findall(r"\d+(?:\.\d*)?", numbers)) for numbers in found}
+    return list(lists.pop()) if len(lists) == 1 else None
+
+
 class _MMSelfSup(Family):
-    def traits_of(self, checkpoint: Mapping[Any, Any], file_name: str) -> Traits:
+    def traits_of(self, checkpoint: Mapping[Any, Any], file_name: str, groups: int) -> Traits:
         meta = checkpoint["meta"]
         entries = [meta.get(key) for key in ("cfg", "config")] if isinstance(meta, dict) else []
         text = " ".join(map(_config_text, entries))
+        mean, std = (_numbers_of(key, text) or [] for key in ("mean", "std"))
+        if mean and max(mean) <= 1:  # of pixels in [0, 1]
+            mean, std = ([round(255 * value, 6) for value in values] for values in (mean, std))
+        pixels = input_of(mean, std)
         if not re.search(r"style['\"]?\s*[=:]\s*['\"]caffe", text):
-            return self.traits
+            return Traits(pixels, certain=True) if pixels else self.traits
         caveat = "its config says style='caffe': stride in the 1x1 convolution, input as Caffe's"
-        return Traits(MSRA, stride_in_1x1=True, caveats=(caveat,))
+        return Traits(pixels or MSRA, True, (caveat,), certain=pixels is not None)
 
 
 class _SimCLRsthalles(Family):
@@ -181,12 +215,23 @@ class _SimCLRsthalles(Family):
 
 
 class _VISSL(Family):
-    def traits_of(self, checkpoint: Mapping[Any, Any], file_name: str) -> Traits:
+    def traits_of(self, checkpoint: Mapping[Any, Any], file_name: str, groups: int) -> Traits:
         return Traits(IMAGENET_BGR) if fnmatchcase(file_name, "*_bgr.torch") else self.traits
 
 
+class _Caffe2(Family):
+    def traits_of(self, checkpoint: Mapping[Any, Any], file_name: str, groups: int) -> Traits:
+        if groups == 1:
+            return self.traits
+        caveat = (
+            "a ResNeXt under Caffe2's names is taken as FAIR's X-101-32x8d: BGR, std "
+            "57.375 57.12 58.395 and the stride in the 3x3 convolution, unlike MSRA's ResNets"
+        )
+        return Traits(FAIR, caveats=(*self.traits.caveats, caveat))
+
+
 class _Pycls(Family):
-    def traits_of(self, checkpoint: Mapping[Any, Any], file_name: str) -> Traits:
+    def traits_of(self, checkpoint: Mapping[Any, Any], file_name: str, groups: int) -> Traits:
         stated = re.search(
             r"STRIDE_1X1:\s*(true|false)", _config_text(checkpoint.get("cfg")), re.IGNORECASE
         )
@@ -211,8 +256,14 @@ class _Report(msgspec.Struct):
     caveats: tuple[str, ...] = ()
 
 
+_MODEL_ZOO = "Detectron2 Model Zoo"
+_ZOO_NAME = re.compile(r"model_final_[\da-f]{6}\.pkl")
+# Authors in the files of Detectron2's converter of torchvision's networks, and of MoCo's converter.
+_LIKE_TORCHVISION = ("torchvision", "MOCO")
+
+
 class _Detectron2Weights(Family):
-    def traits_of(self, checkpoint: Mapping[Any, Any], file_name: str) -> Traits:
+    def traits_of(self, checkpoint: Mapping[Any, Any], file_name: str, groups: int) -> Traits:
         with contextlib.suppress(msgspec.ValidationError):  # anyone may write a report
             report = msgspec.convert(as_report(checkpoint.get("provenance")), _Report)
             pixels = report.preprocessing
@@ -222,11 +273,26 @@ class _Detectron2Weights(Family):
                     Input(pixels.format, pixels.pixel_mean, pixels.pixel_std),
                     report.stride_in_1x1,
                     report.caveats,
+                    certain=True,
                 )
+        author = checkpoint.get("__author__")
+        if isinstance(author, str) and author in _LIKE_TORCHVISION:
+            return replace(self.traits, certain=True)
+        if (isinstance(author, str) and author == _MODEL_ZOO) or _ZOO_NAME.fullmatch(file_name):
+            caveat = (
+                "its config is not beside it: read as most of Detectron2's model zoo, with BGR "
+                + (
+                    "and std 57.375 57.12 58.395 for a ResNeXt"
+                    if groups > 1
+                    else "and std 1, and the stride in the 1x1 convolution"
+                )
+                + "; models from SyncBN or from scratch differ, so put its config.yaml beside it"
+            )
+            return Traits(FAIR if groups > 1 else MSRA, groups == 1, (caveat,))
         caveat = (
             "a Detectron2 file does not state its input format or where the stride is: "
             "torchvision's are assumed, while Detectron2's own models use BGR, std 1 and the "
-            "stride in the 1x1 convolution"
+            "stride in the 1x1 convolution; put the run's config.yaml beside it"
         )
         return Traits(caveats=(caveat,))
 
@@ -237,6 +303,9 @@ class _Wrapped(Family):
     def role(self, container: str, prefix: str) -> str | None:
         return "key" if _KEY_WORD.search(f"{container}:{prefix}") else "query"
 
+
+_OF_THE_HUB = ("config.json", "preprocessor_config.json")
+RUN = ("config.yaml",)  # of Detectron2
 
 # The first family that fits is used.
 FAMILIES: tuple[Family, ...] = (
@@ -358,7 +427,7 @@ FAMILIES: tuple[Family, ...] = (
         key=("state_dict:encoder_k.0.", "state_dict:target_net.0."),
         companions=(
             *("encoder_k.*", "target_net.*", "neck.*", "head.*", "queue*"),
-            "data_preprocessor.*",
+            *("*_head.*", "data_preprocessor.*"),
         ),
         entries=("meta",),
     ),
@@ -504,7 +573,7 @@ FAMILIES: tuple[Family, ...] = (
         query=("state_dict:",),
         key=("state_dict_ema:",),
         entries=("state_dict_ema",),
-        config_beside=True,
+        configs=_OF_THE_HUB,
     ),
     Family(
         name="transformers",
@@ -513,7 +582,7 @@ FAMILIES: tuple[Family, ...] = (
         query=(":resnet.", ":"),
         companions=("classifier.*",),
         dialects=(TRANSFORMERS,),
-        config_beside=True,
+        configs=_OF_THE_HUB,
     ),
     Family(
         name="torchvision",
@@ -524,7 +593,7 @@ FAMILIES: tuple[Family, ...] = (
         example="resnet50-19c8e357.pth",
         query=(":", "state_dict:"),
         companions=("n_averaged",),
-        config_beside=True,
+        configs=_OF_THE_HUB,
     ),
     Family(
         name="torchvision_segmentation",
@@ -540,9 +609,9 @@ FAMILIES: tuple[Family, ...] = (
             )
         ),
     ),
-    Family(
+    _Caffe2(
         name="msra",
-        title="MSRA's networks as Detectron and Detectron2 use them",
+        title="MSRA's networks and FAIR's ResNeXt as Detectron and Detectron2 use them",
         example="R-50.pkl",
         query=(":", "blobs:"),
         heads=("fc1000_*", "pred_*", "conv1_b"),
@@ -577,6 +646,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     _Detectron2Weights(
         name="detectron2",
+        configs=RUN,
         title="Detectron2: converted weights, and the backbone of a detector (FPN or C4)",
         example="model_final.pth",
         query=tuple(
@@ -629,7 +699,7 @@ FAMILIES: tuple[Family, ...] = (
             "n_averaged",
         ),
         dialects=DIALECTS,
-        config_beside=True,
+        configs=_OF_THE_HUB,
         traits=Traits(
             caveats=(
                 "the file does not state its input format: RGB with ImageNet's mean and standard "

@@ -18,15 +18,31 @@ from torch import Tensor
 
 from moco_d2.checkpoint.diagnosis import incomplete, unrecognized
 from moco_d2.checkpoint.dialects import DIALECTS, Dialect
-from moco_d2.checkpoint.families import FAMILIES, Family, Traits, without_wrappers
+from moco_d2.checkpoint.families import (
+    FAMILIES,
+    IMAGENET,
+    MSRA,
+    RUN,
+    Family,
+    Input,
+    Traits,
+    input_of,
+    without_wrappers,
+)
 from moco_d2.checkpoint.mapping import Architecture, expected_tensors, infer_architecture
-from moco_d2.checkpoint.stated import NOTHING, Stated, check_plain
+from moco_d2.checkpoint.stated import NOTHING, Stated, check_plain, named_traits
 from moco_d2.checkpoint.states import tensors_by_dict
 from moco_d2.errors import UserError
 
 BRANCHES = ("query", "key")
 MOST_NETWORKS = 32  # no real file has more, and each network takes time
 _TRACKER = ".num_batches_tracked"
+_DIGITS = 3  # of a mean, behind the point; float32 has no more exact ones
+# Mean and std of the pixels as tensors: of Detectron2's models, and of OpenMMLab's preprocessors.
+_CONSTANTS = (
+    ("pixel_mean", "pixel_std"),
+    ("data_preprocessor.mean", "data_preprocessor.std"),
+)
 # Numbers of 8 bits are those of a quantized network, whose scales would be lost.
 _PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -116,14 +132,7 @@ def extract(
         candidate.read(states[candidate.container])
         _assign(candidate, checkpoint, states[candidate.container], file_name)
     chosen = _choose(candidates, branch)
-    traits = chosen.family.traits_of(checkpoint, file_name)
-    if chosen.family.config_beside:
-        traits = replace(
-            traits,
-            input=stated.input or traits.input,
-            stride_in_1x1=traits.stride_in_1x1 or stated.stride_in_1x1,
-            caveats=() if stated.input else traits.caveats,
-        )
+    traits = _traits(chosen, checkpoint, states[chosen.container], file_name, stated)
     architecture = infer_architecture(chosen.tensors, traits.stride_in_1x1)
     dropped, leftover = _account(chosen, candidates, states, tuple(drop))
     _check_complete(chosen, architecture, states[chosen.container], leftover)
@@ -197,6 +206,88 @@ def _choose(candidates: list[_Candidate], branch: str) -> _Candidate:
                 "torch.save({'state_dict': model.state_dict()}, file)"
             )
     return first
+
+
+def _traits(
+    chosen: _Candidate,
+    checkpoint: Mapping[Any, Any],
+    state: Mapping[str, Tensor],
+    file_name: str,
+    stated: Stated,
+) -> Traits:
+    """Return what the file, its name and the files beside it say; the most certain counts.
+
+    Raises:
+        UserError: If a file beside it cannot be read, or two of them contradict each other.
+    """
+    groups = infer_architecture(chosen.tensors).groups
+    traits = chosen.family.traits_of(checkpoint, file_name, groups)
+    if not traits.certain:
+        if traits.input == IMAGENET and not traits.stride_in_1x1:
+            traits = named_traits(checkpoint, file_name, stated, groups) or traits
+        for config in chosen.family.configs:
+            if reason := stated.unreadable.get(config):
+                raise UserError(
+                    f"the {config} beside it, which may state its input and its network, cannot "
+                    f"be read ({reason}); correct it, or move it away"
+                )
+        if chosen.family.configs == RUN:
+            traits = stated.run or traits
+        elif chosen.family.configs:
+            traits = replace(
+                traits,
+                input=stated.input or traits.input,
+                stride_in_1x1=traits.stride_in_1x1 or stated.stride_in_1x1,
+                caveats=() if stated.input else traits.caveats,
+            )
+    return _with_constants(state, traits)
+
+
+def _with_constants(state: Mapping[str, Tensor], traits: Traits) -> Traits:
+    """Return traits with the mean and std that a detector or a preprocessor has as tensors."""
+    by_name = {without_wrappers(name): name for name in state}
+    for mean, std in _CONSTANTS:
+        if mean not in by_name or std not in by_name:
+            continue
+        pixels = input_of(*(_three(state[by_name[name]]) for name in (mean, std)))
+        if pixels is None:
+            raise UserError(
+                f"its tensors {mean} and {std} are no mean and std of pixels; remove them if they "
+                "are no part of the network"
+            )
+        assumed = _rounded(traits.input)
+        if _rounded(pixels) == assumed:
+            continue
+        if traits.certain:
+            raise UserError(
+                f"its tensors {mean} and {std} say {pixels.pixel_mean} and {pixels.pixel_std}, but "
+                f"its config says {assumed[0]} and {assumed[1]}; correct the config"
+            )
+        # Detectron2's networks with the stride in the 1x1 convolution are those of MSRA.
+        is_msra = pixels.pixel_std == MSRA.pixel_std
+        stride_in_1x1 = is_msra if mean == "pixel_mean" else traits.stride_in_1x1
+        caveat = (
+            f"mean and std are those of its tensors {mean} and {std}; from them, the images are "
+            f"taken as {pixels.format} and the stride as in the "
+            + ("1x1 convolution" if stride_in_1x1 else "3x3 convolution")
+        )
+        traits = Traits(pixels, stride_in_1x1, (caveat,))
+    return traits
+
+
+def _three(tensor: Tensor) -> list[float]:
+    """Return the values of a tensor of mean or std; none if it is another tensor."""
+    plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    if not plain or tensor.dtype not in _PRECISIONS or tensor.numel() != 3:
+        return []
+    return [round(value, _DIGITS) for value in tensor.flatten().tolist()]
+
+
+def _rounded(pixels: Input) -> tuple[tuple[float, ...], ...]:
+    return tuple(
+        tuple(round(value, _DIGITS) for value in values)
+        for values in (pixels.pixel_mean, pixels.pixel_std)
+    )
 
 
 def _is_complete(candidate: _Candidate) -> bool:

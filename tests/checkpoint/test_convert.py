@@ -80,6 +80,15 @@ def test_our_pretraining_checkpoint(small, official, save, tmp_path):
     )
     assert "already" in refusal(dst, tmp_path / "again.pth")
 
+    # Without this entry, Detectron2 would load nothing from it.
+    bare = {key: value for key, value in written.items() if key != "matching_heuristics"}
+    for source in (bare, bare["model"]):
+        torch.save(source, tmp_path / "bare.pth")
+        convert(tmp_path / "bare.pth", tmp_path / "again.pth")
+        again = load_checkpoint(tmp_path / "again.pth")
+        assert again["matching_heuristics"] is True
+        assert again["model"].keys() == written["model"].keys()
+
 
 def test_supervised_nested_narrow_half_precision_channels_last(narrow, save, tmp_path):
     """Stored in float16 or with other strides, written as plain float32."""

@@ -18,12 +18,12 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch.amp.grad_scaler import GradScaler
 
-from moco_d2.engine.consistency import check_agreement, fingerprint, of_run
+from moco_d2.engine.consistency import check_agreement, decided_by_main, fingerprint, of_run
 from moco_d2.engine.hooks import DataTime, DeferredWriters, ProgressBar, StopOnSignal
 from moco_d2.engine.metrics_state import MetricsState
 from moco_d2.engine.precision import amp_dtype
 from moco_d2.errors import UserError
-from moco_d2.pretrain.checkpointing import PretrainCheckpointer, SaveCheckpoint
+from moco_d2.pretrain.checkpointing import FINAL_CHECKPOINT, PretrainCheckpointer, SaveCheckpoint
 from moco_d2.pretrain.data.build import build_training_data
 from moco_d2.pretrain.data.images import UnreadableImages
 from moco_d2.pretrain.data.stream import Batch
@@ -144,6 +144,7 @@ class Pretrainer(TrainerBase):
             )
         else:
             self.checkpointer.check_fresh()
+        self._check_length(finished)
         self.start_iter = finished
         # The learning rate depends only on the iteration. The hook sets that of the next iteration.
         self.scheduler.last_epoch = finished
@@ -160,6 +161,25 @@ class Pretrainer(TrainerBase):
                 }
             )
         self._log_effective_settings()
+
+    def _check_length(self, finished: int) -> None:
+        """Refuse settings for a training that is over: they would change nothing but config.yaml.
+
+        A run that is shortened to what it has trained gets its final checkpoint.
+        """
+        if finished > self.max_iter:
+            raise UserError(
+                f"the checkpoint has {finished} iterations, and this training has "
+                f"{self.max_iter}: raise MOCO.EPOCHS (or SOLVER.MAX_ITER), or begin a shorter "
+                "training in another OUTPUT_DIR"
+            )
+        new = [c for c in self.checkpointer.changes if c.iteration == finished]
+        idle = [c for c in new if c.key not in ("MOCO.EPOCHS", "SOLVER.MAX_ITER")]
+        if finished == self.max_iter and idle:
+            raise UserError(
+                f"nothing is left to train, so {idle[0]}, has no effect: set it back, lengthen the "
+                "training, or choose another OUTPUT_DIR"
+            )
 
     def train(self) -> None:
         """Train from the start iteration to the end.
@@ -243,6 +263,13 @@ class Pretrainer(TrainerBase):
         get_event_storage().put_scalars(total_loss=loss, data_time=data_time, **means)
 
     def after_train(self) -> None:
+        if self.start_iter == self.max_iter:
+            logger.info("nothing is left to train")
+            final = self.checkpointer.folder / FINAL_CHECKPOINT
+            if not decided_by_main(final.is_file):
+                self.iter = self.max_iter - 1
+                self.saver.save_now()
+                self.iter = self.max_iter
         # TrainerBase counts one iteration too many if no step was left to train.
         self.iter = min(self.iter, self.max_iter)
         super().after_train()

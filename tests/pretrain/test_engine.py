@@ -118,6 +118,33 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     assert without_times(lines[0]) == without_times(lines[1])
 
 
+def test_a_training_shortened_to_what_it_has_trained_gets_its_final_checkpoint(
+    make_config, tmp_path
+):
+    longer = {"OUTPUT_DIR": tmp_path / "out", "MOCO.EPOCHS": 2}
+    pretrain_run(make_config(longer), stop_after=3)
+    assert not (tmp_path / "out" / FINAL_CHECKPOINT).exists()
+    shorter = longer | {"MOCO.EPOCHS": 1}
+    pretrain_run(make_config(shorter), resume=True)
+    final = torch.load(tmp_path / "out" / FINAL_CHECKPOINT, weights_only=True)
+    assert (final["epoch"], final["moco_d2"]["iteration"]) == (1, 3)
+    assert [change["key"] for change in final["moco_d2"]["changes"]] == ["MOCO.EPOCHS"]
+
+
+def test_other_settings_for_a_training_that_is_over_are_refused(make_config, tmp_path):
+    done = {"OUTPUT_DIR": tmp_path / "out", "MOCO.EPOCHS": 2}
+    pretrain_run(make_config(done))
+    before = (tmp_path / "out" / FINAL_CHECKPOINT).read_bytes()
+    with pytest.raises(
+        UserError, match=r"nothing is left to train, so MOCO.TEMPERATURE 0.5, which"
+    ):
+        pretrain_run(make_config(done | {"MOCO.TEMPERATURE": 0.5}), resume=True)
+    with pytest.raises(UserError, match=r"has 6 iterations, and this training has 3: raise MOCO.E"):
+        pretrain_run(make_config(done | {"MOCO.EPOCHS": 1}), resume=True)
+    pretrain_run(make_config(done), resume=True)
+    assert (tmp_path / "out" / FINAL_CHECKPOINT).read_bytes() == before
+
+
 class SignalDuring(HookBase):
     """A signal in the middle of an iteration."""
 

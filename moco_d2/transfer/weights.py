@@ -199,6 +199,8 @@ def check_weights_name(weights: str) -> None:
     Raises:
         UserError: If `weights` is an address.
     """
+    if weights != RANDOM and re.fullmatch(r"\s*random:/*\s*", weights, re.IGNORECASE):
+        raise UserError(f"MODEL.WEIGHTS is {weights!r}: write {RANDOM} for random initialization")
     address = re.match(r"[A-Za-z][\w+.-]*:/", weights)
     if not address or weights == RANDOM or weights.startswith(_PUBLISHED):
         return
@@ -243,16 +245,30 @@ def check_weights_file(weights: str) -> None:
         UserError: If it is empty, an address, or a file that does not exist.
     """
     check_weights_name(weights)
-    if not weights:
+    if not weights.strip():
         raise UserError(
             f"MODEL.WEIGHTS is empty: set it to {RANDOM} for random initialization, to a converted "
             "file, or to a name of published weights (moco://v2_800ep)"
         )
     if "://" not in weights and not Path(weights).is_file():
+        if reason := _no_file(weights):
+            raise UserError(f"MODEL.WEIGHTS {weights!r} {reason}")
         raise UserError(
             f"MODEL.WEIGHTS {weights} does not exist: make it with tools/convert.py CHECKPOINT "
             f"{weights}, or set MODEL.WEIGHTS to a converted file"
         )
+
+
+def _no_file(weights: str) -> str | None:
+    """Return why a path is no file, and what to do; None if there is nothing at it."""
+    path = Path(weights)
+    if weights != weights.strip():
+        return "begins or ends with a space; write it without"
+    if path.is_dir():
+        return "is a folder; name the file of weights inside it"
+    if path.is_symlink():
+        return f"is a link to {path.readlink()}, where no file is; correct the link, or name a file"
+    return None
 
 
 def describe_weights(weights: str) -> dict[str, Any] | None:

@@ -123,9 +123,31 @@ def test_random_initialization_loads_nothing_and_changes_nothing(detector):
 def test_empty_or_missing_weights_are_refused():
     with pytest.raises(UserError, match="MODEL.WEIGHTS is empty: set it to random:// for random"):
         check_weights_file("")
+    with pytest.raises(UserError, match="MODEL.WEIGHTS is empty"):
+        check_weights_file(" ")
     with pytest.raises(UserError, match="weights/none.pth does not exist: make it with tools/conv"):
         check_weights_file("weights/none.pth")
     check_weights_file(RANDOM)
+
+
+def test_a_path_that_is_no_file_says_what_it_is(tmp_path):
+    link = tmp_path / "dangling.pth"
+    link.symlink_to(tmp_path / "absent.pth")
+    for weights, words in (
+        (tmp_path, "is a folder; name the file of weights"),
+        (link, f"is a link to {tmp_path}/absent.pth, where no file is; "),
+        (f"{link} ", "begins or ends with a space; "),
+    ):
+        with pytest.raises(UserError, match=f"^MODEL.WEIGHTS '.*{words}"):
+            check_weights_file(str(weights))
+
+
+@pytest.mark.parametrize(
+    "weights", ["random:/", "random:", "RANDOM://", "random:///", " random://"]
+)
+def test_another_spelling_of_random_is_answered_with_the_right_one(weights):
+    with pytest.raises(UserError, match=f"MODEL.WEIGHTS is '{weights}': write random:// for"):
+        check_weights_file(weights)
 
 
 def test_description_for_the_record(converted):

@@ -41,7 +41,7 @@ class PathTable(Sequence[str]):
         """Return the SHA-256 of all names, in their order, below the folder that they share."""
         content = hashlib.sha256()
         if len(self):
-            # Some names may be relative, which `commonpath` refuses.
+            # Some names may be relative, which os.path.commonpath refuses.
             shared = os.path.commonprefix([min(self), max(self)])  # noqa: RUF071
             start = len(os.fsencode(shared[: shared.rfind(os.sep) + 1]))
             begin = 0

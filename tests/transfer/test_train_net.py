@@ -204,7 +204,7 @@ def test_a_signal_leaves_a_state_to_resume(finetune_run, voc, monkeypatch):
     assert "starting training from iteration 1" in (folder / "log.txt").read_text().lower()
 
 
-def test_finished_detector_is_evaluated_to_the_same_numbers(finetune_run, voc):
+def test_finished_detector_is_evaluated_to_the_same_numbers(finetune_run, voc, tmp_path):
     every_box = ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0")
     folder = finetune_run("voc_C4_random.yaml", voc, *every_box)
     trained = json.loads((folder / "record.json").read_text())["metrics"]
@@ -218,6 +218,11 @@ def test_finished_detector_is_evaluated_to_the_same_numbers(finetune_run, voc):
     with pytest.raises(UserError, match=r"out has a training run, .*: choose .*out/evaluation"):
         finetune_run("voc_C4_random.yaml", data, *every_box, *weights, eval_only=True)
     assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == before
+    other = make_voc(tmp_path / "other")
+    (other / "classes.txt").write_text("light\ndark\n")
+    data["DATASETS.TEST"] = (f"voc:{other}:test",)
+    with pytest.raises(UserError, match=r"class 0 is 'light' in .* learned it as 'dark'"):
+        finetune_run("voc_C4_random.yaml", data, *weights, out="swapped", eval_only=True)
 
 
 @pytest.mark.parametrize("content", [{"model": {"conv1.weight": torch.zeros(1)}}, {"epoch": 7}])

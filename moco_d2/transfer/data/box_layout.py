@@ -80,12 +80,12 @@ def corners_problem(boxes: np.ndarray, sizes: Sequence[Size | None]) -> str:
 
 
 def outside_problem(boxes: np.ndarray, sizes: Sequence[Size | None]) -> str:
-    """Return what shows that corners, (N, 4), belong to images of another size, or "": 25% of them
-    leave their image by more than 5% of its side.
+    """Return what shows that corners, (N, 4), belong to images of another size, or "": 25% of
+    them, and three, leave their image by more than 5% of its side.
     """
     boxes, sides = _known(boxes, sizes)
     leaving = (boxes[:, 2:] > np.maximum(sides * _SLOPPY, sides + _SLACK)).any(axis=1)
-    if not len(boxes) or leaving.mean() < _MANY:
+    if leaving.sum() < _FEW or leaving.mean() < _MANY:
         return ""
     first = int(np.argmax(leaving))
     return (

@@ -29,7 +29,7 @@ def check_voc(
 
     * An image that is listed twice: a Finding, because the evaluation counts its objects twice.
     * The same object twice in an image: a Finding above 1%; up to it a warning.
-    * 25% of the boxes leave their image by more than 5% of its side: a Finding.
+    * 25% of the boxes, and three, leave their image by more than 5% of its side: a Finding.
     * A test set without an object that is not difficult: a Refusal.
     * Classes without objects: a warning, because their AP is 0 and the mean counts them.
 

@@ -71,6 +71,13 @@ def test_boxes_of_larger_images_are_found(root, size):
     assert "in 64 x 64 pixels; correct them, or use the images that were" in finding.message
 
 
+def test_two_boxes_that_leave_their_image_are_no_evidence(root):
+    rewrite(root, "test", r"<xmax>\d+<", "<xmax>90<", images=[0, 1])
+    assert findings(root) == []
+    rewrite(root, "test", r"<xmax>\d+<", "<xmax>90<", images=[2])
+    assert len(findings(root)) == 1
+
+
 def test_a_test_set_of_difficult_objects_is_refused(root):
     rewrite(root, "test", "<difficult>0", "<difficult>1")
     (finding,) = findings(root)

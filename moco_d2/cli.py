@@ -49,7 +49,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     line and exit code 128 + its number.
     """
     from moco_d2.engine.failures import explained
-    from moco_d2.engine.signals import end_on_signals, end_silently
+    from moco_d2.engine.signals import end_on_signals, end_silently, end_workers
 
     _prepare_streams()
     if os.environ.get("WORLD_SIZE", "") in ("", "1"):
@@ -72,6 +72,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
+        end_workers()
         end_silently()
 
 

@@ -22,7 +22,7 @@ from moco_d2.config.load import find_config, load_config_of
 from moco_d2.engine.failures import describe, explained
 from moco_d2.engine.place import Place, place_of_process, port_of, restarts
 from moco_d2.engine.process_group import joined
-from moco_d2.engine.signals import STOP_SIGNALS, is_default
+from moco_d2.engine.signals import STOP_SIGNALS, end_workers, is_default
 from moco_d2.errors import INTERRUPTED_EXIT_CODE, Stopped, UserError
 from moco_d2.files import remove_leftovers
 from moco_d2.locks import run_in
@@ -179,6 +179,8 @@ def _run_child(main: str, args: argparse.Namespace, place: Place | None = None) 
         raise UserError(*error.lines) from error
     except KeyboardInterrupt as interrupt:
         sys.exit(getattr(interrupt, "exit_code", INTERRUPTED_EXIT_CODE))
+    finally:
+        end_workers()
 
 
 @contextlib.contextmanager

@@ -67,6 +67,17 @@ def end_silently() -> None:
             signal.signal(number, signal.SIG_DFL)
 
 
+def end_workers() -> None:
+    """Kill the workers that load images and are left at the end of a process.
+
+    If one of them has died, the others wait for work. multiprocessing would send them SIGTERM,
+    which they ignore, and would wait for them forever.
+    """
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
+
+
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
     """Deliver the signals that arrive in a block at its end.

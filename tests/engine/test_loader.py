@@ -1,5 +1,6 @@
 """Data workers leave signals to their parent, and end when it ends, however it does."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from support.commands import Python
 from support.paths import ROOT, TESTS
 from torch.utils.data import Dataset
 
+from moco_d2.cli import run_command
 from moco_d2.engine.loader import SteadyLoader
 from moco_d2.engine.signals import STOP_SIGNALS
 
@@ -154,3 +156,20 @@ def test_a_killed_worker_is_noticed():
         os.kill(worker.pid, signal.SIGKILL)
     with pytest.raises(RuntimeError, match="DataLoader worker"):
         next(batches)
+
+
+def test_a_command_in_a_child_process_ends_after_one_of_its_workers_was_killed():
+    """As a suite and --num-gpus run it. The other worker ignores the SIGTERM that multiprocessing
+    sends at the end of a child, which would then wait for it.
+    """
+
+    def child():
+        batches = iter(SteadyLoader(Stuck(), num_workers=2, batch_size=1))
+        next(batches)
+        os.kill(batches._workers[0].pid, signal.SIGKILL)
+        run_command(lambda: list(batches))
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(600)
+    assert process.exitcode == 2

@@ -52,13 +52,15 @@ class InMemory(Pretrainer):
 
 def ours(args: Any, folder: Path) -> Step:
     """Return the step of Pretrainer.run_step."""
+    images = folder / "images"
+    images.mkdir()
     for i in range(args.batch):
-        Image.new("RGB", (8, 8), (i % 256, 0, 0)).save(folder / f"{i}.png")
+        Image.new("RGB", (8, 8), (i % 256, 0, 0)).save(images / f"{i}.png")
     on_device = args.augment == "device"
     cfg = load_config(
         "moco_v2_R50_200ep.yaml",
         [
-            *("DATASETS.TRAIN", f"('{folder}',)", "SOLVER.IMS_PER_BATCH", str(args.batch)),
+            *("DATASETS.TRAIN", f"('{images}',)", "SOLVER.IMS_PER_BATCH", str(args.batch)),
             *("MOCO.REFERENCE_BATCH", "0", "MOCO.ENCODER.ARCH", args.arch),
             *("MOCO.AUGMENTATION.SIZE", str(args.size), "MODEL.DEVICE", args.device),
             *("MOCO.AUGMENTATION.WHERE", "device" if on_device else "workers"),

@@ -73,9 +73,11 @@ def end_workers() -> None:
     If one of them has died, the others wait for work. multiprocessing would send them SIGTERM,
     which they ignore, and would wait for them forever.
     """
-    for child in multiprocessing.active_children():
-        if child.daemon:
-            child.kill()
+    workers = [child for child in multiprocessing.active_children() if child.daemon]
+    if workers and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler reports each as lost
+    for worker in workers:
+        worker.kill()
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ of a number, momentum of another network, NaN. Each check raises an `UnusableErr
 """
 
 import contextlib
+import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -104,6 +105,14 @@ def check_number(value: Any, name: str, *, least: float = -math.inf) -> float:
     require(good, f"its {name} is {shown(value)}, not a finite number")
     require(value >= least, f"its {name} is {shown(value)}, less than {least:g}")
     return value
+
+
+def check_json(value: Any, name: str) -> None:
+    """Check a value that is written into a record."""
+    try:
+        json.dumps(value, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UnusableError(f"its {name} cannot be written as JSON") from error
 
 
 def check_name(value: Any, name: str) -> str:

@@ -1,14 +1,13 @@
 """Find the settings that differ between a run's config and the config of its resume."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moco_d2.config.plain import flatten
 from moco_d2.engine.resume_checks import (
-    UnusableError,
     check_count,
+    check_json,
     check_name,
     entry,
     require,
@@ -78,10 +77,7 @@ def check_config(state: Any, where: str) -> None:
         UnusableError: If it is not a dict that can be written as JSON.
     """
     require(type(state) is dict, f"its {where} is {shown(state)}, not a dict")
-    try:
-        json.dumps(state, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise UnusableError(f"its {where} cannot be written as JSON") from error
+    check_json(state, where)
 
 
 def read_changes(state: Any, where: str) -> list[Change]:

@@ -10,6 +10,7 @@ import logging.handlers
 from pathlib import Path
 from typing import Any
 
+from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 
 from moco_d2.engine.consistency import decided_by_main, of_images
@@ -18,7 +19,7 @@ from moco_d2.engine.launch import claimed, hold_log, seed, setup_run
 from moco_d2.errors import UserError
 from moco_d2.records.run_schema import RECORD_FILE
 from moco_d2.transfer.checkpointing import FINAL_CHECKPOINT
-from moco_d2.transfer.data.registered import leave_out_missing, load_dicts
+from moco_d2.transfer.data.registered import leave_out_missing
 from moco_d2.transfer.evaluation.build import INFERENCE_FOLDER
 from moco_d2.transfer.inference.detector import load_detector
 from moco_d2.transfer.plan import RunPlan, load_run, plan_run
@@ -92,7 +93,7 @@ def _train(
         leave_out_missing(cfg.DATASETS.TRAIN)
     recorder = RunRecorder(plan.config_file, cfg, dict(plan.schedule), list(findings), plan.weights)
     trainer = Trainer(cfg)
-    test_sets = map(load_dicts, cfg.DATASETS.TEST)
+    test_sets = map(DatasetCatalog.get, cfg.DATASETS.TEST)  # which `check` has checked
     recorder.data = {
         "DATASETS.TRAIN": of_images(trainer.data_loader.dicts),
         "DATASETS.TEST": of_images(itertools.chain.from_iterable(test_sets)),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import torch
 
-from moco_d2.config.plain import flatten, matched_sha256, to_plain
+from moco_d2.config.plain import matched_sha256, to_plain
 from moco_d2.engine.resume_checks import shown
 from moco_d2.engine.resumed_config import FREE_TO_CHANGE, Change, changes, read_changes
 from moco_d2.errors import UserError
@@ -151,20 +151,22 @@ class RunRecorder:
 
     def _check_same_run(self, state: dict[str, Any]) -> None:
         """Refuse to continue a run as another one: its record would name the wrong start."""
-        differing = {}
-        if (self.weights or {}).get("sha256") != (state["weights"] or {}).get("sha256"):
-            differing["MODEL.WEIGHTS"] = (_named(self.weights), _named(state["weights"]))
+        now = {"MODEL.WEIGHTS": (self.weights or {}).get("sha256")}
+        before = {"MODEL.WEIGHTS": (state["weights"] or {}).get("sha256")}
         if config := state.get("config"):
-            for key, before in (("MOCO.TASK", config["MOCO"]["TASK"]), ("SEED", config["SEED"])):
-                now = flatten(self.cfg)[key]
-                if now != before:
-                    differing[key] = (now, shown(before))
-        for key, (now, before) in differing.items():
-            raise UserError(
-                f"{key} is {now}, but the run in OUTPUT_DIR {self.cfg.OUTPUT_DIR} began with "
-                f"{before}, and --resume does not begin it again: set it back, or choose another "
-                "OUTPUT_DIR"
-            )
+            now |= {"MOCO.TASK": self.cfg.MOCO.TASK, "SEED": self.cfg.SEED}
+            before |= {"MOCO.TASK": config["MOCO"]["TASK"], "SEED": config["SEED"]}
+        key = next((key for key in now if now[key] != before[key]), None)
+        if key is None:
+            return
+        texts = now[key], shown(before[key])
+        if key == "MODEL.WEIGHTS":
+            texts = _named(self.weights), _named(state["weights"])
+        raise UserError(
+            f"{key} is {texts[0]}, but the run in OUTPUT_DIR {self.cfg.OUTPUT_DIR} began with "
+            f"{texts[1]}, and --resume does not begin it again: set it back, or choose another "
+            "OUTPUT_DIR"
+        )
 
     def note_changes(self, iteration: int) -> None:
         """Warn about the settings and the data that differ from those of the resumed checkpoint,

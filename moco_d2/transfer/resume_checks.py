@@ -3,7 +3,6 @@ engine/resume_checks.py turns a failed check into one sentence.
 """
 
 import datetime
-import json
 from typing import Any
 
 import torch
@@ -11,9 +10,9 @@ from torch import nn
 
 from moco_d2.engine.process_state import check_process_states
 from moco_d2.engine.resume_checks import (
-    UnusableError,
     check_count,
     check_grad_scaler,
+    check_json,
     check_metrics,
     check_name,
     check_number,
@@ -138,10 +137,7 @@ def _check_weights(weights: Any) -> None:
     provenance = weights.get("provenance")
     good = provenance is None or type(provenance) is dict
     require(good, f"its record.weights.provenance is {shown(provenance)}")
-    try:
-        json.dumps(weights, sort_keys=True, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise UnusableError("its record.weights cannot be written as JSON") from error
+    check_json(weights, "record.weights")
 
 
 def _check_start(text: str) -> None:

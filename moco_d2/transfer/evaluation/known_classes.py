@@ -23,6 +23,15 @@ def dataset_classes(cfg: CfgNode, dataset_name: str) -> list[str]:
     return list(MetadataCatalog.get(dataset_name).get(kind, ()))
 
 
+def first_difference(names: list[str], others: list[str]) -> tuple[int, str, str] | None:
+    """Return the first number of two different names, and both names; None if there is none.
+
+    Only numbers that both lists have are compared.
+    """
+    pairs = enumerate(zip(names, others, strict=False))
+    return next(((i, one, other) for i, (one, other) in pairs if one != other), None)
+
+
 def only_known_classes(
     cfg: CfgNode, dataset_name: str, evaluator: DatasetEvaluator
 ) -> DatasetEvaluator:

@@ -18,7 +18,11 @@ from moco_d2.records.names import appearance
 from moco_d2.transfer.data.custom_datasets import FORMS, VOC_CLASSES_FILE, mirrored_name
 from moco_d2.transfer.data.registered import files_of, load_dicts, missing_files, register_datasets
 from moco_d2.transfer.evaluation.build import evaluator_types
-from moco_d2.transfer.evaluation.known_classes import dataset_classes, head_classes
+from moco_d2.transfer.evaluation.known_classes import (
+    dataset_classes,
+    first_difference,
+    head_classes,
+)
 from moco_d2.transfer.preflight.annotation_fit import check_annotations_fit
 from moco_d2.transfer.preflight.findings import Finding, Refusal
 from moco_d2.transfer.preflight.image_headers import check_images
@@ -233,8 +237,7 @@ def _check_number_of_classes(cfg: CfgNode, datasets: list[tuple[str, str]]) -> I
 def _check_keypoint_names(datasets: list[tuple[str, str]]) -> Iterator[Finding]:
     names = [list(MetadataCatalog.get(name).get("keypoint_names", ())) for _, name in datasets]
     for (key, name), points in zip(datasets, names, strict=True):
-        pairs = enumerate(zip(points, names[0], strict=False))
-        different = next(((i, one, other) for i, (one, other) in pairs if one != other), None)
+        different = first_difference(points, names[0])
         if different:
             number, one, other = different
             yield Refusal(
@@ -263,8 +266,7 @@ def _check_class_names(cfg: CfgNode, datasets: list[tuple[str, str]]) -> Iterato
     classes = [(key, name, dataset_classes(cfg, name)) for key, name in datasets]
     for key, name, class_names in classes[1:]:
         _, first, expected = classes[0]
-        pairs = enumerate(zip(class_names, expected, strict=False))
-        different = next(((i, one, other) for i, (one, other) in pairs if one != other), None)
+        different = first_difference(class_names, expected)
         if different is None:
             continue
         number, *names = different

@@ -1,10 +1,16 @@
 """Findings of the preflight checks, and the effect of --force on them."""
 
 import dataclasses
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from moco_d2.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# Share of objects up to which an error is only logged: COCO's own files have a few of them.
+_FEW = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +42,14 @@ class Change(Finding):
         value: The value that the key gets.
         message: The reason.
     """
+
+
+def unless_few(key: str, value: str, message: str, share: float) -> Iterator[Finding]:
+    """Yield a Finding about objects of a dataset; only log it if the share of them is up to 1%."""
+    if share > _FEW:
+        yield Finding(key, value, message)
+    else:
+        logger.warning("%s", message)
 
 
 def has_refusal(findings: Sequence[Finding]) -> bool:

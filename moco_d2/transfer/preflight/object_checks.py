@@ -4,7 +4,6 @@ find, objects that are listed twice, and masks that are elsewhere than their box
 VOC's annotations are checked where they are read.
 """
 
-import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,12 +12,8 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 from pycocotools import mask as pycocotools_mask
 
-from moco_d2.transfer.preflight.findings import Finding, Refusal
+from moco_d2.transfer.preflight.findings import Finding, Refusal, unless_few
 
-logger = logging.getLogger(__name__)
-
-# Share of objects up to which an error is only logged: COCO's own files have a few of them.
-_FEW = 0.01
 # Detectron2 drops boxes of at most this side in pixels after it has clipped them to the image.
 _SIDE = 1e-5
 _SAMPLE = 2000  # masks that are compared with their boxes
@@ -89,7 +84,7 @@ def _boxes_without_area(
     if without.all():
         yield Refusal(key, str(names), message)
     else:
-        yield from _unless_few(key, names, message, without.mean())
+        yield from unless_few(key, str(names), message, without.mean())
 
 
 def _objects_twice(
@@ -109,7 +104,7 @@ def _objects_twice(
             f"class of another object of their image, first {list(annotation['bbox'])} in "
             f"{sample['file_name']}; remove them"
         )
-        yield from _unless_few(key, names, message, len(twice) / len(objects))
+        yield from unless_few(key, str(names), message, len(twice) / len(objects))
 
 
 def _masks_elsewhere(
@@ -156,10 +151,3 @@ def _iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (first, second)]
     union = np.maximum(areas[0] + areas[1] - intersection, np.finfo(np.float64).tiny)
     return intersection / union
-
-
-def _unless_few(key: str, names: tuple[str, ...], message: str, share: float) -> Iterator[Finding]:
-    if share > _FEW:
-        yield Finding(key, str(names), message)
-    else:
-        logger.warning("%s", message)

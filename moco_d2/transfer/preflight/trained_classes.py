@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 from moco_d2.config.load import load_config
 from moco_d2.errors import UserError
 from moco_d2.transfer.data.registered import register_datasets
-from moco_d2.transfer.evaluation.known_classes import dataset_classes
+from moco_d2.transfer.evaluation.known_classes import dataset_classes, first_difference
 from moco_d2.transfer.preflight.findings import Finding
 
 CONFIG_FILE = "config.yaml"
@@ -29,8 +29,7 @@ def check_trained_classes(cfg: CfgNode) -> Iterator[Finding]:
     name, expected = trained
     for test_set in cfg.DATASETS.TEST:
         classes = dataset_classes(cfg, test_set)
-        pairs = enumerate(zip(classes, expected, strict=False))
-        different = next(((i, one, other) for i, (one, other) in pairs if one != other), None)
+        different = first_difference(classes, expected)
         if different:
             number, one, other = different
             yield Finding(

@@ -14,12 +14,9 @@ from detectron2.data import MetadataCatalog
 from moco_d2.transfer.data.box_layout import outside_problem
 from moco_d2.transfer.data.mask_checks import Size
 from moco_d2.transfer.data.voc_annotations import VOCObject, read_objects, split_file
-from moco_d2.transfer.preflight.findings import Finding, Refusal
+from moco_d2.transfer.preflight.findings import Finding, Refusal, unless_few
 
 logger = logging.getLogger(__name__)
-
-# Share of objects up to which repetitions are only logged, as in object_checks.
-_FEW = 0.01
 
 
 def check_voc(
@@ -89,7 +86,4 @@ def _objects_twice(
         f"of another object of their image, first {label!r} {list(box)} in {folder / image}.xml; "
         "remove them"
     )
-    if repeated > _FEW * len(objects):
-        yield Finding(key, value, message)
-    else:
-        logger.warning("%s", message)
+    yield from unless_few(key, value, message, repeated / len(objects))

@@ -55,7 +55,7 @@ def test_objects_that_are_listed_twice_are_counted(root):
 
 
 def test_a_few_objects_that_are_listed_twice_are_only_logged(root, caplog, monkeypatch):
-    monkeypatch.setattr("moco_d2.transfer.preflight.voc_checks._FEW", 0.2)
+    monkeypatch.setattr("moco_d2.transfer.preflight.findings._FEW", 0.2)
     rewrite(root, "test", "(<object>.*</object>)", r"\1\1", images=[2])
     assert findings(root) == []
     assert "1 of its 7 objects repeat" in caplog.text

@@ -15,10 +15,17 @@ def parse_args() -> argparse.Namespace:
         "lvis_v1_FPN_1x_random.yaml. Batch, learning rate and length follow the number of GPUs.",
         "tools/train_net.py --config voc_C4_moco.yaml --num-gpus 8 OUTPUT_DIR output/voc_C4_moco",
         "tools/train_net.py --config voc_C4_moco.yaml MODEL.WEIGHTS weights/mine.pth SEED 2",
+        "tools/train_net.py --config weights/mine.yaml --task voc_C4 SEED 2",
         "tools/train_net.py --config voc_C4_moco.yaml --predict a.jpg b.jpg \\\n"
         "      MODEL.WEIGHTS output/voc_C4_moco/model_final.pth",
         "tools/train_net.py --config voc_C4_moco.yaml --export detector.pth \\\n"
         "      MODEL.WEIGHTS output/voc_C4_moco/model_final.pth",
+    )
+    parser.add_argument(
+        "--task",
+        metavar="NAME",
+        help="task of configs/task (or a yaml file) that --config, the yaml file of tools/convert.py "
+        "--emit-config or a name of configs/init, is fine-tuned on",
     )
     parser.add_argument(
         "--force",

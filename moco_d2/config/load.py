@@ -8,6 +8,7 @@ import math
 import os
 import tempfile
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,11 @@ _LONGEST_REASON = 400  # characters of another library's error
 DATA_KEYS = ("DATASETS.TRAIN", "DATASETS.TEST", "MOCO.KNN.TRAIN", "MOCO.KNN.TEST")
 # Keys of Detectron2 that name a place. A name may look like a number, as in OUTPUT_DIR 20261129.
 _PLACES = ("OUTPUT_DIR", "MODEL.WEIGHTS")
+# Keys that an initialization may set; `*` stands for any text.
+_OF_INITIALIZATION = (
+    *("MODEL.WEIGHTS", "MODEL.PIXEL_*", "MODEL.RESNETS.*", "MODEL.*.NORM", "INPUT.FORMAT"),
+    "VERSION",
+)
 
 
 def config_root() -> Path:
@@ -90,6 +96,42 @@ def task_configs() -> dict[str, tuple[Path, Path]]:
 @functools.cache
 def _composed_folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="moco_d2_")  # removed when the process ends
+
+
+def find_config_of(args: argparse.Namespace) -> Path:
+    """Return `find_config` of ``args.config_file``; with ``args.task``, the task combined with it.
+
+    With a task, the file describes only the initialization, as those of configs/init and of
+    ``tools/convert.py --emit-config`` do: MODEL.WEIGHTS and what the network and its input need.
+
+    Raises:
+        UserError: If there is no such file or task, the file cannot be read, or it sets keys that
+            a task sets.
+    """
+    path = find_config(args.config_file)
+    task = getattr(args, "task", None)
+    if not task:
+        return path
+    tasks = {file.stem: file for file in sorted((config_root() / "task").glob("*.yaml"))}
+    own = expand_home(task)
+    if not is_regular_file(own) and task not in tasks:
+        advice = closest(task, tasks) or f"there are {', '.join(tasks)}"
+        raise UserError(f"--task: there is no task {task!r:.200}; {advice}")
+    try:
+        settings = flatten(read_config(path))
+    except UNREADABLE as error:
+        raise UserError(
+            f"config {path}: {' '.join(str(error).split())[:_LONGEST_REASON]}"
+        ) from error
+    of_task = [k for k in settings if not any(fnmatchcase(k, p) for p in _OF_INITIALIZATION)]
+    if of_task:
+        raise UserError(
+            f"config {path}: it sets {of_task[0]:.200}, which the task of --task sets: remove it, "
+            "or leave --task out; with --task, the file names MODEL.WEIGHTS and what its network "
+            "needs (tools/convert.py --emit-config writes it)"
+        )
+    file = own if is_regular_file(own) else tasks[task]
+    return _compose(f"{file.stem}_{path.stem}.yaml", (file.absolute(), path.absolute()))
 
 
 def _compose(name: str, parts: tuple[Path, Path]) -> Path:
@@ -168,7 +210,8 @@ def load_config_of(args: argparse.Namespace, overrides: Sequence[str] = ()) -> A
     """Return `load_config` for the arguments of cli.argument_parser.
 
     Args:
-        args: The parsed arguments. ``--overrides-from-file`` marks overrides from a suite.
+        args: The parsed arguments; see `find_config_of`. ``--overrides-from-file`` marks overrides
+            from a suite.
         overrides: More overrides, which another flag of the command line took.
 
     Raises:
@@ -182,7 +225,7 @@ def load_config_of(args: argparse.Namespace, overrides: Sequence[str] = ()) -> A
                 "once"
             )
     typed = not getattr(args, "overrides_from_file", False)
-    return load_config(args.config_file, [*overrides, *args.opts], typed=typed)
+    return load_config(find_config_of(args), [*overrides, *args.opts], typed=typed)
 
 
 def _check_content(content: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moco_d2.config.load import find_config, load_config_of
+from moco_d2.config.load import find_config_of, load_config_of
 from moco_d2.engine.failures import describe, explained
 from moco_d2.engine.place import Place, place_of_process, port_of, restarts
 from moco_d2.engine.process_group import joined
@@ -308,9 +308,10 @@ def setup_run(
         remove_leftovers(cfg.OUTPUT_DIR)
     for name in LOGGERS:
         logging.getLogger(name).removeHandler(held)
-    args.config_file = str(find_config(args.config_file))  # default_setup logs the file
+    # default_setup logs the file, which is temporary if it was composed.
+    logged = argparse.Namespace(**{**vars(args), "config_file": str(find_config_of(args))})
     with whole_config_file():
-        default_setup(cfg, args)
+        default_setup(cfg, logged)
     setup_logger(
         cfg.OUTPUT_DIR,
         distributed_rank=comm.get_rank(),

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from moco_d2.config.load import find_config
+from moco_d2.config.load import find_config_of
 from moco_d2.engine.consistency import check_agreement, of_run
 from moco_d2.engine.job import load_job
 from moco_d2.transfer.schedule import scale_to_hardware
@@ -68,7 +68,7 @@ def load_run(args: argparse.Namespace) -> LoadedRun:
     check_weights_file(cfg.MODEL.WEIGHTS)
     weights = describe_weights(cfg.MODEL.WEIGHTS)
     check_agreement({**of_run(cfg), "the content of MODEL.WEIGHTS": (weights or {}).get("sha256")})
-    return LoadedRun(find_config(args.config_file).name, cfg, weights)
+    return LoadedRun(find_config_of(args).name, cfg, weights)
 
 
 def plan_run(loaded: LoadedRun, world_size: int, *, eval_only: bool = False) -> RunPlan:

@@ -1,9 +1,19 @@
 """Runs by name: the packaged files, and compositions of a task and an initialization."""
 
+import argparse
+
 import pytest
 
 from moco_d2.checkpoint.catalog import PUBLISHED
-from moco_d2.config.load import config_root, find_config, load_config, task_configs
+from moco_d2.config.load import (
+    config_root,
+    find_config,
+    find_config_of,
+    load_config,
+    load_config_of,
+    task_configs,
+)
+from moco_d2.config.plain import flatten
 from moco_d2.errors import UserError
 
 HEADLINE_RUNS = sorted(path.name for path in config_root().glob("*.yaml"))
@@ -62,6 +72,47 @@ def test_a_file_of_the_user_comes_before_a_composition(tmp_path, monkeypatch):
 def test_an_unknown_run_names_the_closest():
     with pytest.raises(UserError, match="did you mean 'coco_C4_2x_moco_v2_800ep.yaml' or"):
         load_config("coco_C4_2x_moco_v2_80ep.yaml")
+
+
+def flags(config, task, *words):
+    return argparse.Namespace(config_file=str(config), task=task, opts=list(words))
+
+
+@pytest.mark.parametrize("init", sorted(path.stem for path in (config_root() / "init").iterdir()))
+def test_a_task_and_an_initialization_by_flags_are_the_run_of_their_name(init):
+    args = flags(init, "coco_C4_1x", "SEED", "3")
+    assert find_config_of(args).name == f"coco_C4_1x_{init}.yaml"
+    expected = load_config(f"coco_C4_1x_{init}.yaml", ["SEED", "3"])
+    assert flatten(load_config_of(args)) == flatten(expected)
+
+
+def test_what_the_converter_writes_is_combined_with_a_task(tmp_path, monkeypatch):
+    """Also with a task of one's own, and with both files in the current folder."""
+    file, task = tmp_path / "mine.yaml", tmp_path / "birds.yaml"
+    file.write_text("MODEL: {WEIGHTS: weights/mine.pth, RESNETS: {DEPTH: 18}}\n")
+    task.write_text(f"_BASE_: {config_root()}/task/voc_C4.yaml\nMOCO: {{TASK: birds}}\n")
+    cfg = load_config_of(flags(file, "voc_C4"))
+    assert cfg.MOCO.TASK == "voc_C4" and cfg.MODEL.WEIGHTS == "weights/mine.pth"
+    assert cfg.MODEL.RESNETS.DEPTH == 18 and cfg.SOLVER.MAX_ITER == 24000
+    monkeypatch.chdir(tmp_path)
+    args = flags("mine.yaml", "birds.yaml")
+    assert load_config_of(args).MOCO.TASK == "birds"
+    assert find_config_of(args).name == "birds_mine.yaml"
+
+
+@pytest.mark.parametrize(
+    ("content", "task", "message"),
+    [
+        ("MODEL: {WEIGHTS: w.pth}", "voc_C5", "--task: there is no task 'voc_C5'; did you mean"),
+        ("SOLVER: {MAX_ITER: 9}", "voc_C4", "it sets SOLVER.MAX_ITER, which the task of --task"),
+        ("MODEL: {ROI_HEADS: {NUM_CLASSES: 9}}", "voc_C4", "it sets MODEL.ROI_HEADS.NUM_CLASSES"),
+        ("MODEL: [", "voc_C4", "mine.yaml: .*did not find expected node content"),
+    ],
+)
+def test_a_task_that_cannot_be_combined_is_one_sentence(tmp_path, content, task, message):
+    (tmp_path / "mine.yaml").write_text(content)
+    with pytest.raises(UserError, match=message):
+        load_config_of(flags(tmp_path / "mine.yaml", task))
 
 
 def test_a_composition_is_not_sought_in_another_folder(tmp_path):

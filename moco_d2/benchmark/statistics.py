@@ -53,6 +53,12 @@ class Comparison:
         """Whether the tests support this order, so that a table may claim it."""
         return self.p_holm is not None and self.p_holm < 1 - LEVEL
 
+    def reversed(self) -> "Comparison":
+        """Return the comparison with the two sets exchanged."""
+        low = None if self.high is None else -self.high
+        high = None if self.low is None else -self.low
+        return replace(self, difference=-self.difference, n=self.n[::-1], low=low, high=high)
+
 
 def summarize(values: Iterable[float]) -> Summary:
     """Return mean, sample standard deviation and number of `values`.

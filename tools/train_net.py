@@ -24,8 +24,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--task",
         metavar="NAME",
-        help="task of configs/task (or a yaml file) that --config, the yaml file of tools/convert.py "
-        "--emit-config or a name of configs/init, is fine-tuned on",
+        help="task of configs/task, or its yaml file, for a --config that names only weights: the "
+        "file of tools/convert.py --emit-config, or a name of configs/init",
     )
     parser.add_argument(
         "--force",

@@ -39,8 +39,7 @@ def main(args: argparse.Namespace) -> None:
     images, overrides = split_words(args.predict)
     cfg = load_job(args, overrides)
     setup_logger(name="moco_d2", abbrev_name="moco_d2")
-    for path in draw_predictions(cfg, images):
-        logger.info("drawn: %s", path)
+    draw_predictions(cfg, images)
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -57,7 +56,8 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def draw_predictions(cfg: CfgNode, images: Sequence[str | Path]) -> list[Path]:
-    """Write each image with its detections to OUTPUT_DIR/predictions/<name>.png.
+    """Write each image with its detections to OUTPUT_DIR/predictions/<name>.png, and log how many
+    detections it has.
 
     Detections with a score of MOCO.DRAW_SCORE or more are drawn, with class names if DATASETS.TEST
     is on this machine. Semantic segmentation is drawn as colored regions.
@@ -89,21 +89,48 @@ def draw_predictions(cfg: CfgNode, images: Sequence[str | Path]) -> list[Path]:
     predictor = Predictor(cfg)
     metadata = _metadata(cfg)
     name_of = _distinct_names(Path(cfg.OUTPUT_DIR) / PREDICTIONS_FOLDER, images)
-    written = []
+    written, scores = [], []
     for image in images:
         with reading(cfg.MOCO.INPUT.RANGE):
             pixels = _read(image, cfg.INPUT.FORMAT)
+        output = predictor(pixels)
         drawn = draw(
-            convert_image_to_rgb(pixels, cfg.INPUT.FORMAT),
-            predictor(pixels),
-            metadata,
-            cfg.MOCO.DRAW_SCORE,
+            convert_image_to_rgb(pixels, cfg.INPUT.FORMAT), output, metadata, cfg.MOCO.DRAW_SCORE
         )
         path = name_of(Path(image))
         with atomic_write(path) as temporary:
             Image.fromarray(drawn).save(temporary)
         written.append(path)
+        if "instances" in output:
+            scores.append(output["instances"].scores.tolist())
+            logger.info("%s: %s; drawn in %s", image, _counted(scores[-1], cfg), path)
+        else:
+            logger.info("%s: drawn in %s", image, path)
+    if scores:
+        logger.info("%s", _summary(scores, cfg))
     return written
+
+
+def _counted(scores: Sequence[float], cfg: CfgNode) -> str:
+    """Return a clause about the detections of an image with these scores."""
+    drawn = sum(score >= cfg.MOCO.DRAW_SCORE for score in scores)
+    text = f"{drawn} detection{'s' * (drawn != 1)} with a score of {cfg.MOCO.DRAW_SCORE:g} or more"
+    if drawn < len(scores):
+        best = "" if drawn else f", the best {max(scores):.2f}"
+        text += f", {len(scores) - drawn} below{best}"
+    return text
+
+
+def _summary(scores: Sequence[Sequence[float]], cfg: CfgNode) -> str:
+    """Return sentences about the detections of all images."""
+    every = [score for of_image in scores for score in of_image]
+    text = f"{len(scores)} image{'s' * (len(scores) != 1)}: {_counted(every, cfg)}"
+    least = cfg.MOCO.DRAW_SCORE
+    empty = sum(all(score < least for score in of_image) for of_image in scores)
+    if not empty:
+        return text
+    lower = "; lower MOCO.DRAW_SCORE to draw more" if any(s < least for s in every) else ""
+    return f"{text}. {empty} of the images {'has' if empty == 1 else 'have'} none{lower}"
 
 
 class Predictor:

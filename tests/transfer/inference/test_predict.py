@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import Metadata
+from detectron2.data.detection_utils import read_image
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image
@@ -78,7 +79,6 @@ def test_drawn_image_has_the_size_of_the_image_and_something_in_it(
 def test_predictor_finds_what_the_evaluation_finds(finished, image):
     """The same resizing and channel order as the loader of the test set."""
     from detectron2.data import build_detection_test_loader
-    from detectron2.data.detection_utils import read_image
 
     from moco_d2.transfer.data.registered import register_datasets
 
@@ -111,6 +111,38 @@ def test_instances_below_the_score_are_left_out_and_regions_are_drawn():
     regions[0, :, :200] = regions[1, :, 200:] = 1
     drawn = draw(pixels, {"sem_seg": regions}, metadata, 0.5).astype(int)
     assert np.abs(drawn[20, 20] - drawn[20, 380]).sum() > 30
+
+
+def test_the_log_says_how_many_detections_each_image_has(finished, image, caplog):
+    """The score in the middle divides the detections of both images."""
+    config = "voc_C4_random.yaml"
+    cfg = load_config(config, finished(config))
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    other = image.replace("test000", "test001")
+
+    def lines(score):
+        cfg.MOCO.DRAW_SCORE = score
+        caplog.clear()
+        with caplog.at_level("INFO", logger="moco_d2"):
+            draw_predictions(cfg, [image, other])
+        return [m for m in caplog.messages if " detection" in m or " image" in m][-3:]
+
+    model = Predictor(cfg)
+    scores = [
+        model(read_image(file, format=cfg.INPUT.FORMAT))["instances"].scores.tolist()
+        for file in (image, other)
+    ]
+    middle = sorted(scores[0] + scores[1])[len(scores[0])]
+    above = [sum(score >= middle for score in of_image) for of_image in scores]
+    first, second, both = lines(middle)
+    for line, file, n, of_image in zip((first, second), (image, other), above, scores, strict=True):
+        assert line.startswith(f"{file}: {n} detection{'s' * (n != 1)} with a score of {middle:g}")
+        assert len(of_image) == n or f", {len(of_image) - n} below" in line
+    assert both.startswith(f"2 images: {sum(above)} detections with a score of {middle:g} or more")
+    first, _, both = lines(1.0)
+    assert f"0 detections with a score of 1 or more, {len(scores[0])} below, the best " in first
+    assert f"{max(scores[0]):.2f}; drawn in " in first
+    assert both.endswith("2 of the images have none; lower MOCO.DRAW_SCORE to draw more")
 
 
 def test_semantic_segmentation_of_a_finished_run(tiny, image, tmp_path):

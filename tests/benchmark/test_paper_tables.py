@@ -93,7 +93,7 @@ def from_markdown(text):
 def from_latex(text):
     undo = {r"\%": "%", r"\_": "_", r"\dag{}": "†", "--": "–"}
     for part in text.split(r"\begin{tabular}")[1:]:
-        body = part.split(r"\end{tabular}")[0].split("\\hline\n")[2]
+        body = part.split(r"\end{tabular}")[0].split("\\midrule\n")[1].split("\\bottomrule")[0]
         part_rows = []
         for line in body.strip().splitlines():
             plain = re.sub(r"\\textsuperscript\{(.*?)\}", r"\1", line.removesuffix(r" \\"))

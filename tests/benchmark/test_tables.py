@@ -495,6 +495,19 @@ def test_latex_balances(table_2b):
         assert text.count(rf"\begin{{{kind}}}") == text.count(rf"\end{{{kind}}}") == 1
     assert r"55.9 $\pm$ 0.2 (n=5) \textbf{(+2.4)}" in text
     assert text.count("{") == text.count("}") and text.isascii()
+    assert text.startswith("% needs \\usepackage{booktabs}\n")
+    for rule in ("toprule", "midrule", "bottomrule"):
+        assert text.count(f"\\{rule}\n") == 1
+    # Whoever takes the table out of its file finds nothing but the table.
+    table, notes = text.split(r"\end{table}")
+    assert "footnotesize" not in table and "Differences: two-sided" in notes
+
+
+def test_a_name_is_no_option_of_a_line_break_of_latex(make_content, write):
+    write(make_content(initialization="[1cm]"))
+    write(make_content(initialization="*"))
+    text = render(read_records([write.folder]), "latex")
+    assert "\n{}[1cm] & " in text and "\n{}* & " in text
 
 
 def test_unknown_names_are_user_errors():

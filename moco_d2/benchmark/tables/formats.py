@@ -118,7 +118,10 @@ _LATEX = {
 
 
 def to_latex(tables: list[Table]) -> str:
-    """Return LaTeX with ``tabular``, which needs no package."""
+    """Return LaTeX with ``tabular``, which needs the package booktabs.
+
+    The differences and notes of a table follow its ``table``, so that they can go elsewhere.
+    """
 
     def escape(text: str) -> str:
         return "".join(_LATEX.get(c, c) for c in text.replace("\n", " "))
@@ -135,14 +138,17 @@ def to_latex(tables: list[Table]) -> str:
             r"\centering",
             rf"\caption{{{escape(table.title)}}}",
             rf"\begin{{tabular}}{{l{'c' * len(table.columns)}}}",
-            r"\hline",
+            r"\toprule",
             " & ".join(map(escape, titles)) + r" \\",
-            r"\hline",
+            r"\midrule",
         ]
         for label, cells in body:
             texts = ["".join(span(*s) for s in cell) for cell in (label, *cells)]
-            lines.append(" & ".join(texts) + r" \\")
-        lines += [r"\hline", r"\end{tabular}"]
+            # LaTeX would read these characters as an option of the line break before them.
+            first = "{}" if texts[0][:1] in ("[", "*") else ""
+            lines.append(first + " & ".join(texts) + r" \\")
+        lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+        notes = []
         for (_, *columns), body in more:  # too wide for columns
             for label, cells in body:
                 texts = [
@@ -150,13 +156,15 @@ def to_latex(tables: list[Table]) -> str:
                     for column, cell in zip(columns, cells, strict=True)
                 ]
                 name = "".join(span(*s) for s in label)
-                lines.append(rf"\par\footnotesize {name}: {'; '.join(texts)}.")
+                notes.append(f"{name}: {'; '.join(texts)}.")
         for text, mark in footnotes(table):
             sign = span(mark, "mark") + " " if mark else ""
-            lines.append(rf"\par\footnotesize {sign}{escape(text)}")
-        lines.append(r"\end{table}")
+            notes.append(f"{sign}{escape(text)}")
+        if notes:
+            lines += ["", "% Notes on this table.", r"\begingroup\footnotesize"]
+            lines += [*(rf"\noindent {note}\par" for note in notes), r"\endgroup"]
         parts.append("\n".join(lines) + "\n")
-    return "\n".join(parts)
+    return "% needs \\usepackage{booktabs}\n" + "\n".join(parts)
 
 
 # No line break at these spaces in a narrow column: "55.9 ± 0.2", "[-0.1, +0.3]", "p 0.04".
@@ -178,14 +186,19 @@ def to_html(tables: list[Table]) -> str:
     parts = []
     for table in tables:
         lines = ['<div class="table">']
+        # A row of the paper belongs to the row above it, and the page sorts them together.
+        beside = [
+            paper for row in table.rows for paper in ((False, True) if row.paper else (False,))
+        ]
         for i, (titles, body) in enumerate(grids(table)):
             caption = f"<caption>{html.escape(table.title)}</caption>" if not i else ""
             head = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in titles)
             lines += [f"<table>{caption}", f"<thead><tr>{head}</tr></thead>", "<tbody>"]
-            for label, cells in body:
+            for k, (label, cells) in enumerate(body):
                 name, *texts = ("".join(span(*s) for s in cell) for cell in (label, *cells))
                 columns = "".join(f"<td>{text}</td>" for text in texts)
-                lines.append(f'<tr><th scope="row">{name}</th>{columns}</tr>')
+                row = '<tr class="beside">' if not i and beside[k] else "<tr>"
+                lines.append(f'{row}<th scope="row">{name}</th>{columns}</tr>')
             lines.append("</tbody></table>")
         for text, mark in footnotes(table):
             sign = span(mark, "mark") + " " if mark else ""

@@ -99,6 +99,8 @@ def test_steps_of_the_trainer_are_timed(tmp_path):
     found = json.loads(timing.read_text())
     assert found["seconds_per_iteration"] > 0 and found["steps"] > 0
     assert (found["iterations"], found["images_per_batch"], found["world_size"]) == (2, 2, 1)
+    assert found["seconds_per_test_image"] > 0 and found["start_seconds"] > 0
+    assert (found["train_images"], found["test_images"]) == (6, 6)
     text = plan(file, folder=folder, gpus_per_run=0)
     assert f"{found['seconds_per_iteration']:.3g} s an iteration on {found['hardware']}" in text
 

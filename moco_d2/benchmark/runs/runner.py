@@ -2,14 +2,10 @@
 
 import contextlib
 import dataclasses
-import importlib
 import math
-import multiprocessing
 import os
 import signal
-import sys
 import time
-import warnings
 from collections.abc import Iterator
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -17,8 +13,10 @@ from typing import Any
 
 from moco_d2.benchmark.runs import cell_lock, run_log
 from moco_d2.benchmark.runs.checks import check_configs, check_conflicts
+from moco_d2.benchmark.runs.children import warmed
 from moco_d2.benchmark.runs.display import Display, display
-from moco_d2.benchmark.runs.execution import BUSY_EXIT_CODE, MODULES, TOOLS, Place, main
+from moco_d2.benchmark.runs.execution import BUSY_EXIT_CODE, TOOLS, Place, main
+from moco_d2.benchmark.runs.inputs import check_inputs
 from moco_d2.benchmark.runs.places import make_places
 from moco_d2.benchmark.runs.suites import Suite, load_suite
 from moco_d2.benchmark.runs.tasks import Task, Tasks
@@ -58,8 +56,9 @@ def run(
         Exit code: 0 if no run failed, 2 if all failures are user errors, otherwise 1.
 
     Raises:
-        UserError: If nothing was started: there is no such suite, the folder holds other runs,
-            another suite runs in it, or there are too few GPUs.
+        UserError: If nothing was started: there is no such suite, its configs, data or weights
+            cannot be used, the folder holds other runs, another suite runs in it, or there are too
+            few GPUs.
         SystemExit: With 128 + signal number, after SIGINT, SIGTERM or SIGHUP, when all runs have
             saved and stopped.
     """
@@ -84,6 +83,7 @@ def run(
             return _submit(tasks, place, gpus_per_run, submit)
         if not tasks.of("waiting"):
             return _report(tasks)
+        check_inputs(waiting, folder, processes)
         places = make_places(gpus_per_run, jobs, runs=len(suite.cells), tools=tools)
         with _stop_signals() as stop, display(suite, folder) as shown:
             _Runner(tasks, places, shown, stop).run()
@@ -100,7 +100,7 @@ class _Runner:
         self.free = list(places)
         self.running: dict[Any, tuple[Task, Place]] = {}
         left = [task.cell for task in tasks.of("waiting")]
-        self.context = _warmed({tool for cell in left for tool, _ in cell.commands})
+        self.context = warmed({tool for cell in left for tool, _ in cell.commands})
 
     def run(self) -> None:
         """Run all cells that are left.
@@ -206,21 +206,6 @@ class _Runner:
                 else:
                     with contextlib.suppress(ProcessLookupError):
                         os.killpg(process.pid, signal.SIGKILL)
-
-
-def _warmed(tools: set[str]) -> Any:
-    """Return a multiprocessing context whose processes have the imports of `tools` already.
-
-    On a CPU these imports take as long as a small run. This process imports the modules and forks.
-    The imports neither initialize CUDA nor start Python threads.
-    """
-    if sys.platform != "linux":
-        return multiprocessing.get_context("spawn")
-    for tool in tools & MODULES.keys():
-        importlib.import_module(MODULES[tool])
-    # From 3.12, Python warns of the threads of numerical libraries, which are idle.
-    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-    return multiprocessing.get_context("fork")
 
 
 @dataclasses.dataclass

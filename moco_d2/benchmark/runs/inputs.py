@@ -1,0 +1,82 @@
+"""Checks of the data and the weights of all runs of a suite, before the first one starts."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from moco_d2.benchmark.runs import cell_state
+from moco_d2.benchmark.runs.children import in_child
+from moco_d2.benchmark.runs.suites import Cell, untrusted_words
+from moco_d2.errors import UserError
+
+_TOOL = "train_net.py"
+_OWN = ("SEED", "OUTPUT_DIR")  # keys that may differ between runs with the same inputs
+_MOST_LISTED = 12  # findings that one error lists
+
+
+def check_inputs(cells: Iterable[Cell], folder: Path, processes: int) -> None:
+    """Make all checks of tools/train_net.py that need no model, once per different config.
+
+    Without them, a suite would start each run only to see it refused. Runs that need other runs of
+    the suite are left out while those are not done, because their inputs do not exist yet.
+
+    Args:
+        cells: The runs that are left.
+        folder: The folder of the suite, with its config files.
+        processes: Number of processes of each run.
+
+    Raises:
+        UserError: If a run would be refused. The message lists the runs with their findings.
+    """
+    cells = list(cells)
+    left = {cell.name for cell in cells}
+    distinct: dict[tuple[str, ...], tuple[str, list[str]]] = {}
+    for cell in cells:
+        for tool, words in cell.commands:
+            if tool == _TOOL and not left & set(cell.needs):
+                placed = [cell_state.placed(word, cell, folder) for word in words]
+                first = placed.index("--resume") + 1  # KEY VALUE pairs follow
+                pairs = zip(placed[first::2], placed[first + 1 :: 2], strict=True)
+                config = (*placed[:first], *(f"{k} {v}" for k, v in pairs if k not in _OWN))
+                distinct.setdefault(config, (cell.name, untrusted_words(tool, placed)))
+    if not distinct:
+        return
+    names, words = zip(*distinct.values(), strict=True)
+    with_finding: dict[str, list[str]] = {}
+    for name, texts in zip(names, in_child({_TOOL}, _findings, words, processes), strict=True):
+        for text in texts:
+            with_finding.setdefault(text, []).append(name)
+    if with_finding:
+        raise UserError(*_listed(with_finding))
+
+
+def _listed(with_finding: dict[str, list[str]]) -> list[str]:
+    """Return a line for each finding, with the first run that has it."""
+    lines = []
+    for text, (name, *others) in with_finding.items():
+        more = f" and {len(others)} other config(s)" if others else ""
+        lines.append(f"{name}{more}: {text}")
+    if len(lines) == 1:
+        return lines
+    left = len(lines) - _MOST_LISTED
+    shown = [f"  {line}" for line in lines[:_MOST_LISTED]]
+    beyond = [f"  and {left} more"] if left > 0 else []
+    return [f"no run was started; the runs have {len(lines)} findings", *shown, *beyond]
+
+
+def _findings(words: Sequence[list[str]], processes: int) -> list[list[str]]:
+    """Return the reasons for which each of the runs would be refused."""
+    return [_findings_of(each, processes) for each in words]
+
+
+def _findings_of(words: list[str], processes: int) -> list[str]:
+    from moco_d2.cli import argument_parser
+    from moco_d2.transfer.plan import load_run, plan_run
+    from moco_d2.transfer.preflight.changes import apply_changes
+    from moco_d2.transfer.preflight.check import check
+
+    try:
+        plan = plan_run(load_run(argument_parser("", "").parse_args(words)), processes)
+        _, findings = apply_changes(plan, check(plan))
+    except UserError as error:
+        return [" ".join(str(error).split())]
+    return [str(finding) for finding in findings]

@@ -6,7 +6,7 @@ UV_INSTALL := VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet
 # Where this is set, every start of Python compiles all that it imports, for seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: env bench-env demo demo-long test test-fast lint bench lock clean
+.PHONY: env bench-env docs-env demo demo-long docs test test-fast lint bench lock clean
 
 env: .venv/ready
 
@@ -23,6 +23,15 @@ env: .venv/ready
 # On top of env: what the benchmarks compare with.
 bench-env: env
 	$(UV_INSTALL) --no-deps --require-hashes -r requirements-bench.lock
+
+# On top of env: what builds the pages of docs/.
+docs-env: env
+	$(UV_INSTALL) --no-deps --require-hashes -r requirements-docs.lock
+
+# The site is output/docs. A broken link or a stale reference is an error.
+docs: docs-env
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open output/docs/index.html"
 
 demo: env
 	$(BIN)/python tools/demo.py
@@ -57,11 +66,14 @@ lock: env
 	printf 'torch==2.11.0\ntorchvision==0.26.0\n' > .venv/constraints.txt
 	$(BIN)/uv pip compile pyproject.toml --extra detectron2 --extra dev --universal --python-version 3.10 \
 		--generate-hashes --no-annotate --no-header --constraint .venv/constraints.txt --output-file requirements.lock
-	$(BIN)/uv pip compile pyproject.toml --extra detectron2 --extra bench --universal --python-version 3.10 \
-		--generate-hashes --no-annotate --no-header --constraint requirements.lock --output-file .venv/bench.lock
+	for extra in bench docs; do \
+		$(BIN)/uv pip compile pyproject.toml --extra detectron2 --extra $$extra --universal --python-version 3.10 \
+			--generate-hashes --no-annotate --no-header --constraint requirements.lock --output-file .venv/$$extra.lock \
+			|| exit 1; done
 	$(BIN)/python -c "import re, pathlib; parts = lambda f: re.split(r'(?m)^(?=\S)', pathlib.Path(f).read_text()); \
 		base = set(parts('requirements.lock')); \
-		pathlib.Path('requirements-bench.lock').write_text(''.join(p for p in parts('.venv/bench.lock') if p not in base))"
+		[pathlib.Path(f'requirements-{extra}.lock').write_text(''.join( \
+			p for p in parts(f'.venv/{extra}.lock') if p not in base)) for extra in ('bench', 'docs')]"
 
 clean:
 	rm -rf .venv output .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -20,14 +20,15 @@ PACKAGE = Path(__file__).resolve().parent
 
 
 def shipped_folder(name: str, file: str) -> Path:
-    """Return a folder of the checkout, which an installation has inside the package.
+    """Return a folder that an installation has inside the package, and a checkout beside it.
 
     Args:
         name: The name of the folder.
-        file: A file in it. Another project may have a folder of this name.
+        file: A file in it.
     """
-    checkout = PACKAGE.parent / name
-    return checkout if (checkout / file).is_file() else PACKAGE / name
+    # Beside an installed package are folders of other projects: Detectron2 installs tools/.
+    installed = PACKAGE / name
+    return installed if (installed / file).is_file() else PACKAGE.parent / name
 
 
 # The name of a temporary file of atomic_write: .NAME.RANDOM.tmpSUFFIX.

@@ -1,4 +1,4 @@
-"""The worked examples of docs/how_to/ do what the pages say, in a copy of the package.
+"""The worked examples of docs/ do what the pages say, in a copy of the package.
 
 What a block is for stands in a comment before it, which a reader of the page does not see:
 
@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from support.paths import ROOT
 
-PAGES = sorted((ROOT / "docs" / "how_to").glob("*.md"))
+PAGES = [*sorted((ROOT / "docs" / "how_to").glob("*.md")), ROOT / "docs" / "statistics.md"]
 _BLOCK = re.compile(r"^<!-- (.*?) -->\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

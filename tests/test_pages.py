@@ -106,8 +106,8 @@ def test_the_workflow_tries_every_combination_with_stock_actions_only():
     ]
 
 
-def test_readme_names_all_that_importing_the_package_registers():
-    """Each note that `import moco_d2` leaves has its item in README's list."""
+def test_the_page_on_installing_names_all_that_importing_the_package_registers():
+    """Each note that `import moco_d2` leaves has its item in the page's list."""
     code = (
         "import moco_d2.plugin.after_import as notes\n"
         "names = []\n"
@@ -119,6 +119,6 @@ def test_readme_names_all_that_importing_the_package_registers():
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    readme = (ROOT / "README.md").read_text()
-    listed = re.search(r"`import moco_d2`[^\n]*:\n\n((?:- .*\n(?:  .*\n)*)+)", readme)[1]
+    page = (DOCS / "install.md").read_text()
+    listed = re.search(r"`import moco_d2`[^\n]*:\n\n((?:- .*\n(?:  .*\n)*)+)", page)[1]
     assert listed.count("\n- ") + 1 == int(result.stdout)

@@ -51,8 +51,8 @@ class _MissingOperators(types.ModuleType):
         raise NotImplementedError(
             f"detectron2._C.{name} is a compiled operator, but this Detectron2 was installed "
             "without its C++ sources. Deformable convolution, rotated boxes and rotated RoIAlign "
-            "need a Detectron2 built from source: install one (README, 'Your own "
-            "Detectron2')."
+            "need a Detectron2 built from source: install one (docs/install.md, 'Into an "
+            "environment with your own Detectron2')."
         )
 
 

@@ -1,4 +1,4 @@
-"""Renders the tables of fields in docs/benchmark.md from the structs of the records."""
+"""Renders the tables of fields in docs/records.md from the structs of the records."""
 
 import argparse
 import re
@@ -70,6 +70,6 @@ def _type(field: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Render the tables of fields in a page.")
-    parser.add_argument("--page", type=Path, default=Path("docs/benchmark.md"))
+    parser.add_argument("--page", type=Path, default=Path("docs/records.md"))
     path = parser.parse_args().page
     path.write_text(document(path.read_text()))

@@ -32,5 +32,5 @@ class Part(msgspec.Struct, frozen=True):
 
 
 def about(sentence: str) -> Meta:
-    """Document a field with a sentence, for the JSON schema and docs/benchmark.md."""
+    """Document a field with a sentence, for the JSON schema and docs/records.md."""
     return Meta(description=sentence)

@@ -1,7 +1,7 @@
 """The run record, ``record.json``, which every fine-tuning run writes.
 
 `RunRecord` is its only definition. The writers build it, the reader converts a file to it, and
-docs/benchmark.md and the JSON schema are rendered from it. `upgrade` converts an older version to
+docs/records.md and the JSON schema are rendered from it. `upgrade` converts an older version to
 the newest first, so the rest of the package knows only one version.
 """
 

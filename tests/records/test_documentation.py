@@ -5,7 +5,7 @@ from support.paths import ROOT
 from moco_d2.records import documentation
 from moco_d2.records.run_schema import RunRecord
 
-PAGE = ROOT / "docs" / "benchmark.md"
+PAGE = ROOT / "docs" / "records.md"
 
 
 def test_the_committed_tables_are_made_from_the_structs():

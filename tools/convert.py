@@ -21,7 +21,8 @@ def parse_args() -> argparse.Namespace:
         "src",
         metavar="SRC",
         nargs="?",
-        help="checkpoint (torch.save, safetensors, npz, pkl), or a name: moco://v2_800ep",
+        help="checkpoint (torch.save, safetensors, npz, pkl), or a name: moco://v2_800ep, "
+        "hf://USER/REPO/FILE@REVISION",
     )
     parser.add_argument(
         "dst",

@@ -22,7 +22,7 @@ def parse_args() -> argparse.Namespace:
     add(
         "checkpoint",
         metavar="CKPT",
-        help="a file that tools/convert.py reads, a published name, or 'random'",
+        help="a file or a name that tools/convert.py reads, or 'random'",
     )
     add(
         "--data",

@@ -9,6 +9,7 @@ from torch import nn
 from torchvision.models import ResNet
 
 from moco_d2.checkpoint.catalog import source_file
+from moco_d2.checkpoint.hub_names import origin_of
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.checkpoint.mapping import Architecture, build_torchvision
 from moco_d2.checkpoint.pretraining import pretraining_run
@@ -26,7 +27,8 @@ class Origin:
     """The origin of a backbone, in JSON types.
 
     Attributes:
-        source: The file name, the published name (``moco://v2_800ep``) or ``random``.
+        source: The file name, the published name (``moco://v2_800ep``), the name on the hub with
+            the commit (``hf://user/repo/file@COMMIT``) or ``random``.
         sha256: The sha256 of the file; None for a random network.
         family: The checkpoint family, a name in `sources.FAMILIES`, or ``random``.
         branch: The encoder of a MoCo checkpoint, ``query`` or ``key``; None for a random network.
@@ -71,6 +73,8 @@ def load_backbone(
     # Strict, except for the counters of batches, which only the network has.
     network.load_state_dict({**network.state_dict(), **extracted.tensors})
     name = str(source) if "://" in str(source) else path.name
+    if (fetched := origin_of(path)) is not None:
+        name = "@".join((fetched["name"].rpartition("@")[0], fetched.get("commit", "unknown")))
     origin = Origin(name, sha256(path), extracted.family, branch, pretraining_run(checkpoint))
     return network, architecture, origin
 

@@ -6,32 +6,30 @@ downloaded once, converted, proven and kept in `cache_folder`. Set `MIRROR_VARIA
 servers cannot be reached. With a filled cache no network is needed.
 """
 
-import contextlib
-import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import filelock
-from iopath.common.file_io import PathHandler, get_cache_dir
+from iopath.common.file_io import PathHandler
 
+from moco_d2.checkpoint import hub
+from moco_d2.checkpoint.cache import cache_folder, locked
+from moco_d2.checkpoint.conversions import keep_converted, kept_converted
 from moco_d2.checkpoint.download import DownloadError, Patience, download
+from moco_d2.checkpoint.hub_names import SCHEME
 from moco_d2.errors import UserError, closest
-from moco_d2.files import digest, sha256
+from moco_d2.files import digest
 from moco_d2.version import __version__
 
-logger = logging.getLogger(__name__)
-
-CACHE_VARIABLE = "MOCO_D2_CACHE"
 # Address of a folder that holds the files under their own names, e.g. https://example.org/weights.
 MIRROR_VARIABLE = "MOCO_D2_MIRROR"
 
 _HEAD = 512  # bytes that show whether a file is a web page
-_CONTENT_DIGITS = 16  # of a converted file's sha256, in its name
 
 
 @dataclass(frozen=True)
@@ -104,15 +102,6 @@ PUBLISHED = (
 )
 
 
-def cache_folder() -> Path:
-    """Return $MOCO_D2_CACHE, or the folder moco_d2 in iopath's cache.
-
-    iopath's cache is $FVCORE_CACHE, or else ~/.torch/iopath_cache.
-    """
-    folder = os.environ.get(CACHE_VARIABLE)
-    return Path(folder).expanduser() if folder else Path(get_cache_dir()) / "moco_d2"
-
-
 class Catalog:
     """Finds files by name, in the cache or on the network.
 
@@ -146,7 +135,7 @@ class Catalog:
             UserError: If the name is unknown, the file cannot be downloaded, or its hash is wrong.
         """
         entry = self._find(name)
-        with _lock(entry):
+        with locked(cache_folder(), entry.file, entry.name):
             return self._source(entry)
 
     def weights_file(self, name: str) -> Path:
@@ -159,7 +148,7 @@ class Catalog:
         # A file that is there already needs neither a lock nor a writable cache.
         if (file := _converted(entry)) is not None:
             return file
-        with _lock(entry):
+        with locked(cache_folder(), entry.file, entry.name):
             return _converted(entry) or _convert(entry, self._source(entry))
 
     def check_known_file(self, path: str | Path) -> None:
@@ -215,12 +204,18 @@ CATALOG = Catalog(PUBLISHED)
 
 
 def source_file(source: str | Path) -> Path:
-    """Return the path of the checkpoint to convert, from a published name or a path.
+    """Return the path of the checkpoint to convert, from a name or a path that the user typed.
+
+    Args:
+        source: A published name, a name on the Hugging Face hub (see hub.py), or a path.
 
     Raises:
-        UserError: If the published checkpoint cannot be downloaded, or a file has its name but
-            other content.
+        UserError: If the checkpoint cannot be downloaded, or a file has the name of a published
+            one but other content.
     """
+    if str(source).startswith(SCHEME):
+        hub.allow(str(source))
+        return hub.source_file(str(source))
     if str(source).startswith(tuple(CATALOG.schemes)):
         return CATALOG.source_file(str(source))
     CATALOG.check_known_file(source)
@@ -245,10 +240,11 @@ class WeightsByName(PathHandler):
 
 
 def register_path_handler() -> None:
-    """Teach Detectron2's PathManager the names of `PUBLISHED`. Idempotent."""
+    """Teach Detectron2's PathManager the names of `PUBLISHED`, and those of the hub. Idempotent."""
     from detectron2.utils.file_io import PathManager
 
     PathManager.register_handler(WeightsByName(CATALOG), allow_override=True)
+    PathManager.register_handler(hub.HubWeights(), allow_override=True)
 
 
 def _check_hash(entry: Published, file: Path) -> None:
@@ -260,36 +256,14 @@ def _check_hash(entry: Published, file: Path) -> None:
 
 
 def _convert(entry: Published, source: Path) -> Path:
-    from moco_d2.checkpoint.convert import convert
-
-    stem = _stem(entry)
-    whole = source.with_name(f"{stem}.pth")
     # The whole hash, of which only the first digits are published.
     hash_ = digest(source, entry.algorithm)
     published = {"name": entry.name, "algorithm": entry.algorithm, "hash": hash_}
-    convert(source, whole, published=published)
-    file = source.with_name(f"{stem}-{sha256(whole)[:_CONTENT_DIGITS]}.pth")
-    for damaged in source.parent.glob(f"{stem}-*.pth"):
-        damaged.unlink()
-    whole.replace(file)
-    logger.info("%s: converted and proven, kept at %s", entry.name, file)
-    return file
+    return keep_converted(source, source.parent, _stem(entry), published)
 
 
 def _converted(entry: Published) -> Path | None:
-    """Return the converted file, or None.
-
-    A file counts only if its content fits the hash in its name and it was made from the published
-    file.
-    """
-    from moco_d2.checkpoint.io import read_provenance
-
-    for file in sorted(cache_folder().glob(f"{_stem(entry)}-*.pth")):
-        with contextlib.suppress(OSError, UserError):  # another process may be replacing it
-            intact = sha256(file).startswith(file.stem.rpartition("-")[2])
-            if intact and _made_from(entry, read_provenance(file) or {}):
-                return file
-    return None
+    return kept_converted(cache_folder(), _stem(entry), partial(_made_from, entry))
 
 
 def _made_from(entry: Published, provenance: dict[str, Any]) -> bool:
@@ -307,29 +281,6 @@ def _stem(entry: Published) -> str:
     # The version is part of the name, since another converter may write other weights.
     label = entry.name.replace("://", "_")
     return f"{label}-{entry.hash}-{__version__}"
-
-
-@contextlib.contextmanager
-def _lock(entry: Published) -> Iterator[None]:
-    """Hold a lock while a file is fetched and converted. It ends with its process."""
-    folder = cache_folder()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / f".{entry.file}.lock")
-        try:
-            lock.acquire(blocking=False)
-        except filelock.Timeout:
-            print(f"waiting for the process that fetches {entry.name}", file=sys.stderr, flush=True)
-            lock.acquire()
-    except OSError as error:
-        raise UserError(
-            f"cannot write to the cache {folder}: {error.strerror}; set {CACHE_VARIABLE} to a "
-            "folder that you can write to"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _difference(entry: Published, file: Path) -> str:

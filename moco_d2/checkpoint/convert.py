@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from moco_d2.checkpoint.families import Input
+from moco_d2.checkpoint.hub_names import origin_of
 from moco_d2.checkpoint.io import load_checkpoint, save_checkpoint
 from moco_d2.checkpoint.mapping import Architecture, detectron2_settings, expected_tensors
 from moco_d2.checkpoint.parity import TOLERANCE, prove
@@ -25,6 +26,10 @@ from moco_d2.errors import UserError, printable
 from moco_d2.files import atomic_write, sha256
 from moco_d2.locks import write_to
 from moco_d2.version import __version__
+
+
+class AlreadyConvertedError(UserError):
+    """The checkpoint is in Detectron2's format."""
 
 
 def convert(
@@ -51,7 +56,8 @@ def convert(
         branch: The network to convert: ``query``, or its moving average ``key``.
         drop: Patterns of tensors to leave out besides the known companions.
         expect_depth: The required depth of the network, if any.
-        published: The published file that `src` is, for provenance.
+        published: The published file that `src` is, for provenance. A file that was fetched from
+            the hub needs none.
 
     Returns:
         The report: what was converted, how completely, and the proof. `dst` holds the same under
@@ -72,7 +78,7 @@ def convert(
                 src, branch=branch, drop=drop, expect_depth=expect_depth, target=target
             )
             provenance["source_sha256"] = fingerprint.result()
-        if published is not None:
+        if published := published or origin_of(src):
             provenance["published"] = dict(published)
         with contextlib.ExitStack() as stack:
             # Opened before the weights are written: if the report cannot be written, no weights
@@ -108,7 +114,9 @@ def _read(
             and not extracted.prefix
             and checkpoint.get("matching_heuristics") is True
         ):
-            raise UserError("it is already in Detectron2's format; use it as MODEL.WEIGHTS")
+            raise AlreadyConvertedError(
+                "it is already in Detectron2's format; use it as MODEL.WEIGHTS"
+            )
         if expect_depth not in (None, architecture.depth):
             raise UserError(
                 f"it is a ResNet-{architecture.depth}, not a ResNet-{expect_depth}; "
@@ -121,7 +129,8 @@ def _read(
         }
         figures = prove(Detectron2().content(tensors, {}), tensors, architecture)
     except UserError as error:
-        raise UserError(f"{src}: {error}") from error
+        kind = AlreadyConvertedError if isinstance(error, AlreadyConvertedError) else UserError
+        raise kind(f"{src}: {error}") from error
     provenance = _provenance(src, extracted, architecture, branch)
     provenance["parity"] = {**figures, "tolerance": TOLERANCE}
     provenance["pretraining"] = describe_pretraining(checkpoint)

@@ -14,13 +14,15 @@ import torch
 from torch import nn
 
 from moco_d2.checkpoint.catalog import PUBLISHED
+from moco_d2.checkpoint.hub_names import SCHEME, parse
 from moco_d2.checkpoint.io import read_provenance
 from moco_d2.errors import UserError, closest
 from moco_d2.files import sha256
 
 RANDOM = "random://"
 # Prefixes of names whose files are compared with their published sha256; see checkpoint/catalog.py.
-_PUBLISHED = ("moco://", "torchvision://")
+# What the hub serves is recorded with its commit and sha256; see checkpoint/hub.py.
+_BY_NAME = ("moco://", "torchvision://", SCHEME)
 # The address that ``detectron2://`` stands for, as in
 # ``detectron2://ImageNetPretrained/MSRA/R-50.pkl``.
 _MODEL_ZOO = "https://dl.fbaipublicfiles.com/detectron2/"
@@ -193,16 +195,18 @@ def check_weights_name(weights: str) -> None:
     """Refuse weights that Detectron2's PathManager would fetch from an address: a change of the
     file at that address would go unnoticed.
 
-    Accepted are ``random://``, names of published weights (their sha256 is checked) and local
-    files.
+    Accepted are ``random://``, names of published weights (their sha256 is checked), names on the
+    Hugging Face hub (see checkpoint/hub.py) and local files.
 
     Raises:
-        UserError: If `weights` is an address.
+        UserError: If `weights` is an address, or a wrong name on the hub.
     """
     if weights != RANDOM and re.fullmatch(r"\s*random:/*\s*", weights, re.IGNORECASE):
         raise UserError(f"MODEL.WEIGHTS is {weights!r}: write {RANDOM} for random initialization")
+    if weights.startswith(SCHEME):
+        parse(weights)
     address = re.match(r"[A-Za-z][\w+.-]*:/", weights)
-    if not address or weights == RANDOM or weights.startswith(_PUBLISHED):
+    if not address or weights == RANDOM or weights.startswith(_BY_NAME):
         return
     plain = re.sub(r"[?#].*", "", weights)
     if published := _published_at(plain):

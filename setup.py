@@ -10,6 +10,6 @@ setup(
     package_dir={"moco_d2.configs": "configs", "moco_d2.tools": "tools"},
     package_data={
         "moco_d2.configs": ["**/*.yaml"],
-        "moco_d2": ["py.typed", "**/*.yaml", "**/*.html"],
+        "moco_d2": ["py.typed", "**/*.yaml", "**/*.html", "**/*.css", "**/*.js"],
     },
 )

@@ -4,7 +4,7 @@ The colors are the palette of Okabe and Ito, which color-blind readers can disti
 (https://jfly.uni-koeln.de/color/). Styles differ in marker, line and hatch as well.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,14 @@ STYLES = (
 _FIXED_STYLES = {"random": 0, "supervised": 1, "moco": 2}
 _FORMATS = (".png", ".svg")
 _SIZE = (6.4, 4.0)  # inches
-_PAGE_SIZE = (6.7, 2.9)  # A4 between margins of 2 cm
+# As wide as the report on a screen of 1280 pixels; on A4 its letters have 7 points.
+_PAGE_SIZE = (8.4, 3.1)
 _PAGE_LETTERS = 9  # points
 _LONGEST_LABEL = 32
 # Width of a legend on such a page, and width of a handle in it, both in letters.
-_LETTERS_PER_LINE, _LETTERS_PER_HANDLE = 95, 8
+_LETTERS_PER_LINE, _LETTERS_PER_HANDLE = 119, 8
 _LEGEND_LINE = 0.18  # inches
+_FOREST_ROW, _FOREST_MARGIN = 0.36, 0.95  # inches
 
 
 def styles_of(names: Iterable[str]) -> dict[str, tuple[Any, ...]]:
@@ -65,7 +67,7 @@ def plain(label: str) -> str:
 def new_figure(xlabel: str, *ylabels: str, wide: bool = False) -> tuple[Figure, list[Axes]]:
     """Return a figure with one panel for each of `ylabels`.
 
-    A wide figure fits the width of a page of paper without scaling, so its font size stays.
+    A wide figure has the width of the report.
     """
     # Unlike pyplot, Figure has no global state and needs no window system.
     figure = Figure(figsize=_PAGE_SIZE if wide else _SIZE, layout="constrained")
@@ -80,6 +82,28 @@ def new_figure(xlabel: str, *ylabels: str, wide: bool = False) -> tuple[Figure, 
             for item in (axes.xaxis.label, axes.yaxis.label):
                 item.set_fontsize(_PAGE_LETTERS)
             axes.tick_params(labelsize=_PAGE_LETTERS)
+    return figure, panels
+
+
+def forest_figure(rows: Sequence[str], xlabels: Sequence[str]) -> tuple[Figure, list[Axes]]:
+    """Return a figure with one panel for each of `xlabels`, which share the rows, and a line at 0.
+
+    Row i is at y = i, and the first one is on top.
+    """
+    size = (_PAGE_SIZE[0], _FOREST_MARGIN + _FOREST_ROW * len(rows))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(1, len(xlabels), squeeze=False, sharey=True)[0].tolist()
+    for axes, xlabel in zip(panels, xlabels, strict=True):
+        axes.set_xlabel(plain(xlabel), fontsize=_PAGE_LETTERS)
+        axes.set_yticks(range(len(rows)), [plain(row) for row in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.7)
+        axes.tick_params(labelsize=_PAGE_LETTERS)
+        axes.tick_params(axis="y", length=0)
+        axes.axvline(0, color="#888888", linewidth=1, zorder=0)
+        axes.grid(visible=True, axis="x", alpha=0.3)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.locator_params(axis="x", nbins=6)
+        axes.margins(x=0.08)
     return figure, panels
 
 

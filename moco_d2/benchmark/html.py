@@ -1,12 +1,16 @@
 """A self-contained HTML page of text, tables and images, which loads no other files."""
 
 import base64
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from importlib import resources
 from pathlib import Path
+from urllib.parse import quote
 
 import jinja2
+import markupsafe
 from markupsafe import Markup
 
 from moco_d2.errors import UserError
@@ -32,12 +36,21 @@ class Image:
 
 
 @dataclass(frozen=True)
+class Download:
+    """A file inside the page, which the reader can save."""
+
+    name: str
+    content: bytes
+    mime: str
+
+
+@dataclass(frozen=True)
 class Section:
     """A heading with, in this order, text, HTML, tables and images.
 
     `text` is plain text, which is escaped; an empty line separates paragraphs. `html` and `tables`
-    are not escaped. They must come from functions that escape their content: html_table, html_code,
-    html_figure and ``rendering.render(records, "html")``.
+    are not escaped. They must come from functions that escape their content: the functions
+    html_* of this file and ``rendering.render(records, "html")``.
     """
 
     title: str
@@ -59,19 +72,20 @@ def html_table(
 
     Args:
         columns: Titles of the columns.
-        rows: Rows with one cell per column; the first cell is the title of the row.
+        rows: Rows with one cell per column; the first cell is the title of the row. A cell of
+            html_link stays a link.
         caption: Text above the table.
         notes: Sentences below the table.
         wrap: Whether lines break within cells, for words instead of numbers.
     """
     head = "".join(f'<th scope="col">{escape(title)}</th>' for title in columns)
-    lines = [f'<div class="table{" text" if wrap else ""}"><table>']
+    lines = [f'<div class="table{" text" if wrap else ""}"><div class="scroll"><table>']
     lines += [f"<caption>{escape(caption)}</caption>"] if caption else []
     lines += [f"<thead><tr>{head}</tr></thead>", "<tbody>"]
     for title, *cells in rows:
-        texts = "".join(f"<td>{escape(str(cell))}</td>" for cell in cells)
-        lines.append(f'<tr><th scope="row">{escape(str(title))}</th>{texts}</tr>')
-    lines.append("</tbody></table>")
+        texts = "".join(f"<td>{markupsafe.escape(cell)}</td>" for cell in cells)
+        lines.append(f'<tr><th scope="row">{markupsafe.escape(title)}</th>{texts}</tr>')
+    lines.append("</tbody></table></div>")
     lines += [f'<p class="note">{escape(note)}</p>' for note in notes]
     return "\n".join([*lines, "</div>"])
 
@@ -83,6 +97,39 @@ def html_code(commands: Iterable[tuple[str, str]]) -> str:
         + f"<pre><code>{escape(line)}</code></pre>"
         for title, line in commands
     )
+
+
+def html_link(text: str, path: str) -> Markup:
+    """Return a link to a file or folder by its path relative to the page, as a cell of html_table.
+
+    The path is no address of another kind, whatever its names are.
+    """
+    # "javascript:..." as the name of a folder would be an address without "./" and the quotes.
+    return Markup('<a href="./{}">{}</a>').format(quote(path, safe="/"), text)
+
+
+def html_list(texts: Iterable[str], kind: str) -> str:
+    """Return an escaped list for Section.html; `kind` is its class in page.css."""
+    items = "\n".join(f"<li>{markupsafe.escape(text)}</li>" for text in texts)
+    return f'<ul class="{kind}">\n{items}\n</ul>'
+
+
+def html_source(title: str, text: str) -> str:
+    """Return text to copy that is shown when the reader opens its title."""
+    return (
+        f'<details class="source"><summary>{escape(title)}</summary>'
+        f"<pre><code>{escape(text)}</code></pre></details>"
+    )
+
+
+def html_downloads(files: Iterable[Download], note: str = "") -> str:
+    """Return links that save files, which are inside the page, and a note below them."""
+    links = "\n".join(
+        f'<a download="{escape(file.name)}" href="{_base64_uri(file.mime, file.content)}">'
+        f"{escape(file.name)}</a>"
+        for file in files
+    )
+    return f'<p class="downloads">{links}</p>\n<p class="note">{escape(note)}</p>'
 
 
 def html_figure(image: Image) -> str:
@@ -119,7 +166,20 @@ def render_report(*, title: str, sections: Sequence[Section]) -> str:
         }
         for section in sections
     ]
-    return environment.get_template("page.html").render(title=title, sections=content)
+    parts = {name: Markup(_shipped(f"page.{name}")) for name in ("css", "js")}  # noqa: S704
+    hashes = {name: _csp_hash(text) for name, text in parts.items()}
+    return environment.get_template("page.html").render(
+        title=title, sections=content, hashes=hashes, **parts
+    )
+
+
+def _shipped(name: str) -> str:
+    return resources.files("moco_d2.benchmark").joinpath(name).read_text("utf-8")
+
+
+def _csp_hash(text: str) -> str:
+    """Return the source of a content security policy that allows exactly this text."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _parts(section: Section) -> list[str]:
@@ -144,4 +204,8 @@ def _data_uri(path: str | Path) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read the image {path}: {error.strerror}; draw it first") from error
+    return _base64_uri(mime, content)
+
+
+def _base64_uri(mime: str, content: bytes) -> str:
     return f"data:{mime};base64,{base64.b64encode(content).decode()}"

@@ -1,14 +1,22 @@
 """The report: all its sections, escaped, self-contained, and what it says where something lacks."""
 
+import base64
 import copy
+import csv
+import hashlib
+import io
 import logging
 import re
+import zipfile
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
 import pytest
 
 from moco_d2.benchmark.records.results import read_records
+from moco_d2.benchmark.rendering import render
 from moco_d2.benchmark.report import detections as detection_report
+from moco_d2.benchmark.report import downloads
 from moco_d2.benchmark.report.errors import error_section
 from moco_d2.benchmark.report.page import page_sections, write_page
 from moco_d2.benchmark.report.runs import command_section, config_section, cost_section
@@ -17,12 +25,14 @@ from moco_d2.errors import UserError
 
 TITLES = [
     "Results",
+    "AP of each class",
     "AP over iterations",
     "Errors by kind",
     "Detections",
+    "Runs",
     "Configuration differences",
     "Cost and hardware",
-    "Commands",
+    "Commands of the runs",
     "Environment",
 ]
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>$\\frac{1}$'
@@ -34,15 +44,18 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.stack, self.tags, self.addresses, self.titles, self.words = [], [], [], [], []
-        self.alts = []
+        self.alts, self.downloads, self.scripts = [], {}, []
         self.feed(text)
         assert not self.stack
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.addresses += [v for k, v in attrs if k in ("src", "href", "data", "action")]
+        if "download" in dict(attrs):
+            _, _, content = dict(attrs)["href"].partition(";base64,")
+            self.downloads[dict(attrs)["download"]] = base64.b64decode(content)
         self.alts += [v for k, v in attrs if k == "alt"]
-        assert not [k for k, _ in attrs if k.startswith("on")]
+        assert not [k for k, _ in attrs if k.startswith("on") or k == "style"]
         if tag not in ("meta", "img", "br"):
             self.stack.append(tag)
 
@@ -52,7 +65,9 @@ class Page(HTMLParser):
     def handle_data(self, data):
         if self.stack and self.stack[-1] == "h2":
             self.titles.append(data)
-        if not self.stack or self.stack[-1] != "style":
+        if self.stack and self.stack[-1] in ("script", "style"):
+            self.scripts.append(data)
+        else:
             self.words.append(data)
 
 
@@ -81,12 +96,17 @@ def page_of(write, tmp_path):
     write_page([write.folder], out)
     text = out.read_text(encoding="utf-8")
     page = Page(text)
-    assert all(
-        re.match(r"data:image/(svg\+xml|jpeg);base64,|#section-\d", a) for a in page.addresses
-    )
-    assert not {"script", "iframe", "object", "link", "base", "form"} & set(page.tags)
-    # The browser is told so as well.
-    assert "default-src 'none'" in text
+    kinds = r"image/(svg\+xml|jpeg)|text/(csv|markdown)|application/(zip|x-tex)"
+    relative = r"\./[\w/%.-]+"
+    for address in page.addresses:
+        assert re.match(rf"data:({kinds});base64,|#section-\d+$|{relative}$", address), address
+    assert not {"iframe", "object", "link", "base", "form"} & set(page.tags)
+    # The browser is told so as well: it runs and styles these two and nothing else.
+    assert "default-src 'none'" in text and "unsafe" not in text
+    assert page.tags.count("script") == page.tags.count("style") == 1
+    for part in page.scripts:
+        digest = base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()
+        assert f"-src 'sha256-{digest}'" in text
     return text, page
 
 
@@ -107,8 +127,9 @@ def test_every_section_is_there(write, make_content, tmp_path):
     assert "8 processes" in words and "11.2" in words and "Total time: 18.4 h" in words
     assert "voc_C4, moco: seeds 1, 2; each with its own SEED and OUTPUT_DIR" in words
     # A figure says what it shows to who does not see it.
-    assert len(page.alts) == text.count("<img") == 2
-    assert "moco 55.9" in page.alts[0] and "Loc 5.0" in page.alts[1]
+    assert len(page.alts) == text.count("<img") == 3
+    assert "moco − random: AP50 0.0" in page.alts[0]
+    assert "moco 55.9" in page.alts[1] and "Loc 5.0" in page.alts[2]
     assert "TEST.EVAL_PERIOD" not in words
 
 
@@ -118,7 +139,7 @@ def test_one_run_of_version_1(write, make_content, tmp_path):
     _, page = page_of(write, tmp_path)
     words = " ".join(page.words)
     assert page.titles == TITLES
-    assert "set TEST.EVAL_PERIOD" in words
+    assert "so there is no curve. To get one, set TEST.EVAL_PERIOD" in words
     assert "No record has the errors of its detector" in words
     assert "tools/train_net.py --config-file voc_C4_moco.yaml SEED 1" in words
     assert "Records without a command: 1." in words
@@ -138,10 +159,74 @@ def test_everything_in_a_record_is_escaped(write, make_content, tmp_path):
         record["history"] = []
         write(record)
     text, page = page_of(write, tmp_path)
-    assert "<script" not in text and "<img src=x" not in text
+    assert text.count("<script") == 1 and "<img src=x" not in text
     assert page.titles == TITLES
     words = " ".join(page.words)
     assert words.count(HOSTILE) > 20
+
+
+def test_the_page_answers_first(table_2b, tmp_path):
+    """The words before the first table are the sentence of the task, with its numbers."""
+    write_page([table_2b], tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    before = text[text.index("<h2>Results</h2>") : text.index("<table>")]
+    assert "<strong>voc_C4:</strong> MoCo is above random in AP by 22.1 [21.8, 22.4] (5 " in before
+    assert before.count("<img") == 1 and "moco − supervised: AP50 +0.2 [-0.1, +0.5], AP" in before
+
+
+def test_classes_have_their_differences_and_no_test(write, make_content, tmp_path):
+    for name, cat, dog in (("supervised", 60.0, 30.0), ("moco", 64.0, 29.96)):
+        for seed in (1, 2):
+            metrics = {"bbox": {"AP": 50.0, "AP50-cat": cat + seed, "AP50-=dog": dog, "APs": 1.0}}
+            write(make_content(initialization=name, seed=seed, metrics=metrics))
+    _, page = page_of(write, tmp_path)
+    words = [w for w in page.words if w.strip()]
+    cat = words[words.index("cat") :]
+    space = "\N{NO-BREAK SPACE}"
+    assert cat[1:3] == [f"61.5{space}±{space}0.7", f"65.5{space}±{space}0.7 (+4.0)"]
+    assert words[words.index("=dog") + 2] == f"30.0{space}±{space}0.0 (0.0)"
+    assert "APs" not in words and "Single classes are not tested" in " ".join(words)
+    rows = list(csv.DictReader(io.StringIO(page.downloads["classes.csv"].decode())))
+    assert [r["mean"] for r in rows if r["class"] == "cat"] == ["61.5", "65.5"]
+    assert {r["class"] for r in rows} == {"cat", "'=dog"}  # no formula
+
+
+def test_files_inside_the_page_are_those_of_the_runs(write, make_content, tmp_path):
+    paths = [write(make_content(task="../../a b", seed=seed)) for seed in (1, 1, 2)]
+    (paths[2].parent / "config.yaml").write_text("SEED: 2\n")
+    text, page = page_of(write, tmp_path)
+    records = read_records([write.folder])
+    assert page.downloads["table.csv"].decode() == render(records, "csv")
+    assert page.downloads["table.tex"].decode() == render(records, "latex")
+    assert page.downloads["table.md"].decode() == render(records, "markdown")
+    with zipfile.ZipFile(io.BytesIO(page.downloads["runs.zip"])) as archive:
+        folder = "______a_b/moco/seed"  # and no way out of the folder where it is unpacked
+        names = [f"{folder}1/record.json", f"{folder}2/record.json", f"{folder}2/config.yaml"]
+        assert archive.namelist() == names
+        assert archive.read(names[1]) == paths[2].read_bytes()
+        assert archive.read(names[2]) == b"SEED: 2\n"
+    write_page([write.folder], tmp_path / "again" / "report.html")
+    assert (tmp_path / "again" / "report.html").read_text() == text
+
+
+def test_files_of_many_runs_are_bounded(write, make_content, tmp_path, monkeypatch):
+    monkeypatch.setattr(downloads, "_MOST_BYTES", 1000)
+    for seed in range(4):
+        write(make_content(seed=seed))
+    _, page = page_of(write, tmp_path)
+    assert "the files of 2 runs are only in their folders" in " ".join(page.words)
+    with zipfile.ZipFile(io.BytesIO(page.downloads["runs.zip"])) as archive:
+        assert len(archive.namelist()) == 2
+
+
+def test_links_lead_to_the_folders_of_the_runs(write, make_content, tmp_path):
+    """Whatever the folders are called: a colon makes no address, and a quote ends none."""
+    folder = write(make_content()).parent
+    other = folder.rename(folder.parent / 'javascript:alert(1)"><b>&%41')
+    _, page = page_of(write, tmp_path)
+    (link,) = (a for a in page.addresses if a.startswith("./"))
+    assert (tmp_path / "out" / unquote(link)).resolve() == other
+    assert "b" not in page.tags
 
 
 def test_imported_runs_have_no_command(write, make_content):
@@ -237,7 +322,10 @@ def test_many_runs_make_a_page_of_bounded_length(write, make_content, tmp_path):
         write(record)
     sections = page_sections(read_records([write.folder]), tmp_path)
     assert sum(len(s.html) for s in sections) < 20_000
-    assert "60 more are in run.command of the records" in sections[TITLES.index("Commands")].text
+    assert (
+        "60 more are in run.command of the records"
+        in sections[TITLES.index("Commands of the runs")].text
+    )
 
 
 def test_no_runs_and_no_folder(tmp_path, caplog):

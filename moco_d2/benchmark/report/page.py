@@ -4,25 +4,38 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from moco_d2.benchmark import rendering
-from moco_d2.benchmark.html import Image, Section, write_report
+from markupsafe import Markup
+
+from moco_d2.benchmark.html import Image, Section, html_figure, html_list, write_report
 from moco_d2.benchmark.records.matching import newest
 from moco_d2.benchmark.records.results import Record, read_records
+from moco_d2.benchmark.report.classes import class_section
 from moco_d2.benchmark.report.detections import detection_section
+from moco_d2.benchmark.report.downloads import download_html, source_html
 from moco_d2.benchmark.report.errors import error_section
-from moco_d2.benchmark.report.plots import ap_curves
+from moco_d2.benchmark.report.forest import forest_image
+from moco_d2.benchmark.report.plots import ap_curves, points_of
 from moco_d2.benchmark.report.runs import (
     command_section,
     config_section,
     cost_section,
     environment_section,
+    run_section,
 )
 from moco_d2.benchmark.sweeps.report import sweep_section
+from moco_d2.benchmark.tables.answer import answer
+from moco_d2.benchmark.tables.comparison import measured_tables
+from moco_d2.benchmark.tables.formats import to_html
 from moco_d2.benchmark.tables.grouping import Runs, by_task, file_names, is_voc
+from moco_d2.benchmark.tables.table import Table
 
 # These curves are drawn side by side, in the order of the paper's tables.
 _CURVES = ("AP", "AP50", "AP75", "mIoU")
 _VOC_CURVES = ("AP50", "AP", "AP75", "mIoU")
+_HOW_TO_READ = (
+    "In brackets: 95 % confidence interval, not corrected. p: after Holm's correction for all "
+    "comparisons of the task. An order is claimed only where p is below 0.05."
+)
 
 
 def write_page(folders: Iterable[str | Path], out: str | Path) -> None:
@@ -37,37 +50,64 @@ def write_page(folders: Iterable[str | Path], out: str | Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         sweeps = sweep_section(folders, Path(scratch))
         records = read_records(folders, required=sweeps is None)
-        sections = page_sections(records, Path(scratch)) if records else []
+        folder = Path(out).absolute().parent
+        sections = page_sections(records, Path(scratch), folder) if records else []
         if sweeps:
             sections.insert(1, sweeps)
         subjects = [*by_task(records), *(["sweeps of pretraining"] if sweeps else [])]
         write_report(out, title=f"Benchmark: {', '.join(subjects)}", sections=sections)
 
 
-def page_sections(records: Sequence[Record], folder: Path) -> list[Section]:
-    """Return the sections of the page.
+def page_sections(
+    records: Sequence[Record], folder: Path, page: Path | None = None
+) -> list[Section]:
+    """Return the sections of the page, the first of which has the answers and the tables.
 
     A section whose data are missing in the records says why, and how to get the data.
 
     Args:
         records: Runs of any tasks.
         folder: Folder of the figures, which must exist until the page is written.
+        page: Folder of the page, to which links are relative (default: `folder`).
     """
     counted, _ = newest(records)  # the tables use the same records
     tasks = by_task(counted)
-    return [
-        Section("Results", text=_summary(tasks), tables=[rendering.render(records, "html")]),
+    tables = measured_tables(records)
+    sections = [
+        _result_section(tasks, tables, folder),
+        class_section(tasks),
         _curve_section(tasks, folder),
         error_section(tasks, folder),
         detection_section(tasks, folder),
+        run_section(tasks, tables, page or folder),
         config_section(tasks),
         cost_section(tasks),
         command_section([r for runs in tasks.values() for group in runs.values() for r in group]),
         environment_section(counted),
     ]
+    return [section for section in sections if section]
 
 
-def _summary(tasks: Mapping[str, Runs]) -> str:
+def _result_section(tasks: Mapping[str, Runs], tables: Sequence[Table], folder: Path) -> Section:
+    names = file_names(tasks)
+    images = [forest_image(table, folder / f"forest_{names[table.task]}.svg") for table in tables]
+    parts = [
+        html_list(map(_answer_html, tables), "answers"),
+        html_list([_HOW_TO_READ, *_summary(tasks)], "note"),
+        *(html_figure(image) for image in images if image),
+        to_html(list(tables)),
+        download_html(tables, tasks),
+        source_html(tables),
+    ]
+    return Section("Results", tables=parts)
+
+
+def _answer_html(table: Table) -> Markup:
+    name = f"{table.task}:"
+    return Markup("<strong>{}</strong>{}").format(name, answer(table).removeprefix(name))
+
+
+def _summary(tasks: Mapping[str, Runs]) -> list[str]:
     parts = []
     for task, runs in tasks.items():
         group = [record for of_one in runs.values() for record in of_one]
@@ -76,7 +116,7 @@ def _summary(tasks: Mapping[str, Runs]) -> str:
             f"{task}: {len(group)} runs, from {', '.join(runs)} "
             f"(seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))})."
         )
-    return "\n\n".join(parts)
+    return parts
 
 
 def _curve_section(tasks: Mapping[str, Runs], folder: Path) -> Section:
@@ -85,9 +125,10 @@ def _curve_section(tasks: Mapping[str, Runs], folder: Path) -> Section:
     without = []
     for task, runs in tasks.items():
         group = [record for of_one in runs.values() for record in of_one]
-        if not any(record.history for record in group):
+        curves = _curves(group)
+        if not curves:
             without.append(task)
-        for prefix, metrics in _curves(group).items():
+        for prefix, metrics in curves.items():
             path = folder / f"curves_{names[task]}_{len(images)}.svg"
             ap_curves(group, metrics, path)
             caption = f"{task}, {prefix}: mean over runs, and a band of one standard deviation"
@@ -95,23 +136,30 @@ def _curve_section(tasks: Mapping[str, Runs], folder: Path) -> Section:
     text = ""
     if without:
         text = (
-            f"No run of {', '.join(without)} was evaluated during training, so its curve is only "
-            "the point at the end. To get a curve, set TEST.EVAL_PERIOD in iterations: "
-            "tools/train_net.py ... TEST.EVAL_PERIOD 2000"
+            f"No run of {', '.join(without)} was evaluated during training, so there is no curve. "
+            "To get one, set TEST.EVAL_PERIOD in iterations: tools/train_net.py ... "
+            "TEST.EVAL_PERIOD 2000"
         )
     return Section("AP over iterations", text=text, images=images)
 
 
 def _curves(records: Sequence[Record]) -> dict[str, list[str]]:
-    """Return the metrics of each figure by their group, "bbox" or "voc_2007_test/bbox"."""
+    """Return the metrics of each figure by their group, "bbox" or "voc_2007_test/bbox".
+
+    A figure with only the points at the end of training would repeat the table.
+    """
     curves: dict[str, list[str]] = {}
     names = _VOC_CURVES if is_voc(records) else _CURVES
     present = dict.fromkeys(m for r in records for m, v in r.metrics.items() if v is not None)
     for prefix in dict.fromkeys(m.rpartition("/")[0] for m in present):
-        metrics = [f"{prefix}/{name}" for name in names if f"{prefix}/{name}" in present]
+        metrics = [m for n in names if (m := f"{prefix}/{n}") in present and _is_curve(records, m)]
         if metrics:
             curves[prefix] = metrics
     return curves
+
+
+def _is_curve(records: Sequence[Record], metric: str) -> bool:
+    return any(len(points_of([record], metric)) > 1 for record in records)
 
 
 def _described(caption: str, runs: Runs, metrics: Sequence[str]) -> str:

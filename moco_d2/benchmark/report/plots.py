@@ -122,7 +122,7 @@ def ap_curves(records: Iterable[Record], metric: str | Sequence[str], path: str 
     if len(tasks) > 1:
         raise UserError(f"records of several tasks ({', '.join(tasks)}); draw one at a time")
     wanted = [metric] if isinstance(metric, str) else list(metric)
-    metrics = [m for m in wanted if any(_points([r], m) for r in records)]
+    metrics = [m for m in wanted if any(points_of([r], m) for r in records)]
     if not metrics:
         raise UserError(f"no run has the metric {' or '.join(map(repr, wanted))}")
     voc = is_voc(records)
@@ -133,7 +133,7 @@ def ap_curves(records: Iterable[Record], metric: str | Sequence[str], path: str 
     styles = styles_of(runs)
     for axes, one in zip(panels, metrics, strict=True):
         for name, group in runs.items():
-            points = _points(group, one)
+            points = points_of(group, one)
             if points:
                 label = f"{name} (n={max(s.n for s in points.values())})"
                 _curve(axes, points, styles[name], label)
@@ -198,7 +198,7 @@ def grouped_bars(
     save(figure, path)
 
 
-def _points(runs: Sequence[Record], metric: str) -> dict[int, Summary]:
+def points_of(runs: Sequence[Record], metric: str) -> dict[int, Summary]:
     """Return the summary over runs for each number of finished iterations."""
     values: dict[int, list[float]] = {}
     for run in runs:

@@ -1,14 +1,18 @@
-"""Sections of the report about the runs: configs, cost, commands, environment."""
+"""Sections of the report about the runs: their list, configs, cost, commands, environment."""
 
 import json
+import os
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from moco_d2.benchmark.html import Section, html_code, html_table
+from moco_d2.benchmark.html import Section, html_code, html_link, html_table
 from moco_d2.benchmark.records.results import Record
+from moco_d2.benchmark.tables.answer import headline_metrics
 from moco_d2.benchmark.tables.grouping import Runs
+from moco_d2.benchmark.tables.table import Table
 from moco_d2.config.plain import FREE_KEYS, flatten
 
 _ABSENT = "–"
@@ -16,8 +20,38 @@ _LONGEST_VALUE = 160  # characters in a cell
 _MOST_VALUES = 3  # different values in a cell
 _MOST_ROWS = 80  # of a table
 _MOST_COMMANDS = 40
+_MOST_RUNS = 200  # of a table
 # Units of time, the largest first, and their seconds.
 _UNITS = (("h", 3600), ("min", 60), ("s", 1))
+
+
+def run_section(tasks: Mapping[str, Runs], tables: Sequence[Table], page: Path) -> Section:
+    """Return the result of each run with a link to its folder.
+
+    Args:
+        tasks: Runs by task and initialization, see grouping.by_task.
+        tables: The table of each task, in the same order.
+        page: The folder of the page. Links are relative to it.
+    """
+    parts = []
+    for (task, runs), table in zip(tasks.items(), tables, strict=True):
+        metrics = headline_metrics(table)
+        group = [record for of_one in runs.values() for record in of_one]
+        rows = [
+            [
+                f"{r.initialization}, seed {r.seed}",
+                *(_ABSENT if (v := r.metrics.get(m)) is None else f"{v:.1f}" for m in metrics),
+                _duration([r.seconds]),
+                r.finished.strftime("%Y-%m-%d %H:%M"),
+                html_link("folder", os.path.relpath(r.path.parent, page)),
+            ]
+            for r in group[:_MOST_RUNS]
+        ]
+        notes = [f"{len(group) - _MOST_RUNS} more runs."] if len(group) > _MOST_RUNS else []
+        columns = ["run", *metrics.values(), "time", "finished", "files"]
+        parts.append(html_table(columns, rows, caption=task, notes=notes))
+    text = "Links to folders are relative to this page, so they work as long as both stay in place."
+    return Section("Runs", text=text, tables=parts)
 
 
 def config_section(tasks: Mapping[str, Runs]) -> Section:
@@ -70,7 +104,7 @@ def _who(runs: Counter[str], all_runs: Runs) -> str:
 
 def cost_section(tasks: Mapping[str, Runs]) -> Section:
     """Return time, memory and hardware of every initialization."""
-    columns = ["", "runs", "iterations × images", "s / iteration", "a run takes"]
+    columns = ["initialization", "runs", "iterations × images", "s / iteration", "a run takes"]
     columns += ["evaluation, s", "peak memory, GiB", "hardware"]
     tables, total, unknown = [], 0.0, 0
     for task, runs in tasks.items():
@@ -136,7 +170,7 @@ def command_section(records: Sequence[Record]) -> Section:
             f"No command is known, because the run was imported: "
             f"{', '.join(imported[:_MOST_COMMANDS])}{more}."
         )
-    return Section("Commands", text="\n\n".join(text), html=html_code(commands))
+    return Section("Commands of the runs", text="\n\n".join(text), html=html_code(commands))
 
 
 def _command(record: Record) -> str:

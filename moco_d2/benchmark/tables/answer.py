@@ -38,8 +38,8 @@ def answers(records: Iterable[Record]) -> list[str]:
 
 def answer(table: Table) -> str:
     """Return the sentence of answers() for one table of run records."""
-    metrics = _metrics(table)
-    pairs = _pairs(table)
+    metrics = headline_metrics(table)
+    pairs = headline_pairs(table)
     clauses = [
         clause
         for label, against in pairs[:_MOST_PAIRS]
@@ -56,8 +56,8 @@ def answer(table: Table) -> str:
     return f"{table.task}: {'; '.join(clauses)}."
 
 
-def _metrics(table: Table) -> dict[str, str]:
-    """Return the names in a sentence of the metrics that answer."""
+def headline_metrics(table: Table) -> dict[str, str]:
+    """Return the metrics that answer the question of the table, with their names in a sentence."""
     present = {metric: name for metric, name in _METRICS.items() if metric in table.metrics}
     if set(present) == {"bbox/AP"}:
         return {"bbox/AP": "AP"}
@@ -65,8 +65,12 @@ def _metrics(table: Table) -> dict[str, str]:
     return present or dict(list(zip(table.metrics, table.columns, strict=True))[:1])
 
 
-def _pairs(table: Table) -> list[tuple[str, str]]:
-    """Return what is compared: first each checkpoint with random and supervised."""
+def headline_pairs(table: Table) -> list[tuple[str, str]]:
+    """Return the rows that were compared, as pairs in the order in which a sentence names them.
+
+    Each checkpoint comes first, against random and supervised, then the checkpoints against each
+    other. Only without a checkpoint, or without the other two, all rows are paired.
+    """
     labels = [row.label for row in table.rows]
     references = [name for name in _REFERENCES if name in labels]
     checkpoints = [name for name in labels if name not in references]
@@ -81,7 +85,7 @@ def _clauses(table: Table, label: str, against: str, metrics: dict[str, str]) ->
     """Yield one clause for each direction of the differences between two rows."""
     orders: dict[str, list[tuple[str, Comparison]]] = {}
     for metric, name in metrics.items():
-        comparison = _comparison(table, label, against, metric)
+        comparison = table.comparison(label, against, metric)
         if comparison is not None:
             orders.setdefault(_order(comparison), []).append((name, comparison))
     one, other = _name(label), _name(against)
@@ -93,17 +97,6 @@ def _clauses(table: Table, label: str, against: str, metrics: dict[str, str]) ->
             sizes = [f"in {name} ({_difference(c)})" for name, c in found]
             verb = "is supported" if order == "open" else "can be tested"
             yield f"no order between {one} and {other} {verb} {_joined(sizes)}"
-
-
-def _comparison(table: Table, label: str, against: str, metric: str) -> Comparison | None:
-    column = table.metrics.index(metric)
-    for pair in table.pairs:
-        comparison = pair.comparisons[column]
-        if (pair.label, pair.against) == (label, against):
-            return comparison
-        if (pair.label, pair.against) == (against, label) and comparison is not None:
-            return comparison.reversed()
-    return None
 
 
 def _order(comparison: Comparison) -> str:

@@ -73,11 +73,11 @@ def to_csv(tables: list[Table]) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, _CSV_COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: _no_formula(value) for key, value in row.items()} for row in rows)
+    writer.writerows({key: no_formula(value) for key, value in row.items()} for row in rows)
     return out.getvalue()
 
 
-def _no_formula(value: object) -> object:
+def no_formula(value: object) -> object:
     """Escape a name from a record that a spreadsheet would run as a formula."""
     formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@"))
     return f"'{value}" if formula else value
@@ -193,13 +193,17 @@ def to_html(tables: list[Table]) -> str:
         for i, (titles, body) in enumerate(grids(table)):
             caption = f"<caption>{html.escape(table.title)}</caption>" if not i else ""
             head = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in titles)
-            lines += [f"<table>{caption}", f"<thead><tr>{head}</tr></thead>", "<tbody>"]
+            lines += [
+                f'<div class="scroll"><table>{caption}',
+                f"<thead><tr>{head}</tr></thead>",
+                "<tbody>",
+            ]
             for k, (label, cells) in enumerate(body):
                 name, *texts = ("".join(span(*s) for s in cell) for cell in (label, *cells))
                 columns = "".join(f"<td>{text}</td>" for text in texts)
                 row = '<tr class="beside">' if not i and beside[k] else "<tr>"
                 lines.append(f'{row}<th scope="row">{name}</th>{columns}</tr>')
-            lines.append("</tbody></table>")
+            lines.append("</tbody></table></div>")
         for text, mark in footnotes(table):
             sign = span(mark, "mark") + " " if mark else ""
             lines.append(f'<p class="note">{sign}{html.escape(text)}</p>')

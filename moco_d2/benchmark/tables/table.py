@@ -74,3 +74,17 @@ class Table:
     notes: tuple[str, ...] = ()
     head: str = "initialization"
     text: tuple[tuple[str, ...], ...] = ()
+
+    def comparison(self, label: str, against: str, metric: str) -> Comparison | None:
+        """Return row `label` minus row `against`, in whichever order the pair was tested.
+
+        The result is None if the pair was not compared, or one of them has no value.
+        """
+        column = self.metrics.index(metric)
+        for pair in self.pairs:
+            found = pair.comparisons[column]
+            if (pair.label, pair.against) == (label, against):
+                return found
+            if (pair.label, pair.against) == (against, label) and found is not None:
+                return found.reversed()
+        return None

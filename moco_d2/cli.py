@@ -32,6 +32,8 @@ def start_job(main: str, args: argparse.Namespace) -> None:
     Raises:
         UserError: If launch.launch or slurm.submit raises it.
     """
+    if not hasattr(args, "command"):
+        args.command = _typed()
     if getattr(args, "submit", None):
         from moco_d2.engine.slurm import submit
 
@@ -49,7 +51,12 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     line and exit code 128 + its number.
     """
     from moco_d2.engine.failures import explained
-    from moco_d2.engine.signals import end_on_signals, end_silently, end_workers
+    from moco_d2.engine.signals import (
+        end_on_signals,
+        end_silently,
+        end_workers,
+        stop_message,
+    )
 
     _prepare_streams()
     if os.environ.get("WORLD_SIZE", "") in ("", "1"):
@@ -66,8 +73,9 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         print(f"error: {text}", file=sys.stderr)
         sys.exit(USER_ERROR_EXIT_CODE)
     except KeyboardInterrupt as interrupt:
-        print("interrupted; run the same command with --resume to continue", file=sys.stderr)
-        sys.exit(getattr(interrupt, "exit_code", INTERRUPTED_EXIT_CODE))
+        code = getattr(interrupt, "exit_code", INTERRUPTED_EXIT_CODE)
+        print(stop_message(code - 128), file=sys.stderr)
+        sys.exit(code)
     finally:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
@@ -162,6 +170,7 @@ COMMANDS = {
     "convert": "convert.py",
     "train": "train_net.py",
     "linear-eval": "linear_eval.py",
+    "transfer": "transfer.py",
     "benchmark": "benchmark.py",
     "demo": "demo.py",
     "doctor": "doctor.py",
@@ -264,9 +273,14 @@ def argument_parser(description: str, *examples: str) -> argparse.ArgumentParser
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, in pairs"
     )
     # The run record needs it, even if SLURM starts the job with another command line.
+    parser.set_defaults(command=_typed())
+    return parser
+
+
+def _typed() -> str:
+    """Return the command line as the user can type it again."""
     tool = sys.argv[0]
     if not tool.startswith(_PROGRAM):
         tool = f"tools/{Path(tool).name}"
     typed = f"{tool} {shlex.join(sys.argv[1:])}".rstrip()
-    parser.set_defaults(command=typed.encode("utf-8", "replace").decode())
-    return parser
+    return typed.encode("utf-8", "replace").decode()

@@ -16,7 +16,7 @@ from moco_d2.cli import argument_parser, run_command, start_job
 
 WARM_UP, STEPS = 3, 10
 _TEST_WARM_UP, _TEST_IMAGES = 2, 10
-_ENOUGH_SECONDS = 60.0  # after this time, slow hardware may stop before STEPS steps
+_ENOUGH_SECONDS = 60.0  # after this time, slow hardware stops before STEPS steps
 
 
 def measure(args: argparse.Namespace) -> None:
@@ -66,11 +66,11 @@ def measure(args: argparse.Namespace) -> None:
                     torch.cuda.synchronize()
                 seconds.append(time.perf_counter() - start)
                 # All processes follow the first one, because they must stop at the same step.
-                if comm.all_gather(sum(seconds))[0] > _ENOUGH_SECONDS and len(seconds) > 1:
+                if comm.all_gather(sum(seconds))[0] > args.most_seconds and len(seconds) > 1:
                     break
         train_images = trainer.data_loader.images
         trainer._trainer.close()
-        test_seconds, test_images = _test_seconds(trainer, on_gpu=on_gpu)
+        test_seconds, test_images = _test_seconds(trainer, args.most_seconds, on_gpu=on_gpu)
     timed = seconds[min(WARM_UP, len(seconds) - 1) :]
     if comm.is_main_process():
         content = {
@@ -90,7 +90,7 @@ def measure(args: argparse.Namespace) -> None:
         write_json(args.out, content)
 
 
-def _test_seconds(trainer: Any, *, on_gpu: bool) -> tuple[float, int]:
+def _test_seconds(trainer: Any, most_seconds: float, *, on_gpu: bool) -> tuple[float, int]:
     """Return the median seconds of a test image with a detector that has learned nothing, and the
     number of images of all test sets. Such a detector has as many proposals as a trained one.
     """
@@ -111,7 +111,7 @@ def _test_seconds(trainer: Any, *, on_gpu: bool) -> tuple[float, int]:
                 if index >= _TEST_WARM_UP:
                     seconds.append(time.perf_counter() - start)
                 start = time.perf_counter()
-                if index >= _TEST_WARM_UP + _TEST_IMAGES or sum(seconds) > _ENOUGH_SECONDS:
+                if index >= _TEST_WARM_UP + _TEST_IMAGES or sum(seconds) > most_seconds:
                     break
     return (statistics.median(seconds) if seconds else 0.0), images
 
@@ -123,6 +123,12 @@ def parser() -> argparse.ArgumentParser:
         "python -m moco_d2.transfer.timing --config-file voc_C4_random.yaml --out timing.json",
     )
     command.add_argument("--out", type=Path, required=True, metavar="FILE")
+    command.add_argument(
+        "--most-seconds",
+        type=float,
+        default=_ENOUGH_SECONDS,
+        help="time for the steps, and for the test images (default: %(default)s)",
+    )
     return command
 
 

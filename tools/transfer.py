@@ -1,0 +1,90 @@
+#!/usr/bin/env python3
+"""Answer whether checkpoints transfer to your data, within a budget of time."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from moco_d2.cli import command_parser, run_command
+from moco_d2.errors import INTERRUPTED_EXIT_CODE
+
+
+def parse_args() -> argparse.Namespace:
+    """Return the flags of the command line."""
+    parser = command_parser(
+        "Fine-tune detectors from each checkpoint, from supervised and from random weights, with\n"
+        "matched settings that fit the budget, and answer which is above which.\n\n"
+        "DATA is a VOC year (VOC2007), the folder of one, a COCO annotation file, or a dataset as\n"
+        "in a config: voc:FOLDER:SPLIT, coco:ANNOTATIONS.json:IMAGES, or a registered name.\n"
+        "After a kill, the same command continues.",
+        "tools/transfer.py mine.pth --train train.json --test test.json --budget 2h",
+        "tools/transfer.py moco://v2_800ep mine.pth --train VOC2007 VOC2012 --test VOC2007 \\\n"
+        "      --seeds 5 --gpus-per-run 1 --budget 20h --folder output/mine",
+    )
+    parser.add_argument(
+        "checkpoints",
+        metavar="CHECKPOINT",
+        nargs="+",
+        help="any file that tools/convert.py reads, or a name such as moco://v2_800ep",
+    )
+    for purpose, text in (("train", "fine-tune on"), ("test", "test on")):
+        parser.add_argument(
+            f"--{purpose}", metavar="DATA", nargs="+", required=True, help=f"data to {text}"
+        )
+    parser.add_argument(
+        "--task", metavar="NAME", default="voc_C4", help="task of configs/task (default: voc_C4)"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=5, metavar="N", help="runs of each row (default: 5)"
+    )
+    parser.add_argument(
+        "--budget",
+        metavar="TIME",
+        help="2h, 90m or 1h30m for everything (default: the task's own schedule)",
+    )
+    parser.add_argument(
+        "--gpus-per-run", type=int, default=1, metavar="N", help="GPUs of each run (0: CPU)"
+    )
+    parser.add_argument(
+        "--supervised",
+        metavar="CHECKPOINT",
+        help="weights of the supervised row, or none (default: torchvision's of the same network)",
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("output/transfer"),
+        metavar="DIR",
+        help="output directory (default: output/transfer)",
+    )
+    parser.add_argument(
+        "--plan-only", action="store_true", help="convert, measure, print the plan, and stop"
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run the command."""
+    args = parse_args()
+    from moco_d2.benchmark.transfer_command.budget import parse_budget
+    from moco_d2.benchmark.transfer_command.command import Question, answer
+
+    question = Question(
+        checkpoints=tuple(args.checkpoints),
+        train=tuple(args.train),
+        test=tuple(args.test),
+        task=args.task,
+        seeds=args.seeds,
+        budget=None if args.budget is None else parse_budget(args.budget),
+        gpus_per_run=args.gpus_per_run,
+        supervised=args.supervised,
+    )
+    try:
+        return answer(question, args.folder, plan_only=args.plan_only)
+    except KeyboardInterrupt as interrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        return getattr(interrupt, "exit_code", INTERRUPTED_EXIT_CODE)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -6,7 +6,7 @@ UV_INSTALL := VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet
 # Where this is set, every start of Python compiles all that it imports, for seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: env bench-env docs-env demo demo-long docs test test-fast lint bench lock clean
+.PHONY: env bench-env docs-env demo demo-long docs test test-fast test-browser lint bench lock clean
 
 env: .venv/ready
 
@@ -47,6 +47,10 @@ test: env
 # The inner loop: all but the files of tests that take long (tests/support/suite_order.py).
 test-fast: env
 	$(PYTEST) -m "not slow"
+
+# Pages in a headless Chromium; without one, the tests say so and are skipped.
+test-browser: env
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/browser
 
 lint: env
 	$(BIN)/ruff check .

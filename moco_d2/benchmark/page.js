@@ -55,7 +55,7 @@
     }, { className: "copy", title });
     return make("div", { className: "copies" }, element);
   };
-  const cellText = (cell) => cell.textContent.replace(/\s+/g, " ").trim();
+  const cellText = (cell) => cell.textContent.replaceAll("▲", "").replace(/\s+/g, " ").trim();
   const tableText = (table) =>
     [...table.rows].map((row) => [...row.cells].map(cellText).join("\t")).join("\n");
   for (const box of document.querySelectorAll(".table")) {
@@ -69,7 +69,7 @@
 
   // Sorting: first descending for numbers, then ascending, then as it was. A row of the paper stays
   // below its row, and empty cells stay at the end.
-  const NUMBER = /^[▲<\s]*([-+−]?\d+(?:\.\d+)?)/;
+  const NUMBER = /^[<\s]*([-+−]?\d+(?:\.\d+)?)/;
   const valueOf = (cell, numbers) => {
     const text = cell ? cellText(cell) : "";
     if (!numbers) return text;

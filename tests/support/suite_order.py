@@ -16,6 +16,7 @@ SLOW = (
     "transfer/test_all_configs.py",
     "transfer/test_resume.py",
     "pretrain/test_resume.py",
+    "browser/test_report.py",
     "checkpoint/test_convert.py",
     "transfer/test_train_net.py",
     "campaigns/test_mutations.py",

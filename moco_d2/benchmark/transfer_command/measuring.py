@@ -1,7 +1,6 @@
 """Times of a form on this machine, with as many runs at a time as there will be."""
 
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -9,11 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from moco_d2.benchmark.runs.children import warmed
 from moco_d2.benchmark.runs.execution import Place
+from moco_d2.benchmark.runs.run_log import last_line
 from moco_d2.benchmark.runs.suite_values import arguments_of
 from moco_d2.benchmark.transfer_command.budget import Timing
-from moco_d2.errors import UserError
-from moco_d2.files import read_plain_json
+from moco_d2.errors import USER_ERROR_EXIT_CODE, UserError
+from moco_d2.files import read_plain_json, write_text
 
 _MOST_BYTES = 1 << 20
 _SLOWEST = {
@@ -38,50 +39,61 @@ def measure_form(
         UserError: If the config cannot be run. The message is that of the run.
     """
     start = time.monotonic()
-    words = ("--most-seconds", str(most_seconds), "--config-file", config, *arguments_of(overrides))
+    words = ["--most-seconds", str(most_seconds), "--config-file", config, *arguments_of(overrides)]
+    context = warmed({"train_net.py"})
     with tempfile.TemporaryDirectory(prefix="moco_d2_") as name:
         files = [Path(name) / f"{index}.json" for index in range(len(places))]
-        _run_all(
-            [_command(file, place, words) for file, place in zip(files, places, strict=True)],
-            places,
-        )
+        processes = [
+            context.Process(target=_measure, args=(file, place, words))
+            for file, place in zip(files, places, strict=True)
+        ]
+        try:
+            for process in processes:
+                process.start()
+            for process in processes:
+                process.join()
+        finally:
+            for process in processes:
+                if process.is_alive():
+                    process.kill()
+        for file, process in zip(files, processes, strict=True):
+            if process.exitcode:
+                if _error_file(file).is_file():
+                    raise UserError(*_error_file(file).read_text().splitlines())
+                raise UserError(
+                    f"the measurement of a few steps failed: {last_line(_log_file(file))}"
+                )
         timings = [read_plain_json(file, _MOST_BYTES) for file in files]
     slowest = {key: max(float(each[field]) for each in timings) for key, field in _SLOWEST.items()}
     return Timing(**slowest, spent=time.monotonic() - start)
 
 
-def _command(file: Path, place: Place, words: Sequence[str]) -> list[str]:
-    command = [sys.executable, "-m", "moco_d2.transfer.timing", "--out", str(file)]
-    return [*command, "--num-gpus", str(place.processes), *words]
+def _measure(file: Path, place: Place, words: Sequence[str]) -> None:
+    """Do the measurement in this process, which is a fork, and write it to `file`."""
+    import torch
+
+    from moco_d2.cli import start_job
+    from moco_d2.transfer.timing import parser
+
+    os.environ.update(place.environment)
+    if place.threads:  # torch has read the variable already
+        torch.set_num_threads(place.threads)
+    with _log_file(file).open("w", buffering=1) as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        sys.stdout = sys.stderr = log
+        all_words = ["--out", str(file), "--num-gpus", str(place.processes), *words]
+        try:
+            start_job("moco_d2.transfer.timing:measure", parser().parse_args(all_words))
+        except UserError as error:
+            write_text(_error_file(file), str(error))
+            sys.exit(USER_ERROR_EXIT_CODE)
 
 
-def _run_all(commands: Sequence[list[str]], places: Sequence[Place]) -> None:
-    """Run the commands at the same time.
+def _error_file(file: Path) -> Path:
+    return file.with_suffix(".error")
 
-    Raises:
-        UserError: If one of them fails.
-    """
-    running: list[subprocess.Popen[str]] = []
-    try:
-        for command, place in zip(commands, places, strict=True):
-            running.append(
-                subprocess.Popen(  # noqa: S603 - a command of this package
-                    command,
-                    env={**os.environ, **place.environment},
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                )
-            )
-        for process in running:
-            _, errors = process.communicate()
-            if process.returncode:
-                lines = [line for line in errors.splitlines() if line.strip()]
-                first = next((i for i, line in enumerate(lines) if line.startswith("error: ")), -1)
-                found = lines[first:] or ["a process that measures ended without a message"]
-                raise UserError(*(line.removeprefix("error: ") for line in found))
-    finally:
-        for process in running:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+
+def _log_file(file: Path) -> Path:
+    return file.with_suffix(".log")
+

@@ -96,6 +96,20 @@ MOCO_GROUPS = (
         ),
     ),
     Group(
+        "Trackers",
+        (
+            Key(
+                "MOCO.TRACKERS",
+                (),
+                Names("wandb", "mlflow", "trackio"),
+                "The main process also writes the metrics, with the config and the name of the "
+                "run, to these trackers, which then store or send them as their own settings say. "
+                "Each is an extra: `pip install 'moco_d2[wandb]'`. Only the command line may name "
+                "them. A resumed run continues its run in the tracker.",
+            ),
+        ),
+    ),
+    Group(
         "Fine-tuning",
         (
             Key(

@@ -4,6 +4,7 @@ import argparse
 import functools
 import itertools
 import json
+import logging
 import math
 import os
 import tempfile
@@ -29,6 +30,8 @@ from moco_d2.files import shipped_folder
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
+
+logger = logging.getLogger(__name__)
 
 COMMAND_LINE = "override on the command line"  # the source of a value, in errors
 _LONGEST_REASON = 400  # characters of another library's error
@@ -147,7 +150,8 @@ def load_config(
 
     The file is untrusted. It is read once and with limits by safe_yaml.read_config. Tags that would
     build objects are refused. Data that is not on this machine is refused too, in particular
-    ``shards:pipe:COMMAND``: it must be named on the command line.
+    ``shards:pipe:COMMAND``: it must be named on the command line. A file's MOCO.TRACKERS, which
+    would send data away, is left out with a warning.
 
     Args:
         config_file: A path or a packaged name, see find_config.
@@ -201,6 +205,14 @@ def load_config(
             where = COMMAND_LINE if key in overrides[::2] else f"config {path}"
             raise UserError(f"{where}: {key} must not be NaN, got {value!r:.80}")
     trusted = overrides[::2] if typed else ()
+    if cfg.MOCO.TRACKERS and "MOCO.TRACKERS" not in trusted:
+        logger.warning(
+            "%s: MOCO.TRACKERS names %s, to which only the command line may send a run; nothing is "
+            "sent",
+            path,
+            ", ".join(cfg.MOCO.TRACKERS),
+        )
+        cfg.MOCO.TRACKERS = ()
     for key in DATA_KEYS:
         check_data(key, settings[key], f"config {path}", anywhere=key in trusted, suite=not typed)
     return cfg

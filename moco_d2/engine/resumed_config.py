@@ -22,6 +22,7 @@ FREE_TO_CHANGE = (
     "DATALOADER.NUM_WORKERS",
     "SOLVER.CHECKPOINT_PERIOD",
     "MOCO.CHECKPOINT.",
+    "MOCO.TRACKERS",
 )
 _LONGEST = 200  # characters of a value in a record
 

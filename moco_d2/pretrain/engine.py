@@ -22,6 +22,7 @@ from moco_d2.engine.consistency import check_agreement, decided_by_main, fingerp
 from moco_d2.engine.hooks import DataTime, DeferredWriters, ProgressBar, StopOnSignal
 from moco_d2.engine.metrics_state import MetricsState
 from moco_d2.engine.precision import amp_dtype
+from moco_d2.engine.trackers import Trackers
 from moco_d2.errors import UserError
 from moco_d2.pretrain.checkpointing import FINAL_CHECKPOINT, PretrainCheckpointer, SaveCheckpoint
 from moco_d2.pretrain.data.build import build_training_data
@@ -110,6 +111,7 @@ class Pretrainer(TrainerBase):
     def _build_hooks(self, monitors: list[HookBase]) -> list[HookBase]:
         folder = self.cfg.OUTPUT_DIR
         writers = DeferredWriters(lambda: default_writers(folder, self.max_iter), folder)
+        trackers = Trackers(self.cfg, lambda: self.start_iter > 0)
         self.metrics = MetricsState(self.cfg.OUTPUT_DIR, writers)
         self.saver = saver = SaveCheckpoint(
             self.cfg.SOLVER.CHECKPOINT_PERIOD,
@@ -124,7 +126,7 @@ class Pretrainer(TrainerBase):
             *monitors,
         ]
         if comm.is_main_process():
-            built.append(hooks.PeriodicWriter([writers], period=LOG_PERIOD))
+            built.append(hooks.PeriodicWriter([writers, trackers], period=LOG_PERIOD))
             built.append(DataTime())
             built.append(ProgressBar(f"pretraining ({self.cfg.MOCO.PRETEXT})"))
         # Evaluation and writers run before the checkpoint, so a resumed run need not repeat them.

@@ -13,6 +13,7 @@ from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from fvcore.nn.precise_bn import get_bn_modules
 from torch.utils.data import DataLoader
 
@@ -20,6 +21,7 @@ from moco_d2.engine.hooks import DataTime, DeferredWriters, EvalHook, ProgressBa
 from moco_d2.engine.loader import SteadyLoader
 from moco_d2.engine.metrics_state import MetricsState
 from moco_d2.engine.precision import amp_dtype
+from moco_d2.engine.trackers import Trackers
 from moco_d2.errors import UserError, as_raised
 from moco_d2.transfer.checkpointing import SaveCheckpoint, TransferCheckpointer
 from moco_d2.transfer.data.training_data import TrainingBatches, build_training_batches, seeded
@@ -124,6 +126,7 @@ class Trainer(ResumableTrainer):
         """
         cfg = self.cfg
         writers = DeferredWriters(self.build_writers, cfg.OUTPUT_DIR)
+        trackers = Trackers(cfg, lambda: self.start_iter > 0)
         self._metrics = MetricsState(cfg.OUTPUT_DIR, writers)
         self._saver = saver = SaveCheckpoint(
             cfg.SOLVER.CHECKPOINT_PERIOD, cfg.MOCO.CHECKPOINT.MINUTES
@@ -135,8 +138,8 @@ class Trainer(ResumableTrainer):
             built.append(PreciseBN(cfg.TEST.EVAL_PERIOD, self.data_loader, precise.NUM_ITER))
         built.append(EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
         if comm.is_main_process():
-            built.append(_WriteEvaluation(cfg.TEST.EVAL_PERIOD, writers))
-            built.append(hooks.PeriodicWriter([writers], period=_LOG_PERIOD))
+            built.append(_WriteEvaluation(cfg.TEST.EVAL_PERIOD, writers, trackers))
+            built.append(hooks.PeriodicWriter([writers, trackers], period=_LOG_PERIOD))
             built.append(DataTime())
             built.append(ProgressBar(cfg.MOCO.TASK or "training"))
         # The order matters: the generators are restored after everything else that precedes the
@@ -197,10 +200,11 @@ class _WriteEvaluation(HookBase):
     the last of several evaluations.
     """
 
-    def __init__(self, period: int, writers: DeferredWriters):
+    def __init__(self, period: int, *writers: EventWriter):
         self._period = period
         self._writers = writers
 
     def after_step(self) -> None:
         if self._period > 0 and (self.trainer.iter + 1) % self._period == 0:
-            self._writers.write()
+            for writer in self._writers:
+                writer.write()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from support.commands import run_tool
 from support.paths import TOOLS
+from support.recording_tracker import Recording
 from support.run_loggers import restored_loggers
 from support.toy_data import make_class_folders
 
@@ -80,6 +81,22 @@ def test_a_run_leaves_config_log_metrics_and_checkpoint_and_resumes(
         "24 images; 8 images per step on 1 process(es), 3 steps per epoch"
         in (out / "log.txt").read_text()
     )
+
+
+def test_a_tracker_gets_what_metrics_json_gets(command, tmp_path, small_network, monkeypatch):
+    recording = Recording.stand_in(monkeypatch, "wandb")
+    for epochs, resume in ((1, False), (2, True)):
+        with pytest.raises(SystemExit):
+            command({"MOCO.EPOCHS": epochs, "MOCO.TRACKERS": "wandb"}, resume=resume)
+    kinds = [(call[0], call[-1]) for call in recording.calls]
+    run = [("start", None), ("log", 2), ("finish", "finished")]
+    assert kinds == [*run, ("start", "new"), ("log", 5), run[-1]]
+    lines = (tmp_path / "out" / "metrics.json").read_text().splitlines()
+    written, tracked = json.loads(lines[-1]), recording.values()
+    for values in (written, tracked):
+        values.pop("iteration", None)
+        values.pop("eta_seconds", None)
+    assert tracked == written
 
 
 def test_a_refusal_of_the_real_command_is_one_line_and_leaves_nothing(tmp_path):

@@ -9,6 +9,7 @@ import signal
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
+from support.recording_tracker import Recording
 from support.toy_data import SLIM_BACKBONE, make_coco, make_voc
 
 from moco_d2.benchmark.records.compare import compare
@@ -107,8 +108,11 @@ def test_amp_on_a_cpu_is_bfloat16(finetune_run, request, config, kind):
     assert mixed == pytest.approx(exact, rel=0.2)  # regions are sampled by their scores
 
 
-def test_same_seed_gives_the_same_weights_and_another_seed_others(finetune_run, voc):
-    first, second = (finetune_run("voc_C4_random.yaml", voc, out=name) for name in ("a", "b"))
+def test_same_seed_gives_the_same_weights_and_another_seed_others(finetune_run, voc, monkeypatch):
+    """Also if a run is tracked; the tracker ends with the values of the record."""
+    recording = Recording.stand_in(monkeypatch, "wandb")
+    first = finetune_run("voc_C4_random.yaml", voc, out="a")
+    second = finetune_run("voc_C4_random.yaml", voc, "MOCO.TRACKERS", "wandb", out="b")
     other = finetune_run("voc_C4_random.yaml", voc, "SEED", "2", out="c")
 
     def weights(folder):
@@ -120,6 +124,10 @@ def test_same_seed_gives_the_same_weights_and_another_seed_others(finetune_run, 
     assert not torch.equal(a[name], c[name])
     records = read_records([first, second, other])
     assert len({r.matched_sha256 for r in records}) == 1
+    assert recording.calls[-1] == ("finish", "finished")
+    metrics = json.loads((second / "record.json").read_text())["metrics"]["bbox"]
+    tracked = recording.values()
+    assert {name: tracked[f"bbox/{name}"] for name in metrics} == metrics
 
 
 def test_rates_are_the_schedules_and_statistics_come_before_the_evaluation(

@@ -240,6 +240,12 @@ def load_config_of(args: argparse.Namespace, overrides: Sequence[str] = ()) -> A
     return load_config(find_config_of(args), [*overrides, *args.opts], typed=typed)
 
 
+def is_typed(key: str, args: argparse.Namespace, overrides: Sequence[str] = ()) -> bool:
+    """Return whether the user typed a key; the arguments are those of load_config_of."""
+    words = [*overrides[::2], *args.opts[::2]]
+    return key in words and not getattr(args, "overrides_from_file", False)
+
+
 def _check_content(content: dict[str, Any]) -> None:
     """Check the values of a config file's content, and convert them for merging, in place.
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from moco_d2.checkpoint import hub
-from moco_d2.config.load import load_config_of
+from moco_d2.config.load import is_typed, load_config_of
 from moco_d2.config.plain import flatten, to_plain
 from moco_d2.engine.device import choose_device
 from moco_d2.errors import UserError
@@ -34,8 +34,7 @@ def load_job(
             that cannot be seen.
     """
     cfg = load_config_of(args, overrides)
-    typed = not getattr(args, "overrides_from_file", False)
-    if typed and "MODEL.WEIGHTS" in [*overrides, *args.opts][::2]:
+    if is_typed("MODEL.WEIGHTS", args, overrides):
         hub.allow(cfg.MODEL.WEIGHTS)
     for name, value in {**flatten(to_plain(cfg)), **vars(args)}.items():
         try:

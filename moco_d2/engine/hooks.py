@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import signal
 import sys
 import threading
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from moco_d2.engine.launch import LOGGERS
-from moco_d2.engine.signals import SAME_SIGNAL_S, is_default
+from moco_d2.engine.signals import SAME_SIGNAL_S, answer, is_default
 from moco_d2.errors import Stopped
 
 logger = logging.getLogger(__name__)
@@ -116,6 +117,8 @@ class StopOnSignal(HookBase):
             self._previous[number] = signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: object) -> None:
+        if not self.received and os.isatty(2) and comm.is_main_process():
+            answer(f"{signal.Signals(number).name}: finishing this step, then saving and stopping")
         self.received = self.received or number
         if number == signal.SIGINT:
             before, self._interrupted = self._interrupted, time.monotonic()
@@ -191,7 +194,7 @@ class ProgressBar(HookBase):
             desc=self.description,
             initial=self.trainer.start_iter,
             total=self.trainer.max_iter,
-            unit="step",
+            unit=" steps",
             dynamic_ncols=True,
         )
 

@@ -11,6 +11,7 @@ import torch
 
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.engine.resume_checks import MOST
+from moco_d2.engine.signals import note_saved
 from moco_d2.errors import UserError
 from moco_d2.files import atomic_write, read_regular_file, write_text
 
@@ -38,6 +39,7 @@ def save_checkpoint(path: Path, content: dict[str, Any], *, name_it: bool = True
             torch.save(content, temporary)
         if name_it:
             write_text(path.with_name(LAST_CHECKPOINT), path.name)
+        note_saved(path)
     # torch's zip writer raises RuntimeError on a full disk.
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]

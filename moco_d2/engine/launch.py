@@ -22,7 +22,13 @@ from moco_d2.config.load import find_config_of, load_config_of
 from moco_d2.engine.failures import describe, explained
 from moco_d2.engine.place import Place, place_of_process, port_of, restarts
 from moco_d2.engine.process_group import joined
-from moco_d2.engine.signals import STOP_SIGNALS, end_workers, is_default
+from moco_d2.engine.signals import (
+    STOP_SIGNALS,
+    begin_work,
+    end_workers,
+    is_default,
+    stop_message,
+)
 from moco_d2.errors import INTERRUPTED_EXIT_CODE, Stopped, UserError
 from moco_d2.files import remove_leftovers
 from moco_d2.locks import run_in
@@ -90,6 +96,7 @@ def check_counts(args: argparse.Namespace) -> None:
 
 
 def _run(job: Callable[[Any], Any], args: argparse.Namespace, place: Place | None) -> None:
+    begin_work(getattr(args, "command", None))
     with explained(), _quiet_log_errors(), contextlib.ExitStack() as stack:
         if place is not None:
             stack.enter_context(joined(place, on_gpu=_is_on_gpu(args), flags=_shared_flags(args)))
@@ -178,7 +185,10 @@ def _run_child(main: str, args: argparse.Namespace, place: Place | None = None) 
         # The parent reads the text of the traceback, where a subclass has another name.
         raise UserError(*error.lines) from error
     except KeyboardInterrupt as interrupt:
-        sys.exit(getattr(interrupt, "exit_code", INTERRUPTED_EXIT_CODE))
+        code = getattr(interrupt, "exit_code", INTERRUPTED_EXIT_CODE)
+        if place is None or place.rank == 0:  # the parent has not seen what was saved
+            print(stop_message(code - 128), file=sys.stderr)
+        sys.exit(code)
     finally:
         end_workers()
 
@@ -251,11 +261,17 @@ def seed(cfg: "CfgNode") -> None:
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
 
 
-def hold_log() -> logging.handlers.MemoryHandler:
+def hold_log(what: str) -> logging.handlers.MemoryHandler:
     """Keep log lines in memory until setup_run writes them.
 
     A run is checked before its folder exists, and the log of the checks belongs into that folder.
+
+    Args:
+        what: The name of the run on a terminal.
     """
+    from moco_d2.engine.terminal import begin_setup
+
+    begin_setup(what)
     held = logging.handlers.MemoryHandler(_HELD_LINES, flushLevel=logging.CRITICAL + 1)
     for name in LOGGERS:
         logger = logging.getLogger(name)
@@ -297,6 +313,7 @@ def setup_run(
     from detectron2.utils.logger import setup_logger
 
     from moco_d2.engine.config_file import whole_config_file
+    from moco_d2.engine.terminal import quiet, quiet_setup
 
     try:
         Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
@@ -310,14 +327,15 @@ def setup_run(
         logging.getLogger(name).removeHandler(held)
     # default_setup logs the file, which is temporary if it was composed.
     logged = argparse.Namespace(**{**vars(args), "config_file": str(find_config_of(args))})
-    with whole_config_file():
+    with whole_config_file(), quiet_setup():
         default_setup(cfg, logged)
-    setup_logger(
+    own = setup_logger(
         cfg.OUTPUT_DIR,
         distributed_rank=comm.get_rank(),
         name="moco_d2",
         abbrev_name="moco_d2",
     )
+    quiet(own)
     logging.getLogger("detectron2.engine.train_loop").addFilter(without_user_errors)
     for record in held.buffer:
         logging.getLogger(record.name).handle(record)

@@ -6,17 +6,56 @@ images ignore them (loader.py).
 """
 
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import NoReturn
+
+from moco_d2.errors import printable
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: Within this time, a second signal counts as the same request: timeout(1) signals the process and
 #: its group, and a launcher passes on a signal that the group has already received.
 SAME_SIGNAL_S = 2.0
+
+
+@dataclasses.dataclass
+class _Work:
+    """The run of this process: its command line, and the newest checkpoint."""
+
+    command: str | None = None
+    saved: Path | None = None
+
+
+_work = _Work()
+
+
+def begin_work(command: str | None) -> None:
+    """Remember the command line of a run, with which a user can continue it."""
+    _work.command, _work.saved = command, None
+
+
+def note_saved(path: Path) -> None:
+    """Remember the checkpoint from which the run of this process can be continued."""
+    _work.saved = path
+
+
+def stop_message(number: int) -> str:
+    """Return one line for a user whose signal has ended this process: what is saved, and how to go
+    on.
+    """
+    stopped = f"stopped by {signal.Signals(number).name}"
+    if _work.command is None:
+        return f"{stopped}; --resume continues a run that has a checkpoint"
+    command = printable(_work.command)
+    if _work.saved is None:
+        return f"{stopped}; nothing new was saved; start again with: {command}"
+    resume = "" if "--resume" in command.split() else " --resume"
+    return f"{stopped}; saved: {printable(str(_work.saved))}; continue with: {command}{resume}"
 
 
 class _End:
@@ -27,14 +66,20 @@ class _End:
 
     def __call__(self, number: int, frame: object) -> NoReturn:
         try:
-            name = signal.Signals(number).name
-            line = f"stopped by {name}; --resume continues a run that has a checkpoint\n"
-            with contextlib.suppress(OSError):
-                os.write(2, line.encode())
+            answer(stop_message(number))
             for child in multiprocessing.active_children():
                 child.kill()
         finally:
             os._exit(128 + number)
+
+
+def answer(line: str) -> None:
+    """Write a line to stderr from a handler. On a terminal it gets a line of its own, also if there
+    is a progress bar.
+    """
+    with contextlib.suppress(OSError):
+        start = "\n" if os.isatty(2) else ""
+        os.write(2, f"{start}{line}\n".encode(errors="backslashreplace"))
 
 
 def end_on_signals(numbers: Iterable[int] = STOP_SIGNALS) -> None:

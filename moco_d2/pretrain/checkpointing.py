@@ -52,6 +52,7 @@ from moco_d2.engine.resume_checks import (
     require,
 )
 from moco_d2.engine.resumed_config import FREE_TO_CHANGE, Change, changes, read_changes
+from moco_d2.engine.signals import note_saved
 from moco_d2.errors import UserError, printable
 from moco_d2.pretrain.data.stream import TrainingData
 from moco_d2.pretrain.model.moco import MoCo
@@ -276,6 +277,7 @@ class PretrainCheckpointer:
         """Load the file that the main process chooses: not all may see the same files."""
         if decided_by_main(lambda: holds_run(self.folder, _ANY)):
             path = decided_by_main(lambda: newest_intact(self.folder, _ANY)[0])
+            note_saved(path)
             return path, load_checkpoint(path)
         weights = self.cfg.MODEL.WEIGHTS
         return (Path(weights), load_checkpoint(weights)) if weights else None

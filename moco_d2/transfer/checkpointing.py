@@ -22,6 +22,7 @@ from moco_d2.engine.last_checkpoint import (
 )
 from moco_d2.engine.periodic_saves import PeriodicSaves
 from moco_d2.engine.process_state import gather_process_states
+from moco_d2.engine.signals import note_saved
 from moco_d2.transfer.divergence import DivergenceError
 from moco_d2.transfer.resume_checks import check_content
 from moco_d2.transfer.weights import check_weights_name
@@ -133,7 +134,9 @@ class TransferCheckpointer(WeightsCheckpointer):
         Raises:
             UserError: If no checkpoint can be read.
         """
-        return str(decided_by_main(lambda: newest_intact(Path(self.save_dir), _CHECKPOINTS)[0]))
+        path = decided_by_main(lambda: newest_intact(Path(self.save_dir), _CHECKPOINTS)[0])
+        note_saved(path)
+        return str(path)
 
     def name(self, path: str) -> None:
         """Name the file of `newest_intact` in last_checkpoint. All processes must call this method

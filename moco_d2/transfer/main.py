@@ -10,18 +10,21 @@ import logging.handlers
 from pathlib import Path
 from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 
 from moco_d2.engine.consistency import decided_by_main, of_images
 from moco_d2.engine.last_checkpoint import LAST_CHECKPOINT
 from moco_d2.engine.launch import claimed, hold_log, seed, setup_run
+from moco_d2.engine.terminal import first_screen
 from moco_d2.errors import UserError
 from moco_d2.records.run_schema import RECORD_FILE
 from moco_d2.transfer.checkpointing import FINAL_CHECKPOINT
 from moco_d2.transfer.data.registered import leave_out_missing
 from moco_d2.transfer.evaluation.build import INFERENCE_FOLDER
 from moco_d2.transfer.inference.detector import load_detector
+from moco_d2.transfer.overview import describe_evaluation, describe_run
 from moco_d2.transfer.plan import RunPlan, load_run, plan_run
 from moco_d2.transfer.preflight.changes import apply_changes
 from moco_d2.transfer.preflight.check import check
@@ -46,7 +49,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UserError: If the user has to fix something. Nothing is written before training begins.
     """
-    held = hold_log()
+    held = hold_log(args.config_file)
     loaded = load_run(args)
     with claimed(loaded.cfg.OUTPUT_DIR):
         if args.eval_only:
@@ -60,6 +63,8 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
             return _train(plan, findings, args, held)
         model = load_detector(plan.cfg)
         setup_run(plan.cfg, args, held)
+        images = {"DATASETS.TEST": sum(map(len, _test_sets(plan.cfg)))}
+        first_screen(describe_evaluation(plan, images=images), logger)
         return Trainer.test(plan.cfg, model)
 
 
@@ -75,6 +80,11 @@ def _keep_run(folder: Path) -> None:
             f"config.yaml, log.txt and {INFERENCE_FOLDER}/: choose another folder, as "
             f"{folder / 'evaluation'}"
         )
+
+
+def _test_sets(cfg: CfgNode) -> list[list[dict[str, Any]]]:
+    """Return the images of each test set, which `check` has checked."""
+    return [DatasetCatalog.get(name) for name in cfg.DATASETS.TEST]
 
 
 def _train(
@@ -93,10 +103,10 @@ def _train(
         leave_out_missing(cfg.DATASETS.TRAIN)
     recorder = RunRecorder(plan.config_file, cfg, dict(plan.schedule), list(findings), plan.weights)
     trainer = Trainer(cfg)
-    test_sets = map(DatasetCatalog.get, cfg.DATASETS.TEST)  # which `check` has checked
+    test_images = list(itertools.chain.from_iterable(_test_sets(cfg)))
     recorder.data = {
         "DATASETS.TRAIN": of_images(trainer.data_loader.dicts),
-        "DATASETS.TEST": of_images(itertools.chain.from_iterable(test_sets)),
+        "DATASETS.TEST": of_images(test_images),
     }
     trainer.checkpointer.add_checkpointable("record", recorder)
     coverage = trainer.resume_or_load(resume=args.resume)
@@ -114,6 +124,9 @@ def _train(
         logger.info("effective schedule: %s", line)
     if cfg.MODEL.WEIGHTS != RANDOM and not resumed:
         logger.info("%d of %d pretrained tensors arrived", coverage.loaded, coverage.expected)
+    images = {"DATASETS.TRAIN": trainer.data_loader.images, "DATASETS.TEST": len(test_images)}
+    start = trainer.start_iter
+    first_screen(describe_run(plan, images=images, coverage=coverage, start=start), logger)
     metrics = trainer.train()
     if comm.is_main_process() and metrics:
         recorder.command = getattr(args, "command", None)

@@ -21,6 +21,7 @@ from moco_d2.engine.hooks import DataTime, DeferredWriters, EvalHook, ProgressBa
 from moco_d2.engine.loader import SteadyLoader
 from moco_d2.engine.metrics_state import MetricsState
 from moco_d2.engine.precision import amp_dtype
+from moco_d2.engine.terminal import WithBar
 from moco_d2.engine.trackers import Trackers
 from moco_d2.errors import UserError, as_raised
 from moco_d2.transfer.checkpointing import SaveCheckpoint, TransferCheckpointer
@@ -94,12 +95,13 @@ class Trainer(ResumableTrainer):
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader[Any]:
         """Return Detectron2's test loader with build.TestMapper."""
         loader = build_detection_test_loader(cfg, dataset_name, mapper=TestMapper(cfg))
-        return SteadyLoader(  # its workers leave signals to this process
+        steady: DataLoader[Any] = SteadyLoader(  # its workers leave signals to this process
             loader.dataset,
             batch_sampler=loader.batch_sampler,
             num_workers=loader.num_workers,
             collate_fn=loader.collate_fn,
         )
+        return cast(DataLoader[Any], WithBar(steady, f"evaluating {dataset_name}"))
 
     @classmethod
     def test(cls, cfg: CfgNode, model: Any, evaluators: Any = None) -> dict[str, Any]:

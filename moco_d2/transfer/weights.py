@@ -289,6 +289,7 @@ def _local_file(weights: str) -> Path:
     """Return the local file of MODEL.WEIGHTS. One process per machine fetches it if necessary, and
     its failure is raised in all processes.
     """
+    import detectron2.checkpoint  # noqa: F401  its import registers the names
     from detectron2.utils import comm
     from detectron2.utils.file_io import PathManager
 

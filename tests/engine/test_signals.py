@@ -139,6 +139,34 @@ def test_outside_of_training_a_command_ends_in_one_line(number, work):
     assert said == f"stopped by {name}; --resume continues a run that has a checkpoint\n"
 
 
+@pytest.mark.parametrize(
+    ("work", "rest"),
+    [
+        (
+            "begin_work('tools/x.py SEED 1')",
+            "nothing new was saved; start again with: tools/x.py SEED 1",
+        ),
+        (
+            "begin_work('tools/x.py'); note_saved('out/a.pth')",
+            "saved: out/a.pth; continue with: tools/x.py --resume",
+        ),
+        (
+            "begin_work('tools/x.py --resume A 1'); note_saved('out/a.pth')",
+            "saved: out/a.pth; continue with: tools/x.py --resume A 1",
+        ),
+    ],
+)
+def test_the_line_says_what_is_saved_and_how_to_go_on(work, rest):
+    process = command(
+        f"from moco_d2.engine.signals import begin_work, note_saved; {work}; "
+        "print('begun', flush=True); sys.stdin.read()"
+    )
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGINT)
+    process.wait(600)
+    assert process.communicate()[1] == f"stopped by SIGINT; {rest}\n"
+
+
 def test_when_a_command_has_ended_a_ctrl_c_prints_nothing():
     process = command(
         "import atexit; atexit.register(lambda: (print('ending', flush=True), sys.stdin.read()))"

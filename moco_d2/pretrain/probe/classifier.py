@@ -26,6 +26,7 @@ from moco_d2.engine.hooks import DeferredWriters, EvalHook, ProgressBar, StopOnS
 from moco_d2.engine.last_checkpoint import save_checkpoint
 from moco_d2.engine.loader import build_loader
 from moco_d2.engine.resume_checks import check_count, check_sgd, check_tensors, continuing
+from moco_d2.engine.signals import note_saved
 from moco_d2.errors import UserError, as_raised
 from moco_d2.pretrain.probe.labeled import Epochs, LabeledImages
 
@@ -344,6 +345,7 @@ class ClassifierTrainer(TrainerBase):
         if not path.is_file():
             return
         checkpoint = load_checkpoint(path)
+        note_saved(path)
         with continuing(path, "give another --output, or start again without --resume"):
             self._load(path, checkpoint)
 

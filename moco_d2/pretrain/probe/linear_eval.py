@@ -25,6 +25,7 @@ from moco_d2.config.safe_yaml import expand_home
 from moco_d2.engine.consistency import decided_by_main
 from moco_d2.engine.device import find_device
 from moco_d2.engine.launch import claimed, without_user_errors
+from moco_d2.engine.terminal import begin_setup, count, first_screen, quiet
 from moco_d2.errors import UserError, printable
 from moco_d2.files import sha256_of_json, write_json
 from moco_d2.pretrain.augmentation.views import build_evaluation_transform
@@ -83,6 +84,7 @@ def evaluate_checkpoint(args: argparse.Namespace) -> None:
     """
     started = datetime.datetime.now(datetime.timezone.utc)
     _check_flags(args)
+    begin_setup(args.checkpoint)
     with claimed(args.output, setting="--output"):
         if not args.resume:
             decided_by_main(lambda: _check_fresh(args.output))
@@ -108,6 +110,7 @@ def _evaluate(args: argparse.Namespace, started: datetime.datetime) -> None:
         len(val),
         len(train.classes),
     )
+    first_screen(job.describe(f"{origin.source} ({architecture})"), logger)
     outcome = job.run()
     if not comm.is_main_process():
         return
@@ -194,6 +197,25 @@ class Job:
                 f"--batch-size {self.recipe.batch_size} is not divisible by "
                 f"{comm.get_world_size()} processes: give a multiple"
             )
+
+    def describe(self, network: str) -> dict[str, str]:
+        """Return the rows of the first screen."""
+        recipe, knn = self.recipe, self.protocol == "knn"
+        device = hardware(str(self.device))
+        rows = {
+            "task": f"protocol {self.protocol}, seed {self.args.seed}",
+            "network": network,
+            "images": f"{len(self.train):,} to train, {len(self.val):,} to validate, of "
+            f"{count(len(self.train.classes), 'class')} in {self.args.data}",
+            "device": f"{device['device']} ({device['name']}), "
+            f"{count(comm.get_world_size(), 'process')}",
+            "batch": f"{count(recipe.batch_size, 'image')} of {self.args.size} pixels",
+            "rate": f"{recipe.lr:g}" if not self.args.fast else "the best of a search",
+            "epochs": f"{recipe.epochs}",
+            "evaluation": "once" if knn or self.args.fast else "after each epoch",
+            "output": str(self.folder),
+        }
+        return {k: v for k, v in rows.items() if not (knn and k in ("rate", "epochs"))}
 
     def run(self) -> dict[str, Any]:
         """Evaluate, and return the fields of the result that depend on the protocol."""
@@ -372,7 +394,7 @@ def _prepare_folder(output: str) -> None:
             f"cannot write --output {output} ({error.strerror}): choose another folder"
         ) from error
     for name in ("moco_d2", "detectron2"):
-        setup_logger(output, distributed_rank=comm.get_rank(), name=name, abbrev_name=name)
+        quiet(setup_logger(output, distributed_rank=comm.get_rank(), name=name, abbrev_name=name))
     logging.getLogger("detectron2.engine.train_loop").addFilter(without_user_errors)
 
 

@@ -109,7 +109,7 @@ def html_link(text: str, path: str) -> Markup:
 
 
 def html_list(texts: Iterable[str], kind: str) -> str:
-    """Return an escaped list for Section.html; `kind` is its class in page.css."""
+    """Return an escaped list for Section.html; `kind` is its class in benchmark/page.css."""
     items = "\n".join(f"<li>{markupsafe.escape(text)}</li>" for text in texts)
     return f'<ul class="{kind}">\n{items}\n</ul>'
 

@@ -170,7 +170,10 @@ def test_the_page_answers_first(table_2b, tmp_path):
     write_page([table_2b], tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
     before = text[text.index("<h2>Results</h2>") : text.index("<table>")]
-    assert "<strong>voc_C4:</strong> MoCo is above random in AP by 22.1 [21.8, 22.4] (5 " in before
+    before = before.replace("\N{NO-BREAK SPACE}", " ")
+    assert "<strong>voc_C4:</strong> MoCo is above random in AP by 22.1 [21.8, 22.4] (5 " in (
+        before.replace("\N{NO-BREAK SPACE}", " ")
+    )
     assert before.count("<img") == 1 and "moco − supervised: AP50 +0.2 [-0.1, +0.5], AP" in before
 
 

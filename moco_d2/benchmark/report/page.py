@@ -25,7 +25,7 @@ from moco_d2.benchmark.report.runs import (
 from moco_d2.benchmark.sweeps.report import sweep_section
 from moco_d2.benchmark.tables.answer import answer
 from moco_d2.benchmark.tables.comparison import measured_tables
-from moco_d2.benchmark.tables.formats import to_html
+from moco_d2.benchmark.tables.formats import to_html, unbroken
 from moco_d2.benchmark.tables.grouping import Runs, by_task, file_names, is_voc
 from moco_d2.benchmark.tables.table import Table
 
@@ -104,7 +104,7 @@ def _result_section(tasks: Mapping[str, Runs], tables: Sequence[Table], folder: 
 
 def _answer_html(table: Table) -> Markup:
     name = f"{table.task}:"
-    return Markup("<strong>{}</strong>{}").format(name, answer(table).removeprefix(name))
+    return Markup("<strong>{}</strong>{}").format(name, unbroken(answer(table).removeprefix(name)))
 
 
 def _summary(tasks: Mapping[str, Runs]) -> list[str]:

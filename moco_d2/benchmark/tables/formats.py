@@ -171,6 +171,11 @@ def to_latex(tables: list[Table]) -> str:
 _UNBROKEN = re.compile(r" (?=±)|(?<=±) |(?<=\d,) (?=[+-]?\d)|(?<=\bp) ")
 
 
+def unbroken(text: str) -> str:
+    """Return text whose numbers stay on one line with what belongs to them."""
+    return _UNBROKEN.sub("\N{NO-BREAK SPACE}", text)
+
+
 def to_html(tables: list[Table]) -> str:
     """Return a fragment for benchmark/page.html, which has the styles.
 
@@ -178,7 +183,7 @@ def to_html(tables: list[Table]) -> str:
     """
 
     def span(text: str, style: str) -> str:
-        text = _UNBROKEN.sub("\N{NO-BREAK SPACE}", html.escape(text))
+        text = unbroken(html.escape(text))
         if style == "gain":
             return f'<strong class="gain">▲ {text}</strong>'
         return {"bold": f"<strong>{text}</strong>", "mark": f"<sup>{text}</sup>"}.get(style, text)

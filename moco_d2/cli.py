@@ -52,6 +52,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     """
     from moco_d2.engine.failures import explained
     from moco_d2.engine.signals import (
+        begin_work,
         end_on_signals,
         end_silently,
         end_workers,
@@ -59,6 +60,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     )
 
     _prepare_streams()
+    begin_work(None)
     if os.environ.get("WORLD_SIZE", "") in ("", "1"):
         # One of several processes may be waiting outside of Python, where no handler is called.
         # The system ends such processes, and their launcher reports it.

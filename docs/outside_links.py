@@ -1,7 +1,7 @@
 """Lets the pages of the site link to files outside of docs/, as they do in the repository.
 
-MkDocs knows the files in docs/ only. Each file of the repository that a page links to becomes a file
-of the site below repository/, and the links lead there.
+MkDocs knows the files in docs/ only. Each file of the repository that a page links to becomes a
+file of the site below repository/, and the links lead there.
 """
 
 import posixpath

@@ -1,0 +1,238 @@
+"""Every command of README, the pages and --help is one: each is parsed by its tool's own parser,
+names configs, suites and targets that exist, and sets keys to values that they accept. The quick
+start also runs, in tiny.
+"""
+
+import argparse
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from support.commands import run_tool
+from support.doc_commands import (
+    PAGES,
+    blocks,
+    commands,
+    help_examples,
+    parse,
+    script_of,
+    written_files,
+)
+from support.paths import ROOT, TOOLS
+
+from moco_d2.benchmark.runs.suites import load_suite
+from moco_d2.cli import COMMANDS
+from moco_d2.config.load import load_config_of
+
+# Commands that no parser of ours reads, each with the reason why nothing runs it here.
+OTHERS = {
+    "uv venv": "makes an environment; .ci/install_paths runs the like",
+    "uv pip install": "installs packages; .ci/install_paths runs it in fresh environments",
+    ".venv/bin/pre-commit install": "changes the repository of git",
+    "python detectron2/tools/train_net.py": "a file of Detectron2's checkout; "
+    "tests/end_to_end/test_stock_detectron2.py runs a config in stock Detectron2",
+    "grep -o": "prints a part of a file that the command before it writes",
+}
+# Files of a user, or that a command of another page writes.
+OF_USERS = re.compile(
+    r"(mine|checkpoint)\S*|r-50-1000ep.pth.tar|weights/\S+|output/\S+|\w+://\S+|random"
+)
+# Suites, configs and values that the pages of how_to/ add to a copy of the package.
+WRITTEN_IN_A_COPY = {"pets.yaml", "pets_C4_moco.yaml", "HarderHalf"}
+
+
+def without_torchrun(words):
+    """The command that torchrun starts, after torchrun's own parser has read its flags."""
+    from torch.distributed.run import get_args_parser
+
+    args = get_args_parser().parse_args(words[1:])
+    return [args.training_script, *args.training_script_args]
+
+
+def check(words):
+    """Assert that a command can be typed."""
+    line = shlex.join(words)
+    if any(line.startswith(other) for other in OTHERS):
+        return
+    if words[0] == "make":
+        targets = re.findall(r"(?m)^([\w-]+):", (ROOT / "Makefile").read_text())
+        assert set(words[1:]) <= set(targets), line
+        return
+    if words[0] == "torchrun":
+        words = without_torchrun(words)
+    script, arguments = script_of(words)
+    assert script.is_file(), line
+    args = parse(script, arguments)
+    if script.parent == TOOLS:
+        check_values(script.stem, args, line)
+
+
+def check_values(tool, args, line):
+    """Assert that what a command names exists, and that its keys accept its values."""
+    if tool == "benchmark" and args.command in ("plan", "run"):
+        made = args.suite.startswith("output/") and not Path(args.suite).exists()
+        if args.suite not in WRITTEN_IN_A_COPY and not made:
+            assert load_suite(args.suite).cells, line
+    elif tool == "convert" and args.src:
+        assert OF_USERS.fullmatch(args.src), line
+    elif tool == "linear_eval":
+        assert OF_USERS.fullmatch(args.checkpoint), line
+    config = getattr(args, "config_file", None)
+    if config and not WRITTEN_IN_A_COPY & {config, *args.opts}:
+        if re.match("weights/|output/", config):  # by --emit-config
+            args.config_file = "random"
+        load_config_of(args)
+
+
+@pytest.fixture
+def typed_at(tmp_path, monkeypatch):
+    """Function: write the files that a page says to write, and go where they are."""
+
+    def go(page):
+        for name, content in written_files(page).items():
+            if not name.startswith(("configs/", "moco_d2/")):
+                (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / name).write_text(content)
+        (tmp_path / "weights").mkdir(exist_ok=True)
+        (tmp_path / "weights/mine.yaml").write_text("MODEL: {WEIGHTS: weights/mine.pth}\n")
+        monkeypatch.chdir(tmp_path)
+
+    return go
+
+
+def of_page(page):
+    return [words for block in blocks(page) for words in commands(block)]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda p: p.stem)
+def test_commands_of_a_page_can_be_typed(page, typed_at):
+    typed_at(page)
+    found = of_page(page)
+    assert found
+    for words in found:
+        check(words)
+
+
+def test_commands_within_sentences_can_be_typed(typed_at):
+    """Those with arguments, and without a placeholder: a word in capitals that is no key, dots."""
+    typed_at(ROOT / "docs/quick_start.md")
+    found = 0
+    for page in PAGES:
+        for line in re.findall(r"`((?:tools/\w+\.py|moco-d2) [^`\s]+ [^`]+)`", page.read_text()):
+            if "..." not in line and not re.search(r"(?<![.\w])[A-Z]+(?![.\w_])|[{*]", line):
+                check(shlex.split(line))
+                found += 1
+    assert found
+
+
+@pytest.mark.parametrize("tool", sorted({*COMMANDS.values()}))
+def test_examples_of_help_can_be_typed(tool, typed_at):
+    typed_at(ROOT / "docs/quick_start.md")
+    examples = help_examples(TOOLS / tool)
+    if tool == "benchmark.py":
+        for name in ("plan", "run", "table", "report", "paper", "compare", "import"):
+            examples += "\n" + help_examples(TOOLS / tool, name)
+    # The help of benchmark.py explains each example, after two spaces.
+    lines = [re.split(r"(?<=\S) {2,}", line.strip())[0] for line in examples.splitlines()]
+    found = commands("\n".join(lines))
+    assert found
+    for words in found:
+        check(words)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "tools/train_net.py --config voc_C4_nix.yaml",
+        "tools/train_net.py --config voc_C4_moco.yaml SOLVER.MAX_ITERS 1",
+        "tools/train_net.py --config voc_C4_moco.yaml MOCO.DRAW_SCORE 2",
+        "tools/benchmark.py plan table_2z",
+        "tools/benchmark.py tabel output",
+        "tools/convert.py no.such.file weights/x.pth",
+        "moco-d2 nix",
+        "make nix",
+        "torchrun --nix tools/pretrain.py",
+        "python campaigns/nix.py",
+        "python campaigns/faults.py --nix",
+    ],
+)
+def test_a_wrong_command_is_noticed(line):
+    with pytest.raises(BaseException):  # noqa: B017  whatever the parser raises
+        check(shlex.split(line))
+
+
+def test_no_reason_is_left_over():
+    lines = [shlex.join(words) for page in PAGES for words in of_page(page)]
+    for other in OTHERS:
+        assert any(line.startswith(other) for line in lines), other
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+def test_the_table_of_the_readme_is_one_of_the_demos():
+    block = re.search(
+        r"<!-- from docs/demo/report.md -->\n(.*?)<!-- end -->",
+        (ROOT / "README.md").read_text(),
+        re.DOTALL,
+    )[1]
+    assert block.count("\n|") > 3
+    assert block in (ROOT / "docs/demo/report.md").read_text()
+
+
+TINY = {
+    "pretrain.py": "MOCO.EPOCHS 1 MOCO.AUGMENTATION.SIZE 32 DATALOADER.NUM_WORKERS 0",
+    "train_net.py": "SOLVER.MAX_ITER 2 SOLVER.STEPS (1,) SOLVER.WARMUP_ITERS 0 "
+    "TEST.PRECISE_BN.NUM_ITER 1 DATALOADER.NUM_WORKERS 0",
+}
+LEFT_OUT = {
+    "make": "makes the environment of this test",
+    "moco-d2": "tests/benchmark/ runs the command transfer",
+    "report": "tests/benchmark/ runs it; it loads every detector",
+    "plan": "tests/benchmark/ runs it; it imports what a run does",
+}
+
+
+def test_the_quick_start_runs(tmp_path, typed_at):
+    """Its commands one after the other; of its suite one run for each initialization."""
+    page = ROOT / "docs/quick_start.md"
+    typed_at(page)
+    (tmp_path / "weights/mine.yaml").unlink()  # which a command writes
+    done = []
+    for words in of_page(page):
+        name = Path(words[0]).name
+        if name in LEFT_OUT or words[1] in LEFT_OUT:
+            continue
+        jobs = [(name, words[1:])]
+        if words[:2] == ["tools/benchmark.py", "run"]:
+            jobs = runs_of(words[2], tmp_path / "output/quick")
+        for tool, arguments in jobs:
+            extra = TINY.get(tool, "").split()
+            ended = run_tool(TOOLS / tool, *arguments, *extra, cwd=tmp_path)
+            assert ended.returncode == 0, f"{words}\n{ended.stdout}\n{ended.stderr}"
+            done.append(tool)
+    assert done.count("train_net.py") == 2 and done[-1] == "benchmark.py"
+    assert re.search(r"\| random \|.*\n\| mine", ended.stdout)
+
+
+def runs_of(suite, folder):
+    """Name and arguments of the first command for each initialization of a suite."""
+    from moco_d2.benchmark.runs.cell_state import placed
+
+    suite = load_suite(suite)
+    for name, content in suite.files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    cells = {cell.initialization: cell for cell in reversed(suite.cells)}
+    return [
+        (tool, [placed(word, cell, folder) for word in words])
+        for cell in cells.values()
+        for tool, words in cell.commands
+    ]
+
+
+def test_arguments_are_a_namespace_of_the_tool():
+    args = parse(TOOLS / "convert.py", ["a", "b"])
+    assert isinstance(args, argparse.Namespace) and (args.src, args.dst) == ("a", "b")

@@ -22,6 +22,7 @@ from moco_d2.checkpoint.cache import cache_folder, locked
 from moco_d2.checkpoint.conversions import keep_converted, kept_converted
 from moco_d2.checkpoint.download import DownloadError, Patience, download
 from moco_d2.checkpoint.hub_names import SCHEME
+from moco_d2.checkpoint.mapping import Architecture
 from moco_d2.errors import UserError, closest
 from moco_d2.files import digest
 from moco_d2.version import __version__
@@ -29,6 +30,7 @@ from moco_d2.version import __version__
 # Address of a folder that holds the files under their own names, e.g. https://example.org/weights.
 MIRROR_VARIABLE = "MOCO_D2_MIRROR"
 
+_RESNET50 = Architecture(50)
 _HEAD = 512  # bytes that show whether a file is a web page
 
 
@@ -41,12 +43,14 @@ class Published:
         url: The authors' address.
         algorithm: The algorithm of the published hash, ``md5`` or ``sha256``.
         hash: The published first hexadecimal digits of the hash.
+        network: What its authors have trained.
     """
 
     name: str
     url: str
     algorithm: str
     hash: str
+    network: Architecture = _RESNET50
 
     @property
     def file(self) -> str:
@@ -77,11 +81,11 @@ def _moco(name: str, md5: str) -> Published:
     return Published(f"moco://{name}", f"{folder}/moco_{name}_pretrain.pth.tar", "md5", md5)
 
 
-def _torchvision(file: str) -> Published:
+def _torchvision(file: str, network: Architecture) -> Published:
     # torchvision puts the sha256 into the file name.
     name, _, sha = file.removesuffix(".pth").rpartition("-")
     url = f"https://download.pytorch.org/models/{file}"
-    return Published(f"torchvision://{name}", url, "sha256", sha)
+    return Published(f"torchvision://{name}", url, "sha256", sha, network)
 
 
 # The torchvision weights are IMAGENET1K_V1: a simple recipe close to the original papers', and the
@@ -90,15 +94,15 @@ PUBLISHED = (
     _moco("v1_200ep", "b251726a"),
     _moco("v2_200ep", "59fd9945"),
     _moco("v2_800ep", "a04e12f8"),
-    _torchvision("resnet18-f37072fd.pth"),
-    _torchvision("resnet34-b627a593.pth"),
-    _torchvision("resnet50-0676ba61.pth"),
-    _torchvision("resnet101-63fe2227.pth"),
-    _torchvision("resnet152-394f9c45.pth"),
-    _torchvision("resnext50_32x4d-7cdf4587.pth"),
-    _torchvision("resnext101_32x8d-8ba56ff5.pth"),
-    _torchvision("wide_resnet50_2-95faca4d.pth"),
-    _torchvision("wide_resnet101_2-32ee1156.pth"),
+    _torchvision("resnet18-f37072fd.pth", Architecture(18)),
+    _torchvision("resnet34-b627a593.pth", Architecture(34)),
+    _torchvision("resnet50-0676ba61.pth", Architecture(50)),
+    _torchvision("resnet101-63fe2227.pth", Architecture(101)),
+    _torchvision("resnet152-394f9c45.pth", Architecture(152)),
+    _torchvision("resnext50_32x4d-7cdf4587.pth", Architecture(50, 4, 32)),
+    _torchvision("resnext101_32x8d-8ba56ff5.pth", Architecture(101, 8, 32)),
+    _torchvision("wide_resnet50_2-95faca4d.pth", Architecture(50, 128)),
+    _torchvision("wide_resnet101_2-32ee1156.pth", Architecture(101, 128)),
 )
 
 

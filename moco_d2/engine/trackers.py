@@ -114,7 +114,7 @@ class _Mlflow(Tracker):
         from mlflow.entities import Metric, Param
 
         self._metric = Metric
-        self._client = MlflowClient()  # MLFLOW_TRACKING_URI, or mlflow.db in the current folder
+        self._client = MlflowClient()  # MLFLOW_TRACKING_URI, or a file in this folder
         if identity is not None:
             self.identity = identity
             self._client.update_run(identity, status="RUNNING")

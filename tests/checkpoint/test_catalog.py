@@ -15,7 +15,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathManager as EmptyPathManager
 from support.commands import Python
-from torchvision.models import get_weight
+from torchvision.models import get_model, get_weight
 
 from moco_d2.checkpoint import catalog as module
 from moco_d2.checkpoint.catalog import (
@@ -27,6 +27,7 @@ from moco_d2.checkpoint.catalog import (
 )
 from moco_d2.checkpoint.download import Patience, download
 from moco_d2.checkpoint.io import load_checkpoint, save_checkpoint
+from moco_d2.checkpoint.mapping import infer_architecture
 from moco_d2.config.load import load_config
 from moco_d2.errors import UserError
 
@@ -190,6 +191,9 @@ def test_torchvision_addresses_are_torchvisions_own():
         weights = get_weight(f"{words[prefix]}{short[len(prefix) :].upper()}_Weights.IMAGENET1K_V1")
         assert entry.url == weights.url
         assert (entry.algorithm, len(entry.hash)) == ("sha256", 8)
+        with torch.device("meta"):
+            network = get_model(short)
+        assert infer_architecture(network.state_dict()) == entry.network
         assert entry.hash in entry.file
 
 

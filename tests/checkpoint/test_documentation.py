@@ -4,7 +4,8 @@ from support.checkpoint.outcomes import COMMITTED_TABLE
 from support.commands import run_tool
 from support.paths import ROOT, TOOLS
 
-from moco_d2.checkpoint import documentation
+from moco_d2.checkpoint import documentation, weights_page
+from moco_d2.checkpoint.catalog import PUBLISHED
 from moco_d2.checkpoint.families import FAMILIES
 from moco_d2.checkpoint.targets import TARGETS
 
@@ -13,6 +14,15 @@ def test_the_committed_page_is_made_from_the_families():
     page = (ROOT / "docs" / "checkpoints.md").read_text()
     assert page == documentation.document()
     assert all(f"`{family.name}`" in page and family.example in page for family in FAMILIES)
+
+
+def test_the_page_of_weights_is_made_from_the_table():
+    page = (ROOT / "docs" / "weights.md").read_text()
+    assert page == weights_page.document()
+    for entry in PUBLISHED:
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{entry.name}` "))
+        assert entry.url in row and f"`{entry.hash}`" in row
+    assert "| `moco` |" in page and "`MODEL.RESNETS.NUM_GROUPS 32`" in page
 
 
 def test_a_file_of_every_family_is_in_the_table():

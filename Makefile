@@ -31,7 +31,7 @@ docs-env: env
 # The site is output/docs. A broken link or a stale reference is an error.
 docs: docs-env
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@echo "open output/docs/index.html"
+	@echo "open output/docs/index.html; $(BIN)/mkdocs serve shows the pages with a search"
 
 demo: env
 	$(BIN)/python tools/demo.py

@@ -20,7 +20,9 @@ _COLORS = 64  # of a picture; a page has few, and fewer make a smaller file
 def main() -> None:
     parser = argparse.ArgumentParser(description="Take the pictures of docs/report from a report.")
     parser.add_argument("page", type=Path, help="report: index.html of a demo or of a benchmark")
-    page_file = parser.parse_args().page.resolve(strict=True)
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder (default: docs/report)")
+    args = parser.parse_args()
+    page_file = args.page.resolve(strict=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox"]
@@ -32,7 +34,7 @@ def main() -> None:
                 page.goto(page_file.as_uri())
                 picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
                 picture = picture.quantize(_COLORS, dither=Image.Dither.NONE)
-                picture.save(FOLDER / f"{window}_{scheme}.png", optimize=True)
+                picture.save(args.out / f"{window}_{scheme}.png", optimize=True)
         browser.close()
 
 

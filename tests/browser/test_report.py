@@ -3,9 +3,13 @@
 import csv
 import io
 import re
+import subprocess
+import sys
 import zipfile
 
 import pytest
+from PIL import Image
+from support.paths import ROOT
 from support.run_records import content, write_record, write_table_2b
 
 from moco_d2.benchmark.report.page import write_page
@@ -218,6 +222,19 @@ def test_the_policy_forbids_all_that_the_page_does_not_bring(visit, report):
     page.wait_for_function("count => new Set(window.violated).size === count", arg=len(kinds))
     assert set(page.evaluate("window.violated")) == kinds
     assert page.evaluate("window.stolen") is None
+
+
+def test_the_pictures_of_the_documentation_can_be_taken(browser, report, tmp_path):
+    """In a process of its own, because one has one playwright."""
+    script = ROOT / "docs" / "report" / "take_pictures.py"
+    subprocess.run([sys.executable, script, report, "--out", tmp_path], check=True, timeout=300)
+    sizes = {file.name: Image.open(file).size for file in tmp_path.iterdir()}
+    assert sizes == {
+        f"{window}_{scheme}.png": size
+        for window, size in (("desktop", (1280, 1100)), ("phone", (390, 844)))
+        for scheme in ("light", "dark")
+    }
+    assert all((script.parent / name).is_file() for name in sizes)
 
 
 def test_names_of_strangers_run_nothing(visit, tmp_path):

@@ -118,8 +118,13 @@ def _supply_compiled_operator_placeholder() -> None:
         _supply(detectron2, "_C", placeholder)
 
 
+#: What this process has supplied, as ``PIL.Image.LINEAR``.
+SUPPLIED: list[str] = []
+
+
 def _supply(module: types.ModuleType, name: str, value: Any) -> None:
     setattr(module, name, value)
+    SUPPLIED.append(f"{module.__name__}.{name}")
 
 
 def _supply_pillow_names() -> None:

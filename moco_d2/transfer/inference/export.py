@@ -3,6 +3,8 @@
 import argparse
 import logging
 import os
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ from moco_d2.engine.device import choose_device
 from moco_d2.engine.job import load_job
 from moco_d2.errors import UserError
 from moco_d2.files import atomic_write, write_text
+from moco_d2.plugin import compat
 from moco_d2.transfer.inference.detector import load_detector
+from moco_d2.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -47,14 +51,30 @@ def main(args: argparse.Namespace) -> None:
     cfg = load_job(args)
     config_file, own_parts = export_detector(cfg, args.export)
     logger.info("exported: %s and %s", args.export, config_file)
+    logger.info("%s", needs(own_parts))
+
+
+def needs(own_parts: dict[str, str], supplied: Sequence[str] = compat.SUPPLIED) -> str:
+    """Return a sentence about what an exported model needs beside Detectron2.
+
+    Args:
+        own_parts: The result of parts_of_moco_d2.
+        supplied: What compat has supplied to the installed Detectron2.
+    """
+    how = "call `import moco_d2` before you build it, or set DETECTRON2_ENV_MODULE=moco_d2"
     if own_parts:
-        logger.info(
-            "the model has parts of moco_d2: call `import moco_d2` before you build it, or set "
-            "DETECTRON2_ENV_MODULE=moco_d2: %s",
-            ", ".join(f"{key} {name}" for key, name in own_parts.items()),
-        )
-    else:
-        logger.info("the model is stock Detectron2's: it runs without moco_d2")
+        parts = ", ".join(f"{key} {name}" for key, name in own_parts.items())
+        return f"the model has parts of moco_d2: {how}: {parts}"
+    # Detectron2's evaluators need the names of NumPy; its models do not.
+    lacking = [name for name in supplied if not name.startswith("numpy.")]
+    if not lacking:
+        return "the model is stock Detectron2's: it runs without moco_d2"
+    return (
+        "the model is stock Detectron2's, and runs without moco_d2 in a Detectron2 with its "
+        "compiled operators and a Pillow that it supports (for v0.6: below 10). The Detectron2 of "
+        f"this environment cannot be imported alone, since it lacks {', '.join(lacking)}: here, "
+        f"{how}"
+    )
 
 
 def export_detector(cfg: CfgNode, file: str | Path) -> tuple[Path, dict[str, str]]:
@@ -62,7 +82,7 @@ def export_detector(cfg: CfgNode, file: str | Path) -> tuple[Path, dict[str, str
 
     The config holds only keys that differ from Detectron2's defaults, so any version reads it. It
     has this package's keys only if a part of the model comes from this package. It leaves out
-    MODEL.DEVICE, which depends on the machine.
+    MODEL.DEVICE, which depends on the machine. It begins with what the model needs.
 
     Args:
         cfg: The config of a finished run; MODEL.WEIGHTS is its model_final.pth.
@@ -94,7 +114,13 @@ def export_detector(cfg: CfgNode, file: str | Path) -> tuple[Path, dict[str, str
     defaults = get_cfg()
     exported.MODEL.DEVICE = defaults.MODEL.DEVICE
     sections = (*_SECTIONS, "MOCO") if own_parts else _SECTIONS
-    write_text(config_file, _differences(exported, defaults, sections).dump())
+    about = textwrap.fill(
+        f"An export of moco_d2 {__version__}: {needs(own_parts)}.",
+        width=100,
+        initial_indent="# ",
+        subsequent_indent="# ",
+    )
+    write_text(config_file, f"{about}\n{_differences(exported, defaults, sections).dump()}")
     return config_file, own_parts
 
 

@@ -15,22 +15,28 @@ import moco_d2.plugin.compat
 from moco_d2.config.load import load_config
 from moco_d2.config.plain import flatten
 from moco_d2.errors import UserError
-from moco_d2.transfer.inference.export import export_detector
+from moco_d2.plugin.compat import SUPPLIED
+from moco_d2.transfer.inference.export import export_detector, needs
 from moco_d2.transfer.inference.predict import Predictor
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
 
-# Detectron2 without a line of ours, except for what v0.6 lacks to be imported at all.
+# Detectron2 without moco_d2. If it cannot be imported alone, it gets what the export says it lacks.
 STOCK = """
 import importlib.util, sys
 import numpy as np
 compat, config_file, pixels, found = sys.argv[1:]
-spec = importlib.util.spec_from_file_location("patches", compat)
-patches = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(patches)
-patches.apply()
+try:
+    from detectron2.engine import DefaultPredictor
+except (ImportError, AttributeError):
+    spec = importlib.util.spec_from_file_location("patches", compat)
+    patches = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(patches)
+    patches._supply_pillow_names()
+    patches._supply_compiled_operator_placeholder()
+    print(*patches.SUPPLIED)
+    from detectron2.engine import DefaultPredictor
 from detectron2.config import get_cfg
-from detectron2.engine import DefaultPredictor
 cfg = get_cfg()
 cfg.merge_from_file(config_file)
 cfg.MODEL.DEVICE = "cpu"
@@ -79,15 +85,25 @@ def test_stock_model_runs_in_detectron2_alone(finished, tmp_path):
         [sys.executable, "-c", STOCK, *script], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    # What it says at the top of the config is what has happened.
+    about = " ".join(config_file.read_text().partition("MODEL")[0].replace("#", " ").split())
+    lacking = sorted(done.stdout.split())
+    assert about.startswith("An export of moco_d2") and needs({}, lacking) in about
+    assert sorted(name for name in SUPPLIED if not name.startswith("numpy.")) == lacking
     found = np.load(tmp_path / "found.npy")
     assert len(found) > 0
     np.testing.assert_array_equal(found, _boxes(cfg))
+
+
+def test_what_a_complete_detectron2_needs_is_nothing():
+    assert needs({}, ["numpy.bool"]).endswith("stock Detectron2's: it runs without moco_d2")
 
 
 def test_model_with_a_part_of_ours_says_which_and_runs_after_import(finished, tmp_path):
     cfg = finished("voc_C4_random.yaml")
     config_file, ours = export_detector(cfg, tmp_path / "plain.pth")
     assert ours == {"MODEL.ROI_HEADS.NAME": "Res5ROIHeadsExtraNorm"}
+    assert "the model has parts of moco_d2: call `import moco_d2` before" in config_file.read_text()
     exported = get_cfg()
     exported.merge_from_file(str(config_file))
     exported.MODEL.DEVICE = "cpu"

@@ -257,9 +257,8 @@ class RunRecord(Part, frozen=True, kw_only=True):
     metrics: Annotated[
         dict[str, dict[str, Percent | None]],
         Meta(
-            min_length=1,
             description='The final metrics in percent, `{"bbox": {"AP": 55.9}}`; with several test '
-            'sets `{"voc_2007_test/bbox": ...}`.',
+            'sets `{"voc_2007_test/bbox": ...}`, and without a test set `{}`.',
         ),
     ]
     history: Annotated[

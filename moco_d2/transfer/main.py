@@ -128,7 +128,7 @@ def _train(
     start = trainer.start_iter
     first_screen(describe_run(plan, images=images, coverage=coverage, start=start), logger)
     metrics = trainer.train()
-    if comm.is_main_process() and metrics:
+    if comm.is_main_process() and (metrics or not cfg.DATASETS.TEST):
         recorder.command = getattr(args, "command", None)
         recorder.errors = trainer.box_errors
         recorder.evaluation_seconds = trainer.evaluation_seconds

@@ -138,7 +138,8 @@ class Trainer(ResumableTrainer):
         if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
             precise = cfg.TEST.PRECISE_BN
             built.append(PreciseBN(cfg.TEST.EVAL_PERIOD, self.data_loader, precise.NUM_ITER))
-        built.append(EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
+        if cfg.DATASETS.TEST:
+            built.append(EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
         if comm.is_main_process():
             built.append(_WriteEvaluation(cfg.TEST.EVAL_PERIOD, writers, trackers))
             built.append(hooks.PeriodicWriter([writers, trackers], period=_LOG_PERIOD))

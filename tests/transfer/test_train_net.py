@@ -15,6 +15,8 @@ from support.toy_data import SLIM_BACKBONE, make_coco, make_voc
 from moco_d2.benchmark.records.compare import compare
 from moco_d2.benchmark.records.importing import import_run
 from moco_d2.benchmark.records.results import read_records
+from moco_d2.benchmark.records.test_sets import by_test_set
+from moco_d2.benchmark.tables.comparison import measured_tables
 from moco_d2.errors import UserError
 from moco_d2.transfer.evaluation import precise_bn
 from moco_d2.transfer.evaluation.tide import KINDS
@@ -240,6 +242,57 @@ def test_an_evaluation_that_is_refused_leaves_nothing(finetune_run, voc, tmp_pat
     with pytest.raises(UserError, match=r"backbone\.pth.* model_final"):
         finetune_run("voc_C4_random.yaml", voc, *weights, eval_only=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_without_a_test_set_has_no_metrics_until_it_is_evaluated(finetune_run, voc, capsys):
+    folder = finetune_run("voc_C4_random.yaml", voc | {"DATASETS.TEST": "()"})
+    raw = json.loads((folder / "record.json").read_text())
+    assert raw["metrics"] == {} and raw["history"] == [] and raw["data"]["test_images"] == {}
+    assert (
+        "none: DATASETS.TEST names no set, so the record has no metrics" in capsys.readouterr().out
+    )
+    assert read_records([folder], required=False) == []
+    said = capsys.readouterr().out
+    assert "it has no metrics, because its run had no test set; evaluate the run" in said
+    with pytest.raises(UserError, match="no record.json with metrics under"):
+        read_records([folder])
+    trained = (folder / "model_final.pth").read_bytes()
+    finetune_run("voc_C4_random.yaml", voc, resume=True)
+    (record,) = read_records([folder])
+    assert record.metrics.keys() >= {"bbox/AP", "bbox/AP50"}
+    assert (folder / "model_final.pth").read_bytes() == trained
+
+
+def test_several_test_sets_have_their_own_metrics_predictions_and_tables(
+    finetune_run, coco, tmp_path
+):
+    (first,) = coco["DATASETS.TEST"]
+    other = make_coco(tmp_path / "other", images=4, seed=5)
+    second = f"coco:{other}/test.json:{other}/images"
+    every_box = ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "TEST.EVAL_PERIOD", "1")
+    config = "coco_FPN_1x_random.yaml"
+    folder = finetune_run(config, coco | {"DATASETS.TEST": (first, second)}, *every_box)
+    raw = json.loads((folder / "record.json").read_text())
+    assert raw["metrics"].keys() == {
+        f"{n}/{kind}" for n in (first, second) for kind in ("bbox", "segm")
+    }
+    assert raw["data"]["test_images"] == {first: 6, second: 4}
+    assert raw["errors"].keys() == {first, second}
+    predictions = sorted((folder / "inference").glob("*/coco_instances_results.json"))
+    assert [file.parent.name[:2] for file in predictions] == ["0_", "1_"]
+    (record,) = read_records([folder])
+    alone, further = by_test_set([record])
+    # Both sets are a test.json with images, so their folders tell them apart.
+    assert (alone.task, further.task) == ("coco_FPN_1x", f"coco_FPN_1x on {second}")
+    for part, name in ((alone, first), (further, second)):
+        assert part.metrics["bbox/AP50"] == raw["metrics"][f"{name}/bbox"]["AP50"]
+        assert [entry["iteration"] for entry in part.history] == [0, 2]
+        assert part.errors.keys() == {name} and part.datasets_test == (name,)
+    assert [table.task for table in measured_tables([record])] == [alone.task, further.task]
+    # Each set is evaluated as it is alone.
+    single = finetune_run(config, coco | {"DATASETS.TEST": (second,)}, *every_box, out="single")
+    expected = json.loads((single / "record.json").read_text())["metrics"]
+    assert {kind: raw["metrics"][f"{second}/{kind}"] for kind in expected} == expected
 
 
 def _as_runs(item, side=64):

@@ -1,5 +1,6 @@
 """A reader of ``record.json``, which every fine-tuning run writes to its output folder."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -13,6 +14,8 @@ from moco_d2.errors import UserError
 from moco_d2.records.parsing import parse
 from moco_d2.records.run_schema import RECORD_FILE, RunRecord, Weights, upgrade
 
+_logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Record:
@@ -23,7 +26,8 @@ class Record:
     iterations x images per batch. `pretext` is the pretext in the provenance of the weights, if
     tools/pretrain.py made them. `command` is the command line, `seconds` the duration of the run
     without pauses. `data` has the numbers of images, if recorded. For `origin`, `cost` and
-    `errors` see RunRecord.
+    `errors` see RunRecord. `test_set` is the only test set whose results this record has, if the
+    run has several; see test_sets.by_test_set.
     """
 
     path: Path
@@ -54,6 +58,7 @@ class Record:
     pretext: str | None
     data: Mapping[str, Any] | None
     changes: tuple[Mapping[str, Any], ...] = ()
+    test_set: str | None = None
 
     @property
     def images(self) -> int:
@@ -65,14 +70,15 @@ class Record:
 
     @property
     def datasets_test(self) -> tuple[str, ...]:
-        return tuple(self.config["DATASETS"]["TEST"])
+        return (self.test_set,) if self.test_set else tuple(self.config["DATASETS"]["TEST"])
 
 
 def read_records(paths: Iterable[str | Path], *, required: bool = True) -> list[Record]:
     """Read all valid run records among files and, recursively, folders; each file once.
 
     A damaged record, or one that does not follow the schema, is named in a warning and left out.
-    Records of another ``kind`` belong to other tools and are skipped.
+    Records of another ``kind`` belong to other tools and are skipped. A run without a test set has
+    no metrics: it is named in a warning and left out, too.
 
     Raises:
         UserError: If a path does not exist, or if `required` and there is no valid record.
@@ -82,7 +88,8 @@ def read_records(paths: Iterable[str | Path], *, required: bool = True) -> list[
     records, left_out = collect(paths, RECORD_FILE, lambda path: _read_record(path, known))
     if required and not records:
         raise UserError(
-            f"no {'valid ' if left_out else ''}{RECORD_FILE} under {', '.join(map(str, paths))}; "
+            f"no {'valid ' if left_out else ''}{RECORD_FILE} with metrics under "
+            f"{', '.join(map(str, paths))}; "
             "fine-tune first: tools/train_net.py --config-file ... writes one to its OUTPUT_DIR"
         )
     return records
@@ -112,6 +119,13 @@ def _read(path: Path) -> tuple[dict[str, Any], RunRecord] | None:
 def _read_record(path: Path, known: dict[bytes, Any]) -> Record | None:
     pair = _read(path)
     if pair is None:
+        return None
+    if not pair[1].metrics:
+        _logger.warning(
+            "left out %s: it has no metrics, because its run had no test set; evaluate the run: "
+            "tools/train_net.py ... --resume DATASETS.TEST NAME",
+            path,
+        )
         return None
     resolved = pair[1].config.resolved
     # Runs of a suite differ in few sections of their configs. Equal sections are one object in

@@ -24,6 +24,12 @@ _INTRODUCTION = (
 _logger = logging.getLogger(__name__)
 
 
+def _is_further_set(runs: Runs) -> bool:
+    """Return whether the runs are those of another than their first test set."""
+    records = [record for group in runs.values() for record in group]
+    return any(r.test_set and r.test_set != r.config["DATASETS"]["TEST"][0] for r in records)
+
+
 def detection_section(tasks: Mapping[str, Runs], folder: Path, *, images: int = 4) -> Section:
     """Return a picture of each task whose runs have their models, and a reason for each other task.
 
@@ -35,6 +41,9 @@ def detection_section(tasks: Mapping[str, Runs], folder: Path, *, images: int = 
     drawn, sentences = [], []
     files = file_names(tasks)
     for task, runs in tasks.items():
+        if _is_further_set(runs):
+            sentences.append(f"{task}: not drawn; the images of the first test set are drawn.")
+            continue
         chosen, seed = _choose(runs)
         shown = dict(list(chosen.items())[:_MOST_COLUMNS])
         left_out = [name for name in runs if name not in shown]

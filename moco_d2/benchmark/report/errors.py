@@ -6,10 +6,11 @@ from pathlib import Path
 from moco_d2.benchmark.html import Image, Section, html_figure, html_table
 from moco_d2.benchmark.records.matching import BASELINE, Matching
 from moco_d2.benchmark.records.results import Record
+from moco_d2.benchmark.records.test_sets import short_name
 from moco_d2.benchmark.report.plots import grouped_bars
 from moco_d2.benchmark.statistics import Comparison, Summary, corrected, summarize
 from moco_d2.benchmark.tables.cell_text import p_value
-from moco_d2.benchmark.tables.comparison import compare_values, short_name
+from moco_d2.benchmark.tables.comparison import compare_values
 from moco_d2.benchmark.tables.grouping import Runs, file_names
 from moco_d2.records.run_schema import ERROR_TYPES
 

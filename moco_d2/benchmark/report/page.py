@@ -9,6 +9,7 @@ from markupsafe import Markup
 from moco_d2.benchmark.html import Image, Section, html_figure, html_list, write_report
 from moco_d2.benchmark.records.matching import newest
 from moco_d2.benchmark.records.results import Record, read_records
+from moco_d2.benchmark.records.test_sets import by_test_set
 from moco_d2.benchmark.report.classes import class_section
 from moco_d2.benchmark.report.detections import detection_section
 from moco_d2.benchmark.report.downloads import download_html, source_html
@@ -70,6 +71,7 @@ def page_sections(
         folder: Folder of the figures, which must exist until the page is written.
         page: Folder of the page, to which links are relative (default: `folder`).
     """
+    records = by_test_set(records)
     counted, _ = newest(records)  # the tables use the same records
     tasks = by_task(counted)
     tables = measured_tables(records)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from moco_d2.benchmark.paper import PaperRow, PaperTable, baseline_of, row_beside
 from moco_d2.benchmark.records.matching import MARKS, Matching, newest
 from moco_d2.benchmark.records.results import Record
+from moco_d2.benchmark.records.test_sets import by_test_set, short_name
 from moco_d2.benchmark.statistics import (
     Comparison,
     Summary,
@@ -43,9 +44,9 @@ _COLUMNS = {
 
 
 def measured_tables(records: Iterable[Record]) -> list[Table]:
-    """Return one table per task."""
+    """Return one table per task, and one for each further test set of a task."""
     by_task: dict[str, list[Record]] = {}
-    for record in records:
+    for record in by_test_set(records):
         by_task.setdefault(record.task, []).append(record)
     return [_measured_table(task, by_task[task]) for task in sorted(by_task)]
 
@@ -100,11 +101,6 @@ def _measured_table(task: str, records: list[Record]) -> Table:
             *repeated,
         ),
     )
-
-
-def short_name(dataset: str) -> str:
-    """Return the name of a dataset without folders: ``coco:/a/b/c.json:/d/e`` is coco:c.json:e."""
-    return ":".join(part.rstrip("/").rsplit("/", 1)[-1] for part in dataset.split(":"))
 
 
 def _values(group: Sequence[Record], metric: str) -> list[tuple[Record, float]]:

@@ -1,6 +1,7 @@
 """Choice of a dataset's evaluators by its metadata."""
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from moco_d2.transfer.evaluation.voc_evaluation import VOCEvaluator
 logger = logging.getLogger(__name__)
 
 INFERENCE_FOLDER = "inference"
+_LONGEST_FOLDER = 60  # characters of a name
 
 
 class TestMapper:
@@ -103,16 +105,26 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     ``sem_seg``, ``cityscapes_sem_seg``       MeanIoUEvaluator
     ========================================  ================================================
 
-    Predictions are written to OUTPUT_DIR/inference.
+    Predictions are written to OUTPUT_DIR/inference; with several test sets, to a folder in it for
+    each set.
 
     Raises:
         UserError: As in evaluator_types, or if a package that the evaluator needs is not installed.
     """
     types = evaluator_types(dataset_name)
-    folder = str(Path(cfg.OUTPUT_DIR) / INFERENCE_FOLDER)
+    folder = str(inference_folder(cfg, dataset_name))
     evaluators = [_BUILDERS[kind](cfg, dataset_name, folder) for kind in types]
     evaluator = evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
     return only_known_classes(cfg, dataset_name, evaluator)
+
+
+def inference_folder(cfg: CfgNode, dataset_name: str) -> Path:
+    """Return the folder of the predictions on a test set, so that no set overwrites another's."""
+    folder, names = Path(cfg.OUTPUT_DIR) / INFERENCE_FOLDER, list(cfg.DATASETS.TEST)
+    if len(names) < 2:
+        return folder
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", dataset_name)[-_LONGEST_FOLDER:].strip("_.")
+    return folder / f"{names.index(dataset_name)}_{plain}"
 
 
 def box_errors(evaluators: Mapping[str, DatasetEvaluator]) -> dict[str, dict[str, float]] | None:

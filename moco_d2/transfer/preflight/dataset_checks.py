@@ -40,7 +40,7 @@ def check_datasets(cfg: CfgNode, *, eval_only: bool = False) -> list[Finding]:
 
     Returns:
         The findings; among them a Refusal for a dense pose run, for proposals from a file (which
-        Detectron2 unpickles) and for several test sets.
+        Detectron2 unpickles) and for a test set that is named twice.
     """
     if uses_densepose(cfg):
         return [_densepose_refusal(cfg)]
@@ -54,20 +54,19 @@ def check_datasets(cfg: CfgNode, *, eval_only: bool = False) -> list[Finding]:
                 "package uses them; set it to False",
             )
         )
-    if len(cfg.DATASETS.TEST) > 1:
+    if len(set(cfg.DATASETS.TEST)) < len(cfg.DATASETS.TEST):
         findings.append(
             Refusal(
                 "DATASETS.TEST",
                 str(tuple(cfg.DATASETS.TEST)),
-                f"it names {len(cfg.DATASETS.TEST)} sets, but a record has the results of one; "
-                "name one",
+                "it names a set twice, but a record has one result of a set; name each once",
             )
         )
     loaded: list[tuple[str, str]] = []
     trained_on: set[tuple[int, int] | str] = set()
     for split in ("TEST",) if eval_only else ("TRAIN", "TEST"):
         key, names = f"DATASETS.{split}", tuple(cfg.DATASETS[split])
-        if not names:
+        if not names and (split == "TRAIN" or eval_only):
             findings.append(Refusal(key, str(names), f"it names no dataset; write {FORMS}"))
         for name in names:
             try:

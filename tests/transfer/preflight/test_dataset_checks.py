@@ -489,12 +489,18 @@ def test_proposals_from_a_pickle_are_refused(voc, words):
     assert re.match(r"MODEL\.LOAD_PROPOSALS is True: .* can run code", str(found))
 
 
-def test_two_test_sets_are_refused(voc, words):
-    names = str((*voc["DATASETS.TEST"], *voc["DATASETS.TRAIN"]))
-    cfg = load_config(VOC, [*words(voc), *TWO, "DATASETS.TEST", names])
+def test_a_test_set_that_is_named_twice_is_refused(voc, words):
+    cfg = load_config(VOC, [*words(voc), *TWO, "DATASETS.TEST", str(voc["DATASETS.TEST"] * 2)])
     found = check_datasets(cfg)[0]
     assert isinstance(found, Refusal)
-    assert "it names 2 sets, but a record has the results of one" in str(found)
+    assert "it names a set twice, but a record has one result of a set" in str(found)
+
+
+def test_only_an_evaluation_needs_a_test_set(voc, words):
+    cfg = load_config(VOC, [*words(voc), *TWO, "DATASETS.TEST", "()"])
+    assert check_datasets(cfg) == []
+    (found,) = check_datasets(cfg, eval_only=True)
+    assert isinstance(found, Refusal) and str(found).startswith("DATASETS.TEST is (): it names no")
 
 
 @pytest.mark.parametrize("kind", ["voc", "coco"])

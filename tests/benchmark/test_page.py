@@ -3,6 +3,7 @@
 import base64
 import copy
 import csv
+import dataclasses
 import hashlib
 import io
 import logging
@@ -20,6 +21,7 @@ from moco_d2.benchmark.report import downloads
 from moco_d2.benchmark.report.errors import error_section
 from moco_d2.benchmark.report.page import page_sections, write_page
 from moco_d2.benchmark.report.runs import command_section, config_section, cost_section
+from moco_d2.benchmark.tables.comparison import measured_tables
 from moco_d2.benchmark.tables.grouping import by_task
 from moco_d2.errors import UserError
 
@@ -220,6 +222,16 @@ def test_files_of_many_runs_are_bounded(write, make_content, tmp_path, monkeypat
     assert "the files of 2 runs are only in their folders" in " ".join(page.words)
     with zipfile.ZipFile(io.BytesIO(page.downloads["runs.zip"])) as archive:
         assert len(archive.namelist()) == 2
+
+
+def test_a_run_with_two_rows_is_one_run_in_the_files(write, make_content):
+    """As with several test sets, whose rows come from one record."""
+    write(make_content())
+    records = read_records([write.folder])
+    rows = [*records, dataclasses.replace(records[0], task="voc_C4, other set")]
+    page = Page(downloads.download_html(measured_tables(records), by_task(rows)))
+    with zipfile.ZipFile(io.BytesIO(page.downloads["runs.zip"])) as archive:
+        assert archive.namelist() == ["voc_C4/moco/seed1/record.json"]
 
 
 def test_links_lead_to_the_folders_of_the_runs(write, make_content, tmp_path):

@@ -6,6 +6,7 @@ import logging
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from moco_d2.benchmark.html import Download, html_downloads, html_source
 from moco_d2.benchmark.records.results import Record
@@ -15,8 +16,8 @@ from moco_d2.benchmark.tables.grouping import Runs
 from moco_d2.benchmark.tables.table import Table
 from moco_d2.files import read_regular_file
 
-_MOST_FILE_BYTES = 4 << 20
-# Compressed. A record of the demo takes 6 kB, one with twenty evaluations of LVIS 2 MB.
+_MOST_FILE_BYTES = 16 << 20  # 20 evaluations of LVIS, class by class, take 4 MB
+# Compressed. Record and config of a run of the demo take 7.9 kB.
 _MOST_BYTES = 6 << 20
 _LONGEST_NAME = 60  # characters
 
@@ -38,7 +39,13 @@ def download_html(tables: Sequence[Table], tasks: Mapping[str, Runs]) -> str:
         tables: The tables of the page.
         tasks: Runs by task and initialization, see grouping.by_task.
     """
-    records = [r for runs in tasks.values() for group in runs.values() for r in group]
+    # A run with several test sets has a row for each, and one record.
+    files: dict[Path, Record] = {}
+    for runs in tasks.values():
+        for group in runs.values():
+            for record in group:
+                files.setdefault(record.path, record)
+    records = list(files.values())
     archive, left_out = _archive(records)
     downloads = [
         Download("table.csv", to_csv(list(tables)).encode(), "text/csv"),

@@ -147,6 +147,23 @@ class TransferCheckpointer(WeightsCheckpointer):
             name_last(Path(self.save_dir), Path(path))
 
 
+def drop_optimizer_state(path: Path) -> None:
+    """Write a checkpoint of a finished run again without the state of its optimizer, atomically.
+
+    The rest stays, so a resume can evaluate it and write its record again.
+
+    Raises:
+        UserError: If the file cannot be read or written.
+    """
+    content = load_checkpoint(path)
+    trainer = content.get("trainer")
+    inner = trainer.get("_trainer") if isinstance(trainer, dict) else None
+    optimizer = inner.get("optimizer") if isinstance(inner, dict) else None
+    if isinstance(optimizer, dict) and optimizer.get("state"):
+        optimizer["state"] = {}
+        save_checkpoint(path, content, name_it=False)
+
+
 class SaveCheckpoint(PeriodicSaves):
     """Saves as PeriodicSaves does.
 

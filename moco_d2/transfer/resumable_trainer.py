@@ -134,6 +134,14 @@ class ResumableTrainer(DefaultTrainer):
                     f"SOLVER.MAX_ITER is {self.max_iter} for this run: raise it, or begin a "
                     "shorter run in another OUTPUT_DIR"
                 )
+            saved = state_dict["_trainer"]["optimizer"]
+            left = state_dict["iteration"] + 1 < self.max_iter
+            if left and not saved["state"] and any(g["momentum"] for g in saved["param_groups"]):
+                raise UserError(
+                    "the checkpoint has no momentum, because its run was finished and kept only "
+                    "its weights, so it cannot be lengthened: begin anew in another OUTPUT_DIR, "
+                    "and set keep: all in the suite"
+                )
             self._metrics.restored = own["metrics"]
             self.data_loader.reseed(own["data_seed"])
         rates = list(self.scheduler.base_lrs)

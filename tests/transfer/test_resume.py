@@ -16,6 +16,7 @@ from support.paths import SUPPORT
 from support.toy_data import make_voc
 
 from moco_d2.errors import UserError
+from moco_d2.transfer.checkpointing import drop_optimizer_state
 from moco_d2.transfer.main import train
 from moco_d2.transfer.trainer import Trainer
 
@@ -296,6 +297,22 @@ def test_a_finished_run_is_lengthened_and_its_record_says_so(finetune_run, unint
         {"iteration": 7, "key": "SOLVER.MAX_ITER", "before": "7", "after": "9"},
         {"iteration": 7, "key": "SOLVER.STEPS", "before": "[3, 5]", "after": "[3, 8]"},
     ]
+
+
+def test_a_finished_run_that_kept_its_weights_only_is_evaluated_but_not_lengthened(
+    finetune_run, uninterrupted
+):
+    folder = finetune_run.root / "weights_only"
+    shutil.copytree(uninterrupted, folder)
+    drop_optimizer_state(folder / "model_final.pth")
+    size = (folder / "model_final.pth").stat().st_size
+    assert size < 0.6 * (uninterrupted / "model_final.pth").stat().st_size
+    before = json.loads((folder / "record.json").read_text())
+    (folder / "record.json").unlink()
+    finetune_run("weights_only", resume=True)
+    assert json.loads((folder / "record.json").read_text())["metrics"] == before["metrics"]
+    with pytest.raises(UserError, match="kept only its weights.*keep: all"):
+        finetune_run("weights_only", "SOLVER.MAX_ITER", "9", resume=True)
 
 
 def test_a_finished_random_run_does_not_become_another(finetune_run, uninterrupted):

@@ -25,7 +25,7 @@ CELL_FILE = "cell.json"
 OUTPUT_LOG = "output.log"
 _MOST_NAMED = 3  # settings in a message
 _LONGEST_SHOWN = 200  # characters of one setting
-_MOST_BYTES = 8 << 20  # of a cell.json or a record; the suite that sets them has at most 1 MiB
+MOST_BYTES = 8 << 20  # of a cell.json or a record; the suite that sets them has at most 1 MiB
 
 # In these keys the resolved config of a record differs from the config file, because
 # schedule.scale_to_hardware adapts them to the number of processes. The number of images stays.
@@ -112,7 +112,7 @@ def _read_note(path: Path) -> dict[str, Any]:
         ValueError: If it does not have the form that note_started writes.
         OSError: If it cannot be read.
     """
-    content = read_plain_json(path, _MOST_BYTES)
+    content = read_plain_json(path, MOST_BYTES)
     if not isinstance(content, dict):
         raise ValueError("it must be a JSON object")
     for key, kind in _NOTE.items():
@@ -253,7 +253,7 @@ def _images(settings: Mapping[str, Any]) -> int | None:
 
 def _examine_other_record(cell: Cell, path: Path) -> State:
     try:
-        content = read_plain_json(path, _MOST_BYTES)
+        content = read_plain_json(path, MOST_BYTES)
     except (OSError, ValueError) as error:
         return State("partial", problem=f"{path} cannot be read ({error})")
     if not isinstance(content, dict) or content.get("kind") != cell.kind:

@@ -11,7 +11,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from moco_d2.benchmark.runs import cell_lock, run_log
+from moco_d2.benchmark.runs import cell_lock, retention, run_log
 from moco_d2.benchmark.runs.checks import check_configs, check_conflicts
 from moco_d2.benchmark.runs.children import warmed
 from moco_d2.benchmark.runs.display import Display, display
@@ -194,6 +194,7 @@ class _Runner:
 
     def _done(self, task: Task) -> None:
         task.status = "done"
+        retention.tidy(task.cell, self.tasks.folder, self.tasks.suite.keep)
         self.shown.event(task, "done")
 
     def _stop_processes(self) -> None:
@@ -244,6 +245,8 @@ def _report(tasks: Tasks) -> int:
     """Print the failed runs, and return the exit code."""
     failed = tasks.of("failed")
     done = len(tasks.of("done"))
+    for task in tasks.of("done"):  # also what a runner that was killed has left
+        retention.tidy(task.cell, tasks.folder, tasks.suite.keep)
     print(f"{done} of {len(tasks.all)} runs done, in {tasks.folder}")
     for task in failed:
         log = tasks.log(task.cell)

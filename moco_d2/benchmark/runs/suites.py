@@ -7,6 +7,8 @@ It is a YAML file: a packaged one (moco_d2/benchmark/suites/*.yaml) or a file of
 * ``pretext``: every point x seed is pretrained and evaluated. See pretext_suites.py.
 * ``demo``: all steps of the demo run on generated images. See moco_d2/demo/cells.py.
 
+Its `keep` says what a finished run keeps on disk; see retention.py.
+
 Anybody may have written a suite. It can set config keys of our own tools, and name folders inside
 its output folder and data on this machine: no other flag, no other location, no command. The tools
 learn from a flag that its overrides come from a file, whoever runs them (`untrusted_words`).
@@ -32,6 +34,8 @@ _KINDS = {
     "pretext": "moco_d2.benchmark.runs.pretext_suites:build_cells",
     "demo": "moco_d2.demo.cells:build_cells",
 }
+#: What a finished run may keep on disk; the first is the default.
+KEEP = ("weights", "all", "results")
 _PACKAGED = Path(__file__).parents[1] / "suites"
 #: Tools that take a config file and KEY VALUE words.
 CONFIGURED = ("train_net.py", "pretrain.py")
@@ -83,6 +87,7 @@ class Suite:
         settings: Overrides of all runs.
         files: Config files that the runner writes before the first run: path relative to the
             folder of the suite -> content.
+        keep: What a finished run keeps on disk, a value of KEEP; see retention.py.
     """
 
     name: str
@@ -90,6 +95,7 @@ class Suite:
     cells: tuple[Cell, ...]
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    keep: str = KEEP[0]
 
 
 def packaged_suites() -> dict[str, Path]:
@@ -117,11 +123,14 @@ def load_suite(name: str | Path) -> Suite:
     if kind not in _KINDS:
         raise unknown("kind", kind, _KINDS, source)
     title = printable(str(content.pop("title", source.stem)))
+    keep = content.pop("keep", KEEP[0])
+    if keep not in KEEP:
+        raise unknown("value of keep", str(keep), KEEP, source)
     shared = content.get("overrides") or {}
     cells, files = pkgutil.resolve_name(_KINDS[kind])(content, source)
     _check_cells(cells, source)
     _check_settings(cells, source)
-    return Suite(source.stem, title, tuple(cells), shared, files)
+    return Suite(source.stem, title, tuple(cells), shared, files, keep)
 
 
 def _find(name: str | Path) -> Path:

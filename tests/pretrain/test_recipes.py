@@ -3,9 +3,12 @@
 import pytest
 import torch
 
+from moco_d2.checkpoint.convert import convert
 from moco_d2.config.load import config_root, load_config
+from moco_d2.errors import UserError
 from moco_d2.pretrain.model.moco import MoCo
 from moco_d2.pretrain.model.supervised import SupervisedClassifier
+from moco_d2.pretrain.official_layout import official_state_dict
 from moco_d2.pretrain.schedule import build_schedule, scale_recipe, training_length
 
 IMAGENET = 1_281_167
@@ -35,6 +38,28 @@ MLP = {"encoder": ("resnet50", 128, True, False), "temperature": 0.2}
 AUG = {"views": ("v2", 224, (0.2, 1.0), (0.1, 2.0))}
 COS = {"schedule": ("cosine",)}
 V2 = {**V1, **MLP, **AUG, **COS, "expected_loss": (6.5, 6.9)}
+# facebookresearch/moco, branch colab-notebook
+SMALL = {
+    "gpus": 1,
+    "images": 50_000,
+    "pretext": "moco",
+    "batch": 512,
+    "lr": 0.06,
+    "sgd": (0.9, 5e-4),
+    "epochs": 200,
+    "schedule": ("cosine",),
+    "momentum": 0.99,
+    "temperature": 0.1,
+    "encoder": ("resnet18", 128, False, True),
+    "width": (1, 64, 1),
+    "dictionary": ("Queue", 4096),
+    "bn_splits": 8,
+    "views": ("v2", 32, (0.08, 1.0), (0.0, 0.0)),
+    "amp": False,
+    "symmetric": False,
+    "expected_loss": (),
+    "knn": (97, 200, 0.1),  # every epoch: 50,000 // 512 iterations
+}
 TABLE = {
     "moco_v1_R50_200ep": V1,
     "moco_v2_R50_200ep": V2,
@@ -59,27 +84,11 @@ TABLE = {
     "end_to_end_R50_200ep": {**V1, "dictionary": ("EndToEnd", 0)},
     "memory_bank_R50_200ep": {**V1, "dictionary": ("MemoryBank", 65536)},
     "supervised_R50_200ep": {**V2, "pretext": "supervised", "dictionary": ("Queue", 0)},
-    # facebookresearch/moco, branch colab-notebook
-    "moco_small_data_R18_200ep": {
-        "gpus": 1,
-        "images": 50_000,
-        "pretext": "moco",
-        "batch": 512,
-        "lr": 0.06,
-        "sgd": (0.9, 5e-4),
-        "epochs": 200,
-        "schedule": ("cosine",),
-        "momentum": 0.99,
-        "temperature": 0.1,
-        "encoder": ("resnet18", 128, False, True),
-        "width": (1, 64, 1),
-        "dictionary": ("Queue", 4096),
-        "bn_splits": 8,
-        "views": ("v2", 32, (0.08, 1.0), (0.0, 0.0)),
-        "amp": False,
-        "symmetric": False,
-        "expected_loss": (),
-        "knn": (97, 200, 0.1),  # every epoch: 50,000 // 512 iterations
+    "moco_small_data_R18_200ep": SMALL,
+    "moco_small_data_R18_200ep_stem7x7": {
+        **SMALL,
+        "encoder": ("resnet18", 128, False, False),
+        "views": ("v2", 128, (0.08, 1.0), (0.0, 0.0)),
     },
 }
 
@@ -142,9 +151,8 @@ def test_ig1b_ends_after_nineteen_decays():
     assert factor(1_249_999 / 1_250_000) == pytest.approx(0.9**19)
 
 
-@pytest.mark.parametrize("name", TABLE)
-def test_shrunken_recipe_takes_a_step(name):
-    """With its own mechanism, head, grouping and stem; small in images and width."""
+def shrunken(name):
+    """A recipe's config and model with its own mechanism, head, grouping and stem, narrow."""
     small = ["SOLVER.IMS_PER_BATCH", "8", "MOCO.DICTIONARY.SIZE", "16", "MOCO.ENCODER.DIM", "8"]
     cfg = load_config(f"{name}.yaml", small)
     if cfg.MOCO.ENCODER.ARCH == "resnet50":
@@ -159,6 +167,12 @@ def test_shrunken_recipe_takes_a_step(name):
         model = MoCo.from_config(cfg, num_images=40)
     else:
         model = SupervisedClassifier.from_config(cfg, num_classes=3)
+    return cfg, model
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_shrunken_recipe_takes_a_step(name):
+    cfg, model = shrunken(name)
     model.train()
     optimizer = torch.optim.SGD(
         [p for p in model.parameters() if p.requires_grad], lr=cfg.SOLVER.BASE_LR
@@ -174,3 +188,30 @@ def test_shrunken_recipe_takes_a_step(name):
     after = [p for p in model.parameters() if p.requires_grad]
     assert torch.isfinite(loss)
     assert any(not torch.equal(a, b) for a, b in zip(after, before, strict=True))
+
+
+def test_only_the_recipe_with_a_small_stem_says_that_it_does_not_convert():
+    folder = config_root() / "pretrain"
+    no = "It does not convert to Detectron2, whose ResNets have no 3x3 stem"
+    assert {n for n in TABLE if no in (folder / f"{n}.yaml").read_text()} == {
+        name for name, recipe in TABLE.items() if recipe["encoder"][3]
+    }
+
+
+# Recipes with the same network have the same checkpoints.
+NETWORKS = {(r["pretext"], r["encoder"], r["width"]): name for name, r in TABLE.items()}
+
+
+@pytest.mark.parametrize("name", NETWORKS.values())
+def test_the_checkpoint_of_each_recipe_converts(name, tmp_path):
+    """Its checkpoint becomes weights of Detectron2, which compute the same features."""
+    _, model = shrunken(name)
+    checkpoint = {"state_dict": official_state_dict(model)}
+    torch.save(checkpoint, tmp_path / "checkpoint.pth.tar")
+    if TABLE[name]["encoder"][3]:
+        with pytest.raises(UserError, match=r"the 3x3 convolution for small images \(CIFAR\)"):
+            convert(tmp_path / "checkpoint.pth.tar", tmp_path / "weights.pth")
+        return
+    report = convert(tmp_path / "checkpoint.pth.tar", tmp_path / "weights.pth")
+    assert report["tensors_found"] == report["tensors_expected"]
+    assert report["parity"]["max"] <= report["parity"]["tolerance"]

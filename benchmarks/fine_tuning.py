@@ -45,7 +45,7 @@ def overrides(data: Path, out: Path, *, side: int, images: int, depth: int) -> l
     stem = ["MODEL.RESNETS.RES2_OUT_CHANNELS", "64"] if depth < 50 else []
     return [
         *("DATASETS.TRAIN", train, "DATASETS.TEST", test, "MODEL.DEVICE", "cpu"),
-        *("MODEL.ROI_HEADS.NUM_CLASSES", str(len(scenes.COCO_CLASSES))),
+        *("MODEL.ROI_HEADS.NUM_CLASSES", str(len(scenes.CLASSES))),
         *("SOLVER.REFERENCE_WORLD_SIZE", "0", "SOLVER.IMS_PER_BATCH", str(images)),
         *("SOLVER.BASE_LR", "0.001", "INPUT.MIN_SIZE_TRAIN", f"({side},)"),
         *("INPUT.MIN_SIZE_TEST", str(side), "MODEL.RESNETS.DEPTH", str(depth), *stem),

@@ -6,6 +6,7 @@ because their images are generated.
 
 import dataclasses
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,41 +20,55 @@ from moco_d2.benchmark.runs.suite_values import (
 )
 from moco_d2.benchmark.runs.suites import CELL_FOLDER, FOLDER, Cell
 from moco_d2.benchmark.runs.transfer_suites import transfer_cell
-from moco_d2.config.load import task_configs
+from moco_d2.config.load import config_root, task_configs
 from moco_d2.demo.settings import Settings
 from moco_d2.errors import UserError
 
 INITIALIZATIONS = ("random", "supervised", "moco")
-PRETEXTS = ("moco", "supervised")
+#: The row whose labels are the classes to detect; only demo-long has it.
+SAME_CLASSES = "supervised_same_classes"
+#: Pretraining -> the pretext, and the list of scenes.LABELS whose labels it has. All pretrainings
+#: have the same images, and MoCo uses no label.
+PRETRAININGS = {
+    "moco": ("moco", "textures"),
+    "supervised": ("supervised", "textures"),
+    SAME_CLASSES: ("supervised", "shapes"),
+}
 IMAGES = "images"  # the name of the cell that draws the images, and its folder
 IMAGES_SEED = 0
 _MOST = 10**9  # upper limit of numbers of images or steps
 _CHECKPOINTS = 4  # checkpoints per run: a killed run loses little, and saving takes little time
 
 # All runs share one network, one image size and one schedule that a laptop trains in minutes.
+_ENCODER = {"MOCO.ENCODER.ARCH": "resnet18"}
 _SMALL_DETECTOR = {
     "MODEL.RESNETS.DEPTH": 18,
     "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
     "SOLVER.REFERENCE_WORLD_SIZE": 0,
     "SOLVER.IMS_PER_BATCH": 4,
-    "SOLVER.WARMUP_ITERS": 20,
-    "INPUT.MIN_SIZE_TRAIN": "(96,)",
-    "INPUT.MIN_SIZE_TEST": 96,
-    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 300,
+    "SOLVER.WARMUP_ITERS": 10,
+    "INPUT.MIN_SIZE_TRAIN": "(72,)",
+    "INPUT.MIN_SIZE_TEST": 72,
+    "MODEL.RPN.CONV_DIMS": "[64]",
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 100,
     "MODEL.RPN.PRE_NMS_TOPK_TEST": 100,
-    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 100,
-    "MODEL.RPN.POST_NMS_TOPK_TEST": 20,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 40,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 10,
     "TEST.DETECTIONS_PER_IMAGE": 10,
-    "TEST.PRECISE_BN.NUM_ITER": 20,
+    "TEST.PRECISE_BN.NUM_ITER": 10,
     "DATALOADER.NUM_WORKERS": 0,
 }
+_SMALL_C4 = {
+    "SOLVER.BASE_LR": 0.01,
+    # Most of a step is res5 on the regions: the fewer, the more steps.
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 4,
+    "MODEL.ROI_HEADS.POSITIVE_FRACTION": 0.5,
+    "MODEL.ANCHOR_GENERATOR.SIZES": "[[20, 28, 40]]",
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 4,
+}
 _SMALL_HEADS = {
-    "voc_C4": {
-        "SOLVER.BASE_LR": 0.005,  # the paper's 0.02 at 16 images, scaled to 4
-        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16,
-        "MODEL.ANCHOR_GENERATOR.SIZES": "[[24, 40, 64]]",
-        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 4,
-    },
+    "voc_C4": _SMALL_C4,
+    "coco_C4_1x": {**_SMALL_C4, "MODEL.ROI_MASK_HEAD.CONV_DIM": 64},
     "coco_FPN_1x": {
         # The heads are random in every run and have no norm. In so few steps, they need a larger
         # rate than linear scaling gives. It was chosen on scenes of another seed.
@@ -81,14 +96,41 @@ def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict
     for task in steps:
         if task not in _SMALL_HEADS:
             raise unknown("task", str(task), _SMALL_HEADS, source)
-    numbers = {key: content[key] for key in content if key not in ("finetune_steps", "seeds")}
+    others = ("finetune_steps", "seeds", "same_classes")
+    numbers = {key: content[key] for key in content if key not in others}
     for key, value in {**numbers, **steps}.items():
         kinds = (int, float) if key == "momentum" else (int,)
         if type(value) not in kinds or not 0 < value < _MOST:
             raise UserError(f"{source}: {key} must be a number above 0, got {value!r:.80}")
+    same = content.get("same_classes", Settings.same_classes)
+    if type(same) is not bool:
+        raise UserError(f"{source}: same_classes must be true or false, got {same!r:.80}")
     seeds = check_seeds(content.get("seeds", list(Settings.seeds)), source)
-    settings = Settings(**numbers, finetune_steps=tuple(steps.items()), seeds=tuple(seeds))
-    return demo_cells(settings, source=source), {}
+    settings = Settings(
+        **numbers, finetune_steps=tuple(steps.items()), seeds=tuple(seeds), same_classes=same
+    )
+    return demo_cells(settings, source=source), demo_files(settings)
+
+
+def initializations(settings: Settings) -> tuple[str, ...]:
+    """Return the rows of the tables."""
+    return (*INITIALIZATIONS, *((SAME_CLASSES,) if settings.same_classes else ()))
+
+
+def pretrainings(settings: Settings) -> tuple[str, ...]:
+    """Return the names of the pretrainings, MoCo's first."""
+    return tuple(name for name in PRETRAININGS if name in initializations(settings))
+
+
+def demo_files(settings: Settings) -> dict[str, str]:
+    """Return the config files of the row that no packaged initialization has; see Suite.files."""
+    if not settings.same_classes:
+        return {}
+    files = {f"configs/{SAME_CLASSES}.yaml": "MODEL:\n  WEIGHTS: ''  # the run names its weights\n"}
+    for task, _ in settings.finetune_steps:
+        base = [str(config_root() / "task" / f"{task}.yaml"), f"{SAME_CLASSES}.yaml"]
+        files[f"configs/{task}_{SAME_CLASSES}.yaml"] = f"_BASE_: {json.dumps(base)}\n"
+    return files
 
 
 def demo_cells(
@@ -101,10 +143,12 @@ def demo_cells(
         amp: Whether runs compute in bfloat16.
         source: The file of the settings, for errors.
     """
-    check_grid(len(settings.finetune_steps), len(settings.seeds), source=source)
-    cells = [_images(settings), *(_pretrain(pretext, settings, amp) for pretext in PRETEXTS)]
+    rows = initializations(settings)
+    check_grid(len(settings.finetune_steps), len(settings.seeds), len(rows), source=source)
+    trained = [_pretrain(name, settings, amp) for name in pretrainings(settings)]
+    cells = [_images(settings), *trained]
     for (task, steps), seed, initialization in itertools.product(
-        settings.finetune_steps, settings.seeds, INITIALIZATIONS
+        settings.finetune_steps, settings.seeds, rows
     ):
         cells.append(_finetune(task, initialization, seed, steps, amp, source))
     return cells
@@ -128,12 +172,13 @@ def _images(settings: Settings) -> Cell:
     )
 
 
-def _pretrain(pretext: str, settings: Settings, amp: bool) -> Cell:
+def _pretrain(name: str, settings: Settings, amp: bool) -> Cell:
     images, steps = f"{FOLDER}/{IMAGES}", settings.pretrain_steps
+    pretext, labels = PRETRAININGS[name]
     overrides = {
-        "DATASETS.TRAIN": f"('{images}/pretrain',)",
+        "DATASETS.TRAIN": f"('list:{images}/pretrain_{labels}.txt',)",
         "MOCO.PRETEXT": pretext,
-        "MOCO.ENCODER.ARCH": "resnet18",
+        **_ENCODER,
         "MOCO.AUGMENTATION.SIZE": 32,
         "MOCO.AUGMENTATION.CROP_SCALE": "(0.4, 1.0)",
         "MOCO.AUGMENTATION.BLUR_SIGMA": "(0.1, 0.8)",
@@ -149,18 +194,18 @@ def _pretrain(pretext: str, settings: Settings, amp: bool) -> Cell:
         "MOCO.BN_SPLITS": 4,
         "MOCO.KNN.TRAIN": f"{images}/pretrain",
         "MOCO.KNN.TEST": f"{images}/pretrain_test",
-        "MOCO.KNN.PERIOD": max(1, steps // 3),
+        "MOCO.KNN.PERIOD": steps,  # before the first step and after the last
         "DATALOADER.NUM_WORKERS": 1,
         "SOLVER.CHECKPOINT_PERIOD": _period(steps),
         "SEED": 1,
     }
     words = arguments_of({**overrides, "OUTPUT_DIR": CELL_FOLDER})
     checkpoint, report = f"{CELL_FOLDER}/checkpoint_final.pth.tar", "weights.json"
-    weights = weights_file(pretext)
+    weights = weights_file(name)
     return Cell(
-        name=f"pretrain_{pretext}",
+        name=f"pretrain_{name}",
         task="pretrain",
-        initialization=pretext,
+        initialization=name,
         seed=1,
         commands=(
             ("pretrain.py", ("--config-file", "moco_v2_R50_200ep.yaml", "--resume", *words)),
@@ -185,13 +230,19 @@ def _finetune(  # noqa: PLR0917 - these identify a run
         "SOLVER.MAX_ITER": steps,
         "SOLVER.STEPS": f"({steps * 3 // 4},)",
         "SOLVER.CHECKPOINT_PERIOD": _period(steps),
-        "TEST.EVAL_PERIOD": max(1, steps // 2),
+        "TEST.EVAL_PERIOD": 0,
     }
     needs: tuple[str, ...] = (IMAGES,)
-    if initialization in PRETEXTS:
+    if initialization in PRETRAININGS:
         overrides["MODEL.WEIGHTS"] = weights_file(initialization)
         needs = (IMAGES, f"pretrain_{initialization}")
     config = f"{task}_{initialization}.yaml"
+    files: tuple[Path, ...]
+    if initialization == SAME_CLASSES:
+        files = (config_root() / "task" / f"{task}.yaml",)
+        config = f"{FOLDER}/configs/{config}"
+    else:
+        files = task_configs()[config]
     return transfer_cell(
         name=f"{task}/{initialization}/seed{seed}",
         task=task,
@@ -199,15 +250,15 @@ def _finetune(  # noqa: PLR0917 - these identify a run
         seed=seed,
         config=config,
         overrides=overrides,
-        settings=file_settings(*task_configs()[config]),
+        settings=file_settings(*files),
         source=source,
         needs=needs,
     )
 
 
-def weights_file(pretext: str) -> str:
+def weights_file(name: str) -> str:
     """Return the file of the converted weights of a pretraining."""
-    return f"{FOLDER}/pretrain_{pretext}/weights.pth"
+    return f"{FOLDER}/pretrain_{name}/weights.pth"
 
 
 def _datasets(task: str) -> dict[str, Any]:
@@ -215,17 +266,15 @@ def _datasets(task: str) -> dict[str, Any]:
 
     if task.startswith("voc"):
         train, test = (f"voc:{FOLDER}/{IMAGES}/VOC2007:{s}" for s in ("trainval", "test"))
-        classes = len(scenes.CLASSES)
     else:
         coco = f"{FOLDER}/{IMAGES}/coco"
         train, test = (
             f"coco:{coco}/annotations/{s}.json:{coco}/images/{s}" for s in ("train", "test")
         )
-        classes = len(scenes.COCO_CLASSES)
     return {
         "DATASETS.TRAIN": f"('{train}',)",
         "DATASETS.TEST": f"('{test}',)",
-        "MODEL.ROI_HEADS.NUM_CLASSES": classes,
+        "MODEL.ROI_HEADS.NUM_CLASSES": len(scenes.CLASSES),
     }
 
 

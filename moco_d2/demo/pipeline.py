@@ -16,14 +16,27 @@ from moco_d2.benchmark.html import Image, Section, html_code, write_report
 from moco_d2.benchmark.records.results import Record, read_records
 from moco_d2.benchmark.report import plots
 from moco_d2.benchmark.report.page import page_sections
+from moco_d2.benchmark.runs import retention
 from moco_d2.benchmark.runs.cell_state import placed
 from moco_d2.benchmark.runs.runner import run
 from moco_d2.benchmark.runs.suites import Suite
 from moco_d2.demo import scenes
-from moco_d2.demo.cells import PRETEXTS, demo_cells
+from moco_d2.demo.cells import demo_cells, demo_files, pretrainings
 from moco_d2.demo.settings import Settings
 from moco_d2.errors import UserError
 from moco_d2.files import write_text
+
+#: What the labels of pretraining have to do with the classes to detect.
+LABELS = (
+    "The supervised network was pretrained on the textures of the objects, and the detectors have "
+    "to find their shapes: the labels are of another kind than the classes, as those of ImageNet "
+    "are."
+)
+_SAME_CLASSES = (
+    " Only supervised_same_classes was pretrained on the shapes, so it knows the classes before."
+)
+_REPORT = "report.md"
+_CHANCE = 1 / len(scenes.LOOK_NAMES)  # kNN accuracy of guessing
 
 
 class Demo:
@@ -36,23 +49,33 @@ class Demo:
     def run(self) -> str:
         """Run all unfinished steps, and return the table as Markdown.
 
+        Checkpoints are removed when the report has its pictures of what the detectors find.
+
         Raises:
             UserError: If a run failed.
         """
         from moco_d2.engine.precision import bfloat16_pays
 
         cells = tuple(demo_cells(self.settings, amp=bfloat16_pays()))
-        if run(Suite("demo", "All steps on generated images", cells), folder=self.root):
+        suite = Suite(
+            "demo", "All steps on generated images", cells, files=demo_files(self.settings)
+        )
+        if run(suite, folder=self.root):
             raise UserError(
                 "a run of the demo failed: see its error above; the same command continues the demo"
             )
-        return self.report(
+        if (self.root / _REPORT).is_file() and not any(self.root.rglob("model_final.pth")):
+            return self._table(self._records())[0]  # a report without models has fewer pictures
+        table = self.report(
             [
                 f"tools/{tool} {shlex.join(placed(word, cell, self.root) for word in words)}"
                 for cell in cells
                 for tool, words in cell.commands
             ]
         )
+        for cell in cells:
+            retention.tidy(cell, self.root, "results")
+        return table
 
     def report(self, commands: list[str]) -> str:
         """Write tables, plots, index.html and report.md, and return the Markdown table.
@@ -62,22 +85,17 @@ class Demo:
         """
         root, settings = self.root, self.settings
         write_text(root / "commands.txt", "\n".join(commands) + "\n")
-        records = read_records([root / task for task, _ in settings.finetune_steps])
+        records = self._records()
         for name, kind in (("md", "markdown"), ("csv", "csv"), ("tex", "latex")):
             write_text(root / f"table.{name}", rendering.render(records, kind))
-        pretext = {
-            name: plots.read_metrics(root / f"pretrain_{name}" / "metrics.json")
-            for name in PRETEXTS
-        }
+        table, pretext, summary = self._table(records)
         plots.training_curves(
             pretext["moco"], root / "pretext_loss.svg", dictionary_size=settings.queue
         )
-        chance = 1 / len(scenes.CLASSES)
-        plots.knn_curve(pretext, root / "knn.svg", chance=chance)
-        summary = f"{loss_summary(pretext['moco'], settings.queue)} {knn_summary(pretext, chance)}"
+        plots.knn_curve(pretext, root / "knn.svg", chance=_CHANCE)
         curves = [
             Image(root / "pretext_loss.svg", "MoCo's loss against chance, ln(K+1)"),
-            Image(root / "knn.svg", "kNN accuracy on held-out images"),
+            Image(root / "knn.svg", "kNN accuracy of texture and shape, on held-out images"),
         ]
         results, *others = page_sections(records, root)
         write_report(
@@ -91,10 +109,26 @@ class Demo:
             ],
         )
         images = [image for section in others for image in section.images]
-        table = f"{rendering.render(records, 'markdown')}\n{summary}\n"
         pictures = "\n\n".join(f"![{i.caption}]({Path(i.path).name})" for i in curves + images)
-        write_text(root / "report.md", f"{table}\n{self._description(records)}\n\n{pictures}\n")
+        write_text(root / _REPORT, f"{table}\n{self._description(records)}\n\n{pictures}\n")
         return table
+
+    def _records(self) -> list[Record]:
+        return read_records([self.root / task for task, _ in self.settings.finetune_steps])
+
+    def _table(self, records: list[Record]) -> tuple[str, dict[str, list[dict[str, Any]]], str]:
+        """Return the Markdown table, the metrics of each pretraining, and sentences about them."""
+        settings = self.settings
+        metrics = {
+            name: plots.read_metrics(self.root / f"pretrain_{name}" / "metrics.json")
+            for name in pretrainings(settings)
+        }
+        labels = LABELS + (_SAME_CLASSES if settings.same_classes else "")
+        summary = (
+            f"{labels} {loss_summary(metrics['moco'], settings.queue)} "
+            f"{knn_summary(metrics, _CHANCE)}"
+        )
+        return f"{rendering.render(records, 'markdown')}\n{summary}\n", metrics, summary
 
     def _description(self, records: list[Record]) -> str:
         """Return a paragraph with the sizes and the machine."""
@@ -128,7 +162,7 @@ def knn_summary(pretext: dict[str, list[dict[str, Any]]], chance: float) -> str:
         for name, lines in pretext.items()
     }
     return (
-        f"kNN accuracy on held-out images: random {curves['moco'][0]:.3f}, "
+        f"kNN accuracy of texture and shape on held-out images: random {curves['moco'][0]:.3f}, "
         f"MoCo {curves['moco'][-1]:.3f}, supervised {curves['supervised'][-1]:.3f} "
         f"(chance {chance:.3f})."
     )

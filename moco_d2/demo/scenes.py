@@ -1,11 +1,14 @@
 """The demo's images: textured shapes on a plain noisy background, as files in the usual layouts.
 
-The demo has to show a benefit of MoCo within minutes on a laptop. A class is a shape with a
-texture. Everything else varies: size, location, rotation, the texture's period and phase, contrast,
-and the gray level of the background. The features of a random network mix these properties with the
-class, and classify only about half of the images correctly. MoCo's augmentations change most of
-these properties, so its features learn to ignore them. There is no color, and backgrounds are
-similar: with wider gray levels (95 to 160), MoCo learned little but the background.
+The demo has to show a benefit of MoCo within minutes on a laptop. A look is a shape with a texture.
+Everything else varies: size, location, rotation, the texture's period and phase, contrast, and the
+gray level of the background. The features of a random network mix these properties with the look.
+MoCo's augmentations change most of these properties, so its features learn to ignore them. There is
+no color, and backgrounds are similar: with wider gray levels (95 to 160), MoCo learned little but
+the background.
+
+The labels of pretraining are the textures, and the classes to detect are the shapes: two kinds, as
+the classes of ImageNet and of a detection set are.
 """
 
 import json
@@ -21,19 +24,24 @@ import numpy as np
 
 _SHAPES = ("disc", "square", "star")
 _TEXTURES = {"striped": "stripes", "checked": "checks", "ringed": "rings"}
-# Class name -> (shape, texture), sorted by name like class folders.
+# Name of a look -> (shape, texture), sorted by name like class folders.
 LOOKS = dict(
     sorted(
         (f"{a}_{shape}", (shape, texture)) for a, texture in _TEXTURES.items() for shape in _SHAPES
     )
 )
-CLASSES = tuple(LOOKS)
-# The COCO set has fewer classes, because Mask R-CNN has to learn its heads within a minute.
-COCO_CLASSES = tuple(sorted(_TEXTURES))
+LOOK_NAMES = tuple(LOOKS)
+#: The classes of the detection sets. No label of the supervised pretraining tells them apart.
+CLASSES = _SHAPES
+#: The kind of labels of a list of pretraining images -> look -> its label.
+LABELS = {
+    "textures": {name: name.split("_")[0] for name in LOOK_NAMES},
+    "shapes": {name: shape for name, (shape, _) in LOOKS.items()},
+}
 
 PRETRAIN_SIDE = 40  # side of a one-object image, pixels
 _JPEG_QUALITY = 92
-_OBJECT_SIDE = (28.0, 64.0)  # range of an object's diameter in a detection scene, pixels
+_OBJECT_SIDE = (22.0, 44.0)  # range of an object's diameter in a detection scene, pixels
 _OBJECT_FRACTION = (0.65, 1.0)  # the same in a one-object image, as fraction of its side
 _BACKGROUND = (112.0, 143.0)  # range of the gray level
 _CONTRAST = (45.0, 65.0)  # range of the difference between texture and background, in gray levels
@@ -49,7 +57,7 @@ class Object:
     """An object of a scene.
 
     Attributes:
-        name: The class of the object.
+        name: The look of the object.
         polygon: The outline, (points, 2), x and y in pixels from the top left corner of the image.
     """
 
@@ -62,19 +70,18 @@ class Object:
         return (*self.polygon.min(axis=0).tolist(), *self.polygon.max(axis=0).tolist())
 
     @property
+    def shape(self) -> str:
+        return LOOKS[self.name][0]
+
+    @property
     def area(self) -> float:
         return float(cv2.contourArea(self.polygon.astype(np.float32)))
-
-
-def coco_class(name: str) -> str:
-    """Return the class of an object in the COCO set: the texture of class `name`."""
-    return name.split("_", maxsplit=1)[0]
 
 
 def draw_object_image(
     name: str, rng: np.random.Generator, side: int = PRETRAIN_SIDE
 ) -> tuple[np.ndarray, Object]:
-    """Return a square image (side, side, 3) of uint8 with one large object of class `name`."""
+    """Return a square image (side, side, 3) of uint8 with one large object of look `name`."""
     diameter = rng.uniform(*_OBJECT_FRACTION) * side
     center = rng.uniform(diameter / 2, side - diameter / 2, 2)
     canvas, (drawn,) = _render(side, side, [(name, diameter, center)], rng)
@@ -82,10 +89,10 @@ def draw_object_image(
 
 
 def draw_scene(rng: np.random.Generator) -> tuple[np.ndarray, list[Object]]:
-    """Return a detection scene (H, W, 3) of uint8, with W from 128 to 160, H from 96 to 128, and
-    one to three objects that do not touch.
+    """Return a detection scene (H, W, 3) of uint8, with W from 88 to 104, H from 72 to 88, and one
+    to three objects that do not touch.
     """
-    width, height = int(rng.integers(128, 161)), int(rng.integers(96, 129))
+    width, height = int(rng.integers(88, 105)), int(rng.integers(72, 89))
     wanted = int(rng.integers(1, 4))
     placed: list[tuple[str, float, np.ndarray]] = []
     for _ in range(20 * wanted):
@@ -93,7 +100,7 @@ def draw_scene(rng: np.random.Generator) -> tuple[np.ndarray, list[Object]]:
         margin = diameter / 2 + 1
         center = rng.uniform((margin, margin), (width - margin, height - margin))
         if all(math.dist(center, c) > (diameter + d) / 2 for _, d, c in placed):
-            placed.append((CLASSES[rng.integers(len(CLASSES))], diameter, center))
+            placed.append((LOOK_NAMES[rng.integers(len(LOOK_NAMES))], diameter, center))
         if len(placed) == wanted:
             break
     return _render(width, height, placed, rng)
@@ -110,9 +117,11 @@ def write_dataset(
 ) -> None:
     """Write the demo's images and annotations below `root`.
 
-    ``pretrain/`` and ``pretrain_test/`` are class folders of one-object images, ``VOC2007/`` is a
-    folder of the Pascal VOC devkit, and ``coco/`` holds ``images/{train,test}`` and
-    ``annotations/{train,test}.json``. All sets are drawn independently. The same arguments give the
+    ``pretrain/`` and ``pretrain_test/`` are class folders of one-object images, one per look.
+    ``pretrain_textures.txt`` and ``pretrain_shapes.txt`` list the images of ``pretrain/`` with a
+    label. ``VOC2007/`` is a folder of the Pascal VOC devkit, and ``coco/`` holds
+    ``images/{train,test}`` and ``annotations/{train,test}.json``; their classes are the shapes. All
+    sets are drawn independently. The same arguments give the
     same bytes, and a set does not depend on the sizes of the others.
 
     Args:
@@ -123,6 +132,7 @@ def write_dataset(
     """
     streams = [np.random.default_rng((seed, part)) for part in range(6)]
     _write_class_folders(root / "pretrain", pretrain_images, streams[0])
+    _write_lists(root, pretrain_images)
     _write_class_folders(root / "pretrain_test", knn_test_images, streams[1])
     voc = root / "VOC2007"
     _write_voc_split(voc, "trainval", range(1, detection_train + 1), streams[2])
@@ -133,11 +143,22 @@ def write_dataset(
 
 
 def _write_class_folders(folder: Path, count: int, rng: np.random.Generator) -> None:
-    for name in CLASSES:
+    for name in LOOK_NAMES:
         (folder / name).mkdir(parents=True, exist_ok=True)
+    for name, file in _files(count):
+        _write_jpeg(folder / name / file, draw_object_image(name, rng)[0])
+
+
+def _write_lists(root: Path, count: int) -> None:
+    for kind, labels in LABELS.items():
+        lines = (f"pretrain/{name}/{file} {labels[name]}\n" for name, file in _files(count))
+        (root / f"pretrain_{kind}.txt").write_text("".join(lines))
+
+
+def _files(count: int) -> Iterator[tuple[str, str]]:
+    """Yield look and file name of each one-object image."""
     for index in range(count):
-        name = CLASSES[index % len(CLASSES)]
-        _write_jpeg(folder / name / f"{index:05d}.jpg", draw_object_image(name, rng)[0])
+        yield LOOK_NAMES[index % len(LOOK_NAMES)], f"{index:05d}.jpg"
 
 
 def _write_voc_split(root: Path, split: str, numbers: range, rng: np.random.Generator) -> None:
@@ -163,7 +184,7 @@ def _voc_annotation(filename: str, shape: tuple[int, ...], objects: list[Object]
         corners = _tags(
             xmin=math.floor(x0) + 1, ymin=math.floor(y0) + 1, xmax=math.ceil(x1), ymax=math.ceil(y1)
         )
-        facts = _tags(name=item.name, pose="Unspecified", truncated=0, difficult=0)
+        facts = _tags(name=item.shape, pose="Unspecified", truncated=0, difficult=0)
         lines.append(f"\t<object>{facts}<bndbox>{corners}</bndbox></object>")
     return "\n".join([*lines, "</annotation>", ""])
 
@@ -190,8 +211,8 @@ def _write_coco_split(root: Path, split: str, count: int, rng: np.random.Generat
         "images": images,
         "annotations": annotations,
         "categories": [
-            {"id": number, "name": name, "supercategory": "texture"}
-            for number, name in enumerate(COCO_CLASSES, start=1)
+            {"id": number, "name": name, "supercategory": "shape"}
+            for number, name in enumerate(CLASSES, start=1)
         ],
     }
     (root / "annotations" / f"{split}.json").write_text(json.dumps(content))
@@ -202,7 +223,7 @@ def _coco_annotation(annotation_id: int, image_id: int, item: Object) -> dict[st
     return {
         "id": annotation_id,
         "image_id": image_id,
-        "category_id": COCO_CLASSES.index(coco_class(item.name)) + 1,
+        "category_id": CLASSES.index(item.shape) + 1,
         "segmentation": [[round(float(v), 2) for v in item.polygon.ravel()]],
         "bbox": [round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)],
         "area": round(item.area, 2),

@@ -14,27 +14,29 @@ class Settings:
         momentum, queue: MoCo's momentum and queue size. A longer run allows larger ones.
         finetune_steps: Iterations of each detector, by task.
         seeds: Seeds; each detector is trained once per seed.
+        same_classes: Whether there is a row whose pretraining labels are the classes to detect.
     """
 
-    pretrain_images: int = 4000
-    knn_test_images: int = 800
+    pretrain_images: int = 2400
+    knn_test_images: int = 450
     detection_train: int = 200
     detection_test: int = 80
-    pretrain_steps: int = 550
+    pretrain_steps: int = 320
     momentum: float = 0.98
     queue: int = 256
-    finetune_steps: tuple[tuple[str, int], ...] = (("voc_C4", 140), ("coco_FPN_1x", 100))
-    seeds: tuple[int, ...] = (1, 2)
+    finetune_steps: tuple[tuple[str, int], ...] = (("voc_C4", 80), ("coco_C4_1x", 80))
+    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
+    same_classes: bool = False
 
 
 SHORT = Settings()
 LONG = Settings(
-    pretrain_images=8000,
+    pretrain_images=6000,
     detection_train=400,
     detection_test=200,
-    pretrain_steps=2000,
+    pretrain_steps=1000,
     momentum=0.99,
     queue=512,
-    finetune_steps=(("voc_C4", 300), ("coco_FPN_1x", 250)),
-    seeds=(1, 2, 3),
+    finetune_steps=(("voc_C4", 240), ("coco_C4_1x", 240), ("coco_FPN_1x", 200)),
+    same_classes=True,
 )

@@ -2,10 +2,18 @@
 
 import pytest
 
+from moco_d2.benchmark.runs.suites import FOLDER
 from moco_d2.config.load import load_config
-from moco_d2.demo.cells import INITIALIZATIONS, demo_cells
+from moco_d2.demo.cells import (
+    SAME_CLASSES,
+    demo_cells,
+    demo_files,
+    initializations,
+    pretrainings,
+)
 from moco_d2.demo.pipeline import knn_summary, loss_summary
 from moco_d2.demo.settings import LONG, SHORT
+from moco_d2.files import write_text
 
 
 def commands_of(settings, name):
@@ -13,28 +21,49 @@ def commands_of(settings, name):
     return dict(cell.commands)
 
 
-@pytest.mark.parametrize("settings", [SHORT, LONG])
-@pytest.mark.parametrize("task", ["voc_C4", "coco_FPN_1x"])
-def test_commands_of_a_task_are_matched(settings, task):
-    """Every word of the three command lines is the same but config, weights and output."""
+TASKS = [(settings, task) for settings in (SHORT, LONG) for task, _ in settings.finetune_steps]
+
+
+@pytest.mark.parametrize(("settings", "task"), TASKS)
+def test_commands_of_a_task_are_matched(settings, task, tmp_path):
+    """Every word of the command lines is the same but config, weights and output."""
+    for name, content in demo_files(settings).items():
+        write_text(tmp_path / name, content)
     resolved = []
-    for initialization in INITIALIZATIONS:
+    for initialization in initializations(settings):
         words = commands_of(settings, f"{task}/{initialization}/seed1")["train_net.py"]
-        assert words[:3] == ("--config-file", f"{task}_{initialization}.yaml", "--resume")
-        cfg = load_config(words[1], words[3:])
+        assert words[0] == "--config-file"
+        assert words[2] == "--resume"
+        folder = f"{FOLDER}/configs/" if initialization == SAME_CLASSES else ""
+        assert words[1] == f"{folder}{task}_{initialization}.yaml"
+        cfg = load_config(words[1].replace(FOLDER, str(tmp_path)), words[3:])
         cfg.MODEL.WEIGHTS = cfg.OUTPUT_DIR = ""
         resolved.append(cfg.dump())
-    assert resolved[0] == resolved[1] == resolved[2]
+    assert len(resolved) == 3 + settings.same_classes
+    assert len(set(resolved)) == 1
 
 
-def test_both_pretexts_have_the_same_images_network_steps_and_rate():
-    resolved = []
-    for pretext in ("moco", "supervised"):
-        words = commands_of(SHORT, f"pretrain_{pretext}")["pretrain.py"]
+def test_the_demo_has_two_tasks_whose_heads_are_pretrained_and_thirty_runs():
+    runs = [cell for cell in demo_cells(SHORT) if cell.kind == "transfer"]
+    assert {cell.task for cell in runs} == {"voc_C4", "coco_C4_1x"}
+    assert len(runs) == 30
+    assert {cell.task for cell in demo_cells(LONG) if cell.kind == "transfer"} == {
+        *("voc_C4", "coco_C4_1x", "coco_FPN_1x")
+    }
+
+
+def test_pretrainings_have_the_same_images_network_steps_and_rate():
+    """They differ in the pretext, and the labels of one are the classes to detect."""
+    resolved, lists = [], []
+    for name in pretrainings(LONG):
+        words = commands_of(LONG, f"pretrain_{name}")["pretrain.py"]
         cfg = load_config(words[1], words[3:])
+        lists.append(cfg.DATASETS.TRAIN[0].rpartition("/")[2])
         cfg.MOCO.PRETEXT = cfg.OUTPUT_DIR = ""
+        cfg.DATASETS.TRAIN = ()
         resolved.append(cfg.dump())
-    assert resolved[0] == resolved[1]
+    assert len(set(resolved)) == 1
+    assert lists == ["pretrain_textures.txt", "pretrain_textures.txt", "pretrain_shapes.txt"]
 
 
 def test_sentences_hold_the_numbers():

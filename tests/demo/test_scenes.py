@@ -65,11 +65,29 @@ def test_a_set_does_not_depend_on_the_sizes_of_the_others(dataset, tmp_path):
 def test_class_folders(dataset):
     for split, each in (("pretrain", 2), ("pretrain_test", 1)):
         folders = sorted(p.name for p in (dataset / split).iterdir())
-        assert folders == list(scenes.CLASSES)
+        assert folders == list(scenes.LOOK_NAMES)
         for name in folders:
             images = list((dataset / split / name).glob("*.jpg"))
             assert len(images) == each
             assert Image.open(images[0]).size == (scenes.PRETRAIN_SIDE, scenes.PRETRAIN_SIDE)
+
+
+def test_lists_label_the_same_images_by_texture_and_by_shape(dataset):
+    """No label of one kind tells the labels of the other kind apart."""
+    from moco_d2.pretrain.data.sources import read_list
+
+    lists = {kind: read_list(dataset / f"pretrain_{kind}.txt") for kind in scenes.LABELS}
+    textures, shapes = (list(lists[kind].classes) for kind in ("textures", "shapes"))
+    assert textures == ["checked", "ringed", "striped"]
+    assert shapes == list(scenes.CLASSES)
+    paths = [list(images.paths) for images in lists.values()]
+    assert paths[0] == paths[1]
+    assert len(paths[0]) == SIZES["pretrain_images"]
+    pairs = set(zip(*(images.labels for images in lists.values()), strict=True))
+    assert len(pairs) == len(textures) * len(shapes)
+    for path, texture, shape in zip(paths[0], *(i.labels for i in lists.values()), strict=True):
+        assert Path(path).is_file()
+        assert Path(path).parent.name == f"{textures[texture]}_{shapes[shape]}"
 
 
 def test_voc_layout(dataset):
@@ -123,7 +141,7 @@ def test_coco_annotations(dataset, split, count):
     root = dataset / "coco"
     coco = COCO(str(root / "annotations" / f"{split}.json"))
     assert len(coco.imgs) == count
-    assert [coco.cats[i]["name"] for i in sorted(coco.cats)] == list(scenes.COCO_CLASSES)
+    assert [coco.cats[i]["name"] for i in sorted(coco.cats)] == list(scenes.CLASSES)
     assert min(coco.cats) == 1
     for image in coco.imgs.values():
         path = root / "images" / split / image["file_name"]
@@ -159,11 +177,11 @@ def test_annotations_name_category_and_area_of_what_was_drawn():
     assert 1 <= len(objects) <= 3
     for item in objects:
         x0, y0, x1, y1 = item.box
-        assert 18 < min(x1 - x0, y1 - y0) <= max(x1 - x0, y1 - y0) < 66
+        assert 14 < min(x1 - x0, y1 - y0) <= max(x1 - x0, y1 - y0) < 46
         assert 0.2 < item.area / ((x1 - x0) * (y1 - y0)) <= 1
 
 
-@pytest.mark.parametrize("name", scenes.CLASSES)
+@pytest.mark.parametrize("name", scenes.LOOK_NAMES)
 def test_one_object_fills_much_of_its_image(name):
     image, found = scenes.draw_object_image(name, np.random.default_rng(1), side=48)
     assert image.shape == (48, 48, 3)
@@ -177,7 +195,7 @@ def test_mean_color_tells_nothing_about_the_class():
     means = np.array(
         [
             [scenes.draw_object_image(name, rng)[0].mean(axis=(0, 1)) for _ in range(40)]
-            for name in scenes.CLASSES
+            for name in scenes.LOOK_NAMES
         ]
     )
     assert np.ptp(means.mean(axis=1)) < 15

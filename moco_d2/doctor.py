@@ -6,8 +6,10 @@ import importlib
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from moco_d2.config.load import config_root, load_config
 from moco_d2.errors import UserError, printable
@@ -21,8 +23,15 @@ _NEEDED = {
     "pycocotools": "uv pip install pycocotools",
     "cv2": "uv pip install opencv-python",
 }
-# What single tasks need.
-_OPTIONAL = {"cityscapesscripts": "Cityscapes: uv pip install '.[cityscapes]'"}
+# What single tasks and keys need: module -> extra and use.
+_OPTIONAL = {
+    "cityscapesscripts": ("cityscapes", "Cityscapes"),
+    "huggingface_hub": ("hub", "weights named hf://USER/REPO"),
+    "wandb": ("wandb", "MOCO.TRACKERS wandb"),
+    "mlflow": ("mlflow", "MOCO.TRACKERS mlflow"),
+    "trackio": ("trackio", "MOCO.TRACKERS trackio"),
+}
+_NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 _LITTLE_SPACE_GB = 10  # a few checkpoints with the state of their optimizer
 
 
@@ -57,15 +66,15 @@ def examine() -> Report:
     installed = versions("pycocotools", "faster-coco-eval", "opencv-python")
     report.found.append(("versions", ", ".join(f"{name} {v}" for name, v in installed.items())))
     usable = {name for name, fix in _NEEDED.items() if _imports(name, fix, report)}
-    for name, fix in _OPTIONAL.items():
-        if importlib.util.find_spec(name) is None:
-            report.advice.append(f"{name} is absent; for {fix}")
+    report.missing += _unmet_requirements(already=usable ^ _NEEDED.keys())
+    _examine_extras(report)
     if "detectron2" in usable:
         _examine_detectron2(report)
     if "torch" in usable:
         _examine_devices(report)
     if {"torch", "detectron2"} <= usable:
         _examine_datasets(report)
+        _examine_weights(report)
     free = shutil.disk_usage(Path.cwd()).free / 1e9
     report.found.append(("disk", f"{free:.0f} GB free in this folder"))
     if free < _LITTLE_SPACE_GB:
@@ -83,6 +92,63 @@ def _imports(name: str, fix: str, report: Report) -> bool:
     return True
 
 
+def _unmet_requirements(already: Collection[str]) -> list[str]:
+    """Return what the installed package requires and the environment lacks, each with its fix.
+
+    Args:
+        already: Packages that are named otherwise.
+    """
+    unmet = []
+    try:
+        from packaging.requirements import Requirement
+
+        texts = metadata.requires("moco_d2") or []
+    except (ImportError, metadata.PackageNotFoundError):  # a checkout that is not installed
+        return []
+    for requirement in map(Requirement, texts):
+        if requirement.name in already or not _is_for_all(requirement.marker):
+            continue
+        try:
+            version = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            unmet.append(f"{requirement.name}; uv pip install '{requirement}'")
+        else:
+            if not requirement.specifier.contains(version, prereleases=True):
+                unmet.append(f"{requirement}, not {version}; uv pip install '{requirement}'")
+    return unmet
+
+
+def _is_for_all(marker: Any) -> bool:
+    return marker is None or marker.evaluate({"extra": ""})
+
+
+def _examine_extras(report: Report) -> None:
+    """Tell which extras are installed."""
+    there = {name for name in _OPTIONAL if importlib.util.find_spec(name) is not None}
+    extras = [extra for name, (extra, _) in _OPTIONAL.items() if name in there]
+    report.found.append(("extras", ", ".join(extras) or "none"))
+    uses = [f"{use} ({extra})" for name, (extra, use) in _OPTIONAL.items() if name not in there]
+    if uses:
+        report.advice.append(f"extras not installed: {', '.join(uses)}; uv pip install '.[EXTRA]'")
+
+
+def _examine_weights(report: Report) -> None:
+    """Tell which weights that have names are in the cache, so that they need no network."""
+    from moco_d2.checkpoint.cache import CACHE_VARIABLE, cache_folder
+    from moco_d2.checkpoint.catalog import PUBLISHED
+
+    folder = cache_folder()
+    names = [entry.name for entry in PUBLISHED if (folder / entry.file).is_file()]
+    hub = folder / "hub"
+    names += sorted(f"hf://{path.parent.relative_to(hub)}" for path in hub.glob("*/*/*/"))
+    report.found.append(("weights", f"in {folder}: {', '.join(dict.fromkeys(names)) or 'none'}"))
+    if not names:
+        report.advice.append(
+            f"no published weights are in the cache: they are fetched when a run first names them; "
+            f"{CACHE_VARIABLE} names another cache (docs/weights.md)"
+        )
+
+
 def _examine_detectron2(report: Report) -> None:
     import detectron2
 
@@ -92,6 +158,11 @@ def _examine_detectron2(report: Report) -> None:
     place = Path(detectron2.__file__).parent
     about = f"{detectron2.__version__} {operators} compiled operators, {place}"
     report.found.append(("Detectron2", about))
+    if operators == "without":
+        report.advice.append(
+            "no compiled operators: the packaged tasks need none; deformable convolution and "
+            "rotated boxes need a Detectron2 built from source (docs/install.md)"
+        )
 
 
 def _examine_devices(report: Report) -> None:
@@ -108,6 +179,11 @@ def _examine_devices(report: Report) -> None:
         built = torch.version.cuda
         reason = f"torch is built for CUDA {built}" if built else "torch is built without CUDA"
         report.found.append(("GPUs", f"none that torch can use ({reason}); commands use the CPU"))
+        if _NVIDIA_DRIVER.exists():
+            report.advice.append(
+                "this machine has an NVIDIA driver, but torch finds no GPU: install a torch that "
+                "is built for a CUDA version of this driver (nvidia-smi prints the newest one)"
+            )
 
 
 def _examine_datasets(report: Report) -> None:

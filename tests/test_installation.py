@@ -96,6 +96,37 @@ def test_the_doctor_finds_what_is_here(tmp_path, monkeypatch):
     assert not report.missing and "every command can run here" in report.text()
     found = dict(report.found)
     assert "compiled operators" in found["Detectron2"] and "torch" in found["versions"]
+    assert {"CPU", "datasets", "disk"} <= found.keys()
+    extras = {extra for extra, _ in doctor._OPTIONAL.values()}
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    assert all(f"\n{extra} = [" in pyproject for extra in extras)
+    assert set(found["extras"].split(", ")) <= extras | {"none"}
+
+
+def test_the_doctor_finds_cached_weights_and_absent_extras(tmp_path, monkeypatch):
+    monkeypatch.setenv("MOCO_D2_CACHE", str(tmp_path))
+    there = doctor.Report()
+    doctor._examine_weights(there)
+    assert "no published weights are in the cache" in there.text()
+    (tmp_path / "resnet50-0676ba61.pth").touch()
+    (tmp_path / "hub" / "lab" / "moco" / "main").mkdir(parents=True)
+    there = doctor.Report()
+    doctor._examine_weights(there)
+    assert dict(there.found)["weights"].endswith(": torchvision://resnet50, hf://lab/moco")
+    monkeypatch.setitem(doctor._OPTIONAL, "no_such_module", ("some", "MOCO.SOMETHING"))
+    doctor._examine_extras(there)
+    assert "MOCO.SOMETHING (some)" in there.advice[-1]
+    assert "uv pip install '.[EXTRA]'" in there.advice[-1]
+
+
+def test_the_doctor_names_requirements_of_another_version(monkeypatch):
+    required = ["numpy>=1", "no_such_package>=2", "kornia<0.1", "torch<1", 'absent; extra == "x"']
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: required)
+    installed = doctor.metadata.version("kornia")
+    assert doctor._unmet_requirements(already={"torch"}) == [
+        "no_such_package; uv pip install 'no_such_package>=2'",
+        f"kornia<0.1, not {installed}; uv pip install 'kornia<0.1'",
+    ]
 
 
 def test_the_doctor_names_what_is_missing_and_the_fix(monkeypatch, capsys):

@@ -144,6 +144,28 @@ MOCO_GROUPS = (
                 "detection.",
             ),
             Key(
+                "MOCO.VAL_LOSS",
+                0,
+                _COUNT_OR_0,
+                "Every this many iterations and at the end, the detector's losses on validation "
+                "images are logged as `val_loss/...`. With 0 they are not computed. They do not "
+                "change the training, and no checkpoint is chosen by them.",
+            ),
+            Key(
+                "MOCO.VAL_LOSS_DATA",
+                (),
+                Names(),
+                "These are the datasets of the validation loss. With `()` they are "
+                "`DATASETS.TEST`.",
+            ),
+            Key(
+                "MOCO.VAL_LOSS_IMAGES",
+                500,
+                _COUNT_OR_0,
+                "The validation loss is computed on this many images with objects, spread evenly "
+                "over the datasets; with 0 on all.",
+            ),
+            Key(
                 "MOCO.DRAW_SCORE",
                 0.5,
                 _FRACTION,

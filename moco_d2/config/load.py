@@ -37,7 +37,10 @@ COMMAND_LINE = "override on the command line"  # the source of a value, in error
 _LONGEST_REASON = 400  # characters of another library's error
 
 #: Keys that name data. The data is opened, or with ``pipe:`` a command is run that writes it.
-DATA_KEYS = ("DATASETS.TRAIN", "DATASETS.TEST", "MOCO.KNN.TRAIN", "MOCO.KNN.TEST")
+DATA_KEYS = (
+    *("DATASETS.TRAIN", "DATASETS.TEST", "MOCO.KNN.TRAIN", "MOCO.KNN.TEST"),
+    "MOCO.VAL_LOSS_DATA",
+)
 # Keys of Detectron2 that name a place. A name may look like a number, as in OUTPUT_DIR 20261129.
 _PLACES = ("OUTPUT_DIR", "MODEL.WEIGHTS")
 # Keys that an initialization may set; `*` stands for any text.

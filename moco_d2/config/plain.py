@@ -7,7 +7,10 @@ from typing import Any
 from moco_d2.files import sha256_of_json
 
 #: Matched runs of one task may differ in these keys.
-FREE_KEYS = ("MODEL.WEIGHTS", "SEED", "OUTPUT_DIR", "MOCO.TRACKERS")
+FREE_KEYS = (
+    *("MODEL.WEIGHTS", "SEED", "OUTPUT_DIR", "MOCO.TRACKERS"),
+    *("MOCO.VAL_LOSS", "MOCO.VAL_LOSS_DATA", "MOCO.VAL_LOSS_IMAGES"),
+)
 
 #: Keys that older configs lack, and the values with which a run equals a run of an older version.
 LATER_KEYS = {

@@ -12,6 +12,7 @@ class Purpose(enum.IntEnum):
     VIEWS = 1
     SUBSTITUTE = 2
     DEVICE = 3
+    VALIDATION = 4
 
 
 def derive_seed(purpose: Purpose, *words: int) -> int:

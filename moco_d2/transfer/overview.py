@@ -77,7 +77,10 @@ def _device(plan: RunPlan) -> str:
 
 
 def _evaluation(cfg: "CfgNode", steps: int) -> str:
+    losses, period = "", cfg.TEST.EVAL_PERIOD
+    if cfg.MOCO.VAL_LOSS:
+        losses = f"; validation loss every {count(cfg.MOCO.VAL_LOSS, 'step')}"
     if not cfg.DATASETS.TEST:
-        return "none: DATASETS.TEST names no set, so the record has no metrics"
-    period = cfg.TEST.EVAL_PERIOD
-    return f"every {period:,} steps and at the end" if 0 < period < steps else "at the end"
+        return f"none: DATASETS.TEST names no set, so the record has no metrics{losses}"
+    periodic = f"every {period:,} steps and " if 0 < period < steps else ""
+    return f"{periodic}at the end{losses}"

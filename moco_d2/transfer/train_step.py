@@ -75,7 +75,7 @@ class AccumulatingTrainer(SimpleTrainer):
             batches.append(next(self._data_loader_iter))
             data_time += time.perf_counter() - start
             with self._synchronization(last=i == self.passes - 1):
-                with self._autocast(), proposals_checked(batches):
+                with self.autocast(), proposals_checked(batches):
                     pass_losses = self.model(batches[-1])
                 self.grad_scaler.scale(sum(pass_losses.values()) / self.passes).backward()
             losses.append({name: loss.detach() for name, loss in pass_losses.items()})
@@ -89,7 +89,8 @@ class AccumulatingTrainer(SimpleTrainer):
             return contextlib.nullcontext()
         return self.model.no_sync()
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context of a forward pass."""
         return torch.autocast(
             self._device_type, dtype=self._amp_dtype, enabled=self._amp_dtype is not None
         )

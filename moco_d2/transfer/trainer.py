@@ -31,6 +31,7 @@ from moco_d2.transfer.evaluation.build import TestMapper, box_errors, build_eval
 from moco_d2.transfer.evaluation.precise_bn import PreciseBN
 from moco_d2.transfer.resumable_trainer import RestoreGenerators, ResumableTrainer
 from moco_d2.transfer.train_step import AccumulatingTrainer
+from moco_d2.transfer.validation_loss import ValidationLoss
 from moco_d2.transfer.weights import unwrapped
 
 _LOG_PERIOD = 20  # iterations between two lines of metrics.json, Detectron2's default
@@ -138,10 +139,14 @@ class Trainer(ResumableTrainer):
         if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
             precise = cfg.TEST.PRECISE_BN
             built.append(PreciseBN(cfg.TEST.EVAL_PERIOD, self.data_loader, precise.NUM_ITER))
+        if cfg.MOCO.VAL_LOSS:
+            # The trainer with autocast is set after the hooks are built.
+            built.append(ValidationLoss(cfg, lambda: self._trainer.autocast()))  # noqa: PLW0108
         if cfg.DATASETS.TEST:
             built.append(EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
         if comm.is_main_process():
-            built.append(_WriteEvaluation(cfg.TEST.EVAL_PERIOD, writers, trackers))
+            for period in (cfg.TEST.EVAL_PERIOD, cfg.MOCO.VAL_LOSS):
+                built.append(_WriteEvaluation(period, writers, trackers))
             built.append(hooks.PeriodicWriter([writers, trackers], period=_LOG_PERIOD))
             built.append(DataTime())
             built.append(ProgressBar(cfg.MOCO.TASK or "training"))

@@ -14,6 +14,7 @@ from moco_d2.transfer.preflight.dataset_checks import check_datasets
 from moco_d2.transfer.preflight.findings import Finding
 from moco_d2.transfer.preflight.memory import available_bytes
 from moco_d2.transfer.preflight.trained_classes import check_trained_classes
+from moco_d2.transfer.preflight.validation_checks import check_validation_loss
 
 
 def check(plan: RunPlan) -> list[Finding]:
@@ -32,6 +33,7 @@ def check(plan: RunPlan) -> list[Finding]:
         *check_name(cfg, plan.config_file),
         *check_schedule(cfg, plan.written),
         *check_settings(cfg),
+        *check_validation_loss(cfg),
         *check_memory(cfg, available=available, world_size=plan.world_size),
     ]
 

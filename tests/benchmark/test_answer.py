@@ -3,7 +3,7 @@
 import pytest
 
 from moco_d2.benchmark.records.results import read_records
-from moco_d2.benchmark.statistics import Comparison, corrected, paired
+from moco_d2.benchmark.statistics import Blocks, Comparison, corrected
 from moco_d2.benchmark.tables.answer import answers
 
 
@@ -29,14 +29,15 @@ def runs(write, make_content):
 
 
 def test_above_and_no_order(runs, write):
-    """The numbers are those of the paired test with Holm's correction over three pairs."""
+    """The numbers are those of the table, with Holm's correction over three pairs."""
     moco, random, supervised = (17.0, 18.0, 19.0), (8.0, 9.5, 10.0), (18.1, 16.9, 19.6)
     runs("random", box=random)
     runs("supervised", box=supervised)
     runs("moco", box=moco)
-    to_random, to_supervised, _ = corrected(
-        [paired(moco, random), paired(moco, supervised), paired(random, supervised)]
-    )
+    rows = {"moco": moco, "random": random, "supervised": supervised}
+    blocks = Blocks({name: dict(enumerate(values)) for name, values in rows.items()})
+    pairs = [("moco", "random"), ("moco", "supervised"), ("random", "supervised")]
+    to_random, to_supervised, _ = corrected(blocks.compare(*pair) for pair in pairs)
     assert to_random.supported and not to_supervised.supported
     assert said(write.folder) == (
         f"voc_C4: MoCo is above random in AP by 8.8 [{to_random.low:.1f}, {to_random.high:.1f}] "

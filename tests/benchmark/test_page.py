@@ -295,7 +295,7 @@ def test_where_moco_wins_is_said_only_as_far_as_the_runs_support_it(losses, tmp_
     assert re.search(r"supervised \(n=5\).*<td>5.0.±.0.1</td>", table)
     (said,) = re.findall(r"moco against supervised: (.*?)</p>", table)
     assert said == "a different loss to Loc (-2.0, p &lt;0.0001)."
-    assert "paired" in table and "not the 11-point AP50" in table
+    assert "blocked" in table and "not the 11-point AP50" in table
 
 
 def test_without_spread_nothing_is_claimed(write, make_content, tmp_path):

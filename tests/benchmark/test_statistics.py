@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from moco_d2.benchmark.statistics import (
+    Blocks,
     Comparison,
     Summary,
     agreement_band,
@@ -14,6 +15,7 @@ from moco_d2.benchmark.statistics import (
     holm,
     least_detectable,
     paired,
+    sign_flip,
     summarize,
     welch,
 )
@@ -117,3 +119,84 @@ def test_least_detectable_difference():
     for n, comparisons in ((2, 1), (3, 9), (5, 18)):
         t = least_detectable(n, comparisons) * math.sqrt(n)
         assert comparisons * 2 * stats.t.sf(t, n - 1) == pytest.approx(0.05)
+
+
+# ---- seeds as blocks -----------------------------------------------------------------------------
+
+
+def rows_of(values):
+    return {f"row{i}": dict(enumerate(row)) for i, row in enumerate(values)}
+
+
+def test_two_rows_are_the_paired_test():
+    a, b = [3.1, 2.9, 3.6, 3.3], [2.0, 2.2, 2.1, 2.6]
+    comparison, expected = Blocks(rows_of([a, b])).compare("row0", "row1"), paired(a, b)
+    assert (comparison.difference, comparison.p) == pytest.approx((expected.difference, expected.p))
+    assert (comparison.low, comparison.high) == pytest.approx((expected.low, expected.high))
+    assert (comparison.test, comparison.n) == ("blocked", (4, 4))
+
+
+def test_equal_spreads_are_pooled():
+    """Rows of one spread: the residual of all, with the degrees of freedom of all."""
+    rng = np.random.default_rng(3)
+    found = []
+    for _ in range(400):
+        values = rng.normal(0, 1, (5, 4)) + rng.normal(0, 3, 4)
+        comparison = Blocks(rows_of(values)).compare("row0", "row1")
+        found.append((comparison.high - comparison.low) / 2)
+    # 12 degrees of freedom; the paired test has 3, and an interval that is wider by half.
+    assert np.mean(found) < 1.15 * stats.t.ppf(0.975, 12) * math.sqrt(2 / 4)
+
+
+def test_a_row_that_spreads_more_is_compared_with_its_own_spread():
+    rng = np.random.default_rng(4)
+    quiet = rng.normal(0, 0.01, (6, 5))
+    loud = rng.normal(0, 1, (1, 5))
+    blocks = Blocks(rows_of(np.concatenate([loud, quiet])))
+    own = np.var(loud[0] - quiet[0], ddof=1)
+    comparison = blocks.compare("row0", "row1")
+    half = (comparison.high - comparison.low) / 2
+    assert half >= 0.99 * stats.t.ppf(0.975, 20) * math.sqrt(own / 5)
+
+
+def test_a_missing_run_changes_n_and_not_the_test():
+    values = np.random.default_rng(5).normal(0, 1, (3, 4))
+    rows = rows_of(values)
+    del rows["row1"][2]
+    blocks = Blocks(rows)
+    comparison = blocks.compare("row0", "row1")
+    assert (comparison.test, comparison.n) == ("blocked", (3, 3))
+    common = [0, 1, 3]
+    assert comparison.difference == pytest.approx((values[0] - values[1])[common].mean())
+    assert blocks.compare("row0", "row2").n == (4, 4)
+    # The residual is that of least squares over the eleven runs that are there.
+    cells = [(i, s) for i in range(3) for s in range(4) if (i, s) != (1, 2)]
+    design = np.array([[i == k for k in range(3)] + [s == k for k in range(4)] for i, s in cells])
+    y = np.array([values[cell] for cell in cells])
+    residual = y - design @ np.linalg.pinv(design.astype(float)) @ y
+    assert blocks._freedom == 11 - 6
+    assert blocks._residual == pytest.approx(residual @ residual / 5)
+
+
+def test_seeds_that_are_not_shared_cannot_be_compared():
+    blocks = Blocks({"a": {1: 1.0}, "b": {2: 2.0}, "c": {1: 4.0}})
+    with pytest.raises(ValueError, match="no seed in common"):
+        blocks.compare("a", "b")
+    assert blocks.compare("a", "c") == Comparison(-3.0, (1, 1))
+
+
+def test_fewer_than_three_seeds_claim_nothing():
+    for n, supported in ((2, False), (3, True)):
+        values = [[10.0 + 0.01 * s for s in range(n)], [0.0 + 0.011 * s for s in range(n)]]
+        (comparison,) = corrected([Blocks(rows_of(values)).compare("row0", "row1")])
+        assert comparison.p_holm < 0.001 and comparison.supported == supported
+
+
+def test_sign_flip_against_scipy():
+    differences = [0.4, 0.1, 0.3, -0.2, 0.5, 0.2]
+    expected = stats.permutation_test(
+        (differences,), lambda x, axis: np.mean(x, axis=axis), permutation_type="samples"
+    )
+    assert sign_flip(differences) == pytest.approx(expected.pvalue)
+    assert sign_flip([1.0] * 5) == 2 / 2**5  # the smallest possible
+    assert sign_flip([1.0] * 13) is None

@@ -10,7 +10,7 @@ from moco_d2.benchmark.records.test_sets import short_name
 from moco_d2.benchmark.report.plots import grouped_bars
 from moco_d2.benchmark.statistics import Comparison, Summary, corrected, summarize
 from moco_d2.benchmark.tables.cell_text import p_value
-from moco_d2.benchmark.tables.comparison import compare_values
+from moco_d2.benchmark.tables.comparison import compare_rows
 from moco_d2.benchmark.tables.grouping import Runs, file_names
 from moco_d2.records.run_schema import ERROR_TYPES
 
@@ -114,12 +114,11 @@ def _differences(runs: Runs, dataset: str) -> Iterable[str]:
         return
     matching = Matching([record for group in runs.values() for record in group])
     family: dict[tuple[str, str], Comparison] = {}
-    for name in others:
-        for kind in ERROR_TYPES:
-            values = _values(runs[name], dataset, kind)
-            baseline = _values(runs[BASELINE], dataset, kind)
-            if values and baseline:
-                family[name, kind] = compare_values(values, baseline, matching)
+    for kind in ERROR_TYPES:
+        values = {name: _values(group, dataset, kind) for name, group in runs.items()}
+        pairs = [(name, BASELINE) for name in others]
+        for (name, _), comparison in compare_rows(values, pairs, matching).items():
+            family[name, kind] = comparison
     tested = dict(zip(family, corrected(family.values()), strict=True))
     if not any(c.p is not None for c in tested.values()):
         if tested:

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from moco_d2.benchmark.records.results import Record
 from moco_d2.benchmark.statistics import Comparison
 from moco_d2.benchmark.tables.cell_text import p_value, signed
-from moco_d2.benchmark.tables.comparison import measured_tables
+from moco_d2.benchmark.tables.comparison import REFERENCES, measured_tables, primary_metrics
 from moco_d2.benchmark.tables.table import Table
 
-# The metrics that answer, one for each kind of output, with their names in a sentence. A table
-# with boxes only says "AP", as the field does.
+# The names of the primary metrics in a sentence. A table with boxes only says "AP", as the field
+# does.
 _METRICS = {
     "bbox/AP": "box AP",
     "segm/AP": "mask AP",
@@ -19,8 +19,6 @@ _METRICS = {
     "sem_seg/mIoU": "mIoU",
 }
 _NAMES = {"moco": "MoCo"}
-#: Rows that the others are compared with.
-_REFERENCES = ("random", "supervised", "supervised_msra")
 # With more rows than this, a sentence with all pairs is longer than the table.
 _MOST_PAIRS = 6
 
@@ -58,11 +56,11 @@ def answer(table: Table) -> str:
 
 def headline_metrics(table: Table) -> dict[str, str]:
     """Return the metrics that answer the question of the table, with their names in a sentence."""
-    present = {metric: name for metric, name in _METRICS.items() if metric in table.metrics}
-    if set(present) == {"bbox/AP"}:
+    primary = primary_metrics(table.metrics)
+    if primary == ["bbox/AP"]:
         return {"bbox/AP": "AP"}
-    # A table of unknown metrics answers with its first one.
-    return present or dict(list(zip(table.metrics, table.columns, strict=True))[:1])
+    columns = dict(zip(table.metrics, table.columns, strict=True))
+    return {metric: _METRICS.get(metric, columns[metric]) for metric in primary}
 
 
 def headline_pairs(table: Table) -> list[tuple[str, str]]:
@@ -72,7 +70,7 @@ def headline_pairs(table: Table) -> list[tuple[str, str]]:
     other. Only without a checkpoint, or without the other two, all rows are paired.
     """
     labels = [row.label for row in table.rows]
-    references = [name for name in _REFERENCES if name in labels]
+    references = [name for name in REFERENCES if name in labels]
     checkpoints = [name for name in labels if name not in references]
     pairs = [(name, reference) for name in checkpoints for reference in references]
     pairs += [(b, a) for a, b in itertools.combinations(checkpoints or labels, 2)]
@@ -86,7 +84,8 @@ def _clauses(table: Table, label: str, against: str, metrics: dict[str, str]) ->
     orders: dict[str, list[tuple[str, Comparison]]] = {}
     for metric, name in metrics.items():
         comparison = table.comparison(label, against, metric)
-        if comparison is not None:
+        # A comparison outside the family of those that may claim an order is left to the table.
+        if comparison is not None and (comparison.p_holm is not None or not comparison.test):
             orders.setdefault(_order(comparison), []).append((name, comparison))
     one, other = _name(label), _name(against)
     for order, found in orders.items():
@@ -102,7 +101,7 @@ def _clauses(table: Table, label: str, against: str, metrics: dict[str, str]) ->
 def _order(comparison: Comparison) -> str:
     if comparison.supported:
         return "above" if comparison.difference > 0 else "below"
-    return "untested" if comparison.p_holm is None else "open"
+    return "untested" if comparison.test is None else "open"
 
 
 def _size(comparison: Comparison) -> str:
@@ -115,9 +114,10 @@ def _size(comparison: Comparison) -> str:
 
 def _difference(c: Comparison) -> str:
     text = f"difference {signed(c.difference)}"
-    if c.low is not None and c.high is not None and c.p_holm is not None:
+    if c.low is not None and c.high is not None:
         interval = f"[{signed(c.low)}, {signed(c.high)}]"
-        return f"{text} {interval}, {_seeds(c)}, p {p_value(c.p_holm)}"
+        p = "" if c.p_holm is None else f", p {p_value(c.p_holm)}"
+        return f"{text} {interval}, {_seeds(c)}{p}"
     return f"{text}, {_seeds(c)}: no spread to test against"
 
 

@@ -12,11 +12,11 @@ from moco_d2.benchmark.records.matching import MARKS, Matching, newest
 from moco_d2.benchmark.records.results import Record
 from moco_d2.benchmark.records.test_sets import by_test_set, short_name
 from moco_d2.benchmark.statistics import (
+    Blocks,
     Comparison,
     Summary,
     agreement_band,
     corrected,
-    paired,
     summarize,
     welch,
 )
@@ -28,6 +28,13 @@ from moco_d2.benchmark.tables.table import Cell, Pair, Row, Table
 HIGHLIGHT_FROM = 0.5
 #: With more initializations than this, each is compared with the baseline only.
 _MOST_COMPARED_PAIRWISE = 8
+
+#: The metrics that may claim an order, the first of each output. The others are shown beside them.
+PRIMARY_METRICS = ("bbox/AP", "segm/AP", "keypoints/AP", "densepose_gps/AP", "sem_seg/mIoU")
+#: The rows that each row is compared with to claim an order. Without them, or with at most
+#: _MOST_CLAIMED_PAIRWISE rows, all pairs are.
+REFERENCES = ("random", "supervised", "supervised_frozen_bn", "supervised_msra")
+_MOST_CLAIMED_PAIRWISE = 4
 
 # Columns in the paper's order: AP50 comes first in its VOC tables, AP in all others.
 _VOC_COLUMNS = {"bbox/AP50": "AP50", "bbox/AP": "AP", "bbox/AP75": "AP75"}
@@ -120,34 +127,73 @@ def _pairs(
         compared = [(name, baseline) for name in names if baseline not in (None, name)]
     # A difference to the baseline is always the other row minus the baseline.
     compared = [(b, a) if a == baseline else (a, b) for a, b in compared]
-    values = {(name, m): _values(group, m) for name, group in runs.items() for m in metrics}
-    family = {
-        (label, against, m): compare_values(values[label, m], values[against, m], matching)
-        for label, against in compared
+    tested = {
+        (*pair, m): comparison
         for m in metrics
-        if values[label, m] and values[against, m]
+        for pair, comparison in compare_rows(
+            {name: _values(group, m) for name, group in runs.items()}, compared, matching
+        ).items()
     }
-    family = dict(zip(family, corrected(family.values()), strict=True))
+    primary = primary_metrics(metrics)
+    references = set(names) & {*REFERENCES, baseline}
+    pairwise = not references or len(names) <= _MOST_CLAIMED_PAIRWISE
+    family = [
+        (label, against, m)
+        for label, against, m in tested
+        if m in primary and (pairwise or references & {label, against})
+    ]
+    tested |= dict(zip(family, corrected(tested[key] for key in family), strict=True))
     return tuple(
-        Pair(label, against, tuple(family.get((label, against, m)) for m in metrics))
+        Pair(label, against, tuple(tested.get((label, against, m)) for m in metrics))
         for label, against in compared
     )
 
 
-def compare_values(
-    runs: list[tuple[Record, float]], others: list[tuple[Record, float]], matching: Matching
-) -> Comparison:
-    """Test the difference of two initializations.
+def claimed_pairs(rows: int) -> int:
+    """Return how many pairs of rows may claim an order, if random and supervised are among them."""
+    if rows <= _MOST_CLAIMED_PAIRWISE:
+        return rows * (rows - 1) // 2
+    return 2 * (rows - 2) + 1
 
-    The test is paired if seeds, configs and numbers of processes are equal on both sides. The seed
-    then gives both runs of a pair the same data order and the same initial head.
+
+def primary_metrics(metrics: Sequence[str]) -> list[str]:
+    """Return those of a table's metrics that may claim an order."""
+    return [metric for metric in PRIMARY_METRICS if metric in metrics] or list(metrics[:1])
+
+
+def compare_rows(
+    values: Mapping[str, Sequence[tuple[Record, float]]],
+    pairs: Iterable[tuple[str, str]],
+    matching: Matching,
+) -> dict[tuple[str, str], Comparison]:
+    """Test differences between rows in one metric.
+
+    Seeds are blocks if both rows have the same config and number of processes, and any seed in
+    common. Otherwise it is Welch's test. The design decides, never the outcome.
+
+    Args:
+        values: The runs of each row with their values.
+        pairs: Pairs of rows; those without a value are left out.
+        matching: The fingerprints of the runs.
     """
-
-    def design(side: list[tuple[Record, float]]) -> list[tuple[int, str, int | None]]:
-        return [(r.seed, matching.fingerprint(r), r.world_size) for r, _ in side]
-
-    in_pairs = design(runs) == design(others) and all(r.seed >= 0 for r, _ in runs)
-    return (paired if in_pairs else welch)([v for _, v in runs], [v for _, v in others])
+    seeds = {name: {r.seed for r, _ in side} for name, side in values.items()}
+    designs: dict[tuple[str, int | None], dict[str, dict[int, float]]] = {}
+    for name, side in values.items():
+        of_row = {(matching.fingerprint(r), r.world_size) for r, _ in side}
+        if len(of_row) == 1 and min(seeds[name]) >= 0:
+            designs.setdefault(of_row.pop(), {})[name] = {r.seed: v for r, v in side}
+    blocks = {name: each for rows in designs.values() for each in [Blocks(rows)] for name in rows}
+    comparisons = {}
+    for one, other in pairs:
+        if not values[one] or not values[other]:
+            continue
+        shared = blocks.get(one)
+        if shared is not None and shared is blocks.get(other) and seeds[one] & seeds[other]:
+            comparisons[one, other] = shared.compare(one, other)
+        else:
+            sides = ([value for _, value in values[name]] for name in (one, other))
+            comparisons[one, other] = welch(*sides)
+    return comparisons
 
 
 def _cell(

@@ -11,10 +11,10 @@ from moco_d2.benchmark.tables.table import Pair, Table
 
 _CSV_COLUMNS = (
     *("task", "initialization", "metric", "mean", "std", "n", "difference", "against"),
-    *("low", "high", "p", "p_holm", "test", "supported"),
+    *("low", "high", "p", "p_holm", "p_flip", "test", "supported"),
     *("published", "gap", "band", "within", "marks"),
 )
-_CSV_COMPARISON = ("difference", "low", "high", "p", "p_holm", "test")
+_CSV_COMPARISON = ("difference", "low", "high", "p", "p_holm", "p_flip", "test")
 
 
 def to_markdown(tables: list[Table]) -> str:
@@ -91,7 +91,7 @@ def _csv_pair(table: Table, pair: Pair, metric: str, comparison: Comparison) -> 
 def _csv_comparison(comparison: Comparison | None) -> dict[str, object]:
     if comparison is None:
         return {}
-    supported = comparison.supported if comparison.test else None
+    supported = None if comparison.p_holm is None else comparison.supported
     return {**{c: getattr(comparison, c) for c in _CSV_COMPARISON}, "supported": supported}
 
 

@@ -6,18 +6,16 @@ from typing import TYPE_CHECKING
 from moco_d2.benchmark.paper import PaperRow, PaperTable, find_row
 from moco_d2.benchmark.records.matching import BASELINE
 from moco_d2.benchmark.records.results import Record
-from moco_d2.benchmark.statistics import LEVEL, Comparison, least_detectable
+from moco_d2.benchmark.statistics import LEAST_SEEDS, LEVEL, Comparison
 
 if TYPE_CHECKING:
     from moco_d2.benchmark.tables.table import Pair
 
 _PERCENT = f"{LEVEL:.0%}".replace("%", " %")
 _TESTS = {
-    "paired": "paired t-test over seeds (one seed: the same data order and initial head)",
+    "blocked": "t-test with seeds as blocks (one seed: the same data order and initial head)",
     "Welch": "Welch's t-test",
 }
-# Up to this number of seeds a note says how little power the tests have.
-_FEW_SEEDS = 3
 _LONGEST_VALUE = 60  # characters; the text of a record may be long
 
 
@@ -70,8 +68,9 @@ def on_significance(
     compared = [c for pair in pairs for c in pair.comparisons if c]
     tested = [c for c in compared if c.test]
     untested = _listed(pairs, columns, lambda c: c.test is None)
-    if tested:
-        yield " ".join(_on_tests(pairs, tested))
+    family = [c for c in tested if c.p_holm is not None]
+    if family:
+        yield " ".join(_on_tests(pairs, columns, tested, len(family)))
         clear = _listed(pairs, columns, lambda c: c.supported)
         rest = "; of the other differences no order is claimed"
         if not clear or all(c.supported for c in tested):
@@ -80,9 +79,12 @@ def on_significance(
             f"Orders that the tests support (corrected p < {1 - LEVEL:.2f}): "
             f"{'; '.join(clear) or 'none'}{rest}."
         )
-        fewest = min(min(c.n) for c in tested)
-        if fewest <= _FEW_SEEDS:
-            yield f"With {fewest} seeds the tests have little power{_least(fewest, tested)}."
+        fewest = min(min(c.n) for c in family)
+        if fewest < LEAST_SEEDS:
+            yield (
+                f"No order is claimed with fewer than {LEAST_SEEDS} seeds on both sides, however "
+                "small p is."
+            )
     if untested:
         yield (
             "No spread to test against (a single run, or equal runs), so no order is claimed: "
@@ -102,6 +104,12 @@ def on_runs(runs: Mapping[str, Sequence[Record]], metrics: Sequence[str]) -> Ite
         weights = {r.weights_sha256 for r in group if r.weights_sha256}
         if len(weights) > 1:
             yield f"{initialization}: its runs start from {len(weights)} different weights files."
+    seeds = [{r.seed for r in group} for group in runs.values()]
+    if any(one != seeds[0] for one in seeds[1:]):
+        yield (
+            "The initializations have different seeds: a difference is over the seeds that both "
+            "have, or over all if none is common."
+        )
     machines = _environments(r for group in runs.values() for r in group)
     different = [f"{k} ({', '.join(sorted(v))})" for k, v in machines.items() if len(v) > 1]
     if different:
@@ -133,14 +141,12 @@ def _spread(table: PaperTable) -> str:
     return f"spread not published, so ours is used{remark}"
 
 
-def _least(fewest: int, tested: Sequence[Comparison]) -> str:
-    if any(c.test == "Welch" for c in tested):
-        return ""
-    factor = least_detectable(fewest, len(tested))
-    return f": a difference must exceed about {factor:.0f} standard deviations"
-
-
-def _on_tests(pairs: Sequence["Pair"], tested: Sequence[Comparison]) -> Iterable[str]:
+def _on_tests(
+    pairs: Sequence["Pair"],
+    columns: Sequence[str],
+    tested: Sequence[Comparison],
+    family: int,
+) -> Iterable[str]:
     kinds = {c.test for c in tested if c.test is not None}
     if len(kinds) == 1:
         (kind,) = kinds
@@ -152,13 +158,26 @@ def _on_tests(pairs: Sequence["Pair"], tested: Sequence[Comparison]) -> Iterable
             if any(c and c.test == "Welch" for c in p.comparisons)
         ]
         yield (
-            f"Differences: two-sided {_TESTS['paired']}, and {_TESTS['Welch']} where seeds, "
+            f"Differences: two-sided {_TESTS['blocked']}, and {_TESTS['Welch']} where seeds, "
             f"configs or processes differ ({'; '.join(welch)}),"
         )
+    claimed = [
+        column
+        for i, column in enumerate(columns)
+        if any(c is not None and c.p_holm is not None for c in (p.comparisons[i] for p in pairs))
+    ]
+    others = "" if len(tested) == family else "; the other differences claim no order"
     yield (
-        f"p after Holm's correction for {len(tested)} comparisons and bold below "
-        f"{1 - LEVEL:.2f}; in brackets the {_PERCENT} confidence interval, not corrected."
+        f"p after Holm's correction for {family} comparisons ({', '.join(claimed)}) and bold below "
+        f"{1 - LEVEL:.2f}{others}; in brackets the {_PERCENT} confidence interval, not corrected."
     )
+    flips = [c for c in tested if c.p_holm is not None and c.p_flip is not None]
+    if flips:
+        n = min(min(c.n) for c in flips)
+        yield (
+            f"The exact sign-flip test, which assumes no distribution, cannot go below p "
+            f"{2 / 2**n:.2g} with {n} seeds; its p are in the CSV."
+        )
 
 
 def _listed(

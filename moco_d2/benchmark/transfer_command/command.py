@@ -303,7 +303,7 @@ def _plan(  # noqa: PLR0917 - the parts of one text
     names = [RANDOM_ROW, *(row.name for row in rows)]
     sources = ", ".join(f"{row.name} = {row.source}" for row in rows)
     epochs = fitted.steps * grid.batch / grid.train_images
-    metrics = 3 * (1 + bool(settings["MODEL.MASK_ON"]) + bool(settings["MODEL.KEYPOINT_ON"]))
+    metrics = 1 + bool(settings["MODEL.MASK_ON"]) + bool(settings["MODEL.KEYPOINT_ON"])
     budget = "" if question.budget is None else f" of the budget of {duration(question.budget)}"
     suite = folder / _SUITE
     return [

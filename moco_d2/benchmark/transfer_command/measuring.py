@@ -96,4 +96,3 @@ def _error_file(file: Path) -> Path:
 
 def _log_file(file: Path) -> Path:
     return file.with_suffix(".log")
-

@@ -4,6 +4,7 @@ start also runs, in tiny.
 """
 
 import argparse
+import json
 import re
 import shlex
 from pathlib import Path
@@ -215,6 +216,12 @@ def test_the_quick_start_runs(tmp_path, typed_at):
             done.append(tool)
     assert done.count("train_net.py") == 2 and done[-1] == "benchmark.py"
     assert re.search(r"\| random \|.*\n\| mine", ended.stdout)
+    assert "other data or schedule than the paper's" in ended.stdout
+    (file,) = tmp_path.glob("output/quick/voc_C4/*mine*/seed1/record.json")
+    record = json.loads(file.read_text())
+    assert record["coverage"] == {"expected": 100, "loaded": 100}  # of a ResNet-18
+    iterations = -(-90 // 32) - 1  # an epoch leaves out its last, incomplete batch
+    assert record["weights"]["provenance"]["pretraining"]["iteration"] == iterations
 
 
 def runs_of(suite, folder):

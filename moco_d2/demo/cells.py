@@ -46,7 +46,6 @@ _SMALL_DETECTOR = {
     "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
     "SOLVER.REFERENCE_WORLD_SIZE": 0,
     "SOLVER.IMS_PER_BATCH": 4,
-    "SOLVER.WARMUP_ITERS": 10,
     "INPUT.MIN_SIZE_TRAIN": "(72,)",
     "INPUT.MIN_SIZE_TEST": 72,
     "MODEL.RPN.CONV_DIMS": "[64]",
@@ -229,6 +228,7 @@ def _finetune(  # noqa: PLR0917 - these identify a run
         "SOLVER.AMP.ENABLED": amp,
         "SOLVER.MAX_ITER": steps,
         "SOLVER.STEPS": f"({steps * 3 // 4},)",
+        "SOLVER.WARMUP_ITERS": steps // 8,
         "SOLVER.CHECKPOINT_PERIOD": _period(steps),
         "TEST.EVAL_PERIOD": 0,
     }

@@ -9,6 +9,10 @@ code is 1.
 
     python campaigns/grid.py --out output/grid
     python campaigns/grid.py --out output/grid --seed 7     # other moments
+    python campaigns/grid.py --out output/grid --transfer mine.pth --train a.json --test b.json
+
+With --transfer, the grid is that of tools/transfer.py with these arguments. It is planned once, and
+the same command continues after each kill. The answers must be equal, too.
 """
 
 import argparse
@@ -29,7 +33,8 @@ import yaml
 from moco_d2.benchmark.runs import run_log
 from moco_d2.benchmark.runs.suites import Cell, load_suite, packaged_suites
 
-TOOL = Path(__file__).resolve().parents[1] / "tools" / "benchmark.py"
+TOOLS = Path(__file__).resolve().parents[1] / "tools"
+TOOL = TOOLS / "benchmark.py"
 SEEDS = [1, 2, 3]
 KILLS = ("all", "all", "runner")  # the victims at each moment, in random order
 _POLL_SECONDS = 0.1
@@ -45,25 +50,43 @@ def main() -> int:
         "--out", type=Path, required=True, metavar="DIR", help="output folder, which is replaced"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
+    parser.add_argument(
+        "--transfer",
+        nargs=argparse.REMAINDER,
+        metavar="WORD",
+        help="arguments of tools/transfer.py, whose grid is killed instead",
+    )
     args = parser.parse_args()
     shutil.rmtree(args.out, ignore_errors=True)
     args.out.mkdir(parents=True)
-    suite_file = args.out / "grid.yaml"
-    content = yaml.safe_load(packaged_suites()["smoke"].read_text()) | {"seeds": SEEDS}
-    suite_file.write_text(yaml.safe_dump(content))
     whole, killed = args.out / "whole", args.out / "killed"
+    if args.transfer:
+        command = [TOOLS / "transfer.py", *args.transfer, "--gpus-per-run", "0"]
+        plan = [sys.executable, *command, "--folder", whole, "--plan-only"]
+        subprocess.run(plan, check=True)
+        shutil.copytree(whole, killed)
+        suite_file = whole / "transfer.yaml"
+    else:
+        suite_file = args.out / "grid.yaml"
+        content = yaml.safe_load(packaged_suites()["smoke"].read_text()) | {"seeds": SEEDS}
+        suite_file.write_text(yaml.safe_dump(content))
+        command = [TOOL, "run", suite_file, "--gpus-per-run", "0"]
 
     start = time.monotonic()
-    _wait(_start(suite_file, whole))
+    _wait(_start(command, whole))
     seconds = time.monotonic() - start
     print(f"uninterrupted: {seconds:.0f} s", flush=True)
 
     start = time.monotonic()
-    _run_with_kills(suite_file, killed, seconds, random.Random(args.seed))
+    _run_with_kills(command, killed, seconds, random.Random(args.seed))
     print(f"killed {len(KILLS)} times: {time.monotonic() - start:.0f} s")
 
     cells = load_suite(suite_file).cells
     problems = [*compare(cells, whole, killed), *ran_twice(cells, whole), *ran_twice(cells, killed)]
+    if args.transfer:
+        answers = [(folder / "answer.md").read_text() for folder in (whole, killed)]
+        if answers[0].partition("## Settings")[0] != answers[1].partition("## Settings")[0]:
+            problems.append("the answers differ")
     for problem in problems:
         print(f"PROBLEM: {problem}")
     runs = [cell for cell in cells if cell.kind == "transfer"]
@@ -75,12 +98,12 @@ def main() -> int:
 # ---- running and killing -------------------------------------------------------------------------
 
 
-def _start(suite: Path, folder: Path) -> subprocess.Popen:
-    """Start a runner on the CPU, in a new process group."""
+def _start(command: list[object], folder: Path) -> subprocess.Popen:
+    """Start a command that runs a grid on the CPU, in a new process group."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "runner.log").open("a") as log:
         return subprocess.Popen(
-            [sys.executable, TOOL, "run", suite, "--folder", folder, "--gpus-per-run", "0"],
+            [sys.executable, *map(str, command), "--folder", str(folder)],
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -92,17 +115,19 @@ def _wait(runner: subprocess.Popen) -> None:
         raise SystemExit(f"the runner ended with exit code {runner.returncode}")
 
 
-def _run_with_kills(suite: Path, folder: Path, seconds: float, rng: random.Random) -> None:
+def _run_with_kills(
+    command: list[object], folder: Path, seconds: float, rng: random.Random
+) -> None:
     """Run a grid, and do the KILLS at random moments at which a run is active.
 
     Args:
-        suite: The suite file.
+        command: The command without its folder.
         folder: The folder of the grid.
         seconds: The seconds of the undisturbed grid.
         rng: The random generator for the moments.
     """
     moments = sorted(rng.uniform(0.1, 0.9) * seconds for _ in KILLS)
-    runner, begun = _start(suite, folder), time.monotonic()
+    runner, begun = _start(command, folder), time.monotonic()
     for victim, moment in zip(rng.sample(KILLS, len(KILLS)), moments, strict=True):
         while time.monotonic() - begun < moment or not _running(folder):
             if runner.poll() is not None:
@@ -118,7 +143,7 @@ def _run_with_kills(suite: Path, folder: Path, seconds: float, rng: random.Rando
         names = ", ".join(running.values())
         ran = time.monotonic() - begun
         print(f"killed {victim} after {ran:.0f} s, during {names}", flush=True)
-        runner = _start(suite, folder)
+        runner = _start(command, folder)
     _wait(runner)
 
 

@@ -15,7 +15,7 @@ def describe_pretraining(trainer: "Pretrainer", config_file: str) -> dict[str, s
     """Return the rows of the first screen.
 
     Args:
-        trainer: The trainer, after `resume_or_start`.
+        trainer: The trainer, ready to train.
         config_file: The file, or its name.
     """
     cfg, data = trainer.cfg, trainer.data

@@ -38,7 +38,8 @@ def validation_sets(cfg: CfgNode) -> tuple[str, ...]:
 
 
 class ValidationLoss(HookBase):
-    """Logs the mean losses over the validation images every MOCO.VAL_LOSS iterations and at the end.
+    """Logs the mean losses over the validation images every MOCO.VAL_LOSS iterations, then at the
+    end.
 
     The detector computes its losses as in training, but BatchNorm uses its running statistics, and
     images have the size of the evaluation and no random augmentation. All processes need this hook.

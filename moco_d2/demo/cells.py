@@ -48,22 +48,21 @@ _SMALL_DETECTOR = {
     "SOLVER.IMS_PER_BATCH": 4,
     "INPUT.MIN_SIZE_TRAIN": "(72,)",
     "INPUT.MIN_SIZE_TEST": 72,
-    "MODEL.RPN.CONV_DIMS": "[64]",
     "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 100,
     "MODEL.RPN.PRE_NMS_TOPK_TEST": 100,
-    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 40,
-    "MODEL.RPN.POST_NMS_TOPK_TEST": 10,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 100,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 20,
     "TEST.DETECTIONS_PER_IMAGE": 10,
     "TEST.PRECISE_BN.NUM_ITER": 10,
     "DATALOADER.NUM_WORKERS": 0,
 }
+# On scenes of another seed, AP was 12 with a rate of 0.02 and 16 regions an image, and 1 with half of
+# the rate and 4 regions. Most of a step is res5 on the regions, so they are pooled to 2x2.
 _SMALL_C4 = {
-    "SOLVER.BASE_LR": 0.01,
-    # Most of a step is res5 on the regions: the fewer, the more steps.
-    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 4,
-    "MODEL.ROI_HEADS.POSITIVE_FRACTION": 0.5,
+    "SOLVER.BASE_LR": 0.02,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16,
     "MODEL.ANCHOR_GENERATOR.SIZES": "[[20, 28, 40]]",
-    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 4,
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 2,
 }
 _SMALL_HEADS = {
     "voc_C4": _SMALL_C4,

@@ -24,7 +24,7 @@ class Settings:
     pretrain_steps: int = 320
     momentum: float = 0.98
     queue: int = 256
-    finetune_steps: tuple[tuple[str, int], ...] = (("voc_C4", 80), ("coco_C4_1x", 80))
+    finetune_steps: tuple[tuple[str, int], ...] = (("voc_C4", 100), ("coco_C4_1x", 100))
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
     same_classes: bool = False
 

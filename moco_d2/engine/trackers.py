@@ -43,7 +43,7 @@ _IDENTITY = re.compile(r"[\w.-]{1,100}")
 _REASON = 200  # characters of another library's error
 # What these libraries report about themselves to their makers, and how long they wait.
 _QUIET = {
-    "wandb": {"WANDB_ERROR_REPORTING": "false"},
+    "wandb": {"WANDB_ERROR_REPORTING": "false", "WANDB_INIT_TIMEOUT": "30"},  # seconds
     "mlflow": {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",

@@ -56,9 +56,9 @@ _SMALL_DETECTOR = {
     "TEST.PRECISE_BN.NUM_ITER": 10,
     "DATALOADER.NUM_WORKERS": 0,
 }
-# Tried with voc_C4 on scenes of another seed, one run each: 100 steps of these settings gave an AP of
-# 12 to 13, and 80 steps with 4 regions an image, pooled to 4x4, at half of the rate gave 1. Most of
-# a step is res5 on the regions.
+# Tried with voc_C4 on scenes of another seed, one run each: 100 steps of these settings gave an AP
+# of 12 to 13, and 80 steps with 4 regions an image, pooled to 4x4, at half of the rate gave 1. Most
+# of a step is res5 on the regions.
 _SMALL_C4 = {
     "SOLVER.BASE_LR": 0.02,
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16,

@@ -20,6 +20,8 @@ from scipy import special
 LEVEL = 0.95
 # Points. Runs that differ less than this have no spread, so nothing can be tested against them.
 _NO_SPREAD = 1e-9
+#: Points. Rows whose difference is surely smaller are called equivalent.
+MARGIN = 0.5
 #: With fewer seeds no order is claimed, however small p is.
 LEAST_SEEDS = 3
 #: The residual counts with the degrees of freedom of at most so many rows beside one: more rows do
@@ -49,7 +51,9 @@ class Comparison:
     `test` is "blocked", "paired" or "Welch". `low` and `high` bound the difference at LEVEL. `p` is
     two-sided. Only `p_holm` is corrected for other comparisons; it is None for a comparison that is
     not in the family of those that may claim an order. All of them are None if there is no spread
-    to test against. `p_flip` is that of the exact sign-flip test over common seeds.
+    to test against. `p_flip` is that of the exact sign-flip test over common seeds. `p_margin` is
+    that of two one-sided tests of a difference of MARGIN or more (Schuirmann, Journal of
+    Pharmacokinetics and Biopharmaceutics 15, 1987), and `p_margin_holm` is corrected like p_holm.
     """
 
     difference: float
@@ -60,12 +64,21 @@ class Comparison:
     p: float | None = None
     p_holm: float | None = None
     p_flip: float | None = None
+    p_margin: float | None = None
+    p_margin_holm: float | None = None
+
+    @property
+    def equivalent(self) -> bool:
+        """Whether the tests support that the difference is smaller than MARGIN."""
+        return self._holds(self.p_margin_holm)
 
     @property
     def supported(self) -> bool:
         """Whether the tests support this order, so that a table may claim it."""
-        enough = min(self.n) >= LEAST_SEEDS
-        return enough and self.p_holm is not None and self.p_holm < 1 - LEVEL
+        return self._holds(self.p_holm)
+
+    def _holds(self, p: float | None) -> bool:
+        return p is not None and p < 1 - LEVEL and min(self.n) >= LEAST_SEEDS
 
     def reversed(self) -> "Comparison":
         """Return the comparison with the two sets exchanged."""
@@ -218,12 +231,21 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def corrected(comparisons: Iterable[Comparison]) -> list[Comparison]:
-    """Return comparisons that are read together, a family, each with its `p_holm`."""
+    """Return comparisons that are read together, a family, each with its `p_holm` and
+    `p_margin_holm`. Orders and equivalences are corrected each by themselves.
+    """
     comparisons = list(comparisons)
-    tested = [(i, c.p) for i, c in enumerate(comparisons) if c.p is not None]
-    for (i, _), p in zip(tested, holm([p for _, p in tested]), strict=True):
+    for i, p in _holm_of([c.p for c in comparisons]):
         comparisons[i] = replace(comparisons[i], p_holm=p)
+    for i, p in _holm_of([c.p_margin for c in comparisons]):
+        comparisons[i] = replace(comparisons[i], p_margin_holm=p)
     return comparisons
+
+
+def _holm_of(p_values: Sequence[float | None]) -> Iterable[tuple[int, float]]:
+    """Return indices and corrected values of those that are not None."""
+    tested = [(i, p) for i, p in enumerate(p_values) if p is not None]
+    return zip((i for i, _ in tested), holm([p for _, p in tested]), strict=True)
 
 
 def agreement_band(
@@ -270,8 +292,11 @@ def _tested(
     if variance < _NO_SPREAD**2:
         return Comparison(difference, n)
     half = _half_width(parts)
-    p = 2 * float(special.stdtr(freedom, -abs(difference) / math.sqrt(variance)))
-    return Comparison(difference, n, test, difference - half, difference + half, p)
+    error = math.sqrt(variance)
+    p = 2 * float(special.stdtr(freedom, -abs(difference) / error))
+    p_margin = float(special.stdtr(freedom, (abs(difference) - MARGIN) / error))
+    low, high = difference - half, difference + half
+    return Comparison(difference, n, test, low, high, p, p_margin=p_margin)
 
 
 def _half_width(parts: Sequence[tuple[float, float]]) -> float:

@@ -69,6 +69,15 @@ def test_both_metrics_above(runs, write):
     assert " and in mask AP by 10.0 [9.9, 10.2] (3 seeds, p " in said(write.folder)
 
 
+def test_rows_that_agree_within_half_a_point_are_equivalent(runs, write):
+    runs("random", box=(20.0, 21.0, 22.0, 23.0))
+    runs("moco", box=(20.1, 21.0, 22.1, 22.9))
+    sentence = said(write.folder)
+    assert sentence.startswith(
+        "voc_C4: MoCo and random are equivalent within 0.5 in AP (difference 0.0 [-0.1, +0.2], 4 "
+    )
+
+
 def test_single_runs_claim_nothing(runs, write):
     runs("random", box=(9.0,))
     runs("moco", box=(30.0,))

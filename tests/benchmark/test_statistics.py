@@ -200,3 +200,18 @@ def test_sign_flip_against_scipy():
     assert sign_flip(differences) == pytest.approx(expected.pvalue)
     assert sign_flip([1.0] * 5) == 2 / 2**5  # the smallest possible
     assert sign_flip([1.0] * 13) is None
+
+
+def test_equivalence_is_two_one_sided_tests():
+    """Against scipy's one-sided t-tests of -0.5 and +0.5."""
+    one, other = [53.1, 53.0, 53.2, 53.1, 53.0], [53.0, 53.1, 53.1, 53.0, 53.1]
+    (comparison,) = corrected([Blocks(rows_of([one, other])).compare("row0", "row1")])
+    d = np.subtract(one, other)
+    expected = max(
+        stats.ttest_1samp(d, -0.5, alternative="greater").pvalue,
+        stats.ttest_1samp(d, 0.5, alternative="less").pvalue,
+    )
+    assert comparison.p_margin == pytest.approx(expected)
+    assert comparison.equivalent and not comparison.supported
+    (few,) = corrected([Blocks(rows_of([one[:2], other[:2]])).compare("row0", "row1")])
+    assert not few.equivalent

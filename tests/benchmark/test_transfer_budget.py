@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from moco_d2.benchmark.transfer_command import power
+from moco_d2.benchmark.tables import power
 from moco_d2.benchmark.transfer_command.budget import Grid, Timing, fit, parse_budget
 from moco_d2.benchmark.transfer_command.command import _task_settings
 from moco_d2.benchmark.transfer_command.sizes import (

@@ -22,6 +22,7 @@ from moco_d2.benchmark.runs.measuring import hardware_of, measure_tasks, read_ti
 from moco_d2.benchmark.runs.places import make_places, visible_gpus
 from moco_d2.benchmark.runs.suite_values import file_settings
 from moco_d2.benchmark.runs.suites import Cell, Suite, load_suite
+from moco_d2.benchmark.tables import power
 from moco_d2.config.load import task_configs
 from moco_d2.config.safe_yaml import load_yaml
 from moco_d2.errors import UserError
@@ -65,6 +66,7 @@ def plan(
             "",
             *_costs(loaded, folder, states, gpus_per_run, problems),
             "",
+            *_power(loaded),
         ]
     ).rstrip()
 
@@ -99,6 +101,19 @@ def _columns(rows: list[tuple[str, ...]]) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _power(suite: Suite) -> Iterator[str]:
+    """Yield what the grid can find, for each task that is fine-tuned."""
+    sizes: dict[str, tuple[set[str], set[int]]] = {}
+    for cell in suite.cells:
+        if cell.kind == "transfer":
+            rows, seeds = sizes.setdefault(cell.task, (set(), set()))
+            rows.add(cell.initialization)
+            seeds.add(cell.seed)
+    for task, (rows, seeds) in sizes.items():
+        if len(rows) > 1:
+            yield f"{task}: {power.sentence(task, len(rows), len(seeds))}"
 
 
 # ---- costs ---------------------------------------------------------------------------------------

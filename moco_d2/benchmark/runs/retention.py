@@ -20,7 +20,6 @@ import filelock
 
 from moco_d2.benchmark.runs import cell_lock, cell_state
 from moco_d2.benchmark.runs.suites import Cell
-from moco_d2.engine.last_checkpoint import LAST_CHECKPOINT
 from moco_d2.errors import UserError, printable
 from moco_d2.files import read_plain_json, write_json
 
@@ -70,6 +69,8 @@ def _tidy(folder: Path, keep: str) -> None:
         for path in folder.glob(numbered):
             path.unlink(missing_ok=True)
         if keep == "results":
+            from moco_d2.engine.last_checkpoint import LAST_CHECKPOINT
+
             (folder / LAST_CHECKPOINT).unlink(missing_ok=True)
             last.unlink()
         elif final == _FINE_TUNING[0]:

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 
 from moco_d2.benchmark.records.results import Record
-from moco_d2.benchmark.statistics import Comparison
+from moco_d2.benchmark.statistics import MARGIN, Comparison
 from moco_d2.benchmark.tables.cell_text import p_value, signed
 from moco_d2.benchmark.tables.comparison import REFERENCES, measured_tables, primary_metrics
 from moco_d2.benchmark.tables.table import Table
@@ -26,10 +26,10 @@ _MOST_PAIRS = 6
 def answers(records: Iterable[Record]) -> list[str]:
     """Return one sentence per task, from the same statistics as the tables of `records`.
 
-    An order is claimed only where the tests support it after Holm's correction. The interval in
-    brackets has 95 % confidence and is not corrected. An example is "voc_C4: MoCo is above random
-    in AP by 8.6 [6.1, 11.1] (5 seeds, p 0.0003); no order between MoCo and supervised is supported
-    in AP (difference -1.2 [-3.0, +0.6], 5 seeds, p 0.21)."
+    An order, or an equivalence, is claimed only where the tests support it after Holm's
+    correction. The interval in brackets has 95 % confidence and is not corrected. An example is
+    "voc_C4: MoCo is above random in AP by 8.6 [6.1, 11.1] (5 seeds, p 0.0003); no order between
+    MoCo and supervised is supported in AP (difference -1.2 [-3.0, +0.6], 5 seeds, p 0.21)."
     """
     return [answer(table) for table in measured_tables(records)]
 
@@ -92,8 +92,11 @@ def _clauses(table: Table, label: str, against: str, metrics: dict[str, str]) ->
         if order in ("above", "below"):
             sizes = [f"in {name} by {_size(c)}" for name, c in found]
             yield f"{one} is {order} {other} {_joined(sizes)}"
+        elif order == "equivalent":
+            sizes = [f"in {name} ({_difference(c, c.p_margin_holm)})" for name, c in found]
+            yield f"{one} and {other} are equivalent within {MARGIN} {_joined(sizes)}"
         else:
-            sizes = [f"in {name} ({_difference(c)})" for name, c in found]
+            sizes = [f"in {name} ({_difference(c, c.p_holm)})" for name, c in found]
             verb = "is supported" if order == "open" else "can be tested"
             yield f"no order between {one} and {other} {verb} {_joined(sizes)}"
 
@@ -101,6 +104,8 @@ def _clauses(table: Table, label: str, against: str, metrics: dict[str, str]) ->
 def _order(comparison: Comparison) -> str:
     if comparison.supported:
         return "above" if comparison.difference > 0 else "below"
+    if comparison.equivalent:
+        return "equivalent"
     return "untested" if comparison.test is None else "open"
 
 
@@ -112,11 +117,11 @@ def _size(comparison: Comparison) -> str:
     return f"{c.difference:.1f}{interval} ({_seeds(c)}{p})"
 
 
-def _difference(c: Comparison) -> str:
+def _difference(c: Comparison, corrected: float | None) -> str:
     text = f"difference {signed(c.difference)}"
     if c.low is not None and c.high is not None:
         interval = f"[{signed(c.low)}, {signed(c.high)}]"
-        p = "" if c.p_holm is None else f", p {p_value(c.p_holm)}"
+        p = "" if corrected is None else f", p {p_value(corrected)}"
         return f"{text} {interval}, {_seeds(c)}{p}"
     return f"{text}, {_seeds(c)}: no spread to test against"
 

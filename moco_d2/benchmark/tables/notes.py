@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from moco_d2.benchmark.paper import PaperRow, PaperTable, find_row
 from moco_d2.benchmark.records.matching import BASELINE
 from moco_d2.benchmark.records.results import Record
-from moco_d2.benchmark.statistics import LEAST_SEEDS, LEVEL, Comparison
+from moco_d2.benchmark.statistics import LEAST_SEEDS, LEVEL, MARGIN, Comparison
 
 if TYPE_CHECKING:
     from moco_d2.benchmark.tables.table import Pair
@@ -79,6 +79,12 @@ def on_significance(
             f"Orders that the tests support (corrected p < {1 - LEVEL:.2f}): "
             f"{'; '.join(clear) or 'none'}{rest}."
         )
+        equal = _listed(pairs, columns, lambda c: c.equivalent and not c.supported)
+        if equal:
+            yield (
+                f"Differences that are surely below {MARGIN} (two one-sided tests, corrected "
+                f"p < {1 - LEVEL:.2f}): {'; '.join(equal)}."
+            )
         fewest = min(min(c.n) for c in family)
         if fewest < LEAST_SEEDS:
             yield (

@@ -14,7 +14,7 @@ from moco_d2.benchmark.runs.display import duration
 from moco_d2.benchmark.runs.execution import TOOLS, Place
 from moco_d2.benchmark.runs.places import make_places
 from moco_d2.benchmark.runs.runner import run
-from moco_d2.benchmark.transfer_command import power
+from moco_d2.benchmark.tables import power
 from moco_d2.benchmark.transfer_command.budget import Fit, Grid, Timing, fit, longest_schedule
 from moco_d2.benchmark.transfer_command.data import Facts, dataset_name, read_facts
 from moco_d2.benchmark.transfer_command.measuring import measure_form

@@ -30,13 +30,13 @@ def detectable(seeds: int, rows: int, comparisons: int) -> float | None:
     return float(optimize.brentq(missing, 0, 4 * critical + 10)) * math.sqrt(2 / seeds)
 
 
-def sentence(task: str, rows: int, seeds: int, metrics: int) -> str:
+def sentence(task: str, rows: int, seeds: int, metrics: int = 1) -> str:
     """Return what `seeds` seeds of `rows` rows can find, in one sentence.
 
     Args:
         task: The task, whose published spread is used if there is one.
         rows, seeds: Size of the grid.
-        metrics: Number of primary metrics of the task.
+        metrics: Number of primary metrics of the task; one if it is not known.
     """
     comparisons = claimed_pairs(rows) * metrics
     size = detectable(seeds, rows, comparisons)

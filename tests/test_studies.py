@@ -1,0 +1,31 @@
+"""Studies: a page holds what its result file says, and a small study runs."""
+
+import importlib
+import json
+
+import numpy as np
+import pytest
+from support.paths import ROOT
+
+
+@pytest.fixture
+def claims(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "studies")
+    return importlib.import_module("claims")
+
+
+def test_the_rates_on_the_page_are_the_measured_ones(claims):
+    page = (ROOT / "docs" / "statistics.md").read_text()
+    result = json.loads((ROOT / claims.RESULT).read_text())
+    assert claims.with_rates(page, result) == page
+    assert result["draws"] == claims.DRAWS
+    assert len(result["cases"]) == len(list(claims.cases()))
+
+
+def test_a_case_of_each_kind_is_measured(claims):
+    found = {}
+    for case in claims.cases():
+        if (case.rows, case.seeds - bool(case.missing)) == (3, 5):
+            found[case.name] = claims.measure(case, 4, np.random.default_rng(0))
+    assert found["one row is better by 1.0"]["power"] > 0.5
+    assert {line["comparisons"] for line in found.values()} == {3}

@@ -28,12 +28,12 @@ from moco_d2.files import write_text
 
 #: What the labels of pretraining have to do with the classes to detect.
 LABELS = (
-    "The supervised network was pretrained on the textures of the objects, and the detectors have "
-    "to find their shapes: the labels are of another kind than the classes, as those of ImageNet "
-    "are."
+    "The supervised network was pretrained on the shapes of the objects, and the detectors have "
+    "to find their textures, alone or with the shapes: labels and classes are of two kinds, as in "
+    "ImageNet and a detection set."
 )
 _SAME_CLASSES = (
-    " Only supervised_same_classes was pretrained on the shapes, so it knows the classes before."
+    " Only supervised_same_classes was pretrained on the textures, so it knows the classes before."
 )
 _REPORT = "report.md"
 _CHANCE = 1 / len(scenes.LOOK_NAMES)  # kNN accuracy of guessing

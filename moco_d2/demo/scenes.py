@@ -7,8 +7,8 @@ MoCo's augmentations change most of these properties, so its features learn to i
 no color, and backgrounds are similar: with wider gray levels (95 to 160), MoCo learned little but
 the background.
 
-The labels of pretraining are the textures, and the classes to detect are the shapes: two kinds, as
-the classes of ImageNet and of a detection set are.
+The labels of pretraining are the shapes. The classes to detect are the looks in the VOC set and the
+textures in the COCO set: another kind, as the classes of ImageNet and of a detection set are.
 """
 
 import json
@@ -31,8 +31,9 @@ LOOKS = dict(
     )
 )
 LOOK_NAMES = tuple(LOOKS)
-#: The classes of the detection sets. No label of the supervised pretraining tells them apart.
-CLASSES = _SHAPES
+#: The classes of the detection sets, by the task's data. The labels of the supervised pretraining,
+#: the shapes, tell no two textures apart.
+CLASSES = {"voc": LOOK_NAMES, "coco": tuple(sorted(_TEXTURES))}
 #: The kind of labels of a list of pretraining images -> look -> its label.
 LABELS = {
     "textures": {name: name.split("_")[0] for name in LOOK_NAMES},
@@ -41,7 +42,7 @@ LABELS = {
 
 PRETRAIN_SIDE = 40  # side of a one-object image, pixels
 _JPEG_QUALITY = 92
-_OBJECT_SIDE = (22.0, 44.0)  # range of an object's diameter in a detection scene, pixels
+_OBJECT_SIDE = (28.0, 50.0)  # range of an object's diameter in a detection scene, pixels
 _OBJECT_FRACTION = (0.65, 1.0)  # the same in a one-object image, as fraction of its side
 _BACKGROUND = (112.0, 143.0)  # range of the gray level
 _CONTRAST = (45.0, 65.0)  # range of the difference between texture and background, in gray levels
@@ -70,8 +71,8 @@ class Object:
         return (*self.polygon.min(axis=0).tolist(), *self.polygon.max(axis=0).tolist())
 
     @property
-    def shape(self) -> str:
-        return LOOKS[self.name][0]
+    def texture(self) -> str:
+        return LABELS["textures"][self.name]
 
     @property
     def area(self) -> float:
@@ -90,10 +91,10 @@ def draw_object_image(
 
 def draw_scene(rng: np.random.Generator) -> tuple[np.ndarray, list[Object]]:
     """Return a detection scene (H, W, 3) of uint8, with W from 88 to 104, H from 72 to 88, and one
-    to three objects that do not touch.
+    or two objects that do not touch.
     """
     width, height = int(rng.integers(88, 105)), int(rng.integers(72, 89))
-    wanted = int(rng.integers(1, 4))
+    wanted = int(rng.integers(1, 3))
     placed: list[tuple[str, float, np.ndarray]] = []
     for _ in range(20 * wanted):
         diameter = rng.uniform(*_OBJECT_SIDE)
@@ -120,9 +121,9 @@ def write_dataset(
     ``pretrain/`` and ``pretrain_test/`` are class folders of one-object images, one per look.
     ``pretrain_textures.txt`` and ``pretrain_shapes.txt`` list the images of ``pretrain/`` with a
     label. ``VOC2007/`` is a folder of the Pascal VOC devkit, and ``coco/`` holds
-    ``images/{train,test}`` and ``annotations/{train,test}.json``; their classes are the shapes. All
-    sets are drawn independently. The same arguments give the
-    same bytes, and a set does not depend on the sizes of the others.
+    ``images/{train,test}`` and ``annotations/{train,test}.json``; their classes are the looks and
+    the textures. All sets are drawn independently. The same arguments give the same bytes, and a
+    set does not depend on the sizes of the others.
 
     Args:
         root: The output folder; existing files are overwritten.
@@ -184,7 +185,7 @@ def _voc_annotation(filename: str, shape: tuple[int, ...], objects: list[Object]
         corners = _tags(
             xmin=math.floor(x0) + 1, ymin=math.floor(y0) + 1, xmax=math.ceil(x1), ymax=math.ceil(y1)
         )
-        facts = _tags(name=item.shape, pose="Unspecified", truncated=0, difficult=0)
+        facts = _tags(name=item.name, pose="Unspecified", truncated=0, difficult=0)
         lines.append(f"\t<object>{facts}<bndbox>{corners}</bndbox></object>")
     return "\n".join([*lines, "</annotation>", ""])
 
@@ -211,8 +212,8 @@ def _write_coco_split(root: Path, split: str, count: int, rng: np.random.Generat
         "images": images,
         "annotations": annotations,
         "categories": [
-            {"id": number, "name": name, "supercategory": "shape"}
-            for number, name in enumerate(CLASSES, start=1)
+            {"id": number, "name": name, "supercategory": "texture"}
+            for number, name in enumerate(CLASSES["coco"], start=1)
         ],
     }
     (root / "annotations" / f"{split}.json").write_text(json.dumps(content))
@@ -223,7 +224,7 @@ def _coco_annotation(annotation_id: int, image_id: int, item: Object) -> dict[st
     return {
         "id": annotation_id,
         "image_id": image_id,
-        "category_id": CLASSES.index(item.shape) + 1,
+        "category_id": CLASSES["coco"].index(item.texture) + 1,
         "segmentation": [[round(float(v), 2) for v in item.polygon.ravel()]],
         "bbox": [round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)],
         "area": round(item.area, 2),

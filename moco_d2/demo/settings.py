@@ -17,14 +17,14 @@ class Settings:
         same_classes: Whether there is a row whose pretraining labels are the classes to detect.
     """
 
-    pretrain_images: int = 2400
+    pretrain_images: int = 4000
     knn_test_images: int = 450
     detection_train: int = 200
     detection_test: int = 80
-    pretrain_steps: int = 320
+    pretrain_steps: int = 450
     momentum: float = 0.98
     queue: int = 256
-    finetune_steps: tuple[tuple[str, int], ...] = (("voc_C4", 100), ("coco_C4_1x", 100))
+    finetune_steps: tuple[tuple[str, int], ...] = (("voc_C4", 140), ("coco_C4_1x", 100))
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
     same_classes: bool = False
 

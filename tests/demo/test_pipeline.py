@@ -63,7 +63,7 @@ def test_pretrainings_have_the_same_images_network_steps_and_rate():
         cfg.DATASETS.TRAIN = ()
         resolved.append(cfg.dump())
     assert len(set(resolved)) == 1
-    assert lists == ["pretrain_textures.txt", "pretrain_textures.txt", "pretrain_shapes.txt"]
+    assert lists == ["pretrain_shapes.txt", "pretrain_shapes.txt", "pretrain_textures.txt"]
 
 
 def test_sentences_hold_the_numbers():

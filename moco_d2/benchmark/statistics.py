@@ -128,7 +128,7 @@ class Blocks:
             for seed, value in values.items():
                 self._values[self._index[name], seeds[seed]] = value
         self._residual, self._freedom = _two_way(self._values)
-        self._around: dict[int, float] = {}  # row -> mean variance of its differences
+        self._around: dict[str, float] = {}  # row -> mean variance of its differences
 
     def compare(self, row: str, other: str) -> Comparison:
         """Return the comparison of two rows over the seeds that both have.
@@ -136,25 +136,39 @@ class Blocks:
         Raises:
             ValueError: If they have no seed in common.
         """
-        one, two = self._index[row], self._index[other]
-        differences = self._values[one] - self._values[two]
-        differences = differences[~np.isnan(differences)]
+        differences = self._differences(row, other)
         n = len(differences)
         if not n:
             raise ValueError(f"{row} and {other} have no seed in common")
         mean = float(differences.mean())
         if n < 2:
             return Comparison(mean, (n, n))
-        own = float(differences.var(ddof=1))
-        variance = max(2 * self._residual, self._mean_variance(one), self._mean_variance(two), own)
-        freedom = max(n - 1, min(self._freedom, MOST_POOLED * (n - 1)))
-        tested = _tested("blocked", mean, (n, n), [(variance / n, freedom)])
+        tested = _tested("blocked", mean, (n, n), [self.uncertainty(row, other)])
         return replace(tested, p_flip=sign_flip(differences)) if tested.test else tested
 
-    def _mean_variance(self, row: int) -> float:
+    def uncertainty(self, row: str, other: str) -> tuple[float, float]:
+        """Return the variance of the mean difference of two rows, and its degrees of freedom.
+
+        Degrees of freedom beyond those of the two rows count as far as the pooled residual explains
+        the variance. The rows need two seeds in common.
+        """
+        differences = self._differences(row, other)
+        n = len(differences)
+        pooled, around = 2 * self._residual, map(self._mean_variance, (row, other))
+        variance = max(pooled, *around, float(differences.var(ddof=1)))
+        more = max(0, min(self._freedom, MOST_POOLED * (n - 1)) - (n - 1))
+        share = pooled / variance if variance else 1.0
+        return variance / n, n - 1 + more * share
+
+    def _differences(self, row: str, other: str) -> np.ndarray:
+        differences = self._values[self._index[row]] - self._values[self._index[other]]
+        return differences[~np.isnan(differences)]
+
+    def _mean_variance(self, row: str) -> float:
         """Return the mean variance of the differences between a row and each other row."""
         if row not in self._around:
-            differences = self._values[row] - np.delete(self._values, row, axis=0)
+            index = self._index[row]
+            differences = self._values[index] - np.delete(self._values, index, axis=0)
             counts = (~np.isnan(differences)).sum(axis=1)
             differences = differences[counts > 1]
             means = np.nanmean(differences, axis=1, keepdims=True)

@@ -109,13 +109,21 @@ def test_marked_rows_are_named(write, make_content):
 
 
 def test_more_pairs_than_a_sentence_holds(runs, write):
+    """Each row is compared with the reference, and the largest differences are said."""
     for i in range(9):
         runs(f"init {i}", box=(10.0 + i,))
-    assert "nothing is compared, there are runs from init 0, init 1," in said(write.folder)
+    assert said(write.folder).endswith("; the table has 30 more comparisons.")  # of all 36 pairs
     runs("supervised", box=(1.0,))
     sentence = said(write.folder)
-    assert "init 5 and supervised" in sentence and "init 6" not in sentence
+    assert "init 8 and supervised" in sentence and "init 2 and" not in sentence
     assert sentence.endswith("; the table has 3 more comparisons.")
+
+
+def test_nine_checkpoints_and_random_have_an_answer(runs, write):
+    for i in range(9):
+        runs(f"init {i}", box=(20.0 + i, 21.1 + i, 22.0 + i))
+    runs("random", box=(10.0, 11.0, 12.1))
+    assert said(write.folder).startswith("voc_C4: init 8 is above random in AP by 18.0 [")
 
 
 def test_a_reversed_comparison_has_the_other_sign():

@@ -65,12 +65,14 @@ def test_everything_in_the_table(make_content, write):
 
     expected = {}
     for i, metric in enumerate(METRICS):
-        spread = blocked_variances({name: runs[:, i] for name, runs in values.items()})
+        spread, pooled = blocked_variances({name: runs[:, i] for name, runs in values.items()})
         for one, other in (("random", "supervised"), ("moco", "random"), ("moco", "supervised")):
             difference = values[one][:, i].mean() - values[other][:, i].mean()
             error = math.sqrt(spread[one, other] / SEEDS)
-            half = stats.t.ppf(0.975, 8) * error  # (3 - 1) x (5 - 1) degrees of freedom
-            p = 2 * stats.t.sf(abs(difference) / error, 8)
+            # 4 of one pair, and up to (3 - 1) x (5 - 1) as far as the pooled variance explains it.
+            freedom = 4 + 4 * pooled / spread[one, other]
+            half = stats.t.ppf(0.975, freedom) * error
+            p = 2 * stats.t.sf(abs(difference) / error, freedom)
             expected[one, other, metric] = (difference, difference - half, difference + half, p)
     # Only AP may claim an order: three comparisons.
     p = np.array([numbers[-1] for key, numbers in expected.items() if key[-1] == "AP"])
@@ -127,7 +129,7 @@ def blocked_variances(rows):
     pooled = 2 * residual @ residual / ((len(names) - 1) * (n - 1))
     own = {(a, b): (rows[a] - rows[b]).var(ddof=1) for a in names for b in names if a != b}
     around = {a: np.mean([own[a, b] for b in names if b != a]) for a in names}
-    return {(a, b): max(pooled, around[a], around[b], own[a, b]) for a, b in own}
+    return {(a, b): max(pooled, around[a], around[b], own[a, b]) for a, b in own}, pooled
 
 
 def test_significance_by_hand(table_2b):

@@ -113,7 +113,7 @@ def _power(suite: Suite) -> Iterator[str]:
             seeds.add(cell.seed)
     for task, (rows, seeds) in sizes.items():
         if len(rows) > 1:
-            yield f"{task}: {power.sentence(task, len(rows), len(seeds))}"
+            yield f"{task}: {power.sentence(task, sorted(rows), len(seeds))}"
 
 
 # ---- costs ---------------------------------------------------------------------------------------

@@ -38,13 +38,17 @@ def answer(table: Table) -> str:
     """Return the sentence of answers() for one table of run records."""
     metrics = headline_metrics(table)
     pairs = headline_pairs(table)
+    if len(pairs) > _MOST_PAIRS:  # the sentence has the largest of the supported orders first
+        first = next(iter(metrics), "")
+        pairs = sorted(pairs, key=lambda pair: _rank(table.comparison(pair[0], pair[1], first)))
     clauses = [
         clause
         for label, against in pairs[:_MOST_PAIRS]
         for clause in _clauses(table, label, against, metrics)
     ]
     if len(pairs) > _MOST_PAIRS:
-        clauses.append(f"the table has {len(pairs) - _MOST_PAIRS} more comparisons")
+        more = len(pairs) - _MOST_PAIRS
+        clauses.append(f"the table has {more} more comparison{'s' * (more > 1)}")
     if not clauses:
         names = _joined([_name(row.label) for row in table.rows])
         clauses.append(f"nothing is compared, there are runs from {names}")
@@ -52,6 +56,12 @@ def answer(table: Table) -> str:
     if marked:
         clauses.append(f"mind the footnotes on {', '.join(marked)}")
     return f"{table.task}: {'; '.join(clauses)}."
+
+
+def _rank(comparison: Comparison | None) -> tuple[bool, float]:
+    if comparison is None:
+        return True, 0.0
+    return not comparison.supported, -abs(comparison.difference)
 
 
 def headline_metrics(table: Table) -> dict[str, str]:

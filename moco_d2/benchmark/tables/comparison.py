@@ -26,13 +26,14 @@ from moco_d2.benchmark.tables.table import Cell, Pair, Row, Table
 
 #: The paper prints a difference to supervised in green from here on, points (caption of Table 2).
 HIGHLIGHT_FROM = 0.5
-#: With more initializations than this, each is compared with the baseline only.
+#: With more initializations than this, each is compared with the references only.
 _MOST_COMPARED_PAIRWISE = 8
+#: With more pairs that may claim an order (many rows without a reference), none is tested.
+MOST_CLAIMED = 400
 
 #: The metrics that may claim an order, the first of each output. The others are shown beside them.
 PRIMARY_METRICS = ("bbox/AP", "segm/AP", "keypoints/AP", "densepose_gps/AP", "sem_seg/mIoU")
-#: The rows that each row is compared with to claim an order. Without them, or with at most
-#: _MOST_CLAIMED_PAIRWISE rows, all pairs are.
+#: The rows that each row is compared with to claim an order; see claimed_pairs.
 REFERENCES = ("random", "supervised", "supervised_frozen_bn", "supervised_msra")
 _MOST_CLAIMED_PAIRWISE = 4
 
@@ -121,10 +122,11 @@ def _pairs(
     baseline: str | None,
 ) -> tuple[Pair, ...]:
     names = list(runs)
-    if len(names) <= _MOST_COMPARED_PAIRWISE:
-        compared = [(later, earlier) for earlier, later in itertools.combinations(names, 2)]
-    else:
-        compared = [(name, baseline) for name in names if baseline not in (None, name)]
+    claimed = claimed_pairs(names)
+    pairs = claimed if len(names) > _MOST_COMPARED_PAIRWISE else itertools.combinations(names, 2)
+    if len(claimed) > MOST_CLAIMED:  # many rows without a reference
+        return ()
+    compared = [(later, earlier) for earlier, later in pairs]
     # A difference to the baseline is always the other row minus the baseline.
     compared = [(b, a) if a == baseline else (a, b) for a, b in compared]
     tested = {
@@ -135,12 +137,10 @@ def _pairs(
         ).items()
     }
     primary = primary_metrics(metrics)
-    references = set(names) & {*REFERENCES, baseline}
-    pairwise = not references or len(names) <= _MOST_CLAIMED_PAIRWISE
     family = [
         (label, against, m)
         for label, against, m in tested
-        if m in primary and (pairwise or references & {label, against})
+        if m in primary and ((label, against) in claimed or (against, label) in claimed)
     ]
     tested |= dict(zip(family, corrected(tested[key] for key in family), strict=True))
     return tuple(
@@ -149,11 +149,20 @@ def _pairs(
     )
 
 
-def claimed_pairs(rows: int) -> int:
-    """Return how many pairs of rows may claim an order, if random and supervised are among them."""
-    if rows <= _MOST_CLAIMED_PAIRWISE:
-        return rows * (rows - 1) // 2
-    return 2 * (rows - 2) + 1
+def claimed_pairs(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Return the pairs of rows that may claim an order: all pairs of few rows, and otherwise each
+    row with each of REFERENCES.
+    """
+    names = list(names)
+    references = [name for name in names if name in REFERENCES]
+    return [
+        (one, other)
+        for one, other in itertools.combinations(names, 2)
+        if not references
+        or len(names) <= _MOST_CLAIMED_PAIRWISE
+        or one in references
+        or other in references
+    ]
 
 
 def primary_metrics(metrics: Sequence[str]) -> list[str]:

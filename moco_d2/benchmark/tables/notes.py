@@ -93,7 +93,8 @@ def on_significance(
             )
     if untested:
         yield (
-            "No spread to test against (a single run, or equal runs), so no order is claimed: "
+            "No spread to test against (a single common seed, or the same difference with every "
+            "seed), so no order is claimed: "
             f"{'; '.join(untested)}."
         )
 

@@ -2,11 +2,9 @@
 """Answer whether checkpoints transfer to your data, within a budget of time."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from moco_d2.cli import command_parser, run_command
-from moco_d2.errors import INTERRUPTED_EXIT_CODE
 
 
 def parse_args() -> argparse.Namespace:
@@ -66,8 +64,12 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     """Run the command."""
     args = parse_args()
+    from moco_d2.engine.signals import advise
+
+    advise("the same command continues")
     from moco_d2.benchmark.transfer_command.budget import parse_budget
-    from moco_d2.benchmark.transfer_command.command import Question, answer
+    from moco_d2.benchmark.transfer_command.command import answer
+    from moco_d2.benchmark.transfer_command.question import Question
 
     question = Question(
         checkpoints=tuple(args.checkpoints),
@@ -79,11 +81,7 @@ def main() -> int:
         gpus_per_run=args.gpus_per_run,
         supervised=args.supervised,
     )
-    try:
-        return answer(question, args.folder, plan_only=args.plan_only)
-    except KeyboardInterrupt as interrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        return getattr(interrupt, "exit_code", INTERRUPTED_EXIT_CODE)
+    return answer(question, args.folder, plan_only=args.plan_only)
 
 
 if __name__ == "__main__":

@@ -25,10 +25,13 @@ SAME_SIGNAL_S = 2.0
 
 @dataclasses.dataclass
 class _Work:
-    """The run of this process: its command line, and the newest checkpoint."""
+    """The run of this process: its command line, and the newest checkpoint. Without a run, how a
+    user goes on.
+    """
 
     command: str | None = None
     saved: Path | None = None
+    advice: str = "--resume continues a run that has a checkpoint"
 
 
 _work = _Work()
@@ -37,6 +40,11 @@ _work = _Work()
 def begin_work(command: str | None) -> None:
     """Remember the command line of a run, with which a user can continue it."""
     _work.command, _work.saved = command, None
+
+
+def advise(words: str) -> None:
+    """Remember how a user goes on after a signal, for a command that is no run."""
+    _work.advice = words
 
 
 def note_saved(path: Path) -> None:
@@ -50,7 +58,7 @@ def stop_message(number: int) -> str:
     """
     stopped = f"stopped by {signal.Signals(number).name}"
     if _work.command is None:
-        return f"{stopped}; --resume continues a run that has a checkpoint"
+        return f"{stopped}; {_work.advice}"
     command = printable(_work.command)
     if _work.saved is None:
         return f"{stopped}; nothing new was saved; start again with: {command}"

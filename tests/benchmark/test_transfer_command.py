@@ -2,26 +2,37 @@
 
 import dataclasses
 import json
+import signal
+import subprocess
 
 import pytest
 import torch
 import torchvision
+from support import toy_data
+from support.commands import SECONDS, Python
+from support.paths import ROOT
 from support.toy_data import make_coco, make_voc
 
 from moco_d2.benchmark.records.results import read_records
+from moco_d2.benchmark.runs.children import in_child
 from moco_d2.benchmark.runs.planning import plan
-from moco_d2.benchmark.transfer_command import command
+from moco_d2.benchmark.runs.suites import load_suite
+from moco_d2.benchmark.transfer_command import preparation
 from moco_d2.benchmark.transfer_command.budget import Fit, parse_budget
-from moco_d2.benchmark.transfer_command.command import NO_SUPERVISED, Question, answer
-from moco_d2.benchmark.transfer_command.data import dataset_name
+from moco_d2.benchmark.transfer_command.command import answer
+from moco_d2.benchmark.transfer_command.data import Facts, dataset_name
+from moco_d2.benchmark.transfer_command.preparation import check_keypoints
+from moco_d2.benchmark.transfer_command.question import NO_SUPERVISED, Question, task_settings
 from moco_d2.benchmark.transfer_command.sizes import FORMS
 from moco_d2.benchmark.transfer_command.weights import (
     Row,
+    convert_row,
     network_settings,
     row_names,
     supervised_source,
 )
 from moco_d2.errors import UserError
+from moco_d2.locks import run_in
 
 _REPORT = {
     "depth": 50,
@@ -83,6 +94,22 @@ def test_the_images_of_a_coco_file_are_found_near_it(tmp_path, file, images):
     assert name == f"coco:{tmp_path / file}:{tmp_path / images}"
 
 
+def test_a_folder_with_the_name_of_a_voc_year_must_be_told_from_the_year(tmp_path, monkeypatch):
+    make_voc(tmp_path / "VOC2007", images=1)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"write \./VOC2007 or voc_2007_trainval"):
+        dataset_name("VOC2007", "train")
+    assert dataset_name("VOC2012", "test") == "voc_2012_val"
+
+
+def test_names_of_datasets_have_no_detours(tmp_path):
+    make_voc(tmp_path / "a", images=1)
+    name = f"voc:{tmp_path}/a:test"
+    (tmp_path / "b").mkdir()
+    assert dataset_name(f"{tmp_path}/b/../a", "test") == name
+    assert dataset_name(f"voc:{tmp_path}/b/../a:test", "test") == name
+
+
 def test_images_that_are_not_found_and_folders_that_are_no_dataset(tmp_path):
     file = tmp_path / "a.json"
     file.write_text(json.dumps({"images": [{"file_name": "1.jpg"}]}))
@@ -102,6 +129,11 @@ def test_names_of_rows():
     sources = ["a/mine.pth.tar", "b/mine.pth", "moco.pth", "moco://v2_800ep", "x y(1).bin", "..pth"]
     names = ["mine", "mine_2", "my_moco", "my_moco_v2_800ep", "x_y_1_", "mine_3"]
     assert row_names(sources) == names
+
+
+def test_names_of_rows_become_files_so_they_differ_by_more_than_case():
+    assert row_names(["Net.PTH", "net.pth", "NET.Tar"]) == ["Net", "net_2", "NET_3"]
+    assert row_names(["MoCo.pth", "moco.pth"]) == ["my_MoCo", "moco_2"]
 
 
 def test_rows_of_other_networks_or_pixels_are_not_compared(tmp_path):
@@ -133,6 +165,20 @@ def test_supervised_weights_are_of_the_same_network(changes, name):
     assert supervised_source({**_REPORT, **changes}) == name
 
 
+def test_a_trained_detector_is_no_pretrained_checkpoint(tmp_path):
+    resnet = torchvision.models.resnet18().state_dict()
+    torch.save(resnet, tmp_path / "a.pth")
+    row = convert_row("a", str(tmp_path / "a.pth"), tmp_path)
+    layers = torch.load(row.file)["model"]
+    detector = {f"backbone.{name}": tensor for name, tensor in layers.items()}
+    detector["roi_heads.box_predictor.bbox_pred.bias"] = torch.zeros(4)
+    torch.save({"model": detector}, tmp_path / "model_final.pth")
+    with pytest.raises(
+        UserError, match=r"model_final\.pth is a trained detector \(it has roi_head"
+    ):
+        convert_row("b", str(tmp_path / "model_final.pth"), tmp_path)
+
+
 # ---- the whole -----------------------------------------------------------------------------------
 
 
@@ -151,7 +197,7 @@ def question(tmp_path, monkeypatch):
         assert timing.step > 0 and timing.test_image > 0
         return Fit(FORMS[0], 2, 60.0)
 
-    monkeypatch.setattr(command, "fit", two_steps)
+    monkeypatch.setattr(preparation, "fit", two_steps)
     return Question(
         checkpoints=(str(tmp_path / "mine.pth.tar"), str(tmp_path / "timm.pth")),
         train=(str(root / "train.json"),),
@@ -161,6 +207,11 @@ def question(tmp_path, monkeypatch):
         supervised=NO_SUPERVISED,
         gpus_per_run=0,
     )
+
+
+@pytest.fixture
+def unmeasured(monkeypatch):
+    monkeypatch.setattr(preparation, "fit", lambda *_: Fit(FORMS[0], 2, 60.0))
 
 
 def test_an_answer_with_its_runs_its_report_and_its_suite(question, tmp_path, capsys):
@@ -196,6 +247,8 @@ def test_an_answer_with_its_runs_its_report_and_its_suite(question, tmp_path, ca
         ({"task": "voc_semantic"}, r"--task voc_semantic has no boxes"),
         ({"seeds": 0}, r"--seeds must be from 1 to 100, got 0"),
         ({"checkpoints": ("absent.pth",)}, r"there is no checkpoint absent\.pth"),
+        ({"supervised": "absent.pth"}, r"there is no checkpoint absent\.pth"),
+        ({"gpus_per_run": -1}, r"--gpus-per-run must be at least 0, got -1"),
         ({"test": ("absent",)}, r"dataset 'absent' is not registered"),
         ({"gpus_per_run": 3}, r"--gpus-per-run must be at most"),
     ],
@@ -204,22 +257,173 @@ def test_a_question_that_cannot_be_answered_starts_no_run(question, tmp_path, ch
     folder = tmp_path / "out"
     with pytest.raises(UserError, match=message):
         answer(dataclasses.replace(question, **changes), folder)
-    assert not list(folder.glob("voc_C4")) and not (folder / "transfer.json").exists()
+    assert not folder.exists()  # nothing was converted
 
 
-def test_masks_of_data_without_masks_are_refused_before_the_first_run(question, tmp_path):
-    file = tmp_path / "coco" / "train.json"
-    content = json.loads(file.read_text())
+def test_a_checkpoint_is_named_once(question, unmeasured, tmp_path):
+    mine = question.checkpoints[0]
+    twice = dataclasses.replace(question, checkpoints=(mine, mine))
+    with pytest.raises(UserError, match=r"are the same checkpoint; name it once"):
+        answer(twice, tmp_path / "out", plan_only=True)
+    supervised = dataclasses.replace(question, checkpoints=(mine,), supervised=mine)
+    with pytest.raises(UserError, match=r"are the same checkpoint; name it once"):
+        answer(supervised, tmp_path / "out", plan_only=True)
+    assert not (tmp_path / "out" / "transfer.json").exists()
+
+
+def _of_other_classes(content):
+    content["categories"].append({"id": 3, "name": "gray"})
+
+
+def _without_masks(content):
     for annotation in content["annotations"]:
         del annotation["segmentation"]
+
+
+def _without_an_image(content):
+    content["images"][1]["file_name"] = "absent.jpg"
+
+
+@pytest.mark.parametrize(
+    "split, damage, task, message",
+    [
+        ("test", _of_other_classes, "voc_C4", r"classes"),
+        ("train", _without_masks, "coco_C4_1x", r"mask"),
+        ("test", _without_an_image, "voc_C4", r"absent\.jpg"),
+    ],
+)
+def test_damaged_data_is_refused_before_the_measurement_and_read_anew_when_repaired(
+    question, tmp_path, monkeypatch, split, damage, task, message
+):
+    question = dataclasses.replace(question, task=task, checkpoints=question.checkpoints[:1])
+    measured = []
+    monkeypatch.setattr(preparation, "fit", lambda *_: measured.append(1) or Fit(FORMS[0], 2, 60.0))
+    file = tmp_path / "coco" / f"{split}.json"
+    whole = file.read_text()
+    content = json.loads(whole)
+    damage(content)
     file.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="mask"):
-        answer(dataclasses.replace(question, task="coco_C4_1x"), tmp_path / "out")
-    assert not list((tmp_path / "out").glob("coco_C4_1x"))
+    with pytest.raises(UserError, match=message):
+        answer(question, tmp_path / "out", plan_only=True)
+    assert not measured and not list((tmp_path / "out").glob("transfer.*"))
+    file.write_text(whole)
+    assert answer(question, tmp_path / "out", plan_only=True) == 0
+    assert measured
 
 
-def test_a_damaged_state_says_what_to_do(question, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "transfer.json").write_text("{")
-    with pytest.raises(UserError, match=r"transfer\.json is damaged .* remove it"):
-        answer(question, tmp_path / "out")
+def test_training_data_are_no_test_data(question, unmeasured, tmp_path):
+    same = dataclasses.replace(question, test=question.train)
+    with pytest.raises(UserError, match=r"train\.json"):
+        answer(same, tmp_path / "out", plan_only=True)
+
+
+def test_the_same_command_with_other_content_is_another_question(
+    question, unmeasured, tmp_path, monkeypatch
+):
+    folder = tmp_path / "out"
+    assert answer(question, folder, plan_only=True) == 0
+    plan_of_before = (folder / "transfer.yaml").read_bytes()
+
+    for file in (tmp_path / "coco" / "test.json", tmp_path / "mine.pth.tar"):
+        content = file.read_bytes()
+        file.write_bytes(content + b" ")
+        with pytest.raises(UserError, match=rf"{file}.* has changed since {folder} was planned"):
+            answer(question, folder, plan_only=True)
+        file.write_bytes(content)
+
+    near = dataclasses.replace(
+        question,
+        checkpoints=("coco/../mine.pth.tar", "timm.pth"),
+        train=("coco/train.json",),
+        test=("coco/test.json",),
+    )
+    monkeypatch.chdir(tmp_path)
+    assert answer(near, tmp_path / "coco" / ".." / "out", plan_only=True) == 0
+    elsewhere = tmp_path / "elsewhere"
+    make_coco(elsewhere / "coco")
+    for name in ("mine.pth.tar", "timm.pth"):
+        (elsewhere / name).write_bytes((tmp_path / name).read_bytes())
+    monkeypatch.chdir(elsewhere)
+    near = dataclasses.replace(near, checkpoints=question.checkpoints)
+    with pytest.raises(UserError, match=r"another question \(train was .*, and is .*elsewhere"):
+        answer(near, folder, plan_only=True)
+    assert (folder / "transfer.yaml").read_bytes() == plan_of_before
+
+
+def test_converted_weights_that_are_not_the_planned_ones_are_converted_again(
+    question, unmeasured, tmp_path, capsys
+):
+    folder = tmp_path / "out"
+    answer(question, folder, plan_only=True)
+    file = folder / "weights" / "mine.pth"
+    whole = file.read_bytes()
+    for content in ((folder / "weights" / "timm.pth").read_bytes() + b" ", whole[:1000], None):
+        file.unlink()
+        if content is not None:
+            file.write_bytes(content)
+        capsys.readouterr()
+        assert answer(question, folder, plan_only=True) == 0
+        assert "mine.pth is not the file of the plan: converting" in capsys.readouterr().out
+        assert file.read_bytes() == whole
+    state = json.loads((folder / "transfer.json").read_text())
+    state["weights"]["mine"]["sha256"] = "0" * 64
+    (folder / "transfer.json").write_text(json.dumps(state))
+    with pytest.raises(UserError, match=r"mine\.pth is not the file that .* was planned with"):
+        answer(question, folder, plan_only=True)
+
+
+def test_a_folder_is_planned_by_one_process(question, tmp_path):
+    with run_in(tmp_path / "out"), pytest.raises(UserError, match=r"work in --folder .*process"):
+        in_child(set(), answer, question, tmp_path / "out")
+
+
+def test_a_smaller_form_on_the_tasks_own_data_is_a_task_of_its_own(
+    question, unmeasured, tmp_path, monkeypatch
+):
+    """The checks take other settings on the task's own data for a mistake."""
+    monkeypatch.setattr(toy_data, "CLASSES", ("cat", "dog"))
+    for seed, year in enumerate(("VOC2007", "VOC2012")):
+        make_voc(tmp_path / "datasets" / year, seed=seed)
+    monkeypatch.chdir(tmp_path)
+    years = {"train": ("VOC2007", "VOC2012"), "test": ("VOC2007",)}
+    question = dataclasses.replace(question, checkpoints=question.checkpoints[:1], **years)
+    assert answer(question, tmp_path / "out", plan_only=True) == 0
+    suite = load_suite(tmp_path / "out" / "transfer.yaml")
+    assert {cell.task for cell in suite.cells} == {"my_voc_C4"}
+
+
+def test_keypoints_without_known_deviations_need_a_suite():
+    task = task_settings("coco_keypoint_FPN_2x")
+    check_keypoints(task, Facts(1, 17, 6, 64, 6))
+    with pytest.raises(UserError, match=r"has 5 keypoints.*TEST\.KEYPOINT_OKS_SIGMAS.*a suite"):
+        check_keypoints(task, Facts(1, 5, 6, 64, 6))
+
+
+def test_a_damaged_state_says_what_to_do(question, unmeasured, tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "transfer.json").write_text("{")
+    with pytest.raises(UserError, match=r"transfer\.json is damaged .* remove it, and"):
+        answer(question, folder)
+    (folder / "voc_C4").mkdir()  # its runs have the settings of the lost plan
+    with pytest.raises(UserError, match=rf"damaged .*remove {folder}, .* or finish the runs with"):
+        answer(question, folder)
+    (folder / "transfer.json").unlink()
+    with pytest.raises(UserError, match=rf"missing beside the runs .*remove {folder}, "):
+        answer(question, folder)
+
+
+def test_a_signal_before_the_runs_says_that_the_same_command_continues(question, tmp_path):
+    data = ("--train", *question.train, "--test", *question.test)
+    flags = ("--gpus-per-run", "0", "--supervised", "none", "--folder", tmp_path / "out")
+    process = Python(
+        ["tools/transfer.py", *question.checkpoints, *data, *flags],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout.readline().startswith("converting"), process.stderr.read()
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=SECONDS)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert said.splitlines()[-1] == "stopped by SIGTERM; the same command continues"

@@ -25,6 +25,7 @@ _MEASURING = 0.25  # at most this part of the budget goes into measuring
 _RECORD_SECONDS = 3.0  # of a run, for the metrics and the record
 _PASS = 1 / 3  # of a training step: a forward pass, as PreciseBN makes them
 _UNITS = {"h": 3600, "m": 60, "s": 1}
+_MOST_HOURS = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,12 +89,17 @@ def parse_budget(text: str) -> float:
     """Return the seconds of a duration such as ``2h``, ``90m`` or ``1h30m``.
 
     Raises:
-        UserError: If it is no such duration.
+        UserError: If it is no such duration, or too long.
     """
-    parts = re.findall(r"(\d+(?:\.\d+)?)([hms])", text)
+    parts = re.findall(r"([0-9]+(?:\.[0-9]+)?)([hms])", text)
     seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
-    if "".join(number + unit for number, unit in parts) != text or not 0 < seconds < 1e9:
+    if "".join(number + unit for number, unit in parts) != text or not seconds:
         raise UserError(f"--budget must be a duration such as 2h, 90m or 1h30m, got {text!r:.60}")
+    if seconds > _MOST_HOURS * _UNITS["h"]:
+        raise UserError(
+            f"--budget must be at most {_MOST_HOURS}h, got {text!r:.60}; without it the task's own "
+            "schedule is taken"
+        )
     return seconds
 
 

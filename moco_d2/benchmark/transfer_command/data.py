@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import statistics
 from pathlib import Path
@@ -37,6 +38,14 @@ class Facts:
     test_images: int
 
 
+def absolute(path: Path) -> Path:
+    """Return a path that holds from any current folder, without ``..``. Links stay as they are,
+    except that ``..`` leads out of the folder that a link leads to.
+    """
+    path = path.absolute()
+    return Path(os.path.realpath(path)) if ".." in path.parts else path
+
+
 def dataset_name(data: str, purpose: str) -> str:
     """Return the dataset's name in a config.
 
@@ -47,17 +56,24 @@ def dataset_name(data: str, purpose: str) -> str:
         purpose: "train" or "test", which selects the split of a VOC year.
 
     Raises:
-        UserError: If the folder is no VOC year, or the images of a COCO file are not near it.
+        UserError: If the folder is no VOC year, the images of a COCO file are not near it, or a VOC
+            year is also a folder here.
     """
     year = _YEAR.fullmatch(data)
     if year:
         name = _OF_YEAR[purpose].format(year[1])
-        return _TEST_OF_2012 if name == "voc_2012_test" else name
+        name = _TEST_OF_2012 if name == "voc_2012_test" else name
+        if Path(data).is_dir():
+            raise UserError(
+                f"--{purpose} {data} is a folder here and the name of a dataset; write ./{data} or "
+                f"{name}"
+            )
+        return name
     path = expand_home(data)
     if path.is_dir():
         return _voc_folder(path, purpose)
     if path.suffix == ".json" and path.is_file():
-        return f"coco:{path.absolute()}:{_image_folder(path).absolute()}"
+        return f"coco:{absolute(path)}:{absolute(_image_folder(path))}"
     kind, _, rest = data.partition(":")
     if kind in ("voc", "coco") and rest and "://" not in data:
         return _absolute(kind, rest)
@@ -68,17 +84,17 @@ def _absolute(kind: str, rest: str) -> str:
     """Return a dataset by path with absolute folders, so that a suite may be run from anywhere."""
     if kind == "voc":
         folder, _, split = rest.rpartition(":")
-        return f"voc:{expand_home(folder).absolute()}:{split}" if folder else f"voc:{rest}"
+        return f"voc:{absolute(expand_home(folder))}:{split}" if folder else f"voc:{rest}"
     file, found, images = rest.partition(".json:")
     if not found:
         return f"coco:{rest}"
-    return f"coco:{expand_home(f'{file}.json').absolute()}:{expand_home(images).absolute()}"
+    return f"coco:{absolute(expand_home(f'{file}.json'))}:{absolute(expand_home(images))}"
 
 
 def _voc_folder(folder: Path, purpose: str) -> str:
     for split in _SPLITS[purpose]:
         if (folder / "ImageSets" / "Main" / f"{split}.txt").is_file():
-            return f"voc:{folder.absolute()}:{split}"
+            return f"voc:{absolute(folder)}:{split}"
     files = " or ".join(f"ImageSets/Main/{split}.txt" for split in _SPLITS[purpose])
     raise UserError(
         f"--{purpose} {folder} is a folder without {files}: name a split with voc:{folder}:SPLIT, "

@@ -8,11 +8,13 @@ from typing import Any
 
 from moco_d2.config.load import config_root
 from moco_d2.errors import UserError, printable
-from moco_d2.files import read_plain_json, sha256
+from moco_d2.files import sha256
 
 RANDOM_ROW, SUPERVISED_ROW = "random", "supervised"
 _WEIGHTS = "weights"  # folder of the converted files and their reports
-_MOST_BYTES = 1 << 20  # of a report
+_SUFFIXES = re.compile(r"(\.(pth|pt|tar|pkl|npz|safetensors|ckpt|bin|gz|torch))+$", re.IGNORECASE)
+# Groups of tensors that only a detector or a segmenter has, in the converter's report.
+_DETECTORS = ("proposal_generator.*", "roi_heads.*", "sem_seg_head.*")
 _LONGEST_NAME = 40  # characters of a row
 # Keys that a comparison shares between all its rows: with another value, a row would not be
 # matched. The rest describes the network.
@@ -47,52 +49,102 @@ class Row:
 def row_names(sources: Sequence[str]) -> list[str]:
     """Return a name for each checkpoint, from the names of the files.
 
-    The names of the packaged initializations are left to these. Equal names get numbers.
+    The names of the packaged initializations are left to these. Names that are equal up to case get
+    numbers, because they become files.
     """
-    packaged = {path.stem for path in (config_root() / "init").glob("*.yaml")}
+    packaged = {path.stem.lower() for path in (config_root() / "init").glob("*.yaml")}
     names: list[str] = []
     for source in sources:
         base = source.replace("://", "_").rstrip("/")
         base = base if "/" not in base else base.rpartition("/")[2]
-        stem = re.sub(r"(\.(pth|pt|tar|pkl|npz|safetensors|ckpt|bin|gz|torch))+$", "", base)
-        stem = re.sub(r"[^A-Za-z0-9_.+=,-]+", "_", stem).lstrip(".+=,-")[:_LONGEST_NAME] or "mine"
-        name = f"my_{stem}" if stem in packaged else stem
+        stem = (
+            re.sub(r"[^A-Za-z0-9_.+=,-]+", "_", _SUFFIXES.sub("", base)).lstrip(".+=,-")[
+                :_LONGEST_NAME
+            ]
+            or "mine"
+        )
+        name = f"my_{stem}" if stem.lower() in packaged else stem
         number = 2
-        while name in names:
+        while name.lower() in map(str.lower, names):
             name, number = f"{stem}_{number}", number + 1
         names.append(name)
     return names
 
 
 def convert_row(name: str, source: str, folder: Path) -> Row:
-    """Convert a checkpoint to `folder`/weights/NAME.pth, if that has not been done, with its proof.
+    """Convert a checkpoint to `folder`/weights/NAME.pth, with its proof.
 
     A file of tools/convert.py is used as it is.
 
     Raises:
-        UserError: If the checkpoint is not there or cannot be converted.
+        UserError: If the checkpoint cannot be converted, or is a trained detector.
     """
     from moco_d2.checkpoint.catalog import source_file
     from moco_d2.checkpoint.convert import convert
     from moco_d2.checkpoint.io import read_provenance
 
     file = source_file(source)
-    if not file.is_file():
+    target = folder / _WEIGHTS / f"{name}.pth"
+    row = Row(name, source, file.absolute(), _provenance(file, read_provenance) or {})
+    if not row.report:
+        row = Row(name, source, target, convert(file, target, report=target.with_suffix(".json")))
+    dropped = row.report.get("dropped_keys")
+    parts = [part for part in _DETECTORS if isinstance(dropped, dict) and part in dropped]
+    if parts:
         raise UserError(
-            f"there is no checkpoint {source}; name a file, or published weights such as "
-            "moco://v2_200ep"
+            f"{printable(source)} is a trained detector (it has {', '.join(parts)}): it has seen "
+            "labels of detection data, so the comparison would not be matched; give the checkpoint "
+            "that it was fine-tuned from"
         )
-    target, report_file = folder / _WEIGHTS / f"{name}.pth", folder / _WEIGHTS / f"{name}.json"
-    digest = sha256(file)
-    if target.is_file() and report_file.is_file():
-        report = _read_report(report_file)
-        if report.get("source_sha256") == digest:
-            return Row(name, source, target, report)
-    inside = _provenance(file, read_provenance)
-    if inside is not None:
-        return Row(name, source, file.absolute(), inside)
-    report = convert(file, target, report=report_file)
-    return Row(name, source, target, report)
+    return row
+
+
+def check_different(rows: Sequence[Row]) -> None:
+    """Check that no two rows are of the same checkpoint.
+
+    Raises:
+        UserError: If two are.
+    """
+    seen: dict[tuple[Any, Any], Row] = {}
+    for row in rows:
+        # Of one checkpoint, the query and the key network are different weights.
+        origin = row.report.get("source_sha256") or sha256(row.file), row.report.get("branch")
+        other = seen.setdefault(origin, row)
+        if other is not row:
+            raise UserError(
+                f"{printable(other.source)} and {printable(row.source)} are the same checkpoint; "
+                "name it once"
+            )
+
+
+def as_state(rows: Iterable[Row]) -> dict[str, Any]:
+    """Return the files of the rows with their hashes, for check_weights."""
+    return {
+        row.name: {"source": row.source, "file": str(row.file), "sha256": sha256(row.file)}
+        for row in rows
+    }
+
+
+def check_weights(state: dict[str, Any], folder: Path) -> None:
+    """Check that the files of the rows are those of the plan, and convert the others again.
+
+    Args:
+        state: The result of as_state.
+        folder: Output directory.
+
+    Raises:
+        UserError: If a conversion does not give the planned file.
+    """
+    for name, planned in state.items():
+        file = Path(planned["file"])
+        if file.is_file() and sha256(file) == planned["sha256"]:
+            continue
+        print(f"{file} is not the file of the plan: converting {planned['source']} again")
+        convert_row(name, planned["source"], folder)
+        if not file.is_file() or sha256(file) != planned["sha256"]:
+            raise UserError(
+                f"{file} is not the file that {folder} was planned with; choose another --folder"
+            )
 
 
 def _provenance(file: Path, read: Any) -> dict[str, Any] | None:
@@ -105,14 +157,6 @@ def _provenance(file: Path, read: Any) -> dict[str, Any] | None:
         return None
     numbers = [report.get(key) for key in _SHAPE]
     return report if all(isinstance(number, int | float) for number in numbers) else None
-
-
-def _read_report(file: Path) -> dict[str, Any]:
-    try:
-        report = read_plain_json(file, _MOST_BYTES)
-    except (OSError, ValueError):
-        return {}
-    return report if isinstance(report, dict) else {}
 
 
 def network_settings(rows: Iterable[Row]) -> dict[str, Any]:

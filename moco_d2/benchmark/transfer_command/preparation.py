@@ -1,0 +1,253 @@
+"""Before the runs of tools/transfer.py: convert, fit to the budget, check, write the suite."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from moco_d2.benchmark.runs.children import in_child
+from moco_d2.benchmark.runs.display import duration
+from moco_d2.benchmark.runs.execution import TOOLS, Place
+from moco_d2.benchmark.runs.inputs import check_inputs
+from moco_d2.benchmark.runs.places import make_places
+from moco_d2.benchmark.runs.suites import load_suite
+from moco_d2.benchmark.tables import power
+from moco_d2.benchmark.transfer_command.budget import Fit, Grid, Timing, fit, longest_schedule
+from moco_d2.benchmark.transfer_command.data import Facts, read_facts
+from moco_d2.benchmark.transfer_command.measuring import measure_form
+from moco_d2.benchmark.transfer_command.question import NO_SUPERVISED, Question, run_task
+from moco_d2.benchmark.transfer_command.sizes import (
+    FORMS,
+    Form,
+    form_settings,
+    schedule_settings,
+)
+from moco_d2.benchmark.transfer_command.state import SUITE, write_state
+from moco_d2.benchmark.transfer_command.weights import (
+    RANDOM_ROW,
+    SUPERVISED_ROW,
+    Row,
+    as_state,
+    check_different,
+    convert_row,
+    network_settings,
+    row_names,
+    supervised_source,
+)
+from moco_d2.config.load import config_root
+from moco_d2.config.safe_yaml import decode
+from moco_d2.errors import UserError
+from moco_d2.files import write_text
+
+TOOL = "train_net.py"
+_INITIALIZATIONS = "initializations"  # folder of the files that name the rows
+# Limits of the steps, and of the test images, of one measurement.
+_MEASURE_SECONDS, _LEAST_MEASURE_SECONDS, _MEASURE_PART = 60.0, 5.0, 0.02
+_ANY_STEPS = 100  # the speed of a step does not depend on the length of the schedule
+_CLASSES = "MODEL.ROI_HEADS.NUM_CLASSES"
+_KEYPOINTS = "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"
+_SIGMAS = "TEST.KEYPOINT_OKS_SIGMAS"
+_COCO_KEYPOINTS = 17  # whose standard deviations the evaluation knows
+
+
+def prepare(
+    question: Question, asked: dict[str, Any], task: dict[str, Any], folder: Path
+) -> list[str]:
+    """Convert, measure, and write the suite and the state; return the plan in words."""
+    facts: Facts = in_child({TOOL}, read_facts, question.train, question.test)
+    check_keypoints(task, facts)
+    rows, missing = _convert(question, folder)
+    shared = {
+        **network_settings(rows),
+        "DATASETS.TRAIN": repr(question.train),
+        "DATASETS.TEST": repr(question.test),
+        _CLASSES: facts.classes,
+    }
+    if task["MODEL.KEYPOINT_ON"] and facts.keypoints:
+        shared[_KEYPOINTS] = facts.keypoints
+    runs = (len(rows) + 1) * question.seeds
+    places = make_places(question.gpus_per_run, None, runs=runs, tools=TOOLS)
+    cpu = not places[0].devices
+    if cpu:
+        shared["DATALOADER.NUM_WORKERS"] = 0
+    grid = Grid(
+        runs,
+        len(places),
+        facts.images,
+        facts.test_images,
+        facts.short_side,
+        int(form_settings(FORMS[-1], task, facts.short_side, cpu=cpu)["SOLVER.IMS_PER_BATCH"]),
+    )
+    # What is wrong with the data is said before the measurement, for which it must be right.
+    smallest = FORMS[0 if question.budget else -1]
+    _check_suite(
+        question, task, rows, {**shared, **_of(smallest, _ANY_STEPS, task, facts, cpu=cpu)}
+    )
+    fitted = _fit(question, grid, task, shared, places)
+    settings = {**shared, **_of(fitted.form, fitted.steps, task, facts, cpu=cpu)}
+    # Nothing is kept of a plan whose runs would be refused: data that is repaired is read anew.
+    _check_suite(question, task, rows, settings)
+    _write_suite(question, task, rows, settings, folder)
+    lines = list(_plan(question, grid, fitted, {**task, **settings}, rows, folder))
+    if missing:
+        lines.append(missing)
+    write_state(folder, asked, as_state(rows), lines)
+    return lines
+
+
+def _of(form: Form, steps: int, task: dict[str, Any], facts: Facts, *, cpu: bool) -> dict[str, Any]:
+    return {
+        **form_settings(form, task, facts.short_side, cpu=cpu),
+        **schedule_settings(steps, task),
+    }
+
+
+def check_keypoints(task: dict[str, Any], facts: Facts) -> None:
+    """Check that the evaluation knows the standard deviations of the keypoints.
+
+    Raises:
+        UserError: If it does not.
+    """
+    known = len(decode(str(task[_SIGMAS])) or ()) or _COCO_KEYPOINTS
+    if task["MODEL.KEYPOINT_ON"] and facts.keypoints not in (0, known):
+        raise UserError(
+            f"the data has {facts.keypoints} keypoints, and their evaluation needs {_SIGMAS}, the "
+            "standard deviation of each; write a suite with this key (docs/benchmark.md)"
+        )
+
+
+def _check_suite(
+    question: Question, task: dict[str, Any], rows: Sequence[Row], settings: dict[str, Any]
+) -> None:
+    """Make the checks of the runs that need no model, for one run: the rows differ in their weights
+    only, which are converted and proven.
+    """
+    with tempfile.TemporaryDirectory(prefix="moco_d2_") as name:
+        folder = Path(name)
+        _write_suite(question, task, rows, settings, folder)
+        suite = load_suite(folder / SUITE)
+        for path, content in suite.files.items():
+            write_text(folder / path, content)
+        check_inputs([suite.cells[-1]], folder, max(1, question.gpus_per_run))
+
+
+def _convert(question: Question, folder: Path) -> tuple[list[Row], str]:
+    """Return the converted rows, the supervised one first, and a sentence if it is missing."""
+    names = row_names(question.checkpoints)
+    rows = []
+    for name, checkpoint in zip(names, question.checkpoints, strict=True):
+        print(f"converting {checkpoint}", flush=True)
+        rows.append(convert_row(name, checkpoint, folder))
+    check_different(rows)
+    if question.supervised == NO_SUPERVISED:
+        return rows, "There is no supervised row, because of --supervised none."
+    source = question.supervised or supervised_source(rows[0].report)
+    if source is None:
+        return rows, (
+            "There is no supervised row, because torchvision has no weights of this network; give "
+            "yours with --supervised."
+        )
+    print(f"converting {source}", flush=True)
+    try:
+        supervised = convert_row(SUPERVISED_ROW, source, folder)
+    except UserError as error:
+        if question.supervised is None:
+            raise UserError(
+                f"{error}; or give your own supervised weights with --supervised FILE, or none "
+                f"with --supervised {NO_SUPERVISED}"
+            ) from error
+        raise
+    check_different([supervised, *rows])
+    return [supervised, *rows], ""
+
+
+def _fit(
+    question: Question,
+    grid: Grid,
+    task: dict[str, Any],
+    shared: dict[str, Any],
+    places: Sequence[Place],
+) -> Fit:
+    config = f"{question.task}_{RANDOM_ROW}.yaml"
+    cpu = not places[0].devices
+    limit = _MEASURE_SECONDS
+    if question.budget is not None:
+        limit = min(limit, max(_LEAST_MEASURE_SECONDS, question.budget * _MEASURE_PART))
+
+    def measure(form: Form) -> Timing:
+        print(f"measuring the form {form.name!r}, {len(places)} run(s) at a time", flush=True)
+        settings = {
+            **shared,
+            **form_settings(form, task, grid.short_side, cpu=cpu),
+            **schedule_settings(_ANY_STEPS, task),
+        }
+        return measure_form(config, settings, places, limit)
+
+    if question.budget is None:
+        return longest_schedule(grid, task, FORMS[-1], measure(FORMS[-1]))
+    return fit(grid, task, question.budget, measure)
+
+
+def _write_suite(
+    question: Question,
+    task: dict[str, Any],
+    rows: Sequence[Row],
+    settings: dict[str, Any],
+    folder: Path,
+) -> None:
+    initializations: dict[str, dict[str, Any]] = {RANDOM_ROW: {}}
+    for row in rows:
+        if row.name == SUPERVISED_ROW:
+            initializations[SUPERVISED_ROW] = {"MODEL.WEIGHTS": str(row.file)}
+            continue
+        file = f"{_INITIALIZATIONS}/{row.name}.yaml"
+        content = {"MODEL": {"WEIGHTS": str(row.file)}}
+        write_text(folder / file, f"# From {Path(row.source).name!a}.\n{yaml.safe_dump(content)}")
+        initializations[file] = {}
+    name = run_task(question, task)
+    own_task = f"tasks/{name}.yaml"
+    if name != question.task:
+        base = config_root() / "task" / f"{question.task}.yaml"
+        own = {"_BASE_": str(base), "MOCO": {"TASK": name}}
+        write_text(folder / own_task, yaml.safe_dump(own))
+    suite = {
+        "title": f"Transfer of {', '.join(row.name for row in rows)} to {question.task}",
+        "tasks": [name if name == question.task else own_task],
+        "initializations": initializations,
+        "seeds": list(range(1, question.seeds + 1)),
+        "overrides": settings,
+    }
+    write_text(folder / SUITE, yaml.safe_dump(suite, sort_keys=False, default_flow_style=None))
+
+
+def _plan(  # noqa: PLR0917 - the parts of one text
+    question: Question,
+    grid: Grid,
+    fitted: Fit,
+    settings: dict[str, Any],
+    rows: Sequence[Row],
+    folder: Path,
+) -> list[str]:
+    names = [RANDOM_ROW, *(row.name for row in rows)]
+    sources = ", ".join(f"{row.name} = {row.source}" for row in rows)
+    epochs = fitted.steps * grid.batch / grid.train_images
+    metrics = 1 + bool(settings["MODEL.MASK_ON"]) + bool(settings["MODEL.KEYPOINT_ON"])
+    budget = "" if question.budget is None else f" of the budget of {duration(question.budget)}"
+    suite = folder / SUITE
+    return [
+        f"Task {question.task}: {grid.train_images} training images, {grid.test_images} test "
+        f"images, {settings[_CLASSES]} classes.",
+        f"Rows {', '.join(names)} ({sources}), {question.seeds} seeds: {grid.runs} runs, "
+        f"{grid.at_a_time} at a time, all with the same settings.",
+        f"Form {fitted.form.name!r}: short side {settings['INPUT.MIN_SIZE_TEST']} px, "
+        f"{settings['MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE']} proposals per training image, "
+        f"{settings['MODEL.RPN.POST_NMS_TOPK_TEST']} per test image.",
+        f"Schedule: {fitted.steps} steps of {grid.batch} images ({epochs:.1f} epochs), learning "
+        f"rate {settings['SOLVER.BASE_LR']:g} after {settings['SOLVER.WARMUP_ITERS']} steps of "
+        f"warm-up, lowered at {', '.join(map(str, settings['SOLVER.STEPS'])) or 'no step'}.",
+        f"Time: about {duration(fitted.seconds)}{budget}.",
+        power.sentence(question.task, names, question.seeds, metrics),
+        f"Suite: {suite}; edit it and go on with tools/benchmark.py run {suite} --folder {folder}",
+    ]

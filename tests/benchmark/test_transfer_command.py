@@ -165,18 +165,23 @@ def test_supervised_weights_are_of_the_same_network(changes, name):
     assert supervised_source({**_REPORT, **changes}) == name
 
 
-def test_a_trained_detector_is_no_pretrained_checkpoint(tmp_path):
-    resnet = torchvision.models.resnet18().state_dict()
-    torch.save(resnet, tmp_path / "a.pth")
-    row = convert_row("a", str(tmp_path / "a.pth"), tmp_path)
-    layers = torch.load(row.file)["model"]
-    detector = {f"backbone.{name}": tensor for name, tensor in layers.items()}
-    detector["roi_heads.box_predictor.bbox_pred.bias"] = torch.zeros(4)
-    torch.save({"model": detector}, tmp_path / "model_final.pth")
-    with pytest.raises(
-        UserError, match=r"model_final\.pth is a trained detector \(it has roi_head"
-    ):
-        convert_row("b", str(tmp_path / "model_final.pth"), tmp_path)
+@pytest.mark.parametrize(
+    "container, part",
+    [
+        ("model", "roi_heads.box_predictor.bbox_pred.bias"),  # Detectron2's model_final.pth
+        ("state_dict", "rpn_head.rpn_cls.bias"),  # mmdetection's latest.pth
+    ],
+)
+def test_a_trained_detector_is_no_pretrained_checkpoint(tmp_path, container, part):
+    layers = torchvision.models.resnet18().state_dict()
+    if container == "model":
+        torch.save(layers, tmp_path / "a.pth")
+        layers = torch.load(convert_row("a", str(tmp_path / "a.pth"), tmp_path).file)["model"]
+    detector = {f"backbone.{k}": v for k, v in layers.items() if not k.startswith("fc.")}
+    file = tmp_path / "detector.pth"
+    torch.save({container: {**detector, part: torch.zeros(4)}, "meta": {}}, file)
+    with pytest.raises(UserError, match=r"detector\.pth is a trained detector \(it has "):
+        convert_row("b", str(file), tmp_path)
 
 
 # ---- the whole -----------------------------------------------------------------------------------
@@ -266,9 +271,22 @@ def test_a_checkpoint_is_named_once(question, unmeasured, tmp_path):
     with pytest.raises(UserError, match=r"are the same checkpoint; name it once"):
         answer(twice, tmp_path / "out", plan_only=True)
     supervised = dataclasses.replace(question, checkpoints=(mine,), supervised=mine)
-    with pytest.raises(UserError, match=r"are the same checkpoint; name it once"):
+    with pytest.raises(UserError, match=r"are the same .*, as a row or as --supervised \("):
         answer(supervised, tmp_path / "out", plan_only=True)
     assert not (tmp_path / "out" / "transfer.json").exists()
+
+
+def test_a_plan_without_its_suite_is_made_again_while_there_are_no_runs(
+    question, unmeasured, tmp_path
+):
+    folder = tmp_path / "out"
+    question = dataclasses.replace(question, checkpoints=question.checkpoints[:1])
+    for _ in range(2):
+        assert answer(question, folder, plan_only=True) == 0
+        (folder / "transfer.yaml").unlink()  # fails if it was not written
+    (folder / "voc_C4").mkdir()
+    with pytest.raises(UserError, match=r"transfer\.yaml is missing .* put it back, or remove"):
+        answer(question, folder, plan_only=True)
 
 
 def _of_other_classes(content):

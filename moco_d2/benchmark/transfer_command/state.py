@@ -32,7 +32,7 @@ def read_state(folder: Path, runs: Path) -> dict[str, Any] | None:
             state = read_plain_json(file, _MOST_BYTES)
             parts = [state["asked"], state["asked"][_FILES], state["weights"]]
             if all(isinstance(part, dict) for part in parts) and isinstance(state["lines"], list):
-                return state
+                return _with_suite(state, folder, runs)
             problem = "it is no state of tools/transfer.py"
         except (OSError, ValueError, LookupError, TypeError) as error:
             problem = str(error)
@@ -46,6 +46,17 @@ def read_state(folder: Path, runs: Path) -> dict[str, Any] | None:
     raise UserError(
         f"{problem}; remove {folder}, and the command starts again, or finish the runs with "
         f"tools/benchmark.py run {folder / SUITE} --folder {folder}"
+    )
+
+
+def _with_suite(state: dict[str, Any], folder: Path, runs: Path) -> dict[str, Any] | None:
+    if (folder / SUITE).is_file():
+        return state
+    if not runs.is_dir():
+        return None  # nothing is lost by another plan
+    raise UserError(
+        f"{folder / SUITE} is missing beside the runs in {runs}; put it back, or remove {folder}, "
+        "and the command starts again"
     )
 
 

@@ -14,7 +14,7 @@ RANDOM_ROW, SUPERVISED_ROW = "random", "supervised"
 _WEIGHTS = "weights"  # folder of the converted files and their reports
 _SUFFIXES = re.compile(r"(\.(pth|pt|tar|pkl|npz|safetensors|ckpt|bin|gz|torch))+$", re.IGNORECASE)
 # Groups of tensors that only a detector or a segmenter has, in the converter's report.
-_DETECTORS = ("proposal_generator.*", "roi_heads.*", "sem_seg_head.*")
+_DETECTORS = ("proposal_generator.*", "roi_heads.*", "sem_seg_head.*", "*_head.*")
 _LONGEST_NAME = 40  # characters of a row
 # Keys that a comparison shares between all its rows: with another value, a row would not be
 # matched. The rest describes the network.
@@ -111,9 +111,12 @@ def check_different(rows: Sequence[Row]) -> None:
         origin = row.report.get("source_sha256") or sha256(row.file), row.report.get("branch")
         other = seen.setdefault(origin, row)
         if other is not row:
+            advice = "name it once"
+            if SUPERVISED_ROW in (row.name, other.name):
+                advice += ", as a row or as --supervised (default: torchvision's weights)"
             raise UserError(
                 f"{printable(other.source)} and {printable(row.source)} are the same checkpoint; "
-                "name it once"
+                f"{advice}"
             )
 
 

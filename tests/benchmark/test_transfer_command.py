@@ -372,10 +372,11 @@ def test_converted_weights_that_are_not_the_planned_ones_are_converted_again(
     question, unmeasured, tmp_path, capsys
 ):
     folder = tmp_path / "out"
+    question = dataclasses.replace(question, checkpoints=question.checkpoints[:1])
     answer(question, folder, plan_only=True)
     file = folder / "weights" / "mine.pth"
     whole = file.read_bytes()
-    for content in ((folder / "weights" / "timm.pth").read_bytes() + b" ", whole[:1000], None):
+    for content in (whole[:1000], None):
         file.unlink()
         if content is not None:
             file.write_bytes(content)

@@ -19,7 +19,7 @@ WITHOUT = next(
 
 
 def navigation():
-    """The files that mkdocs.yml lists."""
+    """The files in the navigation of the site."""
     nodes, found = [yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]], []
     while nodes:
         node = nodes.pop()

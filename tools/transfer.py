@@ -10,8 +10,9 @@ from moco_d2.cli import command_parser, run_command
 def parse_args() -> argparse.Namespace:
     """Return the flags of the command line."""
     parser = command_parser(
-        "Fine-tune detectors from each checkpoint, from supervised and from random weights, with\n"
-        "matched settings that fit the budget, and answer which is above which.\n\n"
+        "Answer whether checkpoints transfer to your data, within a budget of time.\n\n"
+        "Detectors are fine-tuned from each checkpoint, from supervised and from random weights,\n"
+        "with matched settings that fit the budget.\n\n"
         "DATA is a VOC year (VOC2007), the folder of one, a COCO annotation file, or a dataset as\n"
         "in a config: voc:FOLDER:SPLIT, coco:ANNOTATIONS.json:IMAGES, or a registered name.\n"
         "After a kill, the same command continues.",

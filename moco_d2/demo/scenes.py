@@ -171,6 +171,7 @@ def _write_voc_split(root: Path, split: str, numbers: range, rng: np.random.Gene
         _write_jpeg(root / "JPEGImages" / f"{name}.jpg", image)
         annotation = _voc_annotation(f"{name}.jpg", image.shape, objects)
         (root / "Annotations" / f"{name}.xml").write_text(annotation)
+    (root / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES["voc"]))
     (root / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{n}\n" for n in names))
 
 

@@ -10,8 +10,8 @@ class Settings:
     Attributes:
         pretrain_images, knn_test_images: Numbers of one-object images for pretraining and for kNN.
         detection_train, detection_test: Numbers of scenes in each detection set.
-        pretrain_steps: Iterations of MoCo and of the supervised baseline. With 450, MoCo had learned
-            on other scenes (loss 3.9), but not on these (4.6).
+        pretrain_steps: Iterations of MoCo and of the supervised baseline. With 450, MoCo had
+            learned on other scenes (loss 3.9), but not on these (4.6).
         momentum, queue: MoCo's momentum and queue size. A longer run allows larger ones.
         finetune_steps: Iterations of each detector, by task.
         seeds: Seeds; each detector is trained once per seed.

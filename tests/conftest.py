@@ -4,6 +4,7 @@ way of each other.
 
 import os
 
+import pytest
 from support import (
     commands,  # noqa: F401  says what the fork server has imported, before it starts
     suite_memory,
@@ -16,6 +17,15 @@ from support import (
 import moco_d2  # noqa: F401  a test file may import Detectron2 first, which needs our patches
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def loggers():
+    """A command that runs in this process leaves no handler, whose stream would be closed."""
+    from support.run_loggers import restored_loggers
+
+    with restored_loggers():
+        yield
 
 
 def pytest_configure(config):

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from submitit.local.local import LocalJobEnvironment
@@ -276,6 +277,15 @@ def test_a_preempted_job_is_saved_queued_again_and_continued(tmp_path):
     steps = steps_of(tmp_path, "a")
     assert steps == list(range(len(steps))) and len(steps) > saved  # none lost, none twice
     assert [line["exit_code"] for line in events(tmp_path, "ended")] == [143, 0]
+    # submitit's processes end a while after the job.
+    wait_for(lambda: not is_alive(line["job"]))
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize("name", [".suite.lock", "runs.jsonl", "a/output.log", "a/.lock"])

@@ -290,15 +290,6 @@ def agreement_band(
     return math.hypot(_half_width(parts), _half_width([(_ROUNDING**2, math.inf)]))
 
 
-def least_detectable(n: int, comparisons: int) -> float:
-    """Return the smallest difference that a paired test of n >= 2 seeds supports.
-
-    The unit is the standard deviation of the difference. Of `comparisons` differences the largest
-    is meant, for which Holm's correction is strictest.
-    """
-    return float(special.stdtrit(n - 1, 1 - (1 - LEVEL) / 2 / comparisons)) / math.sqrt(n)
-
-
 def _tested(
     test: str, difference: float, n: tuple[int, int], parts: Sequence[tuple[float, float]]
 ) -> Comparison:

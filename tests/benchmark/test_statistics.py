@@ -13,7 +13,6 @@ from moco_d2.benchmark.statistics import (
     agreement_band,
     corrected,
     holm,
-    least_detectable,
     paired,
     sign_flip,
     summarize,
@@ -112,13 +111,6 @@ def test_band_against_the_formulas():
 
 def test_band_is_no_narrower_than_the_rounding_of_the_published_number():
     assert agreement_band(Summary(38.5, 0.0, 3)) > 0.05
-
-
-def test_least_detectable_difference():
-    """A difference just above it has p just below 5 % after correction for the comparisons."""
-    for n, comparisons in ((2, 1), (3, 9), (5, 18)):
-        t = least_detectable(n, comparisons) * math.sqrt(n)
-        assert comparisons * 2 * stats.t.sf(t, n - 1) == pytest.approx(0.05)
 
 
 # ---- seeds as blocks -----------------------------------------------------------------------------

@@ -56,6 +56,12 @@ class Place:
         devices = {} if self.devices is None else {"CUDA_VISIBLE_DEVICES": ",".join(self.devices)}
         return devices | ({"OMP_NUM_THREADS": str(self.threads)} if self.threads else {})
 
+    def enter(self) -> None:
+        """Give this process the devices and threads."""
+        os.environ.update(self.environment)
+        if self.threads and "torch" in sys.modules:  # torch has read the variable already
+            sys.modules["torch"].set_num_threads(self.threads)
+
 
 def run_next(cell: Cell, folder: Path, place: Place) -> int:
     """Run the first command of `cell` that has not succeeded, as ``python tools/TOOL`` would.
@@ -115,9 +121,7 @@ def _run_tool(cell: Cell, index: int, folder: Path, place: Place) -> int:
     words = untrusted_words(tool, (cell_state.placed(word, cell, folder) for word in arguments))
     if place.processes > 1 and tool in _DISTRIBUTED:
         words = ["--num-gpus", str(place.processes), *words]
-    os.environ.update(place.environment)
-    if place.threads and "torch" in sys.modules:  # torch has read the variable already
-        sys.modules["torch"].set_num_threads(place.threads)
+    place.enter()
     script = place.tools / tool
     sys.argv = [str(script), *words]
     print(f"$ {tool} {' '.join(words)}", flush=True)

@@ -122,7 +122,7 @@ def fit(
     Raises:
         UserError: If even the smallest form needs more time. The message says how much.
     """
-    costs = [cost(form, dict(task), grid.short_side) for form in FORMS]
+    costs = [cost(form, task, grid.short_side) for form in FORMS]
     longest = _longest(grid, task)
     wanted = min(longest, max(_WANTED_STEPS, _epochs(grid, _WANTED_EPOCHS)))
     measured: dict[int, Timing] = {}
@@ -184,7 +184,7 @@ def steps_within(seconds: float, timing: Timing, grid: Grid, task: Mapping[str, 
 
 def _seconds(steps: int, timing: Timing, grid: Grid, task: Mapping[str, Any]) -> float:
     """Return the duration of the grid with `steps` steps a run."""
-    passes = precise_bn_passes(steps, dict(task))
+    passes = precise_bn_passes(steps, task)
     run = timing.start + _RECORD_SECONDS + timing.step * (steps + _PASS * passes)
     return grid.rounds * (run + timing.test_image * grid.test_images)
 

@@ -70,14 +70,10 @@ def measure_form(
 
 def _measure(file: Path, place: Place, words: Sequence[str]) -> None:
     """Do the measurement in this process, which is a fork, and write it to `file`."""
-    import torch
-
     from moco_d2.cli import start_job
     from moco_d2.transfer.timing import parser
 
-    os.environ.update(place.environment)
-    if place.threads:  # torch has read the variable already
-        torch.set_num_threads(place.threads)
+    place.enter()
     with _log_file(file).open("w", buffering=1) as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)

@@ -83,10 +83,13 @@ def prepare(
     # What is wrong with the data is said before the measurement, for which it must be right.
     smallest = FORMS[0 if question.budget else -1]
     _check_suite(
-        question, task, rows, {**shared, **_of(smallest, _ANY_STEPS, task, facts, cpu=cpu)}
+        question,
+        task,
+        rows,
+        {**shared, **_of(smallest, _ANY_STEPS, task, facts.short_side, cpu=cpu)},
     )
     fitted = _fit(question, grid, task, shared, places)
-    settings = {**shared, **_of(fitted.form, fitted.steps, task, facts, cpu=cpu)}
+    settings = {**shared, **_of(fitted.form, fitted.steps, task, facts.short_side, cpu=cpu)}
     # Nothing is kept of a plan whose runs would be refused: data that is repaired is read anew.
     _check_suite(question, task, rows, settings)
     _write_suite(question, task, rows, settings, folder)
@@ -97,11 +100,10 @@ def prepare(
     return lines
 
 
-def _of(form: Form, steps: int, task: dict[str, Any], facts: Facts, *, cpu: bool) -> dict[str, Any]:
-    return {
-        **form_settings(form, task, facts.short_side, cpu=cpu),
-        **schedule_settings(steps, task),
-    }
+def _of(
+    form: Form, steps: int, task: dict[str, Any], short_side: float, *, cpu: bool
+) -> dict[str, Any]:
+    return {**form_settings(form, task, short_side, cpu=cpu), **schedule_settings(steps, task)}
 
 
 def check_keypoints(task: dict[str, Any], facts: Facts) -> None:
@@ -178,12 +180,8 @@ def _fit(
 
     def measure(form: Form) -> Timing:
         print(f"measuring the form {form.name!r}, {len(places)} run(s) at a time", flush=True)
-        settings = {
-            **shared,
-            **form_settings(form, task, grid.short_side, cpu=cpu),
-            **schedule_settings(_ANY_STEPS, task),
-        }
-        return measure_form(config, settings, places, limit)
+        settings = _of(form, _ANY_STEPS, task, grid.short_side, cpu=cpu)
+        return measure_form(config, {**shared, **settings}, places, limit)
 
     if question.budget is None:
         return longest_schedule(grid, task, FORMS[-1], measure(FORMS[-1]))

@@ -5,7 +5,7 @@ All rows of a comparison get the same form, so it stays matched. The paper's for
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moco_d2.config.safe_yaml import decode
@@ -48,7 +48,7 @@ FORMS = (
 )
 
 
-def full_side(task: dict[str, Any], short_side: float) -> int:
+def full_side(task: Mapping[str, Any], short_side: float) -> int:
     """Return the short side of test images in the largest form, in pixels.
 
     `short_side` is the median of the short sides of the training images, in pixels. Small images
@@ -58,14 +58,14 @@ def full_side(task: dict[str, Any], short_side: float) -> int:
     return max(1, min(own, math.ceil(short_side * _ENLARGEMENT)))
 
 
-def side_of(form: Form, task: dict[str, Any], short_side: float) -> int:
+def side_of(form: Form, task: Mapping[str, Any], short_side: float) -> int:
     """Return the short side of test images in a form, in pixels; see full_side."""
     whole = full_side(task, short_side)
     return max(round(form.fraction * whole), min(_SMALLEST_SIDE, whole))
 
 
 def form_settings(
-    form: Form, task: dict[str, Any], short_side: float, *, cpu: bool
+    form: Form, task: Mapping[str, Any], short_side: float, *, cpu: bool
 ) -> dict[str, Any]:
     """Return the config keys of a form of a task.
 
@@ -110,7 +110,7 @@ def form_settings(
     return settings
 
 
-def schedule_settings(steps: int, task: dict[str, Any]) -> dict[str, Any]:
+def schedule_settings(steps: int, task: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config keys of a schedule of `steps` steps, with the task's proportions.
 
     The learning rate falls at the same fractions of the schedule as in the task, warm-up and
@@ -128,12 +128,12 @@ def schedule_settings(steps: int, task: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def precise_bn_passes(steps: int, task: dict[str, Any]) -> int:
+def precise_bn_passes(steps: int, task: Mapping[str, Any]) -> int:
     """Return the number of batches whose statistics BatchNorm gets before the evaluation."""
     return max(1, min(int(task["TEST.PRECISE_BN.NUM_ITER"]), steps // 10))
 
 
-def cost(form: Form, task: dict[str, Any], short_side: float) -> float:
+def cost(form: Form, task: Mapping[str, Any], short_side: float) -> float:
     """Return the relative cost of an image in a form, to predict the time of one form from another.
 
     It counts positions of conv4: those of the image, and those of the pooled proposals.

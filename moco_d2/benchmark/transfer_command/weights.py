@@ -81,11 +81,10 @@ def convert_row(name: str, source: str, folder: Path) -> Row:
     """
     from moco_d2.checkpoint.catalog import source_file
     from moco_d2.checkpoint.convert import convert
-    from moco_d2.checkpoint.io import read_provenance
 
     file = source_file(source)
     target = folder / _WEIGHTS / f"{name}.pth"
-    row = Row(name, source, file.absolute(), _provenance(file, read_provenance) or {})
+    row = Row(name, source, file.absolute(), _provenance(file) or {})
     if not row.report:
         row = Row(name, source, target, convert(file, target, report=target.with_suffix(".json")))
     dropped = row.report.get("dropped_keys")
@@ -150,10 +149,12 @@ def check_weights(state: dict[str, Any], folder: Path) -> None:
             )
 
 
-def _provenance(file: Path, read: Any) -> dict[str, Any] | None:
+def _provenance(file: Path) -> dict[str, Any] | None:
     """Return the report inside a file of tools/convert.py; None for another file."""
+    from moco_d2.checkpoint.io import read_provenance
+
     try:
-        report = read(file)
+        report = read_provenance(file)
     except UserError:
         return None  # the converter says what is wrong with it
     if not isinstance(report, dict) or not {"preprocessing", "parity"} <= report.keys():

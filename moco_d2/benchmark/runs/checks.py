@@ -1,7 +1,8 @@
 """Checks of all runs of a suite before the first one starts."""
 
+import argparse
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from moco_d2.benchmark.runs import cell_state
@@ -61,30 +62,46 @@ def _check_configs(
     cells: Iterable[Cell], folder: Path, configs: Path, processes: int, planned: bool
 ) -> None:
     """Do the work of check_configs; `configs` is the folder with the config files of the suite."""
-    from moco_d2.cli import argument_parser
     from moco_d2.engine.job import load_job
     from moco_d2.transfer.schedule import scale_to_hardware
+
+    for _, args in distinct_runs(cells, folder):
+        own = Path(args.config_file)
+        if own.is_relative_to(folder):
+            args.config_file = str(configs / own.relative_to(folder))
+        try:
+            cfg = load_job(args)
+        except MissingProjectError:
+            if planned:
+                continue
+            raise
+        if cfg.MOCO.TASK:
+            scale_to_hardware(cfg, processes)
+
+
+def distinct_runs(
+    cells: Iterable[Cell], folder: Path, tools: Container[str] = CONFIGURED
+) -> Iterator[tuple[Cell, argparse.Namespace]]:
+    """Yield the parsed command of each run whose config differs from those before in more than seed
+    and folder, with its cell.
+
+    Args:
+        cells: Cells of the suite.
+        folder: Folder of the suite.
+        tools: The tools whose commands are yielded; all of them take a config.
+    """
+    from moco_d2.cli import argument_parser
 
     parser = argument_parser("", "")
     seen = set()
     for cell in cells:
         for tool, words in cell.commands:
-            if tool not in CONFIGURED:
+            if tool not in tools:
                 continue
             placed = [cell_state.placed(word, cell, folder) for word in words]
             args = parser.parse_args(untrusted_words(tool, placed))
             pairs = dict(zip(args.opts[::2], args.opts[1::2], strict=True))
             config = (args.config_file, *((k, v) for k, v in pairs.items() if k not in _OWN))
             if config not in seen:
-                own = Path(args.config_file)
-                if own.is_relative_to(folder):
-                    args.config_file = str(configs / own.relative_to(folder))
                 seen.add(config)
-                try:
-                    cfg = load_job(args)
-                except MissingProjectError:
-                    if planned:
-                        continue
-                    raise
-                if cfg.MOCO.TASK:
-                    scale_to_hardware(cfg, processes)
+                yield cell, args

@@ -1,15 +1,15 @@
 """Checks of the data and the weights of all runs of a suite, before the first one starts."""
 
+import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from moco_d2.benchmark.runs import cell_state
+from moco_d2.benchmark.runs.checks import distinct_runs
 from moco_d2.benchmark.runs.children import in_child
-from moco_d2.benchmark.runs.suites import Cell, untrusted_words
+from moco_d2.benchmark.runs.suites import Cell
 from moco_d2.errors import UserError
 
 _TOOL = "train_net.py"
-_OWN = ("SEED", "OUTPUT_DIR")  # keys that may differ between runs with the same inputs
 _MOST_LISTED = 12  # findings that one error lists
 
 
@@ -29,22 +29,15 @@ def check_inputs(cells: Iterable[Cell], folder: Path, processes: int) -> None:
     """
     cells = list(cells)
     left = {cell.name for cell in cells}
-    distinct: dict[tuple[str, ...], tuple[str, list[str]]] = {}
-    for cell in cells:
-        for tool, words in cell.commands:
-            if tool == _TOOL and not left & set(cell.needs):
-                placed = [cell_state.placed(word, cell, folder) for word in words]
-                first = placed.index("--resume") + 1  # KEY VALUE pairs follow
-                pairs = zip(placed[first::2], placed[first + 1 :: 2], strict=True)
-                config = (*placed[:first], *(f"{k} {v}" for k, v in pairs if k not in _OWN))
-                distinct.setdefault(config, (cell.name, untrusted_words(tool, placed)))
-    if not distinct:
+    ready = [cell for cell in cells if not left & set(cell.needs)]
+    runs = list(distinct_runs(ready, folder, (_TOOL,)))
+    if not runs:
         return
-    names, words = zip(*distinct.values(), strict=True)
+    found = in_child({_TOOL}, _findings, [args for _, args in runs], processes)
     with_finding: dict[str, list[str]] = {}
-    for name, texts in zip(names, in_child({_TOOL}, _findings, words, processes), strict=True):
+    for (cell, _), texts in zip(runs, found, strict=True):
         for text in texts:
-            with_finding.setdefault(text, []).append(name)
+            with_finding.setdefault(text, []).append(cell.name)
     if with_finding:
         raise UserError(*_listed(with_finding))
 
@@ -63,19 +56,18 @@ def _listed(with_finding: dict[str, list[str]]) -> list[str]:
     return [f"no run was started; the runs have {len(lines)} findings", *shown, *beyond]
 
 
-def _findings(words: Sequence[list[str]], processes: int) -> list[list[str]]:
+def _findings(runs: Sequence[argparse.Namespace], processes: int) -> list[list[str]]:
     """Return the reasons for which each of the runs would be refused."""
-    return [_findings_of(each, processes) for each in words]
+    return [_findings_of(args, processes) for args in runs]
 
 
-def _findings_of(words: list[str], processes: int) -> list[str]:
-    from moco_d2.cli import argument_parser
+def _findings_of(args: argparse.Namespace, processes: int) -> list[str]:
     from moco_d2.transfer.plan import load_run, plan_run
     from moco_d2.transfer.preflight.changes import apply_changes
     from moco_d2.transfer.preflight.check import check
 
     try:
-        plan = plan_run(load_run(argument_parser("", "").parse_args(words)), processes)
+        plan = plan_run(load_run(args), processes)
         _, findings = apply_changes(plan, check(plan))
     except UserError as error:
         return [" ".join(str(error).split())]

@@ -82,7 +82,7 @@ def main() -> None:
         branch=args.branch,
         drop=tuple(args.drop),
     )
-    print(summary(report, args.dst, args.to))
+    print(summary(report, args.dst, args.to, args.emit_config))
 
 
 if __name__ == "__main__":

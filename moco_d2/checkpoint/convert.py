@@ -87,7 +87,7 @@ def convert(
                 (stack.enter_context(atomic_write(path)), text)
                 for path, text in (
                     (report, json.dumps(provenance, indent=2, sort_keys=True) + "\n"),
-                    (emit_config, _overlay(provenance, dst)),
+                    (emit_config, _overlay(provenance, dst, emit_config)),
                 )
                 if path is not None
             ]
@@ -187,7 +187,7 @@ def _architecture(report: Mapping[str, Any]) -> Architecture:
     return Architecture(**{field.name: report[field.name] for field in fields})
 
 
-def _overlay(report: dict[str, Any], weights: Path) -> str:
+def _overlay(report: dict[str, Any], weights: Path, file: str | Path | None) -> str:
     nested: dict[str, Any] = {}
     for key, value in {"MODEL.WEIGHTS": str(weights), **settings_for(report)}.items():
         *path, last = key.split(".")
@@ -196,15 +196,31 @@ def _overlay(report: dict[str, Any], weights: Path) -> str:
             node = node.setdefault(part, {})
         node[last] = value
     text = yaml.safe_dump(nested, default_flow_style=None)
-    return f"# The keys that {weights.name} needs.\n{text}"
+    about = printable(f"{weights.name} needs, without a task. Use: {_usage(file)}")
+    return f"# The keys that {about}\n{text}"
 
 
-def summary(report: dict[str, Any], dst: str | Path, to: str = "detectron2") -> str:
-    """Return a report as a few lines of text, with how to use the file."""
+def _usage(config: str | Path | None) -> str:
+    """Return a command that fine-tunes with a settings file, which names no task."""
+    return f"tools/train_net.py --config {shlex.quote(str(config))} --task voc_C4"
+
+
+def summary(
+    report: dict[str, Any],
+    dst: str | Path,
+    to: str = "detectron2",
+    emit_config: str | Path | None = None,
+) -> str:
+    """Return a report as a few lines of text, with how to use the file.
+
+    The arguments are those of `convert`.
+    """
     architecture = _architecture(report)
     dropped = ", ".join(f"{count} {group}" for group, count in report["dropped_keys"].items())
     settings = [f"  {key} {shlex.quote(str(value))}" for key, value in settings_for(report).items()]
     usage = TARGETS[to].usage(dst, architecture)
+    if emit_config is not None and to == Detectron2.name:
+        usage = _usage(emit_config)
     container = f" in {report['container']!r}" if report["container"] else ""
     return "\n".join(
         printable(line)

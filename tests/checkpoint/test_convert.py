@@ -2,13 +2,15 @@ import argparse
 import json
 import os
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from support.commands import run_tool
-from support.paths import TOOLS
+from support.doc_commands import parse
+from support.paths import ROOT, TOOLS
 
 import moco_d2  # noqa: F401  before detectron2
 from moco_d2.checkpoint.convert import convert, settings_for, summary
@@ -21,6 +23,7 @@ from moco_d2.checkpoint.mapping import (
     to_detectron2,
 )
 from moco_d2.checkpoint.targets import TARGETS
+from moco_d2.config.load import load_config_of
 from moco_d2.errors import UserError
 from moco_d2.files import sha256
 from moco_d2.pretrain.model.encoder import build_encoder
@@ -297,6 +300,12 @@ def test_the_config_that_the_weights_need(small, save, tmp_path):
         for part in key.split("."):
             node = node[part]
         assert node == value, key
+    # The file names no task, so the command that is printed, and stands in the file, does.
+    (use,) = re.findall("(?m)^use: (.*)$", summary(report, tmp_path / "w.pth", emit_config=overlay))
+    assert use in overlay.read_text().splitlines()[0]
+    script, *words = shlex.split(use)
+    cfg = load_config_of(parse(ROOT / script, words))
+    assert cfg.MOCO.TASK == "voc_C4" and str(tmp_path / "w.pth") == cfg.MODEL.WEIGHTS
 
 
 def _load_in_detector(weights: Path, architecture: Architecture, *overrides) -> dict:

@@ -15,6 +15,7 @@ _EXAMPLES = """
   tools/benchmark.py run smoke                               two small tasks, generated images
   tools/benchmark.py table output/table_2b --format latex    the table of these runs
   tools/benchmark.py report output/table_2b --out page.html  tables, curves, detections, errors
+  tools/benchmark.py board output --out board.md             all initializations x tasks
   tools/benchmark.py compare output/a output/b               differences between two runs
   tools/benchmark.py paper --task voc_C4                     the published table
 """
@@ -68,12 +69,19 @@ def parse_args() -> argparse.Namespace:
         *("report", "write one self-contained page about run records"),
         "report output/voc_C4 --out output/voc_C4/report.html",
     )
-    for command in (table, report):
+    board = add(
+        *("board", "write one page of all initializations x tasks, with rank ranges"),
+        "board output/table_2b output/table_5a --out board.html",
+    )
+    for command in (table, report, board):
         command.add_argument(
             "records", nargs="+", metavar="FOLDER", help="folder with records at any depth"
         )
     report.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="HTML page to write"
+    )
+    board.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help=".md or .html page to write"
     )
     paper = add("paper", "print the published tables", "paper --task coco_FPN_1x")
     paper.add_argument("--task", metavar="NAME", help="task or table, e.g. voc_C4 (default: all)")
@@ -163,6 +171,12 @@ def _report(args: argparse.Namespace) -> None:
     write_page(args.records, args.out)
 
 
+def _board(args: argparse.Namespace) -> None:
+    from moco_d2.benchmark.board.page import write_board
+
+    write_board(args.records, args.out)
+
+
 def _compare(args: argparse.Namespace) -> None:
     from moco_d2.benchmark.records.compare import compare
 
@@ -184,6 +198,7 @@ _COMMANDS = {
     "run": _run,
     "table": _table,
     "report": _report,
+    "board": _board,
     "paper": _paper,
     "compare": _compare,
     "import": _import,

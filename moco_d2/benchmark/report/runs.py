@@ -41,7 +41,7 @@ def run_section(tasks: Mapping[str, Runs], tables: Sequence[Table], page: Path) 
             [
                 f"{r.initialization}, seed {r.seed}",
                 *(_ABSENT if (v := r.metrics.get(m)) is None else f"{v:.1f}" for m in metrics),
-                _duration([r.seconds]),
+                duration([r.seconds]),
                 r.finished.strftime("%Y-%m-%d %H:%M"),
                 html_link("folder", os.path.relpath(r.path.parent, page)),
             ]
@@ -117,16 +117,16 @@ def cost_section(tasks: Mapping[str, Runs]) -> Section:
                 [
                     name,
                     len(group),
-                    _distinct(f"{r.max_iter} × {r.ims_per_batch}" for r in group),
-                    _range(r.cost.get("seconds_per_iteration") for r in group),
-                    _duration(seconds),
-                    _range(r.cost.get("evaluation_seconds") for r in group),
-                    _range(r.cost.get("peak_memory_gib") for r in group),
-                    _distinct(_hardware(r) for r in group),
+                    distinct(f"{r.max_iter} × {r.ims_per_batch}" for r in group),
+                    value_range(r.cost.get("seconds_per_iteration") for r in group),
+                    duration(seconds),
+                    value_range(r.cost.get("evaluation_seconds") for r in group),
+                    value_range(r.cost.get("peak_memory_gib") for r in group),
+                    distinct(hardware_of(r) for r in group),
                 ]
             )
         tables.append(html_table(columns, rows, caption=task, wrap=True))
-    text = f"Total time: {_duration([total])}, with evaluations and without pauses. "
+    text = f"Total time: {duration([total])}, with evaluations and without pauses. "
     if unknown:
         text += f"The time of {unknown} runs is not known. "
     text += (
@@ -207,7 +207,8 @@ def environment_section(records: Sequence[Record]) -> Section:
     return Section("Environment", tables=[html_table(["package", "version"], rows, wrap=True)])
 
 
-def _hardware(record: Record) -> str:
+def hardware_of(record: Record) -> str:
+    """Return the devices of a run: ``8 × NVIDIA H200``."""
     hardware = record.hardware
     name = _text(hardware.get("name") or hardware.get("device"))
     if hardware.get("device") == "cpu":
@@ -217,15 +218,16 @@ def _hardware(record: Record) -> str:
     return name if record.world_size is None else f"{record.world_size} × {name}"
 
 
-def _duration(seconds: Iterable[float | None]) -> str:
+def duration(seconds: Iterable[float | None]) -> str:
+    """Return the shortest to the longest of the known times with their unit: ``3.1 – 3.4 h``."""
     known = [s for s in seconds if s is not None]
     if not known:
         return _ABSENT
     unit, size = next(((u, n) for u, n in _UNITS if max(known) >= n), _UNITS[-1])
-    return f"{_range(s / size for s in known)} {unit}"
+    return f"{value_range(s / size for s in known)} {unit}"
 
 
-def _range(values: Iterable[Any]) -> str:
+def value_range(values: Iterable[Any]) -> str:
     """Return the smallest to the largest of the known numbers as text."""
     known = [v for v in values if isinstance(v, int | float)]
     if not known:
@@ -236,7 +238,8 @@ def _range(values: Iterable[Any]) -> str:
     return least if least == most else f"{least}\N{NO-BREAK SPACE}– {most}"
 
 
-def _distinct(values: Iterable[Any]) -> str:
+def distinct(values: Iterable[Any]) -> str:
+    """Return the different values as text that names the first ones."""
     texts = list(dict.fromkeys(map(_text, values)))
     more = f" and {len(texts) - _MOST_VALUES} more" if len(texts) > _MOST_VALUES else ""
     return "; ".join(texts[:_MOST_VALUES]) + more

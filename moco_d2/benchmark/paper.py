@@ -1,6 +1,6 @@
 """The published tables of ``paper_tables.yaml``. The comment at its top explains the fields."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from importlib import resources
 
@@ -38,13 +38,23 @@ class Setting(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PaperRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One published row, with one of `values` per metric; None if nothing is printed."""
+    """One published row, with one of `values` per metric; None if nothing is printed.
+
+    Runs of `similar` initializations started from other weights of the same kind. They stand beside
+    the row with a mark, and without a verdict.
+    """
 
     label: str
     values: tuple[int | float | None, ...]  # int: a count
     initializations: tuple[str, ...] = ()
+    similar: tuple[str, ...] = ()
     baseline: bool = False
     unconfirmed: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The initializations whose runs stand beside the row."""
+        return (*self.similar, *self.initializations)
 
 
 class PaperTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -71,7 +81,7 @@ class PaperTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def baseline(self) -> PaperRow | None:
         """The row that differences are taken to, if any."""
         marked = [row for row in self.rows if row.baseline]
-        supervised = [row for row in self.rows if "supervised" in row.initializations]
+        supervised = [row for row in self.rows if "supervised" in row.names]
         return next(iter(marked + supervised), None)
 
     @property
@@ -95,7 +105,7 @@ def find_row(task: str, initialization: str) -> tuple[PaperTable, PaperRow] | No
     for table in paper_tables():
         if table.task == task:
             for row in table.rows:
-                if initialization in row.initializations:
+                if initialization in row.names:
                     return table, row
     return None
 
@@ -103,7 +113,7 @@ def find_row(task: str, initialization: str) -> tuple[PaperTable, PaperRow] | No
 def baseline_of(task: str) -> tuple[str, ...]:
     """Return the initializations that can be the baseline of a task; the paper's comes first."""
     rows = [table.baseline for table in paper_tables() if table.task == task and table.baseline]
-    return (*(rows[0].initializations if rows else ()), BASELINE)
+    return (*(rows[0].names if rows else ()), BASELINE)
 
 
 def row_beside(
@@ -115,6 +125,18 @@ def row_beside(
         return None
     same = all(setting.matches(r.datasets_train, r.datasets_test, r.images) for r in runs)
     return published if same else None
+
+
+def marks_beside(
+    table: PaperTable, row: PaperRow, initialization: str, runs: Iterable[Record]
+) -> Iterator[str]:
+    """Yield the names in MARKS of the reasons why runs are not expected to reach a row's values."""
+    if initialization in row.similar:
+        yield "msra_baseline"
+    if table.setting and any(
+        r.batchnorm_images and r.batchnorm_images < table.setting.images_per_batch for r in runs
+    ):
+        yield "small_batchnorm"
 
 
 def tables_named(name: str | None) -> list[PaperTable]:

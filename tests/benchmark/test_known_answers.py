@@ -91,15 +91,16 @@ def test_everything_in_the_table(make_content, write):
             rounding = stats.norm.ppf(0.975) * 0.1 / math.sqrt(12)
             band = math.hypot(stats.t.ppf(0.975, freedom) * math.sqrt(parts.sum()), rounding)
             assert int(line["n"]) == SEEDS
+            judged = name != "supervised"  # it starts from other weights than the paper's
             for column, value in {
                 "mean": runs.mean(),
                 "std": runs.std(ddof=1),
                 "published": paper,
                 "gap": runs.mean() - paper,
-                "band": band,
+                **({"band": band} if judged else {}),
             }.items():
                 assert float(line[column]) == pytest.approx(value, abs=1e-9), (name, metric)
-            assert line["within"] == str(abs(runs.mean() - paper) <= band)
+            assert line["within"] == (str(abs(runs.mean() - paper) <= band) if judged else "")
         if line["against"]:
             seen[name, line["against"], metric] = line
     assert seen.keys() == expected.keys()
@@ -154,6 +155,11 @@ def test_significance_by_hand(table_2b):
     assert [c.p_holm is None for c in pair.comparisons] == [True, False, True]
 
 
+def verdicts(table):
+    """Whether each cell is within its band. Torchvision's supervised weights have no band."""
+    return [cell.within for row in table.rows if not row.paper_marks for cell in row.cells]
+
+
 def test_over_400_tables(template):
     """The band holds the paper at its rate, and orders are claimed where they are and not else.
 
@@ -164,10 +170,10 @@ def test_over_400_tables(template):
     for _ in range(400):
         true = {k: v + rng.normal(0, STD / math.sqrt(TRIALS)) for k, v in PAPER.items()}
         (table,) = measured_tables(records_of(noisy(true, rng), template))
-        within += [cell.within for row in table.rows for cell in row.cells]
+        within += verdicts(table)
         (pair,) = (p for p in table.pairs if (p.label, p.against) == ("moco", "supervised"))
         orders.append([c.supported and c.difference > 0 for c in pair.comparisons])
-    # 3600 cells: three standard errors of 0.95 are 0.011. Above 0.95, as the published standard
+    # 2400 cells: three standard errors of 0.95 are 0.013. Above 0.95, as the published standard
     # deviation is taken to come from 5 runs and here is exact.
     assert 0.95 < np.mean(within) < 0.985
     ap50, ap, ap75 = np.mean(orders, axis=0)
@@ -208,7 +214,7 @@ def test_a_shift_of_a_point_is_outside(template):
     rng = np.random.default_rng(3)
     shifted = {name: mean - np.array([1, 1, 2]) for name, mean in PAPER.items()}
     tables = [measured_tables(records_of(noisy(shifted, rng), template))[0] for _ in range(50)]
-    assert np.mean([c.within for t in tables for row in t.rows for c in row.cells]) < 0.02
+    assert np.mean([within for table in tables for within in verdicts(table)]) < 0.02
 
 
 def test_a_mismatched_record_among_them_is_marked(make_content, write):

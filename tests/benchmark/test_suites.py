@@ -68,7 +68,7 @@ def test_a_suite_has_the_rows_of_its_tables(suite, tables):
         table = published[name]
         for row in table.rows:
             found = {c.initialization for c in cells if c.task == table.task}
-            assert len(found & set(row.initializations)) == 1, (name, row.label)
+            assert len(found & set(row.names)) == 1, (name, row.label)
         if table.trials:
             assert len({cell.seed for cell in cells}) == table.trials
 

@@ -2,6 +2,7 @@ import cProfile
 import csv
 import dataclasses
 import datetime
+import html
 import io
 import itertools
 import math
@@ -29,7 +30,7 @@ def test_papers_own_values_with_known_noise(table_2b):
     table = table_of(table_2b)
     assert [row.label for row in table.rows] == ["random", "supervised", "moco"]
     assert table.columns == ("AP50", "AP", "AP75")
-    assert not table.footnotes
+    assert [mark for mark, _ in table.footnotes] == ["msra_baseline"]
     cell = cells(table)["moco"]["bbox/AP"]
     assert (cell.mean, cell.n) == (pytest.approx(55.9), 5)
     assert cell.std == pytest.approx(0.1 * 2.5**0.5)
@@ -172,6 +173,40 @@ def test_no_paper_values_beside_another_setting(make_content, write, other):
     assert any("other data or schedule than the paper's" in note for note in table.notes)
 
 
+def test_weights_of_torchvision_have_no_verdict_beside_those_of_msra(make_content, write):
+    """A right run of torchvision's weights would look outside the band."""
+    for name in ("supervised", "supervised_msra"):
+        for seed, ap in enumerate((54.4, 54.5, 54.6)):
+            metrics = {"bbox": {"AP": ap + 1e-6 * len(name)}}
+            write(make_content(initialization=name, seed=seed, metrics=metrics))
+    torchvision, msra = table_of(write.folder).rows
+    assert (torchvision.paper_marks, msra.paper_marks) == (("msra_baseline",), ())
+    assert [row.cells[0].published for row in (torchvision, msra)] == [53.5, 53.5]
+    assert [row.cells[0].within for row in (torchvision, msra)] == [None, False]
+    records = read_records([write.folder])
+    for format in FORMATS:
+        text = render(records, format)
+        assert ("msra_baseline" if format == "csv" else "starts from MSRA's weights") in (
+            html.unescape(text)
+        ), format
+        assert format == "csv" or "outside" in text, format
+
+
+def test_small_batches_of_batchnorm_explain_a_gap(make_content, write):
+    """One GPU with 2 images a pass: BatchNorm saw 2 of the paper's 16."""
+    for name, images in (("random", None), ("moco", 2), ("moco_v2", 16)):
+        record = make_content(initialization=name)
+        record["schedule"]["batchnorm_images"] = images
+        write(record)
+    table = table_of(write.folder)
+    marks = {row.label: row.paper_marks for row in table.rows}
+    assert marks == {"random": (), "moco": ("small_batchnorm",), "moco_v2": ()}
+    assert [row.cells[0].within is None for row in table.rows] == [False, True, False]
+    ((_, footnote),) = table.footnotes
+    assert "fewer images than a step of the paper" in footnote
+    assert footnote.endswith("; images: moco 2, moco_v2 16")
+
+
 def test_task_without_published_table(make_content, write):
     write(make_content(task="demo", data={"train": ["shapes_train"], "test": ["shapes_val"]}))
     assert any("The paper has no rows" in note for note in table_of(write.folder).notes)
@@ -182,7 +217,7 @@ def test_mismatched_run_is_marked_with_the_keys_that_differ(make_content, write)
     write(make_content(initialization="moco", base_lr=0.01))
     table = table_of(write.folder)
     assert [row.marks for row in table.rows] == [(), ("mismatched",)]
-    ((_, text),) = table.footnotes
+    text = dict(table.footnotes)["mismatched"]
     assert "differs from supervised in SOLVER.BASE_LR" in text and "WEIGHTS" not in text
     assert "81.5† (n=1)" in render(read_records([write.folder]))
 
@@ -197,7 +232,7 @@ def test_a_run_that_was_resumed_with_other_settings_is_marked_and_matches_only_i
         write(record | {"changes": [change] if seed == 2 else []})
     table = table_of(write.folder)
     assert [row.marks for row in table.rows] == [(), ("mismatched", "resumed")]
-    (_, differs), (_, resumed) = table.footnotes
+    differs, resumed = (dict(table.footnotes)[mark] for mark in ("mismatched", "resumed"))
     assert "differs from supervised in settings that changed at a resume" in differs
     assert resumed.endswith("settings: SOLVER.MAX_ITER 7 -> 24000 after 7 iterations")
 

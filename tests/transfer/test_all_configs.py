@@ -128,7 +128,7 @@ def test_unmatched_initializations_differ_in_exactly_what_is_listed(task):
 def test_every_published_row_has_its_run_under_the_published_setting(table):
     for row in table.rows:
         # Records of runs outside our grid may call MoCo v2 after 200 epochs just moco_v2.
-        for name in set(row.initializations) - {"moco_v2"}:
+        for name in set(row.names) - {"moco_v2"}:
             cfg = load_config(f"{table.task}_{name}.yaml")
             if table.setting:
                 images = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH

@@ -28,6 +28,8 @@ MARKS = {
     "forced": "¶",
     "resumed": "↻",
     "imported": "‖",
+    "msra_baseline": "△",
+    "small_batchnorm": "▽",
     "unconfirmed": "*",
 }
 FOOTNOTES = {
@@ -38,6 +40,14 @@ FOOTNOTES = {
     "forced": "the run was forced in spite of findings of the preflight",
     "resumed": "the run was resumed with other settings",
     "imported": "the run was imported: its preflight, weights and environment are not known",
+    "msra_baseline": (
+        "the paper's supervised run starts from MSRA's weights (BGR input, stride in the 1x1 "
+        "convolution) and this one from torchvision's, so the gap has no verdict"
+    ),
+    "small_batchnorm": (
+        "BatchNorm computed its statistics from fewer images than a step of the paper has, which "
+        "alone can cause a gap, so it has no verdict"
+    ),
     "unconfirmed": "typed from memory of the paper, unconfirmed",
 }
 
@@ -147,6 +157,12 @@ class Matching:
             return f"{FOOTNOTES[mark]}: " + _listed(
                 f"{c['key']} {c['before']} -> {c['after']} after {c['iteration']} iterations"
                 for c in changes
+            )
+        if mark == "small_batchnorm":
+            return f"{FOOTNOTES[mark]}; images: " + _listed(
+                f"{r.initialization} {r.batchnorm_images}"
+                for r in self._records
+                if r.batchnorm_images
             )
         if mark != "mismatched":
             return FOOTNOTES[mark]

@@ -27,7 +27,8 @@ class Record:
     tools/pretrain.py made them. `command` is the command line, `seconds` the duration of the run
     without pauses. `data` has the numbers of images, if recorded. For `origin`, `cost` and
     `errors` see RunRecord. `test_set` is the only test set whose results this record has, if the
-    run has several; see test_sets.by_test_set.
+    run has several; see test_sets.by_test_set. `batchnorm_images` is the number of images of one
+    BatchNorm batch; None if it is frozen or not recorded.
     """
 
     path: Path
@@ -58,6 +59,7 @@ class Record:
     pretext: str | None
     data: Mapping[str, Any] | None
     changes: tuple[Mapping[str, Any], ...] = ()
+    batchnorm_images: int | None = None
     test_set: str | None = None
 
     @property
@@ -184,6 +186,7 @@ def _record(path: Path, content: RunRecord, config: Mapping[str, Any]) -> Record
         world_size=schedule.world_size,
         data=_plain(content.data) if content.data else None,
         changes=tuple(_plain(change) for change in content.changes),
+        batchnorm_images=schedule.batchnorm_images or None,
     )
 
 

@@ -41,7 +41,7 @@ def _cell_spans(cell: Cell, row: Row) -> list[Span]:
     if cell.std is not None:
         spans = [(f"{cell.mean:.1f} ± {cell.std:.1f}", "")]
     if row.marks:
-        spans.append((_signs(row), "mark"))
+        spans.append((_signs(row.marks), "mark"))
     if cell.n is not None:
         spans.append((f" (n={cell.n})", ""))
     if cell.difference is not None:
@@ -50,8 +50,8 @@ def _cell_spans(cell: Cell, row: Row) -> list[Span]:
     return spans
 
 
-def _signs(row: Row) -> str:
-    return "".join(MARKS[mark] for mark in row.marks)
+def _signs(marks: Iterable[str]) -> str:
+    return "".join(MARKS[mark] for mark in marks)
 
 
 def _paper_spans(cell: Cell) -> list[Span]:
@@ -69,25 +69,30 @@ def value_lines(table: Table) -> Iterable[Line]:
     for row in table.rows:
         yield [(row.label, "")], [_cell_spans(cell, row) for cell in row.cells]
         if row.paper:
-            yield [(f"paper: {row.paper}", "")], [_paper_spans(cell) for cell in row.cells]
+            label = _marked(f"paper: {row.paper}", row.paper_marks)
+            yield label, [_paper_spans(cell) for cell in row.cells]
 
 
 def difference_lines(table: Table) -> list[Line]:
     """Return one line per pair of initializations; none if nothing could be tested."""
     if not any(c and c.test for pair in table.pairs for c in pair.comparisons):
         return []
-    rows = {row.label: row for row in table.rows}
+    marks = {row.label: row.marks for row in table.rows}
     return [
         (
-            [*_marked(rows[pair.label]), (" − ", ""), *_marked(rows[pair.against])],
+            [
+                *_marked(pair.label, marks[pair.label]),
+                (" − ", ""),
+                *_marked(pair.against, marks[pair.against]),
+            ],
             [_difference_spans(c) for c in pair.comparisons],
         )
         for pair in table.pairs
     ]
 
 
-def _marked(row: Row) -> list[Span]:
-    return [(row.label, ""), *([(_signs(row), "mark")] if row.marks else [])]
+def _marked(label: str, marks: Iterable[str]) -> list[Span]:
+    return [(label, ""), *([(signs, "mark")] if (signs := _signs(marks)) else [])]
 
 
 def _difference_spans(comparison: Comparison | None) -> list[Span]:

@@ -7,7 +7,7 @@ beside them, and footnotes.
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
-from moco_d2.benchmark.paper import PaperRow, PaperTable, baseline_of, row_beside
+from moco_d2.benchmark.paper import PaperRow, PaperTable, baseline_of, marks_beside, row_beside
 from moco_d2.benchmark.records.matching import MARKS, Matching, newest
 from moco_d2.benchmark.records.results import Record
 from moco_d2.benchmark.records.test_sets import by_test_set, short_name
@@ -76,21 +76,26 @@ def _measured_table(task: str, records: list[Record]) -> Table:
     baseline = next((name for name in baseline_of(task) if name in runs), None)
     pairs = _pairs(runs, metrics, matching, baseline)
     beside = {name: row_beside(task, name, group) for name, group in runs.items()}
+    doubts = {
+        name: tuple(marks_beside(*row, name, runs[name])) if row else ()
+        for name, row in beside.items()
+    }
     to_baseline = {pair.label: pair.comparisons for pair in pairs if pair.against == baseline}
     untested = (None,) * len(metrics)
     rows = tuple(
         Row(
             name,
             tuple(
-                _cell(metric, group, comparison, beside[name])
+                _cell(metric, group, comparison, beside[name], judged=not doubts[name])
                 for metric, comparison in zip(metrics, to_baseline.get(name, untested), strict=True)
             ),
             tuple(matching.marks(group)),
             beside_row[1].label if (beside_row := beside[name]) else None,
+            doubts[name],
         )
         for name, group in runs.items()
     )
-    marks = {mark for row in rows for mark in row.marks}
+    marks = {mark for row in rows for mark in row.marks + row.paper_marks}
     tests = sorted({short_name(d) for r in records for d in r.datasets_test})
     return Table(
         task=task,
@@ -210,6 +215,8 @@ def _cell(
     group: Sequence[Record],
     comparison: Comparison | None,
     paper: tuple[PaperTable, PaperRow] | None,
+    *,
+    judged: bool,
 ) -> Cell:
     values = [value for _, value in _values(group, metric)]
     if not values:
@@ -229,12 +236,12 @@ def _cell(
             and difference is not None
             and round(difference, 1) >= HIGHLIGHT_FROM
         ),
-        **_beside_paper(metric, summary, paper),
+        **_beside_paper(metric, summary, paper, judged),
     )
 
 
 def _beside_paper(
-    metric: str, summary: Summary, paper: tuple[PaperTable, PaperRow] | None
+    metric: str, summary: Summary, paper: tuple[PaperTable, PaperRow] | None, judged: bool
 ) -> dict[str, float | None]:
     """Return the fields of the cell for the published value, if there is one."""
     if paper is None or metric not in paper[0].metrics:
@@ -247,5 +254,7 @@ def _beside_paper(
     return {
         "published": value,
         "gap": summary.mean - value,
-        "band": agreement_band(summary, table.std[i] if table.std else None, table.trials),
+        "band": agreement_band(summary, table.std[i] if table.std else None, table.trials)
+        if judged
+        else None,
     }

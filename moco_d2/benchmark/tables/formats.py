@@ -58,7 +58,7 @@ def to_csv(tables: list[Table]) -> str:
                 **{c: getattr(cell, c) for c in _CSV_COLUMNS if hasattr(cell, c)},
                 **_csv_comparison(cell.comparison),
                 "against": None if cell.difference is None else table.baseline,
-                "marks": " ".join(row.marks),
+                "marks": " ".join(row.marks + row.paper_marks),
             }
             for row in table.rows
             for cell in row.cells
@@ -107,6 +107,8 @@ _LATEX = {
     "–": "--",
     "−": "$-$",
     "‖": r"$\|$",
+    "△": r"$\triangle$",
+    "▽": r"$\bigtriangledown$",
     "◊": r"$\diamond$",
     "≡": r"$\equiv$",
     "†": r"\dag{}",

@@ -36,13 +36,14 @@ class Row:
     """One initialization.
 
     `marks` are names in MARKS that apply to every cell. `paper` is the label of the published row
-    that stands beside this one.
+    that stands beside this one, and `paper_marks` are the reasons why its gap has no verdict.
     """
 
     label: str
     cells: tuple[Cell, ...]
     marks: tuple[str, ...] = ()
     paper: str | None = None
+    paper_marks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

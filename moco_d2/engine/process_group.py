@@ -105,19 +105,26 @@ def _meet(place: Place, facts: dict[str, Any], limit: datetime.timedelta) -> Any
     """
     store = _connect(place, limit, host=place.rank == 0)
     own = {**vars(place), **facts}
-    number = store.add("arrivals", 1)
-    store.set(f"arrival/{number}", json.dumps(own))
-    if place.rank == 0:
-        problem = _wait_for_all(store, place, limit)
-        store.set("verdict", problem)
-        if problem:  # those that are on their way read it, too
-            _wait(lambda: store.add("read", 0) >= place.world_size - 1, _LAST_WORD_S)
-    else:
-        _wait(lambda: store.check(["verdict"]), limit.total_seconds() + _LAST_WORD_S)
-        if not store.check(["verdict"]):
-            raise _unanswered([0], place, limit)
-        problem = store.get("verdict").decode()
-        store.add("read", 1)
+    try:
+        number = store.add("arrivals", 1)
+        store.set(f"arrival/{number}", json.dumps(own))
+        if place.rank == 0:
+            problem = _wait_for_all(store, place, limit)
+            store.set("verdict", problem)
+            if problem:  # those that are on their way, or come twice, read it, too
+                expected = max(place.world_size, store.add("arrivals", 0)) - 1
+                _wait(lambda: store.add("read", 0) >= expected, _LAST_WORD_S)
+        else:
+            _wait(lambda: store.check(["verdict"]), limit.total_seconds() + _LAST_WORD_S)
+            if not store.check(["verdict"]):
+                raise _unanswered([0], place, limit)
+            problem = store.get("verdict").decode()
+            store.add("read", 1)
+    except RuntimeError as error:  # torch's, when the store has gone
+        raise UserError(
+            f"rank 0 of this run at {place.address}:{place.port} has ended before rank "
+            f"{place.rank} could meet it: see its output, and start all processes again"
+        ) from error
     if number > place.world_size:  # rank 0 has decided without this process
         problem = problem or _twice(place.rank)
     if problem:

@@ -4,7 +4,7 @@ import datetime
 import re
 import socket
 import subprocess
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -110,22 +110,17 @@ def free_port() -> int:
 
 def meet(*processes: tuple[Place, dict]) -> list[str]:
     """What each process says, "" for one that has met the others."""
-    said = [""] * len(processes)
 
-    def work(i: int) -> None:
-        place, facts = processes[i]
+    def work(process: tuple[Place, dict]) -> str:
         try:
-            stores.append(process_group._meet(place, facts, LIMIT))
+            stores.append(process_group._meet(*process, LIMIT))
         except UserError as error:
-            said[i] = str(error)
+            return str(error)
+        return ""
 
     stores = []  # kept until all threads have ended
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(processes))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return said
+    with ThreadPoolExecutor(len(processes)) as pool:
+        return list(pool.map(work, processes))  # raises any other error
 
 
 def processes_of(
@@ -191,6 +186,18 @@ def test_a_process_that_is_started_twice_is_refused():
     said = set(meet(first, second, second))
     assert sentence in said
     assert said <= {sentence, ""}  # of a process that comes too late to stop the others
+
+
+def test_a_process_whose_store_goes_says_so():
+    """As when rank 0 is killed, or has refused this run before this process came."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    place = Place(1, 2, 1, 2, "127.0.0.1", store.port)
+    with ThreadPoolExecutor(1) as pool:
+        met = pool.submit(process_group._meet, place, FACTS, LIMIT)
+        store.wait(["moco_d2/0/arrival/1"])
+        del store
+        with pytest.raises(UserError, match=rf"^rank 0 .*:{place.port} has ended before rank 1 "):
+            met.result()
 
 
 def test_a_process_that_waits_says_for_whom(monkeypatch, capsys):

@@ -9,7 +9,7 @@ from decimal import Decimal
 import pytest
 from support import published_values as typed
 
-from moco_d2.benchmark.paper import paper_tables
+from moco_d2.benchmark.paper import find_row, paper_tables
 from moco_d2.benchmark.rendering import render_paper
 from moco_d2.benchmark.tables.published import published_tables
 
@@ -176,6 +176,19 @@ def test_every_number_and_difference_is_in_the_csv():
                 assert found == difference, (name, words)
                 assert line["marks"] == ("unconfirmed" if unconfirmed else "")
     assert next(lines, None) is None
+
+
+def test_plain_fpn_and_4conv1fc_are_different_protocols():
+    """mmdet, PyContrast and InsLoc have the 4conv1fc head, whose APs are higher."""
+    for t in paper_tables():
+        if any(word in t.source + row.label for row in t.rows for word in ("mmdet", "PyContrast")):
+            assert "FPN" not in t.title or "4conv1fc" in t.title, t.name
+    assert find_row("coco_FPN_1x", "moco_v2_800ep") is None
+    for task, values in (
+        ("coco_FPN4conv1fc_1x", (40.4, 36.4)),
+        ("coco_FPN4conv1fc_2x", (42.5, 38.2)),
+    ):
+        assert find_row(task, "moco_v2_800ep")[1].values == values
 
 
 def test_odd_row_is_kept_as_printed_with_a_remark():

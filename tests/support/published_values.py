@@ -329,24 +329,35 @@ TABLES = {
         random: 32.8 | 29.9
         supervised: 39.7 | 35.9
         v1: 39.4 | 35.6
+        v2 200 InsLoc: 39.8 | 36.1
         v2 800: 40.4 | 36.4
+        v2 800 InsLoc: 40.4 | 36.4
+        v2, mmselfsup: 40.2 | 36.1
         InfoMin: 40.6 | 36.7
         """,
     ),
     "coco_FPN4conv1fc_2x": (
         "PyContrast",
         "APbb APmk",
-        "random: 38.4 | 34.7 \n supervised: 41.6 | 37.6 \n v1: 41.7 | 37.5 \n v2: 41.7 | 37.6",
+        """
+        random: 38.4 | 34.7
+        supervised: 41.6 | 37.6
+        v1: 41.7 | 37.5
+        v2: 41.7 | 37.6
+        v2 200 InsLoc: 41.7 | 37.6
+        v2 800 InsLoc: 42.5 | 38.2
+        InfoMin: 42.5 | 38.4
+        """,
     ),
     "coco_FPN4conv1fc_6x": (
         "PyContrast",
         "APbb APmk",
-        "random: 42.7 | 38.6 \n supervised: 42.6 | 38.5",
+        "random: 42.7 | 38.6 \n supervised: 42.6 | 38.5 \n InfoMin: 43.6 | 39.2",
     ),
     "coco_FPN_others": (
         "named",
         "APbb APmk",
-        "v1, user's: - | 34.8 \n v2, mmselfsup: 40.2 | 36.1",
+        "v1, user's: - | 34.8",
     ),
     "coco_insloc": (
         "InsLoc",
@@ -356,10 +367,6 @@ TABLES = {
         C4 1x, 800: 39.3 | 34.3
         C4 2x, 200: 40.7 | 35.6
         C4 2x, 800: 41.2 | 35.8
-        FPN 1x, 200: 39.8 | 36.1
-        FPN 1x, 800: 40.4 | 36.4
-        FPN 2x, 200: 41.7 | 37.6
-        FPN 2x, 800: 42.5 | 38.2
         """,
     ),
     "voc_C4_later": (

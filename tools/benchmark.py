@@ -16,6 +16,7 @@ _EXAMPLES = """
   tools/benchmark.py table output/table_2b --format latex    the table of these runs
   tools/benchmark.py report output/table_2b --out page.html  tables, curves, detections, errors
   tools/benchmark.py board output --out board.md             all initializations x tasks
+  tools/benchmark.py verify output/a                         a record against its run
   tools/benchmark.py compare output/a output/b               differences between two runs
   tools/benchmark.py paper --task voc_C4                     the published table
 """
@@ -91,6 +92,18 @@ def parse_args() -> argparse.Namespace:
 
     compare = add("compare", "print the differences between two runs", "compare output/a output/b")
     compare.add_argument("runs", nargs=2, metavar="RUN", help="output folder or record.json")
+
+    verify = add(
+        *("verify", "check a record: config, weights, code, and the kept model, evaluated again"),
+        "verify output/voc_C4/moco/seed1",
+    )
+    verify.add_argument("run", metavar="RECORD", help="record.json, or its output folder")
+    verify.add_argument(
+        "--weights", metavar="FILE", help="weights that the run started from (default: its own)"
+    )
+    verify.add_argument(
+        "--no-evaluation", action="store_true", help="do not evaluate model_final.pth"
+    )
 
     imported = add(
         "import",
@@ -183,6 +196,12 @@ def _compare(args: argparse.Namespace) -> None:
     print(compare(*args.runs), end="")
 
 
+def _verify(args: argparse.Namespace) -> int:
+    from moco_d2.benchmark.board.verify import verify
+
+    return verify(args.run, weights=args.weights, evaluate=not args.no_evaluation)
+
+
 def _import(args: argparse.Namespace) -> None:
     from moco_d2.benchmark.records.importing import import_run
 
@@ -201,6 +220,7 @@ _COMMANDS = {
     "board": _board,
     "paper": _paper,
     "compare": _compare,
+    "verify": _verify,
     "import": _import,
 }
 

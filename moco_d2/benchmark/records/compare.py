@@ -32,8 +32,8 @@ def compare(a: str | Path, b: str | Path) -> str:
     Raises:
         UserError: If a record does not exist or is damaged.
     """
-    files = [_file(Path(run)) for run in (a, b)]
-    first, second = contents = [_content(file) for file in files]
+    files = [record_file(Path(run)) for run in (a, b)]
+    first, second = contents = [record_content(file) for file in files]
     records = [to_record(*pair) for pair in zip(files, contents, strict=True)]
     sections = {
         "Run": _rows(*map(_run, files, contents)),
@@ -65,7 +65,12 @@ def compare(a: str | Path, b: str | Path) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _file(path: Path) -> Path:
+def record_file(path: Path) -> Path:
+    """Return the record of an output folder, or the file itself.
+
+    Raises:
+        UserError: If there is none.
+    """
     file = path / RECORD_FILE if path.is_dir() else path
     if not file.is_file():
         raise UserError(
@@ -75,7 +80,12 @@ def _file(path: Path) -> Path:
     return file
 
 
-def _content(file: Path) -> dict[str, Any]:
+def record_content(file: Path) -> dict[str, Any]:
+    """Return results.read_content of a record of fine-tuning.
+
+    Raises:
+        UserError: If it cannot be read, is damaged, or is a record of another kind.
+    """
     try:
         content = read_content(file)
     except OSError as error:

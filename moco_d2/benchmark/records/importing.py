@@ -110,7 +110,7 @@ def import_run(
         )
     if destination.exists():
         raise UserError(f"{destination} exists; delete it, or write elsewhere with --out FILE")
-    config, needed = _read_config(folder / CONFIG_NAME)
+    config, needed = read_run_config(folder / CONFIG_NAME)
     weights = needed.MODEL.WEIGHTS
     if (weights in RANDOM) != (initialization == "random"):
         raise UserError(
@@ -197,8 +197,12 @@ def _bare(name: str) -> str:
     return "".join(c for c in name.casefold() if c.isalnum())
 
 
-def _read_config(path: Path) -> tuple[dict[str, Any], _Needed]:
-    """Return the config as plain JSON, and the part that a record needs."""
+def read_run_config(path: Path) -> tuple[dict[str, Any], _Needed]:
+    """Return a run's config.yaml as plain JSON, and the part that a record needs.
+
+    Raises:
+        UserError: If the file cannot be read, or is no config of a detector.
+    """
     advice = f"give the {CONFIG_NAME} that Detectron2 itself wrote into OUTPUT_DIR"
     try:
         if path.stat().st_size > _MOST_CONFIG_BYTES:

@@ -8,7 +8,9 @@ location.
 """
 
 import contextlib
+import copy
 import io
+import json
 import logging
 import statistics
 import tempfile
@@ -24,12 +26,14 @@ import numpy as np
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import PascalVOCDetectionEvaluator
-from detectron2.evaluation.fast_eval_api import COCOeval_opt
+from detectron2.evaluation.lvis_evaluation import _evaluate_predictions_on_lvis
 from detectron2.structures import Boxes, Instances
 from harness import check, finish, parser
+from lvis import LVIS
+from pycocotools import mask
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
+from moco_d2.plugin.evaluators import coco_evaluators, fast_lvis
 from moco_d2.transfer.evaluation.voc_evaluation import VOCEvaluator
 
 WIDTH, HEIGHT = 500, 375
@@ -38,6 +42,10 @@ DETECTIONS_PER_IMAGE = 100  # Detectron2's limit
 VOC_IMAGES, VOC_CLASSES, VOC_OBJECTS_PER_IMAGE = 4952, 20, 3
 # COCO val2017: 5,000 images and 36,781 objects.
 COCO_IMAGES, COCO_CLASSES, COCO_OBJECTS_PER_IMAGE = 5000, 80, 7
+# Masks, keypoints and LVIS have fewer images, because their references take minutes.
+FEW_IMAGES, FEW_DETECTIONS, LVIS_CLASSES = 500, 20, 1203
+_CROWDS = 0.02  # of the objects
+_ROUNDING = 1e-12  # points; means are summed in another order
 
 Timed = dict[str, Callable[[], Any]]
 
@@ -124,29 +132,18 @@ def voc(images: int, root: Path) -> Timed:
     }
 
 
-def coco(images: int) -> Timed:
-    """Return COCO box evaluations, from loaded annotations and detections to the 12 statistics."""
-    rng = np.random.default_rng(0)
-    truth = random_boxes(rng, (images, COCO_OBJECTS_PER_IMAGE))
-    labels = rng.integers(0, COCO_CLASSES, truth.shape[:2])
-    boxes, owner = near(rng, truth, DETECTIONS_PER_IMAGE)
-    guesses = guessed(rng, labels, owner, COCO_CLASSES)
-    scores = rng.random(guesses.shape)
+def coco(images: int, kind: str, detections_per_image: int) -> Timed:
+    """Return COCO evaluations, from loaded annotations and detections to the 12 (10) statistics.
 
-    def items(boxes: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
-        size = boxes[..., 2:] - boxes[..., :2]
-        return [
-            {"image_id": i, "category_id": int(label), "bbox": [*box[:2].tolist(), *s.tolist()]}
-            for i in range(images)
-            for box, s, label in zip(boxes[i], size[i], labels[i], strict=True)
-        ]
-
-    annotations = items(truth, labels)
-    for i, item in enumerate(annotations):
-        item |= {"id": i + 1, "iscrowd": 0, "area": item["bbox"][2] * item["bbox"][3]}
-    detections = items(boxes, guesses)
-    for item, score in zip(detections, scores.ravel().tolist(), strict=True):
-        item["score"] = score
+    Args:
+        images: The number of images.
+        kind: "bbox", "segm" or "keypoints".
+        detections_per_image: The number of detections of an image.
+    """
+    annotations, detections = _items(images, kind, detections_per_image, COCO_CLASSES)
+    if kind == "keypoints":
+        for item in annotations + detections:
+            item["category_id"] = 0
     annotated = COCO()
     annotated.dataset = {
         "images": [{"id": i, "width": WIDTH, "height": HEIGHT} for i in range(images)],
@@ -159,15 +156,112 @@ def coco(images: int) -> Timed:
 
     def evaluation(evaluator: Any) -> Callable[[], dict[str, float]]:
         def run() -> dict[str, float]:
-            evaluated = evaluator(annotated, loaded, "bbox")
+            evaluated = evaluator(annotated, loaded, kind)
             evaluated.evaluate()
             evaluated.accumulate()
             evaluated.summarize()
-            return {str(i): float(value) for i, value in enumerate(evaluated.stats[:12])}
+            stats = evaluated.stats[: 10 if kind == "keypoints" else 12]
+            return {str(i): float(value) for i, value in enumerate(stats)}
 
         return run
 
-    return {"pycocotools": evaluation(COCOeval), "faster-coco-eval": evaluation(COCOeval_opt)}
+    evaluators = dict(reversed(coco_evaluators().items()))  # pycocotools is the reference
+    return {name: evaluation(evaluator) for name, evaluator in evaluators.items()}
+
+
+def _items(
+    images: int, kind: str, detections_per_image: int, classes: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return annotations and detections in COCO's form."""
+    rng = np.random.default_rng(0)
+    truth = random_boxes(rng, (images, COCO_OBJECTS_PER_IMAGE))
+    labels = rng.integers(0, classes, truth.shape[:2])
+    boxes, owner = near(rng, truth, detections_per_image)
+    guesses = guessed(rng, labels, owner, classes)
+    scores = rng.random(guesses.shape)
+
+    def items(boxes: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
+        size = boxes[..., 2:] - boxes[..., :2]
+        return [
+            {"image_id": i, "category_id": int(label), "bbox": [*box[:2].tolist(), *s.tolist()]}
+            for i in range(images)
+            for box, s, label in zip(boxes[i], size[i], labels[i], strict=True)
+        ]
+
+    annotations, detections = items(truth, labels), items(boxes, guesses)
+    for i, item in enumerate(annotations):
+        item |= {"id": i + 1, "iscrowd": int(rng.random() < _CROWDS)}
+        item["area"] = item["bbox"][2] * item["bbox"][3]
+    for item, score in zip(detections, scores.ravel().tolist(), strict=True):
+        item["score"] = score
+    if kind == "segm":
+        for item in annotations + detections:
+            item["segmentation"] = _octagon(item["bbox"])
+        for item in detections:
+            del item["bbox"]
+    if kind == "keypoints":
+        for item in annotations + detections:
+            item["keypoints"] = _keypoints(rng, item["bbox"])
+            item["num_keypoints"] = sum(v > 0 for v in item["keypoints"][2::3])
+    return annotations, detections
+
+
+def _octagon(box: list[float]) -> dict[str, Any]:
+    """Return the run-length code of the octagon in a box."""
+    x, y, w, h = box
+    corners = ((0.3, 0), (0.7, 0), (1, 0.3), (1, 0.7), (0.7, 1), (0.3, 1), (0, 0.7), (0, 0.3))
+    outline = [value for u, v in corners for value in (x + u * w, y + v * h)]
+    (code,) = mask.frPyObjects([outline], HEIGHT, WIDTH)
+    return {"size": code["size"], "counts": code["counts"].decode()}
+
+
+def _keypoints(rng: np.random.Generator, box: list[float]) -> list[float]:
+    """Return 17 keypoints near fixed places of a box."""
+    x, y, w, h = box
+    places = np.stack(np.meshgrid(np.linspace(0, 1, 6), np.linspace(0, 1, 3)), -1).reshape(-1, 2)
+    places = places[:17] + rng.normal(0, 0.02, (17, 2))
+    seen = rng.integers(0, 3, 17)
+    return [
+        value
+        for (u, v), s in zip(places.tolist(), seen.tolist(), strict=True)
+        for value in (x + u * w, y + v * h, float(s))
+    ]
+
+
+def lvis(images: int, root: Path) -> Timed:
+    """Return LVIS box evaluations, from loaded annotations and detections to the statistics."""
+    annotations, detections = _items(images, "bbox", DETECTIONS_PER_IMAGE, LVIS_CLASSES)
+    for item in annotations:
+        del item["iscrowd"]  # LVIS has no crowds
+    rng = np.random.default_rng(1)
+    content = {
+        "images": [
+            {
+                "id": i,
+                "width": WIDTH,
+                "height": HEIGHT,
+                "neg_category_ids": rng.integers(0, LVIS_CLASSES, 10).tolist(),
+                "not_exhaustive_category_ids": rng.integers(0, LVIS_CLASSES, 3).tolist(),
+            }
+            for i in range(images)
+        ],
+        "annotations": annotations,
+        "categories": [
+            {"id": i, "name": str(i), "frequency": "rcf"[i % 3]} for i in range(LVIS_CLASSES)
+        ],
+    }
+    path = root / "lvis.json"
+    path.write_text(json.dumps(content))
+    annotated = LVIS(str(path))
+
+    def evaluate() -> dict[str, float]:
+        return _evaluate_predictions_on_lvis(annotated, copy.deepcopy(detections), "bbox")
+
+    def fast() -> dict[str, float]:
+        with fast_lvis():
+            return evaluate()
+
+    return {"lvis": evaluate, "hotcoco": fast}
 
 
 def compare(timed: Timed, repeats: int) -> dict[str, Any]:
@@ -208,28 +302,38 @@ def _peak_memory(run: Callable[[], Any]) -> float:
     return round(peak, 1)
 
 
-LIMITS = {"voc": 20, "coco": 8}
+#: The smallest factor between a reference and what is used instead.
+LIMITS = {"voc": ("compatible", 200), "coco boxes": ("hotcoco", 100)}
+KINDS = ("voc", "coco boxes", "coco masks", "coco keypoints", "lvis boxes")
 
 
 def main() -> None:
-    """Run both and print them."""
+    """Run all kinds and print them."""
     options = parser(__doc__, repeats=3)
-    options.add_argument("--only", choices=tuple(LIMITS))
+    options.add_argument("--only", choices=KINDS)
     args = options.parse_args()
     logging.disable()
     divisor = 20 if args.small else 1
+    few = FEW_IMAGES // divisor
     figures: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        if args.only != "coco":
-            figures["voc"] = compare(voc(VOC_IMAGES // divisor, Path(folder)), args.repeats)
-        if args.only != "voc":
-            figures["coco"] = compare(coco(COCO_IMAGES // divisor), args.repeats)
+        makers = {
+            "voc": lambda: voc(VOC_IMAGES // divisor, Path(folder)),
+            "coco boxes": lambda: coco(COCO_IMAGES // divisor, "bbox", DETECTIONS_PER_IMAGE),
+            "coco masks": lambda: coco(few, "segm", FEW_DETECTIONS),
+            "coco keypoints": lambda: coco(few, "keypoints", FEW_DETECTIONS),
+            "lvis boxes": lambda: lvis(few, Path(folder)),
+        }
+        for kind, make in makers.items():
+            if args.only in (None, kind):
+                figures[kind] = compare(make(), args.repeats)
     checks = []
     for kind, timed in figures.items():
         reference, *others = timed
+        limited, least = LIMITS.get(kind, (None, None))
         for name in others:
-            limit = None if args.small else LIMITS[kind]
             figure = timed[name]
+            limit = least if name == limited and not args.small else None
             checks += [
                 check(
                     f"{kind}: time of {reference} / {name}", figure["times_faster"], at_least=limit
@@ -238,6 +342,7 @@ def main() -> None:
                     f"{kind}: largest difference of {name} from {reference}",
                     figure["largest_difference"],
                     unit="points",
+                    at_most=None if name == "exact" else _ROUNDING,
                 ),
             ]
         checks += [
@@ -248,9 +353,11 @@ def main() -> None:
         title="Evaluation at the size of the real test sets",
         checks=checks,
         notes=[
-            f"There are {DETECTIONS_PER_IMAGE} detections per image, {VOC_IMAGES // divisor} "
-            f"images of VOC and {COCO_IMAGES // divisor} of COCO. The exact mode of VOC differs "
-            "because, unlike Detectron2's evaluator, it does not round scores to three decimals."
+            f"Of boxes, there are {DETECTIONS_PER_IMAGE} detections per image, "
+            f"{VOC_IMAGES // divisor} images of VOC, {COCO_IMAGES // divisor} of COCO and {few} "
+            f"of LVIS; of masks and keypoints, {FEW_DETECTIONS} per image and {few} images. The "
+            "exact mode of VOC differs because, unlike Detectron2's evaluator, it does not round "
+            "scores to three decimals."
         ],
     )
 

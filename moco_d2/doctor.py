@@ -63,7 +63,7 @@ class Report:
 def examine() -> Report:
     """Examine the Python packages, the devices, the datasets and the space of this machine."""
     report = Report()
-    installed = versions("pycocotools", "faster-coco-eval", "opencv-python")
+    installed = versions("pycocotools", "faster-coco-eval", "hotcoco", "opencv-python")
     report.found.append(("versions", ", ".join(f"{name} {v}" for name, v in installed.items())))
     usable = {name for name, fix in _NEEDED.items() if _imports(name, fix, report)}
     report.missing += _unmet_requirements(already=usable ^ _NEEDED.keys())

@@ -8,7 +8,7 @@ Stock v0.6 lacks these features:
 
 * ``detectron2._C``: v0.6 imports its compiled operators without a guard (deform_conv,
   rotated_boxes, roi_align_rotated), so `import detectron2.layers` fails.
-* ``COCOeval_opt``: It is compiled, too. faster-coco-eval replaces it.
+* ``COCOeval_opt``: It is compiled, too. hotcoco or faster-coco-eval replaces it.
 * ``PIL.Image.LINEAR``: It was removed in Pillow 10, so detectron2.data.transforms fails to import.
 * ``numpy.str, int, float, ...``: They were removed in NumPy 1.24, so VOC annotations,
   SemSegEvaluator and the LVIS package fail. ``numpy.in1d`` was removed in NumPy 2.4, so the
@@ -62,35 +62,9 @@ class _FastEval(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name != "COCOeval_opt":
             raise AttributeError(name)
-        return _coco_eval_class()
+        from moco_d2.plugin.evaluators import fastest_coco_eval
 
-
-@functools.cache
-def _coco_eval_class() -> type:
-    """Return faster-coco-eval's COCOeval with the constructor that Detectron2 expects, or
-    pycocotools' COCOeval if it is not installed.
-    """
-    try:
-        from faster_coco_eval.core.faster_eval_api import COCOeval_faster
-    except ImportError:
-        from pycocotools.cocoeval import COCOeval
-
-        return COCOeval
-
-    class COCOevalOfPycocotools(COCOeval_faster):
-        """Accepts annotations that pycocotools has read, as Detectron2 passes them.
-
-        For keypoints, faster-coco-eval needs a table that has another name in pycocotools, and it
-        leaves out categories without annotations, which Detectron2 expects.
-        """
-
-        def __init__(self, truth: Any, detections: Any, task: str):
-            if not hasattr(truth, "cat_img_map"):
-                truth.cat_img_map = truth.catToImgs
-            super().__init__(truth, detections, task)
-            self.params.catIds = sorted(truth.getCatIds())
-
-    return COCOevalOfPycocotools
+        return fastest_coco_eval
 
 
 def _imports_compiled_operators_unguarded(detectron2_dir: Path) -> bool:

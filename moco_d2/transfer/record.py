@@ -313,11 +313,14 @@ def _peak_memory(device: str) -> dict[str, Any]:
 
 
 def _environment() -> dict[str, str]:
-    environment = versions("fvcore", "pycocotools", "faster-coco-eval")
+    environment = versions("fvcore", "pycocotools", "faster-coco-eval", "hotcoco")
     import detectron2
 
     from moco_d2.plugin import compat
+    from moco_d2.plugin.evaluators import USED_EVALUATORS
 
+    if USED_EVALUATORS:
+        environment["evaluated by"] = ", ".join(sorted(USED_EVALUATORS))
     operators = "with" if compat.has_compiled_operators() else "without"
     environment["detectron2"] = f"{detectron2.__version__} {operators} compiled operators"
     return environment

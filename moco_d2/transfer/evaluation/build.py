@@ -98,8 +98,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
 
     ========================================  ================================================
     ``pascal_voc``                            voc_evaluation.VOCEvaluator; MOCO.VOC_EVALUATION
-    ``coco``                                  Detectron2's; in C++ through faster-coco-eval
-                                              where Detectron2's own is not compiled
+    ``coco``                                  Detectron2's; evaluators.fastest_coco_eval is used
+                                              where Detectron2's own code is not compiled
     ``lvis``                                  Detectron2's, 300 detections an image
     ``cityscapes_instance``                   Detectron2's, with cityscapesscripts
     ``sem_seg``, ``cityscapes_sem_seg``       MeanIoUEvaluator

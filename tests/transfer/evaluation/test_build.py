@@ -21,7 +21,7 @@ from support.transfer.voc_cases import make_case as make_voc_case
 
 from moco_d2.config.load import load_config
 from moco_d2.errors import UserError
-from moco_d2.plugin import compat
+from moco_d2.plugin import compat, evaluators
 from moco_d2.transfer.evaluation.build import build_evaluator
 from moco_d2.transfer.evaluation.semantic import MeanIoUEvaluator
 from moco_d2.transfer.evaluation.voc_evaluation import VOCEvaluator
@@ -65,14 +65,13 @@ def _stats(evaluator, truth, found, task):
     return run.stats
 
 
+@pytest.mark.parametrize("name", ["hotcoco", "faster-coco-eval"])
 @pytest.mark.parametrize(("task", "statistics"), zip(TASKS, (12, 12, 10), strict=True))
-def test_all_statistics_are_those_of_pycocotools(task, statistics):
-    from detectron2.evaluation.fast_eval_api import COCOeval_opt
-
+def test_all_statistics_are_those_of_pycocotools(name, task, statistics):
     for seed in range(6):
         truth, found = make_case(seed, images=20, objects=8)
         theirs = _stats(COCOeval, truth, found, task)
-        ours = _stats(COCOeval_opt, truth, found, task)
+        ours = _stats(evaluators.coco_evaluators()[name], truth, found, task)
         assert len(theirs) == statistics
         # A mean of 1,010 precisions, summed in another order.
         np.testing.assert_allclose(ours[:statistics], theirs, rtol=0, atol=1e-15)
@@ -80,21 +79,46 @@ def test_all_statistics_are_those_of_pycocotools(task, statistics):
 
 
 @needs_fast_eval
-def test_detectron2_evaluates_with_faster_coco_eval_by_default(tmp_path):
+def test_detectron2_evaluates_with_the_fastest_evaluator():
     from detectron2.evaluation import coco_evaluation
-    from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 
-    assert issubclass(coco_evaluation.COCOeval_opt, COCOeval_faster)
+    assert coco_evaluation.COCOeval_opt is evaluators.fastest_coco_eval
+    assert list(evaluators.coco_evaluators()) == ["hotcoco", "faster-coco-eval", "pycocotools"]
 
 
-@needs_fast_eval
-def test_without_faster_coco_eval_it_is_pycocotools(monkeypatch):
-    monkeypatch.setitem(sys.modules, "faster_coco_eval.core.faster_eval_api", None)
-    compat._coco_eval_class.cache_clear()
-    try:
-        assert compat._coco_eval_class() is COCOeval
-    finally:
-        compat._coco_eval_class.cache_clear()
+@pytest.fixture
+def without(monkeypatch):
+    """Make packages look as if they were not installed."""
+
+    def remove(*modules):
+        for module in modules:
+            monkeypatch.setitem(sys.modules, module, None)
+        evaluators.coco_evaluators.cache_clear()
+
+    yield remove
+    evaluators.coco_evaluators.cache_clear()
+
+
+def test_what_is_not_installed_is_no_evaluator(without):
+    without("hotcoco")
+    assert list(evaluators.coco_evaluators()) == ["faster-coco-eval", "pycocotools"]
+    without("faster_coco_eval.core.faster_eval_api")
+    assert list(evaluators.coco_evaluators()) == ["pycocotools"]
+
+
+def test_the_next_evaluator_takes_what_one_refuses(monkeypatch, caplog):
+    def refusing(*_):
+        raise ValueError("annotations[3]: no")
+
+    changed = evaluators.coco_evaluators() | {"hotcoco": refusing}
+    monkeypatch.setattr(evaluators, "coco_evaluators", lambda: changed)
+    monkeypatch.setattr(evaluators, "USED_EVALUATORS", set())
+    truth, found = make_case(1, images=5)
+    expected = _stats(COCOeval, truth, found, "bbox")
+    found_stats = _stats(evaluators.fastest_coco_eval, truth, found, "bbox")
+    np.testing.assert_allclose(found_stats[:12], expected, rtol=0, atol=1e-15)
+    assert "faster-coco-eval" in evaluators.USED_EVALUATORS
+    assert "annotations[3]: no" in caplog.text
 
 
 def _register_coco(tmp_path, truth):

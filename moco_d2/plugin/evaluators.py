@@ -1,0 +1,146 @@
+"""The installed evaluators of COCO and LVIS, and the choice of the fastest one.
+
+All give the same statistics (benchmarks/evaluation.py). hotcoco is the fastest and the youngest
+one, so the others stay as fallbacks. Features are detected, and versions never compared.
+"""
+
+import contextlib
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+@functools.cache
+def coco_evaluators() -> dict[str, Callable[[Any, Any, str], Any]]:
+    """Return the installed evaluators of COCO, the fastest first: name -> function of the truth,
+    the detections (both as pycocotools has read them) and the task.
+
+    What the functions return is used as pycocotools' COCOeval, and gives the same statistics to the
+    last digit (benchmarks/evaluation.py).
+    """
+    from pycocotools.cocoeval import COCOeval
+
+    found: dict[str, Callable[[Any, Any, str], Any]] = {}
+    with contextlib.suppress(ImportError):
+        found["hotcoco"] = _hotcoco_eval()
+    with contextlib.suppress(ImportError):
+        found["faster-coco-eval"] = _faster_coco_eval_class()
+    return {**found, "pycocotools": COCOeval}
+
+
+#: The names of the evaluators in coco_evaluators that this process has used.
+USED_EVALUATORS: set[str] = set()
+
+
+def fastest_coco_eval(truth: Any, detections: Any, task: str) -> Any:
+    """Return the first of coco_evaluators that accepts the annotations and the detections."""
+    *fast, (slowest, last) = coco_evaluators().items()
+    for name, evaluator in fast:
+        try:
+            made = evaluator(truth, detections, task)
+        except (TypeError, ValueError) as error:
+            # A young package must not cost the result of days of training.
+            logging.getLogger(__name__).warning(
+                "%s cannot read these annotations, so a slower evaluator does: %s", name, error
+            )
+        else:
+            USED_EVALUATORS.add(name)
+            return made
+    USED_EVALUATORS.add(slowest)
+    return last(truth, detections, task)
+
+
+def _hotcoco_eval() -> Callable[[Any, Any, str], Any]:
+    import hotcoco
+
+    return lambda truth, detections, task: hotcoco.COCOeval(
+        _for_hotcoco(truth.dataset), _detections(detections.dataset), task
+    )
+
+
+def _detections(content: dict[str, Any]) -> Any:
+    import hotcoco
+
+    try:
+        return hotcoco.COCO(content)  # there may be a million
+    except TypeError:  # pycocotools' and faster-coco-eval's evaluations leave bytes in them
+        return _for_hotcoco(content)
+
+
+def _for_hotcoco(content: dict[str, Any], left_out: str = "") -> Any:
+    import hotcoco
+
+    keys = tuple(key for key in _OBJECT if key != left_out)
+    return hotcoco.COCO(
+        {
+            "images": [_part(item, _IMAGE) for item in content["images"]],
+            "annotations": [_part(item, keys) for item in content.get("annotations", [])],
+            "categories": [_part(item, _CATEGORY) for item in content["categories"]],
+        }
+    )
+
+
+@contextlib.contextmanager
+def fast_lvis() -> Iterator[None]:
+    """Let Detectron2 evaluate LVIS with hotcoco within this context, if it is installed.
+
+    Its statistics equal lvis' to the last digit (benchmarks/evaluation.py).
+    """
+    import lvis
+
+    if "hotcoco" not in coco_evaluators():
+        USED_EVALUATORS.add("lvis")
+        yield
+        return
+    import hotcoco
+
+    def results(truth: Any, detections: Any, max_dets: int) -> Any:
+        # lvis knows no crowds.
+        truth = _for_hotcoco(truth.dataset, left_out="iscrowd")
+        return truth, hotcoco.LVISResults(truth, detections, max_dets=max_dets)
+
+    kept = lvis.LVISResults, lvis.LVISEval
+    lvis.LVISResults = results
+    lvis.LVISEval = lambda _, pair, task: hotcoco.COCOeval(pair[0], pair[1], task, lvis_style=True)
+    USED_EVALUATORS.add("hotcoco")
+    try:
+        yield
+    finally:
+        lvis.LVISResults, lvis.LVISEval = kept
+
+
+# What an evaluation needs. Files have further fields, and so have evaluations by other packages.
+_IMAGE = ("id", "height", "width", "neg_category_ids", "not_exhaustive_category_ids")
+_CATEGORY = ("id", "name", "frequency")
+_OBJECT = (
+    *("id", "image_id", "category_id", "bbox", "area", "iscrowd", "score"),
+    *("segmentation", "keypoints", "num_keypoints"),
+)
+
+
+def _part(item: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    part = {key: item[key] for key in keys if key in item}
+    code = part.get("segmentation")
+    if isinstance(code, dict) and isinstance(code.get("counts"), bytes):
+        part["segmentation"] = {**code, "counts": code["counts"].decode("ascii")}
+    return part
+
+
+def _faster_coco_eval_class() -> type:
+    from faster_coco_eval.core.faster_eval_api import COCOeval_faster
+
+    class COCOevalOfPycocotools(COCOeval_faster):
+        """Accepts annotations that pycocotools has read, as Detectron2 passes them.
+
+        For keypoints, faster-coco-eval needs a table that has another name in pycocotools, and it
+        leaves out categories without annotations, which Detectron2 expects.
+        """
+
+        def __init__(self, truth: Any, detections: Any, task: str):
+            if not hasattr(truth, "cat_img_map"):
+                truth.cat_img_map = truth.catToImgs
+            super().__init__(truth, detections, task)
+            self.params.catIds = sorted(truth.getCatIds())
+
+    return COCOevalOfPycocotools

@@ -8,8 +8,6 @@ spread over ten tasks and five initializations, so more records are more seeds.
 """
 
 import json
-import os
-import platform
 import random
 import resource
 import statistics
@@ -24,10 +22,13 @@ import harness
 import numpy as np
 
 from moco_d2.config.load import load_config
-from moco_d2.config.plain import matched_sha256, to_plain
-from moco_d2.files import sha256_of_json
+from moco_d2.config.plain import to_plain
 
-TOOL = Path(__file__).resolve().parents[1] / "tools" / "benchmark.py"
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+from support.run_records import content  # noqa: E402
+
+TOOL = ROOT / "tools" / "benchmark.py"
 INITIALIZATIONS = ("random", "supervised", "moco", "moco_v2_200ep", "moco_v2_800ep")
 TASKS = 10
 CLASSES = 20
@@ -35,53 +36,19 @@ EVALUATIONS = 6
 
 
 def record(config: dict[str, Any], task: str, initialization: str, seed: int) -> dict[str, Any]:
-    """Return a run record of schema version 1, which all later readers support too."""
-    resolved = {
-        **config,
-        "MODEL": {**config["MODEL"], "WEIGHTS": f"weights/{initialization}.pth"},
-        "SEED": seed,
-    }
+    """Return a run record with the metrics of CLASSES classes and EVALUATIONS evaluations."""
     names = ("AP", "AP50", "AP75", *(f"AP-class{i}" for i in range(CLASSES)))
     metrics = {name: 50 + random.gauss(0, 0.3) for name in names}
     evaluation = {f"bbox/{name}": value for name, value in metrics.items()}
-    return {
-        "schema_version": 1,
-        "kind": "transfer",
-        "run": {
-            "config_name": f"{task}_{initialization}",
-            "task": task,
-            "initialisation": initialization,
-            "seed": seed,
-            "started": "2025-01-02T00:00:00+00:00",
-            "finished": "2025-01-02T03:04:05+00:00",
-            "seconds": 11045.0,
-        },
-        "config": {
-            "resolved": resolved,
-            "sha256": sha256_of_json(resolved),
-            "matched_sha256": matched_sha256(resolved),
-        },
-        "weights": {
-            "file": f"weights/{initialization}.pth",
-            "sha256": sha256_of_json(initialization),
-            "provenance": {"source": initialization},
-        },
-        "coverage": {"expected": 265, "loaded": 265},
-        "schedule": {
-            "world_size": 8,
-            "ims_per_batch": 16,
-            "base_lr": 0.02,
-            "max_iter": 24000,
-            "steps": [18000, 22000],
-            "norm": "SyncBN",
-            "notes": [],
-        },
-        "preflight": {"forced": False, "findings": []},
-        "environment": {"python": platform.python_version()},
-        "hardware": {"device": "cpu", "name": "", "cpu_count": os.cpu_count()},
-        "metrics": {"bbox": metrics},
-        "history": [{"iteration": 4000 * (i + 1), **evaluation} for i in range(EVALUATIONS)],
-    }
+    history = [{"iteration": 4000 * (i + 1), **evaluation} for i in range(EVALUATIONS)]
+    made = content(
+        config=config,
+        task=task,
+        initialization=initialization,
+        seed=seed,
+        metrics={"bbox": metrics},
+    )
+    return {**made, "history": history}
 
 
 def write_records(folder: Path, count: int) -> float:

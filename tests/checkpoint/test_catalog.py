@@ -1,8 +1,6 @@
 import hashlib
-import http.server
 import io
 import subprocess
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -15,6 +13,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathManager as EmptyPathManager
 from support.commands import Python
+from support.http_server import LocalHandler, LocalServer, serving
 from torchvision.models import get_model, get_weight
 
 from moco_d2.checkpoint import catalog as module
@@ -35,43 +34,28 @@ IMPATIENT = Patience(stall=0.3, tries=3, pause=0.01)
 CONTENT = bytes(range(256)) * 1200  # 307,200 bytes, more than one chunk
 
 
-class Server(http.server.ThreadingHTTPServer):
+class Server(LocalServer):
     """Serves `files` with Range; each request first takes the next of `faults`, if any.
 
     Attributes:
         requests: path and first byte asked for, of every request.
     """
 
-    daemon_threads = True
-
     def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files: dict[str, bytes] = {}
+        super().__init__(Handler)
         self.faults: list = []
-        self.requests: list[tuple[str, int]] = []
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
+class Handler(LocalHandler):
     server: Server
     protocol_version = "HTTP/1.1"
 
-    def do_GET(self):
+    def do_GET(self):  # noqa: N802
         asked = self.headers.get("Range", "bytes=0-")
         first = int(asked.removeprefix("bytes=").removesuffix("-"))
         self.server.requests.append((self.path, first))
         fault = self.server.faults.pop(0) if self.server.faults else Handler.whole
         fault(self, self.server.files.get(self.path), first)
-
-    def head(self, status, length, **headers):
-        self.send_response(status)
-        self.send_header("Content-Length", str(length))
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
 
     def whole(self, content, first):
         if content is None:
@@ -131,19 +115,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.head(200, len(page), Content_Type="application/octet-stream")
         self.wfile.write(page)
 
-    def log_message(self, *args):
-        pass
-
 
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with Server() as server:
-        thread = threading.Thread(target=partial(server.serve_forever, poll_interval=0.02))
-        thread.start()
+    with serving(Server()) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture

@@ -1,16 +1,14 @@
 """Names on the Hugging Face hub, with the real library and a small hub on this machine."""
 
 import hashlib
-import http.server
 import io
 import json
 import sys
-import threading
-from functools import partial
 
 import pytest
 import torch
 from detectron2.utils.file_io import PathManager
+from support.http_server import LocalHandler, LocalServer, serving
 
 from moco_d2.checkpoint import hub, hub_names
 from moco_d2.checkpoint.backbone import load_backbone
@@ -26,7 +24,7 @@ pytest.importorskip("huggingface_hub", reason="needs the extra hub: huggingface_
 COMMIT, LATER = "1" * 40, "2" * 40
 
 
-class Hub(http.server.ThreadingHTTPServer):
+class Hub(LocalServer):
     """The two parts of a hub that a download needs, for one repository.
 
     Attributes:
@@ -36,20 +34,16 @@ class Hub(http.server.ThreadingHTTPServer):
         altered: content that is served instead of a file's.
     """
 
-    daemon_threads = True
-
     def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files: dict[str, bytes] = {}
+        super().__init__(Handler)
         self.commits = {"main": COMMIT, "refs/pr/1": LATER}
-        self.requests: list[str] = []
         self.altered: dict[str, bytes] = {}
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
+class Handler(LocalHandler):
     server: Hub  # HTTP/1.0: no connection, and so no thread, outlives its request
 
-    def do_GET(self):
+    def do_GET(self):  # noqa: N802
         path = self.path.partition("?")[0].replace("%2F", "/")
         self.server.requests.append(path)
         info, file = "/api/models/lab/moco/revision/", "/lab/moco/resolve/"
@@ -80,16 +74,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return found
 
     def answer(self, status, content, **headers):
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
+        self.head(status, len(content), **headers)
         if self.command == "GET":
             self.wfile.write(content)
-
-    def log_message(self, *args):
-        pass
 
 
 @pytest.fixture
@@ -104,13 +91,9 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def server(monkeypatch, cache):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with Hub() as server:
-        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-        thread = threading.Thread(target=partial(server.serve_forever, poll_interval=0.02))
-        thread.start()
+    with serving(Hub()) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.address)
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture

@@ -20,18 +20,25 @@ def content(
     max_iter=24000,
     finished="2025-01-02T03:04:05+00:00",
     base_lr=0.02,
+    config=None,
 ) -> dict:
+    """Return a run record of schema version 1, which all later readers support too.
+
+    Args:
+        config: The resolved config without its weights and seed; by default a few keys of it.
+    """
     data = data or VOC
     name = hashlib.sha256(f"{initialization} {seed}".encode())
     noise = 1e-9 * int(name.hexdigest()[:4], 16)  # no two runs end alike to the last bit
     some = {"AP": 55.9, "AP50": 81.5, "AP75": 62.6, "AP-cat": 60.0}
     metrics = metrics or {"bbox": {metric: value + noise for metric, value in some.items()}}
-    resolved = {
+    config = config or {
         "DATASETS": {"TRAIN": data["train"], "TEST": data["test"]},
-        "MODEL": {"WEIGHTS": f"{initialization}.pth"},
-        "SEED": seed,
+        "MODEL": {},
         "SOLVER": {"BASE_LR": base_lr, "IMS_PER_BATCH": 16},
     }
+    weights = {**config["MODEL"], "WEIGHTS": f"{initialization}.pth"}
+    resolved = {**config, "MODEL": weights, "SEED": seed}
     return {
         "schema_version": 1,
         "kind": "transfer",

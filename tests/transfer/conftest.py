@@ -1,5 +1,9 @@
+import argparse
+
 import pytest
-from support.toy_data import SMALL_DETECTOR, make_coco, make_voc
+from support.toy_data import SLIM_BACKBONE, SMALL_DETECTOR, make_coco, make_voc
+
+from moco_d2.transfer.main import train
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +36,18 @@ def words():
 def tiny():
     """Overrides that make a detector small, as words."""
     return SMALL_DETECTOR
+
+
+@pytest.fixture
+def finetune_run(tiny, words, tmp_path):
+    """Run the tool's main function; returns OUTPUT_DIR, and keeps the evaluation's results."""
+
+    def finetune_run(config, data, *overrides, out="out", **flags):
+        folder = tmp_path / out
+        args = argparse.Namespace(config_file=config, resume=False, eval_only=False, force=False)
+        vars(args).update(flags)
+        args.opts = [*tiny, *SLIM_BACKBONE, *words(data), "OUTPUT_DIR", str(folder), *overrides]
+        finetune_run.results = train(args)
+        return folder
+
+    return finetune_run

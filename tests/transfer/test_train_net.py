@@ -1,6 +1,5 @@
 """tools/train_net.py, in this process: what it trains, writes, resumes and refuses."""
 
-import argparse
 import itertools
 import json
 import os
@@ -10,7 +9,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from support.recording_tracker import Recording
-from support.toy_data import SLIM_BACKBONE, make_coco, make_voc
+from support.toy_data import make_coco, make_voc
 
 from moco_d2.benchmark.records.compare import compare
 from moco_d2.benchmark.records.importing import import_run
@@ -20,23 +19,7 @@ from moco_d2.benchmark.tables.comparison import measured_tables
 from moco_d2.errors import UserError
 from moco_d2.transfer.evaluation import precise_bn
 from moco_d2.transfer.evaluation.tide import KINDS
-from moco_d2.transfer.main import train
 from moco_d2.transfer.trainer import Trainer
-
-
-@pytest.fixture
-def finetune_run(tiny, words, tmp_path):
-    """Run the tool's main function; returns OUTPUT_DIR, and keeps the evaluation's results."""
-
-    def finetune_run(config, data, *overrides, out="out", **flags):
-        folder = tmp_path / out
-        args = argparse.Namespace(config_file=config, resume=False, eval_only=False, force=False)
-        vars(args).update(flags)
-        args.opts = [*tiny, *SLIM_BACKBONE, *words(data), "OUTPUT_DIR", str(folder), *overrides]
-        finetune_run.results = train(args)
-        return folder
-
-    return finetune_run
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """MOCO.VAL_LOSS: what it computes, and that the training does not notice it."""
 
-import argparse
 import json
 
 import pytest
@@ -13,26 +12,12 @@ from moco_d2.config.load import load_config
 from moco_d2.errors import UserError
 from moco_d2.records.metrics_json import read_log
 from moco_d2.transfer.data.registered import register_datasets
-from moco_d2.transfer.main import train
 from moco_d2.transfer.preflight.findings import Refusal
 from moco_d2.transfer.preflight.validation_checks import check_validation_loss
 from moco_d2.transfer.trainer import Trainer
 from moco_d2.transfer.validation_loss import ValidationLoss, build_mapper, spread
 
 VOC, COCO = "voc_C4_random.yaml", "coco_FPN_1x_random.yaml"
-
-
-@pytest.fixture
-def run(tiny, words, tmp_path):
-    def run(config, data, *overrides, out="out", **flags):
-        folder = tmp_path / out
-        args = argparse.Namespace(config_file=config, resume=False, eval_only=False, force=False)
-        vars(args).update(flags)
-        args.opts = [*tiny, *SLIM_BACKBONE, *words(data), "OUTPUT_DIR", str(folder), *overrides]
-        train(args)
-        return folder
-
-    return run
 
 
 @pytest.fixture
@@ -49,12 +34,12 @@ def make_cfg(tiny, words):
 
 
 @pytest.mark.parametrize(("config", "kind"), [(VOC, "voc"), (COCO, "coco")])
-def test_the_training_is_equal_to_the_bit_with_and_without_it(run, request, config, kind):
+def test_the_training_is_equal_to_the_bit_with_and_without_it(finetune_run, request, config, kind):
     """Weights with BatchNorm's buffers, optimizer, generators, losses, data and metrics."""
     data = request.getfixturevalue(kind)
     steps = ("SOLVER.MAX_ITER", "4", "TEST.EVAL_PERIOD", "3")
-    plain = run(config, data, *steps)
-    other = run(config, data, *steps, "MOCO.VAL_LOSS", "2", out="other")
+    plain = finetune_run(config, data, *steps)
+    other = finetune_run(config, data, *steps, "MOCO.VAL_LOSS", "2", out="other")
     states = [
         torch.load(folder / "model_final.pth", weights_only=True) for folder in (plain, other)
     ]
@@ -161,10 +146,10 @@ def test_semantic_segmentation_has_its_loss(make_cfg, tmp_path):
     assert mapper(sample)["sem_seg"].shape == (64, 64)
 
 
-def test_its_set_may_be_another_than_the_test_set(run, voc, tmp_path):
+def test_its_set_may_be_another_than_the_test_set(finetune_run, voc, tmp_path):
     root = make_voc(tmp_path / "VOC", images=3, seed=4)
     words = ("MOCO.VAL_LOSS", "1", "MOCO.VAL_LOSS_DATA", f"voc:{root}:test")
-    folder = run(VOC, voc | {"DATASETS.TEST": "()"}, *words)
+    folder = finetune_run(VOC, voc | {"DATASETS.TEST": "()"}, *words)
     entries = [e for e in read_log(folder / "metrics.json") if "val_loss/total_loss" in e]
     assert [entry["iteration"] for entry in entries] == [0, 1]
     assert "validation loss every 1 step" in (folder / "log.txt").read_text()
@@ -174,7 +159,9 @@ def findings(cfg):
     return list(check_validation_loss(cfg))
 
 
-def test_what_cannot_be_computed_is_found_before_training(make_cfg, voc, coco, tmp_path, run):
+def test_what_cannot_be_computed_is_found_before_training(
+    make_cfg, voc, coco, tmp_path, finetune_run
+):
     period = ("MOCO.VAL_LOSS", "5")
     assert findings(make_cfg(VOC, voc)) == []
     assert findings(make_cfg(VOC, voc, *period)) == []
@@ -197,7 +184,7 @@ def test_what_cannot_be_computed_is_found_before_training(make_cfg, voc, coco, t
         "test000.jpg is missing" in str(f) for f in findings(make_cfg(VOC, voc, *period, *more))
     )
     with pytest.raises(UserError, match="MOCO.VAL_LOSS_DATA is .*: class 0 is 'light'"):
-        run(VOC, voc, *period, *more)
+        finetune_run(VOC, voc, *period, *more)
     assert not (tmp_path / "out").exists()
 
 

@@ -12,6 +12,7 @@ from support.transfer.paper_settings import (
     UNMATCHED_INITIALIZATIONS,
 )
 
+from moco_d2.benchmark.paper import find_row
 from moco_d2.config.load import load_config
 from moco_d2.config.plain import flatten
 from moco_d2.errors import UserError
@@ -51,6 +52,14 @@ def test_values_and_differences_are_those_of_the_tables(densepose):
         assert resolved == reference | {"MODEL.WEIGHTS": weights}
     for name, differences in UNMATCHED_INITIALIZATIONS.items():
         assert flatten(load_config(f"{TASK}_{name}.yaml")) == reference | differences
+
+
+def test_a_run_stands_beside_the_papers(densepose):
+    cfg = load_config(f"{TASK}_moco.yaml")
+    table, row = find_row(TASK, "moco")
+    images = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
+    assert table.setting.matches(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST, images)
+    assert row.values == (50.1, 86.8, 53.9)
 
 
 def test_our_command_sends_the_run_to_the_projects_own(densepose):

@@ -101,11 +101,15 @@ def paper_tables() -> tuple[PaperTable, ...]:
 
 
 def find_row(task: str, initialization: str) -> tuple[PaperTable, PaperRow] | None:
-    """Return the published row of an initialization from the first table that has one."""
+    """Return the published row of an initialization from the first table that has one.
+
+    Case and hyphens of the name do not count: ``SwAV-800ep`` is ``swav_800ep``.
+    """
+    plain = initialization.lower().replace("-", "_")
     for table in paper_tables():
         if table.task == task:
             for row in table.rows:
-                if initialization in row.names:
+                if plain in row.names:
                     return table, row
     return None
 

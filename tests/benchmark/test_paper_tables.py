@@ -191,6 +191,23 @@ def test_plain_fpn_and_4conv1fc_are_different_protocols():
         assert find_row(task, "moco_v2_800ep")[1].values == values
 
 
+@pytest.mark.parametrize(
+    ("task", "initialization", "box_ap"),
+    [
+        ("voc_C4", "SimCLR", 56.3),
+        ("voc_C4", "pixpro-400ep", 60.2),
+        ("voc_C4", "moco_v2_800ep", 57.4),  # the authors' row, not PixPro's quotation
+        ("coco_C4_1x", "infomin", 39.0),
+        ("coco_C4_1x", "moco_v2_800ep", 39.3),
+        ("coco_C4_2x", "BYOL", 40.2),
+    ],
+)
+def test_a_run_of_a_later_method_finds_its_row(task, initialization, box_ap):
+    table, row = find_row(task, initialization)
+    assert table.setting
+    assert row.values[table.metrics.index("bbox/AP")] == box_ap
+
+
 def test_odd_row_is_kept_as_printed_with_a_remark():
     text = render_paper("coco_C4_1x")
     assert "| random init. | 26.4 (-11.8) |" in text and "29.3 (-4.0)" in text

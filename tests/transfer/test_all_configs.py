@@ -85,7 +85,7 @@ def real_names(tmp_path_factory):
 
 # Initializations of published rows without a packaged config. A record may call MoCo v2 after 200
 # epochs just moco_v2.
-OTHERS = {"moco_v2", "infomin"}
+OTHERS = {"moco_v2", "byol", "densecl", "infomin", "pixpro", "pixpro_400ep", "simclr"}
 
 
 def test_every_config_is_in_the_tables_of_this_test():

@@ -52,7 +52,7 @@ class Comparison:
     two-sided. Only `p_holm` is corrected for other comparisons; it is None for a comparison that is
     not in the family of those that may claim an order. All of them are None if there is no spread
     to test against. `p_flip` is that of the exact sign-flip test over common seeds. `p_margin` is
-    that of two one-sided tests of a difference of MARGIN or more (Schuirmann, Journal of
+    that of two one-sided tests of a difference of `margin` or more (Schuirmann, Journal of
     Pharmacokinetics and Biopharmaceutics 15, 1987), and `p_margin_holm` is corrected like p_holm.
     """
 
@@ -66,10 +66,11 @@ class Comparison:
     p_flip: float | None = None
     p_margin: float | None = None
     p_margin_holm: float | None = None
+    margin: float = MARGIN
 
     @property
     def equivalent(self) -> bool:
-        """Whether the tests support that the difference is smaller than MARGIN."""
+        """Whether the tests support that the difference is smaller than `margin`."""
         return self._holds(self.p_margin_holm)
 
     @property
@@ -116,11 +117,13 @@ class Blocks:
         blocks.compare("moco", "supervised")  # over the seeds 1 and 2
     """
 
-    def __init__(self, rows: Mapping[str, Mapping[int, float]]):
+    def __init__(self, rows: Mapping[str, Mapping[int, float]], *, margin: float = MARGIN):
         """
         Args:
             rows: The value of each seed of each row.
+            margin: See Comparison.
         """
+        self._margin = margin
         seeds = {seed: i for i, seed in enumerate(sorted({s for r in rows.values() for s in r}))}
         self._index = {name: i for i, name in enumerate(rows)}
         self._values = np.full((len(rows), len(seeds)), np.nan)
@@ -143,7 +146,7 @@ class Blocks:
         mean = float(differences.mean())
         if n < 2:
             return Comparison(mean, (n, n))
-        tested = _tested("blocked", mean, (n, n), [self.uncertainty(row, other)])
+        tested = _tested("blocked", mean, (n, n), [self.uncertainty(row, other)], self._margin)
         return replace(tested, p_flip=sign_flip(differences)) if tested.test else tested
 
     def uncertainty(self, row: str, other: str) -> tuple[float, float]:
@@ -219,14 +222,16 @@ def paired(values: Sequence[float], others: Sequence[float]) -> Comparison:
     return _tested("paired", differences.mean, n, [(variance, differences.n - 1)])
 
 
-def welch(values: Sequence[float], others: Sequence[float]) -> Comparison:
+def welch(
+    values: Sequence[float], others: Sequence[float], *, margin: float = MARGIN
+) -> Comparison:
     """Apply Welch's t-test to independent runs, whose spreads may differ."""
     one, other = summarize(values), summarize(others)
     difference, n = one.mean - other.mean, (one.n, other.n)
     if one.std is None or other.std is None:
         return Comparison(difference, n)
     parts = [(one.std**2 / one.n, one.n - 1), (other.std**2 / other.n, other.n - 1)]
-    return _tested("Welch", difference, n, parts)
+    return _tested("Welch", difference, n, parts, margin)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -291,7 +296,11 @@ def agreement_band(
 
 
 def _tested(
-    test: str, difference: float, n: tuple[int, int], parts: Sequence[tuple[float, float]]
+    test: str,
+    difference: float,
+    n: tuple[int, int],
+    parts: Sequence[tuple[float, float]],
+    margin: float = MARGIN,
 ) -> Comparison:
     variance, freedom = _combined(parts)
     if variance < _NO_SPREAD**2:
@@ -299,9 +308,9 @@ def _tested(
     half = _half_width(parts)
     error = math.sqrt(variance)
     p = 2 * float(special.stdtr(freedom, -abs(difference) / error))
-    p_margin = float(special.stdtr(freedom, (abs(difference) - MARGIN) / error))
+    p_margin = float(special.stdtr(freedom, (abs(difference) - margin) / error))
     low, high = difference - half, difference + half
-    return Comparison(difference, n, test, low, high, p, p_margin=p_margin)
+    return Comparison(difference, n, test, low, high, p, p_margin=p_margin, margin=margin)
 
 
 def _half_width(parts: Sequence[tuple[float, float]]) -> float:

@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from moco_d2.benchmark.records.design import Declaration, declaration_of
 from moco_d2.benchmark.records.files import collect, read_json
 from moco_d2.errors import UserError
 from moco_d2.records.parsing import parse
@@ -28,7 +29,8 @@ class Record:
     without pauses. `data` has the numbers of images, if recorded. For `origin`, `cost` and
     `errors` see RunRecord. `test_set` is the only test set whose results this record has, if the
     run has several; see test_sets.by_test_set. `batchnorm_images` is the number of images of one
-    BatchNorm batch; None if it is frozen or not recorded.
+    BatchNorm batch; None if it is frozen or not recorded. `declaration` is what the suite of the
+    run declares.
     """
 
     path: Path
@@ -61,6 +63,7 @@ class Record:
     changes: tuple[Mapping[str, Any], ...] = ()
     batchnorm_images: int | None = None
     test_set: str | None = None
+    declaration: Declaration | None = None
 
     @property
     def images(self) -> int:
@@ -83,7 +86,8 @@ def read_records(paths: Iterable[str | Path], *, required: bool = True) -> list[
     no metrics: it is named in a warning and left out, too.
 
     Raises:
-        UserError: If a path does not exist, or if `required` and there is no valid record.
+        UserError: If a path does not exist, a declaration beside the records is damaged, or if
+            `required` and there is no valid record.
     """
     paths = list(paths)
     known: dict[bytes, Any] = {}
@@ -94,7 +98,8 @@ def read_records(paths: Iterable[str | Path], *, required: bool = True) -> list[
             f"{', '.join(map(str, paths))}; "
             "fine-tune first: tools/train_net.py --config-file ... writes one to its OUTPUT_DIR"
         )
-    return records
+    designs: dict[Path, Declaration | None] = {}
+    return [replace(r, declaration=declaration_of(r.path, designs)) for r in records]
 
 
 def read_content(path: Path) -> dict[str, Any] | None:

@@ -111,9 +111,10 @@ def _power(suite: Suite) -> Iterator[str]:
             rows, seeds = sizes.setdefault(cell.task, (set(), set()))
             rows.add(cell.initialization)
             seeds.add(cell.seed)
+    metrics = len(suite.design.primary) or 1
     for task, (rows, seeds) in sizes.items():
         if len(rows) > 1:
-            yield f"{task}: {power.sentence(task, sorted(rows), len(seeds))}"
+            yield f"{task}: {power.sentence(task, sorted(rows), len(seeds), metrics, suite.design)}"
 
 
 # ---- costs ---------------------------------------------------------------------------------------

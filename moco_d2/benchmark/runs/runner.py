@@ -11,6 +11,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from moco_d2.benchmark.records.design import declare
 from moco_d2.benchmark.runs import cell_lock, retention, run_log
 from moco_d2.benchmark.runs.checks import check_configs, check_conflicts
 from moco_d2.benchmark.runs.children import warmed
@@ -76,6 +77,7 @@ def run(
         tasks = Tasks(suite, folder, processes)
         waiting = [task.cell for task in tasks.of("waiting")]
         check_configs(waiting, folder, suite.files, processes=processes)
+        declare(folder, suite.design)
         for path, content in suite.files.items():
             write_text(folder / path, content)
         if submit is not None:

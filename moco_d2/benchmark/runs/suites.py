@@ -7,7 +7,9 @@ It is a YAML file: a packaged one (moco_d2/benchmark/suites/*.yaml) or a file of
 * ``pretext``: every point x seed is pretrained and evaluated. See pretext_suites.py.
 * ``demo``: all steps of the demo run on generated images. See moco_d2/demo/cells.py.
 
-Its `keep` says what a finished run keeps on disk; see retention.py.
+Its `keep` says what a finished run keeps on disk; see retention.py. If its runs are fine-tuned,
+`primary` (metrics), `comparisons` (pairs of rows) and `margin` say which differences may claim an
+order; see records/design.py.
 
 Anybody may have written a suite. It can set config keys of our own tools, and name folders inside
 its output folder and data on this machine: no other flag, no other location, no command. The tools
@@ -21,6 +23,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from moco_d2.benchmark.records.design import DEFAULT, DESIGN_KEYS, Design, read_design
 from moco_d2.benchmark.runs.suite_values import check_name, read_mapping, unknown
 from moco_d2.config.load import DATA_KEYS, check_data
 from moco_d2.config.safe_yaml import decode, expand_home, is_regular_file
@@ -88,6 +91,7 @@ class Suite:
         files: Config files that the runner writes before the first run: path relative to the
             folder of the suite -> content.
         keep: What a finished run keeps on disk, a value of KEEP; see retention.py.
+        design: The comparisons that may claim an order.
     """
 
     name: str
@@ -96,6 +100,7 @@ class Suite:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     keep: str = KEEP[0]
+    design: Design = DEFAULT
 
 
 def packaged_suites() -> dict[str, Path]:
@@ -126,11 +131,21 @@ def load_suite(name: str | Path) -> Suite:
     keep = content.pop("keep", KEEP[0])
     if keep not in KEEP:
         raise unknown("value of keep", str(keep), KEEP, source)
+    keys = DESIGN_KEYS if kind != "pretext" else ()  # its figures have comparisons of their own
+    declared = {key: content.pop(key) for key in keys if key in content}
     shared = content.get("overrides") or {}
     cells, files = pkgutil.resolve_name(_KINDS[kind])(content, source)
     _check_cells(cells, source)
     _check_settings(cells, source)
-    return Suite(source.stem, title, tuple(cells), shared, files, keep)
+    rows = dict.fromkeys(cell.initialization for cell in cells if cell.kind == "transfer")
+    design = _design(declared, rows, source) if declared else DEFAULT
+    return Suite(source.stem, title, tuple(cells), shared, files, keep, design)
+
+
+def _design(declared: Mapping[str, Any], rows: Iterable[str], source: Path) -> Design:
+    from moco_d2.benchmark.tables.comparison import METRICS  # imports SciPy, which takes a while
+
+    return read_design(declared, rows, METRICS, source)
 
 
 def _find(name: str | Path) -> Path:

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from moco_d2.benchmark.records.design import DESIGN_KEYS
 from moco_d2.benchmark.runs.suite_values import (
     arguments_of,
     check_grid,
@@ -46,7 +47,8 @@ def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict
         raise UserError(
             f"{source}: {_BRITISH} is the old name of {_INITIALIZATIONS}; remove one of the two"
         )
-    check_keys(content, (*_KEYS, key), source)
+    # load_suite has read the design.
+    check_keys(content, (*_KEYS, *DESIGN_KEYS, key), source)
     shared = check_overrides(content.get("overrides"), source, weights=False)
     tasks = with_overrides(content.get("tasks"), "tasks", source, weights=False)
     initializations = with_overrides(content.get(key), key, source)

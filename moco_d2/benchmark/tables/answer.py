@@ -4,9 +4,14 @@ import itertools
 from collections.abc import Iterable, Sequence
 
 from moco_d2.benchmark.records.results import Record
-from moco_d2.benchmark.statistics import MARGIN, Comparison
+from moco_d2.benchmark.statistics import Comparison
 from moco_d2.benchmark.tables.cell_text import p_value, signed
-from moco_d2.benchmark.tables.comparison import REFERENCES, measured_tables, primary_metrics
+from moco_d2.benchmark.tables.comparison import (
+    REFERENCES,
+    claimed_pairs,
+    measured_tables,
+    primary_metrics,
+)
 from moco_d2.benchmark.tables.table import Table
 
 # The names of the primary metrics in a sentence. A table with boxes only says "AP", as the field
@@ -66,7 +71,7 @@ def _rank(comparison: Comparison | None) -> tuple[bool, float]:
 
 def headline_metrics(table: Table) -> dict[str, str]:
     """Return the metrics that answer the question of the table, with their names in a sentence."""
-    primary = primary_metrics(table.metrics)
+    primary = primary_metrics(table.metrics, table.design)
     if primary == ["bbox/AP"]:
         return {"bbox/AP": "AP"}
     columns = dict(zip(table.metrics, table.columns, strict=True))
@@ -76,14 +81,17 @@ def headline_metrics(table: Table) -> dict[str, str]:
 def headline_pairs(table: Table) -> list[tuple[str, str]]:
     """Return the rows that were compared, as pairs in the order in which a sentence names them.
 
-    Each checkpoint comes first, against random and supervised, then the checkpoints against each
-    other. Only without a checkpoint, or without the other two, all rows are paired.
+    They are those of the design. By default each checkpoint comes first, against random and
+    supervised, then the checkpoints against each other. Only without a checkpoint, or without the
+    other two, all rows are paired.
     """
     labels = [row.label for row in table.rows]
     references = [name for name in REFERENCES if name in labels]
     checkpoints = [name for name in labels if name not in references]
     pairs = [(name, reference) for name in checkpoints for reference in references]
     pairs += [(b, a) for a, b in itertools.combinations(checkpoints or labels, 2)]
+    if declared := claimed_pairs(labels, table.design) if table.design.comparisons else []:
+        pairs = declared
     # A table of many rows compares each with supervised only.
     compared = {frozenset((pair.label, pair.against)) for pair in table.pairs}
     return [pair for pair in pairs if frozenset(pair) in compared]
@@ -104,7 +112,7 @@ def _clauses(table: Table, label: str, against: str, metrics: dict[str, str]) ->
             yield f"{one} is {order} {other} {_joined(sizes)}"
         elif order == "equivalent":
             sizes = [f"in {name} ({_difference(c, c.p_margin_holm)})" for name, c in found]
-            yield f"{one} and {other} are equivalent within {MARGIN} {_joined(sizes)}"
+            yield f"{one} and {other} are equivalent within {found[0][1].margin:g} {_joined(sizes)}"
         else:
             sizes = [f"in {name} ({_difference(c, c.p_holm)})" for name, c in found]
             verb = "is supported" if order == "open" else "can be tested"

@@ -8,10 +8,12 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
 from moco_d2.benchmark.paper import PaperRow, PaperTable, baseline_of, marks_beside, row_beside
+from moco_d2.benchmark.records.design import DEFAULT, Design
 from moco_d2.benchmark.records.matching import MARKS, Matching, newest
 from moco_d2.benchmark.records.results import Record
 from moco_d2.benchmark.records.test_sets import by_test_set, short_name
 from moco_d2.benchmark.statistics import (
+    MARGIN,
     Blocks,
     Comparison,
     Summary,
@@ -49,6 +51,8 @@ _COLUMNS = {
     "densepose_gps/AP50": "APdp50",
     "densepose_gps/AP75": "APdp75",
 }
+#: The metrics of a table that a suite can declare.
+METRICS = tuple(_COLUMNS)
 
 
 def measured_tables(records: Iterable[Record]) -> list[Table]:
@@ -74,7 +78,8 @@ def _measured_table(task: str, records: list[Record]) -> Table:
     runs = by_initialization(records)
     matching = Matching(records)
     baseline = next((name for name in baseline_of(task) if name in runs), None)
-    pairs = _pairs(runs, metrics, matching, baseline)
+    design, declared = _declared(records)
+    pairs = _pairs(runs, metrics, matching, baseline, design)
     beside = {name: row_beside(task, name, group) for name, group in runs.items()}
     doubts = {
         name: tuple(marks_beside(*row, name, runs[name])) if row else ()
@@ -105,11 +110,14 @@ def _measured_table(task: str, records: list[Record]) -> Table:
         rows=rows,
         baseline=baseline,
         pairs=pairs,
+        design=design,
+        declared=declared,
         footnotes=tuple((m, matching.footnote(m)) for m in MARKS if m in marks),
         notes=(
             *notes.on_paper(task, beside),
             *notes.on_differences(baseline, HIGHLIGHT_FROM),
             *notes.on_significance(pairs, columns, len(runs)),
+            *notes.on_design(declared),
             *notes.on_runs(runs, metrics),
             *repeated,
         ),
@@ -125,12 +133,17 @@ def _pairs(
     metrics: Sequence[str],
     matching: Matching,
     baseline: str | None,
+    design: Design,
 ) -> tuple[Pair, ...]:
     names = list(runs)
-    claimed = claimed_pairs(names)
-    pairs = claimed if len(names) > _MOST_COMPARED_PAIRWISE else itertools.combinations(names, 2)
-    if len(claimed) > MOST_CLAIMED:  # many rows without a reference
-        return ()
+    claimed = claimed_pairs(names, design)
+    shown = {frozenset(pair) for pair in (*claimed, *claimed_pairs(names))}
+    if len(shown) > MOST_CLAIMED:  # many rows without a reference
+        if not design.comparisons:
+            return ()
+        shown = set(map(frozenset, claimed))
+    few = len(names) <= _MOST_COMPARED_PAIRWISE
+    pairs = (p for p in itertools.combinations(names, 2) if few or frozenset(p) in shown)
     compared = [(later, earlier) for earlier, later in pairs]
     # A difference to the baseline is always the other row minus the baseline.
     compared = [(b, a) if a == baseline else (a, b) for a, b in compared]
@@ -138,10 +151,13 @@ def _pairs(
         (*pair, m): comparison
         for m in metrics
         for pair, comparison in compare_rows(
-            {name: _values(group, m) for name, group in runs.items()}, compared, matching
+            {name: _values(group, m) for name, group in runs.items()},
+            compared,
+            matching,
+            design.margin or MARGIN,
         ).items()
     }
-    primary = primary_metrics(metrics)
+    primary = primary_metrics(metrics, design)
     family = [
         (label, against, m)
         for label, against, m in tested
@@ -154,11 +170,28 @@ def _pairs(
     )
 
 
-def claimed_pairs(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Return the pairs of rows that may claim an order: all pairs of few rows, and otherwise each
-    row with each of REFERENCES.
+def _declared(records: Sequence[Record]) -> tuple[Design, str]:
+    """Return the design of the suite of some runs, and Table.declared."""
+    found = {id(r.declaration): r.declaration for r in records}
+    declarations = [declaration for declaration in found.values() if declaration]
+    if not declarations:
+        return DEFAULT, ""
+    designs = {declaration.design if declaration else DEFAULT for declaration in found.values()}
+    if len(designs) > 1:
+        return DEFAULT, "differently"
+    if any(declaration.edited for declaration in declarations):
+        return designs.pop(), "by hand"
+    late = sum(r.declaration is not None and r.finished < r.declaration.declared for r in records)
+    return designs.pop(), f"after {late} of {len(records)} runs" if late else "beforehand"
+
+
+def claimed_pairs(names: Iterable[str], design: Design = DEFAULT) -> list[tuple[str, str]]:
+    """Return the pairs of rows that may claim an order: those of the design, or by default all
+    pairs of few rows, and otherwise each row with each of REFERENCES.
     """
     names = list(names)
+    if design.comparisons:
+        return [(a, b) for a, b in design.comparisons if a in names and b in names]
     references = [name for name in names if name in REFERENCES]
     return [
         (one, other)
@@ -170,8 +203,13 @@ def claimed_pairs(names: Iterable[str]) -> list[tuple[str, str]]:
     ]
 
 
-def primary_metrics(metrics: Sequence[str]) -> list[str]:
-    """Return those of a table's metrics that may claim an order."""
+def primary_metrics(metrics: Sequence[str], design: Design = DEFAULT) -> list[str]:
+    """Return those of a table's metrics that may claim an order.
+
+    A design that names none of them belongs to other tasks of the suite.
+    """
+    if declared := [metric for metric in design.primary if metric in metrics]:
+        return declared
     return [metric for metric in PRIMARY_METRICS if metric in metrics] or list(metrics[:1])
 
 
@@ -179,6 +217,7 @@ def compare_rows(
     values: Mapping[str, Sequence[tuple[Record, float]]],
     pairs: Iterable[tuple[str, str]],
     matching: Matching,
+    margin: float = MARGIN,
 ) -> dict[tuple[str, str], Comparison]:
     """Test differences between rows in one metric.
 
@@ -189,6 +228,7 @@ def compare_rows(
         values: The runs of each row with their values.
         pairs: Pairs of rows; those without a value are left out.
         matching: The fingerprints of the runs.
+        margin: See Comparison.
     """
     seeds = {name: {r.seed for r, _ in side} for name, side in values.items()}
     designs: dict[tuple[str, int | None], dict[str, dict[int, float]]] = {}
@@ -196,7 +236,12 @@ def compare_rows(
         of_row = {(matching.fingerprint(r), r.world_size) for r, _ in side}
         if len(of_row) == 1 and min(seeds[name]) >= 0:
             designs.setdefault(of_row.pop(), {})[name] = {r.seed: v for r, v in side}
-    blocks = {name: each for rows in designs.values() for each in [Blocks(rows)] for name in rows}
+    blocks = {
+        name: each
+        for rows in designs.values()
+        for each in [Blocks(rows, margin=margin)]
+        for name in rows
+    }
     comparisons = {}
     for one, other in pairs:
         if not values[one] or not values[other]:
@@ -206,7 +251,7 @@ def compare_rows(
             comparisons[one, other] = shared.compare(one, other)
         else:
             sides = ([value for _, value in values[name]] for name in (one, other))
-            comparisons[one, other] = welch(*sides)
+            comparisons[one, other] = welch(*sides, margin=margin)
     return comparisons
 
 

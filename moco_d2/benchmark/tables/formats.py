@@ -11,7 +11,7 @@ from moco_d2.benchmark.tables.table import Pair, Table
 
 _CSV_COLUMNS = (
     *("task", "initialization", "metric", "mean", "std", "n", "difference", "against"),
-    *("low", "high", "p", "p_holm", "p_flip", "test", "supported"),
+    *("low", "high", "p", "p_holm", "p_flip", "test", "supported", "declared"),
     *("published", "gap", "band", "within", "marks"),
 )
 _CSV_COMPARISON = ("difference", "low", "high", "p", "p_holm", "p_flip", "test")
@@ -58,6 +58,7 @@ def to_csv(tables: list[Table]) -> str:
                 **{c: getattr(cell, c) for c in _CSV_COLUMNS if hasattr(cell, c)},
                 **_csv_comparison(cell.comparison),
                 "against": None if cell.difference is None else table.baseline,
+                "declared": table.declared,
                 "marks": " ".join(row.marks + row.paper_marks),
             }
             for row in table.rows
@@ -85,6 +86,7 @@ def no_formula(value: object) -> object:
 
 def _csv_pair(table: Table, pair: Pair, metric: str, comparison: Comparison) -> dict[str, object]:
     names = {"task": table.task, "initialization": pair.label, "metric": metric}
+    names["declared"] = table.declared
     return {**names, "against": pair.against, **_csv_comparison(comparison)}
 
 

@@ -99,6 +99,26 @@ def on_significance(
         )
 
 
+def on_design(declared: str) -> Iterable[str]:
+    """Yield why the comparisons that may claim an order were not fixed beforehand.
+
+    Args:
+        declared: See Table.
+    """
+    if declared == "differently":
+        yield "The suites of these runs declare different comparisons, so the default ones count."
+    elif declared == "by hand":
+        yield (
+            "The declaration of what may claim an order was edited by hand, so it is not known to "
+            "be fixed beforehand."
+        )
+    elif declared.startswith("after"):
+        yield (
+            f"What may claim an order was declared {declared} had finished, so it was not fixed "
+            "beforehand."
+        )
+
+
 def on_runs(runs: Mapping[str, Sequence[Record]], metrics: Sequence[str]) -> Iterable[str]:
     """Yield notes on missing metrics, several weights files and different machines."""
     for initialization, group in runs.items():

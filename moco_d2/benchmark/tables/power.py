@@ -8,6 +8,7 @@ import numpy as np
 from scipy import special
 
 from moco_d2.benchmark.paper import tables_named
+from moco_d2.benchmark.records.design import DEFAULT, Design
 from moco_d2.benchmark.statistics import LEAST_SEEDS, LEVEL, Blocks
 from moco_d2.benchmark.tables.comparison import MOST_CLAIMED, claimed_pairs
 from moco_d2.errors import UserError
@@ -39,16 +40,19 @@ def detectable(seeds: int, rows: int, comparisons: int) -> float | None:
     return float(np.quantile(needed, POWER))
 
 
-def sentence(task: str, names: Iterable[str], seeds: int, metrics: int = 1) -> str:
+def sentence(
+    task: str, names: Iterable[str], seeds: int, metrics: int = 1, design: Design = DEFAULT
+) -> str:
     """Return what `seeds` seeds of some rows can find, in one sentence.
 
     Args:
         task: The task, whose published spread is used if there is one.
         names, seeds: The grid.
         metrics: Number of primary metrics of the task; one if it is not known.
+        design: What the suite declares.
     """
     names = list(names)
-    comparisons = len(claimed_pairs(names)) * metrics
+    comparisons = len(claimed_pairs(names, design)) * metrics
     if not 0 < comparisons <= MOST_CLAIMED * metrics:
         return "No two rows are compared, so no order will be claimed."
     size = detectable(seeds, len(names), comparisons)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from moco_d2.benchmark.records.design import DEFAULT, Design
 from moco_d2.benchmark.statistics import Comparison
 
 
@@ -61,7 +62,10 @@ class Table:
 
     `baseline` is the label of the row that differences are taken to. `pairs` are all comparisons
     that were tested and corrected together. `head` is the title of the column with the row labels.
-    `text` is one more table of text below, whose first row has the titles.
+    `text` is one more table of text below, whose first row has the titles. `design` is what the
+    suite of the runs declares, and `declared` says when: "" (nothing is declared), "beforehand",
+    "after 3 of 15 runs", "by hand" (somebody edited it) or "differently" (by several suites, so
+    `design` is the default).
     """
 
     task: str
@@ -75,6 +79,8 @@ class Table:
     notes: tuple[str, ...] = ()
     head: str = "initialization"
     text: tuple[tuple[str, ...], ...] = ()
+    design: Design = DEFAULT
+    declared: str = ""
 
     def comparison(self, label: str, against: str, metric: str) -> Comparison | None:
         """Return row `label` minus row `against`, in whichever order the pair was tested.

@@ -1,0 +1,154 @@
+"""What a suite declares before its numbers are seen: which comparisons may claim an order.
+
+The runner writes the declaration into the folder of the suite, and the tables of the runs in this
+folder read it there. It has a time, so a table knows which runs had finished before.
+"""
+
+import datetime
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from moco_d2.errors import UserError
+from moco_d2.files import check_own, read_plain_json, sha256_of_json, write_json
+from moco_d2.records.fields import Name
+from moco_d2.records.parsing import parse
+
+DESIGN_FILE = "design.json"
+#: The keys of a suite.
+DESIGN_KEYS = ("primary", "comparisons", "margin")
+_MOST_BYTES = 1 << 20
+_LEVELS = 4  # SUITE/TASK/INITIALIZATION/seedN/record.json
+
+
+class Design(msgspec.Struct, frozen=True):
+    """The comparisons that are corrected together; an empty field stands for the default.
+
+    Attributes:
+        primary: The metrics that may claim an order.
+        comparisons: The pairs of rows that may claim one.
+        margin: Points. Rows whose difference is surely smaller are called equivalent.
+    """
+
+    primary: tuple[Name, ...] = ()
+    comparisons: tuple[tuple[Name, Name], ...] = ()
+    margin: Annotated[float, Meta(gt=0, le=100)] | None = None
+
+
+#: The design of a suite that declares nothing.
+DEFAULT = Design()
+
+
+class Declaration(msgspec.Struct, frozen=True, kw_only=True):
+    """A design with the time from which it holds; `sha256` shows that nobody edited the file."""
+
+    design: Design
+    declared: Annotated[datetime.datetime, Meta(tz=True)]
+    sha256: str
+
+    @property
+    def edited(self) -> bool:
+        """Whether the content has changed since a runner wrote it."""
+        return self.sha256 != _fingerprint(self.design, self.declared)
+
+
+def read_design(
+    content: Mapping[str, Any], rows: Iterable[str], metrics: Iterable[str], source: Path
+) -> Design:
+    """Return the design in the keys DESIGN_KEYS of a suite.
+
+    Args:
+        content: These keys and their values; a key may be missing.
+        rows: The initializations of the suite.
+        metrics: The metrics of tables.
+        source: The suite, for errors.
+
+    Raises:
+        UserError: If a value has another form, or names a metric or a row that does not exist.
+    """
+    forms = {
+        "primary": "a list of metrics, as in [bbox/AP]",
+        "comparisons": "a list of pairs of rows, as in [[moco, supervised]]",
+        "margin": "a number of points above 0 and at most 100, as in 0.5",
+    }
+    for key, value in content.items():
+        try:
+            design = msgspec.convert({key: value}, Design)
+        except msgspec.ValidationError as error:
+            raise UserError(f"{source}: {key} must be {forms[key]}, got {value!r:.80}") from error
+        if key != "margin" and not getattr(design, key):
+            raise UserError(f"{source}: {key} is empty; write {forms[key]}, or remove the key")
+    design = msgspec.convert(dict(content), Design)
+    for key, names, known in (
+        ("primary", design.primary, list(metrics)),
+        ("comparisons", [name for pair in design.comparisons for name in pair], list(rows)),
+    ):
+        if wrong := next((name for name in names if name not in known), None):
+            what = "metric" if key == "primary" else "initialization of this suite"
+            hint = f"write one of {', '.join(known)}"
+            raise UserError(f"{source}: {key} names {wrong!r:.80}, which is no {what}; {hint}")
+    pairs = [frozenset(pair) for pair in design.comparisons]
+    twice = next((p for p in pairs if len(p) < 2 or pairs.count(p) > 1), None)
+    if twice:
+        raise UserError(
+            f"{source}: comparisons must be different pairs of different rows; remove the "
+            f"second {' and '.join(sorted(twice))}"
+        )
+    return design
+
+
+def declare(folder: Path, design: Design) -> None:
+    """Write the design of a suite into its folder, unless it is the one that holds there.
+
+    Raises:
+        UserError: If the file there is damaged or a link, or cannot be written.
+    """
+    before = read_declaration(folder / DESIGN_FILE)
+    if design == (before.design if before else DEFAULT) and not (before and before.edited):
+        return
+    now = datetime.datetime.now(datetime.timezone.utc)
+    check_own(folder / DESIGN_FILE)
+    declaration = Declaration(design=design, declared=now, sha256=_fingerprint(design, now))
+    write_json(folder / DESIGN_FILE, msgspec.to_builtins(declaration))
+
+
+def read_declaration(path: Path) -> Declaration | None:
+    """Return the declaration in a file; None if there is no file.
+
+    Raises:
+        UserError: If the file is damaged.
+    """
+    try:
+        return parse(read_plain_json(path, _MOST_BYTES), Declaration, "declaration of a suite")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot read {path}: {error}; remove it, and the next `benchmark.py run` of the suite "
+            "writes it again"
+        ) from error
+
+
+def declaration_of(record: Path, known: dict[Path, Declaration | None]) -> Declaration | None:
+    """Return what the suite of a record declares; None without a declaration.
+
+    Args:
+        record: The file.
+        known: The declarations by folder, which is filled.
+
+    Raises:
+        UserError: If a declaration is damaged.
+    """
+    for folder in record.absolute().parents[:_LEVELS]:
+        if folder not in known:
+            known[folder] = read_declaration(folder / DESIGN_FILE)
+        if known[folder]:
+            return known[folder]
+    return None
+
+
+def _fingerprint(design: Design, declared: datetime.datetime) -> str:
+    return sha256_of_json([msgspec.to_builtins(design), declared.isoformat()])

@@ -1,0 +1,171 @@
+"""What a suite declares before its numbers are seen, from its file to the table."""
+
+import csv
+import io
+import json
+import re
+
+import pytest
+import yaml
+from support.fake_suite import TOOLS
+from support.run_records import content, write_record, write_table_2b
+
+from moco_d2.benchmark.records.design import DESIGN_FILE, Design, declare
+from moco_d2.benchmark.records.results import read_records
+from moco_d2.benchmark.rendering import FORMATS, render_folders
+from moco_d2.benchmark.runs.planning import plan
+from moco_d2.benchmark.runs.runner import run
+from moco_d2.benchmark.runs.suites import Suite, load_suite, packaged_suites
+from moco_d2.benchmark.tables.answer import answer
+from moco_d2.benchmark.tables.comparison import measured_tables
+from moco_d2.errors import UserError
+
+PAIR = ("moco", "supervised")
+LATER = "2999-01-01T00:00:00+00:00"
+
+
+def suite_file(folder, **more):
+    file = folder / "mine.yaml"
+    rows = ["random", "supervised", "moco"]
+    file.write_text(yaml.safe_dump({"tasks": ["voc_C4"], "initializations": rows, **more}))
+    return file
+
+
+def table_of(folder):
+    (table,) = measured_tables(read_records([folder]))
+    return table
+
+
+def claimed(table):
+    """The comparisons that are corrected, by pair and metric."""
+    return {
+        (pair.label, pair.against, metric)
+        for pair in table.pairs
+        for metric, c in zip(table.metrics, pair.comparisons, strict=True)
+        if c and c.p_holm is not None
+    }
+
+
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [
+        ({"primary": ["bbox/APP"]}, "primary names 'bbox/APP', which is no metric; write one of"),
+        ({"comparisons": [["moco", "mocco"]]}, "comparisons names 'mocco', .* of random, super"),
+        ({"comparisons": [["moco"]]}, r"comparisons must be a list of pairs .* as in \[\[moco"),
+        ({"comparisons": []}, "comparisons is empty"),
+        (
+            {"comparisons": [["moco", "moco"]]},
+            "comparisons must be different pairs of",
+        ),
+        ({"comparisons": [PAIR, PAIR[::-1]]}, ".*; remove the second moco and supervised"),
+        ({"primary": "bbox/AP"}, "primary must be a list of metrics"),
+        ({"margin": 0}, "margin must be a number of points above 0"),
+        ({"margin": "wide"}, "margin must be a number of points above 0"),
+        ({"comparison": [PAIR]}, "unknown key 'comparison'; did you mean 'comparisons'"),
+    ],
+)
+def test_what_a_suite_may_not_declare_is_one_sentence(tmp_path, declared, message):
+    declared = json.loads(json.dumps(declared))
+    with pytest.raises(UserError, match=rf"mine\.yaml: {message}") as raised:
+        load_suite(suite_file(tmp_path, **declared))
+    assert "\n" not in str(raised.value)
+
+
+def test_the_declared_comparisons_are_the_family(tmp_path):
+    """Holm corrects for the one that is declared; the rest is shown and claims nothing."""
+    keys = {"comparisons": [list(PAIR)], "primary": ["bbox/AP75"], "margin": 5}
+    file = suite_file(tmp_path, seeds=[1, 2, 3], **keys)
+    design = load_suite(file).design
+    assert design == Design(primary=("bbox/AP75",), comparisons=(PAIR,), margin=5)
+    assert "corrected for 1 comparison(s)" in plan(file, folder=tmp_path / "plan").split("\n")[-1]
+    folder = tmp_path / "out"
+    declare(folder, design)
+    write_table_2b(folder / "voc_C4", lambda r: _finished(r, LATER))
+    table = table_of(folder)
+    assert claimed(table) == {(*PAIR, "bbox/AP75")}
+    tested = table.comparison(*PAIR, "bbox/AP75")
+    assert tested.p_holm == tested.p and tested.supported and tested.equivalent
+    assert all(c.test for pair in table.pairs for c in pair.comparisons)
+    text = answer(table)
+    assert "MoCo is above supervised in AP75 by 3.8" in text and "random" not in text
+    assert (table.declared, "beforehand" in str(table.notes)) == ("beforehand", False)
+
+
+def _finished(record, time):
+    return {**record, "run": {**record["run"], "finished": time}}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_declaration_after_the_runs_is_marked_in_each_format(tmp_path, format):
+    write_table_2b(tmp_path / "voc_C4")
+    declare(tmp_path, Design(comparisons=(PAIR,)))
+    write_record(tmp_path / "voc_C4", _finished(content(seed=6), LATER))
+    text = render_folders([tmp_path], format)
+    if format == "csv":
+        lines = list(csv.DictReader(io.StringIO(text)))
+        assert {line["declared"] for line in lines} == {"after 15 of 16 runs"}
+    else:
+        assert "declared after 15 of 16 runs had finished, so it was not fixed" in text
+
+
+def test_a_suite_that_changes_its_mind_declares_anew(tmp_path):
+    declare(tmp_path, Design())
+    assert not (tmp_path / DESIGN_FILE).exists()  # the default needs no file
+    declare(tmp_path, Design(comparisons=(PAIR,)))
+    first = (tmp_path / DESIGN_FILE).read_text()
+    declare(tmp_path, Design(comparisons=(PAIR,)))
+    assert (tmp_path / DESIGN_FILE).read_text() == first
+    declare(tmp_path, Design())
+    assert json.loads((tmp_path / DESIGN_FILE).read_text())["design"]["comparisons"] == []
+
+
+def test_a_declaration_that_somebody_edited_is_marked(tmp_path):
+    declare(tmp_path, Design(comparisons=(PAIR,)))
+    write_table_2b(tmp_path / "voc_C4", lambda r: _finished(r, LATER))
+    file = tmp_path / DESIGN_FILE
+    file.write_text(file.read_text().replace('"moco"', '"random"'))
+    table = table_of(tmp_path)
+    assert table.declared == "by hand" and "edited by hand" in str(table.notes)
+    declare(tmp_path, Design(comparisons=(("random", "supervised"),)))
+    assert table_of(tmp_path).declared == "beforehand"  # these runs finished after it
+    file.write_text(file.read_text()[:-9])
+    with pytest.raises(UserError, match=f"cannot read {re.escape(str(file))}: .*; remove it, and"):
+        table_of(tmp_path)
+
+
+def test_suites_that_declare_differently_get_the_default(tmp_path):
+    declare(tmp_path / "a", Design(comparisons=(PAIR,)))
+    write_table_2b(tmp_path / "a")
+    write_record(tmp_path / "b", content(initialization="moco_v2"))
+    table = table_of(tmp_path)
+    assert table.declared == "differently"
+    assert "declare different comparisons, so the default ones count" in str(table.notes)
+    assert ("moco", "random", "bbox/AP") in claimed(table)
+
+
+def test_a_metric_of_another_task_leaves_the_default(tmp_path):
+    declare(tmp_path, Design(primary=("sem_seg/mIoU",)))
+    write_table_2b(tmp_path / "voc_C4")
+    assert {metric for *_, metric in claimed(table_of(tmp_path))} == {"bbox/AP"}
+
+
+def test_the_runner_writes_the_declaration(tmp_path):
+    design = Design(comparisons=(PAIR,))
+    run(Suite("s", "t", (), design=design), folder=tmp_path, gpus_per_run=0, tools=TOOLS)
+    assert json.loads((tmp_path / DESIGN_FILE).read_text())["design"]["comparisons"] == [list(PAIR)]
+
+
+def test_the_suites_of_the_paper_compare_with_what_the_paper_compares_with():
+    """Table 2 and after: with supervised; Table 3: with the other mechanisms. Random is for
+    reference.
+    """
+    for name in packaged_suites():
+        suite = load_suite(name)
+        if not name.startswith(("table", "lvis", "v2_table_1")) or name.endswith("pretext"):
+            assert suite.design == Design()
+            continue
+        rows = {cell.initialization for cell in suite.cells}
+        assert suite.design.comparisons
+        assert all(one.startswith("moco") for one, _ in suite.design.comparisons)
+        compared = {row for pair in suite.design.comparisons for row in pair}
+        assert rows - compared <= {"random", "supervised"}

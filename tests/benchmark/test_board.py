@@ -1,16 +1,18 @@
 """The board: what it says, that it is the same for the same records, and rank ranges."""
 
 import dataclasses
+import json
 import shutil
 
 import pytest
 from benchmark.test_page import HOSTILE, Page
 from support.commands import run_tool
-from support.paths import TOOLS
+from support.paths import ROOT, TOOLS
 from support.run_records import content, write_record
 
-from moco_d2.benchmark.board.page import write_board
+from moco_d2.benchmark.board.page import render_board, write_board
 from moco_d2.benchmark.board.ranks import rank_ranges
+from moco_d2.benchmark.records.results import read_records
 from moco_d2.benchmark.statistics import Comparison
 from moco_d2.benchmark.tables.table import Cell, Pair, Row, Table
 from moco_d2.errors import UserError
@@ -58,6 +60,23 @@ def test_a_board_has_intervals_ranks_provenance_and_cost(table_2b, tmp_path):
     assert "| voc\\_C4, moco | 1, 2, 3, 4, 5 | moco.pth 3ad7555734cf | moco\\_v1\\_200ep" in text
     assert "| 384000 | 3.07 h |" in text
     assert "| voc\\_C4, moco, seed 3 | AP 56.10 | runs/012/record.json |" in text
+
+
+def test_the_committed_board_is_that_of_its_records():
+    folder = ROOT / "results" / "board"
+    committed = (folder / "board.md").read_text(encoding="utf-8")
+    renew = "tools/benchmark.py board results/board/demo --out results/board/board.md"
+    assert committed == render_board(read_records([folder / "demo"]), folder), renew
+
+
+def test_every_number_of_a_record_shows_in_the_board(tmp_path):
+    demo = shutil.copytree(ROOT / "results" / "board" / "demo", tmp_path / "demo")
+    committed = (ROOT / "results" / "board" / "board.md").read_text(encoding="utf-8")
+    file = demo / "voc_C4" / "moco" / "seed1" / "record.json"
+    record = json.loads(file.read_text())
+    record["metrics"]["bbox"]["AP-dotted"] = 1.0  # it is in no table
+    file.write_text(json.dumps(record))
+    assert render_board(read_records([demo]), tmp_path) != committed
 
 
 def test_two_seeds_leave_every_rank_open(write, tmp_path):

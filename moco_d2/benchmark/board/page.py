@@ -109,6 +109,7 @@ def _results(names: Sequence[str], tables: Mapping[str, Table]) -> _Part:
                 signs = "".join(MARKS[mark] for mark in rows[name].marks)
                 value = interval_text(Summary(cell.mean, cell.std, cell.n))
                 texts.append(f"{value}{signs}, rank {_span(*ranks[name])} (n={cell.n})")
+        notes.append(f"Test set of {table.title}.")
         shown = {mark for row in table.rows for mark in row.marks}
         notes += [f"{table.task}: {MARKS[m]} {text}." for m, text in table.footnotes if m in shown]
     return _Part("Results", columns, [[name, *texts] for name, texts in cells.items()], notes)

@@ -528,6 +528,16 @@ MOCO_GROUPS = (
                 "This is the temperature of the weighted vote.",
                 _DEMO,
             ),
+            Key(
+                "MOCO.KNN.PROTOCOL",
+                "backbone",
+                Choice("backbone", "outputs"),
+                "`backbone` compares pooled features of the backbone (512 wide in a ResNet-18), of "
+                "images that are resized to 256 / 224 of `MOCO.AUGMENTATION.SIZE` and cropped to "
+                "it. `outputs` is the protocol of the authors' CIFAR-10 demo: outputs of the head "
+                "(`MOCO.ENCODER.DIM` wide), of images that are resized to "
+                "`MOCO.AUGMENTATION.SIZE`, so images of that size stay untouched.",
+            ),
         ),
     ),
     Group(

@@ -108,6 +108,7 @@ class KNNEvaluation(hooks.EvalHook):
             size=cfg.MOCO.AUGMENTATION.SIZE,
             neighbors=knn.NEIGHBOURS,
             temperature=knn.TEMPERATURE,
+            protocol=knn.PROTOCOL,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
             value_range=cfg.MOCO.INPUT.RANGE,
         )
@@ -131,7 +132,7 @@ class KNNEvaluation(hooks.EvalHook):
         network = model.encoder_q if hasattr(model, "encoder_q") else model.encoder
         train, test = self.monitor.features(network)
         accuracy = self.monitor.accuracy(train, test, next(network.parameters()).device)
-        logger.info("kNN accuracy: %.4f", accuracy)
+        logger.info("kNN accuracy (protocol %s): %.4f", self.monitor.protocol, accuracy)
         if self.sheet_queries > 0:
             self._write_sheet(self.monitor, train, test, accuracy)
         return {"knn_accuracy": accuracy}

@@ -48,4 +48,4 @@ def _evaluation(trainer: "Pretrainer") -> str:
     if not knn.TRAIN:
         return "none: MOCO.KNN.TRAIN names no labeled images for the kNN accuracy"
     when = f"every {knn.PERIOD:,} steps" if knn.PERIOD else "at the start and at the end"
-    return f"kNN accuracy on {knn.TEST} {when}"
+    return f"kNN accuracy on {knn.TEST} {when}, protocol {knn.PROTOCOL}"

@@ -75,7 +75,13 @@ class LinearEvalRecord(Part, frozen=True, kw_only=True):
         Pretraining | None,
         about("The run that made the checkpoint; null if it was not tools/pretrain.py."),
     ]
-    protocol: Annotated[Protocol, about("The protocol of the evaluation.")]
+    protocol: Annotated[
+        Protocol,
+        about(
+            "The protocol of the evaluation. `knn` compares features of the backbone, as "
+            "`MOCO.KNN.PROTOCOL backbone` does."
+        ),
+    ]
     settings: Annotated[dict[str, Any], about("The settings of the protocol.")]
     effective_lr: Annotated[Number | None, about("The learning rate, scaled to the batch.")]
     data: Images

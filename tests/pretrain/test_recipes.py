@@ -58,7 +58,7 @@ SMALL = {
     "amp": False,
     "symmetric": False,
     "expected_loss": (),
-    "knn": (97, 200, 0.1),  # every epoch: 50,000 // 512 iterations
+    "knn": (97, 200, 0.1, "outputs"),  # every epoch: 50,000 // 512 iterations
 }
 TABLE = {
     "moco_v1_R50_200ep": V1,
@@ -120,7 +120,7 @@ def resolved(cfg) -> dict:
         "amp": solver.AMP.ENABLED,
         "symmetric": moco.SYMMETRIC,
         "expected_loss": tuple(moco.MONITOR.EXPECTED_LOSS),
-        "knn": (moco.KNN.PERIOD, moco.KNN.NEIGHBOURS, moco.KNN.TEMPERATURE),
+        "knn": (moco.KNN.PERIOD, moco.KNN.NEIGHBOURS, moco.KNN.TEMPERATURE, moco.KNN.PROTOCOL),
     }
 
 

@@ -85,14 +85,15 @@ def _crop(size: int, scale: tuple[float, float]) -> opencv.Crop:
     return opencv.Crop(size, scale=(low, high))
 
 
-def build_evaluation_transform(size: int) -> v2.Transform:
+def build_evaluation_transform(size: int, *, margin: bool = True) -> v2.Transform:
     """Return a transform: PIL image -> normalized center crop (3, size, size).
 
-    For size 224 it is torchvision's: resize to 256, then crop.
+    For size 224 it is torchvision's: resize to 256, then crop. Without `margin` the shorter side
+    becomes `size`, and an image of this size stays as it is.
     """
     return v2.Compose(
         [
-            v2.Resize(round(size * 256 / 224), antialias=True),
+            v2.Resize(round(size * 256 / 224) if margin else size, antialias=True),
             v2.CenterCrop(size),
             opencv.ToPixels(),
             _to_normalized_tensor(),

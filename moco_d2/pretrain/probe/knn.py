@@ -24,18 +24,19 @@ _TEST_CHUNK, _TRAIN_CHUNK = 1024, 65536
 
 
 @contextlib.contextmanager
-def backbone_in_evaluation(network: nn.Module) -> Iterator[nn.Module]:
+def backbone_in_evaluation(network: nn.Module, *, head: bool = False) -> Iterator[nn.Module]:
     """Put `network` into evaluation mode, without its ``fc``, for the length of a block.
 
-    It then is images (N, 3, H, W) -> pooled features (N, D).
+    It then is images (N, 3, H, W) -> pooled features (N, D). With `head`, the ``fc`` stays.
     """
-    head, was_training = network.fc, network.training
-    network.fc = nn.Identity()
+    fc, was_training = network.fc, network.training
+    if not head:
+        network.fc = nn.Identity()
     network.eval()
     try:
         yield network
     finally:
-        network.fc = head
+        network.fc = fc
         network.train(was_training)
 
 
@@ -44,16 +45,18 @@ def extract_features(
     images: ImageList,
     *,
     size: int,
+    protocol: str = "backbone",
     batch_size: int = 256,
     num_workers: int = 0,
     store_on: torch.device | str | None = None,
 ) -> Features:
-    """Return the pooled features (N, D) of images, of unit length, and their labels (N,).
+    """Return the features (N, D) of images, of unit length, and their labels (N,).
 
     Args:
         network: A torchvision ResNet. Its mode and its ``fc`` are restored at the end.
         images: Labeled images.
         size: Side of the center crop, pixels.
+        protocol: MOCO.KNN.PROTOCOL.
         batch_size: Images per forward pass.
         num_workers: Number of processes that read and decode images.
         store_on: Device of the result; None means the network's device. The features of ImageNet-1M
@@ -64,10 +67,14 @@ def extract_features(
     """
     device = next(network.parameters()).device
     store_on = device if store_on is None else store_on
+    outputs = protocol == "outputs"
     loader = evaluation_loader(
-        images, build_evaluation_transform(size), batch_size=batch_size, num_workers=num_workers
+        images,
+        build_evaluation_transform(size, margin=not outputs),
+        batch_size=batch_size,
+        num_workers=num_workers,
     )
-    with backbone_in_evaluation(network) as backbone:
+    with backbone_in_evaluation(network, head=outputs) as backbone:
         return extract(
             lambda batch: F.normalize(backbone(batch).float(), dim=1),
             loader,
@@ -159,6 +166,7 @@ class KNNMonitor:
         size: int,
         neighbors: int = 200,
         temperature: float = 0.1,
+        protocol: str = "backbone",
         num_workers: int = 0,
         value_range: ValueRange = (),
     ):
@@ -168,6 +176,7 @@ class KNNMonitor:
             size: Side of the center crop, pixels.
             neighbors: k.
             temperature: T; see `knn_accuracy`.
+            protocol: MOCO.KNN.PROTOCOL.
             num_workers: Number of processes that read and decode images.
             value_range: MOCO.INPUT.RANGE.
 
@@ -212,6 +221,7 @@ class KNNMonitor:
         self.size = size
         self.neighbors = neighbors
         self.temperature = temperature
+        self.protocol = protocol
         self.num_workers = num_workers
 
     def check_held_out(self, images: ImageList, source: str) -> None:
@@ -230,7 +240,12 @@ class KNNMonitor:
         """Return features and labels of both folders, in main memory. `network` is unchanged."""
         train, test = (
             extract_features(
-                network, images, size=self.size, num_workers=self.num_workers, store_on="cpu"
+                network,
+                images,
+                size=self.size,
+                protocol=self.protocol,
+                num_workers=self.num_workers,
+                store_on="cpu",
             )
             for images in (self.train, self.test)
         )

@@ -6,9 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from support.toy_data import make_class_folders
+from support.toy_data import SIDE, make_class_folders
+from torchvision.transforms.functional import to_tensor
 
 from moco_d2.errors import UserError
+from moco_d2.pretrain.augmentation.views import IMAGENET_MEAN, IMAGENET_STD
 from moco_d2.pretrain.data.sources import list_images
 from moco_d2.pretrain.model.encoder import build_encoder
 from moco_d2.pretrain.probe.knn import (
@@ -91,6 +93,25 @@ def test_features_are_the_pooled_output_of_the_evaluated_backbone(images):
     assert network.training and network.fc is head
     assert torch.equal(network.bn1.running_mean, statistics)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_protocol_of_the_demo_is_the_heads_output_of_untouched_images(images, held_out):
+    """The CIFAR-10 demo gives its network, with its head, the images as they are."""
+    network = build_encoder("resnet18", dim=8).train()
+    monitor = KNNMonitor(str(images), str(held_out), size=SIDE, protocol="outputs")
+    (features, _), _ = monitor.features(network)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    pixels = []
+    for path in monitor.train.paths:
+        with Image.open(path) as image:
+            assert image.size == (SIDE, SIDE)
+            pixels.append((to_tensor(image.convert("RGB")) - mean) / std)
+    with torch.no_grad():
+        expected = F.normalize(network.eval()(torch.stack(pixels)), dim=1)
+    assert features.shape == (24, 8)
+    torch.testing.assert_close(features, expected)
+    backbone = KNNMonitor(str(images), str(held_out), size=32)
+    assert backbone.features(network)[0][0].shape == (24, 512)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

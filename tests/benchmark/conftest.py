@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
 from support.run_records import content, write_record, write_table_2b
 
 
@@ -28,3 +29,17 @@ def table_2b(write):
     """Fifteen records: three initializations, five seeds, the paper's means."""
     write_table_2b(write.folder)
     return write.folder
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Every line matplotlib is asked for, as {label: (x, y)}."""
+    lines = {}
+    original = Axes.plot
+
+    def plot(self, x, y, **style):
+        lines[style.get("label")] = (list(x), list(y))
+        return original(self, x, y, **style)
+
+    monkeypatch.setattr(Axes, "plot", plot)
+    return lines

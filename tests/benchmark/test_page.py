@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import hashlib
 import io
+import json
 import logging
 import re
 import zipfile
@@ -110,6 +111,31 @@ def page_of(write, tmp_path):
         digest = base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()
         assert f"-src 'sha256-{digest}'" in text
     return text, page
+
+
+def _log(losses):
+    lines = [{"iteration": i, "total_loss": 2.0, "val_loss/total_loss": v} for i, v in losses]
+    lines.append({"iteration": 10**30, "total_loss": float("nan"), "val_loss/total_loss": 1e300})
+    return "".join(f"{json.dumps(line)}\n" for line in lines)
+
+
+def test_the_validation_loss_is_drawn_beside_the_training_loss(
+    write, make_content, tmp_path, drawn
+):
+    """Without the damaged numbers of anybody's file; a run without the key adds nothing."""
+    for seed, losses in ((1, [(99, 1.0), (199, 0.5)]), (2, [(99, 3.0)])):
+        record = full(make_content, seed=seed)
+        record["config"]["resolved"]["MOCO"] = {"VAL_LOSS": 100}
+        write(record).with_name("metrics.json").write_text(_log(losses))
+    file = write(full(make_content, initialization="random"))
+    file.with_name("metrics.json").write_text(_log([(99, 1.0)]))  # of another run, without the key
+    _, page = page_of(write, tmp_path)
+    assert "AP and losses over iterations" in page.titles
+    assert drawn["moco, total_loss"] == ([100, 200], [2.0, 2.0])
+    assert drawn["moco, val_loss"] == ([100, 200], [2.0, 0.5])
+    assert not {"random, total_loss", "random, val_loss"} & drawn.keys()
+    (alt,) = (alt for alt in page.alts if "val_loss" in alt)
+    assert alt.endswith("val_loss ends at: moco 0.5.")
 
 
 def test_every_section_is_there(write, make_content, tmp_path):

@@ -2,7 +2,6 @@ import json
 import math
 
 import pytest
-from matplotlib.axes import Axes
 
 from moco_d2.benchmark.drawing import styles_of
 from moco_d2.benchmark.records.results import read_records
@@ -11,20 +10,6 @@ from moco_d2.benchmark.statistics import Summary
 from moco_d2.errors import UserError
 
 METRICS = [{"iteration": i, "loss_contrastive": 5 - i / 10, "total_loss": 9.0} for i in range(10)]
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """Every line matplotlib is asked for, as {label: (x, y)}."""
-    lines = {}
-    original = Axes.plot
-
-    def plot(self, x, y, **style):
-        lines[style["label"]] = (list(x), list(y))
-        return original(self, x, y, **style)
-
-    monkeypatch.setattr(Axes, "plot", plot)
-    return lines
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])

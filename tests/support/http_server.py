@@ -9,7 +9,7 @@ from typing import TypeVar
 
 
 class LocalHandler(http.server.BaseHTTPRequestHandler):
-    """Answers of a server; a subclass has `do_GET`."""
+    """Answers of a server; a subclass handles GET."""
 
     def head(self, status: int, length: int, **headers: str) -> None:
         """Send the status and the headers, whose names have "_" for "-"."""

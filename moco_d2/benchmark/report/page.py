@@ -15,7 +15,7 @@ from moco_d2.benchmark.report.detections import detection_section
 from moco_d2.benchmark.report.downloads import download_html, source_html
 from moco_d2.benchmark.report.errors import error_section
 from moco_d2.benchmark.report.forest import forest_image
-from moco_d2.benchmark.report.plots import ap_curves, points_of
+from moco_d2.benchmark.report.plots import ap_curves, loss_curves, points_of
 from moco_d2.benchmark.report.runs import (
     command_section,
     config_section,
@@ -123,7 +123,7 @@ def _summary(tasks: Mapping[str, Runs]) -> list[str]:
 
 def _curve_section(tasks: Mapping[str, Runs], folder: Path) -> Section:
     names = file_names(tasks)
-    images: list[Image] = []
+    title, images = "AP over iterations", list[Image]()
     without = []
     for task, runs in tasks.items():
         group = [record for of_one in runs.values() for record in of_one]
@@ -135,6 +135,12 @@ def _curve_section(tasks: Mapping[str, Runs], folder: Path) -> Section:
             ap_curves(group, metrics, path)
             caption = f"{task}, {prefix}: mean over runs, and a band of one standard deviation"
             images.append(Image(path, caption, _described(caption, runs, metrics)))
+        path = folder / f"losses_{names[task]}.svg"
+        if ends := loss_curves(group, path):
+            title = "AP and losses over iterations"
+            caption = f"{task}, losses of training and, as val_loss, on images of no training"
+            last = ", ".join(f"{name} {loss:.3g}" for name, loss in ends.items())
+            images.append(Image(path, caption, f"{caption}. val_loss ends at: {last}."))
     text = ""
     if without:
         text = (
@@ -142,7 +148,7 @@ def _curve_section(tasks: Mapping[str, Runs], folder: Path) -> Section:
             "To get one, set TEST.EVAL_PERIOD in iterations: tools/train_net.py ... "
             "TEST.EVAL_PERIOD 2000"
         )
-    return Section("AP over iterations", text=text, images=images)
+    return Section(title, text=text, images=images)
 
 
 def _curves(records: Sequence[Record]) -> dict[str, list[str]]:

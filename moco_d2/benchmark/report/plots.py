@@ -1,5 +1,6 @@
 """Curves and bars as PNG or SVG. Runs differ in color, marker and line style."""
 
+import contextlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,12 +14,17 @@ from moco_d2.benchmark.records.results import Record
 from moco_d2.benchmark.statistics import Summary, summarize
 from moco_d2.benchmark.tables.comparison import column_title
 from moco_d2.benchmark.tables.grouping import by_initialization, is_voc, row_order
+from moco_d2.config.plain import flatten
 from moco_d2.errors import UserError
-from moco_d2.records.metrics_json import read_log
+from moco_d2.records.metrics_json import finite, read_log
 
 # Keys of the pretext loss in metrics.json: of MoCo, of supervised pretraining, and the sum.
 _LOSS_KEYS = ("loss_contrastive", "loss_classification", "total_loss")
 _KNN_KEY = "knn_accuracy"  # a fraction in [0, 1]
+# Keys of the losses of fine-tuning in metrics.json, by their names in the legend.
+_TRAINING, _VALIDATION = "total_loss", "val_loss"
+_DETECTOR_LOSSES = {_TRAINING: "total_loss", _VALIDATION: "val_loss/total_loss"}
+_LARGEST_LOSS = 1e6  # of a damaged file; matplotlib cannot scale an axis to any number
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
@@ -142,6 +148,56 @@ def ap_curves(records: Iterable[Record], metric: str | Sequence[str], path: str 
     save(figure, path)
 
 
+def loss_curves(records: Iterable[Record], path: str | Path) -> dict[str, float]:
+    """Draw the losses of fine-tuning over iterations: mean, and band of one standard deviation.
+
+    Runs without MOCO.VAL_LOSS are left out. The losses are those of metrics.json beside a record.
+
+    Args:
+        records: Runs of one task.
+        path: ``.png`` or ``.svg``. Nothing is written if no run has a validation loss.
+
+    Returns:
+        Initialization -> mean of the last validation loss.
+    """
+    runs = {
+        name: [losses for r in group if (losses := _losses_of(r))[_VALIDATION]]
+        for name, group in by_initialization(list(records)).items()
+    }
+    runs = {name: group for name, group in runs.items() if group}
+    if not runs:
+        return {}
+    figure, (axes,) = new_figure("iteration", "loss", wide=True)
+    ends = {}
+    for name, (color, marker, line, _) in styles_of(runs).items():
+        training, validation = (
+            _summaries(of[key] for of in runs[name]) for key in _DETECTOR_LOSSES
+        )
+        _curve(axes, training, (color, "", ":", ""), f"{name}, {_TRAINING}")
+        _curve(axes, validation, (color, marker, line, ""), f"{name}, {_VALIDATION}")
+        ends[name] = validation[max(validation)].mean
+    save(figure, path)
+    return ends
+
+
+def _losses_of(record: Record) -> dict[str, dict[int, float]]:
+    """Return the losses of _DETECTOR_LOSSES by the number of finished iterations."""
+    log: list[dict[str, Any]] = []
+    if flatten(record.config).get("MOCO.VAL_LOSS"):
+        with contextlib.suppress(OSError):
+            log = read_log(record.path.parent / "metrics.json")
+    return {
+        name: {
+            min(entry["iteration"] + 1, record.max_iter): loss
+            for entry in log
+            if 0 <= entry["iteration"] <= record.max_iter
+            and (loss := finite(entry.get(key))) is not None
+            and abs(loss) <= _LARGEST_LOSS
+        }
+        for name, key in _DETECTOR_LOSSES.items()
+    }
+
+
 def _curve(axes: Axes, points: Mapping[int, Summary], style: tuple[Any, ...], label: str) -> None:
     color, marker, line, _ = style
     x = list(points)
@@ -200,7 +256,7 @@ def grouped_bars(
 
 def points_of(runs: Sequence[Record], metric: str) -> dict[int, Summary]:
     """Return the summary over runs for each number of finished iterations."""
-    values: dict[int, list[float]] = {}
+    curves = []
     for run in runs:
         # Detectron2 counts iterations from 0, so an evaluation at 99 comes after 100 iterations.
         # The one after training counts as one more.
@@ -211,9 +267,16 @@ def points_of(runs: Sequence[Record], metric: str) -> dict[int, Summary]:
         }
         if run.metrics.get(metric) is not None:
             curve[run.max_iter] = run.metrics[metric]
+        curves.append({i: value for i, value in curve.items() if value is not None})
+    return _summaries(curves)
+
+
+def _summaries(curves: Iterable[Mapping[int, float]]) -> dict[int, Summary]:
+    """Return the summary over curves at each of their points."""
+    values: dict[int, list[float]] = {}
+    for curve in curves:
         for iteration, value in curve.items():
-            if value is not None:
-                values.setdefault(iteration, []).append(value)
+            values.setdefault(iteration, []).append(value)
     return {i: summarize(values[i]) for i in sorted(values)}
 
 

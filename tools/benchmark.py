@@ -105,6 +105,19 @@ def parse_args() -> argparse.Namespace:
         "--no-evaluation", action="store_true", help="do not evaluate model_final.pth"
     )
 
+    export = add(
+        *("export", "write a row as a model card and as .eval_results of the Hugging Face hub"),
+        "export output/table_2b --initialization moco --out output/card",
+    )
+    export.add_argument("records", nargs="+", metavar="FOLDER", help="folder with records")
+    export.add_argument("--initialization", required=True, metavar="NAME", help="e.g. moco")
+    export.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="for README.md and .eval_results/"
+    )
+    export.add_argument("--dataset-id", metavar="OWNER/NAME", help="a benchmark of the hub")
+    export.add_argument("--task-id", metavar="ID", help="a task in its eval.yaml")
+    export.add_argument("--source-url", metavar="URL", help="where the results are explained")
+
     imported = add(
         "import",
         "write the record of a Detectron2 run from elsewhere",
@@ -202,6 +215,20 @@ def _verify(args: argparse.Namespace) -> int:
     return verify(args.run, weights=args.weights, evaluate=not args.no_evaluation)
 
 
+def _export(args: argparse.Namespace) -> None:
+    from moco_d2.benchmark.board.export import export
+
+    for path in export(
+        args.records,
+        args.initialization,
+        args.out,
+        dataset_id=args.dataset_id,
+        task_id=args.task_id,
+        source_url=args.source_url,
+    ):
+        print(path)
+
+
 def _import(args: argparse.Namespace) -> None:
     from moco_d2.benchmark.records.importing import import_run
 
@@ -221,6 +248,7 @@ _COMMANDS = {
     "paper": _paper,
     "compare": _compare,
     "verify": _verify,
+    "export": _export,
     "import": _import,
 }
 

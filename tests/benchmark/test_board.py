@@ -106,7 +106,7 @@ def test_an_older_record_of_a_run_is_not_counted(table_2b, tmp_path):
 
 
 def test_names_of_strangers_are_text(table_2b, tmp_path):
-    write_record(table_2b, content(initialization="a|b\n<b>"))
+    write_record(table_2b, content(initialization="a|b<b>"))
     record = content(initialization="x")
     record["weights"]["file"] = HOSTILE
     record["weights"]["provenance"] = {"published": ["name"], "source": 3, "family": HOSTILE}

@@ -37,7 +37,7 @@ _VERIFY = "To check a run against its folder: tools/benchmark.py verify RECORD."
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """A heading with a table of text and notes below it."""
 
     title: str
@@ -71,16 +71,9 @@ def render_board(records: Sequence[Record], folder: Path, *, html: bool = False)
         folder: The folder of the page, to which the paths of records are relative.
         html: Whether the result is HTML.
     """
-    split = sorted(by_test_set(records), key=lambda r: os.path.relpath(r.path, folder))
-    counted, repeated = newest(split)
-    tasks = by_task(counted)
-    tables = {table.task: table for table in measured_tables(split)}
-    names = sorted({name for runs in tasks.values() for name in runs}, key=row_order)
-    title = f"Board: {_number(names, 'initialization')}, {_number(tasks, 'task')}"
-    older = [f"Older records of the same runs, not counted: {len(repeated)}."] if repeated else []
-    parts = (_results(names, tables), _rows(tasks), _runs(tasks, tables, folder, older))
+    title, parts = board_parts(records, folder)
     if not html:
-        return "\n".join([f"# {title}\n", *map(_markdown, parts)])
+        return "\n".join([f"# {title}\n", *map(markdown, parts)])
     sections = [
         Section(part.title, tables=[html_table(part.columns, part.rows, notes=part.notes)])
         for part in parts
@@ -88,12 +81,24 @@ def render_board(records: Sequence[Record], folder: Path, *, html: bool = False)
     return render_report(title=title, sections=sections)
 
 
+def board_parts(records: Sequence[Record], folder: Path) -> tuple[str, tuple[Part, Part, Part]]:
+    """Return the title of a board, and its results, provenance and runs; see render_board."""
+    split = sorted(by_test_set(records), key=lambda r: os.path.relpath(r.path, folder))
+    counted, repeated = newest(split)
+    tasks = by_task(counted)
+    tables = {table.task: table for table in measured_tables(split)}
+    names = sorted({name for runs in tasks.values() for name in runs}, key=row_order)
+    title = f"Board: {_number(names, 'initialization')}, {_number(tasks, 'task')}"
+    older = [f"Older records of the same runs, not counted: {len(repeated)}."] if repeated else []
+    return title, (_results(names, tables), _rows(tasks), _runs(tasks, tables, folder, older))
+
+
 def _number(things: Iterable[object], noun: str) -> str:
     n = len(list(things))
     return f"{n} {noun}{'s' * (n != 1)}"
 
 
-def _results(names: Sequence[str], tables: Mapping[str, Table]) -> _Part:
+def _results(names: Sequence[str], tables: Mapping[str, Table]) -> Part:
     cells: dict[str, list[str]] = {name: [] for name in names}
     columns, notes = ["initialization"], [_HOW_TO_READ]
     for table in tables.values():
@@ -112,7 +117,7 @@ def _results(names: Sequence[str], tables: Mapping[str, Table]) -> _Part:
         notes.append(f"Test set of {table.title}.")
         shown = {mark for row in table.rows for mark in row.marks}
         notes += [f"{table.task}: {MARKS[m]} {text}." for m, text in table.footnotes if m in shown]
-    return _Part("Results", columns, [[name, *texts] for name, texts in cells.items()], notes)
+    return Part("Results", columns, [[name, *texts] for name, texts in cells.items()], notes)
 
 
 def interval_text(summary: Summary) -> str:
@@ -128,7 +133,7 @@ def _span(low: int, high: int) -> str:
     return str(low) if low == high else f"{low}–{high}"
 
 
-def _rows(tasks: Mapping[str, Runs]) -> _Part:
+def _rows(tasks: Mapping[str, Runs]) -> Part:
     columns = ["row", "seeds", "weights", "weights made from", "run by", "code", "training images"]
     columns += ["images seen", "time of a run", "peak memory, GiB", "hardware"]
     rows = []
@@ -150,7 +155,7 @@ def _rows(tasks: Mapping[str, Runs]) -> _Part:
                     distinct(map(hardware_of, group)),
                 ]
             )
-    return _Part("Provenance and cost", columns, rows)
+    return Part("Provenance and cost", columns, rows)
 
 
 def _file(weights: Mapping[str, Any] | None) -> str:
@@ -178,7 +183,7 @@ def _code(record: Record) -> str:
 
 def _runs(
     tasks: Mapping[str, Runs], tables: Mapping[str, Table], folder: Path, notes: Sequence[str]
-) -> _Part:
+) -> Part:
     rows = []
     for task, runs in tasks.items():
         metrics = headline_metrics(tables[task])
@@ -197,17 +202,19 @@ def _runs(
                 ]
             )
     columns = ["run", "result", "record", "sha256 of the record"]
-    return _Part("Runs", columns, rows, [_VERIFY, *notes])
+    return Part("Runs", columns, rows, [_VERIFY, *notes])
 
 
-def _markdown(part: _Part) -> str:
+def markdown(part: Part) -> str:
+    """Return a part of a board as Markdown, with all text of the records escaped."""
     lines = [part.columns, ["---"] * len(part.columns), *part.rows]
-    table = [f"| {' | '.join(map(_escaped, line))} |" for line in lines]
-    notes = (f"\n{_escaped(note)}" for note in part.notes)
+    table = [f"| {' | '.join(map(escaped, line))} |" for line in lines]
+    notes = (f"\n{escaped(note)}" for note in part.notes)
     return "\n".join([f"## {part.title}\n", *table, *notes, ""])
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """Return text on one line in which nothing is markup of Markdown."""
     for special_character in "\\`*_|<>[]":
         text = text.replace(special_character, f"\\{special_character}")
     return " ".join(text.split())

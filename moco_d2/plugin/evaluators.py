@@ -51,6 +51,12 @@ def fastest_coco_eval(truth: Any, detections: Any, task: str) -> Any:
     return last(truth, detections, task)
 
 
+def evaluation_with_matches(truth: Any, detections: Any, task: str) -> Any:
+    """Return an evaluation whose ``evalImgs`` has pycocotools' matches of each image and class."""
+    installed = coco_evaluators()
+    return (installed.get("hotcoco") or installed["pycocotools"])(truth, detections, task)
+
+
 def _hotcoco_eval() -> Callable[[Any, Any, str], Any]:
     import hotcoco
 

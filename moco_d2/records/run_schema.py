@@ -211,6 +211,14 @@ class BoxErrors(Part, frozen=True, kw_only=True):
     Miss: Points | None
 
 
+class PerImageFile(Part, frozen=True):
+    """A file that records.per_image reads, in the folder of the record."""
+
+    file: Annotated[str, Meta(pattern=r"^per_image(_[0-9]{1,3})?\.npz$", max_length=30)]
+    sha256: Sha256
+    bytes: Count
+
+
 ERROR_TYPES = BoxErrors.__struct_fields__[1:]
 
 #: For example ``{"iteration": 12000, "bbox/AP": 50.0}``. All fields except iteration are
@@ -265,6 +273,13 @@ class RunRecord(Part, frozen=True, kw_only=True):
         list[Evaluation],
         about('Every evaluation, `[{"iteration": 12000, "bbox/AP": 50.0}]`, in percent.'),
     ]
+    per_image: Annotated[
+        dict[str, PerImageFile],
+        about(
+            "For each test set, the `file` beside the record that has what AP needs of each image, "
+            "its `sha256` and its size in `bytes`."
+        ),
+    ] = field(default_factory=dict)
     errors: Annotated[
         dict[str, BoxErrors] | None,
         about(

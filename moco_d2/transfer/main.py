@@ -131,6 +131,7 @@ def _train(
     if comm.is_main_process() and (metrics or not cfg.DATASETS.TEST):
         recorder.command = getattr(args, "command", None)
         recorder.errors = trainer.box_errors
+        recorder.per_image = trainer.per_image
         recorder.evaluation_seconds = trainer.evaluation_seconds
         recorder.train_images = trainer.data_loader.images
         recorder.test_images = {name: trainer.test_images[name] for name in cfg.DATASETS.TEST}

@@ -6,7 +6,9 @@ moco_d2.records.run_schema.RunRecord defines its fields.
 
 import dataclasses
 import datetime
+import hashlib
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,7 @@ from moco_d2.config.plain import matched_sha256, to_plain
 from moco_d2.engine.resume_checks import shown
 from moco_d2.engine.resumed_config import FREE_TO_CHANGE, Change, changes, read_changes
 from moco_d2.errors import UserError
-from moco_d2.files import sha256_of_json, write_json
+from moco_d2.files import sha256, sha256_of_json, write_json
 from moco_d2.records.environment import hardware, versions
 from moco_d2.records.metrics_json import (
     finite,
@@ -26,6 +28,7 @@ from moco_d2.records.metrics_json import (
     read_log,
     seconds_per_iteration,
 )
+from moco_d2.records.per_image import PerImage, write_per_image
 from moco_d2.records.run_schema import (
     RECORD_FILE,
     SCHEMA_VERSION,
@@ -35,6 +38,7 @@ from moco_d2.records.run_schema import (
     Data,
     Hardware,
     Origin,
+    PerImageFile,
     Preflight,
     PreflightFinding,
     ResumeChange,
@@ -89,6 +93,7 @@ class RunRecorder:
         train_images: Number of images in the training set, without those that were left out.
         test_images: Number of images of each test set, by name.
         changes: The settings that changed when the run was resumed.
+        per_image: The result of build.per_image for the last evaluation.
         data: Fingerprints of the content of DATASETS.TRAIN and DATASETS.TEST, by these keys.
     """
 
@@ -105,6 +110,9 @@ class RunRecorder:
     command: str | None = None
     train_images: int | None = None
     test_images: dict[str, int] = dataclasses.field(default_factory=dict)
+    per_image: Mapping[str, tuple[Mapping[str, PerImage], list[str]]] = dataclasses.field(
+        default_factory=dict
+    )
     changes: list[Change] = dataclasses.field(default_factory=list)
     data: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -193,6 +201,18 @@ class RunRecorder:
             logger.warning("resuming after %d iterations with %s", iteration, change)
         self.changes += found
 
+    def _write_per_image(self) -> dict[str, PerImageFile]:
+        files = {}
+        for i, (test_set, (outputs, names)) in enumerate(self.per_image.items()):
+            path = Path(self.cfg.OUTPUT_DIR) / (f"per_image_{i}.npz" if i else "per_image.npz")
+            digest = hashlib.sha256("\n".join(names).encode()).digest()
+            try:
+                write_per_image(path, outputs, digest)
+                files[test_set] = PerImageFile(path.name, sha256(path), path.stat().st_size)
+            except (OSError, UserError) as error:  # the numbers of the run do not depend on it
+                logger.warning("%s is not kept: %s", path, error)
+        return files
+
     def _seconds(self, until: datetime.datetime) -> float:
         return self.seconds_before + (until - self._resumed).total_seconds()
 
@@ -247,6 +267,7 @@ class RunRecorder:
             ),
             metrics=results,
             history=[_percentages(evaluation) for evaluation in history(log, results)],
+            per_image=self._write_per_image(),
             errors={
                 name: BoxErrors(**{kind: finite(points) for kind, points in lost.items()})
                 for name, lost in self.errors.items()

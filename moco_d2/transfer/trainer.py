@@ -5,7 +5,8 @@ Detectron2's DefaultTrainer.
 import contextlib
 import time
 import weakref
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
+from types import MappingProxyType
 from typing import Any, cast
 
 from detectron2.config import CfgNode
@@ -24,10 +25,12 @@ from moco_d2.engine.precision import amp_dtype
 from moco_d2.engine.terminal import WithBar
 from moco_d2.engine.trackers import Trackers
 from moco_d2.errors import UserError, as_raised
+from moco_d2.plugin.evaluators import USED_EVALUATORS
+from moco_d2.records.per_image import PerImage
 from moco_d2.transfer.checkpointing import SaveCheckpoint, TransferCheckpointer
 from moco_d2.transfer.data.training_data import TrainingBatches, build_training_batches, seeded
 from moco_d2.transfer.divergence import DivergenceError, explain
-from moco_d2.transfer.evaluation.build import TestMapper, box_errors, build_evaluator
+from moco_d2.transfer.evaluation.build import TestMapper, box_errors, build_evaluator, per_image
 from moco_d2.transfer.evaluation.precise_bn import PreciseBN
 from moco_d2.transfer.resumable_trainer import RestoreGenerators, ResumableTrainer
 from moco_d2.transfer.train_step import AccumulatingTrainer
@@ -45,6 +48,7 @@ class Trainer(ResumableTrainer):
 
     Attributes:
         box_errors: The result of build.box_errors for the last evaluation; None before it.
+        per_image: The result of build.per_image for the last evaluation.
         evaluation_seconds: Duration of the last evaluation; None before it.
         test_images: Number of images of each test set that this trainer has evaluated, by name.
 
@@ -57,6 +61,7 @@ class Trainer(ResumableTrainer):
 
     box_errors: dict[str, dict[str, float]] | None = None
     evaluation_seconds: float | None = None
+    per_image: Mapping[str, tuple[Mapping[str, PerImage], list[str]]] = MappingProxyType({})
 
     def __init__(self, cfg: CfgNode):
         """
@@ -172,11 +177,13 @@ class Trainer(ResumableTrainer):
         # A loader draws a seed when it starts. Without `seeded`, the number of evaluations would
         # change the regions that training samples next.
         with seeded(self.data_loader.seed, next(model.parameters()).device):
+            USED_EVALUATORS.clear()
             started = time.perf_counter()
             self._last_eval_results = Counting.test(self.cfg, model, list(evaluators.values()))
             self.evaluation_seconds = time.perf_counter() - started
         if comm.is_main_process() and self.iter + 1 >= self.max_iter:
             self.box_errors = box_errors(evaluators)
+            self.per_image = per_image(evaluators)
         return self._last_eval_results
 
     def after_train(self) -> None:

@@ -35,7 +35,7 @@ def finished(tmp_path):
         "pretrain/checkpoint_0000010.pth.tar": pretraining,
     }.items():
         torch.save(content, home / name)
-    for name in ("metrics.json", "weights.pth", "last_checkpoint"):
+    for name in ("metrics.json", "weights.pth", "last_checkpoint", "per_image.npz"):
         (home / name).write_text("x")
     return done, tmp_path, home
 

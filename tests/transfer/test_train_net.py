@@ -5,18 +5,23 @@ import json
 import os
 import signal
 
+import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from support.recording_tracker import Recording
 from support.toy_data import make_coco, make_voc
 
+from moco_d2.benchmark.image_bootstrap import WeightedAP
 from moco_d2.benchmark.records.compare import compare
 from moco_d2.benchmark.records.importing import import_run
 from moco_d2.benchmark.records.results import read_records
 from moco_d2.benchmark.records.test_sets import by_test_set
 from moco_d2.benchmark.tables.comparison import measured_tables
 from moco_d2.errors import UserError
+from moco_d2.files import sha256
+from moco_d2.plugin.compat import has_compiled_operators
+from moco_d2.records.per_image import read_per_image
 from moco_d2.transfer.evaluation import precise_bn
 from moco_d2.transfer.evaluation.tide import KINDS
 from moco_d2.transfer.trainer import Trainer
@@ -62,6 +67,18 @@ def test_two_steps_and_an_evaluation_leave_a_valid_record(
     if kind == "coco":
         assert lost["AP50"] == pytest.approx(record.metrics["bbox/AP50"], abs=1e-9)
     assert 0 <= lost.pop("AP50") <= 100 and set(lost) == set(KINDS)
+    # What AP needs of each image gives the numbers of the record.
+    kept = raw["per_image"][test_set]
+    outputs, _ = read_per_image(folder / kept["file"])
+    assert kept["sha256"] == sha256(folder / "per_image.npz")
+    assert kept["bytes"] == (folder / "per_image.npz").stat().st_size
+    assert set(outputs) == metrics
+    for output, part in outputs.items():
+        names = [f"{output}/{metric}" for metric in ("AP", "AP50", "AP75")]
+        again = WeightedAP(part)(np.ones(part.images))
+        assert again.tolist() == pytest.approx([record.metrics[n] for n in names], abs=1e-9)
+    by = record.environment.get("evaluated by")
+    assert by == (None if kind == "voc" or has_compiled_operators() else "hotcoco")
     # The record that is made of its config.yaml and metrics.json says the same.
     imported = import_run(
         folder,
@@ -261,6 +278,9 @@ def test_several_test_sets_have_their_own_metrics_predictions_and_tables(
     }
     assert raw["data"]["test_images"] == {first: 6, second: 4}
     assert raw["errors"].keys() == {first, second}
+    files = [raw["per_image"][name]["file"] for name in (first, second)]
+    assert files == ["per_image.npz", "per_image_1.npz"]
+    assert [read_per_image(folder / f)[0]["bbox"].images for f in files] == [6, 4]
     predictions = sorted((folder / "inference").glob("*/coco_instances_results.json"))
     assert [file.parent.name[:2] for file in predictions] == ["0_", "1_"]
     (record,) = read_records([folder])

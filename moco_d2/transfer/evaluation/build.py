@@ -14,6 +14,7 @@ from detectron2.evaluation import (
 )
 
 from moco_d2.errors import UserError, closest
+from moco_d2.records.per_image import PerImage
 from moco_d2.transfer.data.semantic_mapper import RangedMapper
 from moco_d2.transfer.data.training_data import raise_if_unusable
 from moco_d2.transfer.evaluation.cityscapes import cityscapes_instance_evaluator
@@ -133,13 +134,26 @@ def box_errors(evaluators: Mapping[str, DatasetEvaluator]) -> dict[str, dict[str
     The result is None if no evaluator supports it (semantic segmentation, LVIS, Cityscapes). A
     failure is only a warning, because the decomposition only explains the result of a run.
     """
-    errors = {}
+    return _of_each(evaluators, "box_errors", "the errors on %s cannot be decomposed: %r") or None
+
+
+def per_image(
+    evaluators: Mapping[str, DatasetEvaluator],
+) -> dict[str, tuple[dict[str, PerImage], list[str]]]:
+    """Return what the APs on each dataset by name need of each image, like box_errors."""
+    return _of_each(evaluators, "per_image", "the images of %s are not kept one by one: %r")
+
+
+def _of_each(
+    evaluators: Mapping[str, DatasetEvaluator], method: str, complaint: str
+) -> dict[str, Any]:
+    found = {}
     for name, evaluator in evaluators.items():
         for part in getattr(evaluator, "_evaluators", [evaluator]):  # parts of DatasetEvaluators
-            if not hasattr(part, "box_errors"):
+            if not hasattr(part, method):
                 continue
             try:
-                errors[name] = part.box_errors()
+                found[name] = getattr(part, method)()
             except Exception as error:
-                logger.warning("the errors on %s cannot be decomposed: %r", name, error)
-    return errors or None
+                logger.warning(complaint, name, error)
+    return found

@@ -14,7 +14,8 @@ from pycocotools import mask as pycocotools_mask
 from pycocotools.coco import COCO
 
 from moco_d2.errors import UserError
-from moco_d2.plugin.evaluators import fast_lvis
+from moco_d2.plugin.evaluators import evaluation_with_matches, fast_lvis
+from moco_d2.records.per_image import OUTPUTS, THRESHOLDS, PerImage, per_image
 from moco_d2.transfer.data.coco_normalization import (
     byte_order_marks_read,
     drop_empty_masks,
@@ -71,6 +72,23 @@ class COCOBoxEvaluator(COCOEvaluator):
             self._errors = decompose(_detections(self._gathered, self._classes), self._objects())
         return self._errors
 
+    def per_image(self) -> tuple[dict[str, PerImage], list[str]]:
+        """Return what the AP of boxes and masks needs of each image, and the ids of the images,
+        after the evaluation in the main process.
+        """
+        ids = sorted(self._coco_api.getImgIds())
+        kinds = [kind for kind in OUTPUTS if kind in self._results]
+        return {kind: self._matches(kind, ids) for kind in kinds}, list(map(str, ids))
+
+    def _matches(self, kind: str, ids: list[int]) -> PerImage:
+        items = [dict(item) for item in self._gathered]  # loadRes adds to them
+        if kind == "segm":  # as Detectron2 does
+            for item in items:
+                item.pop("bbox")
+        with contextlib.redirect_stdout(io.StringIO()):
+            found = self._coco_api.loadRes(items)
+            return matches(self._coco_api, found, kind, ids)
+
     @property
     def _classes(self) -> np.ndarray:
         return np.array(sorted(self._coco_api.cats), dtype=np.int64)
@@ -87,6 +105,42 @@ class COCOBoxEvaluator(COCOEvaluator):
             crowd,
             crowd,
         )
+
+
+def matches(truth: COCO, found: COCO, kind: str, ids: list[int]) -> PerImage:
+    """Return what an AP over objects of all sizes needs of each image.
+
+    Args:
+        truth, found: The annotations and the detections.
+        kind: "bbox" or "segm".
+        ids: The ids of the images, sorted.
+    """
+    evaluation = evaluation_with_matches(truth, found, kind)
+    evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
+    evaluation.params.maxDets = [_MAX_DETECTIONS]
+    evaluation.evaluate()
+    image_at = {image: i for i, image in enumerate(ids)}
+    class_at = {label: i for i, label in enumerate(sorted(truth.getCatIds()))}
+    counts = np.zeros((len(class_at), len(ids)), dtype=np.int64)
+    places: list[tuple[int, int, int]] = []  # class, image, number of detections
+    scores: list[float] = []
+    true: list[list[bool]] = [[] for _ in range(THRESHOLDS)]
+    ignored: list[list[bool]] = [[] for _ in range(THRESHOLDS)]
+    for entry in filter(None, evaluation.evalImgs):
+        place = class_at[int(entry["category_id"])], image_at[int(entry["image_id"])]
+        counts[place] = len(entry["gtIgnore"]) - int(sum(entry["gtIgnore"]))
+        places.append((*place, len(entry["dtScores"])))
+        scores.extend(entry["dtScores"])
+        for t in range(THRESHOLDS):
+            ignored[t].extend(entry["dtIgnore"][t])
+            true[t].extend(entry["dtMatches"][t])
+    label, image, number = np.array(places, dtype=np.int64).reshape(-1, 3).T
+    label, image, score = np.repeat(label, number), np.repeat(image, number), np.array(scores)
+    excused = np.array(ignored, dtype=bool)
+    right = (np.array(true) > 0) & ~excused
+    order = np.lexsort((image, -score, label))  # stable: COCO's order of equal scores
+    detections = (label[order], image[order], score[order], right[:, order], excused[:, order])
+    return per_image(len(ids), "coco", detections, counts)
 
 
 def complete_annotations(api: COCO) -> None:

@@ -11,6 +11,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
 
 from moco_d2.errors import UserError
+from moco_d2.records.per_image import PerImage, per_image
 from moco_d2.transfer.data.voc_annotations import read_ground_truths, read_split, split_file
 from moco_d2.transfer.evaluation.tide import Detections, Objects, decompose
 from moco_d2.transfer.evaluation.voc_metric import average_precision, match
@@ -114,6 +115,7 @@ class VOCEvaluator(DatasetEvaluator):
         images = np.repeat(np.array([position[i] for i in ids], dtype=np.int64), counts)
         self._gathered = Detections(images, classes, scores, boxes)
         scores, boxes = _prepared(scores, boxes, self._mode)
+        self._split_names = list(split)
         aps = self._average_precisions(split, images, classes, scores, boxes) * 100
         return self._summarize(aps)
 
@@ -141,6 +143,27 @@ class VOCEvaluator(DatasetEvaluator):
         )
         return decompose(detections, objects)
 
+    def per_image(self) -> tuple[dict[str, PerImage], list[str]]:
+        """Return what the AP needs of each image, and the names of the images, after evaluate in
+        the main process.
+
+        Raises:
+            UserError: As in evaluate.
+        """
+        names = self._split_names
+        truths = read_ground_truths(self._root, Counter(names), self._class_names)
+        counts = np.stack(
+            [
+                np.bincount(np.repeat(np.arange(len(names)), t.count), ~t.difficult, len(names))
+                for t in truths
+            ]
+        )
+        labels = np.repeat(np.arange(len(truths)), [len(m[0]) for m in self._matches])
+        found = [np.concatenate(arrays, axis=-1) for arrays in zip(*self._matches, strict=True)]
+        metric = "voc_2007" if self._eleven_points else "voc_2012"
+        metric += "_exact" if self._mode == "exact" else ""
+        return {"bbox": per_image(len(names), metric, (labels, *found), counts)}, names
+
     def _average_precisions(
         self,
         split: Counter[str],
@@ -152,11 +175,13 @@ class VOCEvaluator(DatasetEvaluator):
         """Return the AP of every class and IoU threshold, (classes, T), in [0, 1]."""
         truths = read_ground_truths(self._root, split, self._class_names)
         aps = np.zeros((len(truths), len(IOU_THRESHOLDS)))
+        self._matches = []
         for label, truth in enumerate(truths):
             (members,) = np.nonzero(classes == label)
             # The same unstable sort as in Detectron2, which determines the order of equal scores.
             members = members[np.argsort(-scores[members])]
             true, false = match(truth, images[members], boxes[members], IOU_THRESHOLDS)
+            self._matches.append((images[members], scores[members], true > 0, true + false == 0))
             true, false = np.cumsum(true, axis=1), np.cumsum(false, axis=1)
             if self._mode == "exact":
                 last = _last_of_equal(scores[members])

@@ -26,32 +26,11 @@ GROUPS = 100
 _RECALLS = {"coco": np.linspace(0.0, 1.0, 101), "voc_2007": np.arange(0.0, 1.1, 0.1)}
 
 
-class _Curve(NamedTuple):
-    """The true positives of one threshold, by class and falling score.
-
-    Attributes:
-        image, label: Image and class of each.
-        end: Number of detections up to and with each one.
-        last: The true positive with which each one's point of the curve ends; it is itself, unless
-            equal scores are one point.
-        ignored: Images of the ignored detections.
-        ignored_end: Number of ignored detections up to each true positive.
-        ignored_begin: (K,) number of ignored detections of the classes before.
-        begin: (K + 1,) where the true positives of each class begin.
-    """
-
-    image: np.ndarray
-    label: np.ndarray
-    end: np.ndarray
-    last: np.ndarray
-    ignored: np.ndarray
-    ignored_end: np.ndarray
-    ignored_begin: np.ndarray
-    begin: np.ndarray
-
-
 class WeightedAP:
     """Computes the APs of one output of a run for any weights of the images.
+
+    The curves of all thresholds and classes stand one after the other, T * K of them, and their
+    points are true positives.
 
     Examples:
     ::
@@ -60,37 +39,35 @@ class WeightedAP:
     """
 
     def __init__(self, part: PerImage):
+        K, bits = part.classes, 1 << np.arange(THRESHOLDS)[:, None]
+        threshold, true = np.nonzero(part.true & bits)
+        threshold_of_ignored, ignored = np.nonzero(part.ignored & bits)
+        label = np.repeat(np.arange(K), np.diff(part.start))
+        curves = np.arange(THRESHOLDS * K + 1)
         self._part = part
-        self._one_point = part.metric.endswith("_exact")
         self._recalls = _RECALLS.get(part.metric.removesuffix("_exact"))
-        self._empty = np.bincount(part.truth_class, minlength=part.classes) == 0
-        label = np.repeat(np.arange(part.classes), np.diff(part.start))
-        self._curves = [self._curve(label, 1 << t) for t in range(THRESHOLDS)]
-        # No detection after the last true positive of all thresholds is looked at.
-        ends = [curve.end[-1] for curve in self._curves if len(curve.end)]
-        self._image = part.image[: max(ends, default=0)].astype(np.intp)
+        self._empty = np.bincount(part.truth_class, minlength=K) == 0
         self._truth_image = part.truth_image.astype(np.intp)
-
-    def _curve(self, label: np.ndarray, bit: int) -> _Curve:
-        part = self._part
-        (true,) = np.nonzero(part.true & bit)
-        (ignored,) = np.nonzero(part.ignored & bit)
-        end, last = true + 1, np.arange(len(true))
-        if self._one_point:
+        self._image = part.image[true].astype(np.intp)
+        self._curve = threshold * K + label[true]
+        self._begin = np.searchsorted(self._curve, curves)
+        # The number of detections up to and with each point, and the last true positive among them.
+        self._end, self._last = true + 1, np.arange(len(true))
+        if part.metric.endswith("_exact"):  # equal scores are one point
             key = np.stack((label, part.score))
             group = np.cumsum(np.append(True, (key[:, 1:] != key[:, :-1]).any(axis=0)))
-            end = np.searchsorted(group, group[true], "right")
-            last = np.searchsorted(group[true], group[true], "right") - 1
-        return _Curve(
-            part.image[true].astype(np.intp),
-            label[true],
-            end,
-            last,
-            part.image[ignored].astype(np.intp),
-            np.searchsorted(ignored, end),
-            np.searchsorted(ignored, part.start[:-1]),
-            np.searchsorted(label[true], np.arange(part.classes + 1)),
-        )
+            self._end = np.searchsorted(group, group[true], "right")
+            place = threshold * (len(label) + 1) + group[true]
+            self._last = np.searchsorted(place, place, "right") - 1
+        # No detection after the last true positive is looked at.
+        self._seen = part.image[: self._end.max(initial=0)].astype(np.intp)
+        self._seen_before = np.minimum(np.tile(part.start[:-1], THRESHOLDS), len(self._seen))
+        # Ignored detections stand one after the other, too, for each threshold.
+        self._ignored = part.image[ignored].astype(np.intp)
+        place = threshold_of_ignored * (len(label) + 1) + ignored
+        self._ignored_end = np.searchsorted(place, threshold * (len(label) + 1) + self._end)
+        starts = np.arange(THRESHOLDS)[:, None] * (len(label) + 1) + part.start[:-1]
+        self._ignored_before = np.searchsorted(place, starts.ravel())
 
     def __call__(self, weights: np.ndarray) -> np.ndarray:
         """Return AP, AP50 and AP75 in percent, (3,).
@@ -98,77 +75,68 @@ class WeightedAP:
         Args:
             weights: (I,) how often each image counts, whole numbers.
         """
-        aps = self.of_classes(weights.astype(np.int64))
-        # The same classes have objects at all thresholds.
-        means = aps[:, ~np.isnan(aps[0])].mean(axis=1) if not np.isnan(aps[0]).all() else aps[:, 0]
+        aps = self.of_classes(weights)
+        with_objects = ~np.isnan(aps[0])  # the same at all thresholds
+        means = aps[:, with_objects].mean(axis=1) if with_objects.any() else aps[:, 0]
         return 100 * np.array([means[chosen].mean() for chosen in AVERAGED.values()])
 
     def of_classes(self, weights: np.ndarray) -> np.ndarray:
         """Return the AP of each threshold and class, (T, K), in [0, 1]. It is NaN for a class
         without objects, except that VOC's mean at 11 recalls counts a class that no image has as 0.
         """
-        part = self._part
-        positives = np.bincount(
-            part.truth_class,
-            weights=weights[self._truth_image] * part.truth_count,
-            minlength=part.classes,
-        )
-        seen = np.concatenate(([0], np.cumsum(weights[self._image])))
-        counts = self._needed(positives)
-        aps = np.stack(
-            [self._average(curve, weights, seen, positives, counts) for curve in self._curves]
-        )
+        part, weights = self._part, weights.astype(np.int64)
+        counts = weights[self._truth_image] * part.truth_count
+        positives = np.bincount(part.truth_class, counts, part.classes)
+        aps = self._averages(weights, positives).reshape(THRESHOLDS, part.classes)
         aps[:, positives == 0] = np.nan
         if part.metric.startswith("voc_2007"):
             aps[:, self._empty] = 0.0
         return aps
 
-    def _needed(self, positives: np.ndarray) -> np.ndarray:
-        """Return the smallest number of true positives that reaches each recall, (K, recalls)."""
-        if self._recalls is None:
-            return np.empty((len(positives), 0))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            needed = np.ceil(self._recalls * positives[:, None])
-            # The product may be rounded across a whole number; the quotient is what counts.
-            needed -= (needed - 1) / positives[:, None] >= self._recalls
-            needed += needed / positives[:, None] < self._recalls
-        return needed
-
-    def _average(
-        self,
-        curve: _Curve,
-        weights: np.ndarray,
-        seen: np.ndarray,
-        positives: np.ndarray,
-        needed: np.ndarray,
-    ) -> np.ndarray:
-        """Return the AP of each class at one threshold, (K,)."""
-        K = len(positives)
-        if not len(curve.image):
-            return np.zeros(K)
-        own = weights[curve.image]
-        sums = np.cumsum(own)
-        true = sums[curve.last]
-        ignored = np.concatenate(([0], np.cumsum(weights[curve.ignored])))
-        counted = seen[curve.end] - ignored[curve.ignored_end]
-        # All sums run over the classes before, too.
-        start = self._part.start[:-1]
-        start_seen = seen[np.minimum(start, len(seen) - 1)]
-        before = np.concatenate(([0], sums))[curve.begin[:-1]]
-        true = true - before[curve.label]
-        counted = counted - (start_seen - ignored[curve.ignored_begin])[curve.label]
+    def _averages(self, weights: np.ndarray, positives: np.ndarray) -> np.ndarray:
+        """Return the AP of each curve, (T * K,)."""
+        curve, curves = self._curve, len(self._begin) - 1
+        if not len(curve):
+            return np.zeros(curves)
+        own = weights[self._image]
+        # Sums run over the curves before, too, which are then subtracted.
+        sums, seen, ignored = map(_sums, (own, weights[self._seen], weights[self._ignored]))
+        before = sums[self._begin[:-1]]
+        counted_before = seen[self._seen_before] - ignored[self._ignored_before]
+        true = sums[1:][self._last] - before[curve]
+        counted = seen[self._end] - ignored[self._ignored_end] - counted_before[curve]
         precision = np.divide(true, counted, out=np.zeros(len(true)), where=counted > 0)
-        # The largest precision from each point to the end of its class: classes further to the
-        # front are lifted above those behind them, so one accumulation serves all.
-        lift = 2.0 * (K - curve.label)
+        # The highest precision from each point to the end of its curve: each curve is lifted above
+        # all that follow, so one accumulation serves all.
+        lift = 2.0 * (curves - curve)
         hull = np.maximum.accumulate((precision + lift)[::-1])[::-1] - lift
         if self._recalls is None:
-            share = np.divide(own, positives[curve.label], out=np.zeros(len(own)), where=own > 0)
-            return np.bincount(curve.label, weights=share * hull, minlength=K)
-        at = np.searchsorted(sums, before[:, None] + needed)
-        at = np.maximum(at, curve.begin[:-1, None])
-        reached = at < curve.begin[1:, None]
-        return np.where(reached, np.append(hull, 0.0)[np.where(reached, at, -1)], 0.0).mean(axis=1)
+            objects = positives[curve % len(positives)]
+            steps = np.divide(own, objects, out=np.zeros(len(own)), where=own > 0)
+            return np.bincount(curve, steps * hull, curves)
+        needed = np.tile(_needed(self._recalls, positives), (THRESHOLDS, 1))
+        at = np.searchsorted(sums[1:], before[:, None] + needed)
+        at = np.maximum(at, self._begin[:-1, None])
+        reached = at < self._begin[1:, None]
+        return np.where(reached, hull[np.where(reached, at, 0)], 0.0).mean(axis=1)
+
+
+def _sums(values: np.ndarray) -> np.ndarray:
+    """Return the sums of the first 0, 1, 2 ... values."""
+    sums = np.zeros(len(values) + 1, dtype=np.int64)
+    np.cumsum(values, out=sums[1:])
+    return sums
+
+
+def _needed(recalls: np.ndarray, positives: np.ndarray) -> np.ndarray:
+    """Return the smallest number of true positives that reaches each recall, (K, recalls)."""
+    positives = positives[:, None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        needed = np.ceil(recalls * positives)
+        # The product may be rounded across a whole number; the quotient is what counts.
+        needed -= (needed - 1) / positives >= recalls
+        needed += needed / positives < recalls
+    return needed
 
 
 class Replicates(NamedTuple):

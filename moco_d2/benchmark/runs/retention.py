@@ -9,8 +9,8 @@ exactly. When it is done, most of them are of no use:
   hash. The checkpoints on the way are removed.
 * ``results``: all checkpoints are removed. Converted weights are no checkpoints, and stay.
 
-Records with their per_image.npz, metrics, configs, logs and predictions always stay. Only a run that
-a suite has started and that is done loses files.
+Records with their per_image.npz, metrics, configs, logs and predictions always stay. Only a run
+that a suite has started and that is done loses files.
 """
 
 import logging

@@ -120,6 +120,22 @@ MOCO_GROUPS = (
                 "files in `configs/task` set it.",
             ),
             Key(
+                "MOCO.TUNED",
+                "",
+                Text(),
+                "This is the rule that chose `SOLVER.BASE_LR`, as text. The key `tune` of a suite "
+                "sets it. Runs with the same rule are matched, whatever their learning rates. The "
+                "value `trial` belongs to a run that the rule compares; tables leave it out.",
+            ),
+            Key(
+                "MOCO.LABEL_FRACTION",
+                1.0,
+                Number("(0, 1]"),
+                "Fine-tuning sees this fraction of the training images that have labels: always "
+                "the same ones, drawn by the hashes of their names, and a small fraction is part "
+                "of each larger one. The tasks `..._1pct` and `..._10pct` set it.",
+            ),
+            Key(
                 "MOCO.BACKBONE_ONLY",
                 False,
                 Boolean(),

@@ -12,11 +12,17 @@ FREE_KEYS = (
     *("MOCO.VAL_LOSS", "MOCO.VAL_LOSS_DATA", "MOCO.VAL_LOSS_IMAGES"),
 )
 
+#: If this key has a value, one rule chose the learning rate of each row, so it is free. The value
+#: TRIAL belongs to the runs that the rule compares.
+_RULE, TRIAL = "MOCO.TUNED", "trial"
+
 #: Keys that older configs lack, and the values with which a run equals a run of an older version.
 LATER_KEYS = {
     "MOCO.BACKBONE_ONLY": False,
     "MOCO.CHECKPOINT.MINUTES": 30,
     "MOCO.INPUT.RANGE": [],
+    _RULE: "",
+    "MOCO.LABEL_FRACTION": 1.0,
 }
 
 
@@ -59,17 +65,24 @@ def to_plain(cfg: Any) -> dict[str, Any]:
     return plain(cfg)
 
 
+def free_keys(resolved: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return FREE_KEYS, and the learning rate if the rule that chose it is in the config."""
+    moco = resolved.get("MOCO")
+    tuned = isinstance(moco, Mapping) and moco.get(_RULE.removeprefix("MOCO."))
+    return (*FREE_KEYS, *(("SOLVER.BASE_LR",) if tuned else ()))
+
+
 def matched_sha256(resolved: Mapping[str, Any]) -> str:
     """Return the fingerprint of a plain config without its free keys, which matched runs share."""
     return sha256_of_json(without_free_keys(resolved))
 
 
 def without_free_keys(resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a shallow copy of a plain config without FREE_KEYS, and without LATER_KEYS that have
-    the value of an older version. The config stays unchanged.
+    """Return a shallow copy of a plain config without its free keys, and without LATER_KEYS that
+    have the value of an older version. The config stays unchanged.
     """
     rest = dict(resolved)
-    for dotted in (*FREE_KEYS, *LATER_KEYS):
+    for dotted in (*free_keys(resolved), *LATER_KEYS):
         *path, last = dotted.split(".")
         nodes: list[dict[str, Any]] = [rest]
         for part in path:

@@ -26,6 +26,7 @@ from torch.utils.data import Dataset, Sampler
 from moco_d2.engine.loader import SteadyLoader
 from moco_d2.engine.seeding import Purpose, derive_seed
 from moco_d2.errors import UserError, as_raised, closest
+from moco_d2.transfer.data.label_fraction import draw
 from moco_d2.transfer.data.semantic_mapper import build_mapper
 from moco_d2.untrusted_images import is_unreadable, open_image
 
@@ -220,6 +221,7 @@ def build_training_batches(cfg: CfgNode) -> TrainingBatches:
         else 0,
         proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
     )
+    dicts = draw(dicts, cfg.MOCO.LABEL_FRACTION)
     return TrainingBatches(
         dicts,
         mapper=build_mapper(cfg),

@@ -82,12 +82,24 @@ def check_name(cfg: "CfgNode", config_file: str) -> list[Finding]:
 
 
 def _frozen(cfg: "CfgNode") -> Iterator[Finding]:
-    if cfg.MODEL.BACKBONE.FREEZE_AT > 0:
+    key, stages = "MODEL.BACKBONE.FREEZE_AT", cfg.MODEL.BACKBONE.FREEZE_AT
+    task = reference_config(cfg.MOCO.TASK)
+    expected = 0 if task is None else task.MODEL.BACKBONE.FREEZE_AT
+    if stages > 0 and not expected:
         yield Finding(
-            "MODEL.BACKBONE.FREEZE_AT",
-            str(cfg.MODEL.BACKBONE.FREEZE_AT),
+            key,
+            str(stages),
             "it freezes the first stages and their BatchNorm, but the paper's protocol tunes "
             "them; set it to 0",
+        )
+    elif stages != expected:
+        yield Finding(key, str(stages), f"the task {cfg.MOCO.TASK} has {expected}; do not set it")
+    elif stages > 0 and cfg.MODEL.WEIGHTS == RANDOM:
+        yield Finding(
+            key,
+            str(stages),
+            "frozen random weights have BatchNorm with mean 0 and variance 1, which does not "
+            "normalize; run pretrained weights, or the task without _frozen",
         )
 
 
@@ -169,6 +181,8 @@ def check_schedule(cfg: "CfgNode", written: "CfgNode") -> list[Finding]:
         "SOLVER.WARMUP_ITERS": (run.WARMUP_ITERS, round(task.WARMUP_ITERS * scale)),
         "SOLVER.BASE_LR": (run.BASE_LR, float(f"{task.BASE_LR / scale:g}")),
     }
+    if cfg.MOCO.TUNED:  # a suite chose it
+        del expected["SOLVER.BASE_LR"]
     return [
         Finding(
             key,
@@ -234,7 +248,7 @@ def check_settings(cfg: "CfgNode") -> list[Finding]:
 
 def _is_task_key(key: str) -> bool:
     """Return whether a key defines what is measured, and no other finding checks it."""
-    return key == "MOCO.RANDOM_SCALE" or (
+    return key in ("MOCO.RANDOM_SCALE", "MOCO.LABEL_FRACTION") or (
         key.startswith(("INPUT.", "MODEL.", "SOLVER.", "TEST.", "DATALOADER."))
         and not key.startswith(_OF_HARDWARE_OR_WEIGHTS)
         and not key.endswith(".NORM")

@@ -26,6 +26,15 @@ _1X = {"SOLVER.MAX_ITER": 90000, "SOLVER.STEPS": (60000, 80000)}
 _2X = {"SOLVER.MAX_ITER": 180000, "SOLVER.STEPS": (120000, 160000)}
 _6X = {"SOLVER.MAX_ITER": 540000, "SOLVER.STEPS": (480000, 520000)}
 
+
+def _fraction(of_images, max_iter, steps):
+    return {
+        "MOCO.LABEL_FRACTION": of_images,
+        "SOLVER.MAX_ITER": max_iter,
+        "SOLVER.STEPS": steps,
+    }
+
+
 _VOC = {
     "MODEL.ROI_HEADS.NUM_CLASSES": 20,
     "MODEL.MASK_ON": False,
@@ -208,7 +217,17 @@ OTHER_TASKS = {
         "DATASETS.TEST": ("cityscapes_fine_sem_seg_val",),
     },
 }
-TASKS = DETECTION_TASKS | DENSEPOSE_TASKS | OTHER_TASKS
+# Tasks of our own: a fraction of the images with a length that follows its square root, and a
+# frozen backbone.
+OWN_TASKS = {
+    "voc_C4_10pct": DETECTION_TASKS["voc_C4"] | _fraction(0.1, 7590, (5692, 6957)),
+    "voc_C4_1pct": DETECTION_TASKS["voc_C4"] | _fraction(0.01, 2400, (1800, 2200)),
+    "coco_FPN_1x_10pct": DETECTION_TASKS["coco_FPN_1x"] | _fraction(0.1, 28458, (18972, 25296)),
+    "coco_FPN_1x_1pct": DETECTION_TASKS["coco_FPN_1x"] | _fraction(0.01, 9000, (6000, 8000)),
+    "coco_FPN_1x_frozen": DETECTION_TASKS["coco_FPN_1x"] | {"MODEL.BACKBONE.FREEZE_AT": 5},
+    "voc_dilated_C5_frozen": OTHER_TASKS["voc_dilated_C5"] | {"MODEL.BACKBONE.FREEZE_AT": 5},
+}
+TASKS = DETECTION_TASKS | DENSEPOSE_TASKS | OTHER_TASKS | OWN_TASKS
 
 # MODEL.WEIGHTS of every initialization that differs in nothing else from the others of its task.
 MATCHED_INITIALIZATIONS = {

@@ -51,7 +51,9 @@ def test_no_packaged_run_has_a_finding(world_size):
     for name in runs:
         # Weights of another origin say nothing of it.
         provenance = None if "msra" in name else PROVENANCE
-        assert findings(name, provenance=provenance, world_size=world_size) == [], name
+        frozen_random = name.endswith("_frozen_random.yaml")  # see below
+        found = findings(name, provenance=provenance, world_size=world_size)
+        assert len(found) == frozen_random, name
 
 
 # Of each finding: a run that has it and nothing else, and what is said.
@@ -148,6 +150,16 @@ def test_frozen_throughout_over_pretrained_statistics_is_an_initialization():
     (random,) = findings("voc_C4_random.yaml", *frozen)
     assert random.startswith("MODEL.RESNETS.NORM is FrozenBN: with random weights its statistics")
     assert random.endswith("set SyncBN")
+
+
+def test_a_frozen_backbone_is_a_task_for_pretrained_weights():
+    assert findings("coco_FPN_1x_frozen_moco.yaml") == []
+    (random,) = findings("coco_FPN_1x_frozen_random.yaml")
+    assert random.startswith("MODEL.BACKBONE.FREEZE_AT is 5: frozen random weights have BatchNorm")
+    (tuned,) = findings("coco_FPN_1x_frozen_moco.yaml", "MODEL.BACKBONE.FREEZE_AT", "0")
+    assert tuned == (
+        "MODEL.BACKBONE.FREEZE_AT is 0: the task coco_FPN_1x_frozen has 5; do not set it"
+    )
 
 
 def test_a_norm_that_synchronizes_nothing():

@@ -112,6 +112,13 @@ class Data(Part, frozen=True, kw_only=True):
     test_images: Annotated[
         dict[str, Count], about("The number of images of each test set, by its name.")
     ]
+    train_content: Annotated[
+        Text | UnsetType,
+        about(
+            "The number of training images, and a fingerprint of their names (without folders), "
+            "sizes, classes and boxes. With `MOCO.LABEL_FRACTION` they are the drawn images."
+        ),
+    ] = UNSET
 
 
 class Weights(Part, frozen=True, kw_only=True):

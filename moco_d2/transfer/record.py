@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import torch
+from msgspec import UNSET
 
 from moco_d2.config.plain import matched_sha256, to_plain
 from moco_d2.engine.resume_checks import shown
@@ -249,7 +250,11 @@ class RunRecorder:
                 sha256=sha256_of_json(plain),
                 matched_sha256=matched_sha256(plain),
             ),
-            data=Data(train_images=self.train_images, test_images=self.test_images),
+            data=Data(
+                train_images=self.train_images,
+                test_images=self.test_images,
+                train_content=self.data.get("DATASETS.TRAIN", UNSET),
+            ),
             weights=_weights(self.weights) if self.weights else None,
             coverage=CoverageCounts(expected=coverage.expected, loaded=coverage.loaded),
             schedule=Schedule(**self.schedule),

@@ -79,6 +79,14 @@ def test_every_number_of_a_record_shows_in_the_board(tmp_path):
     assert render_board(read_records([demo]), tmp_path) != committed
 
 
+def test_the_images_of_a_fraction_are_named(table_2b, tmp_path):
+    record = content(task="voc_C4_10pct")
+    record["data"] = {"train_images": 1655, "test_images": {}, "train_content": "1655 images, 12ab"}
+    write_record(table_2b, record)
+    write_board([table_2b], tmp_path / "board.md")
+    assert "| 1655 images, 12ab | 384000 |" in (tmp_path / "board.md").read_text()
+
+
 def test_two_seeds_leave_every_rank_open(write, tmp_path):
     for initialization, ap in {"random": 10.0, "moco": 60.0}.items():
         for seed in (1, 2):

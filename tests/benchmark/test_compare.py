@@ -87,6 +87,14 @@ def test_other_images_under_the_same_name_are_not_matched(make_content, write):
     assert row(text, "test_images.voc_2007_test") == ["4952", "4952"]
 
 
+def test_other_training_images_of_the_same_number_are_not_matched(make_content, write):
+    contents = [{**make_content(), "schema_version": 2, **NEW} for _ in range(2)]
+    for content, images in zip(contents, ("5 images, ab", "5 images, cd"), strict=True):
+        content["data"] = {"train_images": 5, "test_images": {}, "train_content": images}
+    first = compare(*map(write, contents)).splitlines()[0]
+    assert first == "**Not matched**: the training set has 5 images, ab and 5 images, cd."
+
+
 NEW = {
     "origin": {"how": "trained", "source": None},
     "cost": {"seconds_per_iteration": 0.42345, "peak_memory_gib": 5, "evaluation_seconds": None},

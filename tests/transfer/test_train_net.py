@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import signal
 
 import numpy as np
@@ -54,6 +55,7 @@ def test_two_steps_and_an_evaluation_leave_a_valid_record(
     assert [entry["iteration"] for entry in raw["history"]] == [0, 2]
     assert not raw["preflight"]["forced"]
     (train_set,), (test_set,) = record.datasets_train, record.datasets_test
+    assert re.fullmatch(r"\d images, [0-9a-f]{16}", raw["data"].pop("train_content"))
     assert raw["data"] == {
         "train_images": len(DatasetCatalog.get(train_set)),
         "test_images": {test_set: len(DatasetCatalog.get(test_set))},

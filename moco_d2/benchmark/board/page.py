@@ -148,7 +148,7 @@ def _rows(tasks: Mapping[str, Runs]) -> Part:
                     distinct(map(_origin, starts)),
                     distinct(r.origin["source"] or r.origin["how"] for r in group),
                     distinct(map(_code, group)),
-                    value_range((r.data or {}).get("train_images") for r in group),
+                    distinct(map(_training_images, group)),
                     value_range(r.images for r in group),
                     duration([r.seconds for r in group]),
                     value_range(r.cost.get("peak_memory_gib") for r in group),
@@ -174,6 +174,11 @@ def _origin(weights: Mapping[str, Any] | None) -> str:
     parts = [name, made.get("source"), made.get("family")]
     known = [part for part in parts if isinstance(part, str)]
     return ", ".join(dict.fromkeys(known)) or "unknown"
+
+
+def _training_images(record: Record) -> str | int | None:
+    data = record.data or {}
+    return data.get("train_content", data.get("train_images"))
 
 
 def _code(record: Record) -> str:

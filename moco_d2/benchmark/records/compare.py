@@ -8,7 +8,7 @@ from typing import Any
 
 from moco_d2.benchmark.records.matching import FOOTNOTES, Matching
 from moco_d2.benchmark.records.results import Record, read_content, to_record
-from moco_d2.config.plain import FREE_KEYS, flatten
+from moco_d2.config.plain import flatten, free_keys
 from moco_d2.errors import UserError
 from moco_d2.records.run_schema import RECORD_FILE
 
@@ -105,7 +105,7 @@ def _verdict(records: Iterable[Record], contents: Iterable[Mapping[str, Any]]) -
     if a.task != b.task:
         reasons.append(f"the tasks are {_code(a.task)} and {_code(b.task)}")
     keys = _differing_keys(flatten(a.config), flatten(b.config))
-    bound = [key for key in keys if key not in FREE_KEYS]
+    bound = [key for key in keys if key not in free_keys(a.config)]
     if bound:
         reasons.append(f"the configs differ in {_listed(bound)}")
     counts = [flatten(content.get("data") or {}) for content in contents]
@@ -113,7 +113,8 @@ def _verdict(records: Iterable[Record], contents: Iterable[Mapping[str, Any]]) -
         if None not in (numbers := [count.get(key) for count in counts]):
             test = key.partition(".")[2]
             name = _code(test) if test else "the training set"
-            reasons.append(f"{name} has {numbers[0]} and {numbers[1]} images")
+            unit = "" if key == "train_content" else " images"
+            reasons.append(f"{name} has {numbers[0]} and {numbers[1]}{unit}")
     if reasons:
         return f"**Not matched**: {'; '.join(reasons)}."
     return f"**Matched**: the configs {f'differ only in {_listed(keys)}' if keys else 'are equal'}."

@@ -249,22 +249,28 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def corrected(comparisons: Iterable[Comparison]) -> list[Comparison]:
+def corrected(comparisons: Iterable[Comparison], planned: int = 0) -> list[Comparison]:
     """Return comparisons that are read together, a family, each with its `p_holm` and
     `p_margin_holm`. Orders and equivalences are corrected each by themselves.
+
+    Args:
+        comparisons: Those that could be tested count; the others stay without a corrected p.
+        planned: At least so many are corrected for. A comparison that a missing run makes
+            untestable must not make it easier for the others.
     """
     comparisons = list(comparisons)
-    for i, p in _holm_of([c.p for c in comparisons]):
+    for i, p in _holm_of([c.p for c in comparisons], planned):
         comparisons[i] = replace(comparisons[i], p_holm=p)
-    for i, p in _holm_of([c.p_margin for c in comparisons]):
+    for i, p in _holm_of([c.p_margin for c in comparisons], planned):
         comparisons[i] = replace(comparisons[i], p_margin_holm=p)
     return comparisons
 
 
-def _holm_of(p_values: Sequence[float | None]) -> Iterable[tuple[int, float]]:
+def _holm_of(p_values: Sequence[float | None], planned: int) -> Iterable[tuple[int, float]]:
     """Return indices and corrected values of those that are not None."""
     tested = [(i, p) for i, p in enumerate(p_values) if p is not None]
-    return zip((i for i, _ in tested), holm([p for _, p in tested]), strict=True)
+    absent = [1.0] * (planned - len(tested))
+    return zip((i for i, _ in tested), holm([*(p for _, p in tested), *absent]), strict=False)
 
 
 def agreement_band(

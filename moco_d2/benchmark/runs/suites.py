@@ -8,8 +8,10 @@ It is a YAML file: a packaged one (moco_d2/benchmark/suites/*.yaml) or a file of
 * ``demo``: all steps of the demo run on generated images. See moco_d2/demo/cells.py.
 
 Its `keep` says what a finished run keeps on disk; see retention.py. If its runs are fine-tuned,
-`primary` (metrics), `comparisons` (pairs of rows) and `margin` say which differences may claim an
-order; see records/design.py.
+``primary`` (metrics), ``comparisons`` (pairs of rows) and ``margin`` say which differences may
+claim an order; see moco_d2/benchmark/records/design.py.
+
+The key ``tune`` of a ``transfer`` suite chooses the learning rate of each row; see tuning.py.
 
 Anybody may have written a suite. It can set config keys of our own tools, and name folders inside
 its output folder and data on this machine: no other flag, no other location, no command. The tools
@@ -26,11 +28,14 @@ from typing import Any
 from moco_d2.benchmark.records.design import DEFAULT, DESIGN_KEYS, Design, read_design
 from moco_d2.benchmark.runs.suite_values import check_name, read_mapping, unknown
 from moco_d2.config.load import DATA_KEYS, check_data
+from moco_d2.config.plain import TRIAL
 from moco_d2.config.safe_yaml import decode, expand_home, is_regular_file
 from moco_d2.errors import UserError, closest, printable
 
 #: Placeholders in the arguments of a cell: the folder of the suite, and the folder of the cell.
 FOLDER, CELL_FOLDER = "{folder}", "{cell}"
+#: Placeholder for the learning rate of the best trial; see tuning.py.
+BEST = "{best}"
 # Functions that build the cells; see load_suite.
 _KINDS = {
     "transfer": "moco_d2.benchmark.runs.transfer_suites:build_cells",
@@ -103,6 +108,11 @@ class Suite:
     design: Design = DEFAULT
 
 
+def is_trial(cell: Cell) -> bool:
+    """Return whether a cell is a trial of a learning rate; see tuning.py."""
+    return cell.settings.get("MOCO.TUNED") == TRIAL
+
+
 def packaged_suites() -> dict[str, Path]:
     """Return the packaged suites by name."""
     return {path.stem: path for path in sorted(_PACKAGED.glob("*.yaml"))}
@@ -133,8 +143,13 @@ def load_suite(name: str | Path) -> Suite:
         raise unknown("value of keep", str(keep), KEEP, source)
     keys = DESIGN_KEYS if kind != "pretext" else ()  # its figures have comparisons of their own
     declared = {key: content.pop(key) for key in keys if key in content}
+    tune = content.pop("tune", None) if kind == "transfer" else None
     shared = content.get("overrides") or {}
     cells, files = pkgutil.resolve_name(_KINDS[kind])(content, source)
+    if tune is not None:
+        from moco_d2.benchmark.runs.tuning import tuned
+
+        cells = tuned(cells, tune, next(iter(declared.get("primary") or ()), None), source)
     _check_cells(cells, source)
     _check_settings(cells, source)
     rows = dict.fromkeys(cell.initialization for cell in cells if cell.kind == "transfer")

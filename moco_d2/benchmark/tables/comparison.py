@@ -163,7 +163,8 @@ def _pairs(
         for label, against, m in tested
         if m in primary and ((label, against) in claimed or (against, label) in claimed)
     ]
-    tested |= dict(zip(family, corrected(tested[key] for key in family), strict=True))
+    planned = len(primary) * len(claimed)
+    tested |= dict(zip(family, corrected((tested[key] for key in family), planned), strict=True))
     return tuple(
         Pair(label, against, tuple(tested.get((label, against, m)) for m in metrics))
         for label, against in compared

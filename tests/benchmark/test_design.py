@@ -160,10 +160,9 @@ def test_the_suites_of_the_paper_compare_with_what_the_paper_compares_with():
     reference.
     """
     for name in packaged_suites():
-        suite = load_suite(name)
         if not name.startswith(("table", "lvis", "v2_table_1")) or name.endswith("pretext"):
-            assert suite.design == Design()
             continue
+        suite = load_suite(name)
         rows = {cell.initialization for cell in suite.cells}
         assert suite.design.comparisons
         assert all(one.startswith("moco") for one, _ in suite.design.comparisons)

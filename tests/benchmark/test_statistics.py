@@ -84,6 +84,14 @@ def test_correction_counts_only_what_was_tested():
     assert corrected([tested])[0].supported
 
 
+def test_a_comparison_that_cannot_be_tested_makes_it_no_easier_for_the_others():
+    tested = Comparison(1.0, (5, 5), "paired", 0.5, 1.5, p=0.03, p_margin=0.02)
+    for family in ([tested, Comparison(9.0, (1, 5))], [tested]):
+        found = corrected(family, planned=2)
+        assert (found[0].p_holm, found[0].p_margin_holm) == pytest.approx((0.06, 0.04))
+        assert len(found) == len(family)
+
+
 def test_holm_keeps_the_rate_of_false_claims():
     """Ten true null hypotheses a table: one or more called significant in at most 5 % of tables."""
     p_values = np.random.default_rng(1).uniform(size=(2000, 10))

@@ -95,9 +95,11 @@ def parse_args() -> argparse.Namespace:
 
     verify = add(
         *("verify", "check a record: config, weights, code, and the kept model, evaluated again"),
-        "verify output/voc_C4/moco/seed1",
+        "verify output/voc_C4/moco/seed1 output/voc_C4/moco/seed2",
     )
-    verify.add_argument("run", metavar="RECORD", help="record.json, or its output folder")
+    verify.add_argument(
+        "runs", nargs="+", metavar="RECORD", help="record.json, or its output folder"
+    )
     verify.add_argument(
         "--weights", metavar="FILE", help="weights that the run started from (default: its own)"
     )
@@ -212,7 +214,8 @@ def _compare(args: argparse.Namespace) -> None:
 def _verify(args: argparse.Namespace) -> int:
     from moco_d2.benchmark.board.verify import verify
 
-    return verify(args.run, weights=args.weights, evaluate=not args.no_evaluation)
+    evaluate = not args.no_evaluation
+    return max(verify(run, weights=args.weights, evaluate=evaluate) for run in args.runs)
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -42,10 +42,9 @@ def test_damaged_record_is_named_on_stderr(table_2b):
     assert str(damaged) in result.stderr and "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("arguments", [("table", "."), ("paper", "--task", "nothing")])
-def test_user_errors_exit_2_with_one_line(tmp_path, monkeypatch, arguments):
-    monkeypatch.chdir(tmp_path)
-    result = run_benchmark(*arguments)
+@pytest.mark.parametrize("arguments", [("table", "{empty}"), ("paper", "--task", "nothing")])
+def test_user_errors_exit_2_with_one_line(tmp_path, arguments):
+    result = run_benchmark(*(word.format(empty=tmp_path) for word in arguments))
     assert result.returncode == 2
     assert result.stderr.startswith("error: ") and len(result.stderr.splitlines()) == 1
 

@@ -57,7 +57,8 @@ def files(folder):
 def test_a_run_agrees_with_its_record_and_stays_as_it_is(run, capfd):
     before = files(run.folder)
     assert verify(run.folder) == 0
-    out = capfd.readouterr().out.splitlines()
+    first, *out = map(str.strip, capfd.readouterr().out.splitlines())
+    assert first == str(run.folder / "record.json")
     assert [line.split(": ")[:2] for line in out[:-1]] == [
         ["config of the record", "agrees"],
         ["config.yaml", "agrees"],
@@ -76,7 +77,7 @@ def test_numbers_that_the_kept_model_does_not_have_differ(run, capfd):
     run.change(better)
     assert verify(run.folder / "record.json") == 1
     lines = [line for line in capfd.readouterr().out.splitlines() if "DIFFERS" in line]
-    assert len(lines) == 1 and lines[0].startswith("evaluation: DIFFERS: bbox/AP ")
+    assert len(lines) == 1 and lines[0].startswith("  evaluation: DIFFERS: bbox/AP ")
 
 
 def test_another_model_differs(run, capfd):
@@ -126,7 +127,10 @@ def test_a_run_without_its_model_is_not_called_verified(run):
 def test_the_exit_codes_of_the_command(run, tmp_path):
     tool = TOOLS / "benchmark.py"
     assert run_tool(tool, "verify", run.folder, "--no-evaluation").returncode == 0
+    shutil.copy(run.folder / "record.json", tmp_path / "kept.json")
     run.change(lambda record: record["config"].update(sha256="0" * 64))
-    assert run_tool(tool, "verify", run.folder, "--no-evaluation").returncode == 1
+    whole = shutil.copytree(run.folder, tmp_path / "whole")
+    shutil.copy(tmp_path / "kept.json", whole / "record.json")
+    assert run_tool(tool, "verify", run.folder, whole, "--no-evaluation").returncode == 1
     result = run_tool(tool, "verify", tmp_path)
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1

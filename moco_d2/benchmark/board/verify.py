@@ -76,10 +76,11 @@ def verify(run: str | Path, *, weights: str | Path | None = None, evaluate: bool
     if evaluate:
         found = in_child({_TOOL}, _evaluate, record, model)
         checks.append(_result(record.metrics, found))
+    print(file)
     for check in checks:
-        print(check)
+        print(f"  {check}")
     counts = [[check.agrees for check in checks].count(verdict) for verdict in (True, False, None)]
-    print("{} agree, {} differ, {} not checked".format(*counts))
+    print("  {} agree, {} differ, {} not checked".format(*counts))
     return int(counts[1] > 0)
 
 

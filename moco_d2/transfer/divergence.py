@@ -18,6 +18,10 @@ _EARLY = 2
 _LR_TOLERANCE = 1.01  # a learning rate is too high if it is more than 1% above the task's
 
 
+#: The message of every divergence begins with it.
+DIVERGED = "the loss is no longer finite at iteration"
+
+
 class DivergenceError(UserError):
     """The loss or a weight is no longer finite; `explain` names the likely cause.
 
@@ -132,6 +136,6 @@ def explain(cfg: "CfgNode", iteration: int, error: DivergenceError, last_good: s
         else "there is no checkpoint yet: start again"
     )
     return (
-        f"the loss is no longer finite at iteration {iteration}{where}; likely cause: "
+        f"{DIVERGED} {iteration}{where}; likely cause: "
         f"{likely_cause(cfg, iteration, error)}; {state}"
     )

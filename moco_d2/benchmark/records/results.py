@@ -11,6 +11,7 @@ import msgspec
 
 from moco_d2.benchmark.records.design import Declaration, declaration_of
 from moco_d2.benchmark.records.files import collect, read_json
+from moco_d2.config.plain import TRIAL
 from moco_d2.errors import UserError
 from moco_d2.records.parsing import parse
 from moco_d2.records.run_schema import RECORD_FILE, RunRecord, Weights, upgrade
@@ -82,7 +83,8 @@ def read_records(paths: Iterable[str | Path], *, required: bool = True) -> list[
     """Read all valid run records among files and, recursively, folders; each file once.
 
     A damaged record, or one that does not follow the schema, is named in a warning and left out.
-    Records of another ``kind`` belong to other tools and are skipped. A run without a test set has
+    Records of another ``kind`` belong to other tools and are skipped, and so are trials of learning
+    rates (runs/tuning.py). A run without a test set has
     no metrics: it is named in a warning and left out, too.
 
     Raises:
@@ -135,6 +137,8 @@ def _read_record(path: Path, known: dict[bytes, Any]) -> Record | None:
         )
         return None
     resolved = pair[1].config.resolved
+    if isinstance(moco := resolved.get("MOCO"), dict) and moco.get("TUNED") == TRIAL:
+        return None  # it has chosen a learning rate
     # Runs of a suite differ in few sections of their configs. Equal sections are one object in
     # memory, because thousands of records would otherwise take gigabytes.
     config = {

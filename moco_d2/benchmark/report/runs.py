@@ -13,7 +13,7 @@ from moco_d2.benchmark.records.results import Record
 from moco_d2.benchmark.tables.answer import headline_metrics
 from moco_d2.benchmark.tables.grouping import Runs
 from moco_d2.benchmark.tables.table import Table
-from moco_d2.config.plain import FREE_KEYS, flatten
+from moco_d2.config.plain import flatten, free_keys
 
 _ABSENT = "–"
 _LONGEST_VALUE = 160  # characters in a cell
@@ -69,7 +69,8 @@ def config_section(tasks: Mapping[str, Runs]) -> Section:
             for key, counts in values.items()
             if len(counts) > 1 and key not in ("SEED", "OUTPUT_DIR")
         }
-        if set(differing) <= set(FREE_KEYS):
+        (first, *_) = (r.config for group in runs.values() for r in group)
+        if set(differing) <= set(free_keys(first)):
             matched.append(task)
         rows = [
             [key, value, _who(of_value, runs)]

@@ -15,6 +15,7 @@ from typing import Any
 
 from moco_d2.benchmark.runs.cell_lock import LOCK
 from moco_d2.benchmark.runs.suites import CELL_FOLDER, FOLDER, Cell
+from moco_d2.benchmark.runs.trials import BEST, best_rate, has_diverged
 from moco_d2.config.keys import KEYS, read_value
 from moco_d2.config.plain import flatten
 from moco_d2.config.safe_yaml import decode
@@ -85,7 +86,8 @@ def examine(cell: Cell, folder: Path, *, processes: int) -> State:
         if state.status != "partial":
             return state
     else:
-        state = State("partial", problem=f"{record} does not exist")
+        status = "done" if has_diverged(cell, folder) else "partial"
+        state = State(status, problem=f"{record} does not exist")
     last = len(cell.commands) - 1  # it writes the record, so it runs again if that is not valid
     return dataclasses.replace(state, completed=min(started["completed"], last))
 
@@ -265,6 +267,13 @@ def _conflict(cell_folder: Path, problem: str) -> State:
     return State("conflict", problem=f"{problem}; choose another --folder, or remove {cell_folder}")
 
 
-def placed(word: str, cell: Cell, folder: Path) -> str:
-    """Return an argument with the folders in place of ``{folder}`` and ``{cell}``."""
+def placed(word: str, cell: Cell, folder: Path, *, planned: bool = False) -> str:
+    """Return an argument with the folders in place of ``{folder}`` and ``{cell}``, and the learning
+    rate of the best trial in place of ``{best}``; `planned` is that of trials.best_rate.
+
+    Raises:
+        UserError: As trials.best_rate.
+    """
+    if word == BEST:
+        return best_rate(cell, folder, planned=planned)
     return word.replace(FOLDER, str(folder)).replace(CELL_FOLDER, str(folder / cell.name))

@@ -98,7 +98,7 @@ def distinct_runs(
         for tool, words in cell.commands:
             if tool not in tools:
                 continue
-            placed = [cell_state.placed(word, cell, folder) for word in words]
+            placed = [cell_state.placed(w, cell, folder, planned=True) for w in words]
             args = parser.parse_args(untrusted_words(tool, placed))
             pairs = dict(zip(args.opts[::2], args.opts[1::2], strict=True))
             config = (args.config_file, *((k, v) for k, v in pairs.items() if k not in _OWN))

@@ -1,12 +1,16 @@
 """Checks of the data and the weights of all runs of a suite, before the first one starts."""
 
 import argparse
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from moco_d2.benchmark.runs.cell_state import placed
 from moco_d2.benchmark.runs.checks import distinct_runs
 from moco_d2.benchmark.runs.children import in_child
 from moco_d2.benchmark.runs.suites import Cell
+from moco_d2.benchmark.runs.trials import is_trial
+from moco_d2.benchmark.runs.tuning import datasets
 from moco_d2.errors import UserError
 
 _TOOL = "train_net.py"
@@ -72,3 +76,43 @@ def _findings_of(args: argparse.Namespace, processes: int) -> list[str]:
     except UserError as error:
         return [" ".join(str(error).split())]
     return [str(finding) for finding in findings]
+
+
+def check_parts(cells: Iterable[Cell], folder: Path) -> None:
+    """Check that the trials of each task use disjoint parts of its training images.
+
+    Raises:
+        UserError: If they do not. The message has the numbers of images.
+    """
+    cells = list(cells)
+    trials = {cell.name: cell for cell in cells if is_trial(cell)}
+    tasks = {}
+    for cell in cells:
+        trial = next((trials[name] for name in cell.needs if name in trials), None)
+        if trial is not None and (whole := datasets(cell, "TRAIN")):
+            sets = (whole, datasets(trial, "TRAIN"), datasets(trial, "TEST"))
+            tasks[cell.task] = [[placed(name, cell, folder) for name in names] for names in sets]
+    if tasks:
+        in_child({_TOOL}, _check_images, tasks)
+
+
+def _check_images(tasks: Mapping[str, list[list[str]]]) -> None:
+    for task, names in tasks.items():
+        whole, train, test = map(_files, names)
+        if outside := len((train | test) - whole):
+            raise UserError(
+                f"tune: {outside} images of {' + '.join(names[1] + names[2])} are not training "
+                f"images of {task}; name parts of {' + '.join(names[0])}"
+            )
+        if shared := len(train & test):
+            raise UserError(
+                f"tune: {shared} images of {' + '.join(names[1])} are also in "
+                f"{' + '.join(names[2])}; name two parts without common images"
+            )
+
+
+def _files(names: list[str]) -> set[str]:
+    from moco_d2.transfer.data.registered import load_dicts, register_datasets
+
+    register_datasets(tuple(names))
+    return {os.path.realpath(sample["file_name"]) for name in names for sample in load_dicts(name)}

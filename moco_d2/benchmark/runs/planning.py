@@ -22,6 +22,7 @@ from moco_d2.benchmark.runs.measuring import hardware_of, measure_tasks, read_ti
 from moco_d2.benchmark.runs.places import make_places, visible_gpus
 from moco_d2.benchmark.runs.suite_values import file_settings
 from moco_d2.benchmark.runs.suites import Cell, Suite, load_suite
+from moco_d2.benchmark.runs.trials import is_trial
 from moco_d2.benchmark.tables import power
 from moco_d2.config.load import task_configs
 from moco_d2.config.safe_yaml import load_yaml
@@ -81,7 +82,8 @@ def _grid(suite: Suite, folder: Path, states: dict[str, cell_state.State]) -> It
         status = states[cell.name].status
         running = status != "conflict" and cell_lock.is_running(cell, folder)
         mark = "running" if running else _MARKS[status]
-        places.setdefault((cell.task, cell.initialization), {})[cell.seed] = mark
+        trial = f", {cell.name.rpartition('/')[2]}" if is_trial(cell) else ""
+        places.setdefault((cell.task, cell.initialization + trial), {})[cell.seed] = mark
     rows = [("task", "initialization", *(f"seed {seed}" for seed in seeds))]
     for (task, initialization), marks in places.items():
         rows.append((task, initialization, *(marks.get(seed, "") for seed in seeds)))
@@ -107,7 +109,7 @@ def _power(suite: Suite) -> Iterator[str]:
     """Yield what the grid can find, for each task that is fine-tuned."""
     sizes: dict[str, tuple[set[str], set[int]]] = {}
     for cell in suite.cells:
-        if cell.kind == "transfer":
+        if cell.kind == "transfer" and not is_trial(cell):
             rows, seeds = sizes.setdefault(cell.task, (set(), set()))
             rows.add(cell.initialization)
             seeds.add(cell.seed)

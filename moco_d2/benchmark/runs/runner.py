@@ -17,7 +17,7 @@ from moco_d2.benchmark.runs.checks import check_configs, check_conflicts
 from moco_d2.benchmark.runs.children import warmed
 from moco_d2.benchmark.runs.display import Display, display
 from moco_d2.benchmark.runs.execution import BUSY_EXIT_CODE, TOOLS, Place, main
-from moco_d2.benchmark.runs.inputs import check_inputs
+from moco_d2.benchmark.runs.inputs import check_inputs, check_parts
 from moco_d2.benchmark.runs.places import make_places
 from moco_d2.benchmark.runs.suites import Suite, load_suite
 from moco_d2.benchmark.runs.tasks import Task, Tasks
@@ -86,6 +86,7 @@ def run(
         if not tasks.of("waiting"):
             return _report(tasks)
         check_inputs(waiting, folder, processes)
+        check_parts(waiting, folder)
         places = make_places(gpus_per_run, jobs, runs=len(suite.cells), tools=tools)
         with _stop_signals() as stop, display(suite, folder) as shown:
             _Runner(tasks, places, shown, stop).run()

@@ -28,20 +28,18 @@ from typing import Any
 from moco_d2.benchmark.records.design import DEFAULT, DESIGN_KEYS, Design, read_design
 from moco_d2.benchmark.runs.suite_values import check_name, read_mapping, unknown
 from moco_d2.config.load import DATA_KEYS, check_data
-from moco_d2.config.plain import TRIAL
 from moco_d2.config.safe_yaml import decode, expand_home, is_regular_file
 from moco_d2.errors import UserError, closest, printable
 
 #: Placeholders in the arguments of a cell: the folder of the suite, and the folder of the cell.
 FOLDER, CELL_FOLDER = "{folder}", "{cell}"
-#: Placeholder for the learning rate of the best trial; see tuning.py.
-BEST = "{best}"
 # Functions that build the cells; see load_suite.
 _KINDS = {
     "transfer": "moco_d2.benchmark.runs.transfer_suites:build_cells",
     "pretext": "moco_d2.benchmark.runs.pretext_suites:build_cells",
     "demo": "moco_d2.demo.cells:build_cells",
 }
+_TUNED = "moco_d2.benchmark.runs.tuning:tuned"
 #: What a finished run may keep on disk; the first is the default.
 KEEP = ("weights", "all", "results")
 _PACKAGED = Path(__file__).parents[1] / "suites"
@@ -108,11 +106,6 @@ class Suite:
     design: Design = DEFAULT
 
 
-def is_trial(cell: Cell) -> bool:
-    """Return whether a cell is a trial of a learning rate; see tuning.py."""
-    return cell.settings.get("MOCO.TUNED") == TRIAL
-
-
 def packaged_suites() -> dict[str, Path]:
     """Return the packaged suites by name."""
     return {path.stem: path for path in sorted(_PACKAGED.glob("*.yaml"))}
@@ -146,14 +139,12 @@ def load_suite(name: str | Path) -> Suite:
     tune = content.pop("tune", None) if kind == "transfer" else None
     shared = content.get("overrides") or {}
     cells, files = pkgutil.resolve_name(_KINDS[kind])(content, source)
-    if tune is not None:
-        from moco_d2.benchmark.runs.tuning import tuned
-
-        cells = tuned(cells, tune, next(iter(declared.get("primary") or ()), None), source)
-    _check_cells(cells, source)
-    _check_settings(cells, source)
     rows = dict.fromkeys(cell.initialization for cell in cells if cell.kind == "transfer")
     design = _design(declared, rows, source) if declared else DEFAULT
+    if tune is not None:
+        cells = pkgutil.resolve_name(_TUNED)(cells, tune, next(iter(design.primary), None), source)
+    _check_cells(cells, source)
+    _check_settings(cells, source)
     return Suite(source.stem, title, tuple(cells), shared, files, keep, design)
 
 

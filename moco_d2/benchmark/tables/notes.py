@@ -7,6 +7,7 @@ from moco_d2.benchmark.paper import PaperRow, PaperTable, find_row
 from moco_d2.benchmark.records.matching import BASELINE
 from moco_d2.benchmark.records.results import Record
 from moco_d2.benchmark.statistics import LEAST_SEEDS, LEVEL, MARGIN, Comparison
+from moco_d2.config.plain import flatten
 
 if TYPE_CHECKING:
     from moco_d2.benchmark.tables.table import Pair
@@ -16,7 +17,7 @@ _TESTS = {
     "blocked": "t-test with seeds as blocks (one seed: the same data order and initial head)",
     "Welch": "Welch's t-test",
 }
-_LONGEST_VALUE = 60  # characters; the text of a record may be long
+_LONGEST_VALUE, _LONGEST_RULE = 60, 400  # characters; the text of a record may be long
 
 
 def on_paper(task: str, beside: Mapping[str, tuple[PaperTable, PaperRow] | None]) -> Iterable[str]:
@@ -137,10 +138,25 @@ def on_runs(runs: Mapping[str, Sequence[Record]], metrics: Sequence[str]) -> Ite
             "The initializations have different seeds: a difference is over the seeds that both "
             "have, or over all if none is common."
         )
+    yield from _on_tuning(runs)
     machines = _environments(r for group in runs.values() for r in group)
     different = [f"{k} ({', '.join(sorted(v))})" for k, v in machines.items() if len(v) > 1]
     if different:
         yield f"Different between runs: {', '.join(different)}."
+
+
+def _on_tuning(runs: Mapping[str, Sequence[Record]]) -> Iterable[str]:
+    """Yield the learning rate of each row that one rule chose."""
+    rates: dict[str, dict[str, str]] = {}
+    for initialization, group in runs.items():
+        for record in group:
+            settings = flatten({key: record.config.get(key) for key in ("MOCO", "SOLVER")})
+            if rule := settings.get("MOCO.TUNED"):
+                rate = str(settings.get("SOLVER.BASE_LR"))[:_LONGEST_VALUE]
+                rates.setdefault(str(rule)[:_LONGEST_RULE], {})[initialization] = rate
+    for rule, chosen in rates.items():
+        listed = ", ".join(f"{name} {rate}" for name, rate in chosen.items())
+        yield f"Each row has the learning rate that is best by {rule}: {listed}."
 
 
 def _environments(records: Iterable[Record]) -> dict[str, set[str]]:

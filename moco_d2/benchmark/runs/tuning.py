@@ -1,0 +1,141 @@
+"""A learning rate for each row of a suite, chosen by one rule on a split of the training images.
+
+The key ``tune`` of a suite of kind ``transfer``:
+
+* ``learning_rates``: SOLVER.BASE_LR of the trials, at least two.
+* ``train``, ``test``: the two parts of the training images, ``{voc_C4: [voc_2007_train]}`` for each
+  task. The runner checks that they are disjoint parts of DATASETS.TRAIN.
+* ``seed``: the seed of the trials, which is none of the suite's (default: the largest + 1).
+
+A trial is a run of the row on the first part, evaluated on the second. All runs of the row have the
+rate of its best trial, and name the rule in MOCO.TUNED.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from moco_d2.benchmark.runs.suite_values import arguments_of, check_grid, check_keys, check_seeds
+from moco_d2.benchmark.runs.suites import Cell
+from moco_d2.benchmark.runs.trials import BEST, FOLDER_OF_TRIAL, METRIC
+from moco_d2.config.keys import read_value
+from moco_d2.config.plain import TRIAL
+from moco_d2.errors import UserError
+
+_KEYS = ("learning_rates", "train", "test", "seed")
+
+
+def tuned(cells: list[Cell], tune: Any, metric: str | None, source: Path) -> list[Cell]:
+    """Return the trials, and the cells with the rates of the best ones.
+
+    Args:
+        cells: The fine-tuning runs of a suite.
+        tune: The value of the key ``tune``.
+        metric: The metric that chooses; None for the first of PRIMARY_METRICS that a trial has.
+        source: The suite, for errors.
+
+    Raises:
+        UserError: If `tune` is not as above, or a run sets SOLVER.BASE_LR itself.
+    """
+    if not isinstance(tune, dict):
+        raise UserError(f"{source}: tune must be a mapping with the keys {', '.join(_KEYS)}")
+    check_keys(tune, _KEYS, source)
+    rates, parts = _rates(tune, source), _parts(tune, cells, source)
+    seeds = {cell.seed for cell in cells}
+    (seed,) = check_seeds([tune.get("seed", max(seeds) + 1)], source)
+    if seed in seeds:
+        raise UserError(f"{source}: the seed {seed} of tune is also in seeds; choose another one")
+    trials: dict[str, Cell] = {}
+    runs = []
+    for cell in cells:
+        if "SOLVER.BASE_LR" in cell.commands[0][1]:
+            raise UserError(f"{source}: SOLVER.BASE_LR must not be an override; tune chooses it")
+        train, test = parts[cell.task]
+        names = tuple(
+            FOLDER_OF_TRIAL.format(cell.task, cell.initialization, rate) for rate in rates
+        )
+        for name, rate in zip(names, rates, strict=True):
+            own = {
+                "DATASETS.TRAIN": str(train),
+                "DATASETS.TEST": str(test),
+                "SOLVER.BASE_LR": rate,
+                "MOCO.TUNED": TRIAL,
+                "SEED": seed,
+            }
+            trial = dataclasses.replace(cell, name=name, seed=seed)
+            trials.setdefault(name, _overridden(trial, own))
+        rule = (
+            f"{metric or 'the first primary metric'} on {' + '.join(test)} after training on "
+            f"{' + '.join(train)} (seed {seed}), of {', '.join(map(str, rates))}"
+        )
+        run = _overridden(cell, {"SOLVER.BASE_LR": BEST, "MOCO.TUNED": rule})
+        settings = {**run.settings, METRIC: metric or ""}
+        del settings["SOLVER.BASE_LR"]  # the trials decide
+        runs.append(dataclasses.replace(run, needs=(*cell.needs, *names), settings=settings))
+    check_grid(len(trials) + len(runs), source=source)
+    return [*trials.values(), *runs]
+
+
+def _rates(tune: Mapping[str, Any], source: Path) -> list[float]:
+    rates = tune.get("learning_rates")
+    if (
+        not isinstance(rates, list)
+        or not all(type(rate) in (int, float) and 0 < rate < float("inf") for rate in rates)
+        or len(set(map(float, rates))) != len(rates)
+        or len(rates) < 2
+    ):
+        raise UserError(
+            f"{source}: learning_rates of tune must be a list of at least two different numbers "
+            f"above 0, as in [0.01, 0.02, 0.04], got {rates!r:.80}"
+        )
+    return [float(rate) for rate in rates]
+
+
+def _parts(
+    tune: Mapping[str, Any], cells: Iterable[Cell], source: Path
+) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Return the training and the test datasets of the trials of each task."""
+    parts: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+    for task, cell in {cell.task: cell for cell in cells}.items():
+        names = []
+        for key in ("train", "test"):
+            value = tune.get(key)
+            named = value.get(task) if isinstance(value, dict) else None
+            if isinstance(named, str):
+                named = [named]
+            if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+                raise UserError(
+                    f"{source}: {key} of tune must name datasets of the task {task}, as in "
+                    f"{{{task}: [voc_2007_{'train' if key == 'train' else 'val'}]}}"
+                )
+            names.append(tuple(named))
+        train, test = names
+        if not train or len(test) != 1:
+            raise UserError(
+                f"{source}: tune needs at least one dataset in train and exactly one in test for "
+                f"the task {task}"
+            )
+        if set(test) & set(datasets(cell, "TEST")):
+            raise UserError(
+                f"{source}: {test[0]} of tune is the test set of {task}; name a part of its "
+                "training images"
+            )
+        parts[task] = train, test
+    return parts
+
+
+def datasets(cell: Cell, part: str) -> tuple[str, ...]:
+    """Return the names in DATASETS.TRAIN or DATASETS.TEST; () if the cell does not set them."""
+    value = cell.settings.get(f"DATASETS.{part}")
+    return tuple(read_value(f"DATASETS.{part}", value)) if value else ()
+
+
+def _overridden(cell: Cell, overrides: Mapping[str, Any]) -> Cell:
+    ((tool, words),) = cell.commands
+    start = words.index("--resume") + 1
+    pairs = dict(zip(words[start::2], words[start + 1 :: 2], strict=True))
+    new = (*words[:start], *arguments_of({**pairs, **overrides}))
+    return dataclasses.replace(
+        cell, commands=((tool, new),), settings={**cell.settings, **overrides}
+    )

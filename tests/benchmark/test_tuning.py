@@ -1,0 +1,175 @@
+"""A learning rate for each row of a suite, chosen by one rule."""
+
+import dataclasses
+import json
+
+import pytest
+import yaml
+from support.toy_data import make_voc
+
+from moco_d2.benchmark.records.results import read_records
+from moco_d2.benchmark.runs import cell_state
+from moco_d2.benchmark.runs.checks import check_configs
+from moco_d2.benchmark.runs.inputs import check_parts
+from moco_d2.benchmark.runs.suites import load_suite
+from moco_d2.benchmark.runs.trials import best_rate, has_diverged, is_trial
+from moco_d2.benchmark.tables.comparison import measured_tables
+from moco_d2.config.plain import matched_sha256
+from moco_d2.errors import UserError
+
+TUNE = {
+    "learning_rates": [0.01, 0.02, 0.04],
+    "train": {"voc_C4": ["voc_2007_train", "voc_2012_train"]},
+    "test": {"voc_C4": "voc_2007_val"},
+}
+
+
+def suite_of(folder, tune=TUNE, **more):
+    file = folder / "own.yaml"
+    content = {"tasks": ["voc_C4"], "initializations": ["random", "moco"], "seeds": [1, 2]}
+    file.write_text(yaml.safe_dump({**content, "tune": tune, **more}))
+    return load_suite(file)
+
+
+def write_trial(folder, cell, ap, make_content, metric="bbox"):
+    """The record of a trial that has ended."""
+    record = make_content(
+        task=cell.task,
+        initialization=cell.initialization,
+        seed=cell.seed,
+        metrics={metric: {"AP": ap}},
+        base_lr=float(cell.settings["SOLVER.BASE_LR"]),
+    )
+    record["config"]["resolved"]["MOCO"] = {"TUNED": "trial"}
+    (folder / cell.name).mkdir(parents=True)
+    (folder / cell.name / "record.json").write_text(json.dumps(record))
+
+
+def test_trials_come_before_the_runs_that_need_them(tmp_path):
+    suite = suite_of(tmp_path)
+    trials = [cell for cell in suite.cells if is_trial(cell)]
+    runs = [cell for cell in suite.cells if not is_trial(cell)]
+    assert len(trials) == 6 and len(runs) == 4
+    assert {cell.seed for cell in trials} == {3}  # none of the grid's
+    assert trials[1].name == "voc_C4/random/tuning/lr0.02"
+    words = trials[1].commands[0][1]
+    assert words[words.index("SOLVER.BASE_LR") + 1] == "0.02"
+    assert words[words.index("DATASETS.TEST") + 1] == "('voc_2007_val',)"
+    for run in runs:
+        assert run.needs == tuple(
+            cell.name for cell in trials if cell.initialization == run.initialization
+        )
+        assert "DATASETS.TEST" not in run.commands[0][1]
+    check_configs(suite.cells, tmp_path / "out", planned=True)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"learning_rates": [0.02]}, "learning_rates of tune must be a list of at least two"),
+        ({"learning_rates": [0.02, -1]}, "different numbers above 0"),
+        ({"rates": [1]}, "unknown key 'rates'"),
+        ({"seed": 2}, "the seed 2 of tune is also in seeds"),
+        ({"train": {}}, "train of tune must name datasets of the task voc_C4"),
+        ({"test": {"voc_C4": "voc_2007_test"}}, "voc_2007_test of tune is the test set of voc_C4"),
+        ({"test": {"voc_C4": ["a", "b"]}}, "exactly one in test"),
+    ],
+)
+def test_a_wrong_rule_is_one_sentence(tmp_path, wrong, message):
+    with pytest.raises(UserError, match=message):
+        suite_of(tmp_path, {**TUNE, **wrong})
+
+
+def test_a_rate_that_the_suite_sets_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"SOLVER\.BASE_LR must not be an override"):
+        suite_of(tmp_path, overrides={"SOLVER.BASE_LR": 0.1})
+
+
+def test_the_best_trial_decides(tmp_path, make_content):
+    suite = suite_of(tmp_path)
+    out = tmp_path / "out"
+    trials = [cell for cell in suite.cells if is_trial(cell) and cell.initialization == "moco"]
+    run = suite.cells[-1]
+    for cell, ap in zip(trials, (50.0, 52.0, 52.0), strict=True):
+        with pytest.raises(UserError, match="cannot be read"):
+            best_rate(run, out)
+        write_trial(out, cell, ap, make_content)
+    assert best_rate(run, out) == "0.02"  # of equal ones the smallest
+    words = run.commands[0][1]
+    placed = [cell_state.placed(word, run, out) for word in words]
+    assert placed[placed.index("SOLVER.BASE_LR") + 1] == "0.02"
+    assert read_records([out], required=False) == []  # no table shows trials
+
+
+def test_the_declared_primary_metric_decides(tmp_path, make_content):
+    suite = suite_of(tmp_path, primary=["segm/AP"])
+    out = tmp_path / "out"
+    trials = [cell for cell in suite.cells if is_trial(cell) and cell.initialization == "moco"]
+    for cell in trials:
+        write_trial(out, cell, 50.0, make_content)
+    with pytest.raises(UserError, match=r"no trial of voc_C4/moco has segm/AP"):
+        best_rate(suite.cells[-1], out)
+
+
+def test_a_trial_that_diverges_is_done_and_not_chosen(tmp_path, make_content):
+    suite = suite_of(tmp_path)
+    out = tmp_path / "out"
+    trials = [cell for cell in suite.cells if is_trial(cell) and cell.initialization == "moco"]
+    for cell in trials[:2]:
+        write_trial(out, cell, 50.0, make_content)
+    cell_state.note_started(trials[2], out, processes=1, completed=0)
+    assert cell_state.examine(trials[2], out, processes=1).status == "partial"
+    log = out / trials[2].name / "output.log"
+    log.write_text("error: the loss is no longer finite at iteration 3 (loss_cls); start again\n")
+    assert cell_state.examine(trials[2], out, processes=1).status == "done"
+    assert best_rate(suite.cells[-1], out) == "0.01"
+    run = dataclasses.replace(suite.cells[-1], name=trials[2].name)  # a run of the grid is not done
+    assert not has_diverged(run, out)
+
+
+def test_rows_with_one_rule_are_matched_and_others_are_not(make_content, write):
+    for name, rule, lr in (
+        ("supervised", "AP", 0.02),
+        ("moco", "AP", 0.04),
+        ("moco_v2", "AP50", 0.02),
+        ("random", "", 0.02),
+    ):
+        record = make_content(initialization=name, base_lr=lr)
+        resolved = record["config"]["resolved"]
+        resolved["MOCO"] = {"TUNED": rule}
+        record["config"]["matched_sha256"] = matched_sha256(resolved)
+        write(record)
+    (table,) = measured_tables(read_records([write.folder]))
+    assert {row.label: row.marks for row in table.rows} == {
+        "random": ("mismatched",),
+        "supervised": (),
+        "moco": (),
+        "moco_v2": ("mismatched",),
+    }
+    assert "Each row has the learning rate that is best by AP: supervised 0.02, moco 0.04." in (
+        table.notes
+    )
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        ("first", "rest", None),
+        ("first", "trainval", r"^tune: \d+ images of .*first are also in .*trainval; name two par"),
+        ("test", "rest", r"^tune: 6 images of .* are not training images of voc_C4; name parts of"),
+    ],
+)
+def test_trials_use_two_parts_of_the_training_images(tmp_path, train, test, message):
+    root = make_voc(tmp_path / "voc")
+    lists = root / "ImageSets" / "Main"
+    names = (lists / "trainval.txt").read_text().split()
+    (lists / "first.txt").write_text("\n".join(names[:3]))
+    (lists / "rest.txt").write_text("\n".join(names[3:]))
+    data = {"DATASETS.TRAIN": f"('voc:{root}:trainval',)", "DATASETS.TEST": f"('voc:{root}:test',)"}
+    parts = {"train": {"voc_C4": [f"voc:{root}:{train}"]}, "test": {"voc_C4": f"voc:{root}:{test}"}}
+    suite = suite_of(tmp_path, {**TUNE, **parts}, overrides=data)
+    if message is None:
+        check_parts(suite.cells, tmp_path)
+        return
+    with pytest.raises(UserError, match=message):
+        check_parts(suite.cells, tmp_path)

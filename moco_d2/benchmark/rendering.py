@@ -34,15 +34,29 @@ def render(records: Iterable[Record], format: str = "markdown") -> str:
     return _writer(format)(measured_tables(records))
 
 
-def render_folders(paths: Iterable[str | Path], format: str = "markdown") -> str:
+def render_folders(
+    paths: Iterable[str | Path], format: str = "markdown", *, images: bool = False
+) -> str:
     """Return one table per task from the run records in folders, and one per pretraining sweep.
 
+    Args:
+        paths: Folders with records at any depth.
+        format: A key of FORMATS.
+        images: Whether to add the intervals over seeds and images (CSV has none).
+
     Raises:
-        UserError: If the format is unknown, a path does not exist, or there are no records.
+        UserError: If the format is unknown, a path does not exist, or there are no records; with
+            `images`, if no run has a usable per_image.npz.
     """
     writer, paths = _writer(format), list(paths)
     sweeps = sweep_tables(read_pretext_records(paths))
-    return writer([*measured_tables(read_records(paths, required=not sweeps)), *sweeps])
+    records = read_records(paths, required=not sweeps)
+    tables = measured_tables(records)
+    if images:
+        from moco_d2.benchmark.tables.image_intervals import with_images
+
+        tables = with_images(tables, records)
+    return writer([*tables, *sweeps])
 
 
 def render_paper(name: str | None = None, format: str = "markdown") -> str:

@@ -54,6 +54,7 @@ class Comparison:
     to test against. `p_flip` is that of the exact sign-flip test over common seeds. `p_margin` is
     that of two one-sided tests of a difference of `margin` or more (Schuirmann, Journal of
     Pharmacokinetics and Biopharmaceutics 15, 1987), and `p_margin_holm` is corrected like p_holm.
+    `variance` of the difference is known with `freedom` degrees of freedom.
     """
 
     difference: float
@@ -67,6 +68,8 @@ class Comparison:
     p_margin: float | None = None
     p_margin_holm: float | None = None
     margin: float = MARGIN
+    variance: float | None = None
+    freedom: float | None = None
 
     @property
     def equivalent(self) -> bool:
@@ -316,7 +319,8 @@ def _tested(
     p = 2 * float(special.stdtr(freedom, -abs(difference) / error))
     p_margin = float(special.stdtr(freedom, (abs(difference) - margin) / error))
     low, high = difference - half, difference + half
-    return Comparison(difference, n, test, low, high, p, p_margin=p_margin, margin=margin)
+    known = {"margin": margin, "variance": variance, "freedom": freedom}
+    return Comparison(difference, n, test, low, high, p, p_margin=p_margin, **known)
 
 
 def _half_width(parts: Sequence[tuple[float, float]]) -> float:

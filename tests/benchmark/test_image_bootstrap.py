@@ -139,6 +139,14 @@ def test_two_runs_get_the_same_draws(tmp_path):
         np.testing.assert_array_equal(mine, theirs)
     assert one.drawn.shape == (20, 3) and one.left_out.shape == (30, 3)
     assert one.drawn.std(axis=0).min() > 0
+    # Several draws are evaluated at a time, with the result of one by one.
+    rng = np.random.default_rng(0)
+    group = rng.permutation(30) % 30
+    first = np.bincount(rng.integers(0, 30, 30), minlength=30)
+    ap = WeightedAP(part)
+    np.testing.assert_allclose(one.point, ap(np.ones(30)), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(one.drawn[0], ap(first), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(one.left_out[-1], ap(group != 29), rtol=0, atol=1e-10)
 
 
 def test_bca_limits_are_scipys():

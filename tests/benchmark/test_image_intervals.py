@@ -1,0 +1,87 @@
+"""The intervals over seeds and images below a table, from the files beside records."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from support.run_records import content
+
+from moco_d2.benchmark.image_bootstrap import WeightedAP
+from moco_d2.benchmark.rendering import render_folders
+from moco_d2.errors import UserError
+from moco_d2.files import sha256
+from moco_d2.records.per_image import per_image, write_per_image
+
+IMAGES, TEST_SET = 60, "voc_2007_test"
+LINE = re.compile(r"^\| (.+?) \| (.+?) \| (\S+) \| \\\[(.+?)\\\] \| \\\[(.+?)\\\] \| (\d+) % \|$")
+
+
+def part(rng, skill):
+    """Two objects in each image, which a detector finds as often as its skill says."""
+    image = np.tile(np.arange(IMAGES), 3)
+    score = np.sort(rng.random(len(image)))[::-1]
+    rng.shuffle(image)
+    true = np.arange(10)[:, None] < rng.normal(10 * skill, 3, len(image))
+    true &= np.array([np.sum(image[:i] == k) < 2 for i, k in enumerate(image)])
+    counts = np.full((1, IMAGES), 2)
+    detections = (np.zeros(len(image), int), image, score, true, np.zeros_like(true))
+    return per_image(IMAGES, "voc_2007", detections, counts)
+
+
+@pytest.fixture
+def runs(write):
+    """Three seeds of two initializations with their files."""
+    rng = np.random.default_rng(0)
+    for initialization, skill in (("supervised", 0.5), ("moco", 0.6)):
+        for seed in (1, 2, 3):
+            kept = part(rng, skill)
+            ap = WeightedAP(kept)(np.ones(IMAGES)).tolist()
+            metrics = {"bbox": dict(zip(("AP", "AP50", "AP75"), ap, strict=True))}
+            record = content(initialization=initialization, seed=seed, metrics=metrics)
+            folder = write.folder / f"{initialization}_{seed}"
+            folder.mkdir(parents=True)
+            file = folder / "per_image.npz"
+            write_per_image(file, {"bbox": kept}, bytes(32))
+            entry = {"file": file.name, "sha256": sha256(file), "bytes": file.stat().st_size}
+            record["per_image"] = {TEST_SET: entry}
+            (folder / "record.json").write_text(json.dumps(record))
+    return write.folder
+
+
+def lines(text):
+    return [match.groups() for line in text.splitlines() if (match := LINE.match(line))]
+
+
+def test_each_difference_has_both_intervals(runs):
+    found = lines(render_folders([runs], images=True))
+    assert [line[:2] for line in found] == [
+        ("moco - supervised", column) for column in ("AP50", "AP", "AP75")
+    ]
+    for _, _, mean, seeds, both, share in found:
+        low, high = map(float, seeds.split(", "))
+        lower, higher = map(float, both.split(", "))
+        assert lower <= low < float(mean) < high <= higher
+        assert 0 <= int(share) <= 100
+    assert "other test images" in render_folders([runs], "html", images=True)
+    plain = render_folders([runs])
+    assert not lines(plain) and "other test images" not in plain
+
+
+@pytest.mark.parametrize("damage", ["gone", "changed", "of another run"])
+def test_a_file_that_is_not_the_runs_own_is_left_out(runs, caplog, damage):
+    files = sorted(runs.glob("*/per_image.npz"))
+    if damage == "gone":
+        files[0].unlink()
+    elif damage == "changed":
+        files[0].write_bytes(files[0].read_bytes()[:-1] + b"x")
+    else:
+        record = files[0].with_name("record.json")
+        before, after = sha256(files[0]), sha256(files[4])
+        files[0].write_bytes(files[4].read_bytes())
+        record.write_text(record.read_text().replace(before, after))
+    with pytest.raises(UserError, match="no two rows have a common seed"):
+        render_folders([runs], images=True)
+    said = {"gone": "No such file", "changed": "sha256 is another"}
+    assert said.get(damage, "but the record's") in caplog.text
+    assert str(files[0].parent) in caplog.text

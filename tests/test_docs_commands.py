@@ -1,6 +1,6 @@
 """Every command of README, the pages and --help is one: each is parsed by its tool's own parser,
 names configs, suites and targets that exist, and sets keys to values that they accept. The quick
-start also runs, in tiny.
+start also runs, in tiny; tests/test_docs_runs.py runs the other pages.
 """
 
 import argparse
@@ -14,10 +14,11 @@ from support.commands import run_tool
 from support.doc_commands import (
     PAGES,
     blocks,
-    commands,
-    help_examples,
+    help_commands,
+    page_commands,
     parse,
     script_of,
+    sentence_commands,
     written_files,
 )
 from support.paths import ROOT, TOOLS
@@ -26,15 +27,8 @@ from moco_d2.benchmark.runs.suites import load_suite
 from moco_d2.cli import COMMANDS
 from moco_d2.config.load import load_config_of
 
-# Commands that no parser of ours reads, each with the reason why nothing runs it here.
-OTHERS = {
-    "uv venv": "makes an environment; .ci/install_paths runs the like",
-    "uv pip install": "installs packages; .ci/install_paths runs it in fresh environments",
-    ".venv/bin/pre-commit install": "changes the repository of git",
-    "python detectron2/tools/train_net.py": "a file of Detectron2's checkout; "
-    "tests/end_to_end/test_stock_detectron2.py runs a config in stock Detectron2",
-    "grep -o": "prints a part of a file that the command before it writes",
-}
+# Commands that no parser of ours reads; support/doc_runs.py says why nothing runs them.
+OTHERS = ("uv ", ".venv/bin/pre-commit ", "python detectron2/", "grep ")
 # Files of a user, or that a command of another page writes.
 OF_USERS = re.compile(
     r"(mine|checkpoint)\S*|r-50-1000ep.pth.tar|weights/\S+|output/\S+|\w+://\S+|random"
@@ -54,7 +48,7 @@ def without_torchrun(words):
 def check(words):
     """Assert that a command can be typed."""
     line = shlex.join(words)
-    if any(line.startswith(other) for other in OTHERS):
+    if line.startswith(OTHERS):
         return
     if words[0] == "make":
         targets = re.findall(r"(?m)^([\w-]+):", (ROOT / "Makefile").read_text())
@@ -102,41 +96,27 @@ def typed_at(tmp_path, monkeypatch):
     return go
 
 
-def of_page(page):
-    return [words for block in blocks(page) for words in commands(block)]
-
-
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda p: p.stem)
 def test_commands_of_a_page_can_be_typed(page, typed_at):
     typed_at(page)
-    found = of_page(page)
+    found = page_commands(page)
     assert found
     for words in found:
         check(words)
 
 
 def test_commands_within_sentences_can_be_typed(typed_at):
-    """Those with arguments, and without a placeholder: a word in capitals that is no key, dots."""
     typed_at(ROOT / "docs/quick_start.md")
-    found = 0
-    for page in PAGES:
-        for line in re.findall(r"`((?:tools/\w+\.py|moco-d2) [^`\s]+ [^`]+)`", page.read_text()):
-            if "..." not in line and not re.search(r"(?<![.\w])[A-Z]+(?![.\w_])|[{*]", line):
-                check(shlex.split(line))
-                found += 1
+    found = [words for page in PAGES for words in sentence_commands(page)]
     assert found
+    for words in found:
+        check(words)
 
 
 @pytest.mark.parametrize("tool", sorted({*COMMANDS.values()}))
 def test_examples_of_help_can_be_typed(tool, typed_at):
     typed_at(ROOT / "docs/quick_start.md")
-    examples = help_examples(TOOLS / tool)
-    if tool == "benchmark.py":
-        for name in ("plan", "run", "table", "report", "paper", "compare", "import"):
-            examples += "\n" + help_examples(TOOLS / tool, name)
-    # The help of benchmark.py explains each example, after two spaces.
-    lines = [re.split(r"(?<=\S) {2,}", line.strip())[0] for line in examples.splitlines()]
-    found = commands("\n".join(lines))
+    found = help_commands(TOOLS / tool)
     assert found
     for words in found:
         check(words)
@@ -161,12 +141,6 @@ def test_examples_of_help_can_be_typed(tool, typed_at):
 def test_a_wrong_command_is_noticed(line):
     with pytest.raises(BaseException):  # noqa: B017  whatever the parser raises
         check(shlex.split(line))
-
-
-def test_no_reason_is_left_over():
-    lines = [shlex.join(words) for page in PAGES for words in of_page(page)]
-    for other in OTHERS:
-        assert any(line.startswith(other) for line in lines), other
 
 
 def test_the_readme_is_short():
@@ -202,7 +176,7 @@ def test_the_quick_start_runs(tmp_path, typed_at):
     typed_at(page)
     (tmp_path / "weights/mine.yaml").unlink()  # which a command writes
     done = []
-    for words in of_page(page):
+    for words in page_commands(page):
         name = Path(words[0]).name
         if name in LEFT_OUT or words[1] in LEFT_OUT:
             continue

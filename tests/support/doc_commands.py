@@ -7,6 +7,7 @@ import io
 import os
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -134,3 +135,43 @@ def help_examples(script: Path, *words: str) -> str:
         with pytest.raises(SystemExit):
             runpy.run_path(str(script))["parse_args"]()
     return re.split(r"\nexamples?:", said.getvalue())[-1]
+
+
+def help_commands(script: Path) -> list[list[str]]:
+    """The commands of the examples of a command's --help, and of those of its subcommands."""
+    texts = [help_examples(script)]
+    texts += [help_examples(script, n) for n in runpy.run_path(str(script)).get("_COMMANDS", ())]
+    # The help of benchmark.py explains each example, after two spaces.
+    lines = [re.split(r"(?<=\S) {2,}", line.strip())[0] for t in texts for line in t.splitlines()]
+    return commands("\n".join(lines))
+
+
+def page_commands(page: Path) -> list[list[str]]:
+    """The commands of the blocks of a page."""
+    return [words for block in blocks(page) for words in commands(block)]
+
+
+def sentence_commands(page: Path) -> list[list[str]]:
+    """The commands within the sentences of a page: those with arguments, and without a placeholder:
+    a word in capitals that is no key, dots.
+    """
+    lines = re.findall(r"`((?:tools/\w+\.py|moco-d2) [^`\s]+ [^`]+)`", page.read_text())
+    placeholder = r"\.\.\.|(?<![.\w])[A-Z]+(?![.\w_])|[{*]"
+    return [shlex.split(line) for line in lines if not re.search(placeholder, line)]
+
+
+def all_lines() -> list[str]:
+    """Each command of the pages and of --help once: a script by its path in the checkout, without
+    the interpreter or the name of the console script.
+    """
+    found = [find(page) for page in PAGES for find in (page_commands, sentence_commands)]
+    found += [help_commands(TOOLS / tool) for tool in sorted({*COMMANDS.values()})]
+    return list(dict.fromkeys(_line(words) for some in found for words in some))
+
+
+def _line(words: list[str]) -> str:
+    if Path(words[0]).name not in ("make", "uv", "grep", "pre-commit", "torchrun"):
+        script, arguments = script_of(words)
+        if script.is_file():
+            words = [str(script.relative_to(ROOT)), *arguments]
+    return shlex.join(words)

@@ -9,6 +9,7 @@ from xdist.scheduler import LoadFileScheduling
 # Four seconds of a core and more. The longest come first, so that no worker begins a long file when
 # the other has nothing left.
 SLOW = (
+    "test_docs_runs.py",
     "checkpoint/test_families.py",
     "checkpoint/test_detectron2_models.py",
     "test_group_signals.py",

@@ -67,3 +67,15 @@ def test_what_can_be_run_begins_with_a_line_for_it_and_is_executable(file):
     is_script = any(line.startswith('if __name__ == "__main__":') for line in lines)
     assert (lines[0] == "#!/usr/bin/env python3") == is_script
     assert os.access(file, os.X_OK) == is_script
+
+
+@pytest.mark.parametrize(
+    "file", [file for file in SCRIPTS if "parse_args(" in file.read_text()], ids=name
+)
+def test_what_has_flags_explains_them(file, capsys):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", [name(file), "--help"])
+        patch.syspath_prepend(str(file.parent))
+        runpy.run_path(str(file), run_name="__main__")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: ")

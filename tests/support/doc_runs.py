@@ -1,7 +1,6 @@
 """How a test executes each documented command in tiny, or what the command needs that is not here.
 
-Both lists have patterns of command lines as doc_commands.line_of returns them; the first that fits
-counts. tests/test_docs_commands.py refuses a command without one, and a pattern without a command.
+Both lists have patterns of the command lines that doc_commands.py finds; the first that fits counts. tests/test_docs_commands.py refuses a command without one, and a pattern without a command.
 """
 
 from support.toy_data import SMALL_DETECTOR

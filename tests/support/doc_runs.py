@@ -1,6 +1,7 @@
 """How a test executes each documented command in tiny, or what the command needs that is not here.
 
-Both lists have patterns of the command lines that doc_commands.py finds; the first that fits counts. tests/test_docs_commands.py refuses a command without one, and a pattern without a command.
+Both lists have patterns of the command lines that doc_commands.py finds; the first pattern that
+fits counts. tests/test_docs_runs.py refuses a command without one, and a pattern without a command.
 """
 
 from support.toy_data import SMALL_DETECTOR

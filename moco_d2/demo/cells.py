@@ -274,7 +274,7 @@ def _datasets(task: str) -> dict[str, Any]:
     return {
         "DATASETS.TRAIN": f"('{train}',)",
         "DATASETS.TEST": f"('{test}',)",
-        "MODEL.ROI_HEADS.NUM_CLASSES": len(scenes.CLASSES[kind]),
+        "MODEL.ROI_HEADS.NUM_CLASSES": len(scenes.CLASSES),
     }
 
 

@@ -29,8 +29,8 @@ from moco_d2.files import write_text
 #: What the labels of pretraining have to do with the classes to detect.
 LABELS = (
     "The supervised network was pretrained on the shapes of the objects, and the detectors have "
-    "to find their textures, alone or with the shapes: labels and classes are of two kinds, as in "
-    "ImageNet and a detection set."
+    "to find their textures: labels and classes are of two kinds, as in ImageNet and a detection "
+    "set."
 )
 _SAME_CLASSES = (
     " Only supervised_same_classes was pretrained on the textures, so it knows the classes before."

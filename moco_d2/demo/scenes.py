@@ -7,8 +7,8 @@ MoCo's augmentations change most of these properties, so its features learn to i
 no color, and backgrounds are similar: with wider gray levels (95 to 160), MoCo learned little but
 the background.
 
-The labels of pretraining are the shapes. The classes to detect are the looks in the VOC set and the
-textures in the COCO set: another kind, as the classes of ImageNet and of a detection set are.
+The labels of pretraining are the shapes, and the classes to detect are the textures: another kind,
+as the classes of ImageNet and of a detection set are.
 """
 
 import json
@@ -31,9 +31,8 @@ LOOKS = dict(
     )
 )
 LOOK_NAMES = tuple(LOOKS)
-#: The classes of the detection sets, by the task's data. The labels of the supervised pretraining,
-#: the shapes, tell no two textures apart.
-CLASSES = {"voc": LOOK_NAMES, "coco": tuple(sorted(_TEXTURES))}
+#: The classes to detect. The labels of the supervised pretraining, the shapes, tell no two apart.
+CLASSES = tuple(sorted(_TEXTURES))
 #: The kind of labels of a list of pretraining images -> look -> its label.
 LABELS = {
     "textures": {name: name.split("_")[0] for name in LOOK_NAMES},
@@ -121,9 +120,8 @@ def write_dataset(
     ``pretrain/`` and ``pretrain_test/`` are class folders of one-object images, one per look.
     ``pretrain_textures.txt`` and ``pretrain_shapes.txt`` list the images of ``pretrain/`` with a
     label. ``VOC2007/`` is a folder of the Pascal VOC devkit, and ``coco/`` holds
-    ``images/{train,test}`` and ``annotations/{train,test}.json``; their classes are the looks and
-    the textures. All sets are drawn independently. The same arguments give the same bytes, and a
-    set does not depend on the sizes of the others.
+    ``images/{train,test}`` and ``annotations/{train,test}.json``. All sets are drawn independently.
+    The same arguments give the same bytes, and a set does not depend on the sizes of the others.
 
     Args:
         root: The output folder; existing files are overwritten.
@@ -171,7 +169,7 @@ def _write_voc_split(root: Path, split: str, numbers: range, rng: np.random.Gene
         _write_jpeg(root / "JPEGImages" / f"{name}.jpg", image)
         annotation = _voc_annotation(f"{name}.jpg", image.shape, objects)
         (root / "Annotations" / f"{name}.xml").write_text(annotation)
-    (root / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES["voc"]))
+    (root / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES))
     (root / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{n}\n" for n in names))
 
 
@@ -186,7 +184,7 @@ def _voc_annotation(filename: str, shape: tuple[int, ...], objects: list[Object]
         corners = _tags(
             xmin=math.floor(x0) + 1, ymin=math.floor(y0) + 1, xmax=math.ceil(x1), ymax=math.ceil(y1)
         )
-        facts = _tags(name=item.name, pose="Unspecified", truncated=0, difficult=0)
+        facts = _tags(name=item.texture, pose="Unspecified", truncated=0, difficult=0)
         lines.append(f"\t<object>{facts}<bndbox>{corners}</bndbox></object>")
     return "\n".join([*lines, "</annotation>", ""])
 
@@ -214,7 +212,7 @@ def _write_coco_split(root: Path, split: str, count: int, rng: np.random.Generat
         "annotations": annotations,
         "categories": [
             {"id": number, "name": name, "supercategory": "texture"}
-            for number, name in enumerate(CLASSES["coco"], start=1)
+            for number, name in enumerate(CLASSES, start=1)
         ],
     }
     (root / "annotations" / f"{split}.json").write_text(json.dumps(content))
@@ -225,7 +223,7 @@ def _coco_annotation(annotation_id: int, image_id: int, item: Object) -> dict[st
     return {
         "id": annotation_id,
         "image_id": image_id,
-        "category_id": CLASSES["coco"].index(item.texture) + 1,
+        "category_id": CLASSES.index(item.texture) + 1,
         "segmentation": [[round(float(v), 2) for v in item.polygon.ravel()]],
         "bbox": [round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)],
         "area": round(item.area, 2),

@@ -79,7 +79,7 @@ def test_lists_label_the_same_images_by_texture_and_by_shape(dataset):
     lists = {kind: read_list(dataset / f"pretrain_{kind}.txt") for kind in scenes.LABELS}
     textures, shapes = (list(lists[kind].classes) for kind in ("textures", "shapes"))
     assert textures == ["checked", "ringed", "striped"]
-    assert textures == list(scenes.CLASSES["coco"])
+    assert textures == list(scenes.CLASSES)
     paths = [list(images.paths) for images in lists.values()]
     assert paths[0] == paths[1]
     assert len(paths[0]) == SIZES["pretrain_images"]
@@ -107,7 +107,7 @@ def test_voc_layout(dataset):
         assert size == [width, height, 3]
         assert top.findall("object")
         for item in top.iter("object"):
-            assert item.findtext("name") in scenes.CLASSES["voc"]
+            assert item.findtext("name") in scenes.CLASSES
             assert item.findtext("difficult") == item.findtext("truncated") == "0"
             assert item.findtext("pose")
             x0, y0, x1, y1 = (
@@ -141,7 +141,7 @@ def test_coco_annotations(dataset, split, count):
     root = dataset / "coco"
     coco = COCO(str(root / "annotations" / f"{split}.json"))
     assert len(coco.imgs) == count
-    assert [coco.cats[i]["name"] for i in sorted(coco.cats)] == list(scenes.CLASSES["coco"])
+    assert [coco.cats[i]["name"] for i in sorted(coco.cats)] == list(scenes.CLASSES)
     assert min(coco.cats) == 1
     for image in coco.imgs.values():
         path = root / "images" / split / image["file_name"]

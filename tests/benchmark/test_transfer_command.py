@@ -33,6 +33,7 @@ from moco_d2.benchmark.transfer_command.weights import (
 )
 from moco_d2.errors import UserError
 from moco_d2.locks import run_in
+from moco_d2.transfer.data import registered
 
 _REPORT = {
     "depth": 50,
@@ -327,6 +328,23 @@ def test_damaged_data_is_refused_before_the_measurement_and_read_anew_when_repai
     file.write_text(whole)
     assert answer(question, tmp_path / "out", plan_only=True) == 0
     assert measured
+
+
+def test_each_dataset_is_read_once_before_the_measurement(
+    question, unmeasured, tmp_path, monkeypatch
+):
+    read = registered._load
+
+    def logged(name):
+        with (tmp_path / "log").open("a") as log:  # by child processes
+            log.write(f"{name}\n")
+        return read(name)
+
+    monkeypatch.setattr(registered, "_load", logged)
+    question = dataclasses.replace(question, checkpoints=question.checkpoints[:1])
+    assert answer(question, tmp_path / "out", plan_only=True) == 0
+    names = (tmp_path / "log").read_text().splitlines()
+    assert len(names) == len(set(names)) == 2
 
 
 def test_training_data_are_no_test_data(question, unmeasured, tmp_path):

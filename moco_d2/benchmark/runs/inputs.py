@@ -17,7 +17,14 @@ _TOOL = "train_net.py"
 _MOST_LISTED = 12  # findings that one error lists
 
 
-def check_inputs(cells: Iterable[Cell], folder: Path, processes: int) -> None:
+def check_inputs(
+    cells: Iterable[Cell],
+    folder: Path,
+    processes: int,
+    *,
+    data: bool = True,
+    in_this_process: bool = False,
+) -> None:
     """Make all checks of tools/train_net.py that need no model, once per different config.
 
     Without them, a suite would start each run only to see it refused. Runs that need other runs of
@@ -27,6 +34,9 @@ def check_inputs(cells: Iterable[Cell], folder: Path, processes: int) -> None:
         cells: The runs that are left.
         folder: The folder of the suite, with its config files.
         processes: Number of processes of each run.
+        data: Whether the datasets are read and checked, too.
+        in_this_process: Whether this process registers and reads the datasets; by default it is a
+            child process, whose memory ends with it.
 
     Raises:
         UserError: If a run would be refused. The message lists the runs with their findings.
@@ -37,7 +47,8 @@ def check_inputs(cells: Iterable[Cell], folder: Path, processes: int) -> None:
     runs = list(distinct_runs(ready, folder, (_TOOL,)))
     if not runs:
         return
-    found = in_child({_TOOL}, _findings, [args for _, args in runs], processes)
+    work = [args for _, args in runs], processes, data
+    found = _findings(*work) if in_this_process else in_child({_TOOL}, _findings, *work)
     with_finding: dict[str, list[str]] = {}
     for (cell, _), texts in zip(runs, found, strict=True):
         for text in texts:
@@ -60,19 +71,19 @@ def _listed(with_finding: dict[str, list[str]]) -> list[str]:
     return [f"no run was started; the runs have {len(lines)} findings", *shown, *beyond]
 
 
-def _findings(runs: Sequence[argparse.Namespace], processes: int) -> list[list[str]]:
+def _findings(runs: Sequence[argparse.Namespace], processes: int, data: bool) -> list[list[str]]:
     """Return the reasons for which each of the runs would be refused."""
-    return [_findings_of(args, processes) for args in runs]
+    return [_findings_of(args, processes, data) for args in runs]
 
 
-def _findings_of(args: argparse.Namespace, processes: int) -> list[str]:
+def _findings_of(args: argparse.Namespace, processes: int, data: bool) -> list[str]:
     from moco_d2.transfer.plan import load_run, plan_run
     from moco_d2.transfer.preflight.changes import apply_changes
     from moco_d2.transfer.preflight.check import check
 
     try:
         plan = plan_run(load_run(args), processes)
-        _, findings = apply_changes(plan, check(plan))
+        _, findings = apply_changes(plan, check(plan, data=data))
     except UserError as error:
         return [" ".join(str(error).split())]
     return [str(finding) for finding in findings]

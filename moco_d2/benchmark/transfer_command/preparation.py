@@ -56,22 +56,12 @@ def prepare(
     question: Question, asked: dict[str, Any], task: dict[str, Any], folder: Path
 ) -> list[str]:
     """Convert, measure, and write the suite and the state; return the plan in words."""
-    facts: Facts = in_child({TOOL}, read_facts, question.train, question.test)
-    check_keypoints(task, facts)
     rows, missing = _convert(question, folder)
-    shared = {
-        **network_settings(rows),
-        "DATASETS.TRAIN": repr(question.train),
-        "DATASETS.TEST": repr(question.test),
-        _CLASSES: facts.classes,
-    }
-    if task["MODEL.KEYPOINT_ON"] and facts.keypoints:
-        shared[_KEYPOINTS] = facts.keypoints
     runs = (len(rows) + 1) * question.seeds
     places = make_places(question.gpus_per_run, None, runs=runs, tools=TOOLS)
     cpu = not places[0].devices
-    if cpu:
-        shared["DATALOADER.NUM_WORKERS"] = 0
+    # What is wrong with the data is said before the measurement, for which it must be right.
+    facts, shared = in_child({TOOL}, _examine, question, task, rows, cpu)
     grid = Grid(
         runs,
         len(places),
@@ -80,24 +70,43 @@ def prepare(
         facts.short_side,
         int(form_settings(FORMS[-1], task, facts.short_side, cpu=cpu)["SOLVER.IMS_PER_BATCH"]),
     )
-    # What is wrong with the data is said before the measurement, for which it must be right.
-    smallest = FORMS[0 if question.budget else -1]
-    _check_suite(
-        question,
-        task,
-        rows,
-        {**shared, **_of(smallest, _ANY_STEPS, task, facts.short_side, cpu=cpu)},
-    )
     fitted = _fit(question, grid, task, shared, places)
     settings = {**shared, **_of(fitted.form, fitted.steps, task, facts.short_side, cpu=cpu)}
-    # Nothing is kept of a plan whose runs would be refused: data that is repaired is read anew.
-    _check_suite(question, task, rows, settings)
+    # Nothing is kept of a plan whose runs would be refused. No check of data depends on the form.
+    _check_suite(question, task, rows, settings, data=False)
     _write_suite(question, task, rows, settings, folder)
     lines = list(_plan(question, grid, fitted, {**task, **settings}, rows, folder))
     if missing:
         lines.append(missing)
     write_state(folder, asked, as_state(rows), lines)
     return lines
+
+
+def _examine(
+    question: Question, task: dict[str, Any], rows: Sequence[Row], cpu: bool
+) -> tuple[Facts, dict[str, Any]]:
+    """Return the facts of the data, and the settings that do not depend on the form. The data are
+    checked. Call it in a process of its own, which reads each dataset once.
+    """
+    from moco_d2.transfer.data.registered import keep_dicts
+
+    keep_dicts()
+    facts = read_facts(question.train, question.test)
+    check_keypoints(task, facts)
+    shared = {
+        **network_settings(rows),
+        "DATASETS.TRAIN": repr(question.train),
+        "DATASETS.TEST": repr(question.test),
+        _CLASSES: facts.classes,
+    }
+    if task["MODEL.KEYPOINT_ON"] and facts.keypoints:
+        shared[_KEYPOINTS] = facts.keypoints
+    if cpu:
+        shared["DATALOADER.NUM_WORKERS"] = 0
+    form = FORMS[0 if question.budget else -1]
+    settings = {**shared, **_of(form, _ANY_STEPS, task, facts.short_side, cpu=cpu)}
+    _check_suite(question, task, rows, settings, in_this_process=True)
+    return facts, shared
 
 
 def _of(
@@ -121,10 +130,14 @@ def check_keypoints(task: dict[str, Any], facts: Facts) -> None:
 
 
 def _check_suite(
-    question: Question, task: dict[str, Any], rows: Sequence[Row], settings: dict[str, Any]
+    question: Question,
+    task: dict[str, Any],
+    rows: Sequence[Row],
+    settings: dict[str, Any],
+    **how: bool,
 ) -> None:
     """Make the checks of the runs that need no model, for one run: the rows differ in their weights
-    only, which are converted and proven.
+    only, which are converted and proven. `how` is for check_inputs.
     """
     with tempfile.TemporaryDirectory(prefix="moco_d2_") as name:
         folder = Path(name)
@@ -132,7 +145,7 @@ def _check_suite(
         suite = load_suite(folder / SUITE)
         for path, content in suite.files.items():
             write_text(folder / path, content)
-        check_inputs([suite.cells[-1]], folder, max(1, question.gpus_per_run))
+        check_inputs([suite.cells[-1]], folder, max(1, question.gpus_per_run), **how)
 
 
 def _convert(question: Question, folder: Path) -> tuple[list[Row], str]:

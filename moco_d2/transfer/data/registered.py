@@ -36,6 +36,14 @@ def register_datasets(names: tuple[str, ...]) -> None:
             )
 
 
+_kept: list[dict[str, list[dict[str, Any]]]] = []  # one after keep_dicts: name -> dicts
+
+
+def keep_dicts() -> None:
+    """Let load_dicts read each dataset once, in a process that only examines them and then ends."""
+    _kept.append({})
+
+
 def load_dicts(name: str) -> list[dict[str, Any]]:
     """Return the dicts of a registered dataset.
 
@@ -43,11 +51,15 @@ def load_dicts(name: str) -> list[dict[str, Any]]:
         UserError: If its annotations are missing, cannot be read or cannot be trained on. The
             message names the file.
     """
+    if _kept and name in _kept[0]:
+        return _kept[0][name]
     check_annotation_files(name)
     _check_xml(name)
     _guard(name)
     dicts = _load(name)
     check_annotations(name, dicts)
+    if _kept:
+        _kept[0][name] = dicts
     return dicts
 
 

@@ -17,13 +17,17 @@ from moco_d2.transfer.preflight.trained_classes import check_trained_classes
 from moco_d2.transfer.preflight.validation_checks import check_validation_loss
 
 
-def check(plan: RunPlan) -> list[Finding]:
+def check(plan: RunPlan, *, data: bool = True) -> list[Finding]:
     """Return all findings that need no model; findings.enforce refuses a run that has any.
 
     All processes must call this function, and all get the same findings.
+
+    Args:
+        plan: The run.
+        data: Whether the datasets are read and checked, too.
     """
     cfg = plan.cfg
-    findings = check_datasets(cfg, eval_only=plan.eval_only)
+    findings = check_datasets(cfg, eval_only=plan.eval_only) if data else []
     findings += check_config(cfg, plan.provenance, world_size=plan.world_size)
     if plan.eval_only:
         return [*findings, *check_trained_classes(cfg)]
@@ -33,7 +37,7 @@ def check(plan: RunPlan) -> list[Finding]:
         *check_name(cfg, plan.config_file),
         *check_schedule(cfg, plan.written),
         *check_settings(cfg),
-        *check_validation_loss(cfg),
+        *(check_validation_loss(cfg) if data else ()),
         *check_memory(cfg, available=available, world_size=plan.world_size),
     ]
 

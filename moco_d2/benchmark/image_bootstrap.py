@@ -16,7 +16,7 @@ import numpy as np
 from scipy import special
 
 from moco_d2.benchmark.statistics import LEVEL
-from moco_d2.records.per_image import THRESHOLDS, PerImage
+from moco_d2.records.image_matches import THRESHOLDS, PerImage
 
 #: The metrics that follow from a file of images, and the thresholds that they average.
 AVERAGED = {"AP": slice(0, THRESHOLDS), "AP50": slice(0, 1), "AP75": slice(5, 6)}

@@ -219,7 +219,7 @@ class BoxErrors(Part, frozen=True, kw_only=True):
 
 
 class PerImageFile(Part, frozen=True):
-    """A file that records.per_image reads, in the folder of the record."""
+    """A file that records.image_matches reads, in the folder of the record."""
 
     file: Annotated[str, Meta(pattern=r"^per_image(_[0-9]{1,3})?\.npz$", max_length=30)]
     sha256: Sha256

@@ -22,6 +22,7 @@ from moco_d2.engine.resumed_config import FREE_TO_CHANGE, Change, changes, read_
 from moco_d2.errors import UserError
 from moco_d2.files import sha256, sha256_of_json, write_json
 from moco_d2.records.environment import hardware, versions
+from moco_d2.records.image_matches import PER_IMAGE_FILE, PerImage, write_per_image
 from moco_d2.records.metrics_json import (
     finite,
     history,
@@ -29,7 +30,6 @@ from moco_d2.records.metrics_json import (
     read_log,
     seconds_per_iteration,
 )
-from moco_d2.records.per_image import PerImage, write_per_image
 from moco_d2.records.run_schema import (
     RECORD_FILE,
     SCHEMA_VERSION,
@@ -205,7 +205,7 @@ class RunRecorder:
     def _write_per_image(self) -> dict[str, PerImageFile]:
         files = {}
         for i, (test_set, (outputs, names)) in enumerate(self.per_image.items()):
-            path = Path(self.cfg.OUTPUT_DIR) / (f"per_image_{i}.npz" if i else "per_image.npz")
+            path = Path(self.cfg.OUTPUT_DIR) / (f"per_image_{i}.npz" if i else PER_IMAGE_FILE)
             digest = hashlib.sha256("\n".join(names).encode()).digest()
             try:
                 write_per_image(path, outputs, digest)

@@ -26,7 +26,7 @@ from moco_d2.engine.terminal import WithBar
 from moco_d2.engine.trackers import Trackers
 from moco_d2.errors import UserError, as_raised
 from moco_d2.plugin.evaluators import USED_EVALUATORS
-from moco_d2.records.per_image import PerImage
+from moco_d2.records.image_matches import PerImage
 from moco_d2.transfer.checkpointing import SaveCheckpoint, TransferCheckpointer
 from moco_d2.transfer.data.training_data import TrainingBatches, build_training_batches, seeded
 from moco_d2.transfer.divergence import DivergenceError, explain

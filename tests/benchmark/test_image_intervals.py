@@ -11,7 +11,7 @@ from moco_d2.benchmark.image_bootstrap import WeightedAP
 from moco_d2.benchmark.rendering import render_folders
 from moco_d2.errors import UserError
 from moco_d2.files import sha256
-from moco_d2.records.per_image import per_image, write_per_image
+from moco_d2.records.image_matches import per_image, write_per_image
 
 IMAGES, TEST_SET = 60, "voc_2007_test"
 LINE = re.compile(r"^\| (.+?) \| (.+?) \| (\S+) \| \\\[(.+?)\\\] \| \\\[(.+?)\\\] \| (\d+) % \|$")

@@ -22,7 +22,7 @@ from moco_d2.benchmark.tables.comparison import measured_tables
 from moco_d2.errors import UserError
 from moco_d2.files import sha256
 from moco_d2.plugin.compat import has_compiled_operators
-from moco_d2.records.per_image import read_per_image
+from moco_d2.records.image_matches import read_per_image
 from moco_d2.transfer.evaluation import precise_bn
 from moco_d2.transfer.evaluation.tide import KINDS
 from moco_d2.transfer.trainer import Trainer

@@ -21,7 +21,7 @@ from moco_d2.benchmark.tables.grouping import by_initialization
 from moco_d2.benchmark.tables.table import Pair, Table
 from moco_d2.errors import UserError, printable
 from moco_d2.files import sha256
-from moco_d2.records.per_image import read_per_image
+from moco_d2.records.image_matches import read_per_image
 
 logger = logging.getLogger(__name__)
 

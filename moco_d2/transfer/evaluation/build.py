@@ -14,7 +14,7 @@ from detectron2.evaluation import (
 )
 
 from moco_d2.errors import UserError, closest
-from moco_d2.records.per_image import PerImage
+from moco_d2.records.image_matches import PerImage
 from moco_d2.transfer.data.semantic_mapper import RangedMapper
 from moco_d2.transfer.data.training_data import raise_if_unusable
 from moco_d2.transfer.evaluation.cityscapes import cityscapes_instance_evaluator

@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 
 from moco_d2.errors import UserError
 from moco_d2.plugin.evaluators import evaluation_with_matches, fast_lvis
-from moco_d2.records.per_image import OUTPUTS, THRESHOLDS, PerImage, per_image
+from moco_d2.records.image_matches import OUTPUTS, THRESHOLDS, PerImage, per_image
 from moco_d2.transfer.data.coco_normalization import (
     byte_order_marks_read,
     drop_empty_masks,

@@ -11,7 +11,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
 
 from moco_d2.errors import UserError
-from moco_d2.records.per_image import PerImage, per_image
+from moco_d2.records.image_matches import PerImage, per_image
 from moco_d2.transfer.data.voc_annotations import read_ground_truths, read_split, split_file
 from moco_d2.transfer.evaluation.tide import Detections, Objects, decompose
 from moco_d2.transfer.evaluation.voc_metric import average_precision, match

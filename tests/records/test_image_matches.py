@@ -6,8 +6,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from moco_d2.records import per_image as format
-from moco_d2.records.per_image import PerImage, per_image, read_per_image, write_per_image
+from moco_d2.records import image_matches as format
+from moco_d2.records.image_matches import PerImage, per_image, read_per_image, write_per_image
 
 DIGEST = bytes(range(32))
 

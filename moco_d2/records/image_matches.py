@@ -19,6 +19,8 @@ import numpy as np
 
 from moco_d2.files import atomic_write, read_regular_file
 
+#: Of the first test set. The others have their number in the name: per_image_1 and so on.
+PER_IMAGE_FILE = "per_image.npz"
 THRESHOLDS = 10
 #: How precision becomes an AP: at 101 recalls (COCO), at 11 recalls (VOC 2007) or as the area under
 #: the curve (VOC 2012). VOC's exact forms have one point of the curve for each distinct score.

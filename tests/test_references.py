@@ -54,7 +54,7 @@ NO_PYTHON = re.compile(
 )
 FILE_ENDINGS = {
     *("py", "yaml", "json", "jsonl", "md", "pth", "tar", "txt", "html", "pkl", "csv", "log"),
-    *("jpg", "png", "svg", "toml"),
+    *("jpg", "png", "svg", "toml", "npz"),
 }
 TOP = "docs|configs|results|tools|benchmarks|campaigns|studies|tests|moco_d2"
 

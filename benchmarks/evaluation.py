@@ -382,7 +382,7 @@ def main() -> None:
             f"of LVIS; of masks and keypoints, {FEW_DETECTIONS} per image and {few} images. The "
             "exact mode of VOC differs because, unlike Detectron2's evaluator, it does not round "
             "scores to three decimals.",
-            "Times are CPU times of all threads. That of hotcoco has the conversion of the annotations "
+            "Times are CPU times of all threads. That of hotcoco has the conversion of annotations "
             "and detections to its own form.",
         ],
     )

@@ -2,9 +2,7 @@
 
 Blocks compares rows whose seeds are blocks: the two-way analysis of variance without interaction
 (Fisher, The Design of Experiments, 1935), with a variance that is never below that of the rows
-compared. The source of Welch's t and its degrees of freedom is Welch, Biometrika 34 (1947). The
-source of the correction for several comparisons is Holm, Scandinavian Journal of Statistics 6
-(1979).
+compared. The source of Welch's t and its degrees of freedom is Welch, Biometrika 34 (1947).
 """
 
 import itertools
@@ -15,6 +13,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import special
+
+from moco_d2.benchmark.multiplicity import holm
 
 #: Level of confidence intervals and bands. Tests have the level 1 - LEVEL.
 LEVEL = 0.95
@@ -109,10 +109,11 @@ class Blocks:
 
     A seed gives all rows the same data order and the same initial head. What is common to a seed is
     removed from all rows, and the residual tells the spread of all of them together. The variance
-    of a difference is the largest of three: that of the pooled residual, the mean over the pairs of
-    either row, and its own. So many rows give power where their spreads agree, and a row that
-    spreads more than the others is compared with its own spread. The rule depends on no p. A run
-    that is missing changes the number of common seeds, and nothing else.
+    of a difference is the largest of three: that of the pooled residual, and the means over the
+    pairs of either row. So many rows give power where their spreads agree, and a row that spreads
+    more than the others is compared with its own spread. That of the pair alone does not count:
+    three seeds tell it badly. The rule depends on no p. A run that is missing changes the number of
+    common seeds, and nothing else.
 
     Examples:
     ::
@@ -161,7 +162,7 @@ class Blocks:
         differences = self._differences(row, other)
         n = len(differences)
         pooled, around = 2 * self._residual, map(self._mean_variance, (row, other))
-        variance = max(pooled, *around, float(differences.var(ddof=1)))
+        variance = max(pooled, *around)
         more = max(0, min(self._freedom, MOST_POOLED * (n - 1)) - (n - 1))
         share = pooled / variance if variance else 1.0
         return variance / n, n - 1 + more * share
@@ -237,22 +238,9 @@ def welch(
     return _tested("Welch", difference, n, parts, margin)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values after Holm's correction, in the same order.
-
-    If all values below 5 % are called significant, the chance of at least one false call is at most
-    5 %, whatever the dependence between the tests.
-    """
-    corrected = [0.0] * len(p_values)
-    largest = 0.0
-    ascending = sorted(range(len(p_values)), key=p_values.__getitem__)
-    for rank, i in enumerate(ascending):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
-        corrected[i] = largest
-    return corrected
-
-
-def corrected(comparisons: Iterable[Comparison], planned: int = 0) -> list[Comparison]:
+def corrected(
+    comparisons: Iterable[Comparison], planned: int = 0, possible: Sequence[int] = ()
+) -> list[Comparison]:
     """Return comparisons that are read together, a family, each with its `p_holm` and
     `p_margin_holm`. Orders and equivalences are corrected each by themselves.
 
@@ -260,20 +248,24 @@ def corrected(comparisons: Iterable[Comparison], planned: int = 0) -> list[Compa
         comparisons: Those that could be tested count; the others stay without a corrected p.
         planned: At least so many are corrected for. A comparison that a missing run makes
             untestable must not make it easier for the others.
+        possible: See holm; for orders only.
     """
     comparisons = list(comparisons)
-    for i, p in _holm_of([c.p for c in comparisons], planned):
+    for i, p in _holm_of([c.p for c in comparisons], planned, possible):
         comparisons[i] = replace(comparisons[i], p_holm=p)
     for i, p in _holm_of([c.p_margin for c in comparisons], planned):
         comparisons[i] = replace(comparisons[i], p_margin_holm=p)
     return comparisons
 
 
-def _holm_of(p_values: Sequence[float | None], planned: int) -> Iterable[tuple[int, float]]:
+def _holm_of(
+    p_values: Sequence[float | None], planned: int, possible: Sequence[int] = ()
+) -> Iterable[tuple[int, float]]:
     """Return indices and corrected values of those that are not None."""
     tested = [(i, p) for i, p in enumerate(p_values) if p is not None]
     absent = [1.0] * (planned - len(tested))
-    return zip((i for i, _ in tested), holm([*(p for _, p in tested), *absent]), strict=False)
+    values = holm([*(p for _, p in tested), *absent], possible)
+    return zip((i for i, _ in tested), values, strict=False)
 
 
 def agreement_band(

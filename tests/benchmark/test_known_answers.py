@@ -130,7 +130,7 @@ def blocked_variances(rows):
     pooled = 2 * residual @ residual / ((len(names) - 1) * (n - 1))
     own = {(a, b): (rows[a] - rows[b]).var(ddof=1) for a in names for b in names if a != b}
     around = {a: np.mean([own[a, b] for b in names if b != a]) for a in names}
-    return {(a, b): max(pooled, around[a], around[b], own[a, b]) for a, b in own}, pooled
+    return {(a, b): max(pooled, around[a], around[b]) for a, b in own}, pooled
 
 
 def test_significance_by_hand(table_2b):

@@ -1,18 +1,19 @@
 """Against scipy.stats, which the package does not use: importing it takes longer than a table."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from moco_d2.benchmark.multiplicity import holm, possible_equal
 from moco_d2.benchmark.statistics import (
     Blocks,
     Comparison,
     Summary,
     agreement_band,
     corrected,
-    holm,
     paired,
     sign_flip,
     summarize,
@@ -74,6 +75,24 @@ def test_holm():
     assert holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm([]) == []
+    # Of six, six can be none, or three, two, one: 0.001 x 6, 0.01 x 3, 0.02 x 3, 0.03 x 3, ...
+    found = holm([0.001, 0.01, 0.02, 0.03, 0.04, 0.5], [0, 1, 2, 3, 6])
+    assert found == pytest.approx([0.006, 0.03, 0.06, 0.09, 0.09, 0.5])
+
+
+def test_what_can_be_equal_at_the_same_time():
+    """All pairs of four rows (Shaffer's table), and two references with four more rows by hand."""
+    four = list(itertools.combinations("abcd", 2))
+    assert possible_equal(four) == (0, 1, 2, 3, 6)
+    assert possible_equal(four, metrics=2) == (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12)
+    # All nine; or one of the four others differs, and 9 - 2 = 7 are left; never eight.
+    references = [pair for pair in itertools.combinations("abcdef", 2) if set(pair) & set("ab")]
+    assert len(references) == 9 and possible_equal(references)[-2:] == (7, 9)
+    assert (
+        possible_equal(four[:1])
+        == ()
+        == possible_equal(list(itertools.combinations("abcdefgh", 2)))
+    )
 
 
 def test_correction_counts_only_what_was_tested():

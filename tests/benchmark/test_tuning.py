@@ -146,7 +146,7 @@ def test_rows_with_one_rule_are_matched_and_others_are_not(make_content, write):
         "moco": (),
         "moco_v2": ("mismatched",),
     }
-    assert "Each row has the learning rate that is best by AP: supervised 0.02, moco 0.04." in (
+    assert "each row has the learning rate that is best by AP: supervised 0.02, moco 0.04" in str(
         table.notes
     )
 

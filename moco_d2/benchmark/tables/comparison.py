@@ -7,6 +7,7 @@ beside them, and footnotes.
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
+from moco_d2.benchmark.multiplicity import possible_equal
 from moco_d2.benchmark.paper import PaperRow, PaperTable, baseline_of, marks_beside, row_beside
 from moco_d2.benchmark.records.design import DEFAULT, Design
 from moco_d2.benchmark.records.matching import MARKS, Matching, newest
@@ -114,12 +115,10 @@ def _measured_table(task: str, records: list[Record]) -> Table:
         declared=declared,
         footnotes=tuple((m, matching.footnote(m)) for m in MARKS if m in marks),
         notes=(
-            *notes.on_paper(task, beside),
+            *notes.on_significance(pairs, columns, len(runs), declared),
             *notes.on_differences(baseline, HIGHLIGHT_FROM),
-            *notes.on_significance(pairs, columns, len(runs)),
-            *notes.on_design(declared),
-            *notes.on_runs(runs, metrics),
-            *repeated,
+            *notes.on_paper(task, beside),
+            *notes.on_runs(runs, metrics, repeated),
         ),
     )
 
@@ -163,8 +162,9 @@ def _pairs(
         for label, against, m in tested
         if m in primary and ((label, against) in claimed or (against, label) in claimed)
     ]
-    planned = len(primary) * len(claimed)
-    tested |= dict(zip(family, corrected((tested[key] for key in family), planned), strict=True))
+    possible = possible_equal(claimed, len(primary))
+    found = corrected((tested[key] for key in family), len(primary) * len(claimed), possible)
+    tested |= dict(zip(family, found, strict=True))
     return tuple(
         Pair(label, against, tuple(tested.get((label, against, m)) for m in metrics))
         for label, against in compared

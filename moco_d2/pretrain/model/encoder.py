@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from moco_d2.errors import UserError
-from moco_d2.resnet import BASIC_DEPTHS, BOTTLENECK_DEPTHS, build_resnet
+from moco_d2.resnet import BASIC_DEPTHS, BOTTLENECK_DEPTHS, SmallMapConv, build_resnet
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -64,6 +64,9 @@ def build_encoder(
         width_factor=width_factor,
         norm_layer=norm_layer,
     )
+    for layer in network.layer4.modules():  # on images of 32 pixels, its maps have one cell
+        if type(layer) is nn.Conv2d:
+            layer.__class__ = SmallMapConv
     if small_stem:
         network.conv1 = nn.Conv2d(3, network.conv1.out_channels, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")

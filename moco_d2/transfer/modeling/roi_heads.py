@@ -13,6 +13,7 @@ from detectron2.modeling.roi_heads import Res5ROIHeads
 from torch import nn
 
 from moco_d2.errors import UserError
+from moco_d2.resnet import met_weight
 
 _BASIC_BLOCKS = {18: 2, 34: 3}  # ResNet depth -> number of basic blocks in conv5
 
@@ -42,24 +43,18 @@ class Res5ROIHeadsExtraNorm(Res5ROIHeads):
 
 
 class _RegionConv(Conv2d):
-    """Detectron2's convolution, without products with padding where its output is one cell.
+    """Detectron2's convolution, which skips the products with padding of met_weight.
 
-    With small poolers (MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION 2), only a part of each 3x3 kernel
-    meets the map of a region. The result and its gradients are the same.
+    Small poolers (MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION 2) make maps of one cell.
     """
 
     def _get_name(self) -> str:
         return "Conv2d"  # _is_same compares texts
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        sizes = zip(x.shape[-2:], self.kernel_size, self.padding, self.stride, strict=True)
-        if any(
-            size + pad > kernel or size + 2 * pad - kernel >= stride
-            for size, kernel, pad, stride in sizes
-        ):
+        part = met_weight(self, x.shape[-2:])
+        if part is None:
             return super().forward(x)
-        (top, left), (height, width) = self.padding, x.shape[-2:]
-        part = self.weight[:, :, top : top + height, left : left + width]
         x = nn.functional.conv2d(x, part, self.bias, groups=self.groups)
         return x if self.norm is None else self.norm(x)
 

@@ -29,3 +29,31 @@ def test_a_case_of_each_kind_is_measured(claims):
             found[case.name] = claims.measure(case, 4, np.random.default_rng(0))
     assert found["one row is better by 1.0"]["power"] > 0.5
     assert {line["comparisons"] for line in found.values()} == {3}
+
+
+@pytest.fixture
+def intervals(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "studies")
+    return importlib.import_module("intervals")
+
+
+def test_the_coverage_on_the_page_is_the_measured_one(intervals):
+    page = (ROOT / "docs" / "statistics.md").read_text()
+    result = json.loads((ROOT / intervals.RESULT).read_text())
+    assert intervals.with_coverage(page, result) == page
+    for line in result["cases"]:
+        fields = {name: line[name] for name in intervals.Case.__dataclass_fields__}
+        assert intervals.Case(**fields) in intervals.CASES
+        assert line["draws"] == intervals.DRAWS
+        assert 0.93 <= line["held"]["seeds and images"] <= 0.97
+
+
+def test_a_small_study_of_intervals_runs(intervals, monkeypatch):
+    monkeypatch.setattr(intervals, "_POPULATION", 2000)
+    case = intervals.Case("voc_2007", "AP50", 100, 3, 0.01)
+    found = intervals.measure(case, 12, np.random.default_rng(0))
+    assert found["held"]["seeds and images"] >= 0.7
+    assert found["width"]["seeds"] < found["width"]["seeds and images"]
+    assert 0.5 < found["share_of_images"] < 1
+    assert 1 < found["difference"] < 8
+

@@ -128,7 +128,7 @@ def on_runs(
     Args:
         runs: The runs by initialization.
         metrics: The metrics of the table.
-        repeated: What `newest` says.
+        repeated: What the search for older records says.
     """
     again = [note.removesuffix(".") for note in repeated]
     more = [f"and {len(again) - _MOST_REPEATED} more"] * (len(again) > _MOST_REPEATED)

@@ -90,7 +90,7 @@ def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict
     check_keys(content, fields, source)
     steps = content.get("finetune_steps", dict(Settings.finetune_steps))
     if not isinstance(steps, dict) or not steps:
-        raise UserError(f"{source}: finetune_steps must be a mapping, as in {{voc_C4: 140}}")
+        raise UserError(f"{source}: finetune_steps must be a mapping, as in {{voc_C4: 80}}")
     for task in steps:
         if task not in _SMALL_HEADS:
             raise unknown("task", str(task), _SMALL_HEADS, source)

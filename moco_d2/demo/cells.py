@@ -37,7 +37,7 @@ PRETRAININGS = {
 IMAGES = "images"  # the name of the cell that draws the images, and its folder
 IMAGES_SEED = 0
 _MOST = 10**9  # upper limit of numbers of images or steps
-_CHECKPOINTS = 4  # checkpoints per run: a killed run loses little, and saving takes little time
+_CHECKPOINTS = 4  # checkpoints of a pretraining; a fine-tuning is short, and has only its last
 
 # All runs share one network, one image size and one schedule that a laptop trains in minutes.
 _ENCODER = {"MOCO.ENCODER.ARCH": "resnet18"}
@@ -53,7 +53,7 @@ _SMALL_DETECTOR = {
     "MODEL.RPN.POST_NMS_TOPK_TRAIN": 100,
     "MODEL.RPN.POST_NMS_TOPK_TEST": 20,
     "TEST.DETECTIONS_PER_IMAGE": 10,
-    "TEST.PRECISE_BN.NUM_ITER": 10,
+    "TEST.PRECISE_BN.NUM_ITER": 5,
     "DATALOADER.NUM_WORKERS": 0,
 }
 # The rate was chosen on scenes of another seed, with one run each of random and MoCo's weights: of
@@ -194,7 +194,7 @@ def _pretrain(name: str, settings: Settings, amp: bool) -> Cell:
         "MOCO.KNN.TEST": f"{images}/pretrain_test",
         "MOCO.KNN.PERIOD": steps,  # before the first step and after the last
         "DATALOADER.NUM_WORKERS": 1,
-        "SOLVER.CHECKPOINT_PERIOD": _period(steps),
+        "SOLVER.CHECKPOINT_PERIOD": max(1, steps // _CHECKPOINTS),
         "SEED": 1,
     }
     words = arguments_of({**overrides, "OUTPUT_DIR": CELL_FOLDER})
@@ -228,7 +228,7 @@ def _finetune(  # noqa: PLR0917 - these identify a run
         "SOLVER.MAX_ITER": steps,
         "SOLVER.STEPS": f"({steps * 3 // 4},)",
         "SOLVER.WARMUP_ITERS": steps // 8,
-        "SOLVER.CHECKPOINT_PERIOD": _period(steps),
+        "SOLVER.CHECKPOINT_PERIOD": steps,
         "TEST.EVAL_PERIOD": 0,
     }
     needs: tuple[str, ...] = (IMAGES,)
@@ -276,10 +276,6 @@ def _datasets(task: str) -> dict[str, Any]:
         "DATASETS.TEST": f"('{test}',)",
         "MODEL.ROI_HEADS.NUM_CLASSES": len(scenes.CLASSES),
     }
-
-
-def _period(steps: int) -> int:
-    return max(1, steps // _CHECKPOINTS)
 
 
 def write_images(folder: Path, sizes: list[int]) -> None:

@@ -367,6 +367,7 @@ TABLES = {
         DenseCL: 58.7 - -
         SimCLR: 56.3 81.9 62.5
         InfoMin: 57.6 82.7 64.6
+        PixPro 100: 58.8 83.0 66.5
         PixPro 400: 60.2 83.8 67.7
         """,
     ),
@@ -390,7 +391,10 @@ TABLES = {
         v2 SimSiam?: 39.2 | 34.3
         SimCLR: 38.4 | 33.6
         InfoMin: 39.0 | 34.1
+        PixPro 100: 40.0 | 34.8
         PixPro 400: 40.5 | 35.3
+        SoCo 100: 40.4 | 34.9
+        SoCo 400: 40.9 | 35.3
         """,
     ),
     "coco_C4_2x_later": (

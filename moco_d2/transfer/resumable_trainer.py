@@ -17,7 +17,7 @@ from moco_d2.records.run_schema import RECORD_FILE
 from moco_d2.transfer.checkpointing import TransferCheckpointer
 from moco_d2.transfer.data.training_data import TrainingBatches
 from moco_d2.transfer.resume_checks import check_own_entry, check_trainer
-from moco_d2.transfer.weights import Coverage, loading, measure_coverage, unwrapped
+from moco_d2.transfer.weights import CONVERT, Coverage, loading, measure_coverage, unwrapped
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +59,8 @@ class ResumableTrainer(DefaultTrainer):
             self._processes = rest.get("processes", [])
         else:
             file = self.cfg.MODEL.WEIGHTS
-            convert = "convert it: tools/convert.py"
             with (
-                loading(f"MODEL.WEIGHTS {file}", convert),
+                loading(f"MODEL.WEIGHTS {file}", CONVERT),
                 measure_coverage(
                     unwrapped(self.model), backbone_only=self.cfg.MOCO.BACKBONE_ONLY
                 ) as measured,

@@ -110,6 +110,7 @@ def pretrained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
+CONVERT = "convert it: tools/convert.py"  # the fix for weights that cannot be read
 # The errors that Detectron2, fvcore and torch raise for a file that they cannot read.
 _UNREADABLE = (
     ValueError,

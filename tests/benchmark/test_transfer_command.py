@@ -185,6 +185,24 @@ def test_a_trained_detector_is_no_pretrained_checkpoint(tmp_path, container, par
         convert_row("b", str(file), tmp_path)
 
 
+@pytest.mark.parametrize("target", ["timm", "torchvision"])
+def test_a_file_converted_for_another_library_is_converted_back(tmp_path, target):
+    """It has the report of tools/convert.py, as the files for Detectron2 have."""
+    from moco_d2.checkpoint.convert import convert
+
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "a.pth")
+    wanted = torch.load(convert_row("a", str(tmp_path / "a.pth"), tmp_path).file)["model"]
+    suffix = "safetensors" if target == "timm" else "pth"
+    convert(tmp_path / "a.pth", tmp_path / f"b.{suffix}", to=target)
+    row = convert_row("b", str(tmp_path / f"b.{suffix}"), tmp_path)
+    assert row.file == tmp_path / "weights" / "b.pth"
+    arrived = torch.load(row.file)["model"]
+    assert arrived.keys() == wanted.keys()
+    assert all(torch.equal(torch.as_tensor(arrived[n]), torch.as_tensor(wanted[n])) for n in wanted)
+    again = convert_row("c", str(row.file), tmp_path)  # and that one is used as it is
+    assert again.file == row.file
+
+
 # ---- the whole -----------------------------------------------------------------------------------
 
 

@@ -25,7 +25,7 @@ def check_inputs(
     data: bool = True,
     in_this_process: bool = False,
 ) -> None:
-    """Make all checks of tools/train_net.py that need no model, once per different config.
+    """Make all checks of tools/train_net.py, once per different config.
 
     Without them, a suite would start each run only to see it refused. Runs that need other runs of
     the suite are left out while those are not done, because their inputs do not exist yet.
@@ -79,11 +79,12 @@ def _findings(runs: Sequence[argparse.Namespace], processes: int, data: bool) ->
 def _findings_of(args: argparse.Namespace, processes: int, data: bool) -> list[str]:
     from moco_d2.transfer.plan import load_run, plan_run
     from moco_d2.transfer.preflight.changes import apply_changes
-    from moco_d2.transfer.preflight.check import check
+    from moco_d2.transfer.preflight.check import check, check_arrival
 
     try:
         plan = plan_run(load_run(args), processes)
         _, findings = apply_changes(plan, check(plan, data=data))
+        findings = findings or check_arrival(plan)
     except UserError as error:
         return [" ".join(str(error).split())]
     return [str(finding) for finding in findings]

@@ -15,6 +15,7 @@ _WEIGHTS = "weights"  # folder of the converted files and their reports
 _SUFFIXES = re.compile(r"(\.(pth|pt|tar|pkl|npz|safetensors|ckpt|bin|gz|torch))+$", re.IGNORECASE)
 # Groups of tensors that only a detector or a segmenter has, in the converter's report.
 _DETECTORS = ("proposal_generator.*", "roi_heads.*", "sem_seg_head.*", "*_head.*")
+_STEM = "stem.conv1.weight"  # only Detectron2 calls it so
 _LONGEST_NAME = 40  # characters of a row
 # Keys that a comparison shares between all its rows: with another value, a row would not be
 # matched. The rest describes the network.
@@ -74,7 +75,7 @@ def row_names(sources: Sequence[str]) -> list[str]:
 def convert_row(name: str, source: str, folder: Path) -> Row:
     """Convert a checkpoint to `folder`/weights/NAME.pth, with its proof.
 
-    A file of tools/convert.py is used as it is.
+    A file of tools/convert.py for Detectron2 is used as it is.
 
     Raises:
         UserError: If the checkpoint cannot be converted, or is a trained detector.
@@ -150,13 +151,16 @@ def check_weights(state: dict[str, Any], folder: Path) -> None:
 
 
 def _provenance(file: Path) -> dict[str, Any] | None:
-    """Return the report inside a file of tools/convert.py; None for another file."""
-    from moco_d2.checkpoint.io import read_provenance
+    """Return the report inside a file of tools/convert.py for Detectron2; None for another file."""
+    from moco_d2.checkpoint.io import load_checkpoint, read_provenance
 
     try:
         report = read_provenance(file)
+        tensors = load_checkpoint(file).get("model") if report else None
     except UserError:
         return None  # the converter says what is wrong with it
+    if not isinstance(tensors, dict) or _STEM not in tensors:
+        return None  # a file for timm or torchvision
     if not isinstance(report, dict) or not {"preprocessing", "parity"} <= report.keys():
         return None
     numbers = [report.get(key) for key in _SHAPE]

@@ -190,7 +190,7 @@ def test_the_quick_start_runs(tmp_path, typed_at):
             done.append(tool)
     assert done.count("train_net.py") == 2 and done[-1] == "benchmark.py"
     assert re.search(r"\| random \|.*\n\| mine", ended.stdout)
-    assert "other data or schedule than the paper's" in ended.stdout
+    assert "whose data or schedule is not the paper's" in ended.stdout
     (file,) = tmp_path.glob("output/quick/voc_C4/*mine*/seed1/record.json")
     record = json.loads(file.read_text())
     assert record["coverage"] == {"expected": 100, "loaded": 100}  # of a ResNet-18

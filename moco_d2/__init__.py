@@ -7,6 +7,7 @@ Detectron2 is imported, or at once if it is imported already:
 
 * ``detectron2``: fixes for current torch, NumPy and Pillow that v0.6 lacks (plugin/compat.py)
 * ``detectron2.config.defaults``: our keys, ``cfg.MOCO`` (config/)
+* ``detectron2.layers.batch_norm``: the norm ``LN``, which v0.6 lacks (plugin/compat.py)
 * ``detectron2.modeling``: our heads and architectures (transfer/modeling/)
 * ``detectron2.data.datasets``: the VOC segmentation datasets (transfer/data/voc_segmentation.py)
 * ``detectron2.data.detection_utils``: checks of image files (untrusted_images.py), and 16-bit
@@ -46,9 +47,20 @@ def _prepare_engine() -> None:
     compat.look_up_config_keys_directly()
 
 
+def _supply_layer_norm() -> None:
+    from moco_d2.plugin import compat
+
+    compat.supply_layer_norm()
+
+
 def _register_modeling() -> None:
     # Imported for their registration.
-    from moco_d2.transfer.modeling import backbones, fcn_head, roi_heads  # noqa: F401
+    from moco_d2.transfer.modeling import (  # noqa: F401
+        backbones,
+        fcn_head,
+        feature_pyramid,
+        roi_heads,
+    )
 
 
 def _register_datasets() -> None:
@@ -82,6 +94,7 @@ def _register_weights() -> None:
 after_import("detectron2", _prepare_detectron2)
 after_import("detectron2.config.defaults", _add_config)
 after_import("detectron2.engine.defaults", _prepare_engine)
+after_import("detectron2.layers.batch_norm", _supply_layer_norm)
 after_import("detectron2.modeling", _register_modeling)
 after_import("detectron2.data.datasets", _register_datasets)
 after_import("detectron2.data.datasets.cityscapes", _mend_cityscapes)

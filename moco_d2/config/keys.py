@@ -26,6 +26,7 @@ _OURS = "our choice"
 _OFFICIAL = "main_moco.py"  # in facebookresearch/moco; its defaults are the recipe v1
 _DEMO = "the authors' CIFAR-10 demo"
 _DETECTRON2 = "Detectron2"
+_VITDET = "Detectron2's ViTDet-B"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +187,114 @@ MOCO_GROUPS = (
                 0.5,
                 _FRACTION,
                 "`--predict` draws the detections whose score is at least this.",
+            ),
+        ),
+    ),
+    Group(
+        "Fine-tuning: ViT",
+        (
+            Key(
+                "MOCO.OPTIMIZER",
+                "SGD",
+                Choice("SGD", "AdamW"),
+                "Fine-tuning uses this optimizer. `AdamW` has torch's momenta, and no weight decay "
+                "of absolute positions. `SOLVER.LR_SCHEDULER_NAME` `WarmupCosineLR` lowers the "
+                "rate to 0 along half a period.",
+                _DETECTRON2,
+            ),
+            Key(
+                "MOCO.VIT.LAYER_DECAY",
+                1.0,
+                Number("(0, 1]"),
+                "`AdamW` multiplies the learning rate of a ViT's last block by this, that of the "
+                "block before it by its square, and so on down to the patches and positions. With "
+                "1.0 all have the same rate.",
+            ),
+            Key(
+                "MOCO.VIT.EMBED_DIM",
+                768,
+                _COUNT,
+                "The backbone `build_vit_simple_fpn_backbone` has this many channels: 192 in "
+                "ViT-Ti, 384 in ViT-S, 768 in ViT-B, 1024 in ViT-L.",
+                _VITDET,
+            ),
+            Key("MOCO.VIT.DEPTH", 12, _COUNT, "The ViT has this many blocks.", _VITDET),
+            Key(
+                "MOCO.VIT.HEADS",
+                12,
+                _COUNT,
+                "Each block has this many attention heads. The shapes of the tensors do not show "
+                "it: MoCo v3's `vit_small` has 12.",
+                _VITDET,
+            ),
+            Key(
+                "MOCO.VIT.PATCH_SIZE",
+                16,
+                _COUNT,
+                "This is the side of a patch in pixels, a power of two.",
+                _VITDET,
+            ),
+            Key(
+                "MOCO.VIT.PRETRAIN_SIZE",
+                224,
+                _COUNT,
+                "This is the side of the pretraining images in pixels. It gives the number of "
+                "absolute positions in `MODEL.WEIGHTS`, which are interpolated to the grid of each "
+                "image.",
+                _VITDET,
+            ),
+            Key(
+                "MOCO.VIT.PRETRAIN_CLASS_TOKEN",
+                True,
+                Boolean(),
+                "The absolute positions in `MODEL.WEIGHTS` begin with that of a class token, which "
+                "the detector does not use.",
+                _VITDET,
+            ),
+            Key(
+                "MOCO.VIT.IMAGE_SIZE",
+                1024,
+                _COUNT,
+                "Images are padded to a square of this side in pixels, in training and in "
+                "evaluation.",
+                _VITDET,
+            ),
+            Key(
+                "MOCO.VIT.WINDOW_SIZE",
+                14,
+                _COUNT,
+                "Attention is limited to windows of this many patches in each direction.",
+                _VITDET,
+            ),
+            Key(
+                "MOCO.VIT.GLOBAL_BLOCKS",
+                4,
+                _COUNT_OR_0,
+                "This many blocks, at equal distances and with the last one among them, attend to "
+                "the whole image.",
+                _VITDET,
+            ),
+            Key(
+                "MOCO.VIT.RELATIVE_POSITIONS",
+                True,
+                Boolean(),
+                "Attention also has relative positions, which begin at zero.",
+                _VITDET,
+            ),
+            Key(
+                "MOCO.VIT.DROP_PATH",
+                0.1,
+                Number("[0, 1)"),
+                "This is the drop path of the last block. It rises linearly from 0 in the first.",
+                _VITDET,
+            ),
+            Key(
+                "MOCO.VIT.CHECKPOINT_BLOCKS",
+                False,
+                Boolean(),
+                "The backward pass computes each block again instead of keeping its activations: "
+                "less memory, more time, the same numbers.",
+                _VITDET,
             ),
         ),
     ),

@@ -15,6 +15,7 @@ Stock v0.6 lacks these features:
   Cityscapes package fails.
 * Several CPU processes: DefaultTrainer passes a GPU index to each, which torch refuses.
 * The optimizer in checkpoints: v0.6 leaves it out, so a resumed run loses its momentum (#4110).
+* ``LN`` in get_norm, and the ViT: ours take their places (layer_norm.py, transfer/modeling/vit.py).
 
 Main lacks one feature outside Meta:
 
@@ -195,6 +196,40 @@ def let_cpu_processes_share_a_model() -> None:
         return original(model, **kwargs)
 
     defaults.create_ddp_model = create_ddp_model
+
+
+def supply_layer_norm() -> None:
+    """Make detectron2.layers.get_norm know ``LN``, also where it has been imported by its name."""
+    from detectron2.layers import batch_norm
+
+    if hasattr(batch_norm, "LayerNorm"):
+        return
+    from moco_d2.plugin.layer_norm import ChannelLayerNorm
+
+    original = batch_norm.get_norm
+
+    @functools.wraps(original)
+    def get_norm(norm: Any, out_channels: int) -> Any:
+        return original(ChannelLayerNorm if norm == "LN" else norm, out_channels)
+
+    for module in list(sys.modules.values()):
+        if getattr(module, "__dict__", {}).get("get_norm") is original:
+            module.get_norm = get_norm  # type: ignore[attr-defined]
+    SUPPLIED.append("detectron2.layers.get_norm of LN")
+
+
+def installed_vit(*, checkpointing: bool) -> tuple[Any, Any] | None:
+    """Return Detectron2's own ViT and SimpleFeaturePyramid; None if it lacks them or what they
+    import when they are built: timm, and fairscale for activation checkpointing.
+    """
+    try:
+        vit = importlib.import_module("detectron2.modeling.backbone.vit")
+        importlib.import_module("timm.models.layers")
+        if checkpointing:
+            importlib.import_module("fairscale.nn.checkpoint")
+    except ImportError:
+        return None
+    return vit.ViT, vit.SimpleFeaturePyramid
 
 
 def look_up_config_keys_directly() -> None:

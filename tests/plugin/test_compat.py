@@ -213,3 +213,33 @@ def test_a_lazy_config_is_looked_up_by_detectron2_itself():
     assert (
         defaults._try_get_key(OmegaConf.create({"train": {"seed": 3}}), "SEED", "train.seed") == 3
     )
+
+
+def test_layer_norm_is_known_wherever_get_norm_has_been_imported():
+    """Over the channels of each cell, as main's."""
+    import torch
+    from detectron2.layers import batch_norm, get_norm
+    from detectron2.modeling.roi_heads import box_head, mask_head
+    from torch import nn
+
+    assert box_head.get_norm is mask_head.get_norm is batch_norm.get_norm is get_norm
+    x = torch.randn(2, 6, 3, 5)
+    norm = get_norm("LN", 6)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    centered = x - x.mean(1, keepdim=True)
+    expected = centered / (centered.square().mean(1, keepdim=True) + 1e-6).sqrt()
+    expected = expected * norm.weight[:, None, None] + norm.bias[:, None, None]
+    torch.testing.assert_close(norm(x), expected)
+    assert get_norm("", 6) is None
+    assert isinstance(get_norm("GN", 32), nn.GroupNorm)
+    assert isinstance(get_norm(nn.BatchNorm2d, 6), nn.BatchNorm2d)
+
+
+def test_a_layer_norm_of_detectron2s_own_stays(monkeypatch):
+    from detectron2.layers import batch_norm
+
+    before = batch_norm.get_norm
+    monkeypatch.setattr(batch_norm, "LayerNorm", object, raising=False)
+    compat.supply_layer_norm()
+    assert batch_norm.get_norm is before

@@ -1,0 +1,179 @@
+"""The simple feature pyramid on the last map of a ViT (Li et al., arXiv 2203.16527, section 3), and
+the backbone of both that a config describes.
+"""
+
+import functools
+import math
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from torch import Tensor, nn
+
+from moco_d2.errors import UserError
+from moco_d2.plugin import compat
+from moco_d2.transfer.modeling.vit import EPS, OUTPUT, ViT
+
+SCALES = (4.0, 2.0, 1.0, 0.5)  # of the levels, relative to the map (section 3)
+
+
+class SimpleFeaturePyramid(Backbone):
+    """Maps images (N, 3, H, W) to ``{"p2": ..., "p6": ...}`` of strides 4 to 64, for patches of 16.
+
+    Its tensors are named as in Detectron2 main: ``net.*`` and ``simfp_2.*`` to ``simfp_5.*``.
+    """
+
+    def __init__(
+        self,
+        net: Backbone,
+        *,
+        in_feature: str,
+        out_channels: int,
+        scale_factors: tuple[float, ...] = SCALES,
+        top_block: LastLevelMaxPool | None = None,
+        norm: str = "LN",
+        square_pad: int = 0,
+    ):
+        """
+        Args:
+            net: The ViT.
+            in_feature: The feature of `net` that is read.
+            out_channels: Number of channels of each level.
+            scale_factors: Scale of each level relative to the feature, from SCALES.
+            top_block: Makes one more level from the last one.
+            norm: Name of the norm for detectron2.layers.get_norm.
+            square_pad: Side in pixels of the square to which images are padded; 0 for none.
+        """
+        super().__init__()
+        shape = net.output_shape()[in_feature]
+        self.net = net
+        self.in_feature = in_feature
+        self.top_block = top_block
+        self._square_pad = square_pad
+        self._levels: dict[str, str] = {}  # name of the feature -> name of the module
+        self._out_feature_strides: dict[str, int] = {}
+        for scale in scale_factors:
+            stride = int(shape.stride / scale)
+            level = int(math.log2(stride))
+            self.add_module(f"simfp_{level}", _level(shape.channels, out_channels, scale, norm))
+            self._levels[f"p{level}"] = f"simfp_{level}"
+            self._out_feature_strides[f"p{level}"] = stride
+        self._last_stride = stride
+        if top_block is not None:
+            self._out_feature_strides[f"p{level + 1}"] = 2 * stride
+        self._out_features = list(self._out_feature_strides)
+        self._out_feature_channels = dict.fromkeys(self._out_features, out_channels)
+
+    @property
+    def size_divisibility(self) -> int:
+        """Return the number of pixels to whose multiple images are padded.
+
+        With the side of the square here, v0.6, which cannot pad to a square, pads smaller images to
+        it, too.
+        """
+        return self._square_pad or self._last_stride
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the levels, ``{"p2": (N, C, H / 4, W / 4), ...}``, of images (N, 3, H, W)."""
+        feature = self.net(images)[self.in_feature]
+        levels = {name: getattr(self, module)(feature) for name, module in self._levels.items()}
+        if self.top_block is not None:
+            (levels[self._out_features[-1]],) = self.top_block(levels[[*levels][-1]])
+        return levels
+
+
+def _level(dim: int, channels: int, scale: float, norm: str) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    if scale == 4:
+        layers = [
+            nn.ConvTranspose2d(dim, dim // 2, kernel_size=2, stride=2),
+            get_norm(norm, dim // 2) or nn.Identity(),
+            nn.GELU(),
+            nn.ConvTranspose2d(dim // 2, dim // 4, kernel_size=2, stride=2),
+        ]
+        dim //= 4
+    elif scale == 2:
+        layers = [nn.ConvTranspose2d(dim, dim // 2, kernel_size=2, stride=2)]
+        dim //= 2
+    elif scale == 0.5:
+        layers = [nn.MaxPool2d(kernel_size=2, stride=2)]
+    for kernel, before in ((1, dim), (3, channels)):
+        layers.append(
+            Conv2d(
+                before,
+                channels,
+                kernel_size=kernel,
+                padding=kernel // 2,
+                bias=not norm,
+                norm=get_norm(norm, channels),
+            )
+        )
+    return nn.Sequential(*layers)
+
+
+@BACKBONE_REGISTRY.register()
+def build_vit_simple_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Any:
+    """Build the ViT of MOCO.VIT with a simple feature pyramid of MODEL.FPN.OUT_CHANNELS and NORM.
+
+    The classes are Detectron2's, if the installed one has them.
+
+    Raises:
+        UserError: If keys of MOCO.VIT do not fit together.
+    """
+    vit = cfg.MOCO.VIT
+    _check(vit)
+    every = vit.DEPTH // vit.GLOBAL_BLOCKS if vit.GLOBAL_BLOCKS else vit.DEPTH + 1
+    vit_class, pyramid_class = compat.installed_vit(checkpointing=vit.CHECKPOINT_BLOCKS) or (
+        ViT,
+        SimpleFeaturePyramid,
+    )
+    more: dict[str, Any] = {}
+    if vit_class is not ViT:  # its default for LayerNorm is torch's
+        more = {"norm_layer": functools.partial(nn.LayerNorm, eps=EPS), "out_feature": OUTPUT}
+    net = vit_class(
+        img_size=vit.IMAGE_SIZE,
+        patch_size=vit.PATCH_SIZE,
+        embed_dim=vit.EMBED_DIM,
+        depth=vit.DEPTH,
+        num_heads=vit.HEADS,
+        drop_path_rate=vit.DROP_PATH,
+        use_rel_pos=vit.RELATIVE_POSITIONS,
+        window_size=vit.WINDOW_SIZE,
+        window_block_indexes=[i for i in range(vit.DEPTH) if (i + 1) % every],
+        use_act_checkpoint=vit.CHECKPOINT_BLOCKS,
+        pretrain_img_size=vit.PRETRAIN_SIZE,
+        pretrain_use_cls_token=vit.PRETRAIN_CLASS_TOKEN,
+        **more,
+    )
+    return pyramid_class(
+        net,
+        in_feature=OUTPUT,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        scale_factors=SCALES,
+        top_block=LastLevelMaxPool(),
+        norm=cfg.MODEL.FPN.NORM,
+        square_pad=vit.IMAGE_SIZE,
+    )
+
+
+def _check(vit: Any) -> None:
+    fits = {
+        "EMBED_DIM": ("HEADS", vit.EMBED_DIM % vit.HEADS),
+        "DEPTH": ("GLOBAL_BLOCKS", vit.GLOBAL_BLOCKS and vit.DEPTH % vit.GLOBAL_BLOCKS),
+        "IMAGE_SIZE": ("PATCH_SIZE", vit.IMAGE_SIZE % (2 * vit.PATCH_SIZE)),
+        "PRETRAIN_SIZE": ("PATCH_SIZE", vit.PRETRAIN_SIZE % vit.PATCH_SIZE),
+    }
+    for key, (divisor, rest) in fits.items():
+        if rest:
+            twice = "twice " if key == "IMAGE_SIZE" else ""
+            raise UserError(
+                f"MOCO.VIT.{key} is {vit[key]}, but must be a multiple of {twice}"
+                f"MOCO.VIT.{divisor}, which is {vit[divisor]}; change one of them"
+            )
+    if vit.PATCH_SIZE & (vit.PATCH_SIZE - 1):
+        raise UserError(
+            f"MOCO.VIT.PATCH_SIZE is {vit.PATCH_SIZE}, and the levels of a pyramid need a power of "
+            "two: set it to 16 or 8, and convert the weights to it"
+        )

@@ -21,6 +21,7 @@ from torch.amp.grad_scaler import GradScaler
 from moco_d2.engine.consistency import check_agreement, decided_by_main, fingerprint, of_run
 from moco_d2.engine.hooks import DataTime, DeferredWriters, ProgressBar, StopOnSignal
 from moco_d2.engine.metrics_state import MetricsState
+from moco_d2.engine.one_pass import update_in_one_pass
 from moco_d2.engine.precision import amp_dtype
 from moco_d2.engine.trackers import Trackers
 from moco_d2.errors import UserError
@@ -87,6 +88,7 @@ class Pretrainer(TrainerBase):
             momentum=cfg.SOLVER.MOMENTUM,
             weight_decay=cfg.SOLVER.WEIGHT_DECAY,
         )
+        update_in_one_pass(self.optimizer)
         self.amp_dtype = amp_dtype(cfg)
         # In float16, small gradients would underflow to 0 without scaling.
         self.scaler = GradScaler(self.device.type, enabled=self.amp_dtype == torch.float16)

@@ -97,9 +97,10 @@ def official_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> di
     saved = optimizer.state_dict()
     trained = [i for i, parameter in enumerate(model.parameters()) if parameter.requires_grad]
     (group,) = saved["param_groups"]
+    numbers = list(range(len(list(model.parameters()))))
     return {
         "state": {trained[i]: state for i, state in saved["state"].items()},
-        "param_groups": [{**group, "params": list(range(len(list(model.parameters()))))}],
+        "param_groups": [{**group, "fused": None, "params": numbers}],  # see engine.one_pass
     }
 
 

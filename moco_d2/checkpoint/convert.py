@@ -1,7 +1,6 @@
 """Converts a checkpoint to verified Detectron2 weights."""
 
 import contextlib
-import dataclasses
 import json
 import os
 import shlex
@@ -16,16 +15,19 @@ import yaml
 from moco_d2.checkpoint.families import Input
 from moco_d2.checkpoint.hub_names import origin_of
 from moco_d2.checkpoint.io import load_checkpoint, save_checkpoint
-from moco_d2.checkpoint.mapping import Architecture, detectron2_settings, expected_tensors
-from moco_d2.checkpoint.parity import TOLERANCE, prove
+from moco_d2.checkpoint.network import Network, Request
 from moco_d2.checkpoint.pretraining import describe_pretraining
-from moco_d2.checkpoint.sources import Extracted, extract
+from moco_d2.checkpoint.resnets import ResNets
+from moco_d2.checkpoint.sources import Extracted
 from moco_d2.checkpoint.stated import read_stated
 from moco_d2.checkpoint.targets import TARGETS, Detectron2, Target, find_target
 from moco_d2.errors import UserError, printable
 from moco_d2.files import atomic_write, sha256
 from moco_d2.locks import write_to
 from moco_d2.version import __version__
+
+# The first kind that recognizes a checkpoint is used. The last one is that of reports without one.
+NETWORKS: tuple[Network[Any], ...] = (ResNets(),)
 
 
 class AlreadyConvertedError(UserError):
@@ -74,7 +76,7 @@ def convert(
     with write_to(dst):
         with ThreadPoolExecutor(1) as pool:
             fingerprint = pool.submit(sha256, src)  # runs during the conversion
-            provenance, tensors = _read(
+            provenance, tensors, written = _read(
                 src, branch=branch, drop=drop, expect_depth=expect_depth, target=target
             )
             provenance["source_sha256"] = fingerprint.result()
@@ -91,7 +93,7 @@ def convert(
                 )
                 if path is not None
             ]
-            save_checkpoint(dst, target.content(tensors, provenance))
+            save_checkpoint(dst, written.content(tensors, provenance))
             for file, text in beside:
                 file.write_text(text)
     return json.loads(json.dumps(provenance))
@@ -99,16 +101,15 @@ def convert(
 
 def _read(
     src: Path, *, branch: str, drop: tuple[str, ...], expect_depth: int | None, target: Target
-) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Return the report, and the proven tensors under torchvision's names."""
+) -> tuple[dict[str, Any], dict[str, torch.Tensor], Target]:
+    """Return the report, the proven tensors under the room's names, and the format of the file."""
     checkpoint = load_checkpoint(src)
     try:
-        extracted, architecture = extract(
-            checkpoint, branch, file_name=src.name, stated=read_stated(src), drop=drop
-        )
-        Detectron2().check(architecture)  # it takes part in the proof for every target
-        target.check(architecture)
-        # Detectron2 needs the entry matching_heuristics to find a ResNet in any model.
+        network = next(kind for kind in NETWORKS if kind.recognizes(checkpoint))
+        request = Request(branch, src.name, read_stated(src), drop)
+        extracted, architecture = network.extract(checkpoint, request)
+        written = network.target(target, architecture)
+        # Detectron2 needs the entry matching_heuristics to find a network in any model.
         if (
             extracted.dialect == target.name == "detectron2"
             and not extracted.prefix
@@ -117,37 +118,28 @@ def _read(
             raise AlreadyConvertedError(
                 "it is already in Detectron2's format; use it as MODEL.WEIGHTS"
             )
-        if expect_depth not in (None, architecture.depth):
-            raise UserError(
-                f"it is a ResNet-{architecture.depth}, not a ResNet-{expect_depth}; "
-                f"use another checkpoint or set the depth to {architecture.depth}"
-            )
+        if expect_depth is not None:
+            network.check_depth(architecture, expect_depth)
         # Detectron2 computes in float32.
-        tensors = {
-            name: _plain(extracted.tensors[name].detach())
-            for name in expected_tensors(architecture)
-        }
-        figures = prove(Detectron2().content(tensors, {}), tensors, architecture)
+        tensors = network.convert(extracted, architecture)
+        proven = network.target(Detectron2(), architecture).content(tensors, {})
+        figures = network.prove(proven, tensors, extracted, architecture)
     except UserError as error:
         kind = AlreadyConvertedError if isinstance(error, AlreadyConvertedError) else UserError
         raise kind(f"{src}: {error}") from error
-    provenance = _provenance(src, extracted, architecture, branch)
-    provenance["parity"] = {**figures, "tolerance": TOLERANCE}
+    provenance = _provenance(src, extracted, network, architecture, branch)
+    provenance["parity"] = {**figures, "tolerance": network.tolerance}
     provenance["pretraining"] = describe_pretraining(checkpoint)
-    return provenance, tensors
-
-
-def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a contiguous float32 tensor. It is no view, so only its own values are saved."""
-    tensor = tensor.float().contiguous()
-    whole = tensor.untyped_storage().nbytes() == tensor.nbytes
-    return tensor if whole else tensor.clone()
+    return provenance, tensors, written
 
 
 def _provenance(
-    src: Path, extracted: Extracted, architecture: Architecture, branch: str
+    src: Path, extracted: Extracted, network: Network[Any], architecture: Any, branch: str
 ) -> dict[str, Any]:
     pixels = extracted.traits.input
+    facts = network.facts(architecture)
+    # Reports have this entry behind the others, and a file's bytes depend on the order.
+    last = {key: facts.pop(key) for key in ("stride_in_1x1",) if key in facts}
     return {
         "source": src.name,
         "family": extracted.family,
@@ -155,11 +147,8 @@ def _provenance(
         "container": extracted.container,
         "prefix": extracted.prefix,
         "dialect": extracted.dialect,
-        "depth": architecture.depth,
-        "width_per_group": architecture.width_per_group,
-        "groups": architecture.groups,
-        "width_factor": architecture.width_factor,
-        "tensors_expected": len(expected_tensors(architecture)),
+        **facts,
+        "tensors_expected": network.count(architecture),
         "tensors_found": len(extracted.tensors),
         "dropped_keys": extracted.dropped,
         "preprocessing": {
@@ -167,7 +156,7 @@ def _provenance(
             "pixel_mean": list(pixels.pixel_mean),
             "pixel_std": list(pixels.pixel_std),
         },
-        "stride_in_1x1": architecture.stride_in_1x1,
+        **last,
         "caveats": list(extracted.traits.caveats),
         "torch_version": str(torch.__version__),
         "moco_d2_version": __version__,
@@ -177,14 +166,15 @@ def _provenance(
 def settings_for(report: dict[str, Any]) -> dict[str, Any]:
     """Return the keys of Detectron2's config that the weights of a report need."""
     pixels = report["preprocessing"]
-    return detectron2_settings(
-        _architecture(report), Input(pixels["format"], pixels["pixel_mean"], pixels["pixel_std"])
+    network = _network(report)
+    return network.settings(
+        network.architecture(report),
+        Input(pixels["format"], pixels["pixel_mean"], pixels["pixel_std"]),
     )
 
 
-def _architecture(report: Mapping[str, Any]) -> Architecture:
-    fields = dataclasses.fields(Architecture)
-    return Architecture(**{field.name: report[field.name] for field in fields})
+def _network(report: Mapping[str, Any]) -> Network[Any]:
+    return next((kind for kind in NETWORKS if kind.name == report.get("network")), NETWORKS[-1])
 
 
 def _overlay(report: dict[str, Any], weights: Path, file: str | Path | None) -> str:
@@ -215,10 +205,11 @@ def summary(
 
     The arguments are those of `convert`.
     """
-    architecture = _architecture(report)
+    network = _network(report)
+    architecture = network.architecture(report)
     dropped = ", ".join(f"{count} {group}" for group, count in report["dropped_keys"].items())
     settings = [f"  {key} {shlex.quote(str(value))}" for key, value in settings_for(report).items()]
-    usage = TARGETS[to].usage(dst, architecture)
+    usage = network.target(TARGETS[to], architecture).usage(dst, architecture)
     if emit_config is not None and to == Detectron2.name:
         usage = _usage(emit_config)
     container = f" in {report['container']!r}" if report["container"] else ""
@@ -232,8 +223,8 @@ def summary(
             *(f"caveat: {caveat}" for caveat in report["caveats"]),
             "proof: the features of both networks differ by at most "
             f"{report['parity']['max']:.1e} (relative)",
-            f"assumed: torchvision's {architecture}. The proof cannot see what no tensor shows: "
-            "strides, dilation, pooling, anti-aliasing, activations and the input format",
+            f"assumed: {network.reference}'s {architecture}. The proof cannot see what no tensor "
+            f"shows: {network.unseen}",
             f"written: {dst}",
             f"use: {usage}",
             "Detectron2 settings for these weights:",

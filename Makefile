@@ -59,7 +59,7 @@ lint: env
 	$(BIN)/mypy
 
 # Each benchmark takes turns between what it compares, for a minute to a quarter of an hour; leave the machine alone.
-BENCHMARKS := distributed evaluation feeding fine_tuning linear_evaluation memory pretraining_step records scale start_up
+BENCHMARKS := distributed evaluation feeding fine_tuning linear_evaluation memory pretraining_step records rehearsal scale start_up
 bench: bench-env
 	for name in $(BENCHMARKS); do \
 		$(BIN)/python benchmarks/$$name.py --json results/benchmarks/$$name.json || exit 1; done

@@ -46,6 +46,7 @@ SLOW = (
     "end_to_end/test_stock_detectron2.py",
     "pretrain/test_two_processes.py",
     "test_benchmarks.py",
+    "rehearsal/test_budgets.py",
     "plugin/test_both_detectron2s.py",
     "pretrain/test_recipes.py",
     "pretrain/augmentation/test_batched.py",

@@ -1,0 +1,22 @@
+"""Rehearse scenes, and print their counts as JSON; process.py starts this under its stubs.
+
+python -m support.rehearsal pretraining ...
+"""
+
+import contextlib
+import importlib
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import moco_d2  # noqa: F401  Detectron2 needs our patches before it is imported
+
+if __name__ == "__main__":
+    counts: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+        for scene in sys.argv[1:]:
+            module = importlib.import_module(f"support.rehearsal.{scene}")
+            counts |= module.count(Path(folder) / scene)
+    print(json.dumps(counts))

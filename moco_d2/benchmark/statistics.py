@@ -27,6 +27,9 @@ LEAST_SEEDS = 3
 #: The residual counts with the degrees of freedom of at most so many rows beside one: more rows do
 #: not make the spread of these two better known.
 MOST_POOLED = 5
+# In a declared family, the degrees of freedom of other rows count with a power of the share that
+# they explain: the smallest of 1, 2 and 4 that holds 5 %. Few comparisons need the highest.
+_FEW, _POWER_OF_FEW, _POWER_OF_MORE = 2, 4, 2
 _MOST_FLIPPED = 12  # seeds; with more, the sign-flip test agrees with t
 # Standard deviation of the error of a number that was rounded to 0.1.
 _ROUNDING = 0.1 / math.sqrt(12)
@@ -115,19 +118,29 @@ class Blocks:
     three seeds tell it badly. The rule depends on no p. A run that is missing changes the number of
     common seeds, and nothing else.
 
+    That holds the level of a family of all rows, in which a noisy pair is one of many. A family
+    that a suite declares may be this pair alone, so there its own spread counts, too.
+
     Examples:
     ::
         blocks = Blocks({"moco": {1: 55.8, 2: 56.1, 3: 55.7}, "supervised": {1: 53.4, 2: 53.7}})
         blocks.compare("moco", "supervised")  # over the seeds 1 and 2
     """
 
-    def __init__(self, rows: Mapping[str, Mapping[int, float]], *, margin: float = MARGIN):
+    def __init__(
+        self,
+        rows: Mapping[str, Mapping[int, float]],
+        *,
+        margin: float = MARGIN,
+        declared: int = 0,
+    ):
         """
         Args:
             rows: The value of each seed of each row.
             margin: See Comparison.
+            declared: Number of comparisons in a family that a suite declares; 0 for the default.
         """
-        self._margin = margin
+        self._margin, self._declared = margin, declared
         seeds = {seed: i for i, seed in enumerate(sorted({s for r in rows.values() for s in r}))}
         self._index = {name: i for i, name in enumerate(rows)}
         self._values = np.full((len(rows), len(seeds)), np.nan)
@@ -162,9 +175,12 @@ class Blocks:
         differences = self._differences(row, other)
         n = len(differences)
         pooled, around = 2 * self._residual, map(self._mean_variance, (row, other))
-        variance = max(pooled, *around)
+        own = [float(differences.var(ddof=1))] if self._declared else []
+        variance = max(pooled, *around, *own)
         more = max(0, min(self._freedom, MOST_POOLED * (n - 1)) - (n - 1))
         share = pooled / variance if variance else 1.0
+        if self._declared:
+            share **= _POWER_OF_FEW if self._declared <= _FEW else _POWER_OF_MORE
         return variance / n, n - 1 + more * share
 
     def _differences(self, row: str, other: str) -> np.ndarray:

@@ -91,6 +91,14 @@ def test_the_declared_comparisons_are_the_family(tmp_path):
     assert (table.declared, "beforehand" in str(table.notes)) == ("beforehand", False)
 
 
+def test_a_row_without_runs_makes_it_no_easier_for_the_others(tmp_path):
+    others = tuple((f"moco_{i}", "supervised") for i in range(3))
+    declare(tmp_path, Design(comparisons=(PAIR, *others)))
+    write_table_2b(tmp_path / "voc_C4", lambda r: _finished(r, LATER))
+    tested = table_of(tmp_path).comparison(*PAIR, "bbox/AP")
+    assert tested.p_holm == pytest.approx(4 * tested.p)
+
+
 def _finished(record, time):
     return {**record, "run": {**record["run"], "finished": time}}
 

@@ -144,6 +144,7 @@ def _pairs(
     few = len(names) <= _MOST_COMPARED_PAIRWISE
     pairs = (p for p in itertools.combinations(names, 2) if few or frozenset(p) in shown)
     compared = [(later, earlier) for earlier, later in pairs]
+    primary = primary_metrics(metrics, design)
     # A difference to the baseline is always the other row minus the baseline.
     compared = [(b, a) if a == baseline else (a, b) for a, b in compared]
     tested = {
@@ -154,16 +155,18 @@ def _pairs(
             compared,
             matching,
             design.margin or MARGIN,
+            declared=len(primary) * len(design.comparisons),
         ).items()
     }
-    primary = primary_metrics(metrics, design)
     family = [
         (label, against, m)
         for label, against, m in tested
         if m in primary and ((label, against) in claimed or (against, label) in claimed)
     ]
-    possible = possible_equal(claimed, len(primary))
-    found = corrected((tested[key] for key in family), len(primary) * len(claimed), possible)
+    # A row without any run takes none of the declared comparisons away.
+    planned = design.comparisons or claimed
+    possible = possible_equal(planned, len(primary))
+    found = corrected((tested[key] for key in family), len(primary) * len(planned), possible)
     tested |= dict(zip(family, found, strict=True))
     return tuple(
         Pair(label, against, tuple(tested.get((label, against, m)) for m in metrics))
@@ -219,6 +222,8 @@ def compare_rows(
     pairs: Iterable[tuple[str, str]],
     matching: Matching,
     margin: float = MARGIN,
+    *,
+    declared: int = 0,
 ) -> dict[tuple[str, str], Comparison]:
     """Test differences between rows in one metric.
 
@@ -230,6 +235,7 @@ def compare_rows(
         pairs: Pairs of rows; those without a value are left out.
         matching: The fingerprints of the runs.
         margin: See Comparison.
+        declared: See Blocks.
     """
     seeds = {name: {r.seed for r, _ in side} for name, side in values.items()}
     designs: dict[tuple[str, int | None], dict[str, dict[int, float]]] = {}
@@ -240,7 +246,7 @@ def compare_rows(
     blocks = {
         name: each
         for rows in designs.values()
-        for each in [Blocks(rows, margin=margin)]
+        for each in [Blocks(rows, margin=margin, declared=declared)]
         for name in rows
     }
     comparisons = {}

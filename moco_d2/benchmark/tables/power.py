@@ -18,13 +18,13 @@ _DRAWS = 1000  # the result is known to about 2 %
 
 
 @functools.cache
-def detectable(seeds: int, rows: int, comparisons: int) -> float | None:
+def detectable(seeds: int, rows: int, comparisons: int, *, declared: int = 0) -> float | None:
     """Return the difference that a table claims with a probability of POWER.
 
     The unit is the standard deviation between the seeds of a row, which is taken to be that of all
     rows. The level is that of the largest of `comparisons` differences after Holm's correction. It
-    is measured: tables of random runs go through statistics.Blocks. None with fewer than
-    LEAST_SEEDS seeds.
+    is measured: tables of random runs go through statistics.Blocks, which explains `declared`. None
+    with fewer than LEAST_SEEDS seeds.
     """
     if seeds < LEAST_SEEDS:
         return None
@@ -33,7 +33,8 @@ def detectable(seeds: int, rows: int, comparisons: int) -> float | None:
     needed = []
     for _ in range(_DRAWS):
         values = rng.standard_normal((max(rows, 2), seeds))
-        blocks = Blocks({str(i): dict(enumerate(row)) for i, row in enumerate(values)})
+        rows_of_seeds = {str(i): dict(enumerate(row)) for i, row in enumerate(values)}
+        blocks = Blocks(rows_of_seeds, declared=declared)
         variance, freedom = blocks.uncertainty("0", "1")
         critical = float(special.stdtrit(freedom, level)) * math.sqrt(variance)
         needed.append(critical - float((values[0] - values[1]).mean()))
@@ -53,9 +54,10 @@ def sentence(
     """
     names = list(names)
     comparisons = len(claimed_pairs(names, design)) * metrics
+    declared = comparisons if design.comparisons else 0
     if not 0 < comparisons <= MOST_CLAIMED * metrics:
         return "No two rows are compared, so no order will be claimed."
-    size = detectable(seeds, len(names), comparisons)
+    size = detectable(seeds, len(names), comparisons, declared=declared)
     if size is None:
         return f"With fewer than {LEAST_SEEDS} seeds no order will be claimed."
     text = (

@@ -9,6 +9,7 @@ upper hull of a precision-recall curve, so a curve has a point for each of them.
 Shapes: R resamples, I images, S runs, T = 10 IoU thresholds, K classes.
 """
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -167,22 +168,24 @@ def replicates(
     """
     images, rng = part.images, np.random.default_rng(seed)
     group = rng.permutation(images) % min(groups, images)
+    ones = np.ones(images, dtype=np.int64)
     drawn = (rng.integers(0, images, images) for _ in range(resamples))
-    weights = [
-        np.ones(images, dtype=np.int64),
-        *(np.bincount(chosen, minlength=images) for chosen in drawn),
-        *(group != left for left in range(group.max() + 1)),
-    ]
+    weights = itertools.chain(  # all of them at once would take gigabytes for many images
+        (ones,),
+        (np.bincount(chosen, minlength=images) for chosen in drawn),
+        (group != left for left in range(group.max() + 1)),
+    )
     # A small test set is evaluated for several weights at a time, as that many sets of classes.
-    copies = min(_MOST_POINTS // (len(part.image) + 1), _MOST_CURVES // part.classes) or 1
+    points = max(len(part.image), images) + 1
+    copies = min(_MOST_POINTS // points, _MOST_CURVES // part.classes) or 1
     ap = WeightedAP(_copied(part, copies))
     aps = np.concatenate(
         [
-            ap.of_copies(np.concatenate([*chunk, *[weights[0]] * (copies - len(chunk))]), copies)
-            for chunk in (weights[i : i + copies] for i in range(0, len(weights), copies))
+            ap.of_copies(np.concatenate([*chunk, *[ones] * (copies - len(chunk))]), copies)
+            for chunk in iter(lambda: list(itertools.islice(weights, copies)), [])
         ]
-    )
-    return Replicates(aps[0], aps[1 : resamples + 1], aps[resamples + 1 : len(weights)])
+    )[: 1 + resamples + group.max() + 1]
+    return Replicates(aps[0], aps[1 : resamples + 1], aps[resamples + 1 :])
 
 
 # With more points or curves at a time, nothing is faster, and sums lose digits.

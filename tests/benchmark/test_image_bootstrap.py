@@ -4,6 +4,7 @@ import contextlib
 import copy
 import io
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from moco_d2.benchmark.image_bootstrap import (
     uncertainty,
 )
 from moco_d2.plugin import evaluators
+from moco_d2.records.image_matches import per_image
 from moco_d2.transfer.evaluation.coco import complete_annotations, matches
 from moco_d2.transfer.evaluation.voc_evaluation import VOCEvaluator
 
@@ -191,3 +193,20 @@ def test_what_is_due_to_a_seed_on_these_images_counts_once():
     found = uncertainty(drawn, point, point + np.zeros((10, 4)), 0.04, 3)
     assert found.images < 0.05
     assert found.high - found.value == pytest.approx(stats.t.ppf(0.975, 3) * 0.2, rel=0.05)
+
+
+def test_many_images_do_not_take_memory_for_all_resamples_at_once():
+    """A file of two kilobytes may name 16 million images."""
+    images = 100_000
+    one = np.zeros(1, int)
+    true = np.ones((10, 1), bool)
+    part = per_image(
+        images, "coco", (one, one, np.ones(1), true, ~true), np.eye(1, images, dtype=int)
+    )
+    tracemalloc.start()
+    try:
+        replicates(part, resamples=50)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 20 * 8 * images  # 150 resamples and groups would be 150 * 8 * images

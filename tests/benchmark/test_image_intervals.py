@@ -17,36 +17,41 @@ IMAGES, TEST_SET = 60, "voc_2007_test"
 LINE = re.compile(r"^\| (.+?) \| (.+?) \| (\S+) \| \\\[(.+?)\\\] \| \\\[(.+?)\\\] \| (\d+) % \|$")
 
 
-def part(rng, skill):
+def part(rng, skill, images=IMAGES):
     """Two objects in each image, which a detector finds as often as its skill says."""
-    image = np.tile(np.arange(IMAGES), 3)
+    image = np.tile(np.arange(images), 3)
     score = np.sort(rng.random(len(image)))[::-1]
     rng.shuffle(image)
     true = np.arange(10)[:, None] < rng.normal(10 * skill, 3, len(image))
     true &= np.array([np.sum(image[:i] == k) < 2 for i, k in enumerate(image)])
-    counts = np.full((1, IMAGES), 2)
+    counts = np.full((1, images), 2)
     detections = (np.zeros(len(image), int), image, score, true, np.zeros_like(true))
-    return per_image(IMAGES, "voc_2007", detections, counts)
+    return per_image(images, "voc_2007", detections, counts)
 
 
 @pytest.fixture
 def runs(write):
     """Three seeds of two initializations with their files."""
+    return write_runs(write.folder)
+
+
+def write_runs(root, sizes=(IMAGES, IMAGES), digests=(bytes(32), bytes(32))):
     rng = np.random.default_rng(0)
-    for initialization, skill in (("supervised", 0.5), ("moco", 0.6)):
+    rows = (("supervised", 0.5), ("moco", 0.6))
+    for (initialization, skill), images, digest in zip(rows, sizes, digests, strict=True):
         for seed in (1, 2, 3):
-            kept = part(rng, skill)
-            ap = WeightedAP(kept)(np.ones(IMAGES)).tolist()
+            kept = part(rng, skill, images)
+            ap = WeightedAP(kept)(np.ones(images)).tolist()
             metrics = {"bbox": dict(zip(("AP", "AP50", "AP75"), ap, strict=True))}
             record = content(initialization=initialization, seed=seed, metrics=metrics)
-            folder = write.folder / f"{initialization}_{seed}"
+            folder = root / f"{initialization}_{seed}"
             folder.mkdir(parents=True)
             file = folder / "per_image.npz"
-            write_per_image(file, {"bbox": kept}, bytes(32))
+            write_per_image(file, {"bbox": kept}, digest)
             entry = {"file": file.name, "sha256": sha256(file), "bytes": file.stat().st_size}
             record["per_image"] = {TEST_SET: entry}
             (folder / "record.json").write_text(json.dumps(record))
-    return write.folder
+    return root
 
 
 def lines(text):
@@ -85,3 +90,13 @@ def test_a_file_that_is_not_the_runs_own_is_left_out(runs, caplog, damage):
     said = {"gone": "No such file", "changed": "sha256 is another"}
     assert said.get(damage, "but the record's") in caplog.text
     assert str(files[0].parent) in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("images", "digest"), [(IMAGES, b"1" * 32), (IMAGES - 10, b"1" * 32), (IMAGES - 10, bytes(32))]
+)
+def test_runs_on_other_images_of_a_test_set_are_not_paired(tmp_path, caplog, images, digest):
+    folder = write_runs(tmp_path, (IMAGES, images), (bytes(32), digest))
+    with pytest.raises(UserError, match="no two rows have a common seed"):
+        render_folders([folder], images=True)
+    assert "evaluated on 2 different lists of test images" in caplog.text

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,8 +28,12 @@ logger = logging.getLogger(__name__)
 _TITLES = ("difference", "metric", "mean", "95 % over seeds", "over seeds and images", "images")
 _LEAST_DIGITS = 1e-6  # points; the same AP twice, in another order of summation
 
-#: Output -> replicates, for the images of one test set.
-Drawn = Mapping[str, Replicates]
+
+class Drawn(NamedTuple):
+    """The replicates of each output of a run, and the digest and the number of its test images."""
+
+    outputs: Mapping[str, Replicates]
+    images: tuple[bytes | int, ...]
 
 
 def with_images(tables: Iterable[Table], records: Iterable[Record]) -> list[Table]:
@@ -57,6 +61,13 @@ def _with_images(table: Table, records: Sequence[Record]) -> Table:
         name: {record.seed: drawn for record in group if (drawn := _drawn(record)) is not None}
         for name, group in by_initialization(newest(records)[0]).items()
     }
+    sets = {drawn.images for of_row in runs.values() for drawn in of_row.values()}
+    if len(sets) > 1:
+        logger.warning(
+            "the runs of %s were evaluated on %d different lists of test images; differences "
+            "between runs with different lists have no interval over images",
+            *(printable(table.task), len(sets)),
+        )
     lines = [line for pair in table.pairs for line in _lines(table, pair, runs)]
     if not lines:
         return table
@@ -74,7 +85,11 @@ def _lines(
     one, other = runs[pair.label], runs[pair.against]
     for metric, column, c in zip(table.metrics, table.columns, pair.comparisons, strict=True):
         output, _, name = metric.partition("/")
-        seeds = [s for s in one if s in other and output in one[s] and output in other[s]]
+        seeds = [
+            s for s in one if s in other and output in one[s].outputs and output in other[s].outputs
+        ]
+        if len({run[s].images for run in (one, other) for s in seeds}) > 1:
+            continue  # the draws of their images are not paired
         # The seeds of the test: with fewer files, its spread is not that of these runs.
         if name not in AVERAGED or c is None or c.test != "blocked" or len(seeds) != c.n[0]:
             continue
@@ -82,7 +97,13 @@ def _lines(
             continue
         at = list(AVERAGED).index(name)
         point, drawn, left_out = (
-            np.stack([one[s][output][i][..., at] - other[s][output][i][..., at] for s in seeds], -1)
+            np.stack(
+                [
+                    one[s].outputs[output][i][..., at] - other[s].outputs[output][i][..., at]
+                    for s in seeds
+                ],
+                axis=-1,
+            )
             for i in range(3)
         )
         found = uncertainty(drawn, point, left_out, c.variance, c.freedom)
@@ -107,9 +128,10 @@ def _drawn(record: Record) -> Drawn | None:
         path = record.path.parent / entry["file"]
         if sha256(path) != entry["sha256"]:
             raise ValueError("it is not the file of this run: its sha256 is another")
-        outputs, _ = read_per_image(path)
-        drawn = {name: replicates(part) for name, part in outputs.items()}
-        for name, each in drawn.items():
+        outputs, digest = read_per_image(path)
+        images = (digest, *(part.images for part in outputs.values()))
+        drawn = Drawn({name: replicates(part) for name, part in outputs.items()}, images)
+        for name, each in drawn.outputs.items():
             _check(record, name, each)
     except (OSError, ValueError) as error:
         logger.warning(

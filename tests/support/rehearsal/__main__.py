@@ -6,8 +6,8 @@ python -m support.rehearsal pretraining ...
 import contextlib
 import importlib
 import json
+import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ import moco_d2  # noqa: F401  Detectron2 needs our patches before it is imported
 
 if __name__ == "__main__":
     counts: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(sys.stderr):
         for scene in sys.argv[1:]:
             module = importlib.import_module(f"support.rehearsal.{scene}")
-            counts |= module.count(Path(folder) / scene)
+            counts |= module.count(Path(os.environ["DETECTRON2_DATASETS"]))
     print(json.dumps(counts))

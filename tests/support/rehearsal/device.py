@@ -126,7 +126,7 @@ class Rehearsal(TorchDispatchMode):
         answer = self._exchange(name, func, args, kwargs, on_cuda, target)
         if answer is not None:
             return answer
-        if name in _SIZED_BY_VALUES or mixed or (name == "index" and _has_mask(args[1])):
+        if name in _SIZED_BY_VALUES or mixed or (name in _INDEX and _has_mask(args[1])):
             self.waits[f"{name} in {_place()}"] += 1
         out = self._compute(func, name, args, kwargs)
         if not (getattr(func, "is_view", False) or name in _FREE):

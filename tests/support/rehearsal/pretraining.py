@@ -83,4 +83,7 @@ def _batches(trainer: Pretrainer, augmentation: Any) -> Iterator[Any]:
 
 def count(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the counts of all recipes."""
-    return {name: step(folder / str(i), name).summary() for i, name in enumerate(RECIPES)}
+    return {
+        name: step(folder / "pretraining" / str(i), name).summary()
+        for i, name in enumerate(RECIPES)
+    }

@@ -17,7 +17,12 @@ from typing import Any
 import torch
 from support.paths import ROOT, TESTS
 
-SCENES = {"pretraining": "A pretraining step with 256 images, of 224 pixels for R50, else of 64"}
+# Module of the scene -> what its recipes are.
+SCENES = {
+    "pretraining": "A pretraining step with 256 images, of 224 pixels for R50, else of 64",
+    "fine_tuning": "A fine-tuning step with 2 small images in bf16, and the evaluation of 2 images",
+    "evaluation": "Evaluations of features, of 4 batches or chunks",
+}
 
 _COUNT = """
 static signed char devices = 0;
@@ -44,7 +49,7 @@ def run(folder: Path, *scenes: str) -> dict[str, Any]:
     """Rehearse scenes of __main__.py. Return name of the recipe -> its counts.
 
     Args:
-        folder: An empty folder for the stubs.
+        folder: An empty folder for the stubs and the images.
     """
     count, driver = folder / "count.so", folder / "libcuda.so.1"
     _build(count, _COUNT)
@@ -57,6 +62,7 @@ def run(folder: Path, *scenes: str) -> dict[str, Any]:
         "REHEARSAL_STUB": str(count),
         "PYTHONPATH": os.pathsep.join(map(str, (ROOT, TESTS))),
         "OMP_NUM_THREADS": "1",
+        "DETECTRON2_DATASETS": str(folder),
     }
     words = [sys.executable, "-m", "support.rehearsal", *scenes]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)

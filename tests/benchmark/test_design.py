@@ -100,7 +100,20 @@ def test_a_row_without_runs_makes_it_no_easier_for_the_others(tmp_path):
 
 
 def _finished(record, time):
-    return {**record, "run": {**record["run"], "finished": time}}
+    return {**record, "run": {**record["run"], "started": time, "finished": time}}
+
+
+def test_a_run_that_is_evaluated_again_is_as_old_as_before(tmp_path):
+    declare(tmp_path, Design(comparisons=(PAIR,)))
+    write_record(tmp_path / "voc_C4", content(finished=LATER))
+    assert table_of(tmp_path).declared == "after 1 of 1 runs"
+
+
+def test_records_have_whole_seconds(tmp_path):
+    declare(tmp_path, Design(comparisons=(PAIR,)))
+    declared = json.loads((tmp_path / DESIGN_FILE).read_text())["declared"]
+    write_record(tmp_path / "voc_C4", _finished(content(), declared[:19] + "Z"))
+    assert table_of(tmp_path).declared == "beforehand"
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -113,7 +126,7 @@ def test_a_declaration_after_the_runs_is_marked_in_each_format(tmp_path, format)
         lines = list(csv.DictReader(io.StringIO(text)))
         assert {line["declared"] for line in lines} == {"after 15 of 16 runs"}
     else:
-        assert "declared after 15 of 16 runs had finished, so it was not fixed" in text
+        assert "declared after 15 of 16 runs had started, so it was not fixed" in text
 
 
 def test_a_suite_that_changes_its_mind_declares_anew(tmp_path):

@@ -1,7 +1,7 @@
 """What a suite declares before its numbers are seen: which comparisons may claim an order.
 
 The runner writes the declaration into the folder of the suite, and the tables of the runs in this
-folder read it there. It has a time, so a table knows which runs had finished before.
+folder read it there. It has a time, so a table knows which runs had started before.
 """
 
 import datetime

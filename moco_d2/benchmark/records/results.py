@@ -29,7 +29,8 @@ class Record:
     tools/pretrain.py made them. `command` is the command line, `seconds` the duration of the run
     without pauses. `data` has the numbers of images, if recorded. For `origin`, `cost` and
     `errors` see RunRecord. `test_set` is the only test set whose results this record has, if the
-    run has several; see test_sets.by_test_set. `batchnorm_images` is the number of images of one
+    run has several; see test_sets.by_test_set. `started` is None for an imported run.
+    `batchnorm_images` is the number of images of one
     BatchNorm batch; None if it is frozen or not recorded. `declaration` is what the suite of the
     run declares.
     """
@@ -65,6 +66,7 @@ class Record:
     batchnorm_images: int | None = None
     test_set: str | None = None
     declaration: Declaration | None = None
+    started: datetime | None = None
 
     @property
     def images(self) -> int:
@@ -152,7 +154,7 @@ def to_record(path: Path, content: dict[str, Any]) -> Record:
     """Return the record with this content, which comes from read_content.
 
     Raises:
-        ValueError: If the end of the run is not a valid time.
+        ValueError: If the start or the end of the run is not a valid time.
     """
     record = parse(content, RunRecord, "run record")
     return _record(path, record, record.config.resolved)
@@ -165,7 +167,7 @@ def _record(path: Path, content: RunRecord, config: Mapping[str, Any]) -> Record
         task=run.task,
         initialization=run.initialization,
         seed=run.seed,
-        finished=_time(run.finished),
+        finished=_time(run.finished, "finished"),
         config=config,
         matched_sha256=content.config.matched_sha256,
         weights_sha256=weights.sha256 if weights else None,
@@ -196,6 +198,7 @@ def _record(path: Path, content: RunRecord, config: Mapping[str, Any]) -> Record
         data=_plain(content.data) if content.data else None,
         changes=tuple(_plain(change) for change in content.changes),
         batchnorm_images=schedule.batchnorm_images or None,
+        started=_time(run.started, "started") if run.started else None,
     )
 
 
@@ -209,12 +212,12 @@ def _pretext(weights: Weights | None) -> str | None:
     return pretext if isinstance(pretext, str) else None
 
 
-def _time(text: str) -> datetime:
+def _time(text: str, field: str) -> datetime:
     """Return an aware time from ISO 8601; a time without a zone counts as UTC."""
     if text.endswith("Z"):  # Python 3.10 cannot read it
         text = text[:-1] + "+00:00"
     try:
         time = datetime.fromisoformat(text)
     except ValueError as error:
-        raise ValueError(f"$.run.finished must be an ISO 8601 time, got {text!r:.40}") from error
+        raise ValueError(f"$.run.{field} must be an ISO 8601 time, got {text!r:.40}") from error
     return time if time.tzinfo else time.replace(tzinfo=timezone.utc)

@@ -185,7 +185,12 @@ def _declared(records: Sequence[Record]) -> tuple[Design, str]:
         return DEFAULT, "differently"
     if any(declaration.edited for declaration in declarations):
         return designs.pop(), "by hand"
-    late = sum(r.declaration is not None and r.finished < r.declaration.declared for r in records)
+    late = sum(
+        # Records have whole seconds. A run that is evaluated again later has another end.
+        r.declaration is not None
+        and (r.started or r.finished) < r.declaration.declared.replace(microsecond=0)
+        for r in records
+    )
     return designs.pop(), f"after {late} of {len(records)} runs" if late else "beforehand"
 
 

@@ -115,7 +115,7 @@ def on_design(declared: str) -> Iterable[str]:
         )
     elif declared.startswith("after"):
         yield (
-            f"what may claim an order was declared {declared} had finished, so it was not fixed "
+            f"what may claim an order was declared {declared} had started, so it was not fixed "
             "beforehand"
         )
 

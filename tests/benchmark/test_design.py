@@ -49,6 +49,7 @@ def claimed(table):
 @pytest.mark.parametrize(
     ("declared", "message"),
     [
+        ({"primary": ["bbox/AP", "bbox/AP"]}, "primary names a metric twice"),
         ({"primary": ["bbox/APP"]}, "primary names 'bbox/APP', which is no metric; write one of"),
         ({"comparisons": [["moco", "mocco"]]}, "comparisons names 'mocco', .* of random, super"),
         ({"comparisons": [["moco"]]}, r"comparisons must be a list of pairs .* as in \[\[moco"),

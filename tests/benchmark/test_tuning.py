@@ -68,6 +68,7 @@ def test_trials_come_before_the_runs_that_need_them(tmp_path):
     [
         ({"learning_rates": [0.02]}, "learning_rates of tune must be a list of at least two"),
         ({"learning_rates": [0.02, -1]}, "different numbers above 0"),
+        ({"learning_rates": [10**400, 1]}, "at most 1e\\+06"),
         ({"rates": [1]}, "unknown key 'rates'"),
         ({"seed": 2}, "the seed 2 of tune is also in seeds"),
         ({"train": {}}, "train of tune must name datasets of the task voc_C4"),
@@ -109,6 +110,16 @@ def test_the_declared_primary_metric_decides(tmp_path, make_content):
         write_trial(out, cell, 50.0, make_content)
     with pytest.raises(UserError, match=r"no trial of voc_C4/moco has segm/AP"):
         best_rate(suite.cells[-1], out)
+
+
+def test_each_task_is_tuned_by_its_own_of_the_primary_metrics(tmp_path, make_content):
+    """A suite of boxes and of semantic segmentation declares a metric of each."""
+    suite = suite_of(tmp_path, primary=["sem_seg/mIoU", "bbox/AP"])
+    out = tmp_path / "out"
+    trials = [cell for cell in suite.cells if is_trial(cell) and cell.initialization == "moco"]
+    for cell, ap in zip(trials, (50.0, 51.0, 52.0), strict=True):
+        write_trial(out, cell, ap, make_content)
+    assert best_rate(suite.cells[-1], out) == "0.04"
 
 
 def test_a_trial_that_diverges_is_done_and_not_chosen(tmp_path, make_content):

@@ -90,6 +90,8 @@ def read_design(
             what = "metric" if key == "primary" else "initialization of this suite"
             hint = f"write one of {', '.join(known)}"
             raise UserError(f"{source}: {key} names {wrong!r:.80}, which is no {what}; {hint}")
+    if len(set(design.primary)) < len(design.primary):
+        raise UserError(f"{source}: primary names a metric twice; remove one of the two")
     pairs = [frozenset(pair) for pair in design.comparisons]
     twice = next((p for p in pairs if len(p) < 2 or pairs.count(p) > 1), None)
     if twice:

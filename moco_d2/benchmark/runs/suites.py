@@ -142,7 +142,7 @@ def load_suite(name: str | Path) -> Suite:
     rows = dict.fromkeys(cell.initialization for cell in cells if cell.kind == "transfer")
     design = _design(declared, rows, source) if declared else DEFAULT
     if tune is not None:
-        cells = pkgutil.resolve_name(_TUNED)(cells, tune, next(iter(design.primary), None), source)
+        cells = pkgutil.resolve_name(_TUNED)(cells, tune, design.primary, source)
     _check_cells(cells, source)
     _check_settings(cells, source)
     return Suite(source.stem, title, tuple(cells), shared, files, keep, design)

@@ -11,8 +11,9 @@ from moco_d2.records.run_schema import RECORD_FILE
 
 #: Placeholder in the arguments of a tuned cell for the learning rate of its best trial.
 BEST = "{best}"
-#: Setting of a tuned cell: the metric that chooses, or "" for the first of PRIMARY_METRICS.
-METRIC = "tune.metric"
+#: Setting of a tuned cell: metrics, of which the first that a trial has chooses; "" for those of
+#: PRIMARY_METRICS.
+METRICS = "tune.metrics"
 #: Folder of a trial: task, initialization, learning rate.
 FOLDER_OF_TRIAL = "{}/{}/tuning/lr{}"
 
@@ -48,7 +49,7 @@ def best_rate(cell: Cell, folder: Path, *, planned: bool = False) -> str:
     names = {n: float(n.rpartition("/lr")[2]) for n in cell.needs if "/tuning/lr" in n}
     if planned:
         return str(min(names.values()))
-    wanted = (cell.settings[METRIC],) if cell.settings[METRIC] else PRIMARY_METRICS
+    wanted = cell.settings[METRICS].split() or PRIMARY_METRICS
     scores = {}
     for name, rate in names.items():
         file = folder / name / RECORD_FILE

@@ -12,27 +12,28 @@ rate of its best trial, and name the rule in MOCO.TUNED.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from moco_d2.benchmark.runs.suite_values import arguments_of, check_grid, check_keys, check_seeds
 from moco_d2.benchmark.runs.suites import Cell
-from moco_d2.benchmark.runs.trials import BEST, FOLDER_OF_TRIAL, METRIC
+from moco_d2.benchmark.runs.trials import BEST, FOLDER_OF_TRIAL, METRICS
 from moco_d2.config.keys import read_value
 from moco_d2.config.plain import TRIAL
 from moco_d2.errors import UserError
 
 _KEYS = ("learning_rates", "train", "test", "seed")
+_LARGEST = 1e6  # a whole number may be too large for a float
 
 
-def tuned(cells: list[Cell], tune: Any, metric: str | None, source: Path) -> list[Cell]:
+def tuned(cells: list[Cell], tune: Any, metrics: Sequence[str], source: Path) -> list[Cell]:
     """Return the trials, and the cells with the rates of the best ones.
 
     Args:
         cells: The fine-tuning runs of a suite.
         tune: The value of the key ``tune``.
-        metric: The metric that chooses; None for the first of PRIMARY_METRICS that a trial has.
+        metrics: The first of these that a trial has chooses; if empty, of PRIMARY_METRICS.
         source: The suite, for errors.
 
     Raises:
@@ -66,11 +67,12 @@ def tuned(cells: list[Cell], tune: Any, metric: str | None, source: Path) -> lis
             trial = dataclasses.replace(cell, name=name, seed=seed)
             trials.setdefault(name, _overridden(trial, own))
         rule = (
-            f"{metric or 'the first primary metric'} on {' + '.join(test)} after training on "
+            f"{' or '.join(metrics) or 'the first primary metric'} on {' + '.join(test)} after "
+            "training on "
             f"{' + '.join(train)} (seed {seed}), of {', '.join(map(str, rates))}"
         )
         run = _overridden(cell, {"SOLVER.BASE_LR": BEST, "MOCO.TUNED": rule})
-        settings = {**run.settings, METRIC: metric or ""}
+        settings = {**run.settings, METRICS: " ".join(metrics)}
         del settings["SOLVER.BASE_LR"]  # the trials decide
         runs.append(dataclasses.replace(run, needs=(*cell.needs, *names), settings=settings))
     check_grid(len(trials) + len(runs), source=source)
@@ -81,13 +83,13 @@ def _rates(tune: Mapping[str, Any], source: Path) -> list[float]:
     rates = tune.get("learning_rates")
     if (
         not isinstance(rates, list)
-        or not all(type(rate) in (int, float) and 0 < rate < float("inf") for rate in rates)
+        or not all(type(rate) in (int, float) and 0 < rate <= _LARGEST for rate in rates)
         or len(set(map(float, rates))) != len(rates)
         or len(rates) < 2
     ):
         raise UserError(
             f"{source}: learning_rates of tune must be a list of at least two different numbers "
-            f"above 0, as in [0.01, 0.02, 0.04], got {rates!r:.80}"
+            f"above 0 and at most {_LARGEST:g}, as in [0.01, 0.02, 0.04], got {rates!r:.80}"
         )
     return [float(rate) for rate in rates]
 

@@ -105,13 +105,17 @@ def find_row(task: str, initialization: str) -> tuple[PaperTable, PaperRow] | No
 
     Case and hyphens of the name do not count: ``SwAV-800ep`` is ``swav_800ep``.
     """
-    plain = initialization.lower().replace("-", "_")
+    plain = _plain(initialization)
     for table in paper_tables():
         if table.task == task:
             for row in table.rows:
                 if plain in row.names:
                     return table, row
     return None
+
+
+def _plain(initialization: str) -> str:
+    return initialization.lower().replace("-", "_")
 
 
 def baseline_of(task: str) -> tuple[str, ...]:
@@ -135,7 +139,7 @@ def marks_beside(
     table: PaperTable, row: PaperRow, initialization: str, runs: Iterable[Record]
 ) -> Iterator[str]:
     """Yield the names in MARKS of the reasons why runs are not expected to reach a row's values."""
-    if initialization in row.similar:
+    if _plain(initialization) in row.similar:
         yield "msra_baseline"
     if table.setting and any(
         r.batchnorm_images and r.batchnorm_images < table.setting.images_per_batch for r in runs

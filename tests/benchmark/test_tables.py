@@ -214,6 +214,12 @@ def test_weights_of_torchvision_have_no_verdict_beside_those_of_msra(make_conten
         assert format == "csv" or "outside" in text, format
 
 
+def test_a_row_that_is_found_by_another_spelling_has_the_same_marks(make_content, write):
+    write(make_content(initialization="Supervised"))
+    (row,) = table_of(write.folder).rows
+    assert (row.cells[0].published, row.paper_marks) == (81.3, ("msra_baseline",))
+
+
 def test_small_batches_of_batchnorm_explain_a_gap(make_content, write):
     """One GPU with 2 images a pass: BatchNorm saw 2 of the paper's 16."""
     for name, images in (("random", None), ("moco", 2), ("moco_v2", 16)):

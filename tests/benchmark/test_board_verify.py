@@ -134,3 +134,12 @@ def test_the_exit_codes_of_the_command(run, tmp_path):
     assert run_tool(tool, "verify", run.folder, whole, "--no-evaluation").returncode == 1
     result = run_tool(tool, "verify", tmp_path)
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("path", [5, ["a"], "a" * 5000, "/proc/self/mem"])
+def test_weights_that_are_no_path_are_not_here(tmp_path, capsys, path):
+    record = content()
+    record["config"]["resolved"]["MODEL"]["WEIGHTS"] = path
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    verify(tmp_path, evaluate=False)
+    assert "weights: not checked: moco.pth is not here" in capsys.readouterr().out

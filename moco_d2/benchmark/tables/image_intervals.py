@@ -33,7 +33,7 @@ class Drawn(NamedTuple):
     """The replicates of each output of a run, and the digest and the number of its test images."""
 
     outputs: Mapping[str, Replicates]
-    images: tuple[bytes | int, ...]
+    images: tuple[object, ...]
 
 
 def with_images(tables: Iterable[Table], records: Iterable[Record]) -> list[Table]:

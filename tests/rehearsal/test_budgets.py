@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from support.paths import ROOT
-from support.rehearsal import process
+from support.rehearsal import collectives, process
 
 RESULT = json.loads((ROOT / "results" / "benchmarks" / "rehearsal.json").read_text())
 BUDGETS = {
@@ -31,7 +31,7 @@ def differences(budget: dict, counted: dict) -> list[str]:
     return [
         f"{name} {'grew' if counted[name] > limit else 'fell'} from {limit} to {counted[name]}"
         for name, limit in budget.items()
-        if counted[name] != (pytest.approx(limit, rel=1e-3, abs=0.01) if name == "GB" else limit)
+        if counted[name] != (pytest.approx(limit, rel=1e-3, abs=0.01) if "B" in name else limit)
     ]
 
 
@@ -44,12 +44,28 @@ def differences(budget: dict, counted: dict) -> list[str]:
 def test_a_step_costs_what_is_committed(counts, recipe):
     (budget,) = [budgets[recipe] for budgets in BUDGETS.values() if recipe in budgets]
     found = differences(budget, counts[recipe])
-    places = counts[recipe]["places of waits"]
-    assert not found, f"{recipe}: {', '.join(found)}. The host waits in {places}. {RENEW}"
+    places = ", ".join(f"{name} ({n})" for name, n in counts[recipe]["places"].items())
+    assert not found, f"{recipe}: {', '.join(found)}. {RENEW}. Waits or exchanges: {places}"
 
 
 def test_every_recipe_has_a_budget(counts):
     assert counts.keys() == {name for budgets in BUDGETS.values() for name in budgets}
+
+
+@pytest.mark.parametrize("dictionary", collectives.DICTIONARIES)
+def test_exchanges_and_memory_grow_linearly_with_the_processes(counts, dictionary):
+    worlds = collectives.PROCESSES
+    few, some, many = (counts[f"{dictionary}, {w:,} processes"] for w in worlds)
+    assert few["collectives"] == some["collectives"] == many["collectives"]
+    for name in ("MB received", "MB computed"):
+        slopes = [
+            (larger[name] - smaller[name]) / (processes - fewer)
+            for smaller, larger, fewer, processes in (
+                (few, some, *worlds[:2]),
+                (some, many, *worlds[1:]),
+            )
+        ]
+        assert slopes[1] == pytest.approx(slopes[0], rel=0.01), name
 
 
 def test_a_difference_says_what_grew():

@@ -104,7 +104,7 @@ class Rehearsal(TorchDispatchMode):
             "copies": self.copies.total(),
             "pageable copies": sum(n for (_, pinned), n in self.copies.items() if not pinned),
             "GB": round(self.bytes.total() / 1e9, 2),
-            "places of waits": dict(self.waits.most_common()),
+            "places": dict(self.waits.most_common()),
         }
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

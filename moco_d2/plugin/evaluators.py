@@ -4,6 +4,7 @@ All give the same statistics (benchmarks/evaluation.py). hotcoco is the fastest 
 one, so the others stay as fallbacks. Features are detected, and versions never compared.
 """
 
+import collections
 import contextlib
 import functools
 import logging
@@ -102,8 +103,11 @@ def fast_lvis() -> Iterator[None]:
     import hotcoco
 
     def results(truth: Any, detections: Any, max_dets: int) -> Any:
-        # lvis knows no crowds.
-        truth = _for_hotcoco(truth.dataset, left_out="iscrowd")
+        # lvis knows no crowds, and never looks at an object without an area.
+        objects = [item for item in truth.dataset["annotations"] if item["area"] > 0]
+        content = {**truth.dataset, "annotations": objects}
+        truth = _for_hotcoco(content, left_out="iscrowd")
+        detections = _with_area(detections, max_dets)
         return truth, hotcoco.LVISResults(truth, detections, max_dets=max_dets)
 
     kept = lvis.LVISResults, lvis.LVISEval
@@ -114,6 +118,28 @@ def fast_lvis() -> Iterator[None]:
         yield
     finally:
         lvis.LVISResults, lvis.LVISEval = kept
+
+
+def _with_area(detections: list[dict[str, Any]], max_dets: int) -> list[dict[str, Any]]:
+    """Leave out the detections without an area (empty masks), which lvis does not look at, but
+    counts among the max_dets of an image.
+    """
+    from pycocotools import mask
+
+    if detections and "bbox" in detections[0]:
+        areas = [item["bbox"][2] * item["bbox"][3] for item in detections]
+    else:
+        areas = [mask.area(item["segmentation"]) for item in detections]
+    if all(area > 0 for area in areas):
+        return detections
+    seen: collections.Counter[Any] = collections.Counter()
+    kept = []
+    for i in sorted(range(len(detections)), key=lambda i: -detections[i]["score"]):
+        image = detections[i]["image_id"]
+        seen[image] += 1
+        if areas[i] > 0 and (max_dets < 0 or seen[image] <= max_dets):
+            kept.append(i)
+    return [detections[i] for i in sorted(kept)]
 
 
 # What an evaluation needs. Files have further fields, and so have evaluations by other packages.

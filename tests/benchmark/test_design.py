@@ -98,6 +98,7 @@ def test_a_row_without_runs_makes_it_no_easier_for_the_others(tmp_path):
     write_table_2b(tmp_path / "voc_C4", lambda r: _finished(r, LATER))
     tested = table_of(tmp_path).comparison(*PAIR, "bbox/AP")
     assert tested.p_holm == pytest.approx(4 * tested.p)
+    assert "4 comparison(s) in AP" in str(table_of(tmp_path).notes)
 
 
 def _finished(record, time):

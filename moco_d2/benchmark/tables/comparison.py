@@ -86,6 +86,7 @@ def _measured_table(task: str, records: list[Record]) -> Table:
         name: tuple(marks_beside(*row, name, runs[name])) if row else ()
         for name, row in beside.items()
     }
+    corrected_for = len(primary_metrics(metrics, design)) * len(planned_pairs(runs, design))
     to_baseline = {pair.label: pair.comparisons for pair in pairs if pair.against == baseline}
     untested = (None,) * len(metrics)
     rows = tuple(
@@ -115,7 +116,7 @@ def _measured_table(task: str, records: list[Record]) -> Table:
         declared=declared,
         footnotes=tuple((m, matching.footnote(m)) for m in MARKS if m in marks),
         notes=(
-            *notes.on_significance(pairs, columns, len(runs), declared),
+            *notes.on_significance(pairs, columns, len(runs), declared, corrected_for),
             *notes.on_differences(baseline, HIGHLIGHT_FROM),
             *notes.on_paper(task, beside),
             *notes.on_runs(runs, metrics, repeated),
@@ -163,8 +164,7 @@ def _pairs(
         for label, against, m in tested
         if m in primary and ((label, against) in claimed or (against, label) in claimed)
     ]
-    # A row without any run takes none of the declared comparisons away.
-    planned = design.comparisons or claimed
+    planned = planned_pairs(names, design)
     possible = possible_equal(planned, len(primary))
     found = corrected((tested[key] for key in family), len(primary) * len(planned), possible)
     tested |= dict(zip(family, found, strict=True))
@@ -192,6 +192,13 @@ def _declared(records: Sequence[Record]) -> tuple[Design, str]:
         for r in records
     )
     return designs.pop(), f"after {late} of {len(records)} runs" if late else "beforehand"
+
+
+def planned_pairs(names: Iterable[str], design: Design = DEFAULT) -> Sequence[tuple[str, str]]:
+    """Return the pairs of rows that are corrected for in each primary metric: a row without any run
+    takes none of the declared comparisons away.
+    """
+    return design.comparisons or claimed_pairs(names)
 
 
 def claimed_pairs(names: Iterable[str], design: Design = DEFAULT) -> list[tuple[str, str]]:

@@ -53,7 +53,11 @@ def on_differences(
 
 
 def on_significance(
-    pairs: Sequence["Pair"], columns: Sequence[str], initializations: int, declared: str
+    pairs: Sequence["Pair"],
+    columns: Sequence[str],
+    initializations: int,
+    declared: str,
+    corrected_for: int,
 ) -> Iterable[str]:
     """Yield all orders that may be claimed from the table, in one sentence.
 
@@ -62,6 +66,7 @@ def on_significance(
         columns: See Table.
         initializations: Number of rows.
         declared: See Table.
+        corrected_for: Number of comparisons, also of those that could not be tested.
     """
     if not pairs:
         if initializations > 1:
@@ -94,7 +99,7 @@ def on_significance(
             f"Welch's t-test where seeds, configs or processes differ ({', '.join(welch)})"
         )
     parts += on_design(declared)
-    where = f", {len(family)} comparison(s) in {', '.join(claimed)}" if family else ""
+    where = f", {corrected_for} comparison(s) in {', '.join(claimed)}" if family else ""
     yield from _sentence(
         f"Orders that the tests support (corrected p < {1 - LEVEL:.2f}{where})", parts
     )

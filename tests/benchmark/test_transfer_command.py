@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import os
 import signal
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -201,6 +203,32 @@ def test_a_file_converted_for_another_library_is_converted_back(tmp_path, target
     assert all(torch.equal(torch.as_tensor(arrived[n]), torch.as_tensor(wanted[n])) for n in wanted)
     again = convert_row("c", str(row.file), tmp_path)  # and that one is used as it is
     assert again.file == row.file
+
+
+_FORKS_LATER = """
+import multiprocessing, sys, torch
+from moco_d2.benchmark.transfer_command.weights import convert_row
+from pathlib import Path
+
+def compute(queue):
+    torch.set_num_threads(2)
+    queue.put(float(torch.ones(2**20).exp().sum() > 0))
+
+convert_row("a", sys.argv[1], Path(sys.argv[2]))
+context = multiprocessing.get_context("fork")
+queue = context.Queue()
+context.Process(target=compute, args=(queue,), daemon=True).start()
+print("computed", queue.get(timeout=240))
+"""
+
+
+def test_runs_that_are_forked_after_a_conversion_compute_with_several_threads(tmp_path):
+    """They waited forever for threads of OpenMP that the conversion had started."""
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "a.pth")
+    words = [sys.executable, "-c", _FORKS_LATER, str(tmp_path / "a.pth"), str(tmp_path)]
+    two = {**os.environ, "OMP_NUM_THREADS": "2"}
+    ended = subprocess.run(words, env=two, check=False, capture_output=True, text=True)
+    assert "computed 1.0" in ended.stdout, ended.stderr
 
 
 # ---- the whole -----------------------------------------------------------------------------------

@@ -17,19 +17,29 @@ _T = TypeVar("_T")
 
 def in_child(tools: set[str], function: Callable[..., _T], *args: Any) -> _T:
     """Return ``function(*args)`` of a child process that has the imports of `tools`. The datasets
-    that it registers, and its memory, end with it.
+    that it registers, and its memory, end with it. It computes with one thread.
+
+    What computes with torch belongs into such a child: OpenMP's threads do not survive a fork, so
+    the runs that this process forks later would wait for them forever.
 
     Raises:
         UserError: If the function raises it, or if the system ends the child process.
     """
     try:
-        with ProcessPoolExecutor(1, mp_context=warmed(tools)) as pool:
+        context = warmed(tools)
+        with ProcessPoolExecutor(1, mp_context=context, initializer=_use_one_thread) as pool:
             return pool.submit(function, *args).result()
     except BrokenProcessPool as error:
         raise UserError(
-            "the process that reads the datasets was ended by the system, probably for lack of "
-            "memory; close other programs, or use a smaller dataset"
+            "a process that reads datasets or weights was ended by the system, probably for lack "
+            "of memory; close other programs, or use a smaller dataset"
         ) from error
+
+
+def _use_one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def warmed(tools: set[str]) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from moco_d2.benchmark.runs.children import in_child
 from moco_d2.config.load import config_root
 from moco_d2.errors import UserError, printable
 from moco_d2.files import sha256
@@ -73,13 +74,17 @@ def row_names(sources: Sequence[str]) -> list[str]:
 
 
 def convert_row(name: str, source: str, folder: Path) -> Row:
-    """Convert a checkpoint to `folder`/weights/NAME.pth, with its proof.
+    """Convert a checkpoint to `folder`/weights/NAME.pth, with its proof, in a child process.
 
     A file of tools/convert.py for Detectron2 is used as it is.
 
     Raises:
         UserError: If the checkpoint cannot be converted, or is a trained detector.
     """
+    return in_child({"convert.py"}, _convert_row, name, source, folder)
+
+
+def _convert_row(name: str, source: str, folder: Path) -> Row:
     from moco_d2.checkpoint.catalog import source_file
     from moco_d2.checkpoint.convert import convert
 

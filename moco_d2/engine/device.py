@@ -66,6 +66,15 @@ def find_device(name: str, *, setting: str) -> "torch.device":
     return device
 
 
+def send(values: "torch.Tensor", device: "torch.device | str") -> "torch.Tensor":
+    """Copy a tensor from the CPU to a device. The host does not wait until a GPU has it."""
+    import torch
+
+    if torch.device(device).type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)  # from other memory, CUDA may wait
+
+
 def take_own_gpu(local_rank: int, local_world_size: int) -> str:
     """Make this process's GPU the current one, and return a name that no other GPU has.
 

@@ -8,6 +8,7 @@ import torch
 from detectron2.utils import comm
 from torch import nn
 
+from moco_d2.engine.device import send
 from moco_d2.pretrain.data.stream import Batch
 from moco_d2.pretrain.model.shuffle_bn import all_gather
 
@@ -57,10 +58,9 @@ def gather_numbers(
 
     This takes one exchange and one wait for the device.
     """
-    row = torch.stack(
-        [
-            torch.as_tensor(number, dtype=torch.float64).to(device, non_blocking=True)
-            for number in numbers.values()
-        ]
-    )
-    return dict(zip(numbers, all_gather(row[None]).T.tolist(), strict=True))
+    tensors = {name: n for name, n in numbers.items() if isinstance(n, torch.Tensor)}
+    others = {name: n for name, n in numbers.items() if name not in tensors}
+    row = [n.to(device, torch.float64).view(1) for n in tensors.values()]
+    row.append(send(torch.tensor([*others.values()], dtype=torch.float64), device))
+    columns = all_gather(torch.cat(row)[None]).T.tolist()
+    return dict(zip([*tensors, *others], columns, strict=True))

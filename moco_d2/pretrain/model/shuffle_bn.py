@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributed.nn import functional as dist_functional
 
+from moco_d2.engine.device import send
+
 
 class SplitBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm that normalizes each of S consecutive groups of a training batch on its own.
@@ -168,10 +170,9 @@ def encode_shuffled(
     """
     batch, processes = len(images), world_size()
     order = torch.randperm(batch * processes)
+    order = send(order, images.device)
     if processes == 1:
-        order = order.to(images.device)
         return encode(images[order])[order.argsort()]
-    order = order.to(images.device)
     dist.broadcast(order, src=0)  # the generators of the processes differ
     encoded = all_gather_with_gradient(encode(_exchange(images, order)))
     return encoded[order.argsort()]

@@ -74,6 +74,7 @@ class Rehearsal(TorchDispatchMode):
         bytes: Name of an ATen operator -> bytes of its inputs and results.
         waits: Line of code -> how often the host waits there for the device.
         copies: (whether non-blocking, whether from pinned memory) -> copies from the host.
+        copied: Bytes of these copies.
         places: Line of this project or "backward" -> [calls, bytes].
     """
 
@@ -94,6 +95,7 @@ class Rehearsal(TorchDispatchMode):
         self.bytes: collections.Counter[str] = collections.Counter()
         self.waits: collections.Counter[str] = collections.Counter()
         self.copies: collections.Counter[tuple[bool, bool]] = collections.Counter()
+        self.copied = 0
         self.places: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
 
     def summary(self) -> dict[str, Any]:
@@ -103,6 +105,7 @@ class Rehearsal(TorchDispatchMode):
             "waits": self.waits.total(),
             "copies": self.copies.total(),
             "pageable copies": sum(n for (_, pinned), n in self.copies.items() if not pinned),
+            "MB copied": round(self.copied / 1e6, 2),
             "GB": round(self.bytes.total() / 1e9, 2),
             "places": dict(self.waits.most_common()),
         }
@@ -130,7 +133,7 @@ class Rehearsal(TorchDispatchMode):
             self.waits[f"{name} in {_place()}"] += 1
         out = self._compute(func, name, args, kwargs)
         if not (getattr(func, "is_view", False) or name in _FREE):
-            touched = sum(t.numel() * t.element_size() for t in (*tensors, *_tensors(out)))
+            touched = sum(map(_size, (*tensors, *_tensors(out))))
             self.calls[name] += 1
             self.bytes[name] += touched
             place = self.places[_place(ours=True)]
@@ -161,6 +164,7 @@ class Rehearsal(TorchDispatchMode):
             # In its schema, copy_ has the flag as its third argument.
             non_blocking = kwargs.get("non_blocking", (*args, False, False)[2] is True)
             self.copies[non_blocking, source.untyped_storage().data_ptr() in self.pinned] += 1
+            self.copied += _size(source)
             if not non_blocking:
                 self.waits[f"copy to the device in {_place()}"] += 1
         return None
@@ -219,6 +223,10 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
             yield from _tensors(one)
     elif isinstance(value, dict):
         yield from _tensors(list(value.values()))
+
+
+def _size(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def _has_mask(indices: Any) -> bool:

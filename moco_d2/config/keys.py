@@ -157,8 +157,9 @@ MOCO_GROUPS = (
                 (),
                 Numbers(_POSITIVE, pair=True, optional=True),
                 "Semantic segmentation scales each training image by a random ratio between these "
-                "two before `INPUT.CROP`. With `()`, `INPUT.MIN_SIZE_TRAIN` is used, as in "
-                "detection.",
+                "two before `INPUT.CROP`. In detection the ratio is relative to `INPUT.CROP.SIZE`, "
+                "into which the image fits with ratio 1 (large-scale jitter). With `()`, "
+                "`INPUT.MIN_SIZE_TRAIN` is used.",
             ),
             Key(
                 "MOCO.VAL_LOSS",

@@ -46,6 +46,7 @@ _PLACES = ("OUTPUT_DIR", "MODEL.WEIGHTS")
 # Keys that an initialization may set; `*` stands for any text.
 _OF_INITIALIZATION = (
     *("MODEL.WEIGHTS", "MODEL.PIXEL_*", "MODEL.RESNETS.*", "MODEL.*.NORM", "INPUT.FORMAT"),
+    *("MOCO.VIT.EMBED_DIM", "MOCO.VIT.DEPTH", "MOCO.VIT.HEADS", "MOCO.VIT.P*"),
     "VERSION",
 )
 

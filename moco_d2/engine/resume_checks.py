@@ -26,9 +26,9 @@ FIX = (
 # Integers up to here are exact as floats, too. No run has so many iterations.
 MOST = 2**53
 _LENGTH = 60  # characters of a value or a name that a message quotes
-# Settings of SGD that a checkpoint has. The flags must be those of this run.
-_SGD_NUMBERS = ("lr", "momentum", "dampening", "weight_decay")
-_SGD_FLAGS = ("nesterov", "maximize", "foreach", "differentiable", "fused")
+# Settings of SGD and AdamW that a checkpoint has. The flags must be those of this run.
+_NUMBERS = ("lr", "momentum", "dampening", "weight_decay", "eps")
+_FLAGS = ("nesterov", "amsgrad", "maximize", "foreach", "capturable", "differentiable", "fused")
 
 
 class UnusableError(Exception):
@@ -171,8 +171,20 @@ def check_momentum(state: Any, parameter: Tensor, name: str) -> None:
             check_tensor(value, parameter, f"momentum of {name}")
 
 
-def check_sgd(saved: Any, optimizer: torch.optim.Optimizer) -> None:
-    """Check the result of ``optimizer.state_dict()`` for an SGD with the same parameters."""
+def check_adamw(state: Any, parameter: Tensor, name: str) -> None:
+    """Check AdamW's state of a parameter: its step, and two tensors like the parameter."""
+    require(type(state) is dict, f"its optimizer state of {name} is {shown(state)}, not a dict")
+    wanted = {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
+    check_tensors(state, wanted, f"optimizer state of {name}")
+    for key in ("step", "exp_avg_sq"):
+        require(bool((state[key] >= 0).all()), f"its {key} of {name} has negative numbers")
+
+
+def check_optimizer(saved: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Check the result of ``optimizer.state_dict()`` for an SGD or AdamW with the same
+    parameters.
+    """
+    is_adamw = isinstance(optimizer, torch.optim.AdamW)
     states = entry(saved, "state", dict, "optimizer")
     groups = entry(saved, "param_groups", list, "optimizer")
     current = optimizer.state_dict()["param_groups"]
@@ -183,10 +195,18 @@ def check_sgd(saved: Any, optimizer: torch.optim.Optimizer) -> None:
         numbers = entry(group, "params", list, "optimizer.param_groups")
         same = all(type(number) is int for number in numbers) and numbers == now["params"]
         require(same, "its optimizer has other parameters than this network")
-        for key in _SGD_NUMBERS:
+        for key in _NUMBERS:
+            if key not in now:
+                continue
             require(key in group, f"its optimizer has no {key}")
             check_number(group[key], f"optimizer's {key}", least=0)
-        for key in _SGD_FLAGS:
+        if "betas" in now:
+            betas = group.get("betas")
+            good = type(betas) in (list, tuple) and len(betas) == 2
+            require(good, f"its optimizer's betas are {shown(betas)}, not two numbers")
+            for beta in betas:
+                check_number(beta, "optimizer's beta", least=0)
+        for key in _FLAGS:
             if key in group and key in now:
                 same = group[key] is now[key]
                 require(same, f"its optimizer's {key} is {shown(group[key])} and not {now[key]}")
@@ -194,7 +214,8 @@ def check_sgd(saved: Any, optimizer: torch.optim.Optimizer) -> None:
     for number, state in states.items():
         known = type(number) is int and number in parameters
         require(known, f"its optimizer has a state of {shown(number)}, which is no parameter")
-        check_momentum(state, parameters[number], f"parameter {number}")
+        check = check_adamw if is_adamw else check_momentum
+        check(state, parameters[number], f"parameter {number}")
 
 
 def check_grad_scaler(saved: Any) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from moco_d2.errors import UserError
-from moco_d2.transfer.schedule import reference_config
+from moco_d2.transfer.schedule import backbone_norm, reference_config
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -91,7 +91,7 @@ def _causes(cfg: "CfgNode", iteration: int, error: DivergenceError) -> Iterator[
             "SOLVER.AMP.ENABLED is True with MOCO.AMP_DTYPE float16, which overflows above 65504: "
             "set MOCO.AMP_DTYPE bfloat16"
         )
-    frozen = cfg.MODEL.RESNETS.NORM == "FrozenBN"
+    frozen = backbone_norm(cfg) == "FrozenBN"
     if "fpn" in cfg.MODEL.BACKBONE.NAME and not cfg.MODEL.FPN.NORM and not frozen:
         yield (
             "MODEL.FPN.NORM is empty, with which such runs diverge (facebookresearch/moco issue "

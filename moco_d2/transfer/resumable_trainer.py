@@ -135,7 +135,8 @@ class ResumableTrainer(DefaultTrainer):
                 )
             saved = state_dict["_trainer"]["optimizer"]
             left = state_dict["iteration"] + 1 < self.max_iter
-            if left and not saved["state"] and any(g["momentum"] for g in saved["param_groups"]):
+            keeps = any(g.get("momentum", 1) for g in saved["param_groups"])  # AdamW always does
+            if left and not saved["state"] and keeps:
                 raise UserError(
                     "the checkpoint has no momentum, because its run was finished and kept only "
                     "its weights, so it cannot be lengthened: begin anew in another OUTPUT_DIR, "

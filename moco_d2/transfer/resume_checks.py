@@ -16,7 +16,7 @@ from moco_d2.engine.resume_checks import (
     check_metrics,
     check_name,
     check_number,
-    check_sgd,
+    check_optimizer,
     check_tensors,
     entry,
     require,
@@ -68,7 +68,7 @@ def check_trainer(state: Any, optimizer: torch.optim.Optimizer) -> None:
     inner = entry(state, "_trainer", dict, "trainer")
     check_count(entry(inner, "iteration", int, "trainer._trainer"), "iteration")
     require(not inner.get("hooks"), "its trainer._trainer has hooks")
-    check_sgd(entry(inner, "optimizer", dict, "trainer._trainer"), optimizer)
+    check_optimizer(entry(inner, "optimizer", dict, "trainer._trainer"), optimizer)
     check_grad_scaler(inner.get("grad_scaler", {}))
 
 

@@ -24,6 +24,7 @@ SYNCED_NORMS = ("SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
 _SYNCED_ON_CPU = ("naiveSyncBN", "naiveSyncBN_N")
 # The parts of the paper's models that have their own NORM key.
 _NORMED = ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD", "SEM_SEG_HEAD")
+VIT_NORM = "LN"
 _PAPERS_BATCH = (
     16  # images that BatchNorm sees in the paper: 8 synchronized GPUs with 2 images each
 )
@@ -46,7 +47,7 @@ def scale_to_hardware(
         A new config (frozen if `cfg` is frozen) and ``{"world_size", "ims_per_batch",
         "accumulation", "base_lr", "max_iter", "steps", "warmup_iters", "eval_period",
         "checkpoint_period", "norm", "batchnorm_images", "notes"}``. Notes are sentences, and
-        batchnorm_images is None if BatchNorm is frozen.
+        batchnorm_images is None if BatchNorm is frozen or absent.
 
     Raises:
         UserError: If the batch does not divide among the processes and passes.
@@ -88,7 +89,11 @@ def scale_to_hardware(
             f"that of {solver.IMS_PER_BATCH}, BatchNorm's batch is not"
         )
     images = batchnorm_images(scaled, world_size)
-    if images is None:
+    if "Cosine" in solver.LR_SCHEDULER_NAME:
+        notes.append("the learning rate falls to 0 along half a period of a cosine")
+    if has_vit(scaled):
+        notes.append("the backbone is a ViT, whose LayerNorm depends on no other image")
+    elif images is None:
         notes.append("BatchNorm is frozen (the paper tunes it)")
     else:
         notes.append(f"BatchNorm statistics over {images} images (the paper: {_PAPERS_BATCH})")
@@ -104,7 +109,7 @@ def scale_to_hardware(
         "warmup_iters": solver.WARMUP_ITERS,
         "eval_period": scaled.TEST.EVAL_PERIOD,
         "checkpoint_period": solver.CHECKPOINT_PERIOD,
-        "norm": scaled.MODEL.RESNETS.NORM,
+        "norm": backbone_norm(scaled),
         "batchnorm_images": images,
         "notes": notes,
     }
@@ -126,12 +131,24 @@ def describe(effective: Mapping[str, Any]) -> list[str]:
 
 
 def batchnorm_images(cfg: "CfgNode", world_size: int) -> int | None:
-    """Return how many images the backbone's BatchNorm normalizes together; None if it is frozen."""
-    norm = cfg.MODEL.RESNETS.NORM
-    if norm == "FrozenBN":
+    """Return how many images the backbone's BatchNorm normalizes together; None if it is frozen or
+    absent.
+    """
+    norm = backbone_norm(cfg)
+    if norm in ("FrozenBN", VIT_NORM):
         return None
     groups = 1 if norm in SYNCED_NORMS else world_size
     return cfg.SOLVER.IMS_PER_BATCH // (groups * cfg.MOCO.ACCUMULATION)
+
+
+def has_vit(cfg: "CfgNode") -> bool:
+    """Return whether the backbone is the ViT of MOCO.VIT; MODEL.RESNETS does not count then."""
+    return cfg.MODEL.BACKBONE.NAME == "build_vit_simple_fpn_backbone"
+
+
+def backbone_norm(cfg: "CfgNode") -> str:
+    """Return the norm of the pretrained backbone."""
+    return VIT_NORM if has_vit(cfg) else cfg.MODEL.RESNETS.NORM
 
 
 def normed_keys(cfg: "CfgNode") -> dict[str, str]:

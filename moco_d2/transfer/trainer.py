@@ -32,6 +32,7 @@ from moco_d2.transfer.data.training_data import TrainingBatches, build_training_
 from moco_d2.transfer.divergence import DivergenceError, explain
 from moco_d2.transfer.evaluation.build import TestMapper, box_errors, build_evaluator, per_image
 from moco_d2.transfer.evaluation.precise_bn import PreciseBN
+from moco_d2.transfer.optimizer import build_adamw
 from moco_d2.transfer.resumable_trainer import RestoreGenerators, ResumableTrainer
 from moco_d2.transfer.train_step import AccumulatingTrainer
 from moco_d2.transfer.validation_loss import ValidationLoss
@@ -91,6 +92,13 @@ class Trainer(ResumableTrainer):
         self.checkpointer = TransferCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self._processes: list[dict[str, Any]] = []
         self.test_images: dict[str, int] = {}
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: Any) -> Any:
+        """Return Detectron2's SGD, or build_adamw if MOCO.OPTIMIZER asks for it."""
+        if cfg.MOCO.OPTIMIZER == "AdamW":
+            return build_adamw(cfg, model)
+        return super().build_optimizer(cfg, model)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainingBatches:

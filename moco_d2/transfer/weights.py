@@ -30,6 +30,9 @@ _MODEL_ZOO = "https://dl.fbaipublicfiles.com/detectron2/"
 #: Endings of a detector's constants from the config, which only some versions of Detectron2 save.
 CONSTANTS = ("pixel_mean", "pixel_std")
 
+# Endings of tensors of a backbone that no pretraining supplies.
+_NOT_PRETRAINED = ("num_batches_tracked", "attn.rel_pos_h", "attn.rel_pos_w")
+
 _LONGEST = 150  # maximum number of characters of an address in an error message
 
 
@@ -88,15 +91,17 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def pretrained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the tensors of a detector that a pretrained ResNet supplies, by name.
+    """Return the tensors of a detector that a pretrained backbone supplies, by name.
 
     They are the ResNet (under the backbone or an FPN's ``bottom_up``) and the blocks of res5 in a
-    C4 head. BatchNorm's batch counters are left out, because nothing depends on them.
+    C4 head, or the ViT (under a pyramid's ``net``) without the relative positions, which begin at
+    zero. BatchNorm's batch counters are left out, because nothing depends on them.
     """
     prefixes = []
     for name, module in model.named_children():
         if name == "backbone":
-            prefixes.append("backbone.bottom_up." if hasattr(module, "bottom_up") else "backbone.")
+            inner = next((part for part in ("bottom_up", "net") if hasattr(module, part)), "")
+            prefixes.append(f"backbone.{inner}." if inner else "backbone.")
         if name == "roi_heads" and hasattr(module, "res5"):
             prefixes += [
                 f"roi_heads.res5.{block}."
@@ -106,7 +111,7 @@ def pretrained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return {
         name: tensor
         for name, tensor in model.state_dict().items()
-        if name.startswith(tuple(prefixes)) and not name.endswith("num_batches_tracked")
+        if name.startswith(tuple(prefixes)) and not name.endswith(_NOT_PRETRAINED)
     }
 
 

@@ -30,6 +30,7 @@ PACKAGED = sorted(path.stem for path in (config_root() / "task").glob("*.yaml"))
 OURS = [task for task in PACKAGED if task not in DENSEPOSE_TASKS]
 # Their models are those of the task without the ending, and one of each kind is run.
 SAME_MODEL = {"voc_C4_1pct", "coco_FPN_1x_10pct", "coco_FPN_1x_1pct", "voc_dilated_C5_frozen"}
+SAME_MODEL |= {"coco_vitdet_S_25ep", "coco_vitdet_B_25ep"}
 RUN = [task for task in OURS if task not in SAME_MODEL]
 
 # A slim ResNet-50 on images of 64 pixels: every layer of the task in a step of a second.
@@ -39,6 +40,12 @@ SHRUNKEN = {
     "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
     "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
     "MODEL.FPN.OUT_CHANNELS": 16,
+    "MOCO.VIT.EMBED_DIM": 32,
+    "MOCO.VIT.DEPTH": 2,
+    "MOCO.VIT.HEADS": 2,
+    "MOCO.VIT.GLOBAL_BLOCKS": 1,
+    "MOCO.VIT.WINDOW_SIZE": 2,
+    "MOCO.VIT.IMAGE_SIZE": 128,
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 8,
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,  # detections to evaluate, of an untrained model
     "MODEL.ROI_BOX_HEAD.FC_DIM": 16,
@@ -49,6 +56,7 @@ SHRUNKEN = {
     "MODEL.RPN.POST_NMS_TOPK_TEST": 10,
     "INPUT.MIN_SIZE_TRAIN": (64,),
     "INPUT.MIN_SIZE_TEST": 64,
+    "INPUT.MAX_SIZE_TEST": 128,
     "INPUT.CROP.SIZE": [65, 65],
     "MODEL.SEM_SEG_HEAD.CONVS_DIM": 16,
     "TEST.DETECTIONS_PER_IMAGE": 5,

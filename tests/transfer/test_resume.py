@@ -39,22 +39,46 @@ SLIM = {
 TIMES = ("time", "data_time", "eta_seconds")
 
 
-@pytest.fixture(scope="module")
-def finetune_run(tmp_path_factory, tiny, voc):
-    root = tmp_path_factory.mktemp("resume")
+# A ViT of two blocks with everything that the task has, on images of 64 pixels.
+SMALL_VIT = {
+    "MOCO.VIT.EMBED_DIM": 32,
+    "MOCO.VIT.DEPTH": 2,
+    "MOCO.VIT.HEADS": 2,
+    "MOCO.VIT.GLOBAL_BLOCKS": 1,
+    "MOCO.VIT.WINDOW_SIZE": 3,
+    "MOCO.VIT.IMAGE_SIZE": 64,
+    "MOCO.VIT.DROP_PATH": 0.5,
+    "MOCO.VIT.LAYER_DECAY": 0.7,
+    "INPUT.CROP.SIZE": "[64,64]",
+    "INPUT.MAX_SIZE_TEST": 64,
+    "MODEL.FPN.OUT_CHANNELS": 8,
+    "MODEL.ROI_BOX_HEAD.CONV_DIM": 8,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 16,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 8,
+    "SOLVER.STEPS": "()",
+    "TEST.EVAL_PERIOD": 0,  # hotcoco's threads do not survive a fork
+}
 
-    def finetune_run(out, *overrides, resume=False):
+
+def runner(root, config, tiny, settings):
+    """The tool's main function with these settings, into folders of `root`."""
+
+    def run(out, *overrides, resume=False):
         folder = root / out
-        args = argparse.Namespace(
-            config_file="voc_C4_random.yaml", resume=resume, eval_only=False, force=False
-        )
-        settings = voc | LENGTH | SLIM | {"OUTPUT_DIR": folder}
-        args.opts = [*tiny, *(str(w) for pair in settings.items() for w in pair), *overrides]
+        args = argparse.Namespace(config_file=config, resume=resume, eval_only=False, force=False)
+        words = (str(word) for pair in settings.items() for word in pair)
+        args.opts = [*tiny, *words, "OUTPUT_DIR", str(folder), *overrides]
         train(args)
         return folder
 
-    finetune_run.root = root
-    return finetune_run
+    run.root = root
+    return run
+
+
+@pytest.fixture(scope="module")
+def finetune_run(tmp_path_factory, tiny, voc):
+    root = tmp_path_factory.mktemp("resume")
+    return runner(root, "voc_C4_random.yaml", tiny, voc | LENGTH | SLIM)
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +227,32 @@ def test_killed_between_a_checkpoint_and_its_name(finetune_run, uninterrupted):
     finetune_run("unnamed", resume=True)
     assert_same(everything(folder), everything(uninterrupted))
     assert pointer.read_text() == final.name
+
+
+def test_a_vit_is_killed_and_resumed(tmp_path_factory, tiny, coco):
+    """With large-scale jitter, AdamW, layer decay, drop path, activation checkpointing and bf16."""
+    root = tmp_path_factory.mktemp("vit")
+    config = "coco_vitdet_Ti_25ep_random.yaml"
+    vit_run = runner(root, config, tiny, coco | LENGTH | SMALL_VIT)
+    whole = vit_run("whole", "MOCO.VIT.CHECKPOINT_BLOCKS", "True")
+    folder = interrupt(vit_run, "killed", signal.SIGKILL, 5)
+    assert (folder / "last_checkpoint").read_text() == "model_0000003.pth"
+    vit_run("killed", resume=True)
+    found, expected = everything(folder), everything(whole)
+    for of in (found, expected):  # checkpointing computes the same
+        of["state"]["record"]["config"]["MOCO"]["VIT"].pop("CHECKPOINT_BLOCKS")
+    assert_same(found, expected)
+    record = json.loads((folder / "record.json").read_text())
+    assert record["run"]["task"] == "coco_vitdet_Ti_25ep"
+    assert record["schedule"]["norm"] == "LN"
+    assert record["coverage"] == {"expected": 2 * 12 + 3, "loaded": 0}
+    assert {"bbox", "segm"} <= record["metrics"].keys()
+    (rate,) = (line["lr"] for line in found["lines"] if "lr" in line)
+    assert rate < 0.1 * 0.0002  # in the last step of a cosine
+    optimizer = found["state"]["trainer"]["_trainer"]["optimizer"]
+    assert all(state["exp_avg_sq"].sum() > 0 for state in optimizer["state"].values())
+    groups = {group["initial_lr"] for group in optimizer["param_groups"]}
+    assert len(groups) == 4  # patches and positions, two blocks, the rest
 
 
 def test_with_workers_and_accumulation(finetune_run):

@@ -44,6 +44,17 @@ def test_norm_follows_processes_and_device(processes, device, c4, fpn):
     assert fpn == scale_to_hardware(cfg, processes)[0].MODEL.FPN.NORM
 
 
+def test_a_vit_has_no_batchnorm_and_its_rate_falls_along_a_cosine():
+    cfg = load_config("coco_vitdet_Ti_25ep_random.yaml", ["MODEL.DEVICE", "cpu"])
+    scaled, effective = scale_to_hardware(cfg, 1)
+    assert (effective["norm"], effective["batchnorm_images"]) == ("LN", None)
+    assert scaled.MODEL.FPN.NORM == scaled.MODEL.ROI_BOX_HEAD.NORM == "LN"
+    text = "\n".join(describe(effective))
+    assert "the learning rate falls to 0 along half a period of a cosine" in text
+    assert "LayerNorm depends on no other image" in text
+    assert "frozen" not in text
+
+
 def test_heads_follow_the_processes_too():
     cfg = load_config("coco_FPN4conv1fc_1x_moco.yaml", ["MODEL.DEVICE", "cuda"])
     cfg.MODEL.SEM_SEG_HEAD.NORM = "SyncBN"

@@ -54,6 +54,25 @@ def load(model, weights, **kwargs):
     return coverage.result
 
 
+def test_a_vit_is_its_blocks_patches_and_absolute_positions(tiny):
+    """Relative positions begin at zero, and no pretraining has them."""
+    sizes = {"EMBED_DIM": 32, "DEPTH": 2, "HEADS": 2, "GLOBAL_BLOCKS": 1}
+    small = [str(word) for key, of in sizes.items() for word in (f"MOCO.VIT.{key}", of)]
+    model = build_model(
+        load_config("coco_vitdet_Ti_25ep_random.yaml", [*tiny, *small, "MODEL.DEVICE", "cpu"])
+    )
+    found = pretrained_tensors(model)
+    assert len(found) == 2 * 12 + 3
+    assert all(name.startswith("backbone.net.") and "rel_pos" not in name for name in found)
+    assert "backbone.net.blocks.1.attn.rel_pos_h" in model.state_dict()
+    missing = "backbone.net.blocks.1.attn.qkv.bias"
+    file = {name: tensor.clone() for name, tensor in found.items()}
+    with measure_coverage(model) as coverage:
+        model.load_state_dict({n: t for n, t in file.items() if n != missing}, strict=False)
+    assert (coverage.result.expected, coverage.result.missing) == (27, (missing,))
+    assert coverage.result.beyond == ()
+
+
 # 20 convolutions of a ResNet-18 with weight, 4 BatchNorm tensors each: 20 * 5 = 100.
 @pytest.mark.parametrize("config", ["voc_C4_moco.yaml", "coco_FPN_1x_moco.yaml"])
 def test_converted_weights_arrive_completely(detector, converted, config):

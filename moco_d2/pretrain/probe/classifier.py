@@ -25,7 +25,7 @@ from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.engine.hooks import DeferredWriters, EvalHook, ProgressBar, StopOnSignal
 from moco_d2.engine.last_checkpoint import save_checkpoint
 from moco_d2.engine.loader import build_loader
-from moco_d2.engine.resume_checks import check_count, check_sgd, check_tensors, continuing
+from moco_d2.engine.resume_checks import check_count, check_optimizer, check_tensors, continuing
 from moco_d2.engine.signals import note_saved
 from moco_d2.errors import UserError, as_raised
 from moco_d2.pretrain.probe.labeled import Epochs, LabeledImages
@@ -371,7 +371,7 @@ class ClassifierTrainer(TrainerBase):
             )
         iteration = check_count(state["iteration"], "iteration")
         check_tensors(checkpoint.get("state_dict"), self.network.state_dict(), "state_dict")
-        check_sgd(checkpoint.get("optimizer"), self.optimizer)
+        check_optimizer(checkpoint.get("optimizer"), self.optimizer)
         self.network.load_state_dict(checkpoint["state_dict"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.start_iter = self.scheduler.last_epoch = iteration

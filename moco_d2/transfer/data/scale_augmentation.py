@@ -1,7 +1,8 @@
 """Augmentation for semantic segmentation (paper, appendix A.5): scale an image by a random ratio,
-crop it to a fixed size, and mirror it.
+crop it to a fixed size, and mirror it; and large-scale jitter, the same for detectors.
 """
 
+import importlib.util
 from typing import Any
 
 import numpy as np
@@ -95,14 +96,7 @@ def build_scale_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     Raises:
         UserError: If INPUT.CROP has no absolute size.
     """
-    crop = cfg.INPUT.CROP
-    if not crop.ENABLED or crop.TYPE != "absolute":
-        raise UserError(
-            "MOCO.RANDOM_SCALE needs a crop, because it makes images of different sizes: set "
-            "INPUT.CROP.ENABLED True, INPUT.CROP.TYPE absolute and INPUT.CROP.SIZE in pixels"
-        )
-    height, width = (int(side) for side in crop.SIZE)
-    size = height, width
+    size = _crop_size(cfg)
     _, *flips = build_augmentation(cfg, is_train=True)  # the first one resizes
     return [
         RandomScale(*cfg.MOCO.RANDOM_SCALE),
@@ -114,3 +108,39 @@ def build_scale_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
         ),
         *flips,
     ]
+
+
+def build_large_scale_jitter(cfg: CfgNode) -> list[T.Augmentation]:
+    """Return the augmentations of Detectron2's ViTDet: the flips of INPUT.RANDOM_FLIP, ResizeScale
+    with MOCO.RANDOM_SCALE relative to INPUT.CROP.SIZE, and a random crop to this size. The model
+    pads smaller images.
+
+    Raises:
+        UserError: If INPUT.CROP has no absolute size, or shapely is missing, with which polygons
+            are cropped.
+    """
+    height, width = _crop_size(cfg)
+    polygons = cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon"
+    if polygons and importlib.util.find_spec("shapely") is None:
+        raise UserError(
+            "MOCO.RANDOM_SCALE crops polygons with shapely, which is not installed: pip install "
+            "shapely, or set INPUT.MASK_FORMAT bitmask"
+        )
+    _, *flips = build_augmentation(cfg, is_train=True)  # the first one resizes
+    low, high = cfg.MOCO.RANDOM_SCALE
+    return [
+        *flips,
+        T.ResizeScale(low, high, height, width),
+        T.FixedSizeCrop(crop_size=(height, width), pad=False),
+    ]
+
+
+def _crop_size(cfg: CfgNode) -> tuple[int, int]:
+    crop = cfg.INPUT.CROP
+    if not crop.ENABLED or crop.TYPE != "absolute":
+        raise UserError(
+            "MOCO.RANDOM_SCALE needs a crop, because it makes images of different sizes: set "
+            "INPUT.CROP.ENABLED True, INPUT.CROP.TYPE absolute and INPUT.CROP.SIZE in pixels"
+        )
+    height, width = (int(side) for side in crop.SIZE)
+    return height, width

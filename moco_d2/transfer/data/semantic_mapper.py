@@ -15,7 +15,10 @@ from PIL import Image
 
 from moco_d2.errors import UserError
 from moco_d2.pixel_values import ValueRange, reading
-from moco_d2.transfer.data.scale_augmentation import build_scale_augmentations
+from moco_d2.transfer.data.scale_augmentation import (
+    build_large_scale_jitter,
+    build_scale_augmentations,
+)
 from moco_d2.untrusted_images import check_regular, is_unreadable, open_image
 
 
@@ -162,18 +165,17 @@ def build_mapper(cfg: CfgNode) -> RangedMapper:
 def _build_mapper(cfg: CfgNode) -> DatasetMapper | SemanticMapper:
     """Return the mapper from dataset dicts to training images: SemanticMapper for a
     SemanticSegmentor (with build_scale_augmentations if MOCO.RANDOM_SCALE is set), otherwise
-    Detectron2's.
+    Detectron2's (with build_large_scale_jitter).
 
     Raises:
-        UserError: As in build_scale_augmentations, or if MOCO.RANDOM_SCALE is set for a detector.
+        UserError: As in build_scale_augmentations and build_large_scale_jitter.
     """
     if cfg.MODEL.META_ARCHITECTURE != "SemanticSegmentor":
-        if cfg.MOCO.RANDOM_SCALE:
-            raise UserError(
-                f"MOCO.RANDOM_SCALE is for a SemanticSegmentor, but MODEL.META_ARCHITECTURE is "
-                f"{cfg.MODEL.META_ARCHITECTURE}: set MOCO.RANDOM_SCALE (), and INPUT.MIN_SIZE_TRAIN"
-            )
-        return DatasetMapper(cfg, is_train=True)
+        if not cfg.MOCO.RANDOM_SCALE:
+            return DatasetMapper(cfg, is_train=True)
+        jitter = build_large_scale_jitter(cfg)
+        settings = DatasetMapper.from_config(cfg, is_train=True)
+        return DatasetMapper(**{**settings, "augmentations": jitter})
     return SemanticMapper(
         build_scale_augmentations(cfg)
         if cfg.MOCO.RANDOM_SCALE

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from moco_d2.errors import UserError
 from moco_d2.plugin import compat
-from moco_d2.transfer.modeling.vit import EPS, OUTPUT, ViT
+from moco_d2.transfer.modeling import vit  # a module: each may be the first to be imported
 
 SCALES = (4.0, 2.0, 1.0, 0.5)  # of the levels, relative to the map (section 3)
 
@@ -122,58 +122,61 @@ def build_vit_simple_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Any:
     Raises:
         UserError: If keys of MOCO.VIT do not fit together.
     """
-    vit = cfg.MOCO.VIT
-    _check(vit)
-    every = vit.DEPTH // vit.GLOBAL_BLOCKS if vit.GLOBAL_BLOCKS else vit.DEPTH + 1
-    vit_class, pyramid_class = compat.installed_vit(checkpointing=vit.CHECKPOINT_BLOCKS) or (
-        ViT,
+    keys = cfg.MOCO.VIT
+    _check(keys)
+    every = keys.DEPTH // keys.GLOBAL_BLOCKS if keys.GLOBAL_BLOCKS else keys.DEPTH + 1
+    vit_class, pyramid_class = compat.installed_vit(checkpointing=keys.CHECKPOINT_BLOCKS) or (
+        vit.ViT,
         SimpleFeaturePyramid,
     )
     more: dict[str, Any] = {}
-    if vit_class is not ViT:  # its default for LayerNorm is torch's
-        more = {"norm_layer": functools.partial(nn.LayerNorm, eps=EPS), "out_feature": OUTPUT}
+    if vit_class is not vit.ViT:  # its default for LayerNorm is torch's
+        more = {
+            "norm_layer": functools.partial(nn.LayerNorm, eps=vit.EPS),
+            "out_feature": vit.OUTPUT,
+        }
     net = vit_class(
-        img_size=vit.IMAGE_SIZE,
-        patch_size=vit.PATCH_SIZE,
-        embed_dim=vit.EMBED_DIM,
-        depth=vit.DEPTH,
-        num_heads=vit.HEADS,
-        drop_path_rate=vit.DROP_PATH,
-        use_rel_pos=vit.RELATIVE_POSITIONS,
-        window_size=vit.WINDOW_SIZE,
-        window_block_indexes=[i for i in range(vit.DEPTH) if (i + 1) % every],
-        use_act_checkpoint=vit.CHECKPOINT_BLOCKS,
-        pretrain_img_size=vit.PRETRAIN_SIZE,
-        pretrain_use_cls_token=vit.PRETRAIN_CLASS_TOKEN,
+        img_size=keys.IMAGE_SIZE,
+        patch_size=keys.PATCH_SIZE,
+        embed_dim=keys.EMBED_DIM,
+        depth=keys.DEPTH,
+        num_heads=keys.HEADS,
+        drop_path_rate=keys.DROP_PATH,
+        use_rel_pos=keys.RELATIVE_POSITIONS,
+        window_size=keys.WINDOW_SIZE,
+        window_block_indexes=[i for i in range(keys.DEPTH) if (i + 1) % every],
+        use_act_checkpoint=keys.CHECKPOINT_BLOCKS,
+        pretrain_img_size=keys.PRETRAIN_SIZE,
+        pretrain_use_cls_token=keys.PRETRAIN_CLASS_TOKEN,
         **more,
     )
     return pyramid_class(
         net,
-        in_feature=OUTPUT,
+        in_feature=vit.OUTPUT,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         scale_factors=SCALES,
         top_block=LastLevelMaxPool(),
         norm=cfg.MODEL.FPN.NORM,
-        square_pad=vit.IMAGE_SIZE,
+        square_pad=keys.IMAGE_SIZE,
     )
 
 
-def _check(vit: Any) -> None:
+def _check(keys: Any) -> None:
     fits = {
-        "EMBED_DIM": ("HEADS", vit.EMBED_DIM % vit.HEADS),
-        "DEPTH": ("GLOBAL_BLOCKS", vit.GLOBAL_BLOCKS and vit.DEPTH % vit.GLOBAL_BLOCKS),
-        "IMAGE_SIZE": ("PATCH_SIZE", vit.IMAGE_SIZE % (2 * vit.PATCH_SIZE)),
-        "PRETRAIN_SIZE": ("PATCH_SIZE", vit.PRETRAIN_SIZE % vit.PATCH_SIZE),
+        "EMBED_DIM": ("HEADS", keys.EMBED_DIM % keys.HEADS),
+        "DEPTH": ("GLOBAL_BLOCKS", keys.GLOBAL_BLOCKS and keys.DEPTH % keys.GLOBAL_BLOCKS),
+        "IMAGE_SIZE": ("PATCH_SIZE", keys.IMAGE_SIZE % (2 * keys.PATCH_SIZE)),
+        "PRETRAIN_SIZE": ("PATCH_SIZE", keys.PRETRAIN_SIZE % keys.PATCH_SIZE),
     }
     for key, (divisor, rest) in fits.items():
         if rest:
             twice = "twice " if key == "IMAGE_SIZE" else ""
             raise UserError(
-                f"MOCO.VIT.{key} is {vit[key]}, but must be a multiple of {twice}"
-                f"MOCO.VIT.{divisor}, which is {vit[divisor]}; change one of them"
+                f"MOCO.VIT.{key} is {keys[key]}, but must be a multiple of {twice}"
+                f"MOCO.VIT.{divisor}, which is {keys[divisor]}; change one of them"
             )
-    if vit.PATCH_SIZE & (vit.PATCH_SIZE - 1):
+    if keys.PATCH_SIZE & (keys.PATCH_SIZE - 1):
         raise UserError(
-            f"MOCO.VIT.PATCH_SIZE is {vit.PATCH_SIZE}, and the levels of a pyramid need a power of "
-            "two: set it to 16 or 8, and convert the weights to it"
+            f"MOCO.VIT.PATCH_SIZE is {keys.PATCH_SIZE}, and the levels of a pyramid need a power "
+            "of two: set it to 16 or 8, and convert the weights to it"
         )

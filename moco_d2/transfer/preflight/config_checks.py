@@ -14,7 +14,14 @@ from moco_d2.config.load import config_root
 from moco_d2.config.plain import flatten, to_plain
 from moco_d2.transfer.preflight.findings import Finding, Refusal
 from moco_d2.transfer.preflight.memory import HOW, training_bytes
-from moco_d2.transfer.schedule import SYNCED_NORMS, normed_keys, reference_config
+from moco_d2.transfer.schedule import (
+    SYNCED_NORMS,
+    VIT_NORM,
+    backbone_norm,
+    has_vit,
+    normed_keys,
+    reference_config,
+)
 from moco_d2.transfer.weights import RANDOM, Coverage
 
 if TYPE_CHECKING:
@@ -33,6 +40,9 @@ _OF_HARDWARE_OR_WEIGHTS = (
     "MODEL.PIXEL_",
     "MODEL.RESNETS.",
     "MODEL.WEIGHTS",
+    "MOCO.VIT.CHECKPOINT_BLOCKS",
+    "MOCO.VIT.HEADS",
+    "MOCO.VIT.PRETRAIN_",
     "SOLVER.AMP.",
     "SOLVER.BASE_LR",
     "SOLVER.CHECKPOINT_PERIOD",
@@ -57,6 +67,8 @@ def check_config(
     """
     return [
         *_frozen(cfg),
+        *_layer_decay(cfg),
+        *_square(cfg),
         *_norms(cfg, world_size),
         *_seed(cfg),
         *_contradictions(cfg, provenance),
@@ -103,8 +115,33 @@ def _frozen(cfg: "CfgNode") -> Iterator[Finding]:
         )
 
 
+def _layer_decay(cfg: "CfgNode") -> Iterator[Finding]:
+    decay = cfg.MOCO.VIT.LAYER_DECAY
+    if decay < 1 and not (has_vit(cfg) and cfg.MOCO.OPTIMIZER == "AdamW"):
+        yield Finding(
+            "MOCO.VIT.LAYER_DECAY",
+            str(decay),
+            "it reaches no layer, because it needs MOCO.OPTIMIZER AdamW and MODEL.BACKBONE.NAME "
+            "build_vit_simple_fpn_backbone; set it to 1.0, or run a task coco_vitdet_...",
+        )
+
+
+def _square(cfg: "CfgNode") -> Iterator[Finding]:
+    side = cfg.MOCO.VIT.IMAGE_SIZE
+    trained = max(cfg.INPUT.CROP.SIZE) if cfg.MOCO.RANDOM_SCALE else cfg.INPUT.MAX_SIZE_TRAIN
+    key = "INPUT.CROP.SIZE" if cfg.MOCO.RANDOM_SCALE else "INPUT.MAX_SIZE_TRAIN"
+    for of, largest in ((key, trained), ("INPUT.MAX_SIZE_TEST", cfg.INPUT.MAX_SIZE_TEST)):
+        if has_vit(cfg) and largest > side:
+            yield Finding(
+                of,
+                f"{largest:g}",
+                f"images do not fit into the square of MOCO.VIT.IMAGE_SIZE {side}; set one of them "
+                "to the other",
+            )
+
+
 def _norms(cfg: "CfgNode", world_size: int) -> Iterator[Finding]:
-    norm = cfg.MODEL.RESNETS.NORM
+    norm = backbone_norm(cfg)
     fpn_norm = cfg.MODEL.FPN.NORM if "fpn" in cfg.MODEL.BACKBONE.NAME else ""
     # No finding for BatchNorm that is frozen everywhere with pretrained statistics: the paper
     # compares with this initialization on LVIS.
@@ -122,7 +159,7 @@ def _norms(cfg: "CfgNode", world_size: int) -> Iterator[Finding]:
             f"the paper's protocol tunes BatchNorm, and MODEL.FPN.NORM is {fpn_norm}; set SyncBN, "
             "or set MODEL.FPN.NORM '' to freeze all BatchNorm on purpose",
         )
-    if norm != "FrozenBN" and "fpn" in cfg.MODEL.BACKBONE.NAME and not fpn_norm:
+    if norm not in ("FrozenBN", VIT_NORM) and "fpn" in cfg.MODEL.BACKBONE.NAME and not fpn_norm:
         yield Finding(
             "MODEL.FPN.NORM",
             "empty",
@@ -248,8 +285,8 @@ def check_settings(cfg: "CfgNode") -> list[Finding]:
 
 def _is_task_key(key: str) -> bool:
     """Return whether a key defines what is measured, and no other finding checks it."""
-    return key in ("MOCO.RANDOM_SCALE", "MOCO.LABEL_FRACTION") or (
-        key.startswith(("INPUT.", "MODEL.", "SOLVER.", "TEST.", "DATALOADER."))
+    return key in ("MOCO.RANDOM_SCALE", "MOCO.LABEL_FRACTION", "MOCO.OPTIMIZER") or (
+        key.startswith(("INPUT.", "MODEL.", "MOCO.VIT.", "SOLVER.", "TEST.", "DATALOADER."))
         and not key.startswith(_OF_HARDWARE_OR_WEIGHTS)
         and not key.endswith(".NORM")
     )
@@ -323,18 +360,24 @@ def _contradictions(cfg: "CfgNode", provenance: dict[str, Any] | None) -> list[F
         "INPUT.FORMAT": (cfg.INPUT.FORMAT, preprocessing.get("format")),
         "MODEL.PIXEL_MEAN": (list(cfg.MODEL.PIXEL_MEAN), preprocessing.get("pixel_mean")),
         "MODEL.PIXEL_STD": (list(cfg.MODEL.PIXEL_STD), preprocessing.get("pixel_std")),
-        "MODEL.RESNETS.STRIDE_IN_1X1": (
-            cfg.MODEL.RESNETS.STRIDE_IN_1X1,
-            provenance.get("stride_in_1x1"),
-        ),
-        "MODEL.RESNETS.DEPTH": (cfg.MODEL.RESNETS.DEPTH, provenance.get("depth")),
-        "MODEL.RESNETS.NUM_GROUPS": (cfg.MODEL.RESNETS.NUM_GROUPS, provenance.get("groups")),
-        "MODEL.RESNETS.WIDTH_PER_GROUP": (
-            cfg.MODEL.RESNETS.WIDTH_PER_GROUP,
-            provenance.get("width_per_group", 64) * factor,
-        ),
-        "MODEL.RESNETS.STEM_OUT_CHANNELS": (cfg.MODEL.RESNETS.STEM_OUT_CHANNELS, 64 * factor),
     }
+    if has_vit(cfg):  # heads are in no shape; check_coverage sees the rest
+        wanted["MOCO.VIT.HEADS"] = (cfg.MOCO.VIT.HEADS, provenance.get("vit", {}).get("heads"))
+    else:
+        resnets = cfg.MODEL.RESNETS
+        wanted |= {
+            "MODEL.RESNETS.STRIDE_IN_1X1": (
+                resnets.STRIDE_IN_1X1,
+                provenance.get("stride_in_1x1"),
+            ),
+            "MODEL.RESNETS.DEPTH": (resnets.DEPTH, provenance.get("depth")),
+            "MODEL.RESNETS.NUM_GROUPS": (resnets.NUM_GROUPS, provenance.get("groups")),
+            "MODEL.RESNETS.WIDTH_PER_GROUP": (
+                resnets.WIDTH_PER_GROUP,
+                provenance.get("width_per_group", 64) * factor,
+            ),
+            "MODEL.RESNETS.STEM_OUT_CHANNELS": (resnets.STEM_OUT_CHANNELS, 64 * factor),
+        }
     return [
         Finding(key, str(value), f"MODEL.WEIGHTS was made with {expected!r}; set {key} to that")
         for key, (value, expected) in wanted.items()
@@ -347,6 +390,9 @@ def check_coverage(cfg: "CfgNode", coverage: Coverage) -> list[Finding]:
     arrived.
     """
     weights, findings = cfg.MODEL.WEIGHTS, []
+    keys = "MODEL.RESNETS.DEPTH and WIDTH_PER_GROUP"
+    if has_vit(cfg):
+        keys = "MOCO.VIT.EMBED_DIM, DEPTH, PATCH_SIZE and PRETRAIN_SIZE"
     if weights != RANDOM and coverage.missing:
         findings.append(
             Finding(
@@ -354,8 +400,7 @@ def check_coverage(cfg: "CfgNode", coverage: Coverage) -> list[Finding]:
                 weights,
                 f"only {coverage.loaded} of {coverage.expected} backbone tensors arrived, first "
                 f"missing {coverage.missing[0]}; the missing ones would train from random values. "
-                "Convert the checkpoint with tools/convert.py, and check MODEL.RESNETS.DEPTH and "
-                "WIDTH_PER_GROUP",
+                f"Convert the checkpoint with tools/convert.py, and check {keys}",
             )
         )
     if coverage.beyond and not cfg.MOCO.BACKBONE_ONLY:

@@ -55,7 +55,8 @@ def training_bytes(cfg: CfgNode, images: int) -> int:
     logits = max(element * largest, 4 * saved_by_losses.largest)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    weights = 4 * (_COPIES * parameters + frozen)
+    copies = _COPIES + (cfg.MOCO.OPTIMIZER == "AdamW")  # which keeps the squares, too
+    weights = 4 * (copies * parameters + frozen)
     activations = element * saved.elements + 4 * saved_by_losses.elements  # losses have 32 bits
     return activations + _COPIES_OF_LOGITS * logits + weights + _REST
 

@@ -227,7 +227,69 @@ OWN_TASKS = {
     "coco_FPN_1x_frozen": DETECTION_TASKS["coco_FPN_1x"] | {"MODEL.BACKBONE.FREEZE_AT": 5},
     "voc_dilated_C5_frozen": OTHER_TASKS["voc_dilated_C5"] | {"MODEL.BACKBONE.FREEZE_AT": 5},
 }
-TASKS = DETECTION_TASKS | DENSEPOSE_TASKS | OTHER_TASKS | OWN_TASKS
+# Model and jitter of Detectron2's ViTDet; schedule of Li et al. (arXiv 2111.11429).
+_VITDET = {
+    "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
+    "MODEL.ROI_HEADS.NUM_CLASSES": 80,
+    "MODEL.MASK_ON": True,
+    "MODEL.BACKBONE.NAME": "build_vit_simple_fpn_backbone",
+    "MODEL.FPN.NORM": "LN",
+    "MODEL.FPN.OUT_CHANNELS": 256,
+    "MODEL.RPN.CONV_DIMS": [-1, -1],
+    "MODEL.ROI_BOX_HEAD.NUM_CONV": 4,
+    "MODEL.ROI_BOX_HEAD.NUM_FC": 1,
+    "MODEL.ROI_BOX_HEAD.NORM": "LN",
+    "MODEL.ROI_BOX_HEAD.CONV_DIM": 256,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 1024,
+    "MODEL.ROI_MASK_HEAD.NUM_CONV": 4,
+    "MODEL.ROI_MASK_HEAD.NORM": "LN",
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 2000,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 1000,
+    "MOCO.VIT.DEPTH": 12,
+    "MOCO.VIT.PATCH_SIZE": 16,
+    "MOCO.VIT.WINDOW_SIZE": 14,
+    "MOCO.VIT.GLOBAL_BLOCKS": 4,
+    "MOCO.VIT.RELATIVE_POSITIONS": True,
+    "MOCO.VIT.LAYER_DECAY": 1.0,
+    "MOCO.VIT.PRETRAIN_SIZE": 224,
+    "MOCO.VIT.PRETRAIN_CLASS_TOKEN": True,
+    "MOCO.RANDOM_SCALE": (0.1, 2.0),
+    "INPUT.CROP.ENABLED": True,
+    "INPUT.CROP.TYPE": "absolute",
+    "INPUT.RANDOM_FLIP": "horizontal",
+    "DATASETS.TRAIN": ("coco_2017_train",),
+    "DATASETS.TEST": ("coco_2017_val",),
+    "MOCO.OPTIMIZER": "AdamW",
+    "SOLVER.IMS_PER_BATCH": 64,
+    "SOLVER.BASE_LR": 8e-5,
+    "SOLVER.WEIGHT_DECAY": 0.1,
+    "SOLVER.WEIGHT_DECAY_NORM": 0.0,
+    "SOLVER.LR_SCHEDULER_NAME": "WarmupCosineLR",
+    "SOLVER.AMP.ENABLED": True,
+    "SOLVER.STEPS": (),
+    "SOLVER.WARMUP_ITERS": round(0.25 * 118000 / 64),
+    "SOLVER.MAX_ITER": 25 * 118000 // 64 // 6 * 6,
+}
+
+
+def _vitdet(dim, heads, side, drop_path):
+    return _VITDET | {
+        "MOCO.VIT.EMBED_DIM": dim,
+        "MOCO.VIT.HEADS": heads,
+        "MOCO.VIT.DROP_PATH": drop_path,
+        "MOCO.VIT.IMAGE_SIZE": side,
+        "INPUT.CROP.SIZE": [side, side],
+        "INPUT.MIN_SIZE_TEST": side,
+        "INPUT.MAX_SIZE_TEST": side,
+    }
+
+
+VITDET_TASKS = {
+    "coco_vitdet_Ti_25ep": _vitdet(192, 3, 640, 0.0),
+    "coco_vitdet_S_25ep": _vitdet(384, 6, 1024, 0.1),
+    "coco_vitdet_B_25ep": _vitdet(768, 12, 1024, 0.1),
+}
+TASKS = DETECTION_TASKS | DENSEPOSE_TASKS | OTHER_TASKS | OWN_TASKS | VITDET_TASKS
 
 # MODEL.WEIGHTS of every initialization that differs in nothing else from the others of its task.
 MATCHED_INITIALIZATIONS = {

@@ -1,3 +1,5 @@
+import importlib.util
+
 import numpy as np
 import pytest
 from detectron2.data import transforms as T
@@ -7,6 +9,7 @@ from moco_d2.errors import UserError
 from moco_d2.transfer.data.scale_augmentation import (
     PadToSize,
     RandomScale,
+    build_large_scale_jitter,
     build_scale_augmentations,
 )
 
@@ -97,3 +100,53 @@ def test_without_a_crop_of_one_size_it_is_refused(overrides):
     cfg = load_config("voc_semantic_random.yaml", overrides)
     with pytest.raises(UserError, match=r"set INPUT.CROP.ENABLED True, INPUT.CROP.TYPE absolute"):
         build_scale_augmentations(cfg)
+
+
+def jitter(*overrides):
+    return build_large_scale_jitter(load_config("coco_vitdet_Ti_25ep_random.yaml", overrides))
+
+
+def test_large_scale_jitter_scales_by_a_tenth_to_twice_and_crops():
+    """As in main's ViTDet: a flip, then the scale, then a crop without padding."""
+    augmentations = jitter()
+    assert [type(of).__name__ for of in augmentations] == [
+        "RandomFlip",
+        "ResizeScale",
+        "FixedSizeCrop",
+    ]
+    np.random.seed(0)
+    widths = []
+    for _ in range(40):
+        augmented = T.AugInput(np.zeros((480, 640, 3), np.uint8))
+        scaled = T.AugmentationList(augmentations)(augmented)
+        height, width, _ = augmented.image.shape
+        assert height <= 640 and width <= 640
+        widths.append(scaled.transforms[1].new_w)
+        assert width == min(640, widths[-1])
+    assert 64 <= min(widths) < 200 and 1000 < max(widths) <= 1280
+
+
+def test_polygons_are_cropped_with_their_image():
+    augmentations = [jitter()[1], jitter()[2]]
+    np.random.seed(0)  # a ratio above 1
+    augmented = T.AugInput(np.zeros((640, 640, 3), np.uint8))
+    transforms = T.AugmentationList(augmentations)(augmented)
+    whole = np.array([[0.0, 0.0], [640, 0], [640, 640], [0, 640]])
+    (found,) = transforms.apply_polygons([whole])
+    assert transforms.transforms[0].new_w > 640
+    assert (found.min(0), found.max(0)) == (pytest.approx([0, 0]), pytest.approx([640, 640]))
+
+
+def test_jitter_of_polygons_without_shapely_is_refused(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "shapely" else find(name)
+    )
+    with pytest.raises(UserError, match="pip install shapely, or set INPUT.MASK_FORMAT bitmask"):
+        jitter()
+    assert jitter("INPUT.MASK_FORMAT", "bitmask") and jitter("MODEL.MASK_ON", "False")
+
+
+def test_jitter_without_a_crop_of_one_size_is_refused():
+    with pytest.raises(UserError, match=r"MOCO.RANDOM_SCALE needs a crop.*INPUT.CROP.TYPE"):
+        jitter("INPUT.CROP.ENABLED", "False")

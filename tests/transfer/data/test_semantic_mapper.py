@@ -96,5 +96,5 @@ def test_semantic_segmentation_without_scaling_reads_palettes_too(sample):
 
 def test_scaling_by_ratio_is_not_for_detectors():
     cfg = load_config("voc_C4_random.yaml", ["MOCO.RANDOM_SCALE", "(0.5, 2.0)"])
-    with pytest.raises(UserError, match="MOCO.RANDOM_SCALE is for a SemanticSegmentor"):
+    with pytest.raises(UserError, match="MOCO.RANDOM_SCALE needs a crop"):
         build_mapper(cfg)

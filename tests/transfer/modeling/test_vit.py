@@ -5,6 +5,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_backbone, build_model
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from support.commands import run_python
 from support.transfer.mains_vit import CHECKOUT, mains_vit
 from torch import nn
 from torchvision.ops import StochasticDepth
@@ -278,3 +279,9 @@ def test_images_of_a_detector_are_padded_to_the_square():
     images = [{"image": torch.zeros(3, 50, 96)}, {"image": torch.zeros(3, 70, 30)}]
     assert model.preprocess_image(images).tensor.shape == (2, 3, 96, 96)
     assert model.preprocess_image(images[1:]).tensor.shape == (1, 3, 96, 96)
+
+
+@pytest.mark.parametrize("module", ["vit", "feature_pyramid"])
+def test_a_module_of_it_may_be_the_first_that_imports_detectron2(module):
+    result = run_python("-c", f"import moco_d2.transfer.modeling.{module}")
+    assert result.returncode == 0, result.stderr

@@ -43,6 +43,50 @@ def findings(config, *overrides, provenance=PROVENANCE, world_size=8):
     return [str(finding) for finding in found]
 
 
+def vit_findings(*overrides, provenance=None):
+    return findings("coco_vitdet_Ti_25ep_random.yaml", *overrides, provenance=provenance)
+
+
+def test_keys_of_a_vit_are_the_tasks_and_those_of_a_resnet_do_not_count():
+    assert vit_findings("MODEL.RESNETS.NORM", "FrozenBN") == []
+    assert vit_findings("MOCO.VIT.CHECKPOINT_BLOCKS", "True") == []
+    for key, value in (("WINDOW_SIZE", "7"), ("LAYER_DECAY", "0.7"), ("DROP_PATH", "0.1")):
+        (found,) = vit_findings(f"MOCO.VIT.{key}", value)
+        assert found.startswith(f"MOCO.VIT.{key} is {value}: the task has ")
+    (found,) = vit_findings("MOCO.OPTIMIZER", "SGD")
+    assert found.startswith("MOCO.OPTIMIZER is SGD: the task has AdamW")
+
+
+def test_heads_which_no_shape_shows_are_those_of_the_weights():
+    weights = {"preprocessing": {}, "network": "ViT", "vit": {"heads": 12}}
+    (found,) = vit_findings(provenance=weights)
+    assert found == (
+        "MOCO.VIT.HEADS is 3: MODEL.WEIGHTS was made with 12; set MOCO.VIT.HEADS to that"
+    )
+    assert vit_findings("MOCO.VIT.HEADS", "12", provenance=weights) == []
+
+
+def test_a_layer_decay_that_reaches_no_layer_is_found():
+    (found,) = findings("coco_FPN_1x_moco.yaml", "MOCO.VIT.LAYER_DECAY", "0.7", "MOCO.TASK", "own")
+    assert found.startswith("MOCO.VIT.LAYER_DECAY is 0.7: it reaches no layer")
+
+
+def test_images_larger_than_the_square_are_found():
+    own = ("MOCO.TASK", "own", "MOCO.VIT.IMAGE_SIZE", "512")
+    crop, test = vit_findings(*own)
+    assert crop.startswith("INPUT.CROP.SIZE is 640: images do not fit into the square of MOCO.VIT")
+    assert test.startswith("INPUT.MAX_SIZE_TEST is 640: images do not fit")
+
+
+def test_weights_that_are_no_vit_are_found():
+    cfg = load_config("coco_vitdet_Ti_25ep_moco.yaml")
+    (found,) = check_coverage(cfg, Coverage(147, ("backbone.net.pos_embed",)))
+    assert "only 146 of 147 backbone tensors arrived, first missing backbone.net.pos_embed" in (
+        str(found)
+    )
+    assert "check MOCO.VIT.EMBED_DIM, DEPTH, PATCH_SIZE and PRETRAIN_SIZE" in str(found)
+
+
 @pytest.mark.parametrize("world_size", [1, 4, 8])
 def test_no_packaged_run_has_a_finding(world_size):
     """Every task with every initialization; DensePose runs are another command's."""

@@ -1,0 +1,60 @@
+"""AdamW with a learning rate per layer of a ViT, which Detectron2's config does not offer."""
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import torch
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from torch import nn
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+_BLOCK = re.compile(r"backbone\.net\.blocks\.(\d+)\.")
+_FIRST = ("backbone.net.pos_embed", "backbone.net.patch_embed.")
+
+
+def build_adamw(cfg: "CfgNode", model: nn.Module) -> torch.optim.Optimizer:
+    """Return AdamW with the settings of SOLVER, MOCO.VIT.LAYER_DECAY and no weight decay of
+    absolute positions, as in Detectron2's ViTDet.
+    """
+    solver, vit = cfg.SOLVER, cfg.MOCO.VIT
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for group in get_default_optimizer_params(
+        model,
+        base_lr=solver.BASE_LR,
+        weight_decay=solver.WEIGHT_DECAY,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        bias_lr_factor=solver.BIAS_LR_FACTOR,
+        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        overrides={"pos_embed": {"weight_decay": 0.0}},
+    ):
+        for parameter in group["params"]:
+            factor = layer_factor(names[parameter], vit.LAYER_DECAY, vit.DEPTH)
+            groups.setdefault((group["lr"] * factor, group["weight_decay"]), []).append(parameter)
+    params: list[dict[str, Any]] = [
+        {"params": parameters, "lr": rate, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
+    ]
+    return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(
+        params, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY
+    )
+
+
+def layer_factor(name: str, decay: float, depth: int) -> float:
+    """Return the factor of the learning rate of a detector's parameter.
+
+    Args:
+        name: Its name in the detector.
+        decay: MOCO.VIT.LAYER_DECAY.
+        depth: Number of blocks of the ViT.
+
+    Returns:
+        ``decay ** k``, where k is 1 for the last block, `depth` for the first one, one more for
+        patches and positions, and 0 for everything after the ViT.
+    """
+    if name.startswith(_FIRST):
+        return decay ** (depth + 1)
+    block = _BLOCK.match(name)
+    return decay ** (depth - int(block[1])) if block else 1.0

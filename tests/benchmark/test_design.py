@@ -156,6 +156,15 @@ def test_a_declaration_that_somebody_edited_is_marked(tmp_path):
         table_of(tmp_path)
 
 
+def test_a_file_of_another_program_above_the_runs_is_no_declaration(tmp_path):
+    """The name is common, and tables look for it in four folders."""
+    (tmp_path / DESIGN_FILE).write_text('{"colors": ["red"]}')
+    write_table_2b(tmp_path / "output")
+    assert table_of(tmp_path / "output").declared == ""
+    with pytest.raises(UserError, match="not a declaration of a suite"):  # it is not overwritten
+        declare(tmp_path, Design(comparisons=(PAIR,)))
+
+
 def test_suites_that_declare_differently_get_the_default(tmp_path):
     declare(tmp_path / "a", Design(comparisons=(PAIR,)))
     write_table_2b(tmp_path / "a")

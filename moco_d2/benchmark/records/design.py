@@ -117,14 +117,21 @@ def declare(folder: Path, design: Design) -> None:
     write_json(folder / DESIGN_FILE, msgspec.to_builtins(declaration))
 
 
-def read_declaration(path: Path) -> Declaration | None:
+def read_declaration(path: Path, *, other: bool = False) -> Declaration | None:
     """Return the declaration in a file; None if there is no file.
+
+    Args:
+        path: The file.
+        other: Whether the file may be that of another program, which is None, too.
 
     Raises:
         UserError: If the file is damaged.
     """
     try:
-        return parse(read_plain_json(path, _MOST_BYTES), Declaration, "declaration of a suite")
+        content = read_plain_json(path, _MOST_BYTES)
+        if other and not (isinstance(content, dict) and "declared" in content):
+            return None
+        return parse(content, Declaration, "declaration of a suite")
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -146,7 +153,7 @@ def declaration_of(record: Path, known: dict[Path, Declaration | None]) -> Decla
     """
     for folder in record.absolute().parents[:_LEVELS]:
         if folder not in known:
-            known[folder] = read_declaration(folder / DESIGN_FILE)
+            known[folder] = read_declaration(folder / DESIGN_FILE, other=True)
         if known[folder]:
             return known[folder]
     return None

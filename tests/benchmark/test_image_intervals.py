@@ -17,7 +17,7 @@ IMAGES, TEST_SET = 60, "voc_2007_test"
 LINE = re.compile(r"^\| (.+?) \| (.+?) \| (\S+) \| \\\[(.+?)\\\] \| \\\[(.+?)\\\] \| (\d+) % \|$")
 
 
-def part(rng, skill, images=IMAGES):
+def part(rng, skill, images=IMAGES, last=None):
     """Two objects in each image, which a detector finds as often as its skill says."""
     image = np.tile(np.arange(images), 3)
     score = np.sort(rng.random(len(image)))[::-1]
@@ -25,6 +25,9 @@ def part(rng, skill, images=IMAGES):
     true = np.arange(10)[:, None] < rng.normal(10 * skill, 3, len(image))
     true &= np.array([np.sum(image[:i] == k) < 2 for i, k in enumerate(image)])
     counts = np.full((1, images), 2)
+    if last is not None:  # the images after it have no objects
+        true &= image <= last
+        counts[0, last + 1 :] = 0
     detections = (np.zeros(len(image), int), image, score, true, np.zeros_like(true))
     return per_image(images, "voc_2007", detections, counts)
 
@@ -35,12 +38,12 @@ def runs(write):
     return write_runs(write.folder)
 
 
-def write_runs(root, sizes=(IMAGES, IMAGES), digests=(bytes(32), bytes(32))):
+def write_runs(root, sizes=(IMAGES, IMAGES), digests=(bytes(32), bytes(32)), last=None):
     rng = np.random.default_rng(0)
     rows = (("supervised", 0.5), ("moco", 0.6))
     for (initialization, skill), images, digest in zip(rows, sizes, digests, strict=True):
         for seed in (1, 2, 3):
-            kept = part(rng, skill, images)
+            kept = part(rng, skill, images, last)
             ap = WeightedAP(kept)(np.ones(images)).tolist()
             metrics = {"bbox": dict(zip(("AP", "AP50", "AP75"), ap, strict=True))}
             record = content(initialization=initialization, seed=seed, metrics=metrics)
@@ -100,3 +103,11 @@ def test_runs_on_other_images_of_a_test_set_are_not_paired(tmp_path, caplog, ima
     with pytest.raises(UserError, match="no two rows have a common seed"):
         render_folders([folder], images=True)
     assert "evaluated on 2 different lists of test images" in caplog.text
+
+
+def test_objects_in_few_images_are_no_bootstrap(tmp_path, caplog):
+    """Some draws of the images have none of them, and leaving out a group may leave none."""
+    folder = write_runs(tmp_path, last=0)
+    with pytest.raises(UserError, match="no two rows have a common seed"):
+        render_folders([folder], images=True)
+    assert "so few images have objects" in caplog.text

@@ -142,6 +142,8 @@ def _drawn(record: Record) -> Drawn | None:
 
 
 def _check(record: Record, output: str, drawn: Replicates) -> None:
+    if not all(np.isfinite(part).all() for part in drawn):
+        raise ValueError(f"so few images have objects that some draws have no {output} AP")
     for value, metric in zip(drawn.point, AVERAGED, strict=True):
         recorded = record.metrics.get(f"{output}/{metric}")
         if recorded is not None and not abs(recorded - value) < _LEAST_DIGITS:

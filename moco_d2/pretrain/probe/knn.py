@@ -96,30 +96,27 @@ def nearest_neighbors(
     Args:
         train, test: Features (M, D) and (N, D) of unit length.
         neighbors: k. If M is smaller, M is used.
-        device: The device that computes the similarities; None means the device of `test`. Features
-            on another device are copied to it in chunks.
+        device: The device that computes the similarities; None means the device of `test`. It gets
+            all test features, and the training features once, chunk after chunk.
         chunks: Numbers of test and training features that are compared at once. They bound the
-            memory.
+            memory of similarities.
 
     Returns:
         Similarities (N, k), descending, and indices into `train` (N, k), on the device of `test`.
     """
     device = test.device if device is None else device
     k = min(neighbors, len(train))
-    similarities, indices = [], []
-    for chunk in test.split(chunks[0]):
-        queries = chunk.to(device)
-        best = queries.new_empty(len(queries), 0)
-        index = torch.empty(len(queries), 0, dtype=torch.long, device=device)
-        for start in range(0, len(train), chunks[1]):
-            near = queries @ train[start : start + chunks[1]].to(device).T
-            near, at = near.topk(min(k, near.shape[1]), dim=1)
-            best, index = torch.cat([best, near], dim=1), torch.cat([index, at + start], dim=1)
-            best, columns = best.topk(min(k, best.shape[1]), dim=1)
-            index = index.gather(1, columns)
-        similarities.append(best.to(test.device))
-        indices.append(index.to(test.device))
-    return torch.cat(similarities), torch.cat(indices)
+    queries = [chunk.to(device) for chunk in test.split(chunks[0])]
+    best = [chunk.new_empty(len(chunk), 0) for chunk in queries]
+    index = [torch.empty(len(chunk), 0, dtype=torch.long, device=device) for chunk in queries]
+    for start in range(0, len(train), chunks[1]):
+        part = train[start : start + chunks[1]].to(device)
+        for i, chunk in enumerate(queries):
+            near, at = (chunk @ part.T).topk(min(k, len(part)), dim=1)
+            near, at = torch.cat([best[i], near], dim=1), torch.cat([index[i], at + start], dim=1)
+            best[i], columns = near.topk(min(k, near.shape[1]), dim=1)
+            index[i] = at.gather(1, columns)
+    return torch.cat(best).to(test.device), torch.cat(index).to(test.device)
 
 
 def knn_accuracy(

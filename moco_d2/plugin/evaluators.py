@@ -41,15 +41,19 @@ def fastest_coco_eval(truth: Any, detections: Any, task: str) -> Any:
         try:
             made = evaluator(truth, detections, task)
         except (TypeError, ValueError) as error:
-            # A young package must not cost the result of days of training.
-            logging.getLogger(__name__).warning(
-                "%s cannot read these annotations, so a slower evaluator does: %s", name, error
-            )
+            _warn(name, error)
         else:
             USED_EVALUATORS.add(name)
             return made
     USED_EVALUATORS.add(slowest)
     return last(truth, detections, task)
+
+
+def _warn(name: str, error: Exception) -> None:
+    # A young package must not cost the result of days of training.
+    logging.getLogger(__name__).warning(
+        "%s cannot read these annotations, so a slower evaluator does: %s", name, error
+    )
 
 
 def evaluation_with_matches(truth: Any, detections: Any, task: str) -> Any:
@@ -106,14 +110,23 @@ def fast_lvis() -> Iterator[None]:
         # lvis knows no crowds, and never looks at an object without an area.
         objects = [item for item in truth.dataset["annotations"] if item["area"] > 0]
         content = {**truth.dataset, "annotations": objects}
-        truth = _for_hotcoco(content, left_out="iscrowd")
-        detections = _with_area(detections, max_dets)
-        return truth, hotcoco.LVISResults(truth, detections, max_dets=max_dets)
+        try:
+            own = _for_hotcoco(content, left_out="iscrowd")
+            found = hotcoco.LVISResults(own, _with_area(detections, max_dets), max_dets=max_dets)
+        except (TypeError, ValueError) as error:
+            _warn("hotcoco", error)
+            USED_EVALUATORS.add("lvis")
+            return kept[0](truth, detections, max_dets=max_dets)
+        USED_EVALUATORS.add("hotcoco")
+        return own, found
+
+    def evaluation(truth: Any, found: Any, task: str) -> Any:
+        if isinstance(found, tuple):
+            return hotcoco.COCOeval(*found, task, lvis_style=True)
+        return kept[1](truth, found, task)
 
     kept = lvis.LVISResults, lvis.LVISEval
-    lvis.LVISResults = results
-    lvis.LVISEval = lambda _, pair, task: hotcoco.COCOeval(pair[0], pair[1], task, lvis_style=True)
-    USED_EVALUATORS.add("hotcoco")
+    lvis.LVISResults, lvis.LVISEval = results, evaluation
     try:
         yield
     finally:

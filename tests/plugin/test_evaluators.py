@@ -80,3 +80,16 @@ def test_lvis_looks_at_nothing_without_an_area(tmp_path, kind, empty, most):
     with fast_lvis():
         assert evaluate() == pytest.approx(expected, abs=1e-12, nan_ok=True)
     assert (expected["AP"] > 5) == (empty < 1)
+
+
+def test_what_hotcoco_cannot_read_is_evaluated_by_lvis(tmp_path, caplog):
+    annotated, detections = drawn(tmp_path, "bbox", 0.3)
+    expected = _evaluate_predictions_on_lvis(annotated, copy.deepcopy(detections), "bbox")
+    for item in (*annotated.dataset["images"], *annotated.dataset["annotations"], *detections):
+        key = "id" if "height" in item else "image_id"
+        item[key] -= IMAGES  # in the same order
+    annotated._create_index()
+    with fast_lvis():
+        found = _evaluate_predictions_on_lvis(annotated, detections, "bbox")
+    assert found == pytest.approx(expected, nan_ok=True)
+    assert "hotcoco cannot read these annotations" in caplog.text

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Convert any self-supervised or supervised ResNet checkpoint into verified weights."""
+"""Convert any self-supervised or supervised ResNet or ViT checkpoint into verified weights."""
 
 import argparse
 
@@ -10,7 +10,7 @@ from moco_d2.errors import UserError
 def parse_args() -> argparse.Namespace:
     """Return the flags of the command line."""
     parser = command_parser(
-        "Convert the ResNet in a checkpoint of any project to Detectron2 weights.\n"
+        "Convert the ResNet or ViT in a checkpoint of any project to Detectron2 weights.\n"
         "Exit code 0: the conversion is complete and verified. On any problem the tool prints one\n"
         "line, exits with code 2 and writes nothing.",
         "tools/convert.py output/moco_v2/checkpoint_final.pth.tar weights/moco.pth \\\n"
@@ -49,6 +49,12 @@ def parse_args() -> argparse.Namespace:
         default=[],
         help="leave out these tensors beside the network, e.g. 'my_head.*' (repeatable)",
     )
+    parser.add_argument(
+        "--heads",
+        metavar="N",
+        type=int,
+        help="number of attention heads of a ViT, where no name and no config.json says it",
+    )
     parser.add_argument("--report", metavar="FILE.json", help="also write the report as JSON")
     parser.add_argument(
         "--emit-config",
@@ -81,6 +87,7 @@ def main() -> None:
         emit_config=args.emit_config,
         branch=args.branch,
         drop=tuple(args.drop),
+        heads=args.heads,
     )
     print(summary(report, args.dst, args.to, args.emit_config))
 

@@ -21,13 +21,14 @@ from moco_d2.checkpoint.resnets import ResNets
 from moco_d2.checkpoint.sources import Extracted
 from moco_d2.checkpoint.stated import read_stated
 from moco_d2.checkpoint.targets import TARGETS, Detectron2, Target, find_target
+from moco_d2.checkpoint.vit.network import ViTs
 from moco_d2.errors import UserError, printable
 from moco_d2.files import atomic_write, sha256
 from moco_d2.locks import write_to
 from moco_d2.version import __version__
 
 # The first kind that recognizes a checkpoint is used. The last one is that of reports without one.
-NETWORKS: tuple[Network[Any], ...] = (ResNets(),)
+NETWORKS: tuple[Network[Any], ...] = (ViTs(), ResNets())
 
 
 class AlreadyConvertedError(UserError):
@@ -43,20 +44,23 @@ def convert(
     emit_config: str | Path | None = None,
     branch: str = "query",
     drop: tuple[str, ...] = (),
+    heads: int | None = None,
     expect_depth: int | None = None,
     published: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Convert a checkpoint to weights of a framework. Writes the whole, proven backbone or nothing.
 
     Args:
-        src: A file with a complete ResNet (see `families.FAMILIES`). For a published checkpoint
-            use the result of `catalog.source_file`.
+        src: A file with a complete ResNet or ViT (--list shows the known kinds). For a
+            published checkpoint use the result of `catalog.source_file`.
         dst: The file of weights, which is replaced if it exists.
         to: A name in `targets.TARGETS`.
         report: JSON file for the returned report.
         emit_config: yaml file for the keys of Detectron2's config that these weights need.
         branch: The network to convert: ``query``, or its moving average ``key``.
         drop: Patterns of tensors to leave out besides the known companions.
+        heads: The number of attention heads of a ViT, which no tensor shows; None if a family, a
+            name or a config.json says it.
         expect_depth: The required depth of the network, if any.
         published: The published file that `src` is, for provenance. A file that was fetched from
             the hub needs none.
@@ -77,7 +81,7 @@ def convert(
         with ThreadPoolExecutor(1) as pool:
             fingerprint = pool.submit(sha256, src)  # runs during the conversion
             provenance, tensors, written = _read(
-                src, branch=branch, drop=drop, expect_depth=expect_depth, target=target
+                src, Request(branch, src.name, read_stated(src), drop, heads), expect_depth, target
             )
             provenance["source_sha256"] = fingerprint.result()
         if published := published or origin_of(src):
@@ -100,13 +104,12 @@ def convert(
 
 
 def _read(
-    src: Path, *, branch: str, drop: tuple[str, ...], expect_depth: int | None, target: Target
+    src: Path, request: Request, expect_depth: int | None, target: Target
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor], Target]:
     """Return the report, the proven tensors under the room's names, and the format of the file."""
     checkpoint = load_checkpoint(src)
     try:
         network = next(kind for kind in NETWORKS if kind.recognizes(checkpoint))
-        request = Request(branch, src.name, read_stated(src), drop)
         extracted, architecture = network.extract(checkpoint, request)
         written = network.target(target, architecture)
         # Detectron2 needs the entry matching_heuristics to find a network in any model.
@@ -127,7 +130,7 @@ def _read(
     except UserError as error:
         kind = AlreadyConvertedError if isinstance(error, AlreadyConvertedError) else UserError
         raise kind(f"{src}: {error}") from error
-    provenance = _provenance(src, extracted, network, architecture, branch)
+    provenance = _provenance(src, extracted, network, architecture, request.branch)
     provenance["parity"] = {**figures, "tolerance": network.tolerance}
     provenance["pretraining"] = describe_pretraining(checkpoint)
     return provenance, tensors, written
@@ -186,13 +189,15 @@ def _overlay(report: dict[str, Any], weights: Path, file: str | Path | None) -> 
             node = node.setdefault(part, {})
         node[last] = value
     text = yaml.safe_dump(nested, default_flow_style=None)
-    about = printable(f"{weights.name} needs, without a task. Use: {_usage(file)}")
+    about = printable(
+        f"{weights.name} needs, without a task. Use: {_usage(file, _network(report))}"
+    )
     return f"# The keys that {about}\n{text}"
 
 
-def _usage(config: str | Path | None) -> str:
+def _usage(config: str | Path | None, network: Network[Any]) -> str:
     """Return a command that fine-tunes with a settings file, which names no task."""
-    return f"tools/train_net.py --config {shlex.quote(str(config))} --task voc_C4"
+    return f"tools/train_net.py --config {shlex.quote(str(config))} --task {network.task}"
 
 
 def summary(
@@ -211,7 +216,7 @@ def summary(
     settings = [f"  {key} {shlex.quote(str(value))}" for key, value in settings_for(report).items()]
     usage = network.target(TARGETS[to], architecture).usage(dst, architecture)
     if emit_config is not None and to == Detectron2.name:
-        usage = _usage(emit_config)
+        usage = _usage(emit_config, network)
     container = f" in {report['container']!r}" if report["container"] else ""
     return "\n".join(
         printable(line)

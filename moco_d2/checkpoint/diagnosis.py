@@ -25,8 +25,8 @@ def unrecognized(states: Mapping[str, Mapping[str, Tensor]]) -> str:
     names = [name for state in states.values() for name in state]
     if any("attn.qkv" in name or name.endswith("cls_token") for name in names):
         return (
-            "it is a vision transformer (ViT), which Detectron2's ResNet recipes cannot load; use "
-            "a ResNet's checkpoint, or Detectron2's ViTDet project"
+            "it is a vision transformer (ViT), and here only ResNets can be read; use a ResNet's "
+            "checkpoint, or convert a plain ViT with tools/convert.py (docs/checkpoints.md)"
         )
     if reason := _other_network(names):
         return reason

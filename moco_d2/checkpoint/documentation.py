@@ -6,15 +6,18 @@ from pathlib import Path
 from moco_d2.checkpoint.families import FAMILIES, Family
 from moco_d2.checkpoint.mapping import Architecture
 from moco_d2.checkpoint.targets import TARGETS, Target
+from moco_d2.checkpoint.vit.names import FAMILIES as VIT_FAMILIES
+from moco_d2.checkpoint.vit.names import ViTFamily
+from moco_d2.checkpoint.vit.refusals import REASONS
 
 _INTRODUCTION = """# Checkpoints
 
 `tools/convert.py SRC DST` converts any file that holds a complete ResNet (18, 34, 50, 101, 152,
-ResNeXt, wide) and recognizes it by names and shapes. Every other tensor of the file must be known
-to its family, or the file is refused; `--drop PATTERN` leaves out more tensors beside the network,
-but none among its layers. Wrappers (`module.`, `_orig_mod.`, `model.`, `net.`, `ema_model.`,
-FSDP's) may stand anywhere. The page [checkpoint_table.md](checkpoint_table.md) shows the result for
-a file of each project.
+ResNeXt, wide) or a plain [vision transformer](#vision-transformers), and recognizes it by names and
+shapes. Every other tensor of the file must be known to its family, or the file is refused; `--drop
+PATTERN` leaves out more tensors beside the network, but none among its layers. Wrappers (`module.`,
+`_orig_mod.`, `model.`, `net.`, `ema_model.`, FSDP's) may stand anywhere. The page
+[checkpoint_table.md](checkpoint_table.md) shows the result for a ResNet's file of each project.
 
 The proof compares Detectron2's features with those of torchvision's network. It cannot see what no
 tensor shows: strides, dilation, pooling, anti-aliasing, activations and the input format. So a file
@@ -29,13 +32,43 @@ A location is `container:prefix`: the path of a dict inside the file, and the pr
 
 """
 
+_VITS = """
+## Vision transformers
+
+A file with a complete plain ViT becomes weights of `build_vit_simple_fpn_backbone`, the backbone of
+the tasks `coco_vitdet_...`, and of ViTDet in Detectron2's main, which has the same names.
+
+No tensor shows the number of attention heads. A family with one number for each size says it, or
+the `config.json` beside the file, or the name of the file or of the architecture
+(`deit_small_patch16_224`); otherwise the tool asks for `--heads N`. Two of them that contradict
+each other are an error.
+
+LayerScale is multiplied into `attn.proj` and `mlp.fc2`, and separate queries, keys and values
+become one layer. Class token, distillation token, register tokens (with a caveat), the last norm
+and all heads are left out. Absolute positions keep their grid, and Detectron2 interpolates them.
+Relative positions of the detector begin at zero.
+
+The proof compares all blocks on one image of 224 pixels: the source's tensors as they are, without
+its class token, and Detectron2's ViT with the converted file agree to 1e-4 in float32. It cannot
+see the number of heads, activations and the input format. A patch of 14 pixels is converted and
+proven, but a detector with a feature pyramid needs a power of two.
+
+| family | files of | example | network | `--branch key` | names | heads by channels |
+|---|---|---|---|---|---|---|
+"""
+_REFUSED_VITS = """
+These networks are recognized and refused, with these reasons:
+
+"""
+
 
 def listing() -> str:
     """Return the text of ``convert.py --list``."""
-    width = max(len(family.name) for family in FAMILIES)
+    families = (*FAMILIES, *VIT_FAMILIES)
+    width = max(len(family.name) for family in families)
     return "".join(
         f"{family.name:{width}}  {family.title}\n{'':{width}}  e.g. {family.example}\n"
-        for family in FAMILIES
+        for family in families
     )
 
 
@@ -50,7 +83,25 @@ def document() -> str:
         + rows
         + "\n## Targets\n\n| `--to` | files | use |\n|---|---|---|\n"
         + targets
+        + _VITS
+        + "".join(_vit_row(family) for family in VIT_FAMILIES)
+        + _REFUSED_VITS
+        + "".join(f"- {text}\n" for _, text in REASONS)
     )
+
+
+def _vit_row(family: ViTFamily) -> str:
+    heads = ", ".join(f"{width}: {number}" for (width, _), number in family.sizes.items())
+    cells = (
+        f"`{family.name}`",
+        family.title,
+        f"`{family.example}`",
+        _locations(family.query) or "anywhere",
+        _locations(family.key) or "-",
+        ", ".join(names.name for names in family.names),
+        heads or "from a name, `config.json` or `--heads`",
+    )
+    return "| " + " | ".join(cells) + " |\n"
 
 
 def _target(target: Target) -> str:

@@ -28,12 +28,14 @@ class Request:
         file_name: The checkpoint's name.
         stated: What the files beside it say.
         drop: Patterns of tensors to leave out besides the known companions.
+        heads: The number of attention heads of a ViT, if the user gives it.
     """
 
     branch: str = "query"
     file_name: str = ""
     stated: Stated = NOTHING
     drop: tuple[str, ...] = ()
+    heads: int | None = None
 
 
 class Network(ABC, Generic[A]):
@@ -44,12 +46,14 @@ class Network(ABC, Generic[A]):
         reference: The project whose network the proof computes the source's features with.
         tolerance: The largest relative difference of two correct networks in float32.
         unseen: What the proof cannot see.
+        task: The task of the commands that are shown.
     """
 
     name: ClassVar[str]
     reference: ClassVar[str]
     tolerance: ClassVar[float]
     unseen: ClassVar[str]
+    task: ClassVar[str]
 
     @abstractmethod
     def recognizes(self, checkpoint: Mapping[Any, Any]) -> bool:

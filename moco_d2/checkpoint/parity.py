@@ -56,7 +56,7 @@ def prove(
         differences: dict[str, float] = {}
         for stage, layer in zip(_STAGES, ("layer1", "layer2", "layer3", "layer4"), strict=True):
             x = getattr(network, layer)(x)
-            differences[stage] = _relative_difference(stage, x, features[stage])
+            differences[stage] = relative_difference(stage, x, features[stage])
     return {**differences, "max": max(differences.values())}
 
 
@@ -109,7 +109,18 @@ def _check_arrival(
         )
 
 
-def _relative_difference(stage: str, expected: Tensor, actual: Tensor) -> float:
+def relative_difference(
+    stage: str,
+    expected: Tensor,
+    actual: Tensor,
+    tolerance: float = TOLERANCE,
+    advice: str = "check the checkpoint's BatchNorm statistics",
+) -> float:
+    """Return max|expected - actual| / max|expected|.
+
+    Raises:
+        UserError: If nothing can be proven with these features, or it is not below `tolerance`.
+    """
     scale = float(expected.abs().max())
     if not math.isfinite(scale):
         raise UserError(
@@ -122,10 +133,10 @@ def _relative_difference(stage: str, expected: Tensor, actual: Tensor) -> float:
             "be proven about it; use another checkpoint"
         )
     difference = float((expected - actual).abs().max()) / scale
-    if not difference < TOLERANCE:  # also when it is NaN
+    if not difference < tolerance:  # also when it is NaN
         raise UserError(
             f"{stage} features of the converted network differ from the original by "
-            f"{difference:.1e} (relative; up to {TOLERANCE:.0e} is rounding), so nothing was "
-            "written; check the checkpoint's BatchNorm statistics"
+            f"{difference:.1e} (relative; up to {tolerance:.0e} is rounding), so nothing was "
+            f"written; {advice}"
         )
     return difference

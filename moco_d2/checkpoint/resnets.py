@@ -19,6 +19,7 @@ class ResNets(Network[Architecture]):
     name = "resnet"
     reference = "torchvision"
     tolerance = TOLERANCE
+    task = "voc_C4"
     unseen = "strides, dilation, pooling, anti-aliasing, activations and the input format"
 
     def recognizes(self, checkpoint: Mapping[Any, Any]) -> bool:

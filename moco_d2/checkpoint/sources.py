@@ -137,7 +137,7 @@ def extract(
     dropped, leftover = _account(chosen, candidates, states, tuple(drop))
     _check_complete(chosen, architecture, states[chosen.container], leftover)
     check_plain(checkpoint, file_name, stated)
-    _check_values(chosen)
+    check_values(chosen.names, chosen.tensors)
     if chosen.role == "key" and branch == "query":
         caveat = f"the only network in it is a moving average by its name ({chosen.prefix})"
         traits = replace(traits, caveats=(*traits.caveats, caveat))
@@ -390,9 +390,18 @@ def _check_complete(
         )
 
 
-def _check_values(chosen: _Candidate) -> None:
-    for name, tensor in chosen.tensors.items():
-        key = chosen.names.get(name, name)
+def check_values(names: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
+    """Check that all values are finite numbers of 16 bits or more.
+
+    Args:
+        names: The room's name -> name in the file.
+        tensors: The room's name -> tensor.
+
+    Raises:
+        UserError: If a tensor has other values.
+    """
+    for name, tensor in tensors.items():
+        key = names.get(name, name)
         dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
         if not dense or tensor.dtype not in _PRECISIONS:
             raise UserError(

@@ -169,7 +169,7 @@ def named_traits(
         stated: What the files beside it say.
         groups: The number of groups of the network's 3x3 convolutions.
     """
-    for where, name in _names(checkpoint, file_name, stated):
+    for where, name in stated_names(checkpoint, file_name, stated):
         is_caffe = _CAFFE.search(name[:_LONGEST_NAME])
         if _FAIR_RESNEXT in name or (groups > 1 and is_caffe):
             caveat = "that of FAIR's ResNeXt: BGR and std 57.375 57.12 58.395"
@@ -191,7 +191,7 @@ def check_plain(checkpoint: Mapping[Any, Any], file_name: str, stated: Stated) -
     Raises:
         UserError: If one of the names is that of such a network.
     """
-    for where, name in _names(checkpoint, file_name, stated):
+    for where, name in stated_names(checkpoint, file_name, stated):
         if reason := _difference(name):
             raise UserError(
                 f"{where} says {printable(name)[:_MOST_LETTERS]!r}: {reason}, so its features "
@@ -226,9 +226,10 @@ def _check_arguments(arguments: Any) -> None:
             )
 
 
-def _names(
+def stated_names(
     checkpoint: Mapping[Any, Any], file_name: str, stated: Stated
 ) -> Iterator[tuple[str, str]]:
+    """Yield where a name of the network is, and the name."""
     yield "its file name", file_name
     if isinstance(arch := checkpoint.get("arch"), str):
         yield "its entry 'arch'", arch

@@ -8,12 +8,16 @@ from moco_d2.checkpoint import documentation, weights_page
 from moco_d2.checkpoint.catalog import PUBLISHED
 from moco_d2.checkpoint.families import FAMILIES
 from moco_d2.checkpoint.targets import TARGETS
+from moco_d2.checkpoint.vit.names import FAMILIES as VIT_FAMILIES
 
 
 def test_the_committed_page_is_made_from_the_families():
     page = (ROOT / "docs" / "checkpoints.md").read_text()
     assert page == documentation.document()
-    assert all(f"`{family.name}`" in page and family.example in page for family in FAMILIES)
+    assert all(
+        f"`{family.name}`" in page and family.example in page
+        for family in (*FAMILIES, *VIT_FAMILIES)
+    )
 
 
 def test_the_page_of_weights_is_made_from_the_table():
@@ -37,7 +41,7 @@ def test_list_and_the_choices_of_the_command():
 
     listed = run_convert("--list")
     assert listed.returncode == 0 and listed.stdout == documentation.listing()
-    assert listed.stdout.count("e.g. ") == len(FAMILIES)
+    assert listed.stdout.count("e.g. ") == len(FAMILIES) + len(VIT_FAMILIES)
     assert f"{{{','.join(TARGETS)}}}" in run_convert("--help").stdout
     nothing = run_convert()
     assert nothing.returncode == 2 and "needs SRC and DST" in nothing.stderr

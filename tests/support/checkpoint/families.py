@@ -48,7 +48,6 @@ from support.checkpoint.pieces import (
     queue,
     sgd,
     under,
-    vision_transformer,
     without_trackers,
 )
 from support.checkpoint.reference import (
@@ -148,7 +147,6 @@ def _file(row: int, title: str, name: str, **arguments: Any) -> Callable[[Any], 
 
 
 # What refusals have to say.
-VIT = r"(?i)\bViT\b|vision transformer"
 DEEP_STEM = r"(?i:deep stem)"
 RESNET_D = r"(?i)resnet(-?50)?-?d\b|average"
 SMALL_STEM = r"3x3"
@@ -204,17 +202,6 @@ def moco_v3(q, k):
         "state_dict": under("module.", state),
         "optimizer": sgd(q),
         "scaler": {"scale": 65536.0, "growth_factor": 2.0, "_growth_tracker": 10},
-    }
-
-
-@_file(3, "MoCo v3 ViT", "vit-s-300ep.pth.tar", refused=VIT)
-def moco_v3_vit(q, k):
-    head = linear("head.0", 384, 8)
-    return {
-        "epoch": 300,
-        "arch": "vit_small",
-        "state_dict": under("module.base_encoder.", vision_transformer() | head)
-        | under("module.momentum_encoder.", vision_transformer() | head),
     }
 
 
@@ -466,12 +453,6 @@ def _dino(student: State, teacher: State) -> dict[str, Any]:
 @_file(17, "DINO R50, training", "dino_resnet50_pretrain_full_checkpoint.pth", key=True)
 def dino_training(q, k):
     return _dino(under("module.backbone.", q), under("module.backbone.", k))
-
-
-@_file(17, "DINO ViT, training", "dino_deitsmall16_pretrain_full_checkpoint.pth", refused=VIT)
-def dino_vit(q, k):
-    vit = vision_transformer()
-    return _dino(under("module.backbone.", vit), under("backbone.", vit))
 
 
 @_file(18, "DenseCL, released", "densecl_r50_imagenet_200ep.pth")

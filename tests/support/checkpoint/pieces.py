@@ -54,19 +54,6 @@ def queue() -> State:
     return {"queue": torch.randn(16, 32), "queue_ptr": torch.zeros(1, dtype=torch.long)}
 
 
-def vision_transformer() -> State:
-    """The first layers of a ViT-S/16."""
-    return {
-        "cls_token": torch.zeros(1, 1, 384),
-        "pos_embed": torch.zeros(1, 197, 384),
-        "patch_embed.proj.weight": torch.zeros(384, 3, 16, 16),
-        "patch_embed.proj.bias": torch.zeros(384),
-        "blocks.0.norm1.weight": torch.ones(384),
-        "blocks.0.attn.qkv.weight": torch.zeros(1152, 384),
-        "blocks.0.mlp.fc1.weight": torch.zeros(1536, 384),
-    }
-
-
 def lightning(state: State, **extra: Any) -> dict[str, Any]:
     """A checkpoint of Lightning's Trainer."""
     return {

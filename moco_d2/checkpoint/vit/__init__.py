@@ -1,0 +1,1 @@
+"""Converts checkpoints of vision transformers to Detectron2's ViT, with the proof."""

@@ -120,9 +120,9 @@ def fast_lvis() -> Iterator[None]:
         USED_EVALUATORS.add("hotcoco")
         return own, found
 
-    def evaluation(truth: Any, found: Any, task: str) -> Any:
+    def evaluation(truth: Any, found: Any, task: Any) -> Any:
         if isinstance(found, tuple):
-            return hotcoco.COCOeval(*found, task, lvis_style=True)
+            return hotcoco.COCOeval(found[0], found[1], task, lvis_style=True)
         return kept[1](truth, found, task)
 
     kept = lvis.LVISResults, lvis.LVISEval

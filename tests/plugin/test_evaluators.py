@@ -9,15 +9,11 @@ from detectron2.evaluation.lvis_evaluation import _evaluate_predictions_on_lvis
 from lvis import LVIS
 from pycocotools import mask
 
+from moco_d2.plugin import compat
 from moco_d2.plugin.evaluators import fast_lvis
 
+compat.apply()  # numpy.float, for lvis
 IMAGES, CLASSES = 5, 4
-
-
-@pytest.fixture(autouse=True)
-def old_name(monkeypatch):
-    """lvis calls numpy.float, which NumPy no longer has."""
-    monkeypatch.setattr(np, "float", float, raising=False)
 
 
 def rle(box):

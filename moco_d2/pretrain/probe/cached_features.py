@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from moco_d2.checkpoint.io import load_checkpoint
+from moco_d2.engine.device import send
 from moco_d2.files import atomic_write, sha256_of_json
 from moco_d2.pretrain.augmentation.views import build_evaluation_transform
 from moco_d2.pretrain.data.image_list import ImageList
@@ -141,8 +142,8 @@ def train_on_features(
         order = torch.randperm(len(labels), generator=generator)
         crop = torch.randint(features.shape[1], (len(labels),), generator=generator)
         for index in order.split(recipe.batch_size):
-            logits = layer(features[index, crop[index]].to(device))
-            loss = F.cross_entropy(logits, labels[index].to(device))
+            logits = layer(send(features[index, crop[index]], device))
+            loss = F.cross_entropy(logits, send(labels[index], device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -156,7 +157,7 @@ def score_on_features(
     """Return top-1 and top-5 in percent on the center crops, and the mean loss."""
     features, labels = test[0][:, 0], test[1].to(device)
     logits = torch.cat([layer(part.to(device)) for part in features.split(_SCORE_CHUNK)])
-    top1, top5 = (100 * hits / len(labels) for hits in topk_correct(logits, labels))
+    top1, top5 = (100 * hits / len(labels) for hits in topk_correct(logits, labels).tolist())
     return {"top1": top1, "top5": top5}, F.cross_entropy(logits, labels).item()
 
 

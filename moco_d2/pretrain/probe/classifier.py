@@ -119,8 +119,8 @@ def new_classifier(num_features: int, num_classes: int) -> nn.Linear:
     return layer
 
 
-def topk_correct(logits: Tensor, labels: Tensor, topk: tuple[int, ...] = TOPK) -> list[int]:
-    """Count the images whose label is among their k highest logits, for each k.
+def topk_correct(logits: Tensor, labels: Tensor, topk: tuple[int, ...] = TOPK) -> Tensor:
+    """Count the images whose label is among their k highest logits, for each k, on their device.
 
     With at most k classes, every image counts.
 
@@ -130,7 +130,7 @@ def topk_correct(logits: Tensor, labels: Tensor, topk: tuple[int, ...] = TOPK) -
     """
     highest = logits.topk(min(max(topk), logits.shape[1]), dim=1).indices
     hits = highest == labels[:, None]
-    return [int(hits[:, :k].sum()) for k in topk]
+    return torch.stack([hits[:, :k].sum() for k in topk])
 
 
 @torch.no_grad()
@@ -146,8 +146,8 @@ def evaluate(network: nn.Module, loader: DataLoader[Any], device: torch.device) 
     counts = torch.zeros(len(TOPK) + 1, dtype=torch.long, device=device)
     for images, labels in loader:
         logits = network(images.to(device, non_blocking=True))
-        correct = topk_correct(logits, labels.to(device))
-        counts += torch.tensor([*correct, len(labels)], device=device)
+        counts[:-1] += topk_correct(logits, labels.to(device, non_blocking=True))
+        counts[-1] += len(labels)
     network.train(was_training)
     if comm.get_world_size() > 1:
         torch.distributed.all_reduce(counts)
@@ -287,13 +287,15 @@ class ClassifierTrainer(TrainerBase):
         start = time.perf_counter()
         images, labels = next(self._batches)
         data_time = time.perf_counter() - start
-        images, labels = images.to(self.device, non_blocking=True), labels.to(self.device)
+        images = images.to(self.device, non_blocking=True)
+        labels = labels.to(self.device, non_blocking=True)
         logits = self.parallel_network(images)
         loss = F.cross_entropy(logits, labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        value = loss.item()
+        correct = topk_correct(logits, labels, (1,))[0]
+        value, hits = torch.stack([loss.detach().double(), correct.double()]).tolist()
         if comm.get_world_size() > 1:  # all processes stop after the same step
             self.stop.agreed = max(comm.all_gather(self.stop.received))
         if not math.isfinite(value):
@@ -301,7 +303,7 @@ class ClassifierTrainer(TrainerBase):
                 f"the loss is {value} at iteration {self.iter}: give a smaller --lr than "
                 f"{self.recipe.base_lr:g}"
             )
-        top1 = 100 * topk_correct(logits, labels, (1,))[0] / len(labels)
+        top1 = 100 * hits / len(labels)
         get_event_storage().put_scalars(total_loss=value, train_top1=top1, data_time=data_time)
 
     def _evaluate(self) -> dict[str, float]:

@@ -26,9 +26,10 @@ FIX = (
 # Integers up to here are exact as floats, too. No run has so many iterations.
 MOST = 2**53
 _LENGTH = 60  # characters of a value or a name that a message quotes
-# Settings of SGD and AdamW that a checkpoint has. The flags must be those of this run.
+# Settings of SGD and AdamW that a checkpoint has. The flags must be those of this run;
+# foreach and fused are left out, because they choose a way to the same result.
 _NUMBERS = ("lr", "momentum", "dampening", "weight_decay", "eps")
-_FLAGS = ("nesterov", "amsgrad", "maximize", "foreach", "capturable", "differentiable", "fused")
+_FLAGS = ("nesterov", "amsgrad", "maximize", "capturable", "differentiable")
 
 
 class UnusableError(Exception):

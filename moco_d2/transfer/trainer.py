@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from moco_d2.engine.hooks import DataTime, DeferredWriters, EvalHook, ProgressBar, StopOnSignal
 from moco_d2.engine.loader import SteadyLoader
 from moco_d2.engine.metrics_state import MetricsState
+from moco_d2.engine.one_pass import update_in_one_pass
 from moco_d2.engine.precision import amp_dtype
 from moco_d2.engine.terminal import WithBar
 from moco_d2.engine.trackers import Trackers
@@ -98,7 +99,9 @@ class Trainer(ResumableTrainer):
         """Return Detectron2's SGD, or build_adamw if MOCO.OPTIMIZER asks for it."""
         if cfg.MOCO.OPTIMIZER == "AdamW":
             return build_adamw(cfg, model)
-        return super().build_optimizer(cfg, model)
+        optimizer = super().build_optimizer(cfg, model)
+        update_in_one_pass(optimizer)
+        return optimizer
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainingBatches:

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torchvision
 from support import toy_data
+from support.checkpoint.vits import vit
 from support.commands import SECONDS, Python
 from support.paths import ROOT
 from support.toy_data import make_coco, make_voc
@@ -166,6 +167,12 @@ def test_rows_of_other_networks_or_pixels_are_not_compared(tmp_path):
 )
 def test_supervised_weights_are_of_the_same_network(changes, name):
     assert supervised_source({**_REPORT, **changes}) == name
+
+
+def test_a_vit_is_no_row_among_resnets(tmp_path):
+    torch.save(vit(width=192, depth=12), tmp_path / "deit_tiny_patch16_224.pth")
+    with pytest.raises(UserError, match=r"deit_tiny_patch16_224\.pth is a ViT.*coco_vitdet"):
+        convert_row("a", str(tmp_path / "deit_tiny_patch16_224.pth"), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def convert_row(name: str, source: str, folder: Path) -> Row:
     A file of tools/convert.py for Detectron2 is used as it is.
 
     Raises:
-        UserError: If the checkpoint cannot be converted, or is a trained detector.
+        UserError: If the checkpoint cannot be converted, or is a ViT or a trained detector.
     """
     return in_child({"convert.py"}, _convert_row, name, source, folder)
 
@@ -93,6 +93,11 @@ def _convert_row(name: str, source: str, folder: Path) -> Row:
     row = Row(name, source, file.absolute(), _provenance(file) or {})
     if not row.report:
         row = Row(name, source, target, convert(file, target, report=target.with_suffix(".json")))
+    if row.report.get("network") == "vit":
+        raise UserError(
+            f"{printable(source)} is a ViT, and this command compares ResNets; convert it with "
+            "tools/convert.py, and fine-tune it with tools/train_net.py and a task coco_vitdet_..."
+        )
     dropped = row.report.get("dropped_keys")
     parts = [part for part in _DETECTORS if isinstance(dropped, dict) and part in dropped]
     if parts:

@@ -218,15 +218,13 @@ def supply_layer_norm() -> None:
     SUPPLIED.append("detectron2.layers.get_norm of LN")
 
 
-def installed_vit(*, checkpointing: bool) -> tuple[Any, Any] | None:
-    """Return Detectron2's own ViT and SimpleFeaturePyramid; None if it lacks them or what they
-    import when they are built: timm, and fairscale for activation checkpointing.
+def installed_vit() -> tuple[Any, Any] | None:
+    """Return Detectron2's own ViT and SimpleFeaturePyramid; None if it lacks them, or timm, which
+    they import when they are built.
     """
     try:
         vit = importlib.import_module("detectron2.modeling.backbone.vit")
         importlib.import_module("timm.models.layers")
-        if checkpointing:
-            importlib.import_module("fairscale.nn.checkpoint")
     except ImportError:
         return None
     return vit.ViT, vit.SimpleFeaturePyramid

@@ -11,6 +11,7 @@ from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from moco_d2.errors import UserError
 from moco_d2.plugin import compat
@@ -125,10 +126,9 @@ def build_vit_simple_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Any:
     keys = cfg.MOCO.VIT
     _check(keys)
     every = keys.DEPTH // keys.GLOBAL_BLOCKS if keys.GLOBAL_BLOCKS else keys.DEPTH + 1
-    vit_class, pyramid_class = compat.installed_vit(checkpointing=keys.CHECKPOINT_BLOCKS) or (
-        vit.ViT,
-        SimpleFeaturePyramid,
-    )
+    own = vit.ViT, SimpleFeaturePyramid
+    # Main's pyramid cannot be without norm.
+    vit_class, pyramid_class = (cfg.MODEL.FPN.NORM and compat.installed_vit()) or own
     more: dict[str, Any] = {}
     if vit_class is not vit.ViT:  # its default for LayerNorm is torch's
         more = {
@@ -145,11 +145,13 @@ def build_vit_simple_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Any:
         use_rel_pos=keys.RELATIVE_POSITIONS,
         window_size=keys.WINDOW_SIZE,
         window_block_indexes=[i for i in range(keys.DEPTH) if (i + 1) % every],
-        use_act_checkpoint=keys.CHECKPOINT_BLOCKS,
         pretrain_img_size=keys.PRETRAIN_SIZE,
         pretrain_use_cls_token=keys.PRETRAIN_CLASS_TOKEN,
         **more,
     )
+    if keys.CHECKPOINT_BLOCKS:  # main's own needs fairscale
+        for block in net.blocks:
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
     return pyramid_class(
         net,
         in_feature=vit.OUTPUT,

@@ -10,7 +10,6 @@ import torch
 from detectron2.modeling import Backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 OUTPUT = "last_feat"  # main's name
@@ -189,7 +188,6 @@ class ViT(Backbone):
         use_rel_pos: bool = True,
         window_size: int = 0,
         window_block_indexes: Iterable[int] = (),
-        use_act_checkpoint: bool = False,
         pretrain_img_size: int = 224,
         pretrain_use_cls_token: bool = True,
     ):
@@ -205,14 +203,11 @@ class ViT(Backbone):
             use_rel_pos: Whether attention has relative positions.
             window_size: Rows and columns of a window, in patches.
             window_block_indexes: The blocks whose attention is limited to windows.
-            use_act_checkpoint: Whether the backward pass computes the blocks again, instead of
-                keeping their activations.
             pretrain_img_size: Side of the pretraining images in pixels, for the absolute positions.
             pretrain_use_cls_token: Whether pretraining had a class token.
         """
         super().__init__()
         self.pretrain_use_cls_token = pretrain_use_cls_token
-        self.use_act_checkpoint = use_act_checkpoint
         self.patch_embed = PatchEmbed(patch_size, embed_dim)
         positions = (pretrain_img_size // patch_size) ** 2 + pretrain_use_cls_token
         self.pos_embed = nn.Parameter(torch.zeros(1, positions, embed_dim))
@@ -242,10 +237,7 @@ class ViT(Backbone):
         x = self.patch_embed(images)
         x = x + self._positions(x.shape[1], x.shape[2])
         for block in self.blocks:
-            if self.use_act_checkpoint and self.training:
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
+            x = block(x)
         return {OUTPUT: x.permute(0, 3, 1, 2)}
 
     def _positions(self, height: int, width: int) -> Tensor:

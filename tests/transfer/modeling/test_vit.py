@@ -8,7 +8,6 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from support.commands import run_python
 from support.transfer.mains_vit import CHECKOUT, mains_vit
 from torch import nn
-from torchvision.ops import StochasticDepth
 
 from moco_d2.errors import UserError
 from moco_d2.plugin import compat
@@ -107,7 +106,7 @@ def test_it_is_mains_in_tensors_outputs_and_gradients(sides):
 
 
 def test_the_one_of_the_config_is_the_installed_one_if_there_is_one():
-    installed = compat.installed_vit(checkpointing=False)
+    installed = compat.installed_vit()
     backbone = build_backbone(config())
     assert type(backbone) is (installed[1] if installed else SimpleFeaturePyramid)
     assert type(backbone.net) is (installed[0] if installed else ViT)
@@ -214,16 +213,17 @@ def test_drop_path_rises_linearly_and_leaves_an_evaluation_alone():
 
 
 def test_activation_checkpointing_changes_no_bit():
-    """Nor which branches drop path leaves out."""
-    torch.manual_seed(0)
-    net = randomize(ViT(**SMALL, drop_path_rate=0.5)).train()
-    assert sum(isinstance(module, StochasticDepth) for module in net.modules()) == 3
+    """Nor which branches drop path leaves out; also in a copy."""
     images, gradients = torch.randn(2, 3, 96, 96), []
     for checkpointed in (False, True):
-        net.use_act_checkpoint = checkpointed
-        net.zero_grad()
+        torch.manual_seed(0)
+        backbone = build_backbone(config(DROP_PATH=0.5, CHECKPOINT_BLOCKS=checkpointed))
+        net = copy.deepcopy(randomize(backbone)).net.train()
+        calls = []
+        net.blocks[1].mlp.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         torch.manual_seed(1)
         net(images)["last_feat"].square().sum().backward()
+        assert len(calls) == 1 + checkpointed
         gradients.append([parameter.grad for parameter in net.parameters()])
     assert all(map(torch.equal, *gradients))
 

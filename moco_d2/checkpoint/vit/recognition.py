@@ -3,11 +3,10 @@
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from moco_d2.checkpoint.families import Input, Traits, without_wrappers
@@ -16,20 +15,16 @@ from moco_d2.checkpoint.sources import MOST_NETWORKS, Extracted, check_values
 from moco_d2.checkpoint.stated import stated_names
 from moco_d2.checkpoint.states import tensors_by_dict
 from moco_d2.checkpoint.vit.architecture import MLP_RATIO, PREFIX, ViT, count_blocks, grid_of
+from moco_d2.checkpoint.vit.candidates import Candidate, assign, choose, find_candidates
 from moco_d2.checkpoint.vit.heads import find_heads
 from moco_d2.checkpoint.vit.names import (
-    FAMILIES,
     HEADS,
-    NAMES,
     REGISTERS,
     SPECIAL,
-    Names,
-    ViTFamily,
 )
 from moco_d2.checkpoint.vit.refusals import reason
 from moco_d2.errors import UserError, printable
 
-_QUERIES = re.compile(r"blocks\.\d+\.attn\.(?:qkv|q)\.weight")
 _NAMED = 3  # most names in a sentence
 # Names of networks that have a plain ViT's tensors and compute other features.
 _OTHER = re.compile(r"_rpn_|quickgelu|siglip|gelu_?tanh", re.IGNORECASE)
@@ -44,22 +39,10 @@ _SHOWN = frozenset(
 _HALF = Input("RGB", (127.5, 127.5, 127.5), (127.5, 127.5, 127.5))
 
 
-@dataclass
-class _Candidate:
-    """Tensors of a ViT whose names have the same prefix."""
-
-    container: str
-    prefix: str
-    names: Names
-    keys: dict[str, str] = field(default_factory=dict)  # room's name -> name in the file
-    family: ViTFamily = FAMILIES[-1]
-    role: str = "query"
-
-
 def is_vit(checkpoint: Mapping[Any, Any]) -> bool:
     """Return whether a checkpoint has the blocks of a ViT, also of one that is not converted."""
     states = tensors_by_dict(checkpoint)
-    return bool(_candidates(states)) or any(
+    return bool(find_candidates(states)) or any(
         re.search(r"visual\.transformer\.resblocks\.\d+\.attn\.", name)
         for s in states.values()
         for name in s
@@ -77,13 +60,13 @@ def extract(checkpoint: Mapping[Any, Any], request: Request) -> tuple[Extracted,
         UserError: As network.Network.extract, and if nothing says the number of heads.
     """
     states = tensors_by_dict(checkpoint)
-    candidates = _candidates(states)
+    candidates = find_candidates(states)
     every = [name for state in states.values() for name in state]
     if not candidates or len(candidates) > MOST_NETWORKS:
         raise UserError(reason(every) or "it is a ViT that is not read; see docs/checkpoints.md")
     for candidate in candidates:
-        _assign(candidate, checkpoint, list(states[candidate.container]), request.file_name)
-    chosen = _choose(candidates, states, request.branch)
+        assign(candidate, checkpoint, list(states[candidate.container]), request.file_name)
+    chosen = choose(candidates, states, request.branch)
     family, state = chosen.family, states[chosen.container]
     for where, name in stated_names(checkpoint, request.file_name, request.stated):
         if _OTHER.search(name):
@@ -122,63 +105,9 @@ def extract(checkpoint: Mapping[Any, Any], request: Request) -> tuple[Extracted,
     )
 
 
-def _candidates(states: Mapping[str, Mapping[str, Tensor]]) -> list[_Candidate]:
-    found: dict[tuple[str, str, str], _Candidate] = {}
-    for container, state in states.items():
-        for key in state:
-            for names in NAMES:
-                if parts := names.split(key):
-                    prefix, name = parts
-                    candidate = found.setdefault(
-                        (container, names.name, prefix), _Candidate(container, prefix, names)
-                    )
-                    if name in candidate.keys:
-                        raise UserError(
-                            f"it holds {candidate.keys[name]} and {key}, which are the same tensor "
-                            "of a ViT; save only one network"
-                        )
-                    candidate.keys[name] = key
-    return [c for c in found.values() if any(_QUERIES.fullmatch(name) for name in c.keys)]
-
-
-def _assign(
-    candidate: _Candidate, checkpoint: Mapping[Any, Any], names: list[str], file_name: str
-) -> None:
-    plain = [without_wrappers(name) for name in names]
-    for family in FAMILIES:
-        role = family.role(candidate.container, candidate.prefix)
-        if role and candidate.names in family.names and family.owns(checkpoint, plain, file_name):
-            candidate.family, candidate.role = family, role
-            return
-
-
-def _choose(
-    candidates: list[_Candidate], states: Mapping[str, Mapping[str, Tensor]], branch: str
-) -> _Candidate:
-    of_branch = [c for c in candidates if c.role == branch]
-    if branch == "key" and not of_branch:
-        raise UserError("the checkpoint has no key encoder; leave out --branch key")
-    of_branch = of_branch or candidates
-    # The most complete one: a decoder or a text encoder has no patches.
-    first = max(of_branch, key=lambda c: len(c.keys))
-    for other in of_branch:
-        if other is first or "patch_embed.proj.weight" not in other.keys:
-            continue
-        ours, theirs = states[first.container], states[other.container]
-        if other.keys.keys() != first.keys.keys() or not all(
-            torch.equal(ours[first.keys[name]], theirs[other.keys[name]]) for name in first.keys
-        ):
-            raise UserError(
-                f"it holds two different networks, under '{first.container}:{first.prefix}' and "
-                f"'{other.container}:{other.prefix}'; save only the one you need: "
-                "torch.save({'state_dict': model.state_dict()}, file)"
-            )
-    return first
-
-
 def _account(
-    chosen: _Candidate,
-    candidates: list[_Candidate],
+    chosen: Candidate,
+    candidates: list[Candidate],
     states: Mapping[str, Mapping[str, Tensor]],
     drop: tuple[str, ...],
 ) -> tuple[dict[str, int], list[str]]:
@@ -215,7 +144,7 @@ def _account(
 def _architecture(
     tensors: Mapping[str, Tensor],
     special: int,
-    chosen: _Candidate,
+    chosen: Candidate,
     checkpoint: Mapping[Any, Any],
     request: Request,
 ) -> ViT:
@@ -270,7 +199,7 @@ def _architecture(
 
 
 def _check_complete(
-    chosen: _Candidate, tensors: Mapping[str, Tensor], vit: ViT, leftover: list[str]
+    chosen: Candidate, tensors: Mapping[str, Tensor], vit: ViT, leftover: list[str]
 ) -> None:
     expected = vit.expected()
     problems = {
@@ -298,7 +227,7 @@ def _check_complete(
 
 
 def _traits(
-    chosen: _Candidate, checkpoint: Mapping[Any, Any], request: Request, registers: int, vit: ViT
+    chosen: Candidate, checkpoint: Mapping[Any, Any], request: Request, registers: int, vit: ViT
 ) -> Traits:
     for file in ("config.json", "preprocessor_config.json"):
         if why := request.stated.unreadable.get(file):

@@ -116,6 +116,7 @@ class MemoryBank(Dictionary):
         self.size = size
         self.momentum = momentum
         self.register_buffer("bank", F.normalize(torch.randn(num_images, dim), dim=1))
+        self._has_indices = False  # whether a batch has shown that the dataset gives them
 
     def contrast(
         self, queries: torch.Tensor, keys: torch.Tensor | None, index: torch.Tensor | None
@@ -125,11 +126,13 @@ class MemoryBank(Dictionary):
         Raises:
             UserError: If the dataset gives no index.
         """
-        if index is None or int(index.min()) < 0:
+        # The first batch decides, because reading the values of each would wait for a GPU.
+        if index is None or not (self._has_indices or int(index.min()) >= 0):
             raise UserError(
                 "the memory bank needs the index of every image, which this dataset does not give: "
                 "use a folder, a list or a registered dataset, or set MOCO.DICTIONARY.NAME Queue"
             )
+        self._has_indices = True
         drawn = torch.randint(len(self.bank), (self.size,), device=queries.device)
         positive = (queries * self.bank[index]).sum(dim=1, keepdim=True)
         logits = torch.cat([positive, queries @ self.bank[drawn].T], dim=1)

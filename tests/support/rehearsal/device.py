@@ -81,7 +81,8 @@ class Rehearsal(TorchDispatchMode):
     def __init__(self, *, values: bool = False):
         """
         Args:
-            values: Whether values are computed, on the CPU. Without them, the host reads 1.
+            values: Whether values are computed, on the CPU. Without them, the host reads made-up
+                ones.
         """
         super().__init__()
         self.home = torch.device("cpu" if values else "meta")
@@ -147,7 +148,7 @@ class Rehearsal(TorchDispatchMode):
         """Count an exchange with the host. Return what the host reads, or None."""
         if name == "_local_scalar_dense":
             self.waits[f"item in {_place()}"] += 1
-            return func(args[0].elem) if self.values else _one(args[0].dtype)
+            return func(args[0].elem) if self.values else _number(args[0].dtype)
         if name not in _COPIES:
             return None
         to_host = target == "cpu" if name == "_to_copy" else not isinstance(args[0], CudaTensor)
@@ -233,10 +234,11 @@ def _has_mask(indices: Any) -> bool:
     return any(t is not None and t.dtype in (torch.bool, torch.uint8) for t in indices)
 
 
-def _one(dtype: torch.dtype) -> bool | float | int:
+def _number(dtype: torch.dtype) -> bool | float | int:
+    """Return what the host reads: a scaler of gradients finds no infinity, and True is no error."""
     if dtype == torch.bool:
         return True
-    return 1.0 if dtype.is_floating_point else 1
+    return 0.0 if dtype.is_floating_point else 1
 
 
 def _place(*, ours: bool = False) -> str:

@@ -1,6 +1,5 @@
 """A step of pretraining, through the project's own engine, on a CUDA device that is not there."""
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,8 +64,9 @@ def step(folder: Path, recipe: str) -> Rehearsal:
         trainer.iter = trainer.start_iter = 0
         trainer._batches = _batches(trainer, cfg.MOCO.AUGMENTATION)
         with EventStorage(0):
-            counted.reset()
-            trainer.run_step()
+            for _ in range(2):  # the first one also makes the momentum of SGD
+                counted.reset()
+                trainer.run_step()
     return counted
 
 
@@ -78,7 +78,8 @@ def _batches(trainer: Pretrainer, augmentation: Any) -> Iterator[Any]:
     batch = {name: view.permute(0, 3, 1, 2).pin_memory() for name, view in views.items()}
     for name in ("index", "label"):
         batch[name] = (torch.arange(_BATCH) % (2 if name == "label" else _BATCH)).pin_memory()
-    yield from itertools.repeat({**batch, "unreadable": []})
+    while True:
+        yield {**batch, "unreadable": []}
 
 
 def count(folder: Path) -> dict[str, dict[str, Any]]:

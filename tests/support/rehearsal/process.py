@@ -19,7 +19,7 @@ from support.paths import ROOT, TESTS
 
 # Module of the scene -> what its recipes are.
 SCENES = {
-    "pretraining": "A pretraining step with 256 images, of 224 pixels for R50, else of 64",
+    "pretraining": "The second pretraining step: 256 images, of 224 pixels for R50, else of 64",
     "fine_tuning": "A fine-tuning step with 2 small images in bf16, and the evaluation of 2 images",
     "evaluation": "Evaluations of features, of 4 batches or chunks",
     "collectives": "A pretraining step of a small network with 2 x 16 images in each process",

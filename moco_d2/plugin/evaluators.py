@@ -8,6 +8,7 @@ import collections
 import contextlib
 import functools
 import logging
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,7 +25,8 @@ def coco_evaluators() -> dict[str, Callable[[Any, Any, str], Any]]:
 
     found: dict[str, Callable[[Any, Any, str], Any]] = {}
     with contextlib.suppress(ImportError):
-        found["hotcoco"] = _hotcoco_eval()
+        if not _LOST:
+            found["hotcoco"] = _hotcoco_eval()
     with contextlib.suppress(ImportError):
         found["faster-coco-eval"] = _faster_coco_eval_class()
     return {**found, "pycocotools": COCOeval}
@@ -32,6 +34,20 @@ def coco_evaluators() -> dict[str, Callable[[Any, Any, str], Any]]:
 
 #: The names of the evaluators in coco_evaluators that this process has used.
 USED_EVALUATORS: set[str] = set()
+# hotcoco computes with threads that it starts once. They do not survive a fork, and a child of a
+# process that has them would wait for them forever.
+_HAS_THREADS: set[str] = set()
+_LOST: set[str] = set()
+
+
+def _after_fork() -> None:
+    USED_EVALUATORS.clear()
+    if _HAS_THREADS:
+        _LOST.update(_HAS_THREADS)
+        coco_evaluators.cache_clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def fastest_coco_eval(truth: Any, detections: Any, task: str) -> Any:
@@ -65,9 +81,11 @@ def evaluation_with_matches(truth: Any, detections: Any, task: str) -> Any:
 def _hotcoco_eval() -> Callable[[Any, Any, str], Any]:
     import hotcoco
 
-    return lambda truth, detections, task: hotcoco.COCOeval(
-        _for_hotcoco(truth.dataset), _detections(detections.dataset), task
-    )
+    def evaluator(truth: Any, detections: Any, task: str) -> Any:
+        _HAS_THREADS.add("hotcoco")
+        return hotcoco.COCOeval(_for_hotcoco(truth.dataset), _detections(detections.dataset), task)
+
+    return evaluator
 
 
 def _detections(content: dict[str, Any]) -> Any:
@@ -110,6 +128,7 @@ def fast_lvis() -> Iterator[None]:
         # lvis knows no crowds, and never looks at an object without an area.
         objects = [item for item in truth.dataset["annotations"] if item["area"] > 0]
         content = {**truth.dataset, "annotations": objects}
+        _HAS_THREADS.add("hotcoco")
         try:
             own = _for_hotcoco(content, left_out="iscrowd")
             found = hotcoco.LVISResults(own, _with_area(detections, max_dets), max_dets=max_dets)

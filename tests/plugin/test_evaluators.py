@@ -2,14 +2,17 @@
 
 import copy
 import json
+import multiprocessing
 
 import numpy as np
 import pytest
 from detectron2.evaluation.lvis_evaluation import _evaluate_predictions_on_lvis
 from lvis import LVIS
 from pycocotools import mask
+from pycocotools.coco import COCO
+from support.commands import SECONDS
 
-from moco_d2.plugin import compat
+from moco_d2.plugin import compat, evaluators
 from moco_d2.plugin.evaluators import fast_lvis
 
 compat.apply()  # numpy.float, for lvis
@@ -89,3 +92,39 @@ def test_what_hotcoco_cannot_read_is_evaluated_by_lvis(tmp_path, caplog):
         found = _evaluate_predictions_on_lvis(annotated, detections, "bbox")
     assert found == pytest.approx(expected, nan_ok=True)
     assert "hotcoco cannot read these annotations" in caplog.text
+
+
+def _evaluate(queue=None):
+    truth, detections = COCO(), COCO()
+    image, label = {"id": 1, "height": 9, "width": 9}, {"id": 1, "name": "a"}
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5], "area": 25}
+    truth.dataset = {
+        "images": [image],
+        "annotations": [{**box, "iscrowd": 0}],
+        "categories": [label],
+    }
+    detections.dataset = {**truth.dataset, "annotations": [{**box, "iscrowd": 0, "score": 0.5}]}
+    truth.createIndex()
+    detections.createIndex()
+    evaluation = evaluators.fastest_coco_eval(truth, detections, "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    found = float(evaluation.stats[0]), sorted(evaluators.USED_EVALUATORS)
+    if queue is not None:
+        queue.put(found)
+    return found
+
+
+def test_a_fork_of_a_process_that_has_evaluated_evaluates_with_another_package():
+    """hotcoco's threads do not survive the fork: it waited for them forever."""
+    pytest.importorskip("hotcoco")
+    assert _evaluate()[0] == pytest.approx(1)
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_evaluate, args=(queue,), daemon=True)
+    child.start()
+    ap, used = queue.get(timeout=SECONDS)
+    child.join()
+    assert ap == pytest.approx(1)
+    assert len(used) == 1 and "hotcoco" not in used

@@ -16,7 +16,8 @@ env: .venv/ready
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --require-hashes -r requirements-uv.lock
 	$(UV_INSTALL) --require-hashes -r requirements.lock \
-		|| $(UV_INSTALL) --system-certs --require-hashes -r requirements.lock
+		|| { echo "trying again with the certificates of the system"; \
+			$(UV_INSTALL) --system-certs --require-hashes -r requirements.lock; }
 	$(UV_INSTALL) --offline --no-deps --no-build-isolation -e .
 	touch $@
 

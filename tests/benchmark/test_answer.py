@@ -47,6 +47,16 @@ def test_above_and_no_order(runs, write):
     )
 
 
+def test_detectors_that_found_nothing_are_no_comparison(runs, write):
+    for name in ("moco", "random"):
+        runs(name, box=(0.01, 0.02, 0.03) if name == "moco" else (0.04, 0.05, 0.06))
+    assert said(write.folder) == (
+        "voc_C4: no detector found anything (no row has 0.1 AP), so the schedule was too short."
+    )
+    runs("supervised", box=(5.0, 5.2, 5.4))
+    assert "too short" not in said(write.folder)
+
+
 def test_below_has_a_positive_size(runs, write):
     runs("supervised", box=(20.0, 21.0, 22.0))
     runs("moco", box=(10.0, 11.1, 12.0))

@@ -37,9 +37,11 @@ def claims(records):
             for metric, c in zip(table.metrics, pair.comparisons, strict=True):
                 if c and c.supported:
                     rows = (pair.label, pair.against)
-                    found.add((table.title, metric, "above", *(rows if c.difference > 0 else rows[::-1])))
+                    order = rows if c.difference > 0 else rows[::-1]
+                    found.add((table.title, metric, "above", *order))
                 if c and c.equivalent:
-                    found.add((table.title, metric, "as good as", *sorted((pair.label, pair.against))))
+                    pair_of = sorted((pair.label, pair.against))
+                    found.add((table.title, metric, "as good as", *pair_of))
     return found
 
 

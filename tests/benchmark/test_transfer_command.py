@@ -279,6 +279,7 @@ def test_an_answer_with_its_runs_its_report_and_its_suite(question, tmp_path, ca
     printed = capsys.readouterr().out
     assert "Rows random, mine, timm" in printed
     assert "With fewer than 3 seeds no order will be claimed." in printed
+    assert "The schedule is short: a budget for 200 steps tells more." in printed
     assert "There is no supervised row, because of --supervised none." in printed
     records = read_records([folder])
     rows = {(record.initialization, record.seed) for record in records}

@@ -25,6 +25,7 @@ _METRICS = {
 }
 _NAMES = {"moco": "MoCo"}
 # With more rows than this, a sentence with all pairs is longer than the table.
+_NOTHING = 0.1  # points
 _MOST_PAIRS = 6
 
 
@@ -54,6 +55,8 @@ def answer(table: Table) -> str:
     if len(pairs) > _MOST_PAIRS:
         more = len(pairs) - _MOST_PAIRS
         clauses.append(f"the table has {more} more comparison{'s' * (more > 1)}")
+    if _found_nothing(table, metrics):
+        clauses = ["no detector found anything (no row has 0.1 AP), so the schedule was too short"]
     if not clauses:
         names = _joined([_name(row.label) for row in table.rows])
         clauses.append(f"nothing is compared, there are runs from {names}")
@@ -61,6 +64,12 @@ def answer(table: Table) -> str:
     if marked:
         clauses.append(f"mind the footnotes on {', '.join(marked)}")
     return f"{table.task}: {'; '.join(clauses)}."
+
+
+def _found_nothing(table: Table, metrics: Iterable[str]) -> bool:
+    places = [table.metrics.index(metric) for metric in metrics]
+    means = [row.cells[i].mean for row in table.rows for i in places]
+    return bool(means) and all(mean is not None and mean < _NOTHING for mean in means)
 
 
 def _rank(comparison: Comparison | None) -> tuple[bool, float]:

@@ -44,7 +44,7 @@ def on_differences(
 ) -> Iterable[str]:
     """Yield the meaning of parentheses and of bold."""
     if baseline is None:
-        yield f"There is no {BASELINE} run, so there are no differences."
+        yield f"There is no {BASELINE} run, so no cell has a difference to it."
         return
     rule = f"at least +{highlight_from}"
     rule += " and an order that the tests support" if measured else ""

@@ -124,7 +124,7 @@ def fit(
     """
     costs = [cost(form, task, grid.short_side) for form in FORMS]
     longest = _longest(grid, task)
-    wanted = min(longest, max(_WANTED_STEPS, _epochs(grid, _WANTED_EPOCHS)))
+    wanted = wanted_steps(grid, task)
     measured: dict[int, Timing] = {}
     index = 0
     while True:
@@ -162,6 +162,11 @@ def fit(
             "set"
         )
     return Fit(FORMS[best], steps, _seconds(steps, measured[best], grid, task))
+
+
+def wanted_steps(grid: Grid, task: Mapping[str, Any]) -> int:
+    """Return the steps of each run that a form must leave, unless it is the smallest."""
+    return min(_longest(grid, task), max(_WANTED_STEPS, _epochs(grid, _WANTED_EPOCHS)))
 
 
 def longest_schedule(grid: Grid, task: Mapping[str, Any], form: Form, timing: Timing) -> Fit:

@@ -77,7 +77,10 @@ def answer(question: Question, folder: Path, *, plan_only: bool = False) -> int:
         print("stopped; the same command continues", flush=True)
         raise
     if code:
-        print("there is no answer yet: see the failed runs above; the same command continues")
+        print(
+            "there is no answer yet: see the failed runs above; when their cause is mended, the "
+            "same command continues"
+        )
         return code
     print(_report(folder, lines))
     return 0

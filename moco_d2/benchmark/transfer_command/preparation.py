@@ -14,7 +14,14 @@ from moco_d2.benchmark.runs.inputs import check_inputs
 from moco_d2.benchmark.runs.places import make_places
 from moco_d2.benchmark.runs.suites import load_suite
 from moco_d2.benchmark.tables import power
-from moco_d2.benchmark.transfer_command.budget import Fit, Grid, Timing, fit, longest_schedule
+from moco_d2.benchmark.transfer_command.budget import (
+    Fit,
+    Grid,
+    Timing,
+    fit,
+    longest_schedule,
+    wanted_steps,
+)
 from moco_d2.benchmark.transfer_command.data import Facts, read_facts
 from moco_d2.benchmark.transfer_command.measuring import measure_form
 from moco_d2.benchmark.transfer_command.question import NO_SUPERVISED, Question, run_task
@@ -76,6 +83,8 @@ def prepare(
     _check_suite(question, task, rows, settings, data=False)
     _write_suite(question, task, rows, settings, folder)
     lines = list(_plan(question, grid, fitted, {**task, **settings}, rows, folder))
+    if question.budget and fitted.steps < (wanted := wanted_steps(grid, task)):
+        lines.append(f"The schedule is short: a budget for {wanted} steps tells more.")
     if missing:
         lines.append(missing)
     write_state(folder, asked, as_state(rows), lines)
@@ -259,6 +268,7 @@ def _plan(  # noqa: PLR0917 - the parts of one text
         f"rate {settings['SOLVER.BASE_LR']:g} after {settings['SOLVER.WARMUP_ITERS']} steps of "
         f"warm-up, lowered at {', '.join(map(str, settings['SOLVER.STEPS'])) or 'no step'}.",
         f"Time: about {duration(fitted.seconds)}{budget}.",
-        power.sentence(question.task, names, question.seeds, metrics),
+        # A published spread is one of the task's own schedule and data.
+        power.sentence("" if question.budget else question.task, names, question.seeds, metrics),
         f"Suite: {suite}; edit it and go on with tools/benchmark.py run {suite} --folder {folder}",
     ]

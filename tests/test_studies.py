@@ -56,4 +56,3 @@ def test_a_small_study_of_intervals_runs(intervals, monkeypatch):
     assert found["width"]["seeds"] < found["width"]["seeds and images"]
     assert 0.5 < found["share_of_images"] < 1
     assert 1 < found["difference"] < 8
-

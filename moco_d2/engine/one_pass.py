@@ -18,10 +18,10 @@ def update_in_one_pass(optimizer: torch.optim.Optimizer) -> None:
     Nothing changes on other devices, for other types, and for other optimizers. Loading a state
     keeps this choice.
     """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    if not isinstance(optimizer, torch.optim.SGD) or not all(
-        p.device.type == "cpu" and p.dtype == torch.float32 for p in parameters
-    ):
+    if not all(p.device.type == "cpu" and p.dtype == torch.float32 for p in parameters):
         return
     for group in optimizer.param_groups:
         group["fused"] = True

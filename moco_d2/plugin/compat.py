@@ -57,15 +57,19 @@ class _MissingOperators(types.ModuleType):
         )
 
 
+def _fastest_coco_eval(truth: Any, detections: Any, task: str) -> Any:
+    from moco_d2.plugin.evaluators import fastest_coco_eval
+
+    return fastest_coco_eval(truth, detections, task)
+
+
 class _FastEval(types.ModuleType):
     """Placeholder for detectron2.evaluation.fast_eval_api; it imports an evaluator at first use."""
 
     def __getattr__(self, name: str) -> Any:
         if name != "COCOeval_opt":
             raise AttributeError(name)
-        from moco_d2.plugin.evaluators import fastest_coco_eval
-
-        return fastest_coco_eval
+        return _fastest_coco_eval
 
 
 def _imports_compiled_operators_unguarded(detectron2_dir: Path) -> bool:
@@ -95,6 +99,7 @@ def _supply_compiled_operator_placeholder() -> None:
 
 #: What this process has supplied, as ``PIL.Image.LINEAR``.
 SUPPLIED: list[str] = []
+LAYER_NORM = "detectron2.layers.get_norm of LN"  # only models with this norm need it
 
 
 def _supply(module: types.ModuleType, name: str, value: Any) -> None:
@@ -215,7 +220,7 @@ def supply_layer_norm() -> None:
     for module in list(sys.modules.values()):
         if getattr(module, "__dict__", {}).get("get_norm") is original:
             module.get_norm = get_norm  # type: ignore[attr-defined]
-    SUPPLIED.append("detectron2.layers.get_norm of LN")
+    SUPPLIED.append(LAYER_NORM)
 
 
 def installed_vit() -> tuple[Any, Any] | None:

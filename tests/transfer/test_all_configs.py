@@ -97,7 +97,10 @@ def real_names(tmp_path_factory):
 
 # Initializations of published rows without a packaged config. A record may call MoCo v2 after 200
 # epochs just moco_v2.
-OTHERS = {"moco_v2", "byol", "densecl", "infomin", "pixpro", "pixpro_400ep", "simclr"}
+OTHERS = {
+    *("moco_v2", "byol", "densecl", "infomin", "simclr"),
+    *("pixpro", "pixpro_100ep", "pixpro_400ep", "soco", "soco_100ep", "soco_400ep"),
+}
 
 
 def test_every_config_is_in_the_tables_of_this_test():

@@ -66,7 +66,7 @@ def needs(own_parts: dict[str, str], supplied: Sequence[str] = compat.SUPPLIED) 
         parts = ", ".join(f"{key} {name}" for key, name in own_parts.items())
         return f"the model has parts of moco_d2: {how}: {parts}"
     # Detectron2's evaluators need the names of NumPy; its models do not.
-    lacking = [name for name in supplied if not name.startswith("numpy.")]
+    lacking = [n for n in supplied if n != compat.LAYER_NORM and not n.startswith("numpy.")]
     if not lacking:
         return "the model is stock Detectron2's: it runs without moco_d2"
     return (
@@ -127,11 +127,14 @@ def export_detector(cfg: CfgNode, file: str | Path) -> tuple[Path, dict[str, str
 def parts_of_moco_d2(cfg: CfgNode) -> dict[str, str]:
     """Return the keys of `cfg` that name a part of the model from this package, with the names."""
     values = flatten(cfg)
-    return {
+    parts = {
         key: values[key]
         for key, registry in _REGISTRIES.items()
         if values[key] in registry and registry.get(values[key]).__module__.startswith("moco_d2.")
     }
+    if compat.LAYER_NORM in compat.SUPPLIED:
+        parts |= {key: value for key, value in values.items() if value == "LN"}
+    return parts
 
 
 def _differences(cfg: CfgNode, defaults: Any, keys: tuple[str, ...]) -> Any:

@@ -44,34 +44,35 @@ class WiderResNet(ResNet):
         return super()._make_layer(block, int(planes * self.width_factor), blocks, stride, dilate)
 
 
-def met_weight(layer: nn.Conv2d, size: tuple[int, ...]) -> Tensor | None:
-    """Return the part of a kernel that meets a map of `size` (H, W), if the output is one cell.
+def conv_to_one_cell(layer: nn.Conv2d, x: Tensor) -> Tensor | None:
+    """Return a convolution of maps (N, C, H, W) whose output is one cell, without its padding.
 
-    The other taps meet padding only. A convolution without them and without padding has the same
-    result and gradients. On maps of 1x1, it takes a ninth of the products of a 3x3 kernel.
+    The taps that are left out meet padding only, so the result and its gradients are the same. On
+    maps of 1x1, it takes a ninth of the products of a 3x3 kernel.
 
     Returns:
-        The part, (out, in, h, w), or None where the output has several cells.
+        (N, out, 1, 1), or None where the output has several cells.
     """
-    pads = cast(tuple[int, int], layer.padding)
-    for cells, kernel, pad, stride in zip(size, layer.kernel_size, pads, layer.stride, strict=True):
+    pads, (height, width) = cast(tuple[int, int], layer.padding), x.shape[-2:]
+    for cells, kernel, pad, stride in zip(
+        (height, width), layer.kernel_size, pads, layer.stride, strict=True
+    ):
         if cells + pad > kernel or cells + 2 * pad - kernel >= stride:
             return None
-    (top, left), (height, width) = pads, size
-    return layer.weight[:, :, top : top + height, left : left + width]
+    top, left = pads
+    met = layer.weight[:, :, top : top + height, left : left + width]
+    return nn.functional.conv2d(x, met, layer.bias, groups=layer.groups)
 
 
 class SmallMapConv(nn.Conv2d):
-    """A convolution that skips the products with padding of met_weight."""
+    """A convolution that skips the products with padding of conv_to_one_cell."""
 
     def _get_name(self) -> str:
-        return "Conv2d"
+        return "Conv2d"  # the network prints as torchvision's
 
     def forward(self, x: Tensor) -> Tensor:
-        part = met_weight(self, x.shape[-2:])
-        if part is None:
-            return super().forward(x)
-        return nn.functional.conv2d(x, part, self.bias, groups=self.groups)
+        cell = conv_to_one_cell(self, x)
+        return super().forward(x) if cell is None else cell
 
 
 def build_resnet(

@@ -90,14 +90,21 @@ def document() -> str:
     )
 
 
-def _vit_row(family: ViTFamily) -> str:
-    heads = ", ".join(f"{width}: {number}" for (width, _), number in family.sizes.items())
-    cells = (
+def _origin(family: Family | ViTFamily) -> tuple[str, ...]:
+    """Return the cells that the tables of ResNets and of ViTs begin with."""
+    return (
         f"`{family.name}`",
         family.title,
         f"`{family.example}`",
         _locations(family.query) or "anywhere",
         _locations(family.key) or "-",
+    )
+
+
+def _vit_row(family: ViTFamily) -> str:
+    heads = ", ".join(f"{width}: {number}" for (width, _), number in family.sizes.items())
+    cells = (
+        *_origin(family),
         ", ".join(names.name for names in family.names),
         heads or "from a name, `config.json` or `--heads`",
     )
@@ -115,11 +122,7 @@ def _row(family: Family) -> str:
     pixels = traits.input
     stride = ", stride in 1x1" if traits.stride_in_1x1 else ""
     cells = (
-        f"`{family.name}`",
-        family.title,
-        f"`{family.example}`",
-        _locations(family.query) or "anywhere",
-        _locations(family.key) or "-",
+        *_origin(family),
         ", ".join(dialect.name for dialect in family.dialects),
         f"{pixels.format}, mean {_numbers(pixels.pixel_mean)}, std {_numbers(pixels.pixel_std)}"
         + stride,

@@ -145,8 +145,8 @@ def _check_suite(
     settings: dict[str, Any],
     **how: bool,
 ) -> None:
-    """Make the checks of the runs that need no model, for one run: the rows differ in their weights
-    only, which are converted and proven. `how` is for check_inputs.
+    """Make the checks of a suite for one of its runs: the rows differ in their weights only, which
+    are converted and proven. `how` is for check_inputs.
     """
     with tempfile.TemporaryDirectory(prefix="moco_d2_") as name:
         folder = Path(name)

@@ -13,7 +13,7 @@ from detectron2.modeling.roi_heads import Res5ROIHeads
 from torch import nn
 
 from moco_d2.errors import UserError
-from moco_d2.resnet import met_weight
+from moco_d2.resnet import conv_to_one_cell
 
 _BASIC_BLOCKS = {18: 2, 34: 3}  # ResNet depth -> number of basic blocks in conv5
 
@@ -43,7 +43,8 @@ class Res5ROIHeadsExtraNorm(Res5ROIHeads):
 
 
 class _RegionConv(Conv2d):
-    """Detectron2's convolution, which skips the products with padding of met_weight.
+    """Detectron2's convolution, which skips the products with padding of
+    conv_to_one_cell.
 
     Small poolers (MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION 2) make maps of one cell.
     """
@@ -52,11 +53,10 @@ class _RegionConv(Conv2d):
         return "Conv2d"  # _is_same compares texts
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        part = met_weight(self, x.shape[-2:])
-        if part is None:
+        cell = conv_to_one_cell(self, x)
+        if cell is None:
             return super().forward(x)
-        x = nn.functional.conv2d(x, part, self.bias, groups=self.groups)
-        return x if self.norm is None else self.norm(x)
+        return cell if self.norm is None else self.norm(cell)
 
 
 def _build_basic_res5(resnets: Any) -> tuple[nn.Sequential, int]:

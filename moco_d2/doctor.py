@@ -135,7 +135,7 @@ def _examine_extras(report: Report) -> None:
 def _examine_weights(report: Report) -> None:
     """Tell which weights that have names are in the cache, so that they need no network."""
     from moco_d2.checkpoint.cache import CACHE_VARIABLE, cache_folder
-    from moco_d2.checkpoint.catalog import PUBLISHED
+    from moco_d2.checkpoint.published import PUBLISHED
 
     folder = cache_folder()
     names = [entry.name for entry in PUBLISHED if (folder / entry.file).is_file()]

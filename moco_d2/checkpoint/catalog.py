@@ -1,15 +1,13 @@
 """Published checkpoints by name: ``MODEL.WEIGHTS moco://v2_800ep``, ``tools/convert.py
 torchvision://resnet50``.
 
-A name stands for one file of its authors, which is verified by its published hash. The file is
-downloaded once, converted, proven and kept in `cache_folder`. Set `MIRROR_VARIABLE` if the authors'
-servers cannot be reached. With a filled cache no network is needed.
+A name stands for one file of its authors, which is verified by its published hash if there is one.
+The file is downloaded once, converted, proven and kept in `cache_folder`. Set `MIRROR_VARIABLE` if
+the authors' servers cannot be reached. With a filled cache no network is needed.
 """
 
-import os
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,88 +20,12 @@ from moco_d2.checkpoint.cache import cache_folder, locked
 from moco_d2.checkpoint.conversions import keep_converted, kept_converted
 from moco_d2.checkpoint.download import DownloadError, Patience, download
 from moco_d2.checkpoint.hub_names import SCHEME
-from moco_d2.checkpoint.mapping import Architecture
+from moco_d2.checkpoint.published import MIRROR_VARIABLE, PUBLISHED, Published
 from moco_d2.errors import UserError, closest
 from moco_d2.files import digest
 from moco_d2.version import __version__
 
-# Address of a folder that holds the files under their own names, e.g. https://example.org/weights.
-MIRROR_VARIABLE = "MOCO_D2_MIRROR"
-
-_RESNET50 = Architecture(50)
 _HEAD = 512  # bytes that show whether a file is a web page
-
-
-@dataclass(frozen=True)
-class Published:
-    """A checkpoint as its authors published it.
-
-    Args:
-        name: ``scheme://short_name``.
-        url: The authors' address.
-        algorithm: The algorithm of the published hash, ``md5`` or ``sha256``.
-        hash: The published first hexadecimal digits of the hash.
-        network: What its authors have trained.
-    """
-
-    name: str
-    url: str
-    algorithm: str
-    hash: str
-    network: Architecture = _RESNET50
-
-    @property
-    def file(self) -> str:
-        """Return the authors' file name."""
-        return self.url.rpartition("/")[2]
-
-    @property
-    def address(self) -> str:
-        """Return the address to download from: the mirror's if it is set, else the authors'.
-
-        Raises:
-            UserError: If the mirror is no http address.
-        """
-        mirror = os.environ.get(MIRROR_VARIABLE, "")
-        if not mirror:
-            return self.url
-        if urlsplit(mirror).scheme not in ("http", "https"):
-            raise UserError(
-                f"{MIRROR_VARIABLE} {mirror} is not an http or https address; set it to the "
-                f"address of a folder that holds {self.file}, or unset it"
-            )
-        return f"{mirror.rstrip('/')}/{self.file}"
-
-
-def _moco(name: str, md5: str) -> Published:
-    # Addresses and md5: README of the official MoCo code.
-    folder = f"https://dl.fbaipublicfiles.com/moco/moco_checkpoints/moco_{name}"
-    return Published(f"moco://{name}", f"{folder}/moco_{name}_pretrain.pth.tar", "md5", md5)
-
-
-def _torchvision(file: str, network: Architecture) -> Published:
-    # torchvision puts the sha256 into the file name.
-    name, _, sha = file.removesuffix(".pth").rpartition("-")
-    url = f"https://download.pytorch.org/models/{file}"
-    return Published(f"torchvision://{name}", url, "sha256", sha, network)
-
-
-# The torchvision weights are IMAGENET1K_V1: a simple recipe close to the original papers', and the
-# supervised baseline of MoCo's time. IMAGENET1K_V2 is a later, longer, more regularized recipe.
-PUBLISHED = (
-    _moco("v1_200ep", "b251726a"),
-    _moco("v2_200ep", "59fd9945"),
-    _moco("v2_800ep", "a04e12f8"),
-    _torchvision("resnet18-f37072fd.pth", Architecture(18)),
-    _torchvision("resnet34-b627a593.pth", Architecture(34)),
-    _torchvision("resnet50-0676ba61.pth", Architecture(50)),
-    _torchvision("resnet101-63fe2227.pth", Architecture(101)),
-    _torchvision("resnet152-394f9c45.pth", Architecture(152)),
-    _torchvision("resnext50_32x4d-7cdf4587.pth", Architecture(50, 4, 32)),
-    _torchvision("resnext101_32x8d-8ba56ff5.pth", Architecture(101, 8, 32)),
-    _torchvision("wide_resnet50_2-95faca4d.pth", Architecture(50, 128)),
-    _torchvision("wide_resnet101_2-32ee1156.pth", Architecture(101, 128)),
-)
 
 
 class Catalog:
@@ -284,17 +206,19 @@ def _made_from(entry: Published, provenance: dict[str, Any]) -> bool:
 def _stem(entry: Published) -> str:
     # The version is part of the name, since another converter may write other weights.
     label = entry.name.replace("://", "_")
-    return f"{label}-{entry.hash}-{__version__}"
+    return f"{label}-{entry.hash or 'unconfirmed'}-{__version__}"
 
 
 def _difference(entry: Published, file: Path) -> str:
     """Return how `file` differs from the published file, as a clause; empty if it does not."""
     try:
+        with file.open("rb") as f:
+            page = f.read(_HEAD).lstrip().startswith(b"<")
+        if not entry.hash:
+            return "it is a web page" if page else ""
         actual = digest(file, entry.algorithm)
         if actual.startswith(entry.hash):
             return ""
-        with file.open("rb") as f:
-            page = f.read(_HEAD).lstrip().startswith(b"<")
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}; check its permissions") from error
     return (

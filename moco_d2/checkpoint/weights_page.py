@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from moco_d2.checkpoint.cache import CACHE_VARIABLE
-from moco_d2.checkpoint.catalog import MIRROR_VARIABLE, PUBLISHED, Published
 from moco_d2.checkpoint.hub import FILES
 from moco_d2.checkpoint.hub_names import DEFAULT_REVISION
-from moco_d2.checkpoint.mapping import detectron2_settings
+from moco_d2.checkpoint.published import MIRROR_VARIABLE, PUBLISHED, Published
+from moco_d2.config.keys import KEYS
 from moco_d2.config.load import config_root
 from moco_d2.config.plain import flatten
 from moco_d2.config.safe_yaml import read_config
@@ -31,7 +31,8 @@ record of a run has the name, the sha256 of the file, and the commit of a reposi
 
 ## Published weights
 
-The hash is that of the authors' file, and it is compared before the file is used. `MODEL.WEIGHTS`
+The hash is that of the authors' file, and it is compared before the file is used. The authors of
+the unconfirmed ones publish no hash; their sha256 is in the records of the runs. `MODEL.WEIGHTS`
 accepts these names also in config files and suites. `{MIRROR_VARIABLE}` is the address of a
 folder that holds the files under their own names, for machines that cannot reach the authors'
 servers. Without a network, the error names the file to fetch and the folder to put it into.
@@ -39,8 +40,10 @@ servers. Without a network, the error names the file to fetch and the folder to 
 """
 _RULES = f"""
 All of them have torchvision's input, RGB with the mean and standard deviation of ImageNet, and
-the stride in the 3x3 convolution. The weights of torchvision are `IMAGENET1K_V1`, a recipe close
-to that of the papers.
+the ResNets have the stride in the 3x3 convolution. The weights of torchvision are
+`IMAGENET1K_V1`, a recipe close to that of the papers. `timm://deit_...` and `timm://deit3_...` are
+supervised ViTs of DeiT's authors, under timm's names. A patch of 14 pixels is converted, but the
+tasks `coco_vitdet_...` need 8 or 16.
 
 ## Other names
 
@@ -78,15 +81,15 @@ def document() -> str:
 
 
 def _row(entry: Published) -> str:
-    needed = detectron2_settings(entry.network)
-    usual = detectron2_settings(Published("", "", "", "").network)
-    keys = [f"`{key} {value}`" for key, value in needed.items() if value != usual[key]]
+    usual = {name: key.default for name, key in KEYS.items()}
+    usual |= Published("", "", "", "").settings
+    keys = [f"`{key} {value}`" for key, value in entry.settings.items() if value != usual[key]]
     inits = [f"`{path.stem}`" for path in _initializations(entry.name)]
     cells = (
         f"`{entry.name}`",
         str(entry.network),
         f"[{entry.file}]({entry.url})",
-        f"{entry.algorithm} `{entry.hash}`",
+        f"{entry.algorithm} `{entry.hash}`" if entry.hash else "unconfirmed",
         ", ".join(inits) or "-",
         ", ".join(keys) or "-",
     )

@@ -13,16 +13,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from moco_d2.checkpoint.catalog import PUBLISHED
+from moco_d2.checkpoint.catalog import CATALOG
 from moco_d2.checkpoint.hub_names import SCHEME, parse
 from moco_d2.checkpoint.io import read_provenance
+from moco_d2.checkpoint.published import PUBLISHED
 from moco_d2.errors import UserError, closest
 from moco_d2.files import sha256
 
 RANDOM = "random://"
-# Prefixes of names whose files are compared with their published sha256; see checkpoint/catalog.py.
+# Prefixes of names whose files are compared with their published hash; see checkpoint/catalog.py.
 # What the hub serves is recorded with its commit and sha256; see checkpoint/hub.py.
-_BY_NAME = ("moco://", "torchvision://", SCHEME)
+_BY_NAME = (*CATALOG.schemes, SCHEME)
 # The address that ``detectron2://`` stands for, as in
 # ``detectron2://ImageNetPretrained/MSRA/R-50.pkl``.
 _MODEL_ZOO = "https://dl.fbaipublicfiles.com/detectron2/"

@@ -17,16 +17,15 @@ from support.http_server import LocalHandler, LocalServer, serving
 from torchvision.models import get_model, get_weight
 
 from moco_d2.checkpoint import catalog as module
-from moco_d2.checkpoint.catalog import (
-    PUBLISHED,
-    Catalog,
-    Published,
-    WeightsByName,
-    source_file,
-)
+from moco_d2.checkpoint.catalog import Catalog, WeightsByName, source_file
 from moco_d2.checkpoint.download import Patience, download
 from moco_d2.checkpoint.io import load_checkpoint, save_checkpoint
 from moco_d2.checkpoint.mapping import infer_architecture
+from moco_d2.checkpoint.network import Request
+from moco_d2.checkpoint.published import PUBLISHED, Published
+from moco_d2.checkpoint.vit.architecture import ViT
+from moco_d2.checkpoint.vit.heads import find_heads
+from moco_d2.checkpoint.vit.names import FAMILIES
 from moco_d2.config.load import load_config
 from moco_d2.errors import UserError
 
@@ -134,9 +133,9 @@ def cache(tmp_path, monkeypatch):
 def publish(server):
     """Function: content -> it is on the server, and in the catalog that is returned."""
 
-    def entry(content: bytes = CONTENT, algorithm: str = "md5") -> Catalog:
+    def entry(content: bytes = CONTENT, algorithm: str = "md5", digits: int = 8) -> Catalog:
         server.files["/papers/toy.pth.tar"] = content
-        found = hashlib.new(algorithm, content).hexdigest()[:8]
+        found = hashlib.new(algorithm, content).hexdigest()[:digits]
         url = f"{server.address}/papers/toy.pth.tar"
         return Catalog([Published("toy://one", url, algorithm, found)], IMPATIENT)
 
@@ -186,6 +185,56 @@ def test_torchvision_addresses_are_torchvisions_own():
 def test_moco_addresses_and_hashes(name, path, md5):
     url = f"https://dl.fbaipublicfiles.com/moco/moco_checkpoints/{path}"
     assert Published(f"moco://{name}", url, "md5", md5) in PUBLISHED
+
+
+# Typed from the README of MAE, the models of DeiT, and pages of MoCo v3, DINO and DINOv2, which
+# give no hashes.
+@pytest.mark.parametrize(
+    ("name", "path", "algorithm", "digits", "network"),
+    [
+        ("mae://vit_b", "mae/pretrain/mae_pretrain_vit_base.pth", "md5",
+         "8cad7c", (768, 12, 12, 16)),
+        ("mae://vit_l", "mae/pretrain/mae_pretrain_vit_large.pth", "md5",
+         "b8b06e", (1024, 24, 16, 16)),
+        ("mae://vit_h", "mae/pretrain/mae_pretrain_vit_huge.pth", "md5",
+         "9bdbb0", (1280, 32, 16, 14)),
+        ("timm://deit_tiny_patch16_224", "deit/deit_tiny_patch16_224-a1311bcf.pth", "sha256",
+         "a1311bcf", (192, 12, 3, 16)),
+        ("timm://deit_small_patch16_224", "deit/deit_small_patch16_224-cd65a155.pth", "sha256",
+         "cd65a155", (384, 12, 6, 16)),
+        ("timm://deit_base_patch16_224", "deit/deit_base_patch16_224-b5f2ef4d.pth", "sha256",
+         "b5f2ef4d", (768, 12, 12, 16)),
+        ("mocov3://vit_s_300ep", "moco-v3/vit-s-300ep/vit-s-300ep.pth.tar", "sha256", "",
+         (384, 12, 12, 16)),
+        ("mocov3://r50_1000ep", "moco-v3/r-50-1000ep/r-50-1000ep.pth.tar", "sha256", "", None),
+        ("dino://vit_b8", "dino/dino_vitbase8_pretrain/dino_vitbase8_pretrain.pth", "sha256", "",
+         (768, 12, 12, 8)),
+        ("dinov2://vit_s14", "dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth", "sha256", "",
+         (384, 12, 6, 14)),
+        ("timm://deit3_large_patch16_224", "deit/deit_3_large_224_1k.pth", "sha256", "",
+         (1024, 24, 16, 16)),
+    ],
+)  # fmt: skip
+def test_addresses_and_hashes_of_vits_and_of_their_peers(name, path, algorithm, digits, network):
+    entry = next(entry for entry in PUBLISHED if entry.name == name)
+    assert entry.url == f"https://dl.fbaipublicfiles.com/{path}"
+    assert (entry.algorithm, entry.hash) == (algorithm, digits)
+    if network:
+        vit = entry.network
+        assert (vit.width, vit.depth, vit.heads, vit.patch) == network
+
+
+def test_each_published_vit_has_the_heads_that_its_file_gets():
+    """A file by name is converted without --heads, so its name or family must say them."""
+    families = {family.name: family for family in FAMILIES}
+    of_scheme = {"mocov3": "moco_v3_vit", "dinov2": "dinov2"}
+    vits = [entry for entry in PUBLISHED if isinstance(entry.network, ViT)]
+    assert len(vits) > 10
+    for entry in vits:
+        family = families[of_scheme.get(entry.name.partition(":")[0], "timm_vit")]
+        size = (entry.network.width, entry.network.depth)
+        found = find_heads(size, family, {}, Request(file_name=entry.file))
+        assert found == entry.network.heads, entry.name
 
 
 def test_detectron2_knows_the_names(monkeypatch, cache):
@@ -286,6 +335,22 @@ def test_a_web_page_is_named_as_such(server, publish, cache):
     with pytest.raises(UserError, match="its md5 begins with .{8}, not .{8}, and it is a web page"):
         publish().source_file("toy://one")
     assert visible(cache) == []
+
+
+def test_a_file_without_a_published_hash_is_recorded_with_its_sha256(
+    server, publish, cache, checkpoint
+):
+    catalog = publish(checkpoint, "sha256", digits=0)
+    server.faults = [Handler.unmarked_web_page]
+    with pytest.raises(UserError, match=r"does not serve the published toy.*: it is a web page"):
+        catalog.source_file("toy://one")
+    assert not visible(cache)
+    converted = catalog.weights_file("toy://one")
+    assert converted.name.startswith("toy_one-unconfirmed-")
+    published = load_checkpoint(converted)["provenance"]["published"]
+    sha256 = hashlib.sha256(checkpoint).hexdigest()
+    assert published == {"name": "toy://one", "algorithm": "sha256", "hash": sha256}
+    assert catalog.weights_file("toy://one") == converted
 
 
 def test_a_wrong_hash_leaves_nothing(server, publish, cache):

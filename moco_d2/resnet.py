@@ -1,10 +1,17 @@
-"""Builds torchvision's ResNets, and the paper's wider ResNets that torchvision lacks."""
+"""Builds torchvision's ResNets, the ResNets of other widths that torchvision lacks, and those that
+Detectron2 lacks.
+"""
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+    from detectron2.layers import ShapeSpec
+    from detectron2.modeling.backbone import resnet as detectron2_resnet
 
 # Blocks per stage (He et al. 2016, Table 1).
 BASIC_DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
@@ -107,3 +114,35 @@ def build_resnet(
     network = WiderResNet(block, layers, width_factor=width_factor, **options)
     network.fc = nn.Linear(network.inplanes, num_classes)  # torchvision's has a fixed width
     return network
+
+
+def build_basic_resnet(cfg: "CfgNode", input_shape: "ShapeSpec") -> "detectron2_resnet.ResNet":
+    """Build Detectron2's ResNet-18 or 34 of any width: images (N, 3, H, W) -> its features.
+
+    Detectron2's own builder accepts MODEL.RESNETS.RES2_OUT_CHANNELS 64 only. Of that width, the
+    networks are the same, and so are the names of all tensors.
+
+    Args:
+        cfg: A config whose MODEL.RESNETS.DEPTH is a key of BASIC_DEPTHS, and OUT_FEATURES are
+            stages.
+        input_shape: The channels of the images.
+    """
+    from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, ResNet
+
+    resnets = cfg.MODEL.RESNETS
+    last = max(int(name.removeprefix("res")) for name in resnets.OUT_FEATURES)
+    width, stages = resnets.STEM_OUT_CHANNELS, []
+    for index, blocks in enumerate(BASIC_DEPTHS[resnets.DEPTH][: last - 1]):  # res2 is the first
+        stage = ResNet.make_stage(
+            BasicBlock,
+            blocks,
+            stride_per_block=[1 if index == 0 else 2] + [1] * (blocks - 1),
+            in_channels=width,
+            out_channels=(width := resnets.RES2_OUT_CHANNELS * 2**index),
+            norm=resnets.NORM,
+        )
+        stages.append(stage)
+    stem = BasicStem(input_shape.channels, resnets.STEM_OUT_CHANNELS, norm=resnets.NORM)
+    return ResNet(
+        stem, stages, out_features=resnets.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT
+    )

@@ -176,6 +176,11 @@ def expected_tensors(architecture: Architecture) -> Mapping[str, torch.Size]:
     }
 
 
+def needs_own_builder(architecture: Architecture) -> bool:
+    """Return whether Detectron2's builder refuses this network, and build_basic_resnet has it."""
+    return architecture.is_basic and architecture.width_factor != 1
+
+
 def detectron2_settings(architecture: Architecture, pixels: Input = IMAGENET) -> dict[str, Any]:
     """Return the keys of Detectron2's config that these weights need."""
     factor = architecture.width_factor

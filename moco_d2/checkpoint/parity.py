@@ -12,10 +12,12 @@ from moco_d2.checkpoint.mapping import (
     build_torchvision,
     detectron2_settings,
     expected_tensors,
+    needs_own_builder,
     to_detectron2,
     without_values,
 )
 from moco_d2.errors import UserError
+from moco_d2.resnet import build_basic_resnet
 
 # Largest relative difference of two correct networks in float32. A swapped convolution, a stride in
 # the wrong layer or a missing statistic gives more than 1e-2.
@@ -74,8 +76,9 @@ def _detectron2_backbone(content: Mapping[str, Any], architecture: Architecture)
     }
     cfg = get_cfg()
     cfg.merge_from_list([item for pair in settings.items() for item in pair])
+    build = build_basic_resnet if needs_own_builder(architecture) else build_resnet_backbone
     with without_values():
-        backbone = build_resnet_backbone(cfg, ShapeSpec(channels=3)).eval()
+        backbone = build(cfg, ShapeSpec(channels=3)).eval()
     backbone.to_empty(device="cpu")
     for tensor in backbone.state_dict().values():  # NaN reveals a tensor that does not arrive
         tensor.fill_(float("nan") if tensor.is_floating_point() else 0)

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from moco_d2.checkpoint.mapping import Architecture, to_detectron2
+from moco_d2.checkpoint.mapping import Architecture, needs_own_builder, to_detectron2
 from moco_d2.errors import UserError
-from moco_d2.resnet import STEM_WIDTH
+from moco_d2.resnet import STEM_WIDTH, build_basic_resnet
 
 AUTHOR = "moco_d2"
 
@@ -55,14 +55,10 @@ class Detectron2(Target):
     suffixes = (".pth", ".pkl")
 
     def usage(self, path: str | Path, architecture: Architecture) -> str:
-        return f"MODEL.WEIGHTS {shlex.quote(str(path))}"
-
-    def check(self, architecture: Architecture) -> None:
-        if architecture.is_basic and architecture.width_factor != 1:
-            raise UserError(
-                f"it is a {architecture}, but Detectron2 builds ResNet-18 and 34 only in plain "
-                "width; pretrain a wider ResNet-50"
-            )
+        words = f"MODEL.WEIGHTS {shlex.quote(str(path))}"
+        if needs_own_builder(architecture):
+            words += f" MODEL.BACKBONE.NAME {build_basic_resnet.__name__}"
+        return words
 
     def content(
         self, tensors: Mapping[str, Tensor], provenance: Mapping[str, Any]

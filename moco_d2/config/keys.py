@@ -442,10 +442,10 @@ MOCO_GROUPS = (
             ),
             Key(
                 "MOCO.ENCODER.WIDTH_FACTOR",
-                1,
-                _COUNT,
+                1.0,
+                _POSITIVE,
                 "All numbers of channels are multiplied by this factor; 2 and 4 give the paper's "
-                "R50w2x and R50w4x.",
+                "R50w2x and R50w4x, and 0.25 a network for a CPU.",
                 _OFFICIAL,
             ),
             Key(

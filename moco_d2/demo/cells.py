@@ -40,10 +40,12 @@ _MOST = 10**9  # upper limit of numbers of images or steps
 _CHECKPOINTS = 4  # checkpoints of a pretraining; a fine-tuning is short, and has only its last
 
 # All runs share one network, one image size and one schedule that a laptop trains in minutes.
-_ENCODER = {"MOCO.ENCODER.ARCH": "resnet18"}
+_ENCODER = {"MOCO.ENCODER.ARCH": "resnet18", "MOCO.ENCODER.WIDTH_FACTOR": 0.5}
 _SMALL_DETECTOR = {
     "MODEL.RESNETS.DEPTH": 18,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 32,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 32,
     "SOLVER.REFERENCE_WORLD_SIZE": 0,
     "SOLVER.IMS_PER_BATCH": 4,
     "INPUT.MIN_SIZE_TRAIN": "(72,)",
@@ -59,6 +61,7 @@ _SMALL_DETECTOR = {
 # The rate was chosen on scenes of another seed, with one run each of random and MoCo's weights: of
 # 0.005, 0.01, 0.02 and 0.04, both learned most at 0.01 (coco_C4_1x, 100 steps).
 _SMALL_C4 = {
+    "MODEL.BACKBONE.NAME": "build_basic_resnet",
     "SOLVER.BASE_LR": 0.01,
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16,
     "MODEL.ANCHOR_GENERATOR.SIZES": "[[24, 36, 50]]",
@@ -68,6 +71,7 @@ _SMALL_HEADS = {
     "voc_C4": _SMALL_C4,
     "coco_C4_1x": {**_SMALL_C4, "MODEL.ROI_MASK_HEAD.CONV_DIM": 64},
     "coco_FPN_1x": {
+        "MODEL.BACKBONE.NAME": "build_basic_resnet_fpn",
         # The heads are random in every run and have no norm. In so few steps, they need a larger
         # rate than linear scaling gives. It was chosen on scenes of another seed.
         "SOLVER.BASE_LR": 0.04,
@@ -132,23 +136,22 @@ def demo_files(settings: Settings) -> dict[str, str]:
 
 
 def demo_cells(
-    settings: Settings, *, amp: bool = False, source: Path = Path("the demo")
+    settings: Settings, *, source: Path = Path("the demo")
 ) -> list[Cell]:
     """Return all cells, each after the cells that it needs.
 
     Args:
         settings: Sizes of the demo.
-        amp: Whether runs compute in bfloat16.
         source: The file of the settings, for errors.
     """
     rows = initializations(settings)
     check_grid(len(settings.finetune_steps), len(settings.seeds), len(rows), source=source)
-    trained = [_pretrain(name, settings, amp) for name in pretrainings(settings)]
+    trained = [_pretrain(name, settings) for name in pretrainings(settings)]
     cells = [_images(settings), *trained]
     for (task, steps), seed, initialization in itertools.product(
         settings.finetune_steps, settings.seeds, rows
     ):
-        cells.append(_finetune(task, initialization, seed, steps, amp, source))
+        cells.append(_finetune(task, initialization, seed, steps, source))
     return cells
 
 
@@ -170,7 +173,7 @@ def _images(settings: Settings) -> Cell:
     )
 
 
-def _pretrain(name: str, settings: Settings, amp: bool) -> Cell:
+def _pretrain(name: str, settings: Settings) -> Cell:
     images, steps = f"{FOLDER}/{IMAGES}", settings.pretrain_steps
     pretext, labels = PRETRAININGS[name]
     overrides = {
@@ -186,7 +189,6 @@ def _pretrain(name: str, settings: Settings, amp: bool) -> Cell:
         "SOLVER.IMS_PER_BATCH": 64,
         "SOLVER.BASE_LR": 0.0075,
         "MOCO.REFERENCE_BATCH": 0,
-        "SOLVER.AMP.ENABLED": amp,
         "MOCO.MOMENTUM": settings.momentum,
         "MOCO.DICTIONARY.SIZE": settings.queue,
         "MOCO.BN_SPLITS": 4,
@@ -218,13 +220,12 @@ def _pretrain(name: str, settings: Settings, amp: bool) -> Cell:
 
 
 def _finetune(  # noqa: PLR0917 - these identify a run
-    task: str, initialization: str, seed: int, steps: int, amp: bool, source: Path
+    task: str, initialization: str, seed: int, steps: int, source: Path
 ) -> Cell:
     overrides = {
         **_datasets(task),
         **_SMALL_DETECTOR,
         **_SMALL_HEADS[task],
-        "SOLVER.AMP.ENABLED": amp,
         "SOLVER.MAX_ITER": steps,
         "SOLVER.STEPS": f"({steps * 3 // 4},)",
         "SOLVER.WARMUP_ITERS": steps // 8,

@@ -54,9 +54,7 @@ class Demo:
         Raises:
             UserError: If a run failed.
         """
-        from moco_d2.engine.precision import bfloat16_pays
-
-        cells = tuple(demo_cells(self.settings, amp=bfloat16_pays()))
+        cells = tuple(demo_cells(self.settings))
         suite = Suite(
             "demo", "All steps on generated images", cells, files=demo_files(self.settings)
         )
@@ -137,7 +135,7 @@ class Demo:
         return (
             f"{s.pretrain_images} images for pretraining, {s.pretrain_steps} steps of batch 64; "
             f"{s.detection_train} scenes to fine-tune on and {s.detection_test} to test on in each "
-            f"set, batch 4 ({sizes}); seeds {', '.join(map(str, s.seeds))}; ResNet-18. On "
+            f"set, batch 4 ({sizes}); seeds {', '.join(map(str, s.seeds))}; ResNet-18 of half the width. On "
             f"{run.hardware['name']}, {run.hardware['cpu_count']} cores, device "
             f"{run.hardware['device']}, torch {run.environment['torch']}."
         )

@@ -26,7 +26,7 @@ class Settings:
     pretrain_steps: int = 650
     momentum: float = 0.98
     queue: int = 256
-    finetune_steps: tuple[tuple[str, int], ...] = (("voc_C4", 80), ("coco_C4_1x", 80))
+    finetune_steps: tuple[tuple[str, int], ...] = (("voc_C4", 120), ("coco_C4_1x", 120))
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
     same_classes: bool = False
 

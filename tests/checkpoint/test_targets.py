@@ -10,7 +10,7 @@ import torchvision
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.backbone import build_resnet_backbone
+from detectron2.modeling import BACKBONE_REGISTRY
 
 import moco_d2.resnet
 from moco_d2.checkpoint.convert import convert, summary
@@ -19,7 +19,7 @@ from moco_d2.checkpoint.targets import TARGETS
 from moco_d2.errors import UserError
 
 ARCHITECTURES = (
-    Architecture(18),
+    Architecture(18, width_factor=0.25),
     Architecture(50, width_per_group=4, groups=8),  # ResNeXt
     Architecture(50, width_per_group=16),  # as a wide ResNet: other 3x3 convolutions
     Architecture(50, width_per_group=8, groups=2, width_factor=0.25),
@@ -28,6 +28,7 @@ ARCHITECTURES = (
 )
 # What the frameworks cannot build, by their sources.
 IMPOSSIBLE = {
+    ("timm", ARCHITECTURES[0]): "timm does not build",
     ("torchvision", ARCHITECTURES[5]): "where torchvision has it in the 3x3",
     ("timm", ARCHITECTURES[3]): "timm does not build",
     ("timm", ARCHITECTURES[4]): "timm does not build",
@@ -86,12 +87,13 @@ def run_mmdet(line: str, architecture: Architecture) -> dict[str, torch.Tensor]:
 def run_detectron2(
     line: str, architecture: Architecture, settings: list[str]
 ) -> dict[str, torch.Tensor]:
-    """Stock Detectron2, with the words of the printed lines on its command line."""
+    """Detectron2 with the registered builders, and the words of the printed lines on its command line."""
     cfg = get_cfg()
     words = shlex.split(" ".join([line, *settings]))
     cfg.merge_from_list([*words, "MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", "0"])
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
-    backbone = build_resnet_backbone(cfg, ShapeSpec(channels=3))
+    build = BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME)
+    backbone = build(cfg, ShapeSpec(channels=3))
     for tensor in backbone.state_dict().values():
         tensor.fill_(float("nan") if tensor.is_floating_point() else 0)
     left = DetectionCheckpointer(backbone).load(cfg.MODEL.WEIGHTS)

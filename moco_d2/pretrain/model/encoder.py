@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from moco_d2.errors import UserError
-from moco_d2.resnet import BASIC_DEPTHS, BOTTLENECK_DEPTHS, SmallMapConv, build_resnet
+from moco_d2.resnet import BASIC_DEPTHS, BOTTLENECK_DEPTHS, STEM_WIDTH, SmallMapConv, build_resnet
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -25,7 +25,7 @@ def build_encoder(
     mlp: bool = False,
     groups: int = 1,
     width_per_group: int = 64,
-    width_factor: int = 1,
+    width_factor: float = 1,
     small_stem: bool = False,
     norm_layer: Callable[..., nn.Module] | None = None,
 ) -> nn.Module:
@@ -41,7 +41,7 @@ def build_encoder(
         mlp: Whether the head is the MLP.
         groups, width_per_group: Shape of the 3x3 convolutions in bottlenecks, as in torchvision.
             ResNeXt-50 32x8d has 32 and 8.
-        width_factor: Factor on every number of channels.
+        width_factor: Factor on every number of channels; 64 times it must be an integer.
         small_stem: Use a 3x3 convolution of stride 1 and no pooling, for images of 32 pixels
             (authors' CIFAR demo). Detectron2 has no such network.
         norm_layer: Builds a normalization layer from a number of channels.
@@ -55,6 +55,11 @@ def build_encoder(
         raise UserError(
             f"{arch} has no bottlenecks, which MOCO.ENCODER.WIDTH_PER_GROUP and GROUPS change: set "
             "MOCO.ENCODER.WIDTH_PER_GROUP 64 and MOCO.ENCODER.GROUPS 1"
+        )
+    if STEM_WIDTH * width_factor % 1:
+        raise UserError(
+            f"MOCO.ENCODER.WIDTH_FACTOR {width_factor} gives {STEM_WIDTH * width_factor} channels: "
+            f"choose a multiple of 1/{STEM_WIDTH}, as 0.25"
         )
     network = build_resnet(
         depth,

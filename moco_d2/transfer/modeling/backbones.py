@@ -1,17 +1,18 @@
-"""Backbones with a dilated conv5: the paper's R50-dilated-C5 (appendix A.1) and the backbone of its
-FCN (appendix A.5).
+"""Backbones that Detectron2 lacks: with a dilated conv5, the paper's R50-dilated-C5 (appendix A.1)
+and the backbone of its FCN (appendix A.5), and ResNet-18 and 34 of any width.
 """
 
 from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_resnet_backbone
+from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
 from detectron2.modeling.backbone.resnet import ResNet
 from fvcore.nn import weight_init
 from torch import Tensor
 from torch.nn import functional as F
 
 from moco_d2.errors import UserError
-from moco_d2.resnet import BASIC_DEPTHS
+from moco_d2.resnet import BASIC_DEPTHS, build_basic_resnet
 
 NECK_CHANNELS = 512  # paper, appendix A.1
 NECK_OUTPUT = "c5"
@@ -90,4 +91,20 @@ def build_dilated_c5_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DilatedC5
         in_feature="res5",
         channels=NECK_CHANNELS,
         norm=cfg.MODEL.RESNETS.NORM,
+    )
+
+
+BACKBONE_REGISTRY.register(build_basic_resnet)
+
+
+@BACKBONE_REGISTRY.register()
+def build_basic_resnet_fpn(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """Build Detectron2's FPN of build_basic_resnet."""
+    return FPN(
+        bottom_up=build_basic_resnet(cfg, input_shape),
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=LastLevelMaxPool(),
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )

@@ -75,6 +75,11 @@ def test_wider_networks_start_as_torchvisions():
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 8)
 
 
+def test_a_factor_without_whole_channels_is_refused():
+    with pytest.raises(UserError, match=r"WIDTH_FACTOR 0\.3 gives 19\.2 channels"):
+        build_encoder("resnet18", dim=8, width_factor=0.3)
+
+
 def test_a_small_stem_keeps_the_resolution():
     network = build_encoder("resnet18", dim=8, small_stem=True)
     sides = []

@@ -43,6 +43,36 @@ def converted(torchvision_network, tmp_path_factory):
     return folder / "converted.pth"
 
 
+@pytest.mark.parametrize("depth", [18, 34])
+@pytest.mark.parametrize("kind", ["", "_fpn"])
+@torch.no_grad()
+def test_basic_resnets_of_plain_width_are_detectron2s(depth, kind):
+    """Names, values and features, against the builder that refuses other widths."""
+    task = "coco_FPN_1x" if kind else "voc_C4"
+    cfg = config(task, "MODEL.RESNETS.DEPTH", str(depth), "MODEL.RESNETS.RES2_OUT_CHANNELS", "64")
+    cfg.MODEL.BACKBONE.NAME = f"build_resnet{kind}_backbone"
+    theirs = build_backbone(cfg).eval()
+    cfg.MODEL.BACKBONE.NAME = f"build_basic_resnet{kind}"
+    ours = build_backbone(cfg).eval()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    assert ours.output_shape() == theirs.output_shape()
+    images = torch.randn(1, 3, 64, 96)
+    for name, wanted in theirs(images).items():
+        assert torch.equal(ours(images)[name], wanted)
+
+
+@pytest.mark.parametrize("kind", ["", "_fpn"])
+def test_a_detector_of_half_the_width(kind):
+    task = "coco_FPN_1x" if kind else "coco_C4_1x"
+    cfg = config(task, "MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "32")
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 32
+    cfg.MODEL.BACKBONE.NAME = f"build_basic_resnet{kind}"
+    backbone = build_model(cfg).backbone
+    stages = getattr(backbone, "bottom_up", backbone)
+    (last,) = stages(torch.randn(2, 3, 64, 64))[stages._out_features[-1]].shape[1:2]
+    assert last == (256 if kind else 128)
+
+
 @pytest.mark.parametrize("task", DILATED)
 @torch.no_grad()
 def test_converted_weights_arrive_completely_and_compute_what_torchvision_computes(

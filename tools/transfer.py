@@ -47,7 +47,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--supervised",
         metavar="CHECKPOINT",
-        help="weights of the supervised row, or none (default: torchvision's of the same network)",
+        help="weights of the supervised row, or none (default: published ones of the same network)",
+    )
+    parser.add_argument(
+        "--heads", type=int, metavar="N", help="attention heads of ViTs that do not say it"
     )
     parser.add_argument(
         "--folder",
@@ -81,6 +84,7 @@ def main() -> int:
         budget=None if args.budget is None else parse_budget(args.budget),
         gpus_per_run=args.gpus_per_run,
         supervised=args.supervised,
+        heads=args.heads,
     )
     return answer(question, args.folder, plan_only=args.plan_only)
 

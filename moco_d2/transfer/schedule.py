@@ -25,6 +25,7 @@ _SYNCED_ON_CPU = ("naiveSyncBN", "naiveSyncBN_N")
 # The parts of the paper's models that have their own NORM key.
 _NORMED = ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD", "SEM_SEG_HEAD")
 VIT_NORM = "LN"
+VIT_BACKBONE = "build_vit_simple_fpn_backbone"
 _PAPERS_BATCH = (
     16  # images that BatchNorm sees in the paper: 8 synchronized GPUs with 2 images each
 )
@@ -143,7 +144,7 @@ def batchnorm_images(cfg: "CfgNode", world_size: int) -> int | None:
 
 def has_vit(cfg: "CfgNode") -> bool:
     """Return whether the backbone is the ViT of MOCO.VIT; MODEL.RESNETS does not count then."""
-    return cfg.MODEL.BACKBONE.NAME == "build_vit_simple_fpn_backbone"
+    return cfg.MODEL.BACKBONE.NAME == VIT_BACKBONE
 
 
 def backbone_norm(cfg: "CfgNode") -> str:

@@ -97,6 +97,22 @@ def test_the_full_form_is_that_of_the_task_and_others_shrink_together(task):
     assert small["SOLVER.BASE_LR"] == pytest.approx(0.005)
 
 
+def test_forms_of_vits_are_squares_of_whole_pairs_of_patches():
+    task = task_settings("coco_vitdet_Ti_25ep")
+    whole = form_settings(FORMS[-1], task, 480, cpu=False)
+    assert whole["SOLVER.BASE_LR"] == pytest.approx(8e-5 / 2)  # a quarter of the batch
+    assert "MOCO.VIT.IMAGE_SIZE" not in whole
+    small = form_settings(FORMS[2], task, 480, cpu=True)
+    assert small["MOCO.VIT.IMAGE_SIZE"] == small["INPUT.MAX_SIZE_TEST"] == 160
+    assert small["INPUT.CROP.SIZE"] == [160, 160] and small["MOCO.VIT.WINDOW_SIZE"] == 10
+    assert small["MODEL.ANCHOR_GENERATOR.SIZES"] == [[8], [16], [32], [64], [128]]
+    assert small["SOLVER.BASE_LR"] == pytest.approx(8e-5 / 4)
+    patches_of_32 = {**task, "MOCO.VIT.PATCH_SIZE": 32}
+    for form in FORMS:
+        assert side_of(form, task, 480) % 32 == 0 and side_of(form, patches_of_32, 480) % 64 == 0
+    assert side_of(FORMS[-1], patches_of_32, 480) == 640
+
+
 def test_small_images_are_not_enlarged_beyond_the_papers_ratio(task):
     assert side_of(FORMS[-1], task, 375) == 800
     assert side_of(FORMS[-1], task, 100) == 214

@@ -6,12 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import torchvision
 from support import toy_data
-from support.checkpoint.vits import vit
+from support.checkpoint.vits import HEADS, WIDTH, vit
 from support.commands import SECONDS, Python
 from support.paths import ROOT
 from support.toy_data import make_coco, make_voc
@@ -29,11 +30,13 @@ from moco_d2.benchmark.transfer_command.question import NO_SUPERVISED, Question,
 from moco_d2.benchmark.transfer_command.sizes import FORMS
 from moco_d2.benchmark.transfer_command.weights import (
     Row,
+    check_task,
     convert_row,
     network_settings,
     row_names,
     supervised_source,
 )
+from moco_d2.checkpoint.vit.architecture import ViT
 from moco_d2.errors import UserError
 from moco_d2.locks import run_in
 from moco_d2.transfer.data import registered
@@ -144,14 +147,15 @@ def test_rows_of_other_networks_or_pixels_are_not_compared(tmp_path):
     def row(**changes):
         return Row("mine", "mine.pth", tmp_path / "mine.pth", {**_REPORT, **changes})
 
-    assert network_settings([row(), row()])["MODEL.RESNETS.DEPTH"] == 50
+    task = task_settings("voc_C4")
+    assert network_settings([row(), row()], task)["MODEL.RESNETS.DEPTH"] == 50
     with pytest.raises(UserError, match=r"MODEL\.RESNETS\.DEPTH 101, and .* has 50"):
-        network_settings([row(), row(depth=101)])
+        network_settings([row(), row(depth=101)], task)
     with pytest.raises(UserError, match=r"needs MODEL\.RESNETS\.STRIDE_IN_1X1 True"):
-        network_settings([row(stride_in_1x1=True)])
+        network_settings([row(stride_in_1x1=True)], task)
     pixels = {**_REPORT["preprocessing"], "format": "BGR"}
     with pytest.raises(UserError, match=r"needs INPUT\.FORMAT BGR, and random and supervised need"):
-        network_settings([row(preprocessing=pixels)])
+        network_settings([row(preprocessing=pixels)], task)
 
 
 @pytest.mark.parametrize(
@@ -169,10 +173,54 @@ def test_supervised_weights_are_of_the_same_network(changes, name):
     assert supervised_source({**_REPORT, **changes}) == name
 
 
-def test_a_vit_is_no_row_among_resnets(tmp_path):
-    torch.save(vit(width=192, depth=12), tmp_path / "deit_tiny_patch16_224.pth")
-    with pytest.raises(UserError, match=r"deit_tiny_patch16_224\.pth is a ViT.*coco_vitdet"):
-        convert_row("a", str(tmp_path / "deit_tiny_patch16_224.pth"), tmp_path)
+def _vit_row(source, **changes):
+    network = ViT(192, 12, 3, 16, 14)
+    report = {"network": "vit", "preprocessing": _REPORT["preprocessing"]}
+    return Row(
+        "mine", source, Path(source), {**report, "vit": dataclasses.asdict(network), **changes}
+    )
+
+
+def test_vits_and_resnets_are_no_rows_of_one_task(tmp_path):
+    resnet = Row("r", "r.pth", tmp_path / "r.pth", _REPORT)
+    with pytest.raises(UserError, match=r"a\.pth is a ViT, and --task voc_C4 .* coco_vitdet_Ti"):
+        check_task(_vit_row("a.pth"), "voc_C4", task_settings("voc_C4"))
+    vitdet = task_settings("coco_vitdet_Ti_25ep")
+    with pytest.raises(UserError, match=r"r\.pth is a ResNet, and --task coco_vitdet_Ti_25ep "):
+        check_task(resnet, "coco_vitdet_Ti_25ep", vitdet)
+    check_task(_vit_row("a.pth"), "coco_vitdet_Ti_25ep", vitdet)
+
+
+def test_rows_of_vits_share_the_network_and_its_pixels():
+    task = task_settings("coco_vitdet_B_25ep")
+    half = {**_REPORT["preprocessing"], "pixel_mean": [127.5] * 3}
+    settings = network_settings([_vit_row("a.pth", preprocessing=half)] * 2, task)
+    assert settings["MODEL.PIXEL_MEAN"] == [127.5] * 3 and settings["MOCO.VIT.HEADS"] == 3
+    assert "MOCO.VIT.GLOBAL_BLOCKS" not in settings
+    with pytest.raises(UserError, match=r"b\.pth has MODEL\.PIXEL_MEAN .*, and a\.pth has"):
+        network_settings([_vit_row("a.pth"), _vit_row("b.pth", preprocessing=half)], task)
+    heads = dataclasses.asdict(ViT(192, 12, 12, 16, 14))
+    with pytest.raises(UserError, match=r"b\.pth has MOCO\.VIT\.HEADS 12, and a\.pth has 3"):
+        network_settings([_vit_row("a.pth"), _vit_row("b.pth", vit=heads)], task)
+    shallow = dataclasses.asdict(ViT(192, 6, 3, 16, 14))
+    assert network_settings([_vit_row("a.pth", vit=shallow)], task)["MOCO.VIT.GLOBAL_BLOCKS"] == 2
+
+
+@pytest.mark.parametrize(
+    "network, name",
+    [
+        (ViT(192, 12, 3, 16, 14), "timm://deit_tiny_patch16_224"),
+        (ViT(384, 12, 6, 16, 14, extra=0, scaled=True), "timm://deit_small_patch16_224"),
+        (ViT(384, 12, 12, 16, 14), None),  # MoCo v3's ViT-S
+        (ViT(1024, 24, 16, 16, 14), "timm://deit3_large_patch16_224"),
+        (ViT(384, 12, 6, 14, 37), None),
+    ],
+)
+def test_supervised_weights_are_of_the_same_vit(network, name):
+    row = _vit_row("a.pth", vit=dataclasses.asdict(network))
+    assert supervised_source(row.report) == name
+    pixels = {**_REPORT["preprocessing"], "pixel_std": [127.5] * 3}
+    assert supervised_source({**row.report, "preprocessing": pixels}) is None
 
 
 @pytest.mark.parametrize(
@@ -266,6 +314,39 @@ def question(tmp_path, monkeypatch):
         supervised=NO_SUPERVISED,
         gpus_per_run=0,
     )
+
+
+def test_vits_are_compared_on_images_of_their_size(question, tmp_path, capsys):
+    """Two ViTs of two blocks, of which one is converted already, random ones, and a pyramid."""
+    from moco_d2.checkpoint.convert import convert
+
+    for seed, name in enumerate(("mine", "super")):
+        torch.save(vit(seed=seed), tmp_path / f"{name}.pth")
+    with pytest.raises(UserError, match=r"name it with --heads N"):
+        convert_row("a", str(tmp_path / "mine.pth"), tmp_path)
+    convert(tmp_path / "super.pth", tmp_path / "converted.pth", heads=HEADS)
+    question = dataclasses.replace(
+        question,
+        checkpoints=(str(tmp_path / "mine.pth"),),
+        supervised=str(tmp_path / "converted.pth"),
+        task="coco_vitdet_Ti_25ep",
+        heads=HEADS,
+    )
+    assert answer(question, tmp_path / "out") == 0
+    printed = capsys.readouterr().out
+    assert "Form 'tiny': squares of 96 px" in printed
+    assert "lowered to 0 along a cosine" in printed
+    records = read_records([tmp_path / "out"])
+    rows = {(record.initialization, record.seed) for record in records}
+    assert rows == {(row, seed) for row in ("random", "supervised", "mine") for seed in (1, 2)}
+    assert len({record.matched_sha256 for record in records}) == 1
+    for record in records:
+        own = record.config["MOCO"]["VIT"]
+        assert (own["IMAGE_SIZE"], own["EMBED_DIM"], own["DEPTH"]) == (96, WIDTH, 2)
+        assert (own["HEADS"], own["WINDOW_SIZE"], own["GLOBAL_BLOCKS"]) == (HEADS, 6, 2)
+        assert record.expected == 3 + 12 * 2
+        assert record.loaded == (0 if record.initialization == "random" else record.expected)
+    assert "| mine |" in (tmp_path / "out" / "answer.md").read_text()
 
 
 @pytest.fixture

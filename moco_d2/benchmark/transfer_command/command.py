@@ -66,7 +66,7 @@ def answer(question: Question, folder: Path, *, plan_only: bool = False) -> int:
             lines = prepare(question, asked, task, folder)
         else:
             check_same(asked, state["asked"], folder)
-            check_weights(state["weights"], folder)
+            check_weights(state["weights"], folder, question.heads)
             lines = [str(line) for line in state["lines"]]
     print("\n".join(lines), flush=True)
     if plan_only:

@@ -1,7 +1,7 @@
 """Before the runs of tools/transfer.py: convert, fit to the budget, check, write the suite."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,10 @@ from moco_d2.benchmark.transfer_command.weights import (
     Row,
     as_state,
     check_different,
+    check_task,
     convert_row,
     network_settings,
+    of_vits,
     row_names,
     supervised_source,
 )
@@ -53,6 +55,7 @@ _INITIALIZATIONS = "initializations"  # folder of the files that name the rows
 # Limits of the steps, and of the test images, of one measurement.
 _MEASURE_SECONDS, _LEAST_MEASURE_SECONDS, _MEASURE_PART = 60.0, 5.0, 0.02
 _ANY_STEPS = 100  # the speed of a step does not depend on the length of the schedule
+_AMP = "SOLVER.AMP.ENABLED"
 _CLASSES = "MODEL.ROI_HEADS.NUM_CLASSES"
 _KEYPOINTS = "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"
 _SIGMAS = "TEST.KEYPOINT_OKS_SIGMAS"
@@ -63,12 +66,14 @@ def prepare(
     question: Question, asked: dict[str, Any], task: dict[str, Any], folder: Path
 ) -> list[str]:
     """Convert, measure, and write the suite and the state; return the plan in words."""
-    rows, missing = _convert(question, folder)
+    rows, missing = _convert(question, task, folder)
+    network = network_settings(rows, task)
+    task = {**task, **network}
     runs = (len(rows) + 1) * question.seeds
     places = make_places(question.gpus_per_run, None, runs=runs, tools=TOOLS)
     cpu = not places[0].devices
     # What is wrong with the data is said before the measurement, for which it must be right.
-    facts, shared = in_child({TOOL}, _examine, question, task, rows, cpu)
+    facts, shared = in_child({TOOL}, _examine, question, task, network, rows, cpu)
     grid = Grid(
         runs,
         len(places),
@@ -92,18 +97,23 @@ def prepare(
 
 
 def _examine(
-    question: Question, task: dict[str, Any], rows: Sequence[Row], cpu: bool
+    question: Question,
+    task: dict[str, Any],
+    network: dict[str, Any],
+    rows: Sequence[Row],
+    cpu: bool,
 ) -> tuple[Facts, dict[str, Any]]:
     """Return the facts of the data, and the settings that do not depend on the form. The data are
     checked. Call it in a process of its own, which reads each dataset once.
     """
+    from moco_d2.engine.precision import bfloat16_pays
     from moco_d2.transfer.data.registered import keep_dicts
 
     keep_dicts()
     facts = read_facts(question.train, question.test)
     check_keypoints(task, facts)
     shared = {
-        **network_settings(rows),
+        **network,
         "DATASETS.TRAIN": repr(question.train),
         "DATASETS.TEST": repr(question.test),
         _CLASSES: facts.classes,
@@ -112,6 +122,8 @@ def _examine(
         shared[_KEYPOINTS] = facts.keypoints
     if cpu:
         shared["DATALOADER.NUM_WORKERS"] = 0
+        if task[_AMP] and not bfloat16_pays():
+            shared[_AMP] = False
     form = FORMS[0 if question.budget else -1]
     settings = {**shared, **_of(form, _ANY_STEPS, task, facts.short_side, cpu=cpu)}
     _check_suite(question, task, rows, settings, in_this_process=True)
@@ -157,25 +169,26 @@ def _check_suite(
         check_inputs([suite.cells[-1]], folder, max(1, question.gpus_per_run), **how)
 
 
-def _convert(question: Question, folder: Path) -> tuple[list[Row], str]:
+def _convert(question: Question, task: Mapping[str, Any], folder: Path) -> tuple[list[Row], str]:
     """Return the converted rows, the supervised one first, and a sentence if it is missing."""
     names = row_names(question.checkpoints)
     rows = []
     for name, checkpoint in zip(names, question.checkpoints, strict=True):
         print(f"converting {checkpoint}", flush=True)
-        rows.append(convert_row(name, checkpoint, folder))
+        rows.append(convert_row(name, checkpoint, folder, question.heads))
+        check_task(rows[-1], question.task, task)
     check_different(rows)
     if question.supervised == NO_SUPERVISED:
         return rows, "There is no supervised row, because of --supervised none."
     source = question.supervised or supervised_source(rows[0].report)
     if source is None:
         return rows, (
-            "There is no supervised row, because torchvision has no weights of this network; give "
-            "yours with --supervised."
+            "There is no supervised row, because no supervised weights of this network with this "
+            "input are published by name (docs/weights.md); give yours with --supervised."
         )
     print(f"converting {source}", flush=True)
     try:
-        supervised = convert_row(SUPERVISED_ROW, source, folder)
+        supervised = convert_row(SUPERVISED_ROW, source, folder, question.heads)
     except UserError as error:
         if question.supervised is None:
             raise UserError(
@@ -183,6 +196,7 @@ def _convert(question: Question, folder: Path) -> tuple[list[Row], str]:
                 f"with --supervised {NO_SUPERVISED}"
             ) from error
         raise
+    check_task(supervised, question.task, task)
     check_different([supervised, *rows])
     return [supervised, *rows], ""
 
@@ -256,17 +270,21 @@ def _plan(  # noqa: PLR0917 - the parts of one text
     metrics = 1 + bool(settings["MODEL.MASK_ON"]) + bool(settings["MODEL.KEYPOINT_ON"])
     budget = "" if question.budget is None else f" of the budget of {duration(question.budget)}"
     suite = folder / SUITE
+    size = "squares of" if of_vits(settings) else "short side"
+    falls = f"lowered at {', '.join(map(str, settings['SOLVER.STEPS'])) or 'no step'}"
+    if "Cosine" in settings["SOLVER.LR_SCHEDULER_NAME"]:
+        falls = "lowered to 0 along a cosine"
     return [
         f"Task {question.task}: {grid.train_images} training images, {grid.test_images} test "
         f"images, {settings[_CLASSES]} classes.",
         f"Rows {', '.join(names)} ({sources}), {question.seeds} seeds: {grid.runs} runs, "
         f"{grid.at_a_time} at a time, all with the same settings.",
-        f"Form {fitted.form.name!r}: short side {settings['INPUT.MIN_SIZE_TEST']} px, "
+        f"Form {fitted.form.name!r}: {size} {settings['INPUT.MIN_SIZE_TEST']} px, "
         f"{settings['MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE']} proposals per training image, "
         f"{settings['MODEL.RPN.POST_NMS_TOPK_TEST']} per test image.",
         f"Schedule: {fitted.steps} steps of {grid.batch} images ({epochs:.1f} epochs), learning "
         f"rate {settings['SOLVER.BASE_LR']:g} after {settings['SOLVER.WARMUP_ITERS']} steps of "
-        f"warm-up, lowered at {', '.join(map(str, settings['SOLVER.STEPS'])) or 'no step'}.",
+        f"warm-up, {falls}.",
         f"Time: about {duration(fitted.seconds)}{budget}.",
         # A published spread is one of the task's own schedule and data.
         power.sentence("" if question.budget else question.task, names, question.seeds, metrics),

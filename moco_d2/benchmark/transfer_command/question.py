@@ -25,8 +25,9 @@ class Question:
         seeds: Number of runs of each row.
         budget: Seconds for everything; None is the task's own schedule.
         gpus_per_run: See runs.runner.run.
-        supervised: Checkpoint of the supervised row; None for torchvision's weights of the same
-            network, NO_SUPERVISED for no such row.
+        supervised: Checkpoint of the supervised row; None for published weights of the same network
+            (weights.supervised_source), NO_SUPERVISED for no such row.
+        heads: The number of attention heads of the ViTs, if the user gives it.
     """
 
     checkpoints: tuple[str, ...]
@@ -37,6 +38,7 @@ class Question:
     budget: float | None = None
     gpus_per_run: int = 1
     supervised: str | None = None
+    heads: int | None = None
 
 
 def task_settings(name: str) -> dict[str, Any]:

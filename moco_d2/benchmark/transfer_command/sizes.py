@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from moco_d2.benchmark.transfer_command.weights import of_vits
 from moco_d2.config.safe_yaml import decode
 
 # The paper's images: VOC's short side of 375 pixels (the median of VOC2007) is enlarged to 800.
@@ -59,9 +60,14 @@ def full_side(task: Mapping[str, Any], short_side: float) -> int:
 
 
 def side_of(form: Form, task: Mapping[str, Any], short_side: float) -> int:
-    """Return the short side of test images in a form, in pixels; see full_side."""
+    """Return the short side of test images in a form, in pixels; see full_side.
+
+    For a ViT it is the side of the square that holds an image, a multiple of two patches.
+    """
     whole = full_side(task, short_side)
-    return max(round(form.fraction * whole), min(_SMALLEST_SIDE, whole))
+    side = max(round(form.fraction * whole), min(_SMALLEST_SIDE, whole))
+    unit = 2 * int(task["MOCO.VIT.PATCH_SIZE"]) if of_vits(task) else 1
+    return -(-side // unit) * unit
 
 
 def form_settings(
@@ -73,23 +79,34 @@ def form_settings(
         form: The form.
         task: All settings of the task, with Detectron2's defaults.
         short_side: Median of the short sides of the training images, in pixels.
-        cpu: Whether the runs use no GPU. Their batch is then 4 instead of 16, and the learning rate
-            is scaled linearly with it.
+        cpu: Whether the runs use no GPU. Their batch is then 4 instead of 16. The learning rate of
+            SGD is scaled linearly with the batch, that of AdamW with its square root, which keeps
+            the noise of adaptive steps (Malladi et al., arXiv 2205.10287).
     """
     side = side_of(form, task, short_side)
     scale = side / int(task["INPUT.MIN_SIZE_TEST"])
     batch = _CPU_BATCH if cpu else _PAPERS_BATCH
+    ratio = batch / int(task["SOLVER.IMS_PER_BATCH"])
+    if task["MOCO.OPTIMIZER"] == "AdamW":
+        ratio = math.sqrt(ratio)
     settings: dict[str, Any] = {
         "SOLVER.REFERENCE_WORLD_SIZE": 0,
         "SOLVER.IMS_PER_BATCH": batch,
-        "SOLVER.BASE_LR": float(task["SOLVER.BASE_LR"]) * batch / int(task["SOLVER.IMS_PER_BATCH"]),
+        "SOLVER.BASE_LR": float(task["SOLVER.BASE_LR"]) * ratio,
     }
     if scale < 1:
         settings["INPUT.MIN_SIZE_TEST"] = side
-        sides = _sequence(task["INPUT.MIN_SIZE_TRAIN"])
-        settings["INPUT.MIN_SIZE_TRAIN"] = sorted({round(scale * side) for side in sides})
-        for key in ("INPUT.MAX_SIZE_TRAIN", "INPUT.MAX_SIZE_TEST"):
-            settings[key] = round(scale * int(task[key]))
+        if of_vits(task):
+            grid = side // int(task["MOCO.VIT.PATCH_SIZE"])
+            settings["INPUT.MAX_SIZE_TEST"] = settings["MOCO.VIT.IMAGE_SIZE"] = side
+            settings["INPUT.CROP.SIZE"] = [side, side]
+            # Most of a larger window would be padding.
+            settings["MOCO.VIT.WINDOW_SIZE"] = min(int(task["MOCO.VIT.WINDOW_SIZE"]), grid)
+        else:
+            sides = _sequence(task["INPUT.MIN_SIZE_TRAIN"])
+            settings["INPUT.MIN_SIZE_TRAIN"] = sorted({round(scale * side) for side in sides})
+            for key in ("INPUT.MAX_SIZE_TRAIN", "INPUT.MAX_SIZE_TEST"):
+                settings[key] = round(scale * int(task[key]))
         settings["MODEL.ANCHOR_GENERATOR.SIZES"] = [
             [round(scale * side, 1) for side in _sequence(level)]
             for level in _sequence(task["MODEL.ANCHOR_GENERATOR.SIZES"])

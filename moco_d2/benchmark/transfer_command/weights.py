@@ -1,8 +1,9 @@
 """The rows of tools/transfer.py: each checkpoint is converted, proven, and named."""
 
 import dataclasses
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,16 @@ _WEIGHTS = "weights"  # folder of the converted files and their reports
 _SUFFIXES = re.compile(r"(\.(pth|pt|tar|pkl|npz|safetensors|ckpt|bin|gz|torch))+$", re.IGNORECASE)
 # Groups of tensors that only a detector or a segmenter has, in the converter's report.
 _DETECTORS = ("proposal_generator.*", "roi_heads.*", "sem_seg_head.*", "*_head.*")
-_STEM = "stem.conv1.weight"  # only Detectron2 calls it so
+# Tensors that only Detectron2 calls so.
+_STEM, _PATCHES = "stem.conv1.weight", "backbone.net.patch_embed.proj.weight"
+_ANY_VIT_TASK = "coco_vitdet_Ti_25ep"
 _LONGEST_NAME = 40  # characters of a row
 # Keys that a comparison shares between all its rows: with another value, a row would not be
 # matched. The rest describes the network.
 _PIXELS = ("INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "MODEL.RESNETS.STRIDE_IN_1X1")
 _SHAPE = ("depth", "groups", "width_per_group", "width_factor")
-# (depth, groups, width per group, width factor) -> torchvision's name, where it is not resnetDEPTH.
-_WIDE = {
-    (50, 32, 4, 1): "resnext50_32x4d",
-    (101, 32, 8, 1): "resnext101_32x8d",
-    (50, 1, 128, 1): "wide_resnet50_2",
-    (101, 1, 128, 1): "wide_resnet101_2",
-}
+_SUPERVISED = ("torchvision://", "timm://")  # names of supervised weights
+_GLOBAL_BLOCKS = "MOCO.VIT.GLOBAL_BLOCKS"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,18 +71,24 @@ def row_names(sources: Sequence[str]) -> list[str]:
     return names
 
 
-def convert_row(name: str, source: str, folder: Path) -> Row:
+def convert_row(name: str, source: str, folder: Path, heads: int | None = None) -> Row:
     """Convert a checkpoint to `folder`/weights/NAME.pth, with its proof, in a child process.
 
     A file of tools/convert.py for Detectron2 is used as it is.
 
+    Args:
+        name: The row's name.
+        source: A file, or the name of published weights.
+        folder: Output directory.
+        heads: The number of attention heads of a ViT, if the user gives it.
+
     Raises:
-        UserError: If the checkpoint cannot be converted, or is a ViT or a trained detector.
+        UserError: If the checkpoint cannot be converted, or is a trained detector.
     """
-    return in_child({"convert.py"}, _convert_row, name, source, folder)
+    return in_child({"convert.py"}, _convert_row, name, source, folder, heads)
 
 
-def _convert_row(name: str, source: str, folder: Path) -> Row:
+def _convert_row(name: str, source: str, folder: Path, heads: int | None) -> Row:
     from moco_d2.checkpoint.catalog import source_file
     from moco_d2.checkpoint.convert import convert
 
@@ -92,12 +96,8 @@ def _convert_row(name: str, source: str, folder: Path) -> Row:
     target = folder / _WEIGHTS / f"{name}.pth"
     row = Row(name, source, file.absolute(), _provenance(file) or {})
     if not row.report:
-        row = Row(name, source, target, convert(file, target, report=target.with_suffix(".json")))
-    if row.report.get("network") == "vit":
-        raise UserError(
-            f"{printable(source)} is a ViT, and this command compares ResNets; convert it with "
-            "tools/convert.py, and fine-tune it with tools/train_net.py and a task coco_vitdet_..."
-        )
+        report = convert(file, target, report=target.with_suffix(".json"), heads=heads)
+        row = Row(name, source, target, report)
     dropped = row.report.get("dropped_keys")
     parts = [part for part in _DETECTORS if isinstance(dropped, dict) and part in dropped]
     if parts:
@@ -107,6 +107,33 @@ def _convert_row(name: str, source: str, folder: Path) -> Row:
             "that it was fine-tuned from"
         )
     return row
+
+
+def check_task(row: Row, name: str, task: Mapping[str, Any]) -> None:
+    """Check that a task fine-tunes networks of a row's kind.
+
+    Args:
+        row: The row.
+        name: The name of the task.
+        task: Its settings.
+
+    Raises:
+        UserError: If it fine-tunes ViTs and the row is a ResNet, or the other way around.
+    """
+    if _is_vit(row.report) and not of_vits(task):
+        raise UserError(
+            f"{printable(row.source)} is a ViT, and --task {name} fine-tunes ResNets; choose "
+            f"--task {_ANY_VIT_TASK} or another task with vitdet in its name"
+        )
+    if of_vits(task) and not _is_vit(row.report):
+        raise UserError(
+            f"{printable(row.source)} is a ResNet, and --task {name} fine-tunes ViTs; choose "
+            "--task coco_FPN_1x or another task without vitdet in its name"
+        )
+
+
+def _is_vit(report: Mapping[str, Any]) -> bool:
+    return report.get("network") == "vit"
 
 
 def check_different(rows: Sequence[Row]) -> None:
@@ -123,7 +150,7 @@ def check_different(rows: Sequence[Row]) -> None:
         if other is not row:
             advice = "name it once"
             if SUPERVISED_ROW in (row.name, other.name):
-                advice += ", as a row or as --supervised (default: torchvision's weights)"
+                advice += ", as a row or as --supervised (default: published weights)"
             raise UserError(
                 f"{printable(other.source)} and {printable(row.source)} are the same checkpoint; "
                 f"{advice}"
@@ -138,12 +165,13 @@ def as_state(rows: Iterable[Row]) -> dict[str, Any]:
     }
 
 
-def check_weights(state: dict[str, Any], folder: Path) -> None:
+def check_weights(state: dict[str, Any], folder: Path, heads: int | None = None) -> None:
     """Check that the files of the rows are those of the plan, and convert the others again.
 
     Args:
         state: The result of as_state.
         folder: Output directory.
+        heads: See convert_row.
 
     Raises:
         UserError: If a conversion does not give the planned file.
@@ -153,7 +181,7 @@ def check_weights(state: dict[str, Any], folder: Path) -> None:
         if file.is_file() and sha256(file) == planned["sha256"]:
             continue
         print(f"{file} is not the file of the plan: converting {planned['source']} again")
-        convert_row(name, planned["source"], folder)
+        convert_row(name, planned["source"], folder, heads)
         if not file.is_file() or sha256(file) != planned["sha256"]:
             raise UserError(
                 f"{file} is not the file that {folder} was planned with; choose another --folder"
@@ -163,25 +191,45 @@ def check_weights(state: dict[str, Any], folder: Path) -> None:
 def _provenance(file: Path) -> dict[str, Any] | None:
     """Return the report inside a file of tools/convert.py for Detectron2; None for another file."""
     from moco_d2.checkpoint.io import load_checkpoint, read_provenance
+    from moco_d2.checkpoint.vit.architecture import ViT
 
     try:
         report = read_provenance(file)
         tensors = load_checkpoint(file).get("model") if report else None
     except UserError:
         return None  # the converter says what is wrong with it
-    if not isinstance(tensors, dict) or _STEM not in tensors:
-        return None  # a file for timm or torchvision
     if not isinstance(report, dict) or not {"preprocessing", "parity"} <= report.keys():
         return None
+    if not isinstance(tensors, dict) or (_PATCHES if _is_vit(report) else _STEM) not in tensors:
+        return None  # a file for timm or torchvision
     numbers = [report.get(key) for key in _SHAPE]
+    if _is_vit(report):
+        vit = report.get("vit")
+        known = isinstance(vit, dict) and vit.keys() == ViT.__dataclass_fields__.keys()
+        numbers = list(vit.values()) if known else [None]
     return report if all(isinstance(number, int | float) for number in numbers) else None
 
 
-def network_settings(rows: Iterable[Row]) -> dict[str, Any]:
+def of_vits(task: Mapping[str, Any]) -> bool:
+    """Return whether the detectors of a task have a ViT."""
+    from moco_d2.transfer.schedule import VIT_BACKBONE
+
+    return task.get("MODEL.BACKBONE.NAME") == VIT_BACKBONE
+
+
+def network_settings(rows: Iterable[Row], task: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config keys of the network, which all rows share.
 
+    The random row of ResNets has torchvision's pixels. That of ViTs has the pixels of the others,
+    which are not the same for all projects.
+
+    Args:
+        rows: The rows, which fit the task (check_task).
+        task: Settings of the task.
+
     Raises:
-        UserError: If the rows are of different networks, or need other pixels than torchvision's.
+        UserError: If the rows are of different networks or need different pixels, or if ResNets
+            need other pixels than torchvision's.
     """
     from moco_d2.checkpoint.convert import settings_for
     from moco_d2.checkpoint.mapping import Architecture, detectron2_settings
@@ -190,7 +238,7 @@ def network_settings(rows: Iterable[Row]) -> dict[str, Any]:
     settings = [settings_for(row.report) for row in rows]
     usual = detectron2_settings(Architecture(depth=50))
     for row, other in zip(rows, settings, strict=True):
-        for key in _PIXELS:
+        for key in () if of_vits(task) else _PIXELS:
             if other[key] != usual[key]:
                 raise UserError(
                     f"{printable(row.source)} needs {key} {other[key]}, and random and supervised "
@@ -204,17 +252,20 @@ def network_settings(rows: Iterable[Row]) -> dict[str, Any]:
                 f"{printable(rows[0].source)} has {settings[0][different]}: two networks are no "
                 "matched comparison; run the command once for each"
             )
-    return {key: value for key, value in settings[0].items() if key not in _PIXELS}
+    if not of_vits(task):
+        return {key: value for key, value in settings[0].items() if key not in _PIXELS}
+    # As many as the task has, or the most below that which divide the depth evenly with it.
+    blocks = math.gcd(settings[0]["MOCO.VIT.DEPTH"], int(task[_GLOBAL_BLOCKS]))
+    return {**settings[0], **({} if blocks == task[_GLOBAL_BLOCKS] else {_GLOBAL_BLOCKS: blocks})}
 
 
 def supervised_source(report: dict[str, Any]) -> str | None:
-    """Return the name of torchvision's supervised weights of the same network; None if there are
-    none.
+    """Return the name of published supervised weights of the same network with the same input:
+    torchvision's of a ResNet, DeiT's of a ViT; None if there are none.
     """
-    from moco_d2.checkpoint.catalog import PUBLISHED
+    from moco_d2.checkpoint.convert import settings_for
+    from moco_d2.checkpoint.published import PUBLISHED
 
-    shape = tuple(report[key] for key in _SHAPE)
-    depth, groups, width, factor = shape
-    plain = f"resnet{depth}" if (groups, width, factor) == (1, 64, 1) else ""
-    name = f"torchvision://{_WIDE.get(shape, plain)}"
-    return name if name in {entry.name for entry in PUBLISHED} else None
+    wanted = settings_for(report)
+    fitting = [entry.name for entry in PUBLISHED if entry.settings == wanted]
+    return next((name for name in fitting if name.startswith(_SUPERVISED)), None)

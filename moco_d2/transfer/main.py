@@ -28,8 +28,8 @@ from moco_d2.transfer.overview import describe_evaluation, describe_run
 from moco_d2.transfer.plan import RunPlan, load_run, plan_run
 from moco_d2.transfer.preflight.changes import apply_changes
 from moco_d2.transfer.preflight.check import check
-from moco_d2.transfer.preflight.config_checks import check_coverage
 from moco_d2.transfer.preflight.findings import Finding, enforce, has_refusal
+from moco_d2.transfer.preflight.weight_checks import check_coverage
 from moco_d2.transfer.record import RunRecorder
 from moco_d2.transfer.schedule import describe
 from moco_d2.transfer.trainer import Trainer

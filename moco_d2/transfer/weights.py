@@ -15,7 +15,7 @@ from torch import nn
 
 from moco_d2.checkpoint.catalog import CATALOG
 from moco_d2.checkpoint.hub_names import SCHEME, parse
-from moco_d2.checkpoint.io import read_provenance
+from moco_d2.checkpoint.io import load_checkpoint, read_provenance
 from moco_d2.checkpoint.published import PUBLISHED
 from moco_d2.errors import UserError, closest
 from moco_d2.files import sha256
@@ -290,6 +290,15 @@ def describe_weights(weights: str) -> dict[str, Any] | None:
         return None
     path = _local_file(weights)
     return {"file": path.name, "sha256": sha256(path), "provenance": read_provenance(path)}
+
+
+def tensor_names(weights: str) -> list[str]:
+    """Return the names of the tensors in a weight file; none for random initialization."""
+    if weights == RANDOM:
+        return []
+    content = load_checkpoint(_local_file(weights))
+    model = content.get("model", content)
+    return [name for name in model if isinstance(name, str)] if isinstance(model, dict) else []
 
 
 def _local_file(weights: str) -> Path:

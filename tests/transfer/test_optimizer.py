@@ -4,6 +4,7 @@ from detectron2.modeling import build_model
 
 from moco_d2.config.load import load_config
 from moco_d2.engine.resume_checks import UnusableError, check_optimizer
+from moco_d2.errors import UserError
 from moco_d2.transfer.optimizer import build_adamw, layer_factor
 from moco_d2.transfer.trainer import Trainer
 
@@ -66,6 +67,21 @@ def test_factors_are_those_of_detectron2s_vitdet(depth):
     layers |= {"backbone.simfp_2.0.weight": depth + 1, "roi_heads.blocks.0.weight": depth + 1}
     for name, layer in layers.items():
         assert layer_factor(name, 0.7, depth) == pytest.approx(0.7 ** (depth + 1 - layer))
+
+
+def test_a_layer_decay_that_reaches_no_layer_is_refused_before_a_step(built):
+    """A backbone of the user may have other names, and would train with the full rate."""
+    cfg, model, _ = built
+    model.backbone.vit = model.backbone.net
+    del model.backbone.net
+    with pytest.raises(UserError, match=r"LAYER_DECAY is 0\.5, but it reaches 0 of the 3 layers"):
+        build_adamw(cfg, model)
+    model.backbone.net = model.backbone.vit
+    del model.backbone.vit, model.backbone.net.blocks[1]
+    with pytest.raises(UserError, match=r"2 of the 3 layers.* has the name of block 1 \("):
+        build_adamw(cfg, model)
+    cfg.MOCO.VIT.LAYER_DECAY = 1.0
+    build_adamw(cfg, model)
 
 
 def test_gradients_are_clipped_if_the_config_says_so(built):

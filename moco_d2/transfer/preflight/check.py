@@ -7,7 +7,6 @@ from detectron2.utils import comm
 from moco_d2.transfer.plan import RunPlan
 from moco_d2.transfer.preflight.config_checks import (
     check_config,
-    check_coverage,
     check_memory,
     check_name,
     check_schedule,
@@ -18,7 +17,9 @@ from moco_d2.transfer.preflight.findings import Finding
 from moco_d2.transfer.preflight.memory import available_bytes
 from moco_d2.transfer.preflight.trained_classes import check_trained_classes
 from moco_d2.transfer.preflight.validation_checks import check_validation_loss
-from moco_d2.transfer.weights import CONVERT, RANDOM, loading, measure_coverage
+from moco_d2.transfer.preflight.weight_checks import check_coverage, check_tensors
+from moco_d2.transfer.schedule import has_vit
+from moco_d2.transfer.weights import CONVERT, RANDOM, loading, measure_coverage, tensor_names
 
 
 def check(plan: RunPlan, *, data: bool = True) -> list[Finding]:
@@ -41,6 +42,7 @@ def check(plan: RunPlan, *, data: bool = True) -> list[Finding]:
         *check_name(cfg, plan.config_file),
         *check_schedule(cfg, plan.written),
         *check_settings(cfg),
+        *(check_tensors(cfg, tensor_names(cfg.MODEL.WEIGHTS)) if has_vit(cfg) else ()),
         *(check_validation_loss(cfg) if data else ()),
         *check_memory(cfg, available=available, world_size=plan.world_size),
     ]

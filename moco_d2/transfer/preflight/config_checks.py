@@ -1,5 +1,5 @@
 """Checks of the config for settings that would silently make a result wrong; dataset_checks.py
-checks the data.
+checks the data, and weight_checks.py the weights.
 
 Each finding names the key, its value and the fix. ``--force`` turns findings into warnings. The run
 record lists them, and tables mark the run.
@@ -14,6 +14,7 @@ from moco_d2.config.load import config_root
 from moco_d2.config.plain import flatten, to_plain
 from moco_d2.transfer.preflight.findings import Finding, Refusal
 from moco_d2.transfer.preflight.memory import HOW, training_bytes
+from moco_d2.transfer.preflight.weight_checks import check_provenance
 from moco_d2.transfer.schedule import (
     SYNCED_NORMS,
     VIT_NORM,
@@ -22,7 +23,7 @@ from moco_d2.transfer.schedule import (
     normed_keys,
     reference_config,
 )
-from moco_d2.transfer.weights import RANDOM, Coverage
+from moco_d2.transfer.weights import RANDOM
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _ROUNDING = 0.002  # relative tolerance: steps and rates are rounded when they are scaled
-# Keys that depend on the machine (schedule.py) or on the weights (_contradictions), or that other
-# findings check.
+# Keys that depend on the machine (schedule.py) or on the weights (weight_checks.py), or that
+# other findings check.
 _OF_HARDWARE_OR_WEIGHTS = (
     "DATALOADER.NUM_WORKERS",
     "INPUT.FORMAT",
@@ -71,7 +72,7 @@ def check_config(
         *_square(cfg),
         *_norms(cfg, world_size),
         *_seed(cfg),
-        *_contradictions(cfg, provenance),
+        *check_provenance(cfg, provenance),
     ]
 
 
@@ -348,70 +349,3 @@ def check_memory(cfg: "CfgNode", *, available: int | None, world_size: int) -> l
             f"and {available / 2**30:.1f} GiB are available; {advice}",
         )
     ]
-
-
-def _contradictions(cfg: "CfgNode", provenance: dict[str, Any] | None) -> list[Finding]:
-    """Return findings for keys whose value differs from the provenance in the weight file."""
-    if provenance is None:
-        return []
-    preprocessing = provenance.get("preprocessing", {})
-    factor = provenance.get("width_factor", 1)
-    wanted = {
-        "INPUT.FORMAT": (cfg.INPUT.FORMAT, preprocessing.get("format")),
-        "MODEL.PIXEL_MEAN": (list(cfg.MODEL.PIXEL_MEAN), preprocessing.get("pixel_mean")),
-        "MODEL.PIXEL_STD": (list(cfg.MODEL.PIXEL_STD), preprocessing.get("pixel_std")),
-    }
-    if has_vit(cfg):  # heads are in no shape; check_coverage sees the rest
-        wanted["MOCO.VIT.HEADS"] = (cfg.MOCO.VIT.HEADS, provenance.get("vit", {}).get("heads"))
-    else:
-        resnets = cfg.MODEL.RESNETS
-        wanted |= {
-            "MODEL.RESNETS.STRIDE_IN_1X1": (
-                resnets.STRIDE_IN_1X1,
-                provenance.get("stride_in_1x1"),
-            ),
-            "MODEL.RESNETS.DEPTH": (resnets.DEPTH, provenance.get("depth")),
-            "MODEL.RESNETS.NUM_GROUPS": (resnets.NUM_GROUPS, provenance.get("groups")),
-            "MODEL.RESNETS.WIDTH_PER_GROUP": (
-                resnets.WIDTH_PER_GROUP,
-                provenance.get("width_per_group", 64) * factor,
-            ),
-            "MODEL.RESNETS.STEM_OUT_CHANNELS": (resnets.STEM_OUT_CHANNELS, 64 * factor),
-        }
-    return [
-        Finding(key, str(value), f"MODEL.WEIGHTS was made with {expected!r}; set {key} to that")
-        for key, (value, expected) in wanted.items()
-        if expected is not None and value != expected
-    ]
-
-
-def check_coverage(cfg: "CfgNode", coverage: Coverage) -> list[Finding]:
-    """Return findings if pretrained weights did not arrive completely, or more than the backbone
-    arrived.
-    """
-    weights, findings = cfg.MODEL.WEIGHTS, []
-    keys = "MODEL.RESNETS.DEPTH and WIDTH_PER_GROUP"
-    if has_vit(cfg):
-        keys = "MOCO.VIT.EMBED_DIM, DEPTH, PATCH_SIZE and PRETRAIN_SIZE"
-    if weights != RANDOM and coverage.missing:
-        findings.append(
-            Finding(
-                "MODEL.WEIGHTS",
-                weights,
-                f"only {coverage.loaded} of {coverage.expected} backbone tensors arrived, first "
-                f"missing {coverage.missing[0]}; the missing ones would train from random values. "
-                f"Convert the checkpoint with tools/convert.py, and check {keys}",
-            )
-        )
-    if coverage.beyond and not cfg.MOCO.BACKBONE_ONLY:
-        findings.append(
-            Finding(
-                "MODEL.WEIGHTS",
-                weights,
-                f"it is a detector: {len(coverage.beyond)} tensors outside the pretrained backbone "
-                f"arrived too, first {coverage.beyond[0]}, so the run would not measure the "
-                "backbone; set MOCO.BACKBONE_ONLY True to begin them anew, which marks the run in "
-                "tables",
-            )
-        )
-    return findings

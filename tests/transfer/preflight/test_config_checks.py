@@ -6,13 +6,13 @@ import pytest
 from moco_d2.config.load import load_config, task_configs
 from moco_d2.transfer.preflight.config_checks import (
     check_config,
-    check_coverage,
     check_memory,
     check_name,
     check_schedule,
     check_settings,
 )
 from moco_d2.transfer.preflight.findings import has_refusal
+from moco_d2.transfer.preflight.weight_checks import check_coverage
 from moco_d2.transfer.schedule import scale_to_hardware
 from moco_d2.transfer.weights import Coverage
 
@@ -57,15 +57,6 @@ def test_keys_of_a_vit_are_the_tasks_and_those_of_a_resnet_do_not_count():
     assert found.startswith("MOCO.OPTIMIZER is SGD: the task has AdamW")
 
 
-def test_heads_which_no_shape_shows_are_those_of_the_weights():
-    weights = {"preprocessing": {}, "network": "ViT", "vit": {"heads": 12}}
-    (found,) = vit_findings(provenance=weights)
-    assert found == (
-        "MOCO.VIT.HEADS is 3: MODEL.WEIGHTS was made with 12; set MOCO.VIT.HEADS to that"
-    )
-    assert vit_findings("MOCO.VIT.HEADS", "12", provenance=weights) == []
-
-
 def test_a_layer_decay_that_reaches_no_layer_is_found():
     (found,) = findings("coco_FPN_1x_moco.yaml", "MOCO.VIT.LAYER_DECAY", "0.7", "MOCO.TASK", "own")
     assert found.startswith("MOCO.VIT.LAYER_DECAY is 0.7: it reaches no layer")
@@ -76,15 +67,6 @@ def test_images_larger_than_the_square_are_found():
     crop, test = vit_findings(*own)
     assert crop.startswith("INPUT.CROP.SIZE is 640: images do not fit into the square of MOCO.VIT")
     assert test.startswith("INPUT.MAX_SIZE_TEST is 640: images do not fit")
-
-
-def test_weights_that_are_no_vit_are_found():
-    cfg = load_config("coco_vitdet_Ti_25ep_moco.yaml")
-    (found,) = check_coverage(cfg, Coverage(147, ("backbone.net.pos_embed",)))
-    assert "only 146 of 147 backbone tensors arrived, first missing backbone.net.pos_embed" in (
-        str(found)
-    )
-    assert "check MOCO.VIT.EMBED_DIM, DEPTH, PATCH_SIZE and PRETRAIN_SIZE" in str(found)
 
 
 @pytest.mark.parametrize("world_size", [1, 4, 8])

@@ -168,6 +168,7 @@ class _JobParser(argparse.ArgumentParser):
 
 #: The commands of ``moco-d2``, and their files in tools/.
 COMMANDS = {
+    "shards": "shards.py",
     "pretrain": "pretrain.py",
     "convert": "convert.py",
     "train": "train_net.py",

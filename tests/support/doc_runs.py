@@ -22,6 +22,7 @@ _EPOCH = f"{_PROBE} --epochs 1"
 RUNS = {
     "tools/doctor.py": "",
     "tools/demo.py * --images *": "",
+    "tools/shards.py *": "--workers 0",
     "tools/pretrain.py * --num-gpus 8 DATASETS.TRAIN datasets/imagenet/train *": _PRETRAIN,
     "tools/pretrain.py * OUTPUT_DIR output/proof/before *": "SOLVER.MAX_ITER 2",
     "tools/pretrain.py * OUTPUT_DIR output/small *": _PRETRAIN,
@@ -80,6 +81,7 @@ NEEDS = {
     "* output/mine MOCO.ENCODER.ARCH resnet18 *": "test_the_quick_start_runs, which runs it",
     "tools/benchmark.py run output/quick*": "test_the_quick_start_runs, which runs it",
     "tools/demo.py --out output/demo": "minutes; tests/demo/",
+    "tools/transfer.py vit.pth*": "minutes; tests/benchmark/test_transfer_command.py",
     "tools/transfer.py mine.pth theirs*": "minutes; tests/benchmark/test_transfer_command.py",
     "tools/benchmark.py * output/transfer*": "runs; tests/benchmark/test_transfer_command.py",
     "tools/benchmark.py run pretext_smoke*": "minutes; tests/benchmark/test_pretext.py",

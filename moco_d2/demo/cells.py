@@ -59,7 +59,7 @@ _SMALL_DETECTOR = {
     "DATALOADER.NUM_WORKERS": 0,
 }
 # The rate was chosen on scenes of another seed, with one run each of random and MoCo's weights: of
-# 0.005, 0.01, 0.02 and 0.04, both learned most at 0.01 (coco_C4_1x, 100 steps).
+# 0.005, 0.01, 0.02 and 0.04, both learned most at 0.01 (coco_C4_1x, 100 steps, full width).
 _SMALL_C4 = {
     "MODEL.BACKBONE.NAME": "build_basic_resnet",
     "SOLVER.BASE_LR": 0.01,
@@ -219,7 +219,7 @@ def _pretrain(name: str, settings: Settings) -> Cell:
     )
 
 
-def _finetune(  # noqa: PLR0917 - these identify a run
+def _finetune(
     task: str, initialization: str, seed: int, steps: int, source: Path
 ) -> Cell:
     overrides = {

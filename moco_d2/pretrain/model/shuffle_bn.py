@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import nn
 from torch.distributed.nn import functional as dist_functional
 
@@ -49,35 +48,40 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         if len(x) % self.num_splits:
             raise ValueError(f"batch of {len(x)} images cannot be split into {self.num_splits}")
-        means = self.running_mean.repeat(self.num_splits, 1)
-        variances = self.running_var.repeat(self.num_splits, 1)
-        if x.device.type == "cpu" and not torch.compiler.is_compiling():
-            settings = self.momentum, self.eps
-            running = means, variances
-            out = _GroupsInPlace.apply(  # type: ignore[no-untyped-call] # torch has no type for it
-                x, self.weight, self.bias, running, settings
-            )
-        else:
-            out = self._normalize_groups(x, means, variances)
-        self.running_mean.copy_(means.mean(0))
-        self.running_var.copy_(variances.mean(0))
         self.num_batches_tracked.add_(1)
+        if torch.compiler.is_compiling():
+            return self._normalize_at_once(x)
+        running = self.running_mean, self.running_var
+        settings = self.num_splits, self.momentum, self.eps
+        out: torch.Tensor = _GroupsInPlace.apply(  # type: ignore[no-untyped-call] # torch has none
+            x, self.weight, self.bias, running, settings
+        )
         return out
 
-    def _normalize_groups(
-        self, x: torch.Tensor, means: torch.Tensor, variances: torch.Tensor
-    ) -> torch.Tensor:
-        """Normalize each group of x (N, C, H, W), and update the running statistics (S, C)."""
-        groups = zip(x.chunk(self.num_splits), means, variances, strict=True)
-        rest = self.weight, self.bias, True, self.momentum, self.eps
-        return torch.cat([F.batch_norm(group, mean, var, *rest) for group, mean, var in groups])
+    def _normalize_at_once(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalize all groups of x (N, C, H, W) in operations that a compiler fuses.
+
+        No group is copied, whatever the memory format of x.
+        """
+        groups = x.unflatten(0, (self.num_splits, -1))
+        values = groups.to(torch.promote_types(x.dtype, self.weight.dtype))
+        over = (1, 3, 4)
+        variances, means = torch.var_mean(values, over, correction=0, keepdim=True)
+        with torch.no_grad():
+            count = groups[0].numel() // groups.shape[2]
+            unbiased = variances.mean(0).flatten() * (count / (count - 1))
+            self.running_mean.lerp_(means.mean(0).flatten(), self.momentum)
+            self.running_var.lerp_(unbiased, self.momentum)
+        weight, bias = self.weight.view(-1, 1, 1), self.bias.view(-1, 1, 1)
+        out = (values - means) * (variances + self.eps).rsqrt() * weight + bias
+        return out.to(x.dtype).flatten(0, 1)
 
 
 class _GroupsInPlace(torch.autograd.Function):
-    """SplitBatchNorm2d._normalize_groups on a CPU, with bit-equal results.
+    """The groups of SplitBatchNorm2d, one after the other, without a compiler.
 
-    The CPU kernel writes each group directly into the output, so the forward pass takes no longer
-    than one BatchNorm.
+    The kernel writes each group directly into the output, so the forward pass touches no more
+    memory than one BatchNorm.
     """
 
     @staticmethod
@@ -87,39 +91,37 @@ class _GroupsInPlace(torch.autograd.Function):
         weight: torch.Tensor,
         bias: torch.Tensor,
         running: tuple[torch.Tensor, torch.Tensor],
-        settings: tuple[float, float],
+        settings: tuple[int, float, float],
     ) -> torch.Tensor:
-        means, variances = running
+        splits, momentum, eps = settings
         out = torch.empty_like(x)
-        batch_means, inverse_stds = torch.empty_like(means), torch.empty_like(variances)
-        splits = len(means)
+        means, inverse_stds = (r.new_empty(splits, len(r)) for r in running)
         for i, (group, result) in enumerate(zip(x.chunk(splits), out.chunk(splits), strict=True)):
+            # With these momenta, the statistics of all groups get the weight momentum / splits.
+            now = momentum / (splits - (splits - 1 - i) * momentum)
             torch.native_batch_norm(
-                *(group, weight, bias, means[i], variances[i], True, *settings),
-                out=(result, batch_means[i], inverse_stds[i]),
+                *(group, weight, bias, *running, True, now, eps),
+                out=(result, means[i], inverse_stds[i]),
             )
-        ctx.save_for_backward(x, weight, batch_means, inverse_stds)
-        ctx.eps = settings[1]
+        ctx.save_for_backward(x, weight, means, inverse_stds)
+        ctx.eps = eps
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
-        x, weight, batch_means, inverse_stds = ctx.saved_tensors
-        splits = len(batch_means)
-        grad_x = torch.empty_like(x)
-        parameter_grads = []
-        groups = zip(x.chunk(splits), grad.chunk(splits), grad_x.chunk(splits), strict=True)
-        for i, (group, group_grad, result) in enumerate(groups):
-            input_grad, *parameter_grad = torch.ops.aten.native_batch_norm_backward(
-                *(group_grad, group, weight, None, None, batch_means[i], inverse_stds[i]),
+        x, weight, means, inverse_stds = ctx.saved_tensors
+        splits = len(means)
+        groups = zip(grad.chunk(splits), x.chunk(splits), means, inverse_stds, strict=True)
+        grads = [
+            torch.ops.aten.native_batch_norm_backward(
+                *(group_grad, group, weight, None, None, mean, inverse_std),
                 *(True, ctx.eps, [True, True, True]),
             )
-            result.copy_(input_grad)
-            parameter_grads.append(parameter_grad)
-        # autograd, too, adds the last group first.
-        grad_weight, grad_bias = map(sum, zip(*reversed(parameter_grads), strict=True))
-        return grad_x, grad_weight, grad_bias, None, None
+            for group_grad, group, mean, inverse_std in groups
+        ]
+        grad_x, grad_weight, grad_bias = zip(*grads, strict=True)
+        return torch.cat(grad_x), sum(grad_weight), sum(grad_bias), None, None
 
 
 def norm_layer(num_splits: int) -> Callable[[int], nn.BatchNorm2d]:

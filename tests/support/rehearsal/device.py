@@ -26,6 +26,7 @@ STUB = "REHEARSAL_STUB"  # environment variable: the library of process.py that 
 _RESULTS: dict[Any, Any] = {}  # of operators on "meta", which depend on the shapes alone
 _DEVICE = torch.device("cuda:0")
 _FREE = {"_unsafe_view", "detach", "alias", "lift_fresh", "set_", "_has_same_storage_numel"}
+_FREE |= {"empty", "empty_like", "empty_strided", "new_empty"}  # memory that nothing touches yet
 # The host has to know how many elements there are.
 _SIZED_BY_VALUES = {"nonzero", "masked_select", "_unique2", "unique_dim", "nms", "equal"}
 _COPIES = {"copy_", "_to_copy"}
@@ -134,7 +135,9 @@ class Rehearsal(TorchDispatchMode):
             self.waits[f"{name} in {_place()}"] += 1
         out = self._compute(func, name, args, kwargs)
         if not (getattr(func, "is_view", False) or name in _FREE):
-            touched = sum(map(_size, (*tensors, *_tensors(out))))
+            # What an operator writes into its argument `out` is among the tensors already.
+            written = () if _is_out(func) else _tensors(out)
+            touched = sum(map(_size, (*tensors, *written)))
             self.calls[name] += 1
             self.bytes[name] += touched
             place = self.places[_place(ours=True)]
@@ -184,8 +187,11 @@ class Rehearsal(TorchDispatchMode):
             out = func(*self._unwrapped(args), **self._unwrapped(kwargs))
             if key:
                 _RESULTS[key] = out
+        if _is_out(func):
+            written = [kwargs[one.name] for one in func._schema.arguments if one.is_out]
+            return written[0] if len(written) == 1 else tuple(written)
         if func._schema.is_mutable:
-            return kwargs.get("out", args[0] if isinstance(args[0], torch.Tensor) else out)
+            return args[0] if isinstance(args[0], torch.Tensor) else out
         return _wrapped(out)
 
     def _unwrapped(self, value: Any) -> Any:
@@ -198,6 +204,10 @@ class Rehearsal(TorchDispatchMode):
         if isinstance(value, dict):
             return {name: self._unwrapped(one) for name, one in value.items()}
         return value
+
+
+def _is_out(func: Any) -> bool:
+    return any(argument.is_out for argument in func._schema.arguments)
 
 
 def _key(value: Any) -> Any:

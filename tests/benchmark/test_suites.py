@@ -9,6 +9,7 @@ from moco_d2.benchmark.runs.execution import Place, run_next
 from moco_d2.benchmark.runs.planning import plan
 from moco_d2.benchmark.runs.runner import run
 from moco_d2.benchmark.runs.suites import Cell, Suite, load_suite, packaged_suites
+from moco_d2.benchmark.runs.trials import is_trial
 from moco_d2.config.load import load_config, task_configs
 from moco_d2.errors import UserError
 
@@ -56,6 +57,9 @@ def test_packaged_suites_run_configs_that_exist(name):
         ("table_6_voc_semantic", ["voc_semantic"]),
         ("table_A1", ["coco_FPN_6x", "coco_FPN_2x"]),
         ("lvis_ablation", ["lvis_v0.5_FPN_1x", "lvis_v0.5_FPN_2x_ablation"]),
+        ("vit_li2021", ["coco_vitdet_B_100ep", "coco_vitdet_B_100ep_masks"]),
+        ("vitdet_table_4", ["coco_vitdet_B_table_4"]),
+        ("lvis_vitdet", ["lvis_v1_vitdet_B_100ep"]),
     ],
 )
 def test_a_suite_has_the_rows_of_its_tables(suite, tables):
@@ -71,6 +75,42 @@ def test_a_suite_has_the_rows_of_its_tables(suite, tables):
             assert len(found & set(row.names)) == 1, (name, row.label)
         if table.trials:
             assert len({cell.seed for cell in cells}) == table.trials
+
+
+def test_vit_li2021_tunes_all_rows_by_one_rule_and_trains_random_weights_longer():
+    suite = load_suite("vit_li2021")
+    trials = [cell for cell in suite.cells if is_trial(cell)]
+    runs = [cell for cell in suite.cells if not is_trial(cell)]
+    long = {f"coco_vitdet_B_{epochs}ep" for epochs in (200, 400)}
+    rows = {"random", "supervised_vit", "mocov3_vit", "beit_vit", "mae_vit"}
+    for task in {cell.task for cell in runs}:
+        own = {"random"} if task in long else rows
+        assert {cell.initialization for cell in runs if cell.task == task} == own
+        assert {cell.initialization for cell in trials if cell.task == task} == own
+    assert len({cell.settings["MOCO.TUNED"] for cell in runs}) == 1
+    assert all(len([name for name in cell.needs if "/tuning/" in name]) == 4 for cell in runs)
+    assert suite.design.primary == ("bbox/AP",)
+
+
+@pytest.mark.parametrize(
+    "only, message",
+    [
+        ({"voc_C5": ["moco"]}, "unknown task in only 'voc_C5'; did you mean 'voc_C4'"),
+        ({"voc_C4": ["mocco"]}, "unknown initialization in only 'mocco'; did you mean 'moco'"),
+        ({"voc_C4": []}, "only must map tasks to lists of initializations"),
+        (["voc_C4"], "only must map tasks to lists of initializations"),
+    ],
+)
+def test_only_names_tasks_and_initializations_of_the_suite(tmp_path, only, message):
+    with pytest.raises(UserError, match=message):
+        load_suite(write(tmp_path, **small(only=only)))
+
+
+def test_only_leaves_a_task_to_some_initializations(tmp_path):
+    both = small(tasks=["voc_C4", "coco_C4_1x"], only={"voc_C4": ["moco"]})
+    cells = load_suite(write(tmp_path, **both)).cells
+    found = {(cell.task, cell.initialization) for cell in cells}
+    assert found == {("voc_C4", "moco"), ("coco_C4_1x", "moco"), ("coco_C4_1x", "random")}
 
 
 def test_the_runs_of_ones_own_suite(tmp_path):

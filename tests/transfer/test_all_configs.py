@@ -30,7 +30,10 @@ PACKAGED = sorted(path.stem for path in (config_root() / "task").glob("*.yaml"))
 OURS = [task for task in PACKAGED if task not in DENSEPOSE_TASKS]
 # Their models are those of the task without the ending, and one of each kind is run.
 SAME_MODEL = {"voc_C4_1pct", "coco_FPN_1x_10pct", "coco_FPN_1x_1pct", "voc_dilated_C5_frozen"}
-SAME_MODEL |= {"coco_vitdet_S_25ep", "coco_vitdet_B_25ep"}
+SAME_MODEL |= {task for task in PACKAGED if "_vitdet_" in task} - {
+    *("coco_vitdet_Ti_25ep", "lvis_v1_vitdet_B_100ep")
+}
+SAME_MODEL |= {"coco_FPN_lsj_100ep"}
 RUN = [task for task in OURS if task not in SAME_MODEL]
 
 # A slim ResNet-50 on images of 64 pixels: every layer of the task in a step of a second.

@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from moco_d2.checkpoint.catalog import PUBLISHED
+from moco_d2.checkpoint.published import PUBLISHED
 from moco_d2.config.load import (
     config_root,
     find_config,

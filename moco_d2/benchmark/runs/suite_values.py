@@ -15,7 +15,7 @@ from moco_d2.records.names import name_problem
 # One part of the name of a run, which is also the name of a folder.
 _NAME = re.compile(r"\w[\w.+=,-]*")
 _LONGEST_NAME, _LONGEST_PATH = 100, 200  # characters; file systems and tables limit them
-MOST_RUNS = 2_000  # all packaged tasks and initializations with 5 seeds are 1440 runs
+MOST_RUNS = 2_000  # the largest packaged suite has a tenth of them
 _LONGEST_REASON = 400
 _MOST_SEED = 2**31  # Detectron2 adds the rank of the process, and numpy takes 32 bits
 # The suite sets these keys for each run, so an override would be another run under its name.

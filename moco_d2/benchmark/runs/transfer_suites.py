@@ -4,6 +4,8 @@ Keys of the YAML file, besides title and kind:
 
 * ``tasks`` and ``initializations``: names of configs/task and configs/init, or YAML files of the
   same form, relative to the suite. Either a list, or a mapping of names to overrides.
+* ``only``: the initializations of some tasks, ``{coco_vitdet_B_400ep: [random]}``; a task that is
+  not named has all of them.
 * ``seeds``: a list of numbers (default: [1]).
 * ``overrides``: config keys of all runs, ``{SOLVER.MAX_ITER: 100}``. Overrides of a task take
   precedence over them, and overrides of an initialization over both. SEED, OUTPUT_DIR and MOCO.TASK
@@ -13,7 +15,7 @@ Keys of the YAML file, besides title and kind:
 import itertools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ from moco_d2.errors import UserError
 
 _INITIALIZATIONS = "initializations"
 _BRITISH = "initialisations"  # the key of suites from before, which still works
-_KEYS = ("tasks", _INITIALIZATIONS, "seeds", "overrides")
+_KEYS = ("tasks", _INITIALIZATIONS, "only", "seeds", "overrides")
 
 
 def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict[str, str]]:
@@ -52,6 +54,7 @@ def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict
     shared = check_overrides(content.get("overrides"), source, weights=False)
     tasks = with_overrides(content.get("tasks"), "tasks", source, weights=False)
     initializations = with_overrides(content.get(key), key, source)
+    only = _only(content.get("only", {}), tasks, initializations, source)
     seeds = check_seeds(content.get("seeds", [1]), source)
     check_grid(len(tasks), len(initializations), len(seeds), source=source)
     task_files = {name: _part("task", name, source) for name in tasks}
@@ -62,6 +65,8 @@ def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict
     }
     cells, files = [], {}
     for task, seed, init in itertools.product(tasks, seeds, initializations):
+        if init not in only.get(task, initializations):
+            continue
         task_name, init_name = task_files[task].stem, init_files[init].stem
         config = f"{task_name}_{init_name}.yaml"
         if config_root() not in task_files[task].parents or (
@@ -124,6 +129,23 @@ def transfer_cell(
         if "SOLVER.MAX_ITER" in settings
         else None,
     )
+
+
+def _only(
+    value: Any, tasks: Collection[str], initializations: Collection[str], source: Path
+) -> dict[str, list[str]]:
+    lists = isinstance(value, dict) and all(isinstance(names, list) for names in value.values())
+    if not lists or not all(value.values()):
+        raise UserError(
+            f"{source}: only must map tasks to lists of initializations, as in "
+            f"{{voc_C4: [moco]}}, got {value!r:.80}"
+        )
+    for task, names in value.items():
+        if task not in tasks:
+            raise unknown("task in only", str(task), tasks, source)
+        if wrong := [name for name in names if name not in initializations]:
+            raise unknown("initialization in only", str(wrong[0]), initializations, source)
+    return value
 
 
 def _part(folder: str, name: str, source: Path) -> Path:

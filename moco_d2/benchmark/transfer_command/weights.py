@@ -205,8 +205,9 @@ def _provenance(file: Path) -> dict[str, Any] | None:
     numbers = [report.get(key) for key in _SHAPE]
     if _is_vit(report):
         vit = report.get("vit")
-        known = isinstance(vit, dict) and vit.keys() == ViT.__dataclass_fields__.keys()
-        numbers = list(vit.values()) if known else [None]
+        if not isinstance(vit, dict) or vit.keys() != ViT.__dataclass_fields__.keys():
+            return None
+        numbers = list(vit.values())
     return report if all(isinstance(number, int | float) for number in numbers) else None
 
 

@@ -272,8 +272,10 @@ _VITDET = {
 }
 
 
-def _vitdet(dim, heads, side, drop_path):
+def _vitdet(dim, heads, side, drop_path, epochs=25, depth=12):
     return _VITDET | {
+        "MOCO.VIT.DEPTH": depth,
+        "SOLVER.MAX_ITER": epochs * 118000 // 64 // 6 * 6,
         "MOCO.VIT.EMBED_DIM": dim,
         "MOCO.VIT.HEADS": heads,
         "MOCO.VIT.DROP_PATH": drop_path,
@@ -284,10 +286,37 @@ def _vitdet(dim, heads, side, drop_path):
     }
 
 
+_LVIS_VITDET = {
+    "DATASETS.TRAIN": ("lvis_v1_train",),
+    "DATASETS.TEST": ("lvis_v1_val",),
+    "MODEL.ROI_HEADS.NUM_CLASSES": 1203,
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0001,
+    "DATALOADER.SAMPLER_TRAIN": "RepeatFactorTrainingSampler",
+    "DATALOADER.REPEAT_THRESHOLD": 0.001,
+    "TEST.DETECTIONS_PER_IMAGE": 300,
+    "SOLVER.MAX_ITER": 100 * 100000 // 64 // 6 * 6,
+    "SOLVER.WARMUP_ITERS": round(0.25 * 100000 / 64),
+}
+_RESNET_LSJ = _vitdet(768, 12, 1024, 0.1) | {
+    "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone",
+    "MODEL.RESNETS.NORM": "SyncBN",
+    "MODEL.RESNETS.DEPTH": 50,
+}
 VITDET_TASKS = {
-    "coco_vitdet_Ti_25ep": _vitdet(192, 3, 640, 0.0),
-    "coco_vitdet_S_25ep": _vitdet(384, 6, 1024, 0.1),
-    "coco_vitdet_B_25ep": _vitdet(768, 12, 1024, 0.1),
+    **{f"coco_vitdet_Ti_{epochs}ep": _vitdet(192, 3, 640, 0.0, epochs) for epochs in (25, 50, 100)},
+    **{f"coco_vitdet_S_{epochs}ep": _vitdet(384, 6, 1024, 0.1, epochs) for epochs in (25, 50, 100)},
+    **{
+        f"coco_vitdet_B_{epochs}ep": _vitdet(768, 12, 1024, 0.1, epochs)
+        for epochs in (25, 50, 100, 200, 400)
+    },
+    **{
+        f"coco_vitdet_L_{epochs}ep": _vitdet(1024, 16, 1024, 0.3, epochs, depth=24)
+        for epochs in (25, 50, 100)
+    },
+    "coco_FPN_lsj_25ep": _RESNET_LSJ,
+    "coco_FPN_lsj_100ep": _RESNET_LSJ | {"SOLVER.MAX_ITER": 100 * 118000 // 64 // 6 * 6},
+    "lvis_v1_vitdet_B_100ep": _vitdet(768, 12, 1024, 0.1) | _LVIS_VITDET,
+    "lvis_v1_vitdet_L_100ep": _vitdet(1024, 16, 1024, 0.3, depth=24) | _LVIS_VITDET,
 }
 TASKS = DETECTION_TASKS | DENSEPOSE_TASKS | OTHER_TASKS | OWN_TASKS | VITDET_TASKS
 
@@ -303,6 +332,12 @@ MATCHED_INITIALIZATIONS = {
     "moco_yfcc100m": "weights/moco_YFCC100M.pth",
     "end_to_end": "weights/end_to_end.pth",
     "memory_bank": "weights/memory_bank.pth",
+    "supervised_vit": "timm://deit_base_patch16_224",
+    "supervised_in21k_vit": "weights/supervised_IN21K_vit_b.pth",
+    "mocov3_vit": "mocov3://vit_b_300ep",
+    "mae_vit": "mae://vit_b",
+    "dino_vit": "dino://vit_b16",
+    "beit_vit": "weights/beit_vit_b.pth",
 }
 # And those that are not matched: everything in which they differ.
 UNMATCHED_INITIALIZATIONS = {

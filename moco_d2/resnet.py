@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 BASIC_DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 BOTTLENECK_DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 STEM_WIDTH = 64
+#: MODEL.BACKBONE.NAME of Detectron2, whose ResNet-18 and 34 have plain width only -> ours.
+BASIC_BUILDERS = {
+    "build_resnet_backbone": "build_basic_resnet",
+    "build_resnet_fpn_backbone": "build_basic_resnet_fpn",
+}
 
 
 class WiderResNet(ResNet):

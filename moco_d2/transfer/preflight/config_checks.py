@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from moco_d2.config.load import config_root
 from moco_d2.config.plain import flatten, to_plain
+from moco_d2.resnet import BASIC_BUILDERS, BASIC_DEPTHS, STEM_WIDTH
 from moco_d2.transfer.preflight.findings import Finding, Refusal
 from moco_d2.transfer.preflight.memory import HOW, training_bytes
 from moco_d2.transfer.preflight.weight_checks import check_provenance
@@ -70,6 +71,7 @@ def check_config(
         *_frozen(cfg),
         *_layer_decay(cfg),
         *_square(cfg),
+        *_basic_width(cfg),
         *_norms(cfg, world_size),
         *_seed(cfg),
         *check_provenance(cfg, provenance),
@@ -124,6 +126,18 @@ def _layer_decay(cfg: "CfgNode") -> Iterator[Finding]:
             str(decay),
             "it reaches no layer, because it needs MOCO.OPTIMIZER AdamW and MODEL.BACKBONE.NAME "
             "build_vit_simple_fpn_backbone; set it to 1.0, or run a task coco_vitdet_...",
+        )
+
+
+def _basic_width(cfg: "CfgNode") -> Iterator[Finding]:
+    resnets, name = cfg.MODEL.RESNETS, cfg.MODEL.BACKBONE.NAME
+    own, plain = BASIC_BUILDERS.get(name), resnets.RES2_OUT_CHANNELS == STEM_WIDTH
+    if own and resnets.DEPTH in BASIC_DEPTHS and not plain:
+        yield Refusal(
+            "MODEL.RESNETS.RES2_OUT_CHANNELS",
+            str(resnets.RES2_OUT_CHANNELS),
+            f"Detectron2's builder has ResNet-18 and 34 with {STEM_WIDTH} only; set it to that, or "
+            f"for weights of another width set MODEL.BACKBONE.NAME {own}",
         )
 
 
@@ -273,6 +287,9 @@ def check_settings(cfg: "CfgNode") -> list[Finding]:
     if reference is None:
         return []
     run, task = flatten(cfg), flatten(reference)
+    builder = "MODEL.BACKBONE.NAME"
+    if run[builder] == BASIC_BUILDERS.get(task[builder]):  # it depends on the weights
+        run[builder] = task[builder]
     return [
         Finding(
             key,

@@ -62,6 +62,16 @@ def test_a_layer_decay_that_reaches_no_layer_is_found():
     assert found.startswith("MOCO.VIT.LAYER_DECAY is 0.7: it reaches no layer")
 
 
+@pytest.mark.parametrize(("task", "own"), [("C4", ""), ("FPN", "_fpn")])
+def test_a_basic_network_that_detectron2s_builder_refuses_is_found(task, own):
+    narrow = ["MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "32"]
+    (found,) = findings(f"coco_{task}_1x_random.yaml", *narrow, provenance=None)
+    assert found.startswith("MODEL.RESNETS.RES2_OUT_CHANNELS is 32: Detectron2's builder has")
+    assert f"set MODEL.BACKBONE.NAME build_basic_resnet{own}" in found
+    narrow += ["MODEL.BACKBONE.NAME", f"build_basic_resnet{own}"]
+    assert findings(f"coco_{task}_1x_random.yaml", *narrow, provenance=None) == []
+
+
 def test_images_larger_than_the_square_are_found():
     own = ("MOCO.TASK", "own", "MOCO.VIT.IMAGE_SIZE", "512")
     crop, test = vit_findings(*own)

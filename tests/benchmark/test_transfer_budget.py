@@ -107,6 +107,10 @@ def test_forms_of_vits_are_squares_of_whole_pairs_of_patches():
     assert small["INPUT.CROP.SIZE"] == [160, 160] and small["MOCO.VIT.WINDOW_SIZE"] == 10
     assert small["MODEL.ANCHOR_GENERATOR.SIZES"] == [[8], [16], [32], [64], [128]]
     assert small["SOLVER.BASE_LR"] == pytest.approx(8e-5 / 4)
+    heads = [f"MODEL.ROI_{head}_HEAD.POOLER_RESOLUTION" for head in ("BOX", "MASK")]
+    assert [small[key] for key in heads] == [task[key] for key in heads] == [7, 14]
+    tiny = form_settings(FORMS[0], task, 480, cpu=True)
+    assert [tiny[key] for key in heads] == [4, 8]
     patches_of_32 = {**task, "MOCO.VIT.PATCH_SIZE": 32}
     for form in FORMS:
         assert side_of(form, task, 480) % 32 == 0 and side_of(form, patches_of_32, 480) % 64 == 0

@@ -27,7 +27,8 @@ class Form:
         fraction: Image size and anchors as fraction of the largest form, in (0, 1]. Images are not
             made smaller than _SMALLEST_SIDE.
         rois: Sampled proposals per training image; None keeps the task's number.
-        pooler: Side of a pooled proposal in a C4 head; None keeps the task's.
+        pooler: Side of a pooled proposal in a C4 head, and in a box head of convolutions; None
+            keeps the task's.
         proposals: Proposals per test image; None keeps the task's number.
     """
 
@@ -122,8 +123,10 @@ def form_settings(
         ):
             own = int(task[f"MODEL.RPN.{key}"])
             settings[f"MODEL.RPN.{key}"] = min(own, number)
-    if form.pooler is not None and "Res5" in str(task["MODEL.ROI_HEADS.NAME"]):
+    if form.pooler is not None and (of_vits(task) or "Res5" in str(task["MODEL.ROI_HEADS.NAME"])):
         settings["MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION"] = form.pooler
+    if form.pooler is not None and of_vits(task):  # whose heads cost more than a small ViT
+        settings["MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION"] = 2 * form.pooler
     return settings
 
 

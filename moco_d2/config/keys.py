@@ -24,6 +24,7 @@ _FRACTION = Number("[0, 1]")
 
 _OURS = "our choice"
 _OFFICIAL = "main_moco.py"  # in facebookresearch/moco; its defaults are the recipe v1
+_OFFICIAL_V3 = "main_moco.py of facebookresearch/moco-v3"
 _DEMO = "the authors' CIFAR-10 demo"
 _DETECTRON2 = "Detectron2"
 _VITDET = "Detectron2's ViTDet-B"
@@ -81,7 +82,8 @@ MOCO_GROUPS = (
                 "`SOLVER.IMS_PER_BATCH / ACCUMULATION` images over all processes. BatchNorm and "
                 "the negatives of `EndToEnd` use the images of one pass. The optimizer, the key "
                 "encoder and the dictionary are updated once per step, with the keys of all "
-                "passes.",
+                "passes. With `MOCO.PRETEXT mocov3` only the backbone works in passes: heads and "
+                "loss see the whole batch.",
             ),
             Key(
                 "MOCO.INPUT.RANGE",
@@ -305,9 +307,23 @@ MOCO_GROUPS = (
             Key(
                 "MOCO.PRETEXT",
                 "moco",
-                Choice("moco", "supervised"),
-                "`moco` trains the contrastive task. `supervised` trains the same network on the "
-                "same images and schedule with their labels; it is the matched baseline.",
+                Choice("moco", "mocov3", "supervised"),
+                "`moco` trains the contrastive task of v1 and v2. `mocov3` trains that of v3: both "
+                "views are queries and keys, the other images of the batch are the negatives, and "
+                "BatchNorm uses the images of all processes; it does not read "
+                "`MOCO.DICTIONARY`, `MOCO.SYMMETRIC` and `MOCO.ENCODER.MLP`. `supervised` trains "
+                "the same network on the same images and schedule with their labels; it is the "
+                "matched baseline.",
+            ),
+            Key(
+                "MOCO.PRETRAIN_OPTIMIZER",
+                "SGD",
+                Choice("SGD", "LARS", "AdamW"),
+                "Pretraining uses this optimizer. `LARS` scales the step of each weight matrix by "
+                "the ratio of its norm to that of its gradient, and neither scales nor decays "
+                "biases and norms. `AdamW` has torch's momenta and decays all parameters, as "
+                "MoCo v3 does.",
+                _OFFICIAL,
             ),
             Key(
                 "MOCO.EPOCHS",
@@ -330,11 +346,12 @@ MOCO_GROUPS = (
             Key(
                 "MOCO.LR_SCHEDULE",
                 "step",
-                Choice("step", "step_every", "cosine"),
+                Choice("step", "step_every", "cosine", "cosine_after_warmup"),
                 "`step` multiplies the learning rate by `SOLVER.GAMMA` at `MOCO.LR_STEPS`, and "
                 "`cosine` lowers it to 0 along half a period. Both change it once per epoch. "
                 "`step_every` multiplies it by `SOLVER.GAMMA` every `MOCO.LR_STEP_EVERY` "
-                "iterations.",
+                "iterations. `cosine_after_warmup` begins the half period at the end of the "
+                "warm-up and changes the rate in every iteration, as MoCo v3 does.",
                 _OFFICIAL,
             ),
             Key(
@@ -371,6 +388,14 @@ MOCO_GROUPS = (
                 _MOMENTUM,
                 "This is the momentum m of the key encoder, in equation 2 of the paper.",
                 f"{_OFFICIAL} --moco-m",
+            ),
+            Key(
+                "MOCO.MOMENTUM_SCHEDULE",
+                "constant",
+                Choice("constant", "cosine"),
+                "`cosine` raises the momentum of the key encoder from `MOCO.MOMENTUM` to 1 along "
+                "half a period, in every iteration.",
+                f"{_OFFICIAL}; v3 has --moco-m-cos",
             ),
             Key(
                 "MOCO.TEMPERATURE",
@@ -419,8 +444,13 @@ MOCO_GROUPS = (
             Key(
                 "MOCO.ENCODER.ARCH",
                 "resnet50",
-                Choice("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
-                "This is torchvision's name of the network.",
+                Choice(
+                    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+                    *("vit_tiny", "vit_small", "vit_base"),
+                ),
+                "This is torchvision's name of the network. The ViTs have patches of 16 pixels, 12 "
+                "blocks, and 192, 384 or 768 channels; `vit_small` and `vit_base` have MoCo v3's "
+                "12 heads, and `vit_tiny` has DeiT's 3. `MOCO.PRETEXT moco` has no ViTs.",
                 f"{_OFFICIAL} --arch",
             ),
             Key(
@@ -470,6 +500,21 @@ MOCO_GROUPS = (
                 "The projection head has two layers (v2) instead of one (v1).",
                 f"{_OFFICIAL} --mlp",
             ),
+            Key(
+                "MOCO.ENCODER.MLP_DIM",
+                4096,
+                _COUNT,
+                "The hidden layers of v3's projection and prediction heads have this width.",
+                f"{_OFFICIAL_V3} --moco-mlp-dim",
+            ),
+            Key(
+                "MOCO.ENCODER.FREEZE_PATCHES",
+                False,
+                Boolean(),
+                "The patch projection of a ViT keeps its random values, which makes the training "
+                "of v3 stable.",
+                f"{_OFFICIAL_V3} --stop-grad-conv1",
+            ),
         ),
     ),
     Group(
@@ -508,8 +553,9 @@ MOCO_GROUPS = (
             Key(
                 "MOCO.AUGMENTATION.NAME",
                 "v1",
-                Choice("v1", "v2"),
-                "`v1` is the augmentation of InstDisc, and `v2` adds blur.",
+                Choice("v1", "v2", "v3"),
+                "`v1` is the augmentation of InstDisc, and `v2` adds blur. `v3` is BYOL's: the "
+                "first view is always blurred; the second one rarely, and sometimes solarized.",
                 f"{_OFFICIAL} --aug-plus",
             ),
             Key(
@@ -538,7 +584,7 @@ MOCO_GROUPS = (
                 "MOCO.AUGMENTATION.BLUR_SIGMA",
                 (0.1, 2.0),
                 Numbers(_NOT_NEGATIVE, pair=True),
-                "The sigma of the blur of `v2` lies between these two numbers of pixels.",
+                "The sigma of the blur of `v2` and `v3` lies between these two numbers of pixels.",
                 _OFFICIAL,
             ),
         ),

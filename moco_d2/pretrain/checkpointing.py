@@ -55,13 +55,17 @@ from moco_d2.engine.resumed_config import FREE_TO_CHANGE, Change, changes, read_
 from moco_d2.engine.signals import note_saved
 from moco_d2.errors import UserError, printable
 from moco_d2.pretrain.data.stream import TrainingData
+from moco_d2.pretrain.key_momentum import key_momentum
 from moco_d2.pretrain.model.moco import MoCo
+from moco_d2.pretrain.model.moco_v3 import MoCoV3
+from moco_d2.pretrain.model.vit import VisionTransformer
 from moco_d2.pretrain.official_layout import (
     load_official_optimizer,
     load_official_state_dict,
     official_optimizer,
     official_state_dict,
 )
+from moco_d2.pretrain.schedule import training_length
 from moco_d2.records.environment import hardware, peak_memory_gib, versions
 from moco_d2.version import __version__
 
@@ -129,7 +133,9 @@ class PretrainCheckpointer:
             "arch": self.cfg.MOCO.ENCODER.ARCH,
             "state_dict": official_state_dict(self.model),
             "optimizer": official_optimizer(self.optimizer, self.model),
+            **({"scaler": self.scaler.state_dict()} if isinstance(self.model, MoCoV3) else {}),
             "moco_d2": {
+                **_vit(self.model),
                 "version": __version__,
                 "pretext": self.cfg.MOCO.PRETEXT,
                 "iteration": iteration,
@@ -226,10 +232,15 @@ class PretrainCheckpointer:
         for part in self.reinitialize:
             logger.warning("the %s starts with new values (MOCO.CHECKPOINT.REINITIALISE)", part)
         if state is None:
-            if isinstance(self.model, MoCo):
-                self.model.update_key_encoder()
             epoch = check_count(checkpoint.get("epoch", 0), "epoch")
             iteration = check_count(epoch * iterations_per_epoch, "epoch in iterations")
+            if isinstance(self.model, MoCo | MoCoV3):
+                progress = iteration / training_length(self.cfg, iterations_per_epoch)
+                self.model.momentum = key_momentum(self.cfg, min(progress, 1.0))
+                self.model.update_key_encoder()
+            if checkpoint.get("scaler") and self.scaler.is_enabled():  # official v3
+                check_grad_scaler(checkpoint["scaler"])
+                self.scaler.load_state_dict(checkpoint["scaler"])
             logger.warning(
                 "%s is an official file: it continues at the beginning of its epoch, iteration %d, "
                 "with newly seeded generators",
@@ -328,6 +339,12 @@ class PretrainCheckpointer:
         for change in found:
             logger.warning("resuming with %s", change)
         self.changes += found
+
+
+def _vit(model: nn.Module) -> dict[str, Any]:
+    """Return the entry of a ViT: the number of its heads, which no tensor shows."""
+    vits = [layer.vit for layer in model.modules() if isinstance(layer, VisionTransformer)]
+    return {"vit": {"heads": vits[0].heads}} if vits else {}
 
 
 def _describe(data: TrainingData) -> dict[str, Any]:

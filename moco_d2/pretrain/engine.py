@@ -21,16 +21,19 @@ from torch.amp.grad_scaler import GradScaler
 from moco_d2.engine.consistency import check_agreement, decided_by_main, fingerprint, of_run
 from moco_d2.engine.hooks import DataTime, DeferredWriters, ProgressBar, StopOnSignal
 from moco_d2.engine.metrics_state import MetricsState
-from moco_d2.engine.one_pass import update_in_one_pass
 from moco_d2.engine.precision import amp_dtype
 from moco_d2.engine.trackers import Trackers
 from moco_d2.errors import UserError
+from moco_d2.pretrain.accumulation import backward_in_parts
 from moco_d2.pretrain.checkpointing import FINAL_CHECKPOINT, PretrainCheckpointer, SaveCheckpoint
 from moco_d2.pretrain.data.build import build_training_data
 from moco_d2.pretrain.data.images import UnreadableImages
 from moco_d2.pretrain.data.stream import Batch
+from moco_d2.pretrain.key_momentum import KeyMomentum
 from moco_d2.pretrain.model.build import build_pretext_model
+from moco_d2.pretrain.model.moco_v3 import MoCoV3
 from moco_d2.pretrain.monitor import build_monitors
+from moco_d2.pretrain.optimizer import build_optimizer
 from moco_d2.pretrain.parallel import distribute, gather_numbers, micro_batches
 from moco_d2.pretrain.schedule import build_schedule, scale_recipe, training_length
 
@@ -82,13 +85,7 @@ class Pretrainer(TrainerBase):
             self.device,
             memory_format=self.layout,  # type: ignore[call-overload] # missing in torch's types
         )
-        self.optimizer = torch.optim.SGD(
-            [p for p in self.model.parameters() if p.requires_grad],
-            lr=cfg.SOLVER.BASE_LR,
-            momentum=cfg.SOLVER.MOMENTUM,
-            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-        )
-        update_in_one_pass(self.optimizer)
+        self.optimizer = build_optimizer(cfg, self.model)
         self.amp_dtype = amp_dtype(cfg)
         # In float16, small gradients would underflow to 0 without scaling.
         self.scaler = GradScaler(self.device.type, enabled=self.amp_dtype == torch.float16)
@@ -124,6 +121,7 @@ class Pretrainer(TrainerBase):
         built = [
             self.metrics,
             hooks.IterationTimer(),
+            KeyMomentum(self.cfg),
             hooks.LRScheduler(self.optimizer, self.scheduler),
             *monitors,
         ]
@@ -202,18 +200,33 @@ class Pretrainer(TrainerBase):
         start = time.perf_counter()
         batch = self._next_batch()
         data_time = time.perf_counter() - start
-        passes = self.cfg.MOCO.ACCUMULATION
-        outputs = []
         self.optimizer.zero_grad(set_to_none=True)
+        outputs = self._backward(batch)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.model.finish_step()
+        self._record(outputs, data_time)
+
+    def _backward(self, batch: Batch) -> list[dict[str, torch.Tensor]]:
+        """Compute the gradients in MOCO.ACCUMULATION passes, and return the outputs of each."""
+        passes = self.cfg.MOCO.ACCUMULATION
+        if passes > 1 and isinstance(self.model, MoCoV3):
+            output = backward_in_parts(
+                self.model,
+                self.parallel_model,
+                batch,
+                passes,
+                autocast=self._autocast,
+                scale=self.scaler.scale,
+            )
+            return [output]
+        outputs = []
         for micro_batch, synchronization in micro_batches(self.parallel_model, batch, passes):
             with synchronization:
                 with self._autocast():
                     outputs.append(self.parallel_model(micro_batch))
                 self.scaler.scale(_total_loss(outputs[-1]) / passes).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.model.finish_step()
-        self._record(outputs, data_time)
+        return outputs
 
     def _next_batch(self) -> Batch:
         """Return the next batch with complete views, on the device."""

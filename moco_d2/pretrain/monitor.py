@@ -46,8 +46,12 @@ def build_monitors(
             CollapseAlarm(),
             LeakAlarm(),
         ]
-        if len(cfg.MOCO.MONITOR.EXPECTED_LOSS):
-            monitors.append(ExpectedLoss(cfg.MOCO.MONITOR.EXPECTED_LOSS))
+    if cfg.MOCO.PRETEXT == "mocov3":
+        factor = 2 * cfg.MOCO.TEMPERATURE
+        chance = PretextChance(cfg.SOLVER.IMS_PER_BATCH, symmetric=True, factor=factor)
+        monitors += [chance, CollapseAlarm()]
+    if cfg.MOCO.PRETEXT != "supervised" and len(cfg.MOCO.MONITOR.EXPECTED_LOSS):
+        monitors.append(ExpectedLoss(cfg.MOCO.MONITOR.EXPECTED_LOSS))
     on_cpu = cfg.MODEL.DEVICE == "cpu"
     monitors.append(
         DataTimeAdvice(
@@ -157,14 +161,15 @@ class KNNEvaluation(hooks.EvalHook):
 class PretextChance(HookBase):
     """Reports what guessing reaches: in the log, and as ``pretext_chance`` in the metrics."""
 
-    def __init__(self, logits: int, *, symmetric: bool = False):
+    def __init__(self, logits: int, *, symmetric: bool = False, factor: float = 1.0):
         """
         Args:
             logits: Number of logits, of which one is right.
             symmetric: Whether the loss is the sum of two directions.
+            factor: Factor on the cross-entropy in the loss.
         """
         self.chance = 1 / logits
-        self.loss = (2 if symmetric else 1) * math.log(logits)
+        self.loss = factor * (2 if symmetric else 1) * math.log(logits)
 
     def before_train(self) -> None:
         logger.info(

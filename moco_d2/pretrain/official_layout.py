@@ -1,7 +1,8 @@
 """The official checkpoint layout: ``{"epoch", "arch", "state_dict", "optimizer"}``.
 
 state_dict has ``module.encoder_q.*``, ``module.encoder_k.*``, ``module.queue`` and
-``module.queue_ptr``. The official optimizer has all parameters, our optimizer only the trained
+``module.queue_ptr``; that of v3 has ``module.base_encoder.*``, ``module.momentum_encoder.*`` and
+``module.predictor.*``. The official optimizer has all parameters, our optimizer only the trained
 ones. Files number the parameters as the official optimizer does, in the order of the state_dict, so
 the names connect them.
 """
@@ -12,8 +13,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from moco_d2.engine.resume_checks import check_momentum, check_tensor, entry, require, shown
+from moco_d2.engine.resume_checks import (
+    check_adamw,
+    check_momentum,
+    check_tensor,
+    check_tensors,
+    entry,
+    require,
+    shown,
+)
 from moco_d2.errors import UserError
+from moco_d2.pretrain.optimizer import LARS
 
 # Prefixes of our module names -> the official prefixes.
 _OFFICIAL_PREFIX = {"dictionary.": "", "encoder.": ""}
@@ -21,7 +31,10 @@ _BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "queue", "queu
 # The values of MOCO.CHECKPOINT.REINITIALISE -> prefixes of the official names of their tensors.
 PARTS = {
     "queue": ("queue", "queue_ptr", "bank"),
-    "head": ("encoder_q.fc.", "encoder_k.fc.", "fc."),
+    "head": (
+        *("encoder_q.fc.", "encoder_k.fc.", "fc.", "head.", "predictor."),
+        *(f"{name}_encoder.{head}." for name in ("base", "momentum") for head in ("fc", "head")),
+    ),
 }
 
 
@@ -112,7 +125,7 @@ def load_official_optimizer(
     *,
     reinitialize: Iterable[str] = (),
 ) -> None:
-    """Load the momentum of every trained parameter. The config gives the hyper-parameters.
+    """Load the state of every trained parameter. The config gives the hyper-parameters.
 
     Args:
         saved: The entry ``optimizer`` of the checkpoint.
@@ -120,7 +133,7 @@ def load_official_optimizer(
 
     Raises:
         UserError: If `saved` is not the state of an optimizer of these parameters.
-        UnusableError: If `saved` is not a state of SGD.
+        UnusableError: If `saved` is not a state of such an optimizer.
     """
     states = entry({"optimizer": saved}, "optimizer", dict).get("state", {})
     require(type(states) is dict, f"its optimizer.state is {shown(states)}, not a dict")
@@ -133,7 +146,7 @@ def load_official_optimizer(
             continue
         if number.get(name) in states:
             state[i] = states[number[name]]
-            check_momentum(state[i], parameter, name)
+            _check_state(optimizer, state[i], parameter, name)
     if states and not state:
         raise UserError(
             "the checkpoint's optimizer has other parameters than this network: check MOCO.ENCODER"
@@ -141,6 +154,17 @@ def load_official_optimizer(
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )
+
+
+def _check_state(
+    optimizer: torch.optim.Optimizer, state: Any, parameter: torch.Tensor, name: str
+) -> None:
+    if isinstance(optimizer, torch.optim.AdamW):
+        check_adamw(state, parameter, name)
+    elif isinstance(optimizer, LARS):
+        check_tensors(state, {"mu": parameter}, f"optimizer state of {name}")
+    else:
+        check_momentum(state, parameter, name)
 
 
 def _check_named_tensors(state_dict: Any) -> None:

@@ -40,6 +40,8 @@ def describe_pretraining(trainer: "Pretrainer", config_file: str) -> dict[str, s
     if moco.PRETEXT == "moco":
         keys = "" if moco.DICTIONARY.NAME == "EndToEnd" else f" of {moco.DICTIONARY.SIZE:,} keys"
         rows["network"] += f", {moco.DICTIONARY.NAME}{keys}"
+    if moco.PRETEXT == "mocov3":
+        rows["network"] += ", negatives from the batch"
     return rows
 
 

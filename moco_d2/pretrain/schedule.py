@@ -1,6 +1,7 @@
 """Adapt a recipe to the hardware and the dataset, and give its learning rate over time.
 
-The official code sets the learning rate once per epoch: by steps (v1) or half a cosine (v2).
+The official code sets the learning rate once per epoch, by steps (v1) or half a cosine (v2), or in
+every iteration (v3).
 """
 
 import math
@@ -55,6 +56,28 @@ class StepEvery(ParamScheduler):
         return self.gamma ** (round(where * self.length) // self.every)
 
 
+class CosineAfterWarmup(ParamScheduler):
+    """A linear rise from `start` to 1, and then half a period of the cosine down to 0.
+
+    This is adjust_learning_rate in the official main_moco.py of MoCo v3, where `start` is 0.
+    """
+
+    def __init__(self, start: float, warmup: float):
+        """
+        Args:
+            start: The first factor.
+            warmup: The fraction of the training that the rise takes, in [0, 1).
+        """
+        self.start = start
+        self.warmup = warmup
+
+    def __call__(self, where: float) -> float:
+        if where < self.warmup:
+            return self.start + (1 - self.start) * where / self.warmup
+        progress = (where - self.warmup) / (1 - self.warmup)
+        return (1 + math.cos(math.pi * progress)) / 2
+
+
 def training_length(cfg: CfgNode, iterations_per_epoch: int) -> int:
     """Return the number of iterations: MOCO.EPOCHS epochs, or SOLVER.MAX_ITER if that is 0.
 
@@ -76,7 +99,7 @@ def build_schedule(cfg: CfgNode, iterations_per_epoch: int) -> ParamScheduler:
 
     If the length is in epochs, "step" and "cosine" change once per epoch, as in the official code.
     If it is in iterations (MOCO.EPOCHS 0), they change in every iteration, and MOCO.LR_STEPS is
-    still in epochs. "step_every" and the warm-up always count iterations.
+    still in epochs. "step_every", "cosine_after_warmup" and the warm-up always count iterations.
 
     Raises:
         UserError: If MOCO.LR_STEP_EVERY is missing, or the training ends before the warm-up or
@@ -85,16 +108,18 @@ def build_schedule(cfg: CfgNode, iterations_per_epoch: int) -> ParamScheduler:
     """
     length = training_length(cfg, iterations_per_epoch)
     schedule = SCHEDULES[cfg.MOCO.LR_SCHEDULE](cfg, iterations_per_epoch, length)
-    if cfg.MOCO.EPOCHS > 0 and cfg.MOCO.LR_SCHEDULE != "step_every":
+    if cfg.MOCO.EPOCHS > 0 and cfg.MOCO.LR_SCHEDULE in ("step", "cosine"):
         schedule = OncePerEpoch(schedule, cfg.MOCO.EPOCHS)
     if cfg.MOCO.WARMUP_EPOCHS <= 0:
         return schedule
-    warmup = cfg.MOCO.WARMUP_EPOCHS * iterations_per_epoch / length
+    warmup = _warmup(cfg, iterations_per_epoch, length)
     if warmup >= 1:
         raise UserError(
             f"MOCO.WARMUP_EPOCHS {cfg.MOCO.WARMUP_EPOCHS:g} covers the whole training: set fewer, "
             "or 0"
         )
+    if isinstance(schedule, CosineAfterWarmup):
+        return schedule
     return WarmupParamScheduler(schedule, cfg.SOLVER.WARMUP_FACTOR, warmup)
 
 
@@ -129,8 +154,22 @@ def _cosine(cfg: CfgNode, iterations_per_epoch: int, length: int) -> ParamSchedu
     return CosineParamScheduler(1.0, 0.0)
 
 
+def _cosine_after_warmup(cfg: CfgNode, iterations_per_epoch: int, length: int) -> ParamScheduler:
+    return CosineAfterWarmup(cfg.SOLVER.WARMUP_FACTOR, _warmup(cfg, iterations_per_epoch, length))
+
+
+def _warmup(cfg: CfgNode, iterations_per_epoch: int, length: int) -> float:
+    """Return the fraction of the training that the warm-up takes."""
+    return cfg.MOCO.WARMUP_EPOCHS * iterations_per_epoch / length
+
+
 #: Name in MOCO.LR_SCHEDULE -> the function that builds the schedule.
-SCHEDULES = {"step": _step, "step_every": _step_every, "cosine": _cosine}
+SCHEDULES = {
+    "step": _step,
+    "step_every": _step_every,
+    "cosine": _cosine,
+    "cosine_after_warmup": _cosine_after_warmup,
+}
 
 
 def scale_recipe(cfg: CfgNode, *, world_size: int, num_images: int) -> tuple[Any, dict[str, Any]]:

@@ -18,6 +18,14 @@ SMALL_RUN = str(SUPPORT / "pretrain" / "small_run.py")
 STEPS = 120  # long enough to be hit in the middle
 PERIOD = 4
 TIMES = {"time", "data_time", "eta_seconds"}
+V3 = {
+    "MOCO.PRETEXT": "mocov3",
+    "MOCO.ENCODER.MLP_DIM": 24,
+    "MOCO.AUGMENTATION.NAME": "v3",
+    "MOCO.LR_SCHEDULE": "cosine_after_warmup",
+    "MOCO.WARMUP_EPOCHS": 4,
+    "MOCO.MOMENTUM_SCHEDULE": "cosine",
+}
 
 
 def start(words: list[str], *, processes: int, resume: bool = False) -> list[Python]:
@@ -76,11 +84,18 @@ def outcome(folder: Path) -> tuple[dict, list[dict]]:
 
 
 @pytest.mark.parametrize(
-    ("source", "workers", "processes"),
-    [("folder", 0, 1), ("folder", 2, 2), ("shards", 2, 1), ("shards", 0, 2)],
+    ("source", "workers", "processes", "recipe"),
+    [
+        ("folder", 0, 1, {}),
+        ("folder", 2, 2, {}),
+        ("shards", 2, 1, {}),
+        ("shards", 0, 2, {}),
+        ("folder", 0, 1, {**V3, "MOCO.PRETRAIN_OPTIMIZER": "LARS"}),
+        ("folder", 0, 2, {**V3, "MOCO.PRETRAIN_OPTIMIZER": "AdamW", "MOCO.ACCUMULATION": 2}),
+    ],
 )
 def test_a_killed_run_ends_as_one_that_was_not(
-    words, images, held_out, tmp_path, source, workers, processes
+    words, images, held_out, tmp_path, source, workers, processes, recipe
 ):
     shards = make_shards(tmp_path, [6] * 4)
     dataset = {"folder": str(images), "shards": f"shards:{shards}"}[source]
@@ -94,11 +109,12 @@ def test_a_killed_run_ends_as_one_that_was_not(
                 "SOLVER.CHECKPOINT_PERIOD": PERIOD,
                 "MOCO.EPOCHS": 0,
                 "SOLVER.MAX_ITER": STEPS,
-                "MOCO.BN_SPLITS": 2 // processes,
+                "MOCO.BN_SPLITS": 1 if recipe else 2 // processes,
                 "MOCO.KNN.TRAIN": images,
                 "MOCO.KNN.TEST": held_out,
                 "MOCO.KNN.PERIOD": 50,
                 "MOCO.MONITOR.NEIGHBOURS": 1,  # to compress more rows takes longer than all steps
+                **recipe,
             }
         )
 

@@ -5,6 +5,7 @@ import pytest
 
 from moco_d2.config.load import load_config
 from moco_d2.errors import UserError
+from moco_d2.pretrain.key_momentum import key_momentum
 from moco_d2.pretrain.schedule import build_schedule, scale_recipe, training_length
 
 IMAGENET = 1_281_167  # images of its training set
@@ -110,6 +111,31 @@ def test_warm_up_rises_to_the_schedule_and_leaves_it_alone_afterwards(make_confi
     reached = without[30]
     assert found[:30] == pytest.approx([0.01 + (reached - 0.01) * i / 30 for i in range(30)])
     assert found[30:] == pytest.approx(without[30:])
+
+
+@pytest.mark.parametrize("epochs", [10, 0])
+def test_the_cosine_of_v3_begins_after_the_warm_up(make_config, epochs):
+    """adjust_learning_rate of facebookresearch/moco-v3, at epoch i / 20."""
+    cfg = make_config(
+        {"MOCO.EPOCHS": epochs, "SOLVER.MAX_ITER": 200, "MOCO.WARMUP_EPOCHS": 4},
+        config="moco_v3_R50_100ep.yaml",
+    )
+    wanted = [
+        epoch / 4 if epoch < 4 else 0.5 * (1 + math.cos(math.pi * (epoch - 4) / (10 - 4)))
+        for epoch in (i / 20 for i in range(200))
+    ]
+    assert factors(cfg, 20) == pytest.approx(wanted)
+    with pytest.raises(UserError, match=r"MOCO\.WARMUP_EPOCHS 10 covers the whole training"):
+        build_schedule(make_config({"MOCO.EPOCHS": 2}, config="moco_v3_R50_100ep.yaml"), 3)
+
+
+def test_the_key_momentum_rises_to_1_along_a_cosine(make_config):
+    """adjust_moco_momentum of facebookresearch/moco-v3."""
+    cfg = make_config(config="moco_v3_R50_100ep.yaml")
+    assert key_momentum(cfg, 0.0) == pytest.approx(0.99)
+    assert key_momentum(cfg, 0.25) == pytest.approx(1 - 0.01 * 0.5 * (1 + math.cos(math.pi / 4)))
+    assert key_momentum(cfg, 1.0) == 1
+    assert key_momentum(make_config(), 0.7) == 0.999
 
 
 def test_a_warm_up_as_long_as_training_is_refused(make_config):

@@ -28,7 +28,7 @@ def named_heads(name: str, size: tuple[int, int]) -> int | None:
 def find_heads(
     size: tuple[int, int], family: ViTFamily, checkpoint: Mapping[Any, Any], request: Request
 ) -> int:
-    """Return the number of heads: what the user, the config, the family or a name says.
+    """Return the number of heads: what the user, our run, the config, the family or a name says.
 
     Raises:
         UserError: If none of them says it, two contradict each other, or it does not fit.
@@ -37,6 +37,7 @@ def find_heads(
     arguments = config.get("model_args")
     said = {
         "--heads": request.heads,
+        "its pretraining": _of_our_pretraining(checkpoint),
         "the config.json beside it": config.get("num_attention_heads"),
     }
     if isinstance(arguments, dict) and "num_heads" in arguments:
@@ -64,3 +65,10 @@ def find_heads(
             "channels; name the right number with --heads N"
         )
     return number
+
+
+def _of_our_pretraining(checkpoint: Mapping[Any, Any]) -> Any:
+    """Return what a checkpoint of tools/pretrain.py says; None for another one."""
+    ours = checkpoint.get("moco_d2")
+    vit = ours.get("vit") if isinstance(ours, dict) else None
+    return vit.get("heads") if isinstance(vit, dict) else None

@@ -91,6 +91,13 @@ class Blur(nn.Module):
         return cv2.GaussianBlur(pixels, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
 
 
+class Solarize(nn.Module):
+    """Inverts the values of 128 and above, as Pillow's ``ImageOps.solarize``."""
+
+    def forward(self, pixels: np.ndarray) -> np.ndarray:
+        return cv2.LUT(pixels, _table(np.where(_LEVELS < 128, _LEVELS, 255 - _LEVELS)))
+
+
 class HorizontalFlip(v2.RandomHorizontalFlip):
     """Exchanges left and right, with probability `p`."""
 

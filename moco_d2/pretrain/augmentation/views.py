@@ -1,7 +1,8 @@
-"""The views of the contrastive task: v1 (as in InstDisc) and v2 (with blur).
+"""The views of the contrastive task: v1 (as in InstDisc), v2 (with blur) and v3 (as in BYOL).
 
 The numbers are those of the official main_moco.py. v1 and v2 differ in the hue jitter, in the
-probability of the jitter, in the blur, and in the order of jitter and grayscale.
+probability of the jitter, in the blur, and in the order of jitter and grayscale. v3 makes the
+second view of an image otherwise than the first.
 """
 
 import dataclasses
@@ -24,7 +25,9 @@ class Recipe:
         jitter_probability, gray_probability, blur_probability: Fractions of the views that are
             changed.
         gray_first: Whether grayscale comes before the jitter.
-        jitter: Strength of the jitter of brightness, contrast and saturation.
+        jitter: Strength of the jitter of brightness and contrast.
+        saturation: Strength of the jitter of saturation.
+        solarize_probability: Fraction of the views whose bright values are inverted.
     """
 
     hue: float
@@ -33,11 +36,20 @@ class Recipe:
     gray_first: bool
     gray_probability: float = 0.2
     jitter: float = 0.4
+    saturation: float = 0.4
+    solarize_probability: float = 0.0
 
 
 AUGMENTATIONS = {
     "v1": Recipe(hue=0.4, jitter_probability=1.0, blur_probability=0.0, gray_first=True),
     "v2": Recipe(hue=0.1, jitter_probability=0.8, blur_probability=0.5, gray_first=False),
+    "v3": Recipe(
+        hue=0.1, jitter_probability=0.8, blur_probability=1.0, gray_first=False, saturation=0.2
+    ),
+}
+# The recipe of the second view, where it is another one.
+SECOND_VIEW = {
+    "v3": dataclasses.replace(AUGMENTATIONS["v3"], blur_probability=0.1, solarize_probability=0.2),
 }
 
 
@@ -46,7 +58,7 @@ def _to_normalized_tensor() -> opencv.ToNormalizedTensor:
 
 
 def build_augmentation(
-    name: str,
+    name: str | Recipe,
     *,
     size: int,
     crop_scale: tuple[float, float] = (0.2, 1.0),
@@ -56,12 +68,18 @@ def build_augmentation(
 
     It draws from torch's CPU generator.
 
+    Args:
+        name: A name in AUGMENTATIONS, or a recipe.
+        size: Side of a view, pixels.
+        crop_scale: Range of the area of the crop, as a fraction of the image.
+        blur_sigma: Range of the blur's standard deviation, pixels.
+
     Raises:
-        KeyError: If `name` is neither "v1" nor "v2".
+        KeyError: If there is no such name.
     """
-    recipe = AUGMENTATIONS[name]
+    recipe = name if isinstance(name, Recipe) else AUGMENTATIONS[name]
     gray = opencv.Grayscale(p=recipe.gray_probability)
-    jitter: nn.Module = opencv.Jitter(recipe.jitter, recipe.jitter, recipe.jitter, recipe.hue)
+    jitter: nn.Module = opencv.Jitter(recipe.jitter, recipe.jitter, recipe.saturation, recipe.hue)
     if recipe.jitter_probability < 1:
         jitter = v2.RandomApply([jitter], p=recipe.jitter_probability)
     steps: list[nn.Module] = [_crop(size, crop_scale)]
@@ -69,6 +87,8 @@ def build_augmentation(
     if recipe.blur_probability:
         low, high = blur_sigma
         steps.append(v2.RandomApply([opencv.Blur((low, high))], p=recipe.blur_probability))
+    if recipe.solarize_probability:
+        steps.append(v2.RandomApply([opencv.Solarize()], p=recipe.solarize_probability))
     return v2.Compose([*steps, opencv.HorizontalFlip(), _to_normalized_tensor()])
 
 

@@ -11,7 +11,12 @@ from moco_d2.config.shard_patterns import SHARDS_PREFIX
 from moco_d2.errors import UserError
 from moco_d2.pixel_values import check_range
 from moco_d2.pretrain.augmentation.batched import DeviceAugmentation
-from moco_d2.pretrain.augmentation.views import AUGMENTATIONS, build_augmentation, build_crop
+from moco_d2.pretrain.augmentation.views import (
+    AUGMENTATIONS,
+    SECOND_VIEW,
+    build_augmentation,
+    build_crop,
+)
 from moco_d2.pretrain.data.image_list import take_fraction, with_range
 from moco_d2.pretrain.data.listed import ListedData
 from moco_d2.pretrain.data.sharded import ShardedData
@@ -106,23 +111,33 @@ def build_views(cfg: CfgNode) -> dict[str, Any]:
     """Return the arguments of TrainingData for the augmentation on workers and on the device."""
     augmentation = cfg.MOCO.AUGMENTATION
     size, scale, sigma = augmentation.SIZE, augmentation.CROP_SCALE, augmentation.BLUR_SIGMA
-    if augmentation.WHERE == "workers":
-        transform = build_augmentation(
-            augmentation.NAME, size=size, crop_scale=scale, blur_sigma=sigma
-        )
-        on_device = None
-    else:
-        transform = build_crop(size=size, crop_scale=scale)
-        on_device = DeviceAugmentation(AUGMENTATIONS[augmentation.NAME], blur_sigma=sigma)
+    names = view_names(cfg)
     seed = max(cfg.SEED, 0)  # a negative SEED means a random one, as in Detectron2
-    make_views = ViewMaker(transform, names=view_names(cfg), seed=seed)
-    return {"make_views": make_views, "device_augmentation": on_device}
+    recipes = {"query": AUGMENTATIONS[augmentation.NAME]}
+    if augmentation.NAME in SECOND_VIEW:
+        recipes["key"] = SECOND_VIEW[augmentation.NAME]
+    if augmentation.WHERE == "workers":
+        transforms = {
+            view: build_augmentation(recipe, size=size, crop_scale=scale, blur_sigma=sigma)
+            for view, recipe in recipes.items()
+        }
+        return {"make_views": ViewMaker(transforms.pop("query"), names, seed, transforms)}
+    on_device = {
+        view: DeviceAugmentation(recipe, blur_sigma=sigma) for view, recipe in recipes.items()
+    }
+    return {
+        "make_views": ViewMaker(build_crop(size=size, crop_scale=scale), names, seed),
+        "device_augmentation": on_device.pop("query"),
+        "other_device_augmentations": on_device,
+    }
 
 
 def view_names(cfg: CfgNode) -> tuple[str, ...]:
     """Return the names of the views that a step needs of each image."""
     if cfg.MOCO.PRETEXT == "supervised":
         return ("query",)
+    if cfg.MOCO.PRETEXT == "mocov3":
+        return ("query", "key")
     # A memory bank needs no key view, unless the loss is symmetric and uses it as a query.
     one_view = cfg.MOCO.DICTIONARY.NAME == "MemoryBank" and not cfg.MOCO.SYMMETRIC
     return ("query",) if one_view else ("query", "key")

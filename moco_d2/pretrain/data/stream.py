@@ -8,7 +8,7 @@ gets the same batches as an uninterrupted one.
 
 import abc
 import dataclasses
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from moco_d2.pretrain.data.image_list import ImageList
 
 # A batch of one process; see TrainingData.batches.
 Batch = dict[str, Any]
+Augmentation = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
 # If this many images in a row cannot be decoded, the dataset itself is damaged.
 MAX_ATTEMPTS = 100
@@ -34,17 +35,21 @@ class ViewMaker:
         transform: PIL image -> tensor (3, H, W). It draws from torch's CPU generator.
         names: The names of the views, ``("query", "key")``.
         seed: The seed of the run.
+        others: The transforms of views that do not have `transform`, by the names of the views.
     """
 
     transform: Callable[[Image.Image], torch.Tensor]
     names: tuple[str, ...]
     seed: int
+    others: Mapping[str, Callable[[Image.Image], torch.Tensor]] = dataclasses.field(
+        default_factory=dict
+    )
 
     def __call__(self, image: Image.Image, position: int) -> dict[str, torch.Tensor]:
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would also seed the GPU's generator, which is not restored.
             torch.default_generator.manual_seed(derive_seed(Purpose.VIEWS, self.seed, position))
-            return {name: self.transform(image) for name in self.names}
+            return {name: self.others.get(name, self.transform)(image) for name in self.names}
 
 
 class TrainingData(abc.ABC):
@@ -69,7 +74,8 @@ class TrainingData(abc.ABC):
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
-        device_augmentation: Callable[[torch.Tensor, torch.Generator], torch.Tensor] | None = None,
+        device_augmentation: Augmentation | None = None,
+        other_device_augmentations: Mapping[str, Augmentation] | None = None,
     ):
         """
         Args:
@@ -81,6 +87,7 @@ class TrainingData(abc.ABC):
             num_workers: Number of processes that read and decode images. With 0, this process does.
             device_augmentation: Finishes the views of a batch on the device: (views (N, 3, H, W),
                 CPU generator) -> views (N, 3, H, W). None means that the workers do everything.
+            other_device_augmentations: The same for views that have another one, by their names.
 
         Raises:
             UserError: If the number of processes does not divide the batch, or the batch is larger
@@ -104,6 +111,7 @@ class TrainingData(abc.ABC):
         self.rank = rank
         self.num_workers = num_workers
         self.device_augmentation = device_augmentation
+        self.other_device_augmentations = other_device_augmentations or {}
 
     @property
     def iterations_per_epoch(self) -> int:
@@ -144,12 +152,13 @@ class TrainingData(abc.ABC):
         The random numbers depend on (seed, iteration, rank), and are equal on every device. Without
         a device augmentation, the result is the batch itself.
         """
-        if self.device_augmentation is None:
+        augment, others = self.device_augmentation, self.other_device_augmentations
+        if augment is None:
             return batch
         seed = derive_seed(Purpose.DEVICE, self.make_views.seed, iteration, self.rank)
         generator = torch.Generator().manual_seed(seed)
         names = self.make_views.names
-        return batch | {name: self.device_augmentation(batch[name], generator) for name in names}
+        return batch | {name: others.get(name, augment)(batch[name], generator) for name in names}
 
 
 def collate(samples: list[dict[str, Any]]) -> Batch:

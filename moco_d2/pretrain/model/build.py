@@ -8,16 +8,19 @@ from detectron2.utils import comm
 from moco_d2.errors import UserError
 from moco_d2.pretrain.data.stream import TrainingData
 from moco_d2.pretrain.model.moco import MoCo
+from moco_d2.pretrain.model.moco_v3 import MoCoV3
 from moco_d2.pretrain.model.supervised import SupervisedClassifier
+from moco_d2.pretrain.model.vit import VITS
 
 logger = logging.getLogger(__name__)
 
 
-def build_pretext_model(cfg: CfgNode, data: TrainingData) -> MoCo | SupervisedClassifier:
-    """Build MoCo or its supervised baseline, depending on MOCO.PRETEXT.
+def build_pretext_model(cfg: CfgNode, data: TrainingData) -> MoCo | MoCoV3 | SupervisedClassifier:
+    """Build MoCo, MoCo v3 or the supervised baseline, depending on MOCO.PRETEXT.
 
     Raises:
-        UserError: If MOCO.ACCUMULATION or MOCO.BN_SPLITS does not divide a step's images.
+        UserError: If MOCO.ACCUMULATION or MOCO.BN_SPLITS does not divide a step's images, or the
+            mechanism has no such setting.
     """
     moco = cfg.MOCO
     local_batch_size = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
@@ -28,6 +31,17 @@ def build_pretext_model(cfg: CfgNode, data: TrainingData) -> MoCo | SupervisedCl
         )
     if moco.PRETEXT == "supervised":
         return SupervisedClassifier.from_config(cfg, num_classes=len(data.classes))
+    if moco.PRETEXT == "mocov3":
+        if moco.BN_SPLITS > 1:
+            raise UserError(
+                f"MOCO.BN_SPLITS {moco.BN_SPLITS} is for MOCO.PRETEXT moco, while mocov3 uses the "
+                "BatchNorm of all processes: set 0 or 1"
+            )
+        return MoCoV3.from_config(cfg)
+    if moco.ENCODER.ARCH in VITS:
+        raise UserError(
+            f"MOCO.PRETEXT moco has ResNets only, not {moco.ENCODER.ARCH}: set MOCO.PRETEXT mocov3"
+        )
     micro_batch = local_batch_size // moco.ACCUMULATION
     if moco.BN_SPLITS < 1 or micro_batch % moco.BN_SPLITS:
         raise UserError(

@@ -17,6 +17,7 @@ from moco_d2.pixel_values import ValueRange
 from moco_d2.pretrain.augmentation.views import build_evaluation_transform
 from moco_d2.pretrain.data.image_list import ImageList, same_files, with_range
 from moco_d2.pretrain.data.sources import list_images, share_images
+from moco_d2.pretrain.model.encoder import head_name
 from moco_d2.pretrain.probe.labeled import Features, evaluation_loader, extract
 
 # Test and training images that are compared at once. Their similarities take 256 MiB in fp32.
@@ -25,18 +26,19 @@ _TEST_CHUNK, _TRAIN_CHUNK = 1024, 65536
 
 @contextlib.contextmanager
 def backbone_in_evaluation(network: nn.Module, *, head: bool = False) -> Iterator[nn.Module]:
-    """Put `network` into evaluation mode, without its ``fc``, for the length of a block.
+    """Put `network` into evaluation mode, without its head, for the length of a block.
 
-    It then is images (N, 3, H, W) -> pooled features (N, D). With `head`, the ``fc`` stays.
+    It then is images (N, 3, H, W) -> pooled features (N, D). With `head`, the head stays.
     """
-    fc, was_training = network.fc, network.training
+    name, was_training = head_name(network), network.training
+    kept = getattr(network, name)
     if not head:
-        network.fc = nn.Identity()
+        setattr(network, name, nn.Identity())
     network.eval()
     try:
         yield network
     finally:
-        network.fc = fc
+        setattr(network, name, kept)
         network.train(was_training)
 
 
@@ -53,7 +55,7 @@ def extract_features(
     """Return the features (N, D) of images, of unit length, and their labels (N,).
 
     Args:
-        network: A torchvision ResNet. Its mode and its ``fc`` are restored at the end.
+        network: A torchvision ResNet or our ViT. Its mode and its head are restored at the end.
         images: Labeled images.
         size: Side of the center crop, pixels.
         protocol: MOCO.KNN.PROTOCOL.

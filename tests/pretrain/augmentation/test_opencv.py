@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageOps
 from torchvision.transforms import v2
 
 from moco_d2.pretrain.augmentation import opencv
@@ -83,6 +83,13 @@ def test_blur_is_the_gaussian_that_pillow_approximates(image, sigma):
 
     true = gaussian_filter(np.asarray(image).astype(float), (sigma, sigma, 0), mode="nearest")
     assert np.abs(ours - true).max() < 2
+
+
+def test_solarize_is_pillows(image):
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
+    for picture in (image, Image.fromarray(levels)):
+        found = opencv.Solarize()(np.array(picture))
+        assert np.array_equal(found, np.asarray(ImageOps.solarize(picture)))
 
 
 def test_blur_draws_its_sigma_from_the_whole_range():

@@ -5,7 +5,11 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from moco_d2.pretrain.augmentation import opencv
-from moco_d2.pretrain.augmentation.views import build_augmentation, build_evaluation_transform
+from moco_d2.pretrain.augmentation.views import (
+    SECOND_VIEW,
+    build_augmentation,
+    build_evaluation_transform,
+)
 
 # From main_moco.py of the official code, the lines of the two augmentations.
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -86,7 +90,33 @@ def test_v2_is_the_papers():
     assert steps[4].p == 0.5
 
 
-@pytest.mark.parametrize("name", ["v1", "v2"])
+@pytest.mark.parametrize(
+    ("recipe", "blurred", "solarized"),
+    [("v3", 1.0, 0.0), (SECOND_VIEW["v3"], 0.1, 0.2)],
+    ids=["first", "second"],
+)
+def test_v3_is_byols(recipe, blurred, solarized):
+    """augmentation1 and augmentation2 of main_moco.py in facebookresearch/moco-v3."""
+    steps = list(build_augmentation(recipe, size=224).transforms)
+    check_ends(steps, 224)
+    (color,), (blur,) = steps[1].transforms, steps[3].transforms
+    assert steps[1].p == 0.8
+    assert jitter(color) == {
+        "brightness": around_one(0.4),
+        "contrast": around_one(0.4),
+        "saturation": around_one(0.2),
+        "hue": (-0.1, 0.1),
+    }
+    assert isinstance(steps[2], opencv.Grayscale) and steps[2].p == 0.2
+    assert steps[3].p == blurred and blur.sigma == (0.1, 2.0)
+    inner = steps[4:-2]
+    assert [(step.p, type(*step.transforms)) for step in inner] == (
+        [(solarized, opencv.Solarize)] if solarized else []
+    )
+    assert isinstance(steps[-2], opencv.HorizontalFlip) and steps[-2].p == 0.5
+
+
+@pytest.mark.parametrize("name", ["v1", "v2", "v3"])
 def test_views_are_float_tensors_that_follow_torchs_seed(name):
     transform, image = build_augmentation(name, size=32), picture()
     views = []
@@ -118,5 +148,5 @@ def test_evaluation_takes_the_normalized_center():
 
 
 def test_unknown_augmentation_is_refused():
-    with pytest.raises(KeyError, match="v3"):
-        build_augmentation("v3", size=32)
+    with pytest.raises(KeyError, match="v4"):
+        build_augmentation("v4", size=32)

@@ -8,7 +8,12 @@ from support.toy_data import CLASSES
 
 from moco_d2.engine.seeding import Purpose, derive_seed
 from moco_d2.errors import UserError
-from moco_d2.pretrain.augmentation.views import build_augmentation, build_crop
+from moco_d2.pretrain.augmentation.views import (
+    AUGMENTATIONS,
+    SECOND_VIEW,
+    build_augmentation,
+    build_crop,
+)
 from moco_d2.pretrain.data.build import build_training_data, build_views, view_names
 from moco_d2.pretrain.data.image_list import ImageList
 from moco_d2.pretrain.data.listed import ListedData
@@ -222,6 +227,31 @@ def test_the_settings_of_the_augmentation_reach_the_workers(make_config, key, va
             assert torch.equal(seen[-1], wanted(image))
     pairs = zip(seen[:8], seen[8:], strict=True)
     assert any(a.shape != b.shape or not torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("where", ["workers", "device"])
+def test_the_views_of_v3_are_made_differently(make_config, where):
+    settings = {"MOCO.AUGMENTATION.WHERE": where, "MOCO.DICTIONARY.NAME": "MemoryBank"}
+    cfg = make_config(settings, config="moco_v3_ViT_S_300ep.yaml")
+    assert view_names(cfg) == ("query", "key")
+    views = build_views(cfg)
+    if where == "device":
+        first, second = views["device_augmentation"], views["other_device_augmentations"]["key"]
+        assert (first.recipe, second.recipe) == (AUGMENTATIONS["v3"], SECOND_VIEW["v3"])
+        data = build_training_data(cfg)
+        data.device_augmentation = lambda crops, generator: crops + 1
+        data.other_device_augmentations = {"key": lambda crops, generator: crops + 2}
+        seen = data.views({"query": torch.zeros(1), "key": torch.zeros(1)}, 0)
+        assert (seen["query"].item(), seen["key"].item()) == (1, 2)
+        return
+    image = Image.effect_mandelbrot((64, 48), (-2, -1.5, 1, 1.5), 100).convert("RGB")
+    for position in range(8):
+        made = views["make_views"](image, position)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(Purpose.VIEWS, 1, position))
+            for name, recipe in (("query", "v3"), ("key", SECOND_VIEW["v3"])):
+                wanted = build_augmentation(recipe, size=32, crop_scale=(0.08, 1.0))(image)
+                assert torch.equal(made[name], wanted)
 
 
 def test_a_memory_bank_needs_one_view(make_config):

@@ -18,7 +18,7 @@ from support.small_network import SmallNetwork
 from moco_d2.config.load import load_config
 from moco_d2.engine.launch import launch, seed
 from moco_d2.pretrain.engine import Pretrainer
-from moco_d2.pretrain.model import moco
+from moco_d2.pretrain.model import moco, moco_v3
 from moco_d2.pretrain.model.dictionary import Queue
 from moco_d2.pretrain.model.shuffle_bn import encode_shuffled
 
@@ -79,7 +79,11 @@ def train(words: list[str]) -> dict:
     end.
     """
     cfg = load_config("moco_v2_R50_200ep.yaml", words)
-    with double_precision(), patch.object(moco, "build_encoder", SmallNetwork.build):
+    with (
+        double_precision(),
+        patch.object(moco, "build_encoder", SmallNetwork.build),
+        patch.object(moco_v3, "build_encoder", SmallNetwork.build),
+    ):
         seed(cfg)
         trainer = ObservedPretrainer(cfg)
         for encoder in trainer.model.children():

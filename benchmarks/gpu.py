@@ -55,10 +55,10 @@ STEPS = {
     "waits": Step("gpu_checks:waits", 45, "where the host waits for the device in a step"),
     "resume": Step("gpu_runs:resume", 60, "SIGTERM and resume, bit for bit"),
     "step": Step("gpu_speed:step", 150, "the pretraining step beside the supervised one"),
-    "feeding": Step("gpu_speed:feeding", 50, "reading images with workers, and on the device"),
-    "run": Step("gpu_runs:whole_run", 45, "a whole pretraining run with kNN"),
+    "feeding": Step("gpu_speed:feeding", 45, "reading images with workers, and on the device"),
+    "run": Step("gpu_runs:whole_run", 40, "a whole pretraining run with kNN"),
     "fine_tuning": Step("gpu_speed:fine_tuning", 60, "C4 and FPN against Detectron2's trainer"),
-    "group": Step("gpu_runs:group", 25, "process groups and their faults on one GPU"),
+    "group": Step("gpu_runs:group", 35, "process groups and their faults on one GPU"),
 }
 # The first ones are dropped first if there is no time for all.
 LEAST_IMPORTANT = (

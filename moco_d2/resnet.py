@@ -24,6 +24,12 @@ BASIC_BUILDERS = {
 }
 
 
+def own_builder(name: str, depth: int, res2_channels: int) -> str | None:
+    """Return the builder to take for Detectron2's `name` if that refuses the network, or None."""
+    refused = depth in BASIC_DEPTHS and res2_channels != STEM_WIDTH
+    return BASIC_BUILDERS.get(name) if refused else None
+
+
 class WiderResNet(ResNet):
     """A ResNet with all channel numbers multiplied: the paper's R50w2x and R50w4x (Table 1).
 

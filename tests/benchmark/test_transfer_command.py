@@ -149,6 +149,9 @@ def test_rows_of_other_networks_or_pixels_are_not_compared(tmp_path):
 
     task = task_settings("voc_C4")
     assert network_settings([row(), row()], task)["MODEL.RESNETS.DEPTH"] == 50
+    narrow = network_settings([row(depth=18, width_factor=0.5)], task)
+    assert narrow["MODEL.RESNETS.RES2_OUT_CHANNELS"] == 32
+    assert narrow["MODEL.BACKBONE.NAME"] == "build_basic_resnet"
     with pytest.raises(UserError, match=r"MODEL\.RESNETS\.DEPTH 101, and .* has 50"):
         network_settings([row(), row(depth=101)], task)
     with pytest.raises(UserError, match=r"needs MODEL\.RESNETS\.STRIDE_IN_1X1 True"):

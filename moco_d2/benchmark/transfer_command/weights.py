@@ -11,6 +11,7 @@ from moco_d2.benchmark.runs.children import in_child
 from moco_d2.config.load import config_root
 from moco_d2.errors import UserError, printable
 from moco_d2.files import sha256
+from moco_d2.resnet import own_builder
 
 RANDOM_ROW, SUPERVISED_ROW = "random", "supervised"
 _WEIGHTS = "weights"  # folder of the converted files and their reports
@@ -254,7 +255,11 @@ def network_settings(rows: Iterable[Row], task: Mapping[str, Any]) -> dict[str, 
                 "matched comparison; run the command once for each"
             )
     if not of_vits(task):
-        return {key: value for key, value in settings[0].items() if key not in _PIXELS}
+        network = {key: value for key, value in settings[0].items() if key not in _PIXELS}
+        name = task.get("MODEL.BACKBONE.NAME", "build_resnet_backbone")
+        shape = (network["MODEL.RESNETS.DEPTH"], network["MODEL.RESNETS.RES2_OUT_CHANNELS"])
+        own = own_builder(name, *shape)
+        return {**network, **({"MODEL.BACKBONE.NAME": own} if own else {})}
     # As many as the task has, or the most below that which divide the depth evenly with it.
     blocks = math.gcd(settings[0]["MOCO.VIT.DEPTH"], int(task[_GLOBAL_BLOCKS]))
     return {**settings[0], **({} if blocks == task[_GLOBAL_BLOCKS] else {_GLOBAL_BLOCKS: blocks})}

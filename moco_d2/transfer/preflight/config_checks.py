@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from moco_d2.config.load import config_root
 from moco_d2.config.plain import flatten, to_plain
-from moco_d2.resnet import BASIC_BUILDERS, BASIC_DEPTHS, STEM_WIDTH
+from moco_d2.resnet import BASIC_BUILDERS, STEM_WIDTH, own_builder
 from moco_d2.transfer.preflight.findings import Finding, Refusal
 from moco_d2.transfer.preflight.memory import HOW, training_bytes
 from moco_d2.transfer.preflight.weight_checks import check_provenance
@@ -130,9 +130,9 @@ def _layer_decay(cfg: "CfgNode") -> Iterator[Finding]:
 
 
 def _basic_width(cfg: "CfgNode") -> Iterator[Finding]:
-    resnets, name = cfg.MODEL.RESNETS, cfg.MODEL.BACKBONE.NAME
-    own, plain = BASIC_BUILDERS.get(name), resnets.RES2_OUT_CHANNELS == STEM_WIDTH
-    if own and resnets.DEPTH in BASIC_DEPTHS and not plain:
+    resnets = cfg.MODEL.RESNETS
+    own = own_builder(cfg.MODEL.BACKBONE.NAME, resnets.DEPTH, resnets.RES2_OUT_CHANNELS)
+    if own:
         yield Refusal(
             "MODEL.RESNETS.RES2_OUT_CHANNELS",
             str(resnets.RES2_OUT_CHANNELS),

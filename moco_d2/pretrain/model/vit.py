@@ -17,7 +17,7 @@ from moco_d2.checkpoint.vit.architecture import MLP_RATIO, ViT
 from moco_d2.errors import UserError
 
 _PATCH = 16
-_EPS = 1e-6  # of LayerNorm, as in vits.py of facebookresearch/moco-v3
+EPS = 1e-6  # of LayerNorm, as in vits.py of facebookresearch/moco-v3
 # vits.py of facebookresearch/moco-v3; vit_tiny is DeiT's. The grid is that of the images.
 VITS = {
     "vit_tiny": ViT(width=192, depth=12, heads=3, patch=_PATCH, grid=0),
@@ -43,7 +43,7 @@ class VisionTransformer(nn.Module):
         projection = nn.Conv2d(3, width, vit.patch, vit.patch)
         self.patch_embed = nn.ModuleDict({"proj": projection})
         self.blocks = nn.Sequential(*(_Block(width, vit.heads) for _ in range(vit.depth)))
-        self.norm = nn.LayerNorm(width, eps=_EPS)
+        self.norm = nn.LayerNorm(width, eps=EPS)
         self.head = nn.Linear(width, num_classes)
         for name, layer in self.named_modules():
             if isinstance(layer, nn.Linear):  # queries, keys and values count as three layers
@@ -61,9 +61,9 @@ class VisionTransformer(nn.Module):
 class _Block(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=_EPS)
+        self.norm1 = nn.LayerNorm(width, eps=EPS)
         self.attn = _Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=_EPS)
+        self.norm2 = nn.LayerNorm(width, eps=EPS)
         hidden = MLP_RATIO * width
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, hidden), "fc2": nn.Linear(hidden, width)})
 

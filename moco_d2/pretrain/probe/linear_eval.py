@@ -20,7 +20,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from moco_d2.checkpoint.backbone import RANDOM, Origin, load_backbone, random_backbone
+from moco_d2.checkpoint.backbone import RANDOM, Origin, random_backbone
 from moco_d2.config.safe_yaml import expand_home
 from moco_d2.engine.consistency import decided_by_main
 from moco_d2.engine.device import find_device
@@ -53,6 +53,7 @@ from moco_d2.pretrain.probe.labeled import (
     list_labeled,
     state_of_files,
 )
+from moco_d2.pretrain.probe.networks import load_network
 from moco_d2.records.environment import hardware, versions
 from moco_d2.records.pretext_schema import (
     KIND,
@@ -96,10 +97,13 @@ def _evaluate(args: argparse.Namespace, started: datetime.datetime) -> None:
     train, val = list_labeled(args.data, args.val, value_range=tuple(args.range or ()))
     seed_all_rng(args.seed)
     if args.checkpoint == RANDOM:
-        network, architecture, origin = random_backbone(args.arch)
+        network, resnet, origin = random_backbone(args.arch)
+        architecture, width = str(resnet), resnet.num_features
     else:
-        network, architecture, origin = load_backbone(args.checkpoint, branch=args.branch)
-    job = Job(args, network, origin, train, val, num_features=architecture.num_features)
+        network, architecture, width, origin = load_network(
+            args.checkpoint, branch=args.branch, size=args.size
+        )
+    job = Job(args, network, origin, train, val, num_features=width)
     _prepare_folder(args.output)
     logger.info(
         "%s (%s), protocol %s; %d training and %d validation images of %d classes",
@@ -123,7 +127,7 @@ def _evaluate(args: argparse.Namespace, started: datetime.datetime) -> None:
     result = LinearEvalRecord(
         schema_version=SCHEMA_VERSION,
         kind=KIND,
-        checkpoint=Checkpoint(**provenance, architecture=str(architecture)),
+        checkpoint=Checkpoint(**provenance, architecture=architecture),
         pretraining=pretraining and Pretraining(**pretraining),
         protocol=job.protocol,
         data=Images(

@@ -109,6 +109,28 @@ class Run:
         self.warmup, self.length, self.done = warmup, length, 0
         self.memory: dict[torch.Tensor, list[torch.Tensor]] = {}
 
+    def official(self, epoch):
+        """The content of an official checkpoint, of LARS."""
+        parts = {
+            "base_encoder": self.base,
+            "momentum_encoder": self.momentum,
+            "predictor": self.predictor,
+        }
+        state = {
+            f"module.{part}.{name}": tensor.clone()
+            for part, module in parts.items()
+            for name, tensor in module.state_dict().items()
+        }
+        numbered = enumerate(p for module in parts.values() for p in module.parameters())
+        mu = {i: {"mu": self.memory[p][0].clone()} for i, p in numbered if p in self.memory}
+        return {
+            "epoch": epoch,
+            "arch": "resnet50",
+            "state_dict": state,
+            "optimizer": {"state": mu, "param_groups": []},
+            "scaler": {},
+        }
+
     def ctr(self, q, k):
         q, k = (x / x.square().sum(1, keepdim=True).sqrt() for x in (q, k))
         logits = q @ k.T / self.t

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-_LR = 0.003  # with ten times as much, differences of rounding grow tenfold in two updates
 V1, V2 = "moco_v1_R50_200ep.yaml", "moco_v2_R50_200ep.yaml"
 
 
@@ -31,6 +30,7 @@ class Size:
     side: int  # pixels of a view
     batch: int  # of the checks
     queue: int
+    lr: float  # differences of rounding grow with it, and with the depth of the network
     splits: int  # groups of BatchNorm
     batches: tuple[int, ...]  # of the measured steps
     steps: int  # in a timed turn
@@ -45,13 +45,29 @@ class Size:
 
 
 GPU = Size(
-    **{"arch": "resnet50", "width": 1.0, "side": 96, "batch": 64, "queue": 4096, "splits": 8},
+    **{
+        "arch": "resnet50",
+        "width": 1.0,
+        "side": 96,
+        "batch": 64,
+        "queue": 4096,
+        "lr": 0.001,
+        "splits": 8,
+    },
     **{"batches": (256, 32), "steps": 10, "turns": 5},
     **{"run_arch": "resnet18", "run_steps": 400, "run_batch": 64},
     **{"workers": (8, 16), "jpegs": 4096, "fed": 16, "detector_side": 512},
 )
 CPU = Size(
-    **{"arch": "resnet18", "width": 0.125, "side": 32, "batch": 16, "queue": 64, "splits": 2},
+    **{
+        "arch": "resnet18",
+        "width": 0.125,
+        "side": 32,
+        "batch": 16,
+        "queue": 64,
+        "lr": 0.003,
+        "splits": 2,
+    },
     **{"batches": (4,), "steps": 1, "turns": 1},
     **{"run_arch": "resnet18", "run_steps": 24, "run_batch": 8},
     **{"workers": (1, 2), "jpegs": 16, "fed": 2, "detector_side": 64},
@@ -212,7 +228,7 @@ def pretrainer(
         "SEED": 1,
         "DATALOADER.NUM_WORKERS": 0,
         "SOLVER.IMS_PER_BATCH": batch,
-        "SOLVER.BASE_LR": _LR,
+        "SOLVER.BASE_LR": run.size.lr,
         "MOCO.REFERENCE_BATCH": 0,
         "MOCO.MONITOR.EXPECTED_LOSS": (),
         "MOCO.ENCODER.ARCH": run.size.arch,

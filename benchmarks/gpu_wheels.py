@@ -20,7 +20,14 @@ def packages() -> list[dict[str, Any]]:
 
 def missing() -> list[dict[str, Any]]:
     """Return the packages whose module this Python does not find, in whatever version."""
-    return [one for one in packages() if importlib.util.find_spec(one["module"]) is None]
+    return [one for one in packages() if not _is_found(one["module"])]
+
+
+def _is_found(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package around it is missing
+        return False
 
 
 def describe_missing() -> str:

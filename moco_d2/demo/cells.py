@@ -135,9 +135,7 @@ def demo_files(settings: Settings) -> dict[str, str]:
     return files
 
 
-def demo_cells(
-    settings: Settings, *, source: Path = Path("the demo")
-) -> list[Cell]:
+def demo_cells(settings: Settings, *, source: Path = Path("the demo")) -> list[Cell]:
     """Return all cells, each after the cells that it needs.
 
     Args:
@@ -219,9 +217,7 @@ def _pretrain(name: str, settings: Settings) -> Cell:
     )
 
 
-def _finetune(
-    task: str, initialization: str, seed: int, steps: int, source: Path
-) -> Cell:
+def _finetune(task: str, initialization: str, seed: int, steps: int, source: Path) -> Cell:
     overrides = {
         **_datasets(task),
         **_SMALL_DETECTOR,

@@ -135,8 +135,8 @@ class Demo:
         return (
             f"{s.pretrain_images} images for pretraining, {s.pretrain_steps} steps of batch 64; "
             f"{s.detection_train} scenes to fine-tune on and {s.detection_test} to test on in each "
-            f"set, batch 4 ({sizes}); seeds {', '.join(map(str, s.seeds))}; ResNet-18 of half the width. On "
-            f"{run.hardware['name']}, {run.hardware['cpu_count']} cores, device "
+            f"set, batch 4 ({sizes}); seeds {', '.join(map(str, s.seeds))}; ResNet-18 of half the "
+            f"width. On {run.hardware['name']}, {run.hardware['cpu_count']} cores, device "
             f"{run.hardware['device']}, torch {run.environment['torch']}."
         )
 

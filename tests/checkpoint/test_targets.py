@@ -87,7 +87,7 @@ def run_mmdet(line: str, architecture: Architecture) -> dict[str, torch.Tensor]:
 def run_detectron2(
     line: str, architecture: Architecture, settings: list[str]
 ) -> dict[str, torch.Tensor]:
-    """Detectron2 with the registered builders, and the words of the printed lines on its command line."""
+    """Detectron2 and the registered builders, with the words of the printed lines."""
     cfg = get_cfg()
     words = shlex.split(" ".join([line, *settings]))
     cfg.merge_from_list([*words, "MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", "0"])

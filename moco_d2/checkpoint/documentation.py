@@ -17,7 +17,7 @@ ResNeXt, wide) or a plain [vision transformer](#vision-transformers), and recogn
 shapes. Every other tensor of the file must be known to its family, or the file is refused; `--drop
 PATTERN` leaves out more tensors beside the network, but none among its layers. Wrappers (`module.`,
 `_orig_mod.`, `model.`, `net.`, `ema_model.`, FSDP's) may stand anywhere. The page
-[checkpoint_table.md](checkpoint_table.md) shows the result for a ResNet's file of each project.
+[checkpoint_table.md](checkpoint_table.md) shows the result for a file of each project.
 
 The proof compares Detectron2's features with those of torchvision's network. It cannot see what no
 tensor shows: strides, dilation, pooling, anti-aliasing, activations and the input format. So a file
@@ -57,7 +57,8 @@ proven, but a detector with a feature pyramid needs a power of two.
 |---|---|---|---|---|---|---|
 """
 _REFUSED_VITS = """
-These networks are recognized and refused, with these reasons:
+These networks are recognized and refused. Detectors are built here for ResNets and plain ViTs only;
+the reasons are:
 
 """
 

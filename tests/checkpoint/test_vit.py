@@ -196,7 +196,8 @@ def test_a_converted_file_is_known(save, tmp_path):
 
 EXTRA = torch.zeros(WIDTH)
 REFUSED = {
-    "BEiT": ("table of relative positions", {"blocks.0.attn.q_bias": EXTRA}),
+    "BEiT": ("the same for all queries", {"blocks.0.attn.relative_position_bias_table": EXTRA}),
+    "EVA": ("its keys have none", {"blocks.0.attn.q_bias": EXTRA}),
     "DINOv3": ("rotary positions", {"rope_embed.periods": EXTRA}),
     "CLIP": ("normalizes before its first block", {"norm_pre.weight": EXTRA}),
     "query norm": ("normalizes inside its attention", {"blocks.0.attn.q_norm.weight": EXTRA}),

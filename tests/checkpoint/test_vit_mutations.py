@@ -1,6 +1,7 @@
 """Deliberate mistakes of a ViT's conversion: the proof or the account of tensors catches each."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -116,6 +117,31 @@ def bias_lost(model, settings, source):
     model[f"{QKV}.bias"] = torch.zeros_like(model[f"{QKV}.bias"])
 
 
+def class_token_kept_as_a_patch(model, settings, source):
+    settings["MOCO.VIT.PRETRAIN_CLASS_TOKEN"] = False
+
+
+def position_of_the_class_token_added(model, settings, source):
+    positions = model[f"{NET}pos_embed"]
+    model[f"{NET}pos_embed"] = positions + positions[:, :1]
+
+
+def layer_scale_twice(model, settings, source):
+    layer = "blocks.0.mlp.fc2.weight"
+    model[NET + layer] = model[NET + layer] * source["blocks.0.ls2"][:, None]
+
+
+def mlp_backwards(model, settings, source):
+    first, second = (f"{NET}blocks.0.mlp.fc{i}.weight" for i in (1, 2))
+    model[first], model[second] = model[second].T.contiguous(), model[first].T.contiguous()
+
+
+def channels_last(model, settings, source):
+    """Keep the values of a patch in the order rows, columns, colors, as TensorFlow does."""
+    name = f"{NET}patch_embed.proj.weight"
+    model[name] = model[name].permute(0, 2, 3, 1).reshape(model[name].shape)
+
+
 def half_precision(model, settings, source):
     for name in model:
         model[name] = model[name].to(torch.bfloat16).float()
@@ -151,6 +177,11 @@ MUTATIONS = {
             wrong_heads,
             channels_as_bgr,
             bias_lost,
+            class_token_kept_as_a_patch,
+            position_of_the_class_token_added,
+            layer_scale_twice,
+            mlp_backwards,
+            channels_last,
             half_precision,
             another_prefix,
         )
@@ -182,9 +213,13 @@ def test_a_mistake_is_caught(mutation, proven):
         prove({"model": model, "matching_heuristics": True}, source, architecture, settings)
 
 
-def test_a_source_read_with_the_wrong_heads_is_caught(proven):
+@pytest.mark.parametrize("mistake", [{"heads": 6}, {"eps": 1e-2}, {"extra": 0, "grid": 14}])
+def test_a_source_read_wrongly_is_caught(mistake, proven):
+    """With other heads, another epsilon of LayerNorm, or its class token as its first patch."""
     source, architecture, model, settings = proven
-    other = dataclasses.replace(architecture, heads=6)
+    if "extra" in mistake:
+        source = source | {"pos_embed": source["pos_embed"][:, :-1]}
+    other = dataclasses.replace(architecture, **mistake)
     with pytest.raises(UserError, match="features of the converted network differ"):
         prove({"model": model, "matching_heuristics": True}, source, other, settings)
 
@@ -204,3 +239,16 @@ def test_a_value_that_hugging_faces_network_lacks_is_caught(save, tmp_path):
     del state["encoder.layer.1.attention.attention.key.bias"]
     with pytest.raises(UserError, match=r"1 missing \(blocks.1.attn.k.bias"):
         convert(save(state), tmp_path / "w.pth", heads=HEADS)
+
+
+def test_an_epsilon_is_caught_where_it_changes_features(save, tmp_path):
+    """Detectron2's is 1e-6. Hugging Face's is 1e-12, which matters for small activations only."""
+    state = of_transformers(vit())
+    for name in state:
+        if name.startswith("embeddings."):
+            state[name] = state[name] * 1e-3
+    with pytest.raises(UserError, match="features of the converted network differ"):
+        convert(save(state), tmp_path / "w.pth", heads=HEADS)
+    config = {"architectures": ["ViTModel"], "layer_norm_eps": 1e-6}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    convert(save(state), tmp_path / "w.pth", heads=HEADS)

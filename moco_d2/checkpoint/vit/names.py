@@ -110,7 +110,10 @@ TORCHVISION = Names(
 )
 NAMES = (TIMM, TRANSFORMERS, TORCHVISION)
 # Tensors below a ViT's prefix that Detectron2's backbone has no use for.
-SPECIAL = ("cls_token", "dist_token", "embeddings.cls_token", "class_token")
+SPECIAL = (
+    *("cls_token", "dist_token", "class_token"),
+    *("embeddings.cls_token", "embeddings.distillation_token"),
+)
 REGISTERS = ("register_tokens", "reg_token", "embeddings.register_tokens")
 HEADS = (
     *SPECIAL, *REGISTERS, "mask_token", "embeddings.mask_token", "masked_embed", "norm.*",
@@ -143,6 +146,21 @@ class _Anywhere(ViTFamily):
 _B, _L, HUGE = (768, 12), (1024, 24), (1280, 32)
 OF_64 = {(192, 12): 3, (384, 12): 6, _B: 12, _L: 16}
 _BESIDE = ("head.*", "dino_head.*", "ibot_head.*", "predictor.*", "decoder.*", "classifier.*")
+_LIGHTLY = (
+    *("*_head.*", "*backbone.mask_token", "decoder.*", "predictor.*", "prototypes"),
+    *("online_classifier.*", "criterion.*"),
+)
+
+
+def _of_lightly(*backbones: str) -> tuple[str, ...]:
+    """Return the locations of lightly's backbones, bare or as a masked ViT."""
+    return tuple(
+        f"{container}:{backbone}.{masked}"
+        for container in ("state_dict", "")
+        for backbone in backbones
+        for masked in ("vit.", "")
+    )
+
 
 # The first family that fits is used.
 FAMILIES: tuple[ViTFamily, ...] = (
@@ -179,6 +197,25 @@ FAMILIES: tuple[ViTFamily, ...] = (
         query=(":",),
         needs=("mask_token", "blocks.0.ls1.gamma"),
         sizes=OF_64,
+    ),
+    ViTFamily(
+        name="lightly_vit_anchor",
+        title="lightly, MSN and PMSN, whose backbone is the moving average of the anchor",
+        example="epoch=99-step=500400.ckpt",
+        query=_of_lightly("anchor_backbone"),
+        key=_of_lightly("backbone"),
+        companions=_LIGHTLY,
+        needs=("anchor_backbone.*",),
+        names=(TIMM, TORCHVISION),
+    ),
+    ViTFamily(
+        name="lightly_vit",
+        title="lightly, MAE, DINO, DINOv2, iBOT and others",
+        example="epoch=99-step=500400.ckpt",
+        query=_of_lightly("student_backbone", "backbone"),
+        key=_of_lightly("teacher_backbone"),
+        companions=_LIGHTLY,
+        names=(TIMM, TORCHVISION),
     ),
     ViTFamily(
         name="transformers_vit",

@@ -133,15 +133,16 @@ class _Detectron2ViT(nn.Module):
         super().__init__()
         width, patch = settings["MOCO.VIT.EMBED_DIM"], settings["MOCO.VIT.PATCH_SIZE"]
         self.side = settings["MOCO.VIT.PRETRAIN_SIZE"] // patch
+        self.special = int(settings["MOCO.VIT.PRETRAIN_CLASS_TOKEN"])
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, patch, patch)})
-        self.pos_embed = nn.Parameter(torch.empty(1, self.side**2 + 1, width))
+        self.pos_embed = nn.Parameter(torch.empty(1, self.side**2 + self.special, width))
         heads, depth = settings["MOCO.VIT.HEADS"], settings["MOCO.VIT.DEPTH"]
         self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(depth))
 
     def forward(self, image: Tensor) -> Iterator[Tensor]:
         """Yield the grid, (1, h, w, C), before the first block and after each."""
         x = self.patch_embed["proj"](image).permute(0, 2, 3, 1)
-        positions = self.pos_embed[:, 1:].reshape(1, self.side, self.side, -1)
+        positions = self.pos_embed[:, self.special :].reshape(1, self.side, self.side, -1)
         if x.shape[1] != self.side:
             positions = F.interpolate(
                 positions.permute(0, 3, 1, 2), x.shape[1:3], mode="bicubic", align_corners=False

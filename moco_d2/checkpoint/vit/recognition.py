@@ -22,7 +22,7 @@ from moco_d2.checkpoint.vit.names import (
     REGISTERS,
     SPECIAL,
 )
-from moco_d2.checkpoint.vit.refusals import reason
+from moco_d2.checkpoint.vit.refusals import other_network, reason
 from moco_d2.errors import UserError, printable
 
 _NAMED = 3  # most names in a sentence
@@ -40,13 +40,12 @@ _HALF = Input("RGB", (127.5, 127.5, 127.5), (127.5, 127.5, 127.5))
 
 
 def is_vit(checkpoint: Mapping[Any, Any]) -> bool:
-    """Return whether a checkpoint has the blocks of a ViT, also of one that is not converted."""
+    """Return whether a checkpoint has the blocks of a ViT, or is known to be another network."""
     states = tensors_by_dict(checkpoint)
-    return bool(find_candidates(states)) or any(
-        re.search(r"visual\.transformer\.resblocks\.\d+\.attn\.", name)
-        for s in states.values()
-        for name in s
-    )
+    names = [name for state in states.values() for name in state]
+    # What is beside a ResNet, whose BatchNorm has statistics, makes it no other network.
+    is_resnet = any(name.endswith("running_mean") for name in names)
+    return bool(find_candidates(states)) or (not is_resnet and other_network(names) is not None)
 
 
 def extract(checkpoint: Mapping[Any, Any], request: Request) -> tuple[Extracted, ViT]:

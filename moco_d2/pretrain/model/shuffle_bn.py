@@ -49,32 +49,61 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         if len(x) % self.num_splits:
             raise ValueError(f"batch of {len(x)} images cannot be split into {self.num_splits}")
         self.num_batches_tracked.add_(1)
-        if torch.compiler.is_compiling():
-            return self._normalize_at_once(x)
         running = self.running_mean, self.running_var
         settings = self.num_splits, self.momentum, self.eps
-        out: torch.Tensor = _GroupsInPlace.apply(  # type: ignore[no-untyped-call] # torch has none
-            x, self.weight, self.bias, running, settings
-        )
+        groups = _GroupsAtOnce if torch.compiler.is_compiling() else _GroupsInPlace
+        out: torch.Tensor = groups.apply(x, self.weight, self.bias, running, settings)
         return out
 
-    def _normalize_at_once(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalize all groups of x (N, C, H, W) in operations that a compiler fuses.
 
-        No group is copied, whatever the memory format of x.
-        """
-        groups = x.unflatten(0, (self.num_splits, -1))
-        values = groups.to(torch.promote_types(x.dtype, self.weight.dtype))
-        over = (1, 3, 4)
-        variances, means = torch.var_mean(values, over, correction=0, keepdim=True)
-        with torch.no_grad():
-            count = groups[0].numel() // groups.shape[2]
-            unbiased = variances.mean(0).flatten() * (count / (count - 1))
-            self.running_mean.lerp_(means.mean(0).flatten(), self.momentum)
-            self.running_var.lerp_(unbiased, self.momentum)
-        weight, bias = self.weight.view(-1, 1, 1), self.bias.view(-1, 1, 1)
-        out = (values - means) * (variances + self.eps).rsqrt() * weight + bias
+class _GroupsAtOnce(torch.autograd.Function):
+    """The groups of SplitBatchNorm2d in operations that a compiler fuses.
+
+    No group is copied, whatever the memory format of x. Sums over the groups are the only passes
+    over memory apart from those of the result, as in one BatchNorm.
+    """
+
+    @staticmethod
+    def forward(  # noqa: PLR0917 - autograd passes positional arguments
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        running: tuple[torch.Tensor, torch.Tensor],
+        settings: tuple[int, float, float],
+    ) -> torch.Tensor:
+        splits, momentum, eps = settings
+        groups = _groups(x, splits, weight.dtype)
+        variances, means = torch.var_mean(groups, _OVER, correction=0, keepdim=True)
+        count = groups[0].numel() // groups.shape[2]
+        new = means.mean(0).flatten(), variances.mean(0).flatten() * (count / (count - 1))
+        for old, mean in zip(running, new, strict=True):
+            old.lerp_(mean, momentum)
+        inverse_stds = (variances + eps).rsqrt()
+        ctx.save_for_backward(x, weight, means, inverse_stds)
+        out = (groups - means) * inverse_stds * weight.view(-1, 1, 1) + bias.view(-1, 1, 1)
         return out.to(x.dtype).flatten(0, 1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+        x, weight, means, inverse_stds = ctx.saved_tensors
+        grads, groups = (_groups(one, len(means), weight.dtype) for one in (grad, x))
+        normal = (groups - means) * inverse_stds
+        sums = grads.sum(_OVER, keepdim=True)
+        products = (grads * normal).sum(_OVER, keepdim=True)
+        count = groups[0].numel() // groups.shape[2]
+        rest = grads - (sums + normal * products) / count
+        grad_x = (rest * inverse_stds * weight.view(-1, 1, 1)).to(x.dtype).flatten(0, 1)
+        return grad_x, products.sum(0).flatten(), sums.sum(0).flatten(), None, None
+
+
+_OVER = (1, 3, 4)  # images, rows and columns of a group
+
+
+def _groups(x: torch.Tensor, splits: int, dtype: torch.dtype) -> torch.Tensor:
+    """Return x (N, C, H, W) as (S, N / S, C, H, W), in the type of the statistics."""
+    return x.unflatten(0, (splits, -1)).to(torch.promote_types(x.dtype, dtype))
 
 
 class _GroupsInPlace(torch.autograd.Function):

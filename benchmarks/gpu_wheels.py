@@ -1,8 +1,8 @@
 """What this project needs besides torch and torchvision, with measured sizes: gpu.py --wheels.
 
-gpu_wheels.json has the packages of requirements.lock that a fresh install of torch and torchvision
-does not bring, for Python 3.12 on Linux and x86-64, with the bytes of their wheels as downloaded
-(or built, of the few that are published as sources only).
+gpu_wheels.json has the packages of the lock that a fresh install of torch and torchvision does not
+bring, for Python 3.12 on Linux and x86-64, with the bytes of their wheels as downloaded (or built,
+of the few that are published as sources only).
 """
 
 import importlib.util

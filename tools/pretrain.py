@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Pretrain a ResNet with MoCo, or its supervised baseline."""
+"""Pretrain a ResNet or a ViT with MoCo, or its supervised baseline."""
 
 import argparse
 
@@ -9,7 +9,7 @@ from moco_d2.cli import argument_parser, run_command, start_job
 def parse_args() -> argparse.Namespace:
     """Return the flags of the command line."""
     return argument_parser(
-        "Pretrain a ResNet with MoCo (or supervised, MOCO.PRETEXT) on a folder of images.",
+        "Pretrain a network with MoCo (v1 to v3, or supervised: MOCO.PRETEXT) on images.",
         "tools/pretrain.py --config-file moco_v2_R50_200ep.yaml --num-gpus 8 \\\n"
         "      DATASETS.TRAIN datasets/imagenet/train OUTPUT_DIR output/moco_v2",
     ).parse_args()

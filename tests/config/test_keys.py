@@ -16,6 +16,7 @@ from moco_d2.errors import UserError
 from moco_d2.pretrain.augmentation.views import AUGMENTATIONS
 from moco_d2.pretrain.model.dictionary import DICTIONARIES
 from moco_d2.pretrain.model.encoder import ARCHITECTURES
+from moco_d2.pretrain.model.vit import VITS
 from moco_d2.pretrain.official_layout import PARTS
 from moco_d2.pretrain.schedule import SCHEDULES
 from moco_d2.transfer.evaluation.voc_evaluation import MODES
@@ -72,7 +73,7 @@ def test_keys_of_detectron2_are_in_both_tables_once():
         ("MOCO.AUGMENTATION.NAME", AUGMENTATIONS),
         ("MOCO.CHECKPOINT.REINITIALISE", PARTS),
         ("MOCO.DICTIONARY.NAME", DICTIONARIES),
-        ("MOCO.ENCODER.ARCH", ARCHITECTURES),
+        ("MOCO.ENCODER.ARCH", (*ARCHITECTURES, *VITS)),
         ("MOCO.LR_SCHEDULE", SCHEDULES),
         ("MOCO.VOC_EVALUATION", MODES),
     ],
@@ -117,8 +118,8 @@ CASES = [  # what must be, got what, for a value written as on the command line
     ("MOCO.ACCUMULATION", "0", "an integer of at least 1, got 0"),
     ("MOCO.CHECKPOINT.KEEP_LAST", "-1", "an integer of at least 0, got -1"),
     ("MOCO.EPOCHS", "1.5", "an integer of at least 0, got 1.5"),
-    ("MOCO.PRETEXT", "moko", "moco or supervised, got 'moko'; did you mean 'moco'?"),
-    ("MOCO.PRETEXT", "rotation", "moco or supervised, got 'rotation'"),
+    ("MOCO.PRETEXT", "moko", "moco, mocov3 or supervised, got 'moko'; did you mean 'moco"),
+    ("MOCO.PRETEXT", "rotation", "moco, mocov3 or supervised, got 'rotation'"),
     (
         "MOCO.DICTIONARY.NAME",
         "queue",
@@ -127,9 +128,10 @@ CASES = [  # what must be, got what, for a value written as on the command line
     (
         "MOCO.ENCODER.ARCH",
         "resnet51",
-        "resnet18, resnet34, resnet50, resnet101 or resnet152, got 'resnet51'; did you mean 'resn",
+        "resnet18, resnet34, resnet50, resnet101, resnet152, vit_tiny, vit_small or vit_base, got "
+        "'resnet51'; did you mean 'resn",
     ),
-    ("MOCO.LR_SCHEDULE", "linear", "step, step_every or cosine, got 'linear'"),
+    ("MOCO.LR_SCHEDULE", "linear", "step, step_every, cosine or cosine_after_warmup, got 'lin"),
     ("MOCO.AMP_DTYPE", "float8", "bfloat16 or float16, got 'float8'; did you mean 'float16' or"),
     ("MOCO.AUGMENTATION.WHERE", "gpu", "workers or device, got 'gpu'"),
     ("MOCO.VOC_EVALUATION", "rough", "compatible or exact, got 'rough'"),

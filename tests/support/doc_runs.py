@@ -12,6 +12,10 @@ _PRETRAIN = (
     "MOCO.REFERENCE_BATCH 0 SOLVER.IMS_PER_BATCH 8 SOLVER.MAX_ITER 2 DATALOADER.NUM_WORKERS 0 "
     "MODEL.DEVICE cpu"
 )
+_V3 = (
+    f"{_PRETRAIN} MOCO.ENCODER.ARCH vit_tiny MOCO.ENCODER.WIDTH_FACTOR 0.25 "
+    "MOCO.ENCODER.MLP_DIM 16 MOCO.WARMUP_EPOCHS 0 MOCO.ACCUMULATION 2"
+)
 _TRAIN = f"{' '.join(SMALL_DETECTOR)} {_DATA} MODEL.DEVICE cpu"
 _FROM_MOCO = f"{_TRAIN} MODEL.WEIGHTS weights/moco.pth"
 _PROBE = "--size 32 --workers 0 --device cpu --batch-size 8 --num-gpus 1"
@@ -26,6 +30,7 @@ RUNS = {
     "tools/pretrain.py * --num-gpus 8 DATASETS.TRAIN datasets/imagenet/train *": _PRETRAIN,
     "tools/pretrain.py * OUTPUT_DIR output/proof/before *": "SOLVER.MAX_ITER 2",
     "tools/pretrain.py * OUTPUT_DIR output/small *": _PRETRAIN,
+    "tools/pretrain.py * OUTPUT_DIR output/moco_v3 *": _V3,
     "tools/pretrain.py * --num-gpus 8": _PRETRAIN,
     "tools/pretrain.py * DATASETS.TRAIN my/images MOCO.TEMPERATURE 0.1": _PRETRAIN,
     "tools/convert.py output/m*": "",

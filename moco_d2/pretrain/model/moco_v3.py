@@ -60,7 +60,7 @@ class MoCoV3(nn.Module):
         """Build from ``cfg.MOCO``, with BatchNorm over all processes.
 
         The projection head has 2 layers behind a ResNet and 3 behind a ViT; that of a ResNet's
-        prediction head ends without BatchNorm (official moco/builder.py).
+        prediction head ends without BatchNorm (official MoCo_ResNet and MoCo_ViT).
         """
         settings = cfg.MOCO.ENCODER
         hidden, dim = settings.MLP_DIM, settings.DIM

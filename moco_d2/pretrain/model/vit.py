@@ -17,8 +17,8 @@ from moco_d2.checkpoint.vit.architecture import MLP_RATIO, ViT
 from moco_d2.errors import UserError
 
 _PATCH = 16
-EPS = 1e-6  # of LayerNorm, as in vits.py of facebookresearch/moco-v3
-# vits.py of facebookresearch/moco-v3; vit_tiny is DeiT's. The grid is that of the images.
+EPS = 1e-6  # of LayerNorm, as in facebookresearch/moco-v3
+# Those of facebookresearch/moco-v3, and DeiT's vit_tiny. The grid is that of the images.
 VITS = {
     "vit_tiny": ViT(width=192, depth=12, heads=3, patch=_PATCH, grid=0),
     "vit_small": ViT(width=384, depth=12, heads=12, patch=_PATCH, grid=0),

@@ -178,6 +178,16 @@ def test_linear_evaluation_runs_on_a_checkpoint(config, tmp_path, protocol):
     assert result["pretraining"]["iterations"] == 6
 
 
+def test_the_supervised_baseline_of_a_vit(make_config, tmp_path):
+    recipe, widths = RECIPES["ViT"]
+    cfg = make_config({**SMALL, **widths, "MOCO.PRETEXT": "supervised"}, config=recipe)
+    losses = train(cfg).storage.history("total_loss").values()
+    assert len(losses) == 6 and all(0 < value < 5 for value, _ in losses)
+    report = convert(tmp_path / "out" / FINAL_CHECKPOINT, tmp_path / "weights.pth")
+    assert report["vit"]["heads"] == 3
+    assert report["tensors_found"] == report["tensors_expected"]
+
+
 def test_a_vit_is_evaluated_at_its_own_size(make_config, tmp_path):
     recipe, widths = RECIPES["ViT"]
     train(make_config({**SMALL, **widths}, config=recipe))

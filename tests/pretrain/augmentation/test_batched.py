@@ -18,6 +18,8 @@ from moco_d2.pretrain.augmentation.views import (
     AUGMENTATIONS,
     IMAGENET_MEAN,
     IMAGENET_STD,
+    SECOND_VIEW,
+    Recipe,
     build_augmentation,
     build_crop,
 )
@@ -114,8 +116,8 @@ def ks_distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(shares[0] - shares[1]).max())
 
 
-def views_of_workers(name: str, seed: int) -> torch.Tensor:
-    transform, image = build_augmentation(name, size=SIDE, crop_scale=(1, 1)), picture()
+def views_of_workers(recipe: Recipe, seed: int) -> torch.Tensor:
+    transform, image = build_augmentation(recipe, size=SIDE, crop_scale=(1, 1)), picture()
     torch.manual_seed(seed)
     return torch.stack([transform(image) for _ in range(VIEWS)])
 
@@ -137,14 +139,17 @@ def distances(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, f
     return {name: ks_distance(a[name], b[name]) for name in a}
 
 
+RECIPES = AUGMENTATIONS | {f"{name}, second": recipe for name, recipe in SECOND_VIEW.items()}
+
+
 @pytest.fixture(scope="module")
 def of_workers():
-    return {name: statistics(views_of_workers(name, seed=0)) for name in AUGMENTATIONS}
+    return {name: statistics(views_of_workers(recipe, seed=0)) for name, recipe in RECIPES.items()}
 
 
-@pytest.mark.parametrize("name", ["v1", "v2"])
+@pytest.mark.parametrize("name", RECIPES)
 def test_views_have_the_same_distribution(of_workers, name):
-    found = statistics(views_of_device(DeviceAugmentation(AUGMENTATIONS[name]), seed=1))
+    found = statistics(views_of_device(DeviceAugmentation(RECIPES[name]), seed=1))
     too_far = {k: d for k, d in distances(of_workers[name], found).items() if d > KS_LIMIT}
     assert not too_far
 
@@ -157,6 +162,8 @@ def test_views_have_the_same_distribution(of_workers, name):
         ({"jitter_probability": 1.0}, "mean of g"),
         ({"gray_probability": 0.35}, "gray"),
         ({"blur_probability": 0.7}, "texture"),
+        ({"saturation": 0.9}, "saturation"),
+        ({"solarize_probability": 0.2}, "red side"),
     ],
 )
 def test_the_comparison_sees_a_changed_setting(of_workers, changes, seen_in):

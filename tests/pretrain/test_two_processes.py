@@ -25,6 +25,11 @@ V3 = {
     "MOCO.AUGMENTATION.NAME": "v3",
     "MOCO.MOMENTUM_SCHEDULE": "cosine",
 }
+VIT = {
+    "MOCO.ENCODER.ARCH": "vit_tiny",
+    "MOCO.ENCODER.WIDTH_FACTOR": 0.25,
+    "MOCO.ENCODER.FREEZE_PATCHES": True,
+}
 MECHANISMS = {
     "queue": {},
     "symmetric": {"MOCO.SYMMETRIC": True},
@@ -34,12 +39,13 @@ MECHANISMS = {
     "v3, LARS": {**V3, "MOCO.PRETRAIN_OPTIMIZER": "LARS"},
     "v3, AdamW": {**V3, "MOCO.PRETRAIN_OPTIMIZER": "AdamW"},
     "v3, accumulated": {**V3, "MOCO.ACCUMULATION": 2},
+    "v3, ViT, accumulated": {**V3, **VIT, "MOCO.ACCUMULATION": 2},
 }
 # In these, two processes and one with two BatchNorm groups draw the same random numbers and make
 # the same comparisons. A memory bank's negatives are each process's own draw; accumulated passes
-# take other groups of images. v3 has one BatchNorm group in both cases; AdamW would take rounding
-# for the gradient of a bias before BatchNorm.
-SAME_AS_ONE = ("queue", "symmetric", "end to end", "v3, LARS")
+# take other groups of images, except in a ViT, which has no BatchNorm before its heads. v3 has one
+# BatchNorm group in both cases; AdamW would take rounding for the gradient of a bias before it.
+SAME_AS_ONE = ("queue", "symmetric", "end to end", "v3, LARS", "v3, ViT, accumulated")
 
 
 @pytest.fixture(scope="module")
@@ -98,11 +104,12 @@ def test_the_process_that_saves_saves_what_all_have(ranks, folder, name):
     content = torch.load(folder / name / "checkpoint_final.pth.tar", weights_only=True)
     second = ranks[1]["runs"][name]["state_dict"]
     encoder = "base_encoder" if name.startswith("v3") else "encoder_q"
-    saved = content["state_dict"][f"module.{encoder}.bn.weight"]
-    assert torch.equal(saved, second[f"{encoder}.bn.weight"])
+    norm = f"{encoder}.head.1" if "ViT" in name else f"{encoder}.bn"
+    saved = content["state_dict"][f"module.{norm}.weight"]
+    assert torch.equal(saved, second[f"{norm}.weight"])
     # BatchNorm's statistics of the other process are there too.
     buffers = content["moco_d2"]["processes"][1]["buffers"]
-    running_mean = f"{encoder}.bn.running_mean"
+    running_mean = f"{norm}.running_mean"
     assert torch.equal(buffers[running_mean], second[running_mean])
     if encoder == "base_encoder":  # its statistics are those of both processes
         assert torch.equal(buffers[running_mean], content["state_dict"][f"module.{running_mean}"])

@@ -21,6 +21,7 @@ from moco_d2.pretrain.engine import Pretrainer
 from moco_d2.pretrain.model import moco, moco_v3
 from moco_d2.pretrain.model.dictionary import Queue
 from moco_d2.pretrain.model.shuffle_bn import encode_shuffled
+from moco_d2.pretrain.model.vit import VITS
 
 SHARE, SIZE = 3, 4  # images a process, places in the queue
 
@@ -79,10 +80,12 @@ def train(words: list[str]) -> dict:
     end.
     """
     cfg = load_config("moco_v2_R50_200ep.yaml", words)
+    is_vit = cfg.MOCO.ENCODER.ARCH in VITS
+    build_v3 = moco_v3.build_encoder if is_vit else SmallNetwork.build
     with (
         double_precision(),
         patch.object(moco, "build_encoder", SmallNetwork.build),
-        patch.object(moco_v3, "build_encoder", SmallNetwork.build),
+        patch.object(moco_v3, "build_encoder", build_v3),
     ):
         seed(cfg)
         trainer = ObservedPretrainer(cfg)

@@ -105,9 +105,12 @@ class DeviceAugmentation(nn.Module):
 
     def _constants_for(self, crops: torch.Tensor) -> list[torch.Tensor]:
         """Return mean and deviation (3,), and the tap matrices of both sides, on the device."""
-        sides = crops.shape[2:]
+        sides = tuple(crops.shape[2:])
         known = self._constants
-        if not known or known[0].device != crops.device or sides != (len(m[0]) for m in known[2:]):
+        if not known or (known[0].device, *(m.shape[1] for m in known[2:])) != (
+            crops.device,
+            *sides,
+        ):
             values = torch.tensor([IMAGENET_MEAN, IMAGENET_STD])
             matrices = [tap_matrices(side, self.reach) for side in sides]
             self._constants = [send(one, crops.device) for one in (*values, *matrices)]

@@ -23,9 +23,21 @@ class Dictionary(nn.Module):
         key_encoder: The network that encodes the key view. "momentum" is a moving average of the
             query encoder. "query" is the query encoder itself, which is also trained through the
             keys. None means that the dictionary has a key for every image.
+        size: K, the number of negatives that are in no batch, 0 if there are none.
     """
 
     key_encoder: str | None
+    size: int = 0
+
+    def pairs(
+        self, queries: torch.Tensor, keys: torch.Tensor | None, index: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what the logits of `contrast` are computed from, if `size` is not 0.
+
+        Returns:
+            Similarities to the positives (N, 1), and the negatives (C, K), which have no gradient.
+        """
+        raise NotImplementedError
 
     def contrast(
         self, queries: torch.Tensor, keys: torch.Tensor | None, index: torch.Tensor | None
@@ -38,9 +50,12 @@ class Dictionary(nn.Module):
             index: Index in the dataset of each local image, (N,).
 
         Returns:
-            Logits before the temperature (N, number of keys) and labels (N,).
+            Logits before the temperature (N, number of keys) and labels (N,). With negatives of
+            `pairs`, the positive is in column 0 (paper Algorithm 1).
         """
-        raise NotImplementedError
+        positive, negatives = self.pairs(queries, keys, index)
+        logits = torch.cat([positive, queries @ negatives], dim=1)
+        return logits, torch.zeros(len(queries), dtype=torch.long, device=queries.device)
 
     def update(
         self, queries: torch.Tensor, keys: torch.Tensor | None, index: torch.Tensor | None
@@ -67,17 +82,16 @@ class Queue(Dictionary):
             size: K.
         """
         super().__init__()
+        self.size = size
         self.register_buffer("queue", F.normalize(torch.randn(dim, size), dim=0))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
 
-    def contrast(
+    def pairs(
         self, queries: torch.Tensor, keys: torch.Tensor | None, index: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return logits (N, 1 + K) with the positive in column 0 (paper Algorithm 1)."""
         keys = _needed(keys, "keys")
         positive = (queries * _own(keys, len(queries))).sum(dim=1, keepdim=True)
-        logits = torch.cat([positive, queries @ self.queue], dim=1)
-        return logits, torch.zeros(len(queries), dtype=torch.long, device=queries.device)
+        return positive, self.queue
 
     @torch.no_grad()
     def update(
@@ -118,10 +132,10 @@ class MemoryBank(Dictionary):
         self.register_buffer("bank", F.normalize(torch.randn(num_images, dim), dim=1))
         self._has_indices = False  # whether a batch has shown that the dataset gives them
 
-    def contrast(
+    def pairs(
         self, queries: torch.Tensor, keys: torch.Tensor | None, index: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return logits (N, 1 + K) with the image's own entry in column 0.
+        """Return the similarity to the image's own entry, and the negatives.
 
         Raises:
             UserError: If the dataset gives no index.
@@ -135,8 +149,7 @@ class MemoryBank(Dictionary):
         self._has_indices = True
         drawn = torch.randint(len(self.bank), (self.size,), device=queries.device)
         positive = (queries * self.bank[index]).sum(dim=1, keepdim=True)
-        logits = torch.cat([positive, queries @ self.bank[drawn].T], dim=1)
-        return logits, torch.zeros(len(queries), dtype=torch.long, device=queries.device)
+        return positive, self.bank[drawn].T
 
     @torch.no_grad()
     def update(

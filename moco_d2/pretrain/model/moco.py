@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from moco_d2.pretrain.model import info_nce
 from moco_d2.pretrain.model.dictionary import Dictionary, build_dictionary
 from moco_d2.pretrain.model.encoder import build_encoder, encoder_options
 from moco_d2.pretrain.model.shuffle_bn import encode_shuffled, norm_layer, world_size
@@ -131,12 +132,17 @@ class MoCo(nn.Module):
         keys = None if encoder is None or key is None else self.encode_keys(key)
         # Similarities stay in fp32: at T = 0.07, bf16 with its 8 bits would round logits too much.
         with torch.autocast(queries.device.type, enabled=False):
-            logits, labels = self.dictionary.contrast(queries, keys, index)
-            logits = logits / self.temperature
-            loss = F.cross_entropy(logits, labels)
+            if self.dictionary.size > info_nce.TILE:
+                pairs = self.dictionary.pairs(queries, keys, index)
+                loss, is_nearest = info_nce.tiled_info_nce(queries, *pairs, self.temperature)
+            else:
+                logits, labels = self.dictionary.contrast(queries, keys, index)
+                logits = logits / self.temperature
+                loss = F.cross_entropy(logits, labels)
+                is_nearest = logits.detach().argmax(dim=1) == labels
         seen = queries.detach(), None if keys is None else keys.detach(), index
         self._seen.append(seen)
-        accuracy = (logits.detach().argmax(dim=1) == labels).float().mean()
+        accuracy = is_nearest.float().mean()
         return loss, accuracy, seen[0].std(dim=0).mean() * seen[0].shape[1] ** 0.5
 
     def encode_keys(self, images: torch.Tensor) -> torch.Tensor:

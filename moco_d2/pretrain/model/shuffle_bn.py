@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
 from torch.distributed.nn import functional as dist_functional
 
@@ -51,59 +52,34 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         self.num_batches_tracked.add_(1)
         running = self.running_mean, self.running_var
         settings = self.num_splits, self.momentum, self.eps
-        groups = _GroupsAtOnce if torch.compiler.is_compiling() else _GroupsInPlace
-        out: torch.Tensor = groups.apply(x, self.weight, self.bias, running, settings)
+        if torch.compiler.is_compiling():
+            return self._normalize_at_once(x)
+        running = self.running_mean, self.running_var
+        settings = self.num_splits, self.momentum, self.eps
+        out: torch.Tensor = _GroupsInPlace.apply(  # type: ignore[no-untyped-call] # torch has none
+            x, self.weight, self.bias, running, settings
+        )
         return out
 
+    def _normalize_at_once(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalize all groups of x (N, C, H, W) as one BatchNorm with S C channels.
 
-class _GroupsAtOnce(torch.autograd.Function):
-    """The groups of SplitBatchNorm2d in operations that a compiler fuses.
-
-    No group is copied, whatever the memory format of x. Sums over the groups are the only passes
-    over memory apart from those of the result, as in one BatchNorm.
-    """
-
-    @staticmethod
-    def forward(  # noqa: PLR0917 - autograd passes positional arguments
-        ctx: Any,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor,
-        running: tuple[torch.Tensor, torch.Tensor],
-        settings: tuple[int, float, float],
-    ) -> torch.Tensor:
-        splits, momentum, eps = settings
-        groups = _groups(x, splits, weight.dtype)
-        variances, means = torch.var_mean(groups, _OVER, correction=0, keepdim=True)
-        count = groups[0].numel() // groups.shape[2]
-        new = means.mean(0).flatten(), variances.mean(0).flatten() * (count / (count - 1))
-        for old, mean in zip(running, new, strict=True):
-            old.lerp_(mean, momentum)
-        inverse_stds = (variances + eps).rsqrt()
-        ctx.save_for_backward(x, weight, means, inverse_stds)
-        out = (groups - means) * inverse_stds * weight.view(-1, 1, 1) + bias.view(-1, 1, 1)
-        return out.to(x.dtype).flatten(0, 1)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
-        x, weight, means, inverse_stds = ctx.saved_tensors
-        grads, groups = (_groups(one, len(means), weight.dtype) for one in (grad, x))
-        normal = (groups - means) * inverse_stds
-        sums = grads.sum(_OVER, keepdim=True)
-        products = (grads * normal).sum(_OVER, keepdim=True)
-        count = groups[0].numel() // groups.shape[2]
-        rest = grads - (sums + normal * products) / count
-        grad_x = (rest * inverse_stds * weight.view(-1, 1, 1)).to(x.dtype).flatten(0, 1)
-        return grad_x, products.sum(0).flatten(), sums.sum(0).flatten(), None, None
-
-
-_OVER = (1, 3, 4)  # images, rows and columns of a group
-
-
-def _groups(x: torch.Tensor, splits: int, dtype: torch.dtype) -> torch.Tensor:
-    """Return x (N, C, H, W) as (S, N / S, C, H, W), in the type of the statistics."""
-    return x.unflatten(0, (splits, -1)).to(torch.promote_types(x.dtype, dtype))
+        Without a compiler this would copy x. A compiler only computes other addresses.
+        """
+        splits = self.num_splits
+        stacked = x.unflatten(0, (splits, -1)).transpose(0, 1).flatten(1, 2)
+        means, variances, weight, bias = (
+            one.repeat(splits)
+            for one in (self.running_mean, self.running_var, self.weight, self.bias)
+        )
+        settings = True, self.momentum, self.eps
+        out = F.batch_norm(stacked, means, variances, weight, bias, *settings)
+        self.running_mean.copy_(means.view(splits, -1).mean(0))
+        self.running_var.copy_(variances.view(splits, -1).mean(0))
+        out = out.unflatten(1, (splits, -1)).transpose(0, 1).flatten(0, 1)
+        is_plain = x.is_contiguous()
+        layout = torch.contiguous_format if is_plain else torch.channels_last
+        return out.contiguous(memory_format=layout)
 
 
 class _GroupsInPlace(torch.autograd.Function):

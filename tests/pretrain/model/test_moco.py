@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from detectron2.utils.events import EventStorage
 
 from moco_d2.pretrain.engine import Pretrainer
+from moco_d2.pretrain.model import info_nce
 from moco_d2.pretrain.model.dictionary import EndToEnd, MemoryBank, Queue
 from moco_d2.pretrain.model.moco import MoCo
 
@@ -194,6 +195,17 @@ def assert_same(found, wanted):
 def test_a_training_step_is_algorithm_1(
     trainer, drawn, config, temperature, name, reference, symmetric
 ):
+    check_training_steps(trainer, drawn, config, temperature, name, reference, symmetric)
+
+
+@pytest.mark.parametrize(("name", "reference"), [("Queue", Algorithm1), ("MemoryBank", InstDisc)])
+def test_a_training_step_in_tiles_is_algorithm_1(trainer, drawn, monkeypatch, name, reference):
+    monkeypatch.setattr(info_nce, "TILE", 7)
+    config = "moco_v2_R50_200ep.yaml"
+    check_training_steps(trainer, drawn, config, 0.2, name, reference, symmetric=True)
+
+
+def check_training_steps(trainer, drawn, config, temperature, name, reference, symmetric):
     trainer = trainer(config, {"MOCO.DICTIONARY.NAME": name, "MOCO.SYMMETRIC": symmetric})
     model = trainer.model
     by_hand = reference(model, m=0.999, t=temperature)

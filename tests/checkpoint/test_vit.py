@@ -6,12 +6,13 @@ from support.checkpoint.vits import HEADS, WIDTH, of_transformers, under, vit
 from support.commands import run_tool
 from support.paths import TOOLS
 from torch.nn import functional as F
-from torchvision.models import VisionTransformer
+from torchvision.models import VisionTransformer, resnet18
 
 import moco_d2  # noqa: F401  before detectron2
 from moco_d2.checkpoint.backbone import load_backbone
 from moco_d2.checkpoint.convert import convert, settings_for, summary
 from moco_d2.checkpoint.io import load_checkpoint
+from moco_d2.checkpoint.vit.network import ViTs
 from moco_d2.errors import UserError
 from moco_d2.transfer.modeling.vit import ViT
 
@@ -220,6 +221,13 @@ def test_another_network_is_refused_with_the_reason(name, save, tmp_path):
     assert reason in message
     if ".0." in next(iter(tensors)):  # nothing among the blocks can be left out
         assert reason in refusal(src, tmp_path / "w.pth", heads=HEADS, drop=("*",))
+
+
+def test_what_lies_beside_a_resnet_makes_it_no_other_network():
+    state = resnet18().state_dict()
+    for name in ("stages.0.blocks.0.conv_dw.weight", "ln_pre.weight", "rope_embed.periods"):
+        assert ViTs().recognizes({name: EXTRA}), name
+        assert not ViTs().recognizes(state | {name: EXTRA}), name
 
 
 def test_heads_are_asked_for_and_never_guessed(save, tmp_path):

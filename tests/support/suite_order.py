@@ -11,6 +11,7 @@ from xdist.scheduler import LoadFileScheduling
 SLOW = (
     "test_docs_runs.py",
     "checkpoint/test_families.py",
+    "checkpoint/test_vit_files.py",
     "checkpoint/test_detectron2_models.py",
     "test_group_signals.py",
     "checkpoint/test_hostile_arguments.py",
@@ -26,6 +27,7 @@ SLOW = (
     "checkpoint/test_catalog.py",
     "pretrain/test_engine.py",
     "end_to_end/test_line.py",
+    "end_to_end/test_converted_vit.py",
     "engine/test_launch.py",
     "test_suite_hygiene.py",
     "test_how_to.py",

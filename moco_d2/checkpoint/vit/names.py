@@ -153,13 +153,8 @@ _LIGHTLY = (
 
 
 def _of_lightly(*backbones: str) -> tuple[str, ...]:
-    """Return the locations of lightly's backbones, bare or as a masked ViT."""
-    return tuple(
-        f"{container}:{backbone}.{masked}"
-        for container in ("state_dict", "")
-        for backbone in backbones
-        for masked in ("vit.", "")
-    )
+    """Return the locations of lightly's masked ViTs."""
+    return tuple(f"{place}:{name}.vit." for place in ("state_dict", "") for name in backbones)
 
 
 # The first family that fits is used.
@@ -205,7 +200,7 @@ FAMILIES: tuple[ViTFamily, ...] = (
         query=_of_lightly("anchor_backbone"),
         key=_of_lightly("backbone"),
         companions=_LIGHTLY,
-        needs=("anchor_backbone.*",),
+        needs=("anchor_backbone.mask_token",),
         names=(TIMM, TORCHVISION),
     ),
     ViTFamily(
@@ -215,6 +210,7 @@ FAMILIES: tuple[ViTFamily, ...] = (
         query=_of_lightly("student_backbone", "backbone"),
         key=_of_lightly("teacher_backbone"),
         companions=_LIGHTLY,
+        needs=("*backbone.mask_token",),
         names=(TIMM, TORCHVISION),
     ),
     ViTFamily(

@@ -6,6 +6,7 @@ PYTHONPATH=tests python -m support.checkpoint.outcomes --write docs/checkpoint_t
 import argparse
 import atexit
 import functools
+import json
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 
 from support.checkpoint.families import FILES, File
 from support.checkpoint.reference import parity
+from support.checkpoint.vit_files import RESULT, section
 from support.paths import ROOT
 
 from moco_d2.checkpoint.convert import convert
@@ -26,6 +28,8 @@ INTRODUCTION = """# Checkpoint files and their outcomes
 This page shows, for a file of each project, whether `tools/convert.py` converts or refuses it. The
 files have random weights and the layout of the project. This command writes the page:
 `PYTHONPATH=tests python -m support.checkpoint.outcomes`.
+
+## ResNets
 
 Parity is the largest relative difference between the features of the saved network and the features
 of Detectron2's backbone with the converted weights, over res2 .. res5 and one image, in float32.
@@ -111,4 +115,4 @@ if __name__ == "__main__":
     parser.add_argument("--write", type=Path, default=COMMITTED_TABLE, metavar="FILE.md")
     destination = parser.parse_args().write
     destination.parent.mkdir(parents=True, exist_ok=True)
-    destination.write_text(INTRODUCTION + table())
+    destination.write_text(INTRODUCTION + table() + section(json.loads(RESULT.read_text())))

@@ -201,6 +201,10 @@ REFUSED = {
     "EVA": ("its keys have none", {"blocks.0.attn.q_bias": EXTRA}),
     "DINOv3": ("rotary positions", {"rope_embed.periods": EXTRA}),
     "CLIP": ("normalizes before its first block", {"norm_pre.weight": EXTRA}),
+    "open_clip": (
+        "GELU or QuickGELU",
+        {"visual.transformer.resblocks.0.attn.in_proj_weight": EXTRA},
+    ),
     "query norm": ("normalizes inside its attention", {"blocks.0.attn.q_norm.weight": EXTRA}),
     "SwiGLU": ("gated", {"blocks.0.mlp.w12.weight": EXTRA}),
     "SAM": ("trained relative positions", {"blocks.0.attn.rel_pos_h": EXTRA}),

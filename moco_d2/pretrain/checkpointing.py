@@ -235,8 +235,9 @@ class PretrainCheckpointer:
             epoch = check_count(checkpoint.get("epoch", 0), "epoch")
             iteration = check_count(epoch * iterations_per_epoch, "epoch in iterations")
             if isinstance(self.model, MoCo | MoCoV3):
-                progress = iteration / training_length(self.cfg, iterations_per_epoch)
-                self.model.momentum = key_momentum(self.cfg, min(progress, 1.0))
+                if self.cfg.MOCO.MOMENTUM_SCHEDULE != "constant":
+                    progress = iteration / training_length(self.cfg, iterations_per_epoch)
+                    self.model.momentum = key_momentum(self.cfg, min(progress, 1.0))
                 self.model.update_key_encoder()
             if checkpoint.get("scaler") and self.scaler.is_enabled():  # official v3
                 check_grad_scaler(checkpoint["scaler"])

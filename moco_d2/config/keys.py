@@ -7,7 +7,7 @@ when the config is loaded, and is rendered as docs/config.md (documentation.py).
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from moco_d2.config.kinds import Boolean, Choice, Kind, Names, Number, Numbers, Text
+from moco_d2.config.kinds import Boolean, Choice, Kind, Names, Number, Numbers, Switch, Text
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -431,10 +431,11 @@ MOCO_GROUPS = (
             ),
             Key(
                 "MOCO.COMPILE",
-                False,
-                Boolean(),
-                "The encoders are compiled with torch.compile. Compiling takes minutes at the "
-                "start and makes steps on a GPU faster.",
+                None,
+                Switch(),
+                "The encoders and the augmentation on the device are compiled with torch.compile. "
+                "Compiling takes minutes at the start and makes steps on a GPU faster. With auto, "
+                "this is done on a GPU that Triton supports, if there is a C compiler.",
             ),
         ),
     ),

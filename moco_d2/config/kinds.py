@@ -157,6 +157,18 @@ class Boolean(Kind):
 
 
 @dataclasses.dataclass(frozen=True)
+class Switch(Boolean):
+    """True, False, or None for what is best here, which is written as auto."""
+
+    def __str__(self) -> str:
+        return "auto (None), True or False"
+
+    def read(self, raw: Any) -> bool | None:  # type: ignore[override] # a Boolean has no None
+        value = decode(raw)
+        return None if value is None or value in ("auto", "None") else super().read(raw)
+
+
+@dataclasses.dataclass(frozen=True)
 class Text(Kind):
     """Any text, even if it looks like a number."""
 

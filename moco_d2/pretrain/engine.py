@@ -18,6 +18,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch.amp.grad_scaler import GradScaler
 
+from moco_d2.engine.compilation import fastest_convolutions, should_compile
 from moco_d2.engine.consistency import check_agreement, decided_by_main, fingerprint, of_run
 from moco_d2.engine.hooks import DataTime, DeferredWriters, ProgressBar, StopOnSignal
 from moco_d2.engine.metrics_state import MetricsState
@@ -25,6 +26,7 @@ from moco_d2.engine.precision import amp_dtype
 from moco_d2.engine.trackers import Trackers
 from moco_d2.errors import UserError
 from moco_d2.pretrain.accumulation import backward_in_parts
+from moco_d2.pretrain.augmentation.batched import DeviceAugmentation
 from moco_d2.pretrain.checkpointing import FINAL_CHECKPOINT, PretrainCheckpointer, SaveCheckpoint
 from moco_d2.pretrain.data.build import build_training_data
 from moco_d2.pretrain.data.images import UnreadableImages
@@ -101,9 +103,13 @@ class Pretrainer(TrainerBase):
         self.unreadable = UnreadableImages(
             cfg.MOCO.DATA.MAX_UNREADABLE, num_images=self.data.num_images
         )
-        if cfg.MOCO.COMPILE:
-            for encoder in self.model.children():
-                encoder.compile()  # in place, so the names in checkpoints stay
+        if should_compile(cfg.MOCO.COMPILE, self.device):
+            others = self.data.other_device_augmentations.values()
+            augmentations = [self.data.device_augmentation, *others]
+            finish = [a.finish for a in augmentations if isinstance(a, DeviceAugmentation)]
+            # In place, so the names in checkpoints stay. All views of a run have one shape.
+            for module in (*self.model.children(), *finish):
+                module.compile(dynamic=False)
         self.parallel_model = distribute(self.model)
         self.register_hooks(self._build_hooks(monitors))
 
@@ -201,7 +207,8 @@ class Pretrainer(TrainerBase):
         batch = self._next_batch()
         data_time = time.perf_counter() - start
         self.optimizer.zero_grad(set_to_none=True)
-        outputs = self._backward(batch)
+        with fastest_convolutions():
+            outputs = self._backward(batch)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.model.finish_step()

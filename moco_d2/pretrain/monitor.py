@@ -8,6 +8,7 @@ import logging
 import math
 from pathlib import Path
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase, hooks
 
@@ -134,7 +135,9 @@ class KNNEvaluation(hooks.EvalHook):
             return {}
         model = self.trainer.model
         network = model.encoder_q if hasattr(model, "encoder_q") else model.encoder
-        train, test = self.monitor.features(network)
+        # The last batch is smaller, and each shape would be compiled for minutes.
+        with torch.compiler.set_stance("force_eager"):
+            train, test = self.monitor.features(network)
         accuracy = self.monitor.accuracy(train, test, next(network.parameters()).device)
         logger.info("kNN accuracy (protocol %s): %.4f", self.monitor.protocol, accuracy)
         if self.sheet_queries > 0:

@@ -50,6 +50,7 @@ def step(folder: Path, recipe: str) -> Rehearsal:
         "DATASETS.TRAIN": (str(images),),
         "OUTPUT_DIR": folder / "out",
         "MODEL.DEVICE": "cuda",
+        "MOCO.COMPILE": False,  # compiled.py counts what is compiled
         "SEED": 1,
         "DATALOADER.NUM_WORKERS": 0,
         "SOLVER.IMS_PER_BATCH": _BATCH,

@@ -564,8 +564,8 @@ MOCO_GROUPS = (
                 "workers",
                 Choice("workers", "device"),
                 "With `workers`, the CPU workers augment the images with torchvision. With "
-                "`device` they only crop, and `MODEL.DEVICE` does the rest for the whole batch "
-                "with kornia. This helps if a GPU has few CPU cores.",
+                "`device` they only crop, and `MODEL.DEVICE` does the rest for the whole "
+                "batch. This helps if a GPU has few CPU cores.",
             ),
             Key(
                 "MOCO.AUGMENTATION.SIZE",

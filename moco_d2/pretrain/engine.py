@@ -20,6 +20,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from moco_d2.engine.compilation import fastest_convolutions, should_compile
 from moco_d2.engine.consistency import check_agreement, decided_by_main, fingerprint, of_run
+from moco_d2.engine.exchange import gather_numbers
 from moco_d2.engine.hooks import DataTime, DeferredWriters, ProgressBar, StopOnSignal
 from moco_d2.engine.metrics_state import MetricsState
 from moco_d2.engine.precision import amp_dtype
@@ -36,7 +37,7 @@ from moco_d2.pretrain.model.build import build_pretext_model
 from moco_d2.pretrain.model.moco_v3 import MoCoV3
 from moco_d2.pretrain.monitor import build_monitors
 from moco_d2.pretrain.optimizer import build_optimizer
-from moco_d2.pretrain.parallel import distribute, gather_numbers, micro_batches
+from moco_d2.pretrain.parallel import distribute, micro_batches
 from moco_d2.pretrain.schedule import build_schedule, scale_recipe, training_length
 
 logger = logging.getLogger(__name__)

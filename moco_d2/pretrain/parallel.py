@@ -1,16 +1,14 @@
-"""A model in several processes, and the numbers that they exchange in every step."""
+"""A model in several processes."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from detectron2.utils import comm
 from torch import nn
 
-from moco_d2.engine.device import send
 from moco_d2.pretrain.data.stream import Batch
-from moco_d2.pretrain.model.shuffle_bn import all_gather
 
 
 def distribute(model: nn.Module) -> nn.Module:
@@ -49,18 +47,3 @@ def micro_batches(
         if i < count - 1 and isinstance(model, nn.parallel.DistributedDataParallel):
             context = model.no_sync()
         yield {name: part[i] for name, part in parts.items()}, context
-
-
-def gather_numbers(
-    numbers: Mapping[str, float | torch.Tensor], device: str | torch.device
-) -> dict[str, list[float]]:
-    """Return the numbers of all processes, in rank order.
-
-    This takes one exchange and one wait for the device.
-    """
-    tensors = {name: n for name, n in numbers.items() if isinstance(n, torch.Tensor)}
-    others = {name: n for name, n in numbers.items() if name not in tensors}
-    row = [n.to(device, torch.float64).view(1) for n in tensors.values()]
-    row.append(send(torch.tensor([*others.values()], dtype=torch.float64), device))
-    columns = all_gather(torch.cat(row)[None]).T.tolist()
-    return dict(zip([*tensors, *others], columns, strict=True))

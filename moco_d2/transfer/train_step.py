@@ -13,6 +13,7 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
+from moco_d2.engine.exchange import gather_numbers
 from moco_d2.engine.hooks import StopOnSignal
 from moco_d2.engine.periodic_saves import PeriodicSaves
 from moco_d2.transfer.divergence import (
@@ -57,9 +58,9 @@ class AccumulatingTrainer(SimpleTrainer):
         self._stop = stop
         self._saver = saver
         self._amp_dtype = amp_dtype
-        self._device_type = next(model.parameters()).device.type
+        self._device = next(model.parameters()).device
         # Small gradients become 0 in float16 if they are not scaled. Disabled, it does nothing.
-        self.grad_scaler = GradScaler(self._device_type, enabled=amp_dtype == torch.float16)
+        self.grad_scaler = GradScaler(self._device.type, enabled=amp_dtype == torch.float16)
 
     def run_step(self) -> None:
         """Load batches, compute losses, check them, and update the weights.
@@ -92,34 +93,34 @@ class AccumulatingTrainer(SimpleTrainer):
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context of a forward pass."""
         return torch.autocast(
-            self._device_type, dtype=self._amp_dtype, enabled=self._amp_dtype is not None
+            self._device.type, dtype=self._amp_dtype, enabled=self._amp_dtype is not None
         )
 
-    def _record(self, losses: dict[str, float], data_time: float, batches: list[Any]) -> None:
+    def _record(
+        self, losses: dict[str, torch.Tensor], data_time: float, batches: list[Any]
+    ) -> None:
         """Put the mean losses of all processes into the storage, under Detectron2's names.
 
         The same exchange shares the signals that any process has received, and whether it is time
         to save.
         """
-        ranks = comm.all_gather(
-            {
-                "losses": losses,
-                "data_time": data_time,
-                "signal": self._stop.received,
-                "overdue": self._saver.overdue,
-            }
-        )
-        if len(ranks) > 1:
-            self._stop.agreed = max(rank["signal"] for rank in ranks)
-            self._saver.agreed = any(rank["overdue"] for rank in ranks)
-        means = {name: sum(rank["losses"][name] for rank in ranks) / len(ranks) for name in losses}
+        others = {
+            "data_time": data_time,
+            "signal": self._stop.received,
+            "overdue": self._saver.overdue,
+        }
+        ranks = gather_numbers({**losses, **others}, self._device)
+        if comm.get_world_size() > 1:
+            self._stop.agreed = int(max(ranks["signal"]))
+            self._saver.agreed = any(ranks["overdue"])
+        means = {name: sum(ranks[name]) / len(ranks[name]) for name in losses}
         total = sum(means.values())
         if not math.isfinite(total):
             problems = comm.all_gather(annotations_in_error(batches))
             raise DivergenceError(means, list(itertools.chain.from_iterable(problems)))
         storage = get_event_storage()
         # All processes wait for the slowest one.
-        storage.put_scalar("data_time", max(rank["data_time"] for rank in ranks))
+        storage.put_scalar("data_time", max(ranks["data_time"]))
         storage.put_scalar("total_loss", total)
         storage.put_scalars(**means)
 
@@ -141,7 +142,7 @@ class AccumulatingTrainer(SimpleTrainer):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
 
 
-def _mean(losses: list[dict[str, torch.Tensor]]) -> dict[str, float]:
-    """Return the mean over passes. The host waits for the device only once."""
+def _mean(losses: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Return the mean over passes, on the device."""
     stacked = torch.stack([torch.stack(list(of_pass.values())).float() for of_pass in losses])
-    return dict(zip(losses[0], stacked.double().mean(0).tolist(), strict=True))
+    return dict(zip(losses[0], stacked.double().mean(0), strict=True))

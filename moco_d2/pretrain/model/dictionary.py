@@ -12,8 +12,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
+from moco_d2.engine.exchange import all_gather, world_size
 from moco_d2.errors import UserError
-from moco_d2.pretrain.model.shuffle_bn import all_gather, world_size
 
 
 class Dictionary(nn.Module):

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from moco_d2.engine.exchange import world_size
 from moco_d2.pretrain.model import info_nce
 from moco_d2.pretrain.model.dictionary import Dictionary, build_dictionary
 from moco_d2.pretrain.model.encoder import build_encoder, encoder_options
-from moco_d2.pretrain.model.shuffle_bn import encode_shuffled, norm_layer, world_size
+from moco_d2.pretrain.model.shuffle_bn import encode_shuffled, norm_layer
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode

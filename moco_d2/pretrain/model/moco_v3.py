@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from moco_d2.engine.exchange import all_gather
 from moco_d2.pretrain.model.dictionary import EndToEnd
 from moco_d2.pretrain.model.encoder import build_encoder, encoder_options, head_name
-from moco_d2.pretrain.model.shuffle_bn import all_gather
 from moco_d2.pretrain.model.sync_bn import synchronize_batchnorm
 from moco_d2.pretrain.model.vit import VITS
 

@@ -19,6 +19,7 @@ from torch import nn
 from torch.distributed.nn import functional as dist_functional
 
 from moco_d2.engine.device import send
+from moco_d2.engine.exchange import world_size
 
 
 class SplitBatchNorm2d(nn.BatchNorm2d):
@@ -137,22 +138,6 @@ def norm_layer(num_splits: int) -> Callable[[int], nn.BatchNorm2d]:
     if num_splits == 1:
         return nn.BatchNorm2d
     return lambda num_features: SplitBatchNorm2d(num_features, num_splits=num_splits)
-
-
-def world_size() -> int:
-    """Return the number of processes, 1 without torch.distributed."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-@torch.no_grad()
-def all_gather(x: torch.Tensor) -> torch.Tensor:
-    """Concatenate tensors (N, ...) of all processes in rank order: (W N, ...). No gradient."""
-    if world_size() == 1:
-        return x
-    x = x.contiguous()  # backends copy memory without regard to strides
-    gathered = [torch.empty_like(x) for _ in range(world_size())]
-    dist.all_gather(gathered, x)
-    return torch.cat(gathered)
 
 
 def all_gather_with_gradient(x: torch.Tensor) -> torch.Tensor:

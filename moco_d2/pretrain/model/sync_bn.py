@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.distributed.nn import functional as dist_functional
 
-from moco_d2.pretrain.model.shuffle_bn import world_size
+from moco_d2.engine.exchange import world_size
 
 
 def synchronize_batchnorm(model: nn.Module, device: str | torch.device) -> nn.Module:

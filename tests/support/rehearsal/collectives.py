@@ -15,9 +15,10 @@ from support.small_network import SmallNetwork
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from moco_d2.engine.exchange import gather_numbers
 from moco_d2.pretrain.model.dictionary import build_dictionary
 from moco_d2.pretrain.model.moco import MoCo
-from moco_d2.pretrain.parallel import distribute, gather_numbers, micro_batches
+from moco_d2.pretrain.parallel import distribute, micro_batches
 
 PROCESSES = (8, 64, 1024)
 DICTIONARIES = ("Queue", "MemoryBank", "EndToEnd")

@@ -88,7 +88,7 @@ class Rehearsal(TorchDispatchMode):
         super().__init__()
         self.home = torch.device("cpu" if values else "meta")
         self.values = values
-        self.pinned: set[int] = set()
+        self.pinned: dict[int, torch.Tensor] = {}  # kept, so that no other memory has the address
         self.reset()
 
     def reset(self) -> None:
@@ -120,7 +120,7 @@ class Rehearsal(TorchDispatchMode):
         target = None if device is None else torch.device(device).type
         name = func._schema.name.split("::")[1]
         if name == "_pin_memory":  # as pinned memory needs a driver, it is only noted
-            self.pinned.add(args[0].untyped_storage().data_ptr())
+            self.pinned[args[0].untyped_storage().data_ptr()] = args[0].detach()
             return args[0].detach()
         if not on_cuda and target != "cuda":
             return func(*args, **kwargs)

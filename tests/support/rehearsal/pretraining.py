@@ -1,6 +1,6 @@
 """A step of pretraining, through the project's own engine, on a CUDA device that is not there."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,16 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
 _BATCH = 256
 
 
-def step(folder: Path, recipe: str) -> Rehearsal:
-    """Return what one step of a recipe of RECIPES counts, with 256 images."""
+def step(
+    folder: Path, recipe: str, prepare: Callable[[Pretrainer], None] | None = None
+) -> Rehearsal:
+    """Return what one step of a recipe of RECIPES counts, with 256 images.
+
+    Args:
+        folder: Where the images and the output are written.
+        recipe: Name of the recipe.
+        prepare: Changes the trainer before the step.
+    """
     config, settings = RECIPES[recipe]
     images = folder / "images"
     for name in ("dark", "light"):
@@ -61,6 +69,8 @@ def step(folder: Path, recipe: str) -> Rehearsal:
     cfg = load_config(config, words)
     with rehearsal() as counted:
         trainer = Pretrainer(cfg)
+        if prepare:
+            prepare(trainer)
         trainer.model.train()
         trainer.iter = trainer.start_iter = 0
         trainer._batches = _batches(trainer, cfg.MOCO.AUGMENTATION)

@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from moco_d2.pretrain.model import shuffle_bn
 from moco_d2.pretrain.model.dictionary import Queue
 from moco_d2.pretrain.model.encoder import build_encoder
 from moco_d2.pretrain.model.moco import MoCo
@@ -134,23 +133,6 @@ def test_encode_shuffled_returns_embeddings_in_the_original_order():
         assert found.tolist() == [[i, -i] for i in range(12)]
     assert all(sorted(order) == list(range(12)) for order in orders)
     assert len({tuple(order) for order in orders}) == 3  # a new order each time
-
-
-def test_gathering_survives_a_backend_that_copies_memory_as_it_lies(monkeypatch):
-    """NCCL's all_gather. With gloo (tests/pretrain/test_two_processes.py) the layout is no
-    matter.
-    """
-
-    def copy_memory(outputs, x):
-        for output in outputs:
-            count = (x.numel(),)
-            output.as_strided(count, (1,)).copy_(x.as_strided(count, (1,)))
-
-    monkeypatch.setattr(shuffle_bn, "world_size", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "all_gather", copy_memory)
-    for layout in (torch.contiguous_format, torch.channels_last):
-        images = torch.randn(2, 3, 4, 5).contiguous(memory_format=layout)
-        assert torch.equal(shuffle_bn.all_gather(images), torch.cat([images, images]))
 
 
 def small_moco(splits: int) -> MoCo:

@@ -120,12 +120,12 @@ def test_the_doctor_finds_cached_weights_and_absent_extras(tmp_path, monkeypatch
 
 
 def test_the_doctor_names_requirements_of_another_version(monkeypatch):
-    required = ["numpy>=1", "no_such_package>=2", "kornia<0.1", "torch<1", 'absent; extra == "x"']
+    required = ["numpy>=1", "no_such_package>=2", "wrapt<0.1", "torch<1", 'absent; extra == "x"']
     monkeypatch.setattr(doctor.metadata, "requires", lambda name: required)
-    installed = doctor.metadata.version("kornia")
+    installed = doctor.metadata.version("wrapt")
     assert doctor._unmet_requirements(already={"torch"}) == [
         "no_such_package; uv pip install 'no_such_package>=2'",
-        f"kornia<0.1, not {installed}; uv pip install 'kornia<0.1'",
+        f"wrapt<0.1, not {installed}; uv pip install 'wrapt<0.1'",
     ]
 
 

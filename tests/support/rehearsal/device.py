@@ -253,7 +253,7 @@ def _number(dtype: torch.dtype) -> bool | float | int:
 
 def _place(*, ours: bool = False) -> str:
     """Return the file and the function that call torch; with `ours`, those of this project."""
-    packages = ("/moco_d2/",) if ours else ("/moco_d2/", "/detectron2/", "/kornia/", "/fvcore/")
+    packages = ("/moco_d2/",) if ours else ("/moco_d2/", "/detectron2/", "/fvcore/")
     frame = sys._getframe(2)
     while frame is not None:
         file = frame.f_code.co_filename

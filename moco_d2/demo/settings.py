@@ -10,11 +10,10 @@ class Settings:
     Attributes:
         pretrain_images, knn_test_images: Numbers of one-object images for pretraining and for kNN.
         detection_train, detection_test: Numbers of scenes in each detection set.
-        pretrain_steps: Iterations of MoCo and of the supervised baseline. With 450, MoCo with a
-            network of full width had learned on other scenes (loss 3.9), but not on these (4.6).
+        pretrain_steps: Iterations of MoCo and of the supervised baseline.
         momentum, queue: MoCo's momentum and queue size. A longer run allows larger ones.
-        finetune_steps: Iterations of each detector, by task. They were chosen for the time that
-            they take, after runs of both tasks with 120 and of coco_C4_1x with 160 on these scenes.
+        finetune_steps: Iterations of each detector, by task. These and `pretrain_steps` were chosen
+            for the time that they take, after runs of up to 160 and 650 on these scenes.
         seeds: Seeds; each detector is trained once per seed.
         same_classes: Whether there is a row whose pretraining labels are the classes to detect.
     """
@@ -23,10 +22,10 @@ class Settings:
     knn_test_images: int = 450
     detection_train: int = 200
     detection_test: int = 80
-    pretrain_steps: int = 650
+    pretrain_steps: int = 500
     momentum: float = 0.98
     queue: int = 256
-    finetune_steps: tuple[tuple[str, int], ...] = (("voc_C4", 100), ("coco_C4_1x", 160))
+    finetune_steps: tuple[tuple[str, int], ...] = (("voc_C4", 100), ("coco_C4_1x", 130))
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
     same_classes: bool = False
 

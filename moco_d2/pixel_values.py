@@ -8,6 +8,7 @@ refused.
 
 import contextlib
 import functools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -122,6 +123,20 @@ def _steps(values: np.ndarray, scale: _Scale, name: str) -> np.ndarray:
         distances = values.astype(np.float64) - low
         steps = np.floor(distances * _STEPS / (high - low)).clip(0, _STEPS - 1)
     return (_STEPS - 1 - steps if inverted else steps).astype(np.uint8)
+
+
+def stated_range(values: Sequence[float] | None) -> ValueRange:
+    """Return the values of --range LOW HIGH, or () without.
+
+    Raises:
+        UserError: If they are not two finite numbers, the smaller first.
+    """
+    if not values:
+        return ()
+    low, high = values
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise UserError(f"--range must name two finite values, the smaller first: {low:g} {high:g}")
+    return low, high
 
 
 def check_range(files: Iterable[Any], value_range: ValueRange, *, dataset: str) -> str:

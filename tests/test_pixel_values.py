@@ -234,7 +234,7 @@ def test_linear_evaluation_records_its_range(scans, tmp_path, monkeypatch):
 
     with pytest.raises(UserError, match="--range LOW HIGH"):
         evaluate()
-    with pytest.raises(UserError, match="--range must name two values, the smaller first"):
+    with pytest.raises(UserError, match="--range must name two finite values, the smaller first"):
         evaluate("--range", "4095", "0")
     evaluate("--range", "0", "4095")
     record = json.loads((tmp_path / "out" / "result.json").read_text())

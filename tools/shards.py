@@ -2,6 +2,7 @@
 """Write images as tar shards for pretraining, each resized once."""
 
 import argparse
+import os
 
 from moco_d2.cli import command_parser, run_command
 
@@ -37,7 +38,13 @@ def parse_args() -> argparse.Namespace:
         metavar=("LOW", "HIGH"),
         help="values of 16-bit or float images that become black and white (MOCO.INPUT.RANGE)",
     )
-    add("--workers", type=int, default=4, help="processes that resize images (default: 4)")
+    workers = min(4, os.cpu_count() or 1)
+    add(
+        "--workers",
+        type=int,
+        default=workers,
+        help=f"processes that resize images (default: {workers})",
+    )
     add("--seed", type=int, default=0, help="seed of the order (default: 0)")
     return parser.parse_args()
 

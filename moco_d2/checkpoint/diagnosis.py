@@ -32,7 +32,7 @@ def unrecognized(states: Mapping[str, Mapping[str, Tensor]]) -> str:
         return reason
     return (
         f"no ResNet backbone among its {len(names)} tensors; use a checkpoint with a complete "
-        "ResNet in it (tools/convert.py --list shows the known kinds)"
+        "ResNet or plain ViT in it (tools/convert.py --list shows the known kinds)"
     )
 
 

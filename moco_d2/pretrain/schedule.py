@@ -4,10 +4,11 @@ The official code sets the learning rate once per epoch, by steps (v1) or half a
 every iteration (v3).
 """
 
+import logging
 import math
 from typing import Any
 
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.solver.lr_scheduler import WarmupParamScheduler
 from fvcore.common.param_scheduler import (
     CosineParamScheduler,
@@ -16,6 +17,8 @@ from fvcore.common.param_scheduler import (
 )
 
 from moco_d2.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 PAPER_DICTIONARY_SIZE = 65536
 PAPER_BN_GROUP = 32  # images with common BatchNorm statistics: 256 images on 8 GPUs
@@ -85,6 +88,11 @@ def training_length(cfg: CfgNode, iterations_per_epoch: int) -> int:
         UserError: If the number is 0.
     """
     if cfg.MOCO.EPOCHS > 0:
+        if cfg.SOLVER.MAX_ITER != get_cfg().SOLVER.MAX_ITER:
+            logger.warning(
+                "SOLVER.MAX_ITER %d is not used, because MOCO.EPOCHS is %d: set that to 0",
+                *(cfg.SOLVER.MAX_ITER, cfg.MOCO.EPOCHS),
+            )
         return cfg.MOCO.EPOCHS * iterations_per_epoch
     if cfg.SOLVER.MAX_ITER < 1:
         raise UserError(

@@ -302,6 +302,12 @@ def test_few_damaged_images_are_skipped(make_config, images, tmp_path):
     [
         ({"MOCO.PRETEXT": "rotation"}, r"MOCO\.PRETEXT must be .* got 'rotation'"),
         ({"MOCO.BN_SPLITS": 3}, r"MOCO\.BN_SPLITS 3 does not divide the 8 images"),
+        (
+            {"MOCO.PRETEXT": "mocov3", "SOLVER.IMS_PER_BATCH": 1, "MOCO.BN_SPLITS": 1}
+            | {"MOCO.AUGMENTATION.SIZE": 64},
+            r"the heads of mocov3 normalize over the batch",
+        ),
+        ({"MOCO.BN_SPLITS": 8}, r"one image in a group and one value per channel.*views of 32"),
         ({"MOCO.BN_SPLITS": -1}, r"MOCO\.BN_SPLITS must be .* got -1"),
         ({"MOCO.BN_SPLITS": 4, "MOCO.ACCUMULATION": 4}, r"MOCO\.BN_SPLITS 4 .* the 2 images"),
         ({"MOCO.ACCUMULATION": 3}, r"MOCO\.ACCUMULATION 3 does not divide the 8 images"),
@@ -367,7 +373,8 @@ class WithoutBatchNorm(nn.Module):
 
 def test_accumulated_gradients_are_those_of_one_batch(make_config, tmp_path, monkeypatch):
     monkeypatch.setattr(moco, "build_encoder", lambda arch, *, dim, **_: WithoutBatchNorm(dim))
-    short = {"MOCO.EPOCHS": 0, "SOLVER.MAX_ITER": 2}  # rounding grows with the steps
+    # Rounding grows with the steps.
+    short = {"MOCO.EPOCHS": 0, "SOLVER.MAX_ITER": 2, "MOCO.BN_SPLITS": 1}
     runs = [
         pretrain_run(
             make_config({**short, "MOCO.ACCUMULATION": n, "OUTPUT_DIR": tmp_path / str(n)})

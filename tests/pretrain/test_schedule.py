@@ -85,6 +85,14 @@ def test_a_run_without_an_iteration_is_refused(make_config):
         training_length(cfg, 3)
 
 
+def test_a_number_of_steps_beside_epochs_is_said_to_be_unused(caplog):
+    cfg = load_config("moco_v2_R50_200ep.yaml", ["MOCO.EPOCHS", "2"])
+    assert (training_length(cfg, 10), caplog.messages) == (20, [])
+    cfg.SOLVER.MAX_ITER = 8
+    assert training_length(cfg, 10) == 20
+    assert "SOLVER.MAX_ITER 8 is not used, because MOCO.EPOCHS is 2" in caplog.text
+
+
 @pytest.mark.parametrize("epochs", [0, 5])
 def test_step_every_decays_at_every_so_many_iterations(make_config, epochs):
     cfg = make_config(

@@ -21,6 +21,7 @@ _WANTED_STEPS, _WANTED_EPOCHS = 200, 6
 _LEAST_STEPS = 60
 # The part of the budget that is planned. The rest is for what cannot be measured beforehand.
 _PLANNED = 0.9
+_MARGIN = 1.25  # of an advised budget, for the next measurement
 _MEASURING = 0.25  # at most this part of the budget goes into measuring
 _RECORD_SECONDS = 3.0  # of a run, for the metrics and the record
 _PASS = 1 / 3  # of a training step: a forward pass, as PreciseBN makes them
@@ -158,8 +159,8 @@ def fit(
         raise UserError(
             f"--budget is too small: {grid.runs} runs of {min(longest, _LEAST_STEPS)} steps and an "
             f"evaluation on {grid.test_images} images need about {duration(needed)} here, "
-            f"{grid.at_a_time} at a time; give a larger --budget, fewer --seeds, or a smaller test "
-            "set"
+            f"{grid.at_a_time} at a time, with the present load of the machine; give --budget "
+            f"{math.ceil(needed * _MARGIN / 60)}m or more, fewer --seeds, or a smaller test set"
         )
     return Fit(FORMS[best], steps, _seconds(steps, measured[best], grid, task))
 

@@ -90,6 +90,12 @@ class ImageList:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def fingerprint(self) -> str:
+        """Return a text that names, order or classes of other images would change."""
+        labels = hashlib.sha256("\0".join(self.classes).encode(errors="surrogateescape"))
+        labels.update(array.array("i", self.labels or ()))
+        return f"{len(self)} images, {self.paths.digest()[:12]}, {labels.hexdigest()[:12]}"
+
     def read(self, index: int) -> Image.Image:
         """Decode an image to RGB; see images.read_image."""
         return read_image(self.paths[index], self.value_range)

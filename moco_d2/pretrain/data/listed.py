@@ -1,7 +1,5 @@
 """The stream of batches from a list of image files."""
 
-import array
-import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,10 +31,7 @@ class ListedData(TrainingData):
         self.samples = ListedSamples(images, self.make_views)
 
     def fingerprint(self) -> str:
-        images = self.samples.images
-        labels = hashlib.sha256("\0".join(images.classes).encode(errors="surrogateescape"))
-        labels.update(array.array("i", images.labels or ()))
-        return f"{len(images)} images, {images.paths.digest()[:12]}, {labels.hexdigest()[:12]}"
+        return self.samples.images.fingerprint()
 
     def loader(self, start_iteration: int) -> DataLoader[Batch]:
         order = EndlessOrder(self, start_iteration)

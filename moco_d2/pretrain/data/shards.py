@@ -144,6 +144,11 @@ def _size(path: str, pattern: str) -> int:
         status = os.stat(path)  # noqa: PTH116 - for a million shards
     except OSError:
         status = None
+    if status is not None and stat.S_ISDIR(status.st_mode):
+        raise UserError(
+            f"{path} is a folder: name its shards in DATASETS.TRAIN, as in "
+            f"\"('shards:{path}/{{000000..000009}}.tar',)\""
+        )
     if status is None or not stat.S_ISREG(status.st_mode):
         raise UserError(f"shard {path} does not exist; DATASETS.TRAIN names {pattern}")
     return status.st_size

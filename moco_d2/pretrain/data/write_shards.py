@@ -12,6 +12,7 @@ import itertools
 import json
 import logging
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,14 @@ from tqdm import tqdm
 from moco_d2.engine.loader import build_loader
 from moco_d2.errors import UserError
 from moco_d2.files import atomic_write, read_plain_json, write_json
+from moco_d2.pixel_values import stated_range
 from moco_d2.pretrain.data.image_list import ImageList, with_range
 from moco_d2.pretrain.data.images import UnreadableImageError
 from moco_d2.pretrain.data.sources import list_source
 
 SETTINGS = "shards.json"
 _MOST_SETTINGS = 2**30  # bytes of shards.json; a million classes or unreadable images have less
+_QUOTED = re.compile(r"[\"'`{}$\\\n]")  # would end or change the printed DATASETS.TRAIN
 _DIGITS = 6  # of the number of a shard
 _LOSSY = (".jpg", ".jpeg", ".webp")  # files that are kept as they are if they are small enough
 
@@ -47,16 +50,18 @@ def write_shards(args: argparse.Namespace) -> None:
         UserError: If the source has no images, a number is too small, the output folder has files
             of something else, or no image can be read.
     """
-    for flag in ("short_side", "images_per_shard"):
-        if getattr(args, flag) < 1:
-            raise UserError(f"--{flag.replace('_', '-')} must be at least 1")
+    for flag, least in (("short_side", 1), ("images_per_shard", 1), ("workers", 0), ("seed", 0)):
+        if getattr(args, flag) < least:
+            raise UserError(f"--{flag.replace('_', '-')} must be at least {least}")
+    if _QUOTED.search(args.out):
+        raise UserError(f"{args.out!r}: choose a folder without quotes, braces, $ and backslashes")
     if not 1 <= args.quality <= 100:
         raise UserError(f"--quality must be in [1, 100], got {args.quality}")
-    images = with_range(list_source(args.source), tuple(args.range or ()), dataset=args.source)
+    images = with_range(list_source(args.source), stated_range(args.range), dataset=args.source)
     folder = Path(args.out)
     settings = {
         "source": args.source,
-        "images": len(images),
+        "images": images.fingerprint(),
         "short_side": args.short_side,
         "images_per_shard": args.images_per_shard,
         "quality": args.quality,
@@ -92,6 +97,7 @@ def write_shards(args: argparse.Namespace) -> None:
             *(len(unreadable), len(images), folder / SETTINGS),
         )
     last = f"{count - 1:0{_DIGITS}d}"
+    print("the settings of a pretraining on these shards:")
     print(f"DATASETS.TRAIN \"('shards:{folder}/{{{0:0{_DIGITS}d}..{last}}}.tar',)\"")
     print(f"MOCO.DATA.SHARD_IMAGES {0 if unreadable else len(images)}")
 
@@ -101,23 +107,25 @@ def _begin(folder: Path, settings: dict[str, Any]) -> set[str]:
     an interrupted command has found.
     """
     file = folder / SETTINGS
-    if not file.exists():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"{folder} exists and is not a folder of shards; choose another")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(file, {**settings, "unreadable": []})
-        return set()
-    content = read_plain_json(file, _MOST_SETTINGS)
-    found = dict(content) if isinstance(content, dict) else {}
-    unreadable = found.pop("unreadable", [])
-    wanted = json.loads(json.dumps(settings))
-    for key in wanted:
-        if found.get(key) != wanted[key]:
+    try:
+        if not file.exists():
+            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                raise UserError(f"{folder} exists and is not a folder of shards; choose another")
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(file, {**settings, "unreadable": []})
+            return set()
+        found = read_plain_json(file, _MOST_SETTINGS)
+        unreadable = found.pop("unreadable")
+        wanted = json.loads(json.dumps(settings))
+        different = next((key for key in wanted if found[key] != wanted[key]), None)
+        if different:
             raise UserError(
-                f"{folder} has shards with {key} {found.get(key)!r:.80}, not {wanted[key]!r:.80}: "
-                "choose another folder, or remove it"
+                f"{folder} has shards with {different} {found[different]!r:.80}, not "
+                f"{wanted[different]!r:.80}: choose another folder, or remove it"
             )
-    return set(map(str, unreadable))
+        return set(map(str, unreadable))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"cannot read {file}: {error}; choose another folder") from error
 
 
 class _Encoded(Dataset[dict[str, Any]]):
@@ -141,6 +149,8 @@ class _Encoded(Dataset[dict[str, Any]]):
             suffix, content = self._encode(path, self.images.read(chosen))
         except UnreadableImageError as error:
             return {"unreadable": str(error)}
+        except (OSError, ValueError) as error:  # JPEG has at most 65,500 pixels a side
+            return {"unreadable": f"image {path} cannot be written as JPEG ({error})"}
         sample[suffix] = content
         if self.images.labels is not None:
             sample["cls"] = str(self.images.label(chosen)).encode()

@@ -1,6 +1,7 @@
 """Build the model of a pretraining config."""
 
 import logging
+import math
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
@@ -20,7 +21,7 @@ def build_pretext_model(cfg: CfgNode, data: TrainingData) -> MoCo | MoCoV3 | Sup
 
     Raises:
         UserError: If MOCO.ACCUMULATION or MOCO.BN_SPLITS does not divide a step's images, or the
-            mechanism has no such setting.
+            mechanism has no such setting, or BatchNorm would get one value per channel.
     """
     moco = cfg.MOCO
     local_batch_size = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
@@ -29,7 +30,9 @@ def build_pretext_model(cfg: CfgNode, data: TrainingData) -> MoCo | MoCoV3 | Sup
             f"MOCO.ACCUMULATION {moco.ACCUMULATION} does not divide the {local_batch_size} images "
             "per step and process: set a divisor"
         )
+    micro_batch = local_batch_size // moco.ACCUMULATION
     if moco.PRETEXT == "supervised":
+        _check_statistics(cfg, micro_batch)
         return SupervisedClassifier.from_config(cfg, num_classes=len(data.classes))
     if moco.PRETEXT == "mocov3":
         if moco.BN_SPLITS > 1:
@@ -37,17 +40,22 @@ def build_pretext_model(cfg: CfgNode, data: TrainingData) -> MoCo | MoCoV3 | Sup
                 f"MOCO.BN_SPLITS {moco.BN_SPLITS} is for MOCO.PRETEXT moco, while mocov3 uses the "
                 "BatchNorm of all processes: set 0 or 1"
             )
+        _check_statistics(cfg, cfg.SOLVER.IMS_PER_BATCH // moco.ACCUMULATION)
+        if cfg.SOLVER.IMS_PER_BATCH < 2:
+            raise UserError(
+                "the heads of mocov3 normalize over the batch: set SOLVER.IMS_PER_BATCH 2 or more"
+            )
         return MoCoV3.from_config(cfg)
     if moco.ENCODER.ARCH in VITS:
         raise UserError(
             f"MOCO.PRETEXT moco has ResNets only, not {moco.ENCODER.ARCH}: set MOCO.PRETEXT mocov3"
         )
-    micro_batch = local_batch_size // moco.ACCUMULATION
     if moco.BN_SPLITS < 1 or micro_batch % moco.BN_SPLITS:
         raise UserError(
             f"MOCO.BN_SPLITS {moco.BN_SPLITS} does not divide the {micro_batch} images of a "
             "micro-batch: set a divisor"
         )
+    _check_statistics(cfg, micro_batch // moco.BN_SPLITS)
     model = MoCo.from_config(cfg, num_images=data.num_images)
     if model.may_leak:
         logger.warning(
@@ -63,3 +71,19 @@ def build_pretext_model(cfg: CfgNode, data: TrainingData) -> MoCo | MoCoV3 | Sup
             data.num_images,
         )
     return model
+
+
+def _check_statistics(cfg: CfgNode, images: int) -> None:
+    """Refuse a BatchNorm over one value, which has no variance.
+
+    Args:
+        images: The number of images that are normalized together.
+    """
+    encoder, size = cfg.MOCO.ENCODER, cfg.MOCO.AUGMENTATION.SIZE
+    stride = 8 if encoder.SMALL_STEM else 32  # of the last stage
+    if encoder.ARCH not in VITS and images * math.ceil(size / stride) ** 2 < 2:
+        raise UserError(
+            f"BatchNorm has one image in a group and one value per channel in the last stage of "
+            f"views of {size} pixels: set MOCO.BN_SPLITS or MOCO.ACCUMULATION lower, or "
+            "SOLVER.IMS_PER_BATCH or MOCO.AUGMENTATION.SIZE higher"
+        )

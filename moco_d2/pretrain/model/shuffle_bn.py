@@ -30,7 +30,7 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
     names.
 
     Raises (in training):
-        ValueError: If N is not a multiple of S.
+        ValueError: If N is not a multiple of S, or a group has one value per channel.
     """
 
     # In nn.BatchNorm2d these may be None. Here running statistics are always tracked.
@@ -50,15 +50,18 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         if len(x) % self.num_splits:
             raise ValueError(f"batch of {len(x)} images cannot be split into {self.num_splits}")
+        if x.numel() == self.num_splits * x.shape[1]:
+            raise ValueError(
+                f"expected more than 1 value per channel and group, got {tuple(x.shape)} in "
+                f"{self.num_splits} groups"
+            )
         self.num_batches_tracked.add_(1)
-        running = self.running_mean, self.running_var
-        settings = self.num_splits, self.momentum, self.eps
         if torch.compiler.is_compiling():
             return self._normalize_at_once(x)
         running = self.running_mean, self.running_var
         settings = self.num_splits, self.momentum, self.eps
         out: torch.Tensor = _GroupsInPlace.apply(  # type: ignore[no-untyped-call] # torch has none
-            x, self.weight, self.bias, running, settings
+            _dense(x), self.weight, self.bias, running, settings
         )
         return out
 
@@ -117,7 +120,7 @@ class _GroupsInPlace(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
         x, weight, means, inverse_stds = ctx.saved_tensors
-        splits = len(means)
+        splits, grad = len(means), _dense(grad)
         groups = zip(grad.chunk(splits), x.chunk(splits), means, inverse_stds, strict=True)
         grads = [
             torch.ops.aten.native_batch_norm_backward(
@@ -128,6 +131,14 @@ class _GroupsInPlace(torch.autograd.Function):
         ]
         grad_x, grad_weight, grad_bias = zip(*grads, strict=True)
         return torch.cat(grad_x), sum(grad_weight), sum(grad_bias), None, None
+
+
+def _dense(x: torch.Tensor) -> torch.Tensor:
+    """Return x (N, C, H, W) contiguous or in channels_last: of other strides, the CPU's kernel
+    gives wrong means when it writes into an output.
+    """
+    is_dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
+    return x if is_dense else x.contiguous()
 
 
 def norm_layer(num_splits: int) -> Callable[[int], nn.BatchNorm2d]:

@@ -28,6 +28,7 @@ from moco_d2.engine.launch import claimed, without_user_errors
 from moco_d2.engine.terminal import begin_setup, count, first_screen, quiet
 from moco_d2.errors import UserError, printable
 from moco_d2.files import sha256_of_json, write_json
+from moco_d2.pixel_values import stated_range
 from moco_d2.pretrain.augmentation.views import build_evaluation_transform
 from moco_d2.pretrain.probe.cached_features import (
     FAST_LRS,
@@ -368,8 +369,7 @@ def _check_flags(args: argparse.Namespace) -> None:
         value = getattr(args, flag)
         if value is not None and not value > 0:
             raise UserError(f"--{flag.replace('_', '-')} must be greater than 0, got {value}")
-    if args.range and not args.range[0] < args.range[1]:
-        raise UserError(f"--range must name two values, the smaller first, got {args.range}")
+    stated_range(args.range)
     if args.workers < 0:
         raise UserError(f"--workers must be 0 or greater, got {args.workers}")
     if args.fast and args.protocol != "linear":

@@ -20,6 +20,11 @@ def test_images_are_read_from_front_to_back(tmp_path):
     assert found[2].name == f"{tmp_path}/0.tar/0002.png"
 
 
+def test_a_folder_of_shards_is_no_shard(tmp_path):
+    with pytest.raises(UserError, match=r"is a folder: name its shards in DATASETS.TRAIN, as in"):
+        list_shards(str(tmp_path))
+
+
 def test_members_of_a_sample_that_are_no_images_are_passed_over(tmp_path):
     members = {"a.json": b"{}", "a.PNG": png(1), "a.txt": b"", "b.json": b"{}", "c.d/e.webp": b"?"}
     write_shard(tmp_path / "0.tar", members)

@@ -105,12 +105,54 @@ def test_values_of_16_bits_become_8(tmp_path):
         ({"images_per_shard": 0}, "--images-per-shard must be at least 1"),
         ({"quality": 0}, r"--quality must be in \[1, 100\]"),
         ({"source": "/missing/images"}, "/missing/images"),
+        ({"workers": -1}, "--workers must be at least 0"),
+        ({"seed": -1}, "--seed must be at least 0"),
+        ({"range": [5.0, 5.0]}, "two finite values, the smaller first: 5 5"),
+        ({"range": [float("nan"), 1.0]}, "two finite values"),
+        ({"range": [0.0, float("inf")]}, "two finite values"),
     ],
 )
 def test_refusals_write_nothing(folder, tmp_path, flags, message):
     with pytest.raises(UserError, match=message):
         write(folder, tmp_path / "out", **flags)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["a{b", "a'b", 'a"b', "a$b"])
+def test_a_folder_whose_name_a_pattern_cannot_hold_is_refused(folder, tmp_path, name):
+    with pytest.raises(UserError, match="choose a folder without quotes, braces"):
+        write(folder, tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
+def test_a_source_that_has_changed_is_refused(folder, tmp_path):
+    write(folder, tmp_path / "out")
+    (tmp_path / "out" / "000001.tar").unlink()
+    (folder / "cat/0.jpg").rename(folder / "cat/z.jpg")
+    with pytest.raises(UserError, match="has shards with images '7 images, .*not '7 images, "):
+        write(folder, tmp_path / "out")
+    assert not (tmp_path / "out" / "000001.tar").exists()
+
+
+@pytest.mark.parametrize("text", ['{"x":', "[]", '{"unreadable": 5}', '{"unreadable": []}'])
+def test_damaged_settings_are_named(folder, tmp_path, text):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/shards.json").write_text(text)
+    with pytest.raises(UserError, match=r"cannot read .*shards\.json.*choose another folder"):
+        write(folder, tmp_path / "out")
+
+
+def test_an_output_folder_that_cannot_be_made_is_named(folder):
+    with pytest.raises(UserError, match="/dev/null/x"):
+        write(folder, "/dev/null/x")
+
+
+def test_an_image_that_jpeg_cannot_hold_is_left_out(folder, tmp_path):
+    Image.new("RGB", (70_000, 20)).save(folder / "cat/strip.png")
+    write(folder, tmp_path / "out")
+    (named,) = json.loads((tmp_path / "out/shards.json").read_text())["unreadable"]
+    assert "strip.png cannot be written as JPEG" in named
+    assert sum(list_shards(f"{tmp_path}/out/{{000000..000002}}.tar").counts) == 7
 
 
 def test_a_folder_of_something_else_is_refused(folder, tmp_path):

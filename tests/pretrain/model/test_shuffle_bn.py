@@ -135,6 +135,50 @@ def test_encode_shuffled_returns_embeddings_in_the_original_order():
     assert len({tuple(order) for order in orders}) == 3  # a new order each time
 
 
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x.permute(0, 2, 1, 3),
+        lambda x: x[..., ::2],
+        lambda x: x[:, :4],
+        lambda x: x.transpose(2, 3),
+        lambda x: x[:, :1].expand(-1, 4, -1, -1),
+    ],
+)
+def test_any_strides_are_normalized(view):
+    torch.manual_seed(0)
+    x = view(torch.randn(4, 6, 8, 10, dtype=torch.float64)).detach()
+    channels = x.shape[1]
+    norm = SplitBatchNorm2d(channels, num_splits=2).double()
+    plain = [copy.deepcopy(norm) for _ in range(2)]
+    ours, theirs = x.clone().requires_grad_(), x.contiguous().requires_grad_()
+    grad = torch.randn(channels, 1, 1, dtype=torch.float64).expand(*x.shape)
+    out = norm(view_like(ours, x))
+    wanted = torch.cat(
+        [
+            F.batch_norm(part, None, None, one.weight, one.bias, training=True)
+            for part, one in zip(theirs.chunk(2), plain, strict=True)
+        ]
+    )
+    torch.testing.assert_close(out, wanted)
+    out.backward(grad), wanted.backward(grad)
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    weights = sum(one.weight.grad for one in plain)
+    torch.testing.assert_close(norm.weight.grad, weights)
+
+
+def view_like(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Values with the strides of x, where no two of its elements share memory."""
+    if 0 in x.stride():
+        return values
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype).copy_(values)
+
+
+def test_one_value_per_channel_and_group_is_refused():
+    with pytest.raises(ValueError, match="more than 1 value per channel and group"):
+        SplitBatchNorm2d(4, num_splits=4)(torch.randn(4, 4, 1, 1))
+
+
 def small_moco(splits: int) -> MoCo:
     encoder = build_encoder("resnet18", dim=8, norm_layer=norm_layer(splits))
     return MoCo(encoder, Queue(dim=8, size=16), momentum=0.9, temperature=0.2)

@@ -7,10 +7,14 @@ one, so the others stay as fallbacks. Features are detected, and versions never 
 import collections
 import contextlib
 import functools
+import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from typing import Any
+
+import numpy as np
 
 
 @functools.cache
@@ -83,9 +87,24 @@ def _hotcoco_eval() -> Callable[[Any, Any, str], Any]:
 
     def evaluator(truth: Any, detections: Any, task: str) -> Any:
         _HAS_THREADS.add("hotcoco")
-        return hotcoco.COCOeval(_for_hotcoco(truth.dataset), _detections(detections.dataset), task)
+        own = _for_hotcoco(truth.dataset)
+        if task == "bbox":  # half the time of a list of a million dictionaries
+            found = own.load_res(_boxes(detections.dataset["annotations"]))
+        else:
+            found = _detections(detections.dataset)
+        return hotcoco.COCOeval(own, found, task)
 
     return evaluator
+
+
+def _boxes(detections: list[dict[str, Any]]) -> np.ndarray:
+    """Return pycocotools' array (N, 7): image, x, y, width, height, score and category."""
+    columns, number = np.empty((len(detections), 7)), len(detections)
+    for column, key in ((0, "image_id"), (5, "score"), (6, "category_id")):
+        columns[:, column] = np.fromiter(map(itemgetter(key), detections), float, number)
+    sides = itertools.chain.from_iterable(map(itemgetter("bbox"), detections))
+    columns[:, 1:5] = np.fromiter(sides, float, 4 * number).reshape(-1, 4)
+    return columns
 
 
 def _detections(content: dict[str, Any]) -> Any:

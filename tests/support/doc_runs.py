@@ -10,11 +10,11 @@ _DATA = "DATASETS.TRAIN voc:datasets/VOC2007:trainval DATASETS.TEST voc:datasets
 _PRETRAIN = (
     "MOCO.ENCODER.ARCH resnet18 MOCO.AUGMENTATION.SIZE 32 MOCO.DICTIONARY.SIZE 16 MOCO.EPOCHS 0 "
     "MOCO.REFERENCE_BATCH 0 SOLVER.IMS_PER_BATCH 8 SOLVER.MAX_ITER 2 DATALOADER.NUM_WORKERS 0 "
-    "MODEL.DEVICE cpu"
+    "MODEL.DEVICE cpu MOCO.BN_SPLITS 4"
 )
 _V3 = (
     f"{_PRETRAIN} MOCO.ENCODER.ARCH vit_tiny MOCO.ENCODER.WIDTH_FACTOR 0.25 "
-    "MOCO.ENCODER.MLP_DIM 16 MOCO.WARMUP_EPOCHS 0 MOCO.ACCUMULATION 2"
+    "MOCO.ENCODER.MLP_DIM 16 MOCO.WARMUP_EPOCHS 0 MOCO.ACCUMULATION 2 MOCO.BN_SPLITS 1"
 )
 _TRAIN = f"{' '.join(SMALL_DETECTOR)} {_DATA} MODEL.DEVICE cpu"
 _FROM_MOCO = f"{_TRAIN} MODEL.WEIGHTS weights/moco.pth"
@@ -31,6 +31,7 @@ RUNS = {
     "tools/pretrain.py * OUTPUT_DIR output/proof/before *": "SOLVER.MAX_ITER 2",
     "tools/pretrain.py * OUTPUT_DIR output/small *": _PRETRAIN,
     "tools/pretrain.py * OUTPUT_DIR output/moco_v3 *": _V3,
+    "tools/pretrain.py * OUTPUT_DIR output/moco_v3_tiny *": _V3,
     "tools/pretrain.py * --num-gpus 8": _PRETRAIN,
     "tools/pretrain.py * DATASETS.TRAIN my/images MOCO.TEMPERATURE 0.1": _PRETRAIN,
     "tools/convert.py output/m*": "",

@@ -127,6 +127,27 @@ def build_resnet(
     return network
 
 
+def basic_stage(resnets: Any, index: int) -> list[nn.Module]:
+    """Return the blocks of a stage of Detectron2's ResNet-18 or 34.
+
+    Args:
+        resnets: MODEL.RESNETS of a config.
+        index: 0 for res2 to 3 for res5.
+    """
+    from detectron2.modeling.backbone.resnet import BasicBlock, ResNet
+
+    blocks, width = BASIC_DEPTHS[resnets.DEPTH][index], resnets.RES2_OUT_CHANNELS * 2**index
+    stage: list[nn.Module] = ResNet.make_stage(
+        BasicBlock,
+        blocks,
+        stride_per_block=[2 if index else 1] + [1] * (blocks - 1),
+        in_channels=width // 2 if index else resnets.STEM_OUT_CHANNELS,
+        out_channels=width,
+        norm=resnets.NORM,
+    )
+    return stage
+
+
 def build_basic_resnet(cfg: "CfgNode", input_shape: "ShapeSpec") -> "detectron2_resnet.ResNet":
     """Build Detectron2's ResNet-18 or 34 of any width: images (N, 3, H, W) -> its features.
 
@@ -138,21 +159,11 @@ def build_basic_resnet(cfg: "CfgNode", input_shape: "ShapeSpec") -> "detectron2_
             stages.
         input_shape: The channels of the images.
     """
-    from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, ResNet
+    from detectron2.modeling.backbone.resnet import BasicStem, ResNet
 
     resnets = cfg.MODEL.RESNETS
     last = max(int(name.removeprefix("res")) for name in resnets.OUT_FEATURES)
-    width, stages = resnets.STEM_OUT_CHANNELS, []
-    for index, blocks in enumerate(BASIC_DEPTHS[resnets.DEPTH][: last - 1]):  # res2 is the first
-        stage = ResNet.make_stage(
-            BasicBlock,
-            blocks,
-            stride_per_block=[1 if index == 0 else 2] + [1] * (blocks - 1),
-            in_channels=width,
-            out_channels=(width := resnets.RES2_OUT_CHANNELS * 2**index),
-            norm=resnets.NORM,
-        )
-        stages.append(stage)
+    stages = [basic_stage(resnets, index) for index in range(last - 1)]  # res2 is the first
     stem = BasicStem(input_shape.channels, resnets.STEM_OUT_CHANNELS, norm=resnets.NORM)
     return ResNet(
         stem, stages, out_features=resnets.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT

@@ -18,7 +18,13 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from moco_d2.checkpoint.dialects import DETECTRON2
 from moco_d2.checkpoint.families import IMAGENET, Input
-from moco_d2.resnet import BASIC_DEPTHS, BOTTLENECK_DEPTHS, STEM_WIDTH, build_resnet
+from moco_d2.resnet import (
+    BASIC_DEPTHS,
+    BOTTLENECK_DEPTHS,
+    STEM_WIDTH,
+    build_resnet,
+    own_builder,
+)
 
 _LAST_PLANES = 512  # channels of the last stage's 3x3 convolutions in torchvision
 _BLOCK_NAME = re.compile(r"layer([1-4])\.(\d+)\.")
@@ -176,11 +182,6 @@ def expected_tensors(architecture: Architecture) -> Mapping[str, torch.Size]:
     }
 
 
-def needs_own_builder(architecture: Architecture) -> bool:
-    """Return whether Detectron2's builder refuses this network, and build_basic_resnet has it."""
-    return architecture.is_basic and architecture.width_factor != 1
-
-
 def detectron2_settings(architecture: Architecture, pixels: Input = IMAGENET) -> dict[str, Any]:
     """Return the keys of Detectron2's config that these weights need."""
     factor = architecture.width_factor
@@ -196,3 +197,10 @@ def detectron2_settings(architecture: Architecture, pixels: Input = IMAGENET) ->
         # The stride is in the 3x3 convolution in torchvision, and in the 1x1 in MSRA's networks.
         "MODEL.RESNETS.STRIDE_IN_1X1": architecture.stride_in_1x1,
     }
+
+
+def own_builder_of(architecture: Architecture) -> str | None:
+    """Return the builder for a network that Detectron2's builder refuses; None for others."""
+    settings = detectron2_settings(architecture)
+    shape = (settings[f"MODEL.RESNETS.{key}"] for key in ("DEPTH", "RES2_OUT_CHANNELS"))
+    return own_builder("build_resnet_backbone", *shape)

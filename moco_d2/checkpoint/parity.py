@@ -12,7 +12,7 @@ from moco_d2.checkpoint.mapping import (
     build_torchvision,
     detectron2_settings,
     expected_tensors,
-    needs_own_builder,
+    own_builder_of,
     to_detectron2,
     without_values,
 )
@@ -76,7 +76,7 @@ def _detectron2_backbone(content: Mapping[str, Any], architecture: Architecture)
     }
     cfg = get_cfg()
     cfg.merge_from_list([item for pair in settings.items() for item in pair])
-    build = build_basic_resnet if needs_own_builder(architecture) else build_resnet_backbone
+    build = build_basic_resnet if own_builder_of(architecture) else build_resnet_backbone
     with without_values():
         backbone = build(cfg, ShapeSpec(channels=3)).eval()
     backbone.to_empty(device="cpu")

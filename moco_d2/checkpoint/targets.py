@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from moco_d2.checkpoint.mapping import Architecture, needs_own_builder, to_detectron2
+from moco_d2.checkpoint.mapping import Architecture, own_builder_of, to_detectron2
 from moco_d2.errors import UserError
-from moco_d2.resnet import STEM_WIDTH, build_basic_resnet
+from moco_d2.resnet import STEM_WIDTH
 
 AUTHOR = "moco_d2"
 
@@ -56,9 +56,8 @@ class Detectron2(Target):
 
     def usage(self, path: str | Path, architecture: Architecture) -> str:
         words = f"MODEL.WEIGHTS {shlex.quote(str(path))}"
-        if needs_own_builder(architecture):
-            words += f" MODEL.BACKBONE.NAME {build_basic_resnet.__name__}"
-        return words
+        own = own_builder_of(architecture)
+        return f"{words} MODEL.BACKBONE.NAME {own}" if own else words
 
     def content(
         self, tensors: Mapping[str, Tensor], provenance: Mapping[str, Any]

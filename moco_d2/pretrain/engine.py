@@ -38,7 +38,12 @@ from moco_d2.pretrain.model.moco_v3 import MoCoV3
 from moco_d2.pretrain.monitor import build_monitors
 from moco_d2.pretrain.optimizer import build_optimizer
 from moco_d2.pretrain.parallel import distribute, micro_batches
-from moco_d2.pretrain.schedule import build_schedule, scale_recipe, training_length
+from moco_d2.pretrain.schedule import (
+    build_schedule,
+    scale_recipe,
+    training_length,
+    warn_of_unused_steps,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +97,7 @@ class Pretrainer(TrainerBase):
         self.amp_dtype = amp_dtype(cfg)
         # In float16, small gradients would underflow to 0 without scaling.
         self.scaler = GradScaler(self.device.type, enabled=self.amp_dtype == torch.float16)
+        warn_of_unused_steps(cfg)
         self.max_iter = training_length(cfg, self.data.iterations_per_epoch)
         self.scheduler = LRMultiplier(
             self.optimizer,

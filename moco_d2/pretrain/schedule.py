@@ -81,6 +81,15 @@ class CosineAfterWarmup(ParamScheduler):
         return (1 + math.cos(math.pi * progress)) / 2
 
 
+def warn_of_unused_steps(cfg: CfgNode) -> None:
+    """Log it if SOLVER.MAX_ITER is set beside MOCO.EPOCHS, which counts alone."""
+    if cfg.MOCO.EPOCHS > 0 and cfg.SOLVER.MAX_ITER != get_cfg().SOLVER.MAX_ITER:
+        logger.warning(
+            "SOLVER.MAX_ITER %d is not used, because MOCO.EPOCHS is %d: set that to 0",
+            *(cfg.SOLVER.MAX_ITER, cfg.MOCO.EPOCHS),
+        )
+
+
 def training_length(cfg: CfgNode, iterations_per_epoch: int) -> int:
     """Return the number of iterations: MOCO.EPOCHS epochs, or SOLVER.MAX_ITER if that is 0.
 
@@ -88,11 +97,6 @@ def training_length(cfg: CfgNode, iterations_per_epoch: int) -> int:
         UserError: If the number is 0.
     """
     if cfg.MOCO.EPOCHS > 0:
-        if cfg.SOLVER.MAX_ITER != get_cfg().SOLVER.MAX_ITER:
-            logger.warning(
-                "SOLVER.MAX_ITER %d is not used, because MOCO.EPOCHS is %d: set that to 0",
-                *(cfg.SOLVER.MAX_ITER, cfg.MOCO.EPOCHS),
-            )
         return cfg.MOCO.EPOCHS * iterations_per_epoch
     if cfg.SOLVER.MAX_ITER < 1:
         raise UserError(

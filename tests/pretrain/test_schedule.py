@@ -6,7 +6,12 @@ import pytest
 from moco_d2.config.load import load_config
 from moco_d2.errors import UserError
 from moco_d2.pretrain.key_momentum import key_momentum
-from moco_d2.pretrain.schedule import build_schedule, scale_recipe, training_length
+from moco_d2.pretrain.schedule import (
+    build_schedule,
+    scale_recipe,
+    training_length,
+    warn_of_unused_steps,
+)
 
 IMAGENET = 1_281_167  # images of its training set
 
@@ -87,8 +92,10 @@ def test_a_run_without_an_iteration_is_refused(make_config):
 
 def test_a_number_of_steps_beside_epochs_is_said_to_be_unused(caplog):
     cfg = load_config("moco_v2_R50_200ep.yaml", ["MOCO.EPOCHS", "2"])
+    warn_of_unused_steps(cfg)
     assert (training_length(cfg, 10), caplog.messages) == (20, [])
     cfg.SOLVER.MAX_ITER = 8
+    warn_of_unused_steps(cfg)
     assert training_length(cfg, 10) == 20
     assert "SOLVER.MAX_ITER 8 is not used, because MOCO.EPOCHS is 2" in caplog.text
 

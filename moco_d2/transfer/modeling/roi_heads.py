@@ -8,14 +8,11 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import Conv2d, get_norm
 from detectron2.modeling import ROI_HEADS_REGISTRY
-from detectron2.modeling.backbone.resnet import BasicBlock, ResNet
 from detectron2.modeling.roi_heads import Res5ROIHeads
 from torch import nn
 
 from moco_d2.errors import UserError
-from moco_d2.resnet import conv_to_one_cell
-
-_BASIC_BLOCKS = {18: 2, 34: 3}  # ResNet depth -> number of basic blocks in conv5
+from moco_d2.resnet import BASIC_DEPTHS, basic_stage, conv_to_one_cell
 
 
 class Res5ROIHeadsExtraNorm(Res5ROIHeads):
@@ -31,8 +28,8 @@ class Res5ROIHeadsExtraNorm(Res5ROIHeads):
     @classmethod
     def _build_res5_block(cls, cfg: CfgNode) -> tuple[nn.Sequential, int]:
         resnets = cfg.MODEL.RESNETS
-        if resnets.DEPTH in _BASIC_BLOCKS:
-            res5, channels = _build_basic_res5(resnets)
+        if resnets.DEPTH in BASIC_DEPTHS:
+            res5, channels = nn.Sequential(*basic_stage(resnets, 3)), resnets.RES2_OUT_CHANNELS * 8
         else:
             res5, channels = super()._build_res5_block(cfg)
         for layer in res5.modules():
@@ -57,20 +54,6 @@ class _RegionConv(Conv2d):
         if cell is None:
             return super().forward(x)
         return cell if self.norm is None else self.norm(cell)
-
-
-def _build_basic_res5(resnets: Any) -> tuple[nn.Sequential, int]:
-    channels = resnets.RES2_OUT_CHANNELS * 8
-    blocks = _BASIC_BLOCKS[resnets.DEPTH]
-    stage = ResNet.make_stage(
-        BasicBlock,
-        blocks,
-        stride_per_block=[2] + [1] * (blocks - 1),
-        in_channels=channels // 2,
-        out_channels=channels,
-        norm=resnets.NORM,
-    )
-    return nn.Sequential(*stage), channels
 
 
 def _register(head: type, registry: Any) -> None:

@@ -6,6 +6,8 @@ import torch
 from torch import distributed as dist
 
 from moco_d2.engine.device import send
+from moco_d2.engine.hooks import StopOnSignal
+from moco_d2.engine.periodic_saves import PeriodicSaves
 
 
 def world_size() -> int:
@@ -37,3 +39,30 @@ def gather_numbers(
     row.append(send(torch.tensor([*others.values()], dtype=torch.float64), device))
     columns = all_gather(torch.cat(row)[None]).T.tolist()
     return dict(zip([*tensors, *others], columns, strict=True))
+
+
+def exchange_step(
+    metrics: Mapping[str, float | torch.Tensor],
+    data_time: float,
+    stop: StopOnSignal,
+    saver: PeriodicSaves,
+    device: str | torch.device,
+) -> tuple[dict[str, float], float]:
+    """Return the mean metrics of all processes in a step, and the longest time to load images.
+
+    The same exchange tells all processes whether one of them has received a signal, and whether it
+    is time to save.
+
+    Args:
+        metrics: The metrics of this process.
+        data_time: Seconds that this process has waited for images.
+        stop, saver: The hooks that stop and save, which get what all processes agree on.
+        device: The device of the exchange.
+    """
+    others = {"data_time": data_time, "signal": stop.received, "overdue": saver.overdue}
+    values = gather_numbers({**metrics, **others}, device)
+    if world_size() > 1:
+        stop.agreed = int(max(values["signal"]))
+        saver.agreed = any(values["overdue"])
+    means = {name: sum(values[name]) / len(values[name]) for name in metrics}
+    return means, max(values["data_time"])  # all processes wait for the slowest one

@@ -20,7 +20,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from moco_d2.engine.compilation import fastest_convolutions, should_compile
 from moco_d2.engine.consistency import check_agreement, decided_by_main, fingerprint, of_run
-from moco_d2.engine.exchange import gather_numbers
+from moco_d2.engine.exchange import exchange_step
 from moco_d2.engine.hooks import DataTime, DeferredWriters, ProgressBar, StopOnSignal
 from moco_d2.engine.metrics_state import MetricsState
 from moco_d2.engine.precision import amp_dtype
@@ -261,37 +261,20 @@ class Pretrainer(TrainerBase):
     def _record(self, outputs: list[dict[str, torch.Tensor]], data_time: float) -> None:
         """Put the mean metrics of all processes into the storage.
 
-        The same exchange tells all processes whether one of them has received a signal, and whether
-        it is time to save.
-
         Raises:
             UserError: If the loss is not finite.
         """
         metrics = {
             name: sum(o[name].detach() for o in outputs) / len(outputs) for name in outputs[0]
         }
-        values = gather_numbers(
-            {
-                **metrics,
-                "data_time": data_time,
-                "signal": self.stop.received,
-                "overdue": self.saver.overdue,
-            },
-            self.device,
-        )
-        if comm.get_world_size() > 1:
-            self.stop.agreed = int(max(values["signal"]))
-            self.saver.agreed = any(values["overdue"])
-        means = {name: sum(values[name]) / len(values[name]) for name in metrics}
+        means, slowest = exchange_step(metrics, data_time, self.stop, self.saver, self.device)
         loss = _total_loss(means)
         if not math.isfinite(loss):
             raise UserError(
                 f"the loss is {loss} at iteration {self.iter}: lower SOLVER.BASE_LR (now "
                 f"{self.cfg.SOLVER.BASE_LR}) and continue with --resume from the last checkpoint"
             )
-        # All processes wait for the slowest one.
-        data_time = max(values["data_time"])
-        get_event_storage().put_scalars(total_loss=loss, data_time=data_time, **means)
+        get_event_storage().put_scalars(total_loss=loss, data_time=slowest, **means)
 
     def after_train(self) -> None:
         if self.start_iter == self.max_iter:

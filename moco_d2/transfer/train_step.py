@@ -13,7 +13,7 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
-from moco_d2.engine.exchange import gather_numbers
+from moco_d2.engine.exchange import exchange_step
 from moco_d2.engine.hooks import StopOnSignal
 from moco_d2.engine.periodic_saves import PeriodicSaves
 from moco_d2.transfer.divergence import (
@@ -99,28 +99,14 @@ class AccumulatingTrainer(SimpleTrainer):
     def _record(
         self, losses: dict[str, torch.Tensor], data_time: float, batches: list[Any]
     ) -> None:
-        """Put the mean losses of all processes into the storage, under Detectron2's names.
-
-        The same exchange shares the signals that any process has received, and whether it is time
-        to save.
-        """
-        others = {
-            "data_time": data_time,
-            "signal": self._stop.received,
-            "overdue": self._saver.overdue,
-        }
-        ranks = gather_numbers({**losses, **others}, self._device)
-        if comm.get_world_size() > 1:
-            self._stop.agreed = int(max(ranks["signal"]))
-            self._saver.agreed = any(ranks["overdue"])
-        means = {name: sum(ranks[name]) / len(ranks[name]) for name in losses}
+        """Put the mean losses of all processes into the storage, under Detectron2's names."""
+        means, slowest = exchange_step(losses, data_time, self._stop, self._saver, self._device)
         total = sum(means.values())
         if not math.isfinite(total):
             problems = comm.all_gather(annotations_in_error(batches))
             raise DivergenceError(means, list(itertools.chain.from_iterable(problems)))
         storage = get_event_storage()
-        # All processes wait for the slowest one.
-        storage.put_scalar("data_time", max(ranks["data_time"]))
+        storage.put_scalar("data_time", slowest)
         storage.put_scalar("total_loss", total)
         storage.put_scalars(**means)
 

@@ -5,9 +5,7 @@ workers. If it ended them, the run would lose the step that it is about to save.
 """
 
 import atexit
-import multiprocessing
 import os
-import signal
 import threading
 import weakref
 from collections.abc import Callable
@@ -17,7 +15,7 @@ import torch
 import torch.multiprocessing
 from torch.utils.data import DataLoader
 
-from moco_d2.engine.signals import held_back, ignore_stop_signals
+from moco_d2.engine.signals import end_with_parent, held_back, ignore_stop_signals
 
 if TYPE_CHECKING:
     from torch.utils.data.dataloader import _BaseDataLoaderIter
@@ -72,26 +70,9 @@ class _WorkerBegin:
     def __call__(self, worker_id: int) -> None:
         ignore_stop_signals()
         if self.of_main_thread:  # the kernel reports the end of the thread, not of the process
-            _end_with_parent()
+            end_with_parent()
         if self.then is not None:
             self.then(worker_id)
-
-
-def _end_with_parent() -> None:
-    """Let the kernel end this process when its parent ends.
-
-    This works only on Linux. Elsewhere, torch's workers check for it every 5 seconds while idle.
-    """
-    torch.multiprocessing._prctl_pr_set_pdeathsig(  # type: ignore[attr-defined] # defined in C++
-        signal.SIGKILL
-    )
-    parent = multiprocessing.parent_process()
-    if (
-        parent is not None
-        and multiprocessing.get_start_method() != "forkserver"  # its server is the parent then
-        and os.getppid() != parent.pid
-    ):
-        os._exit(0)  # the parent has ended before the call above
 
 
 @atexit.register

@@ -167,3 +167,23 @@ def ignore_stop_signals() -> None:
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+def end_with_parent() -> None:
+    """Let the kernel end this process when the thread that forked it ends, whatever ends that.
+
+    A parent cannot do this itself: SIGKILL gives it no time, and a signal can arrive between the
+    fork and the entry in its list of children. This works only on Linux.
+    """
+    import torch.multiprocessing
+
+    torch.multiprocessing._prctl_pr_set_pdeathsig(  # type: ignore[attr-defined] # defined in C++
+        signal.SIGKILL
+    )
+    parent = multiprocessing.parent_process()
+    if (
+        parent is not None
+        and multiprocessing.get_start_method() != "forkserver"  # its server is the parent then
+        and os.getppid() != parent.pid
+    ):
+        os._exit(0)  # the parent has ended before the call above

@@ -10,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from moco_d2.benchmark.runs.execution import MODULES
+from moco_d2.engine.signals import end_with_parent
 from moco_d2.errors import UserError
 
 _T = TypeVar("_T")
@@ -27,7 +28,7 @@ def in_child(tools: set[str], function: Callable[..., _T], *args: Any) -> _T:
     """
     try:
         context = warmed(tools)
-        with ProcessPoolExecutor(1, mp_context=context, initializer=_use_one_thread) as pool:
+        with ProcessPoolExecutor(1, mp_context=context, initializer=_begin) as pool:
             return pool.submit(function, *args).result()
     except BrokenProcessPool as error:
         raise UserError(
@@ -36,9 +37,10 @@ def in_child(tools: set[str], function: Callable[..., _T], *args: Any) -> _T:
         ) from error
 
 
-def _use_one_thread() -> None:
+def _begin() -> None:
     import torch
 
+    end_with_parent()  # a pool's process waits for its next task forever
     torch.set_num_threads(1)
 
 

@@ -13,6 +13,7 @@ from moco_d2.benchmark.runs.execution import Place
 from moco_d2.benchmark.runs.run_log import last_line
 from moco_d2.benchmark.runs.suite_values import arguments_of
 from moco_d2.benchmark.transfer_command.budget import Timing
+from moco_d2.engine.signals import end_with_parent
 from moco_d2.errors import USER_ERROR_EXIT_CODE, UserError
 from moco_d2.files import read_plain_json, write_text
 
@@ -73,6 +74,7 @@ def _measure(file: Path, place: Place, words: Sequence[str]) -> None:
     from moco_d2.cli import start_job
     from moco_d2.transfer.timing import parser
 
+    end_with_parent()
     place.enter()
     with _log_file(file).open("w", buffering=1) as log:
         os.dup2(log.fileno(), 1)

@@ -62,6 +62,7 @@ class PaperTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `task` and `setting` are None if no run is compared with it, and `trials` if the source does not
     say it. `std` is the published standard deviation of single runs for each metric, or empty.
+    With `own_rates`, the rows have learning rates of their own.
     """
 
     name: str
@@ -75,6 +76,7 @@ class PaperTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     std: tuple[float, ...] = ()
     std_source: str = ""
     spread_remark: str = ""
+    own_rates: bool = False
     remarks: tuple[str, ...] = ()
 
     @property
@@ -141,6 +143,8 @@ def marks_beside(
     """Yield the names in MARKS of the reasons why runs are not expected to reach a row's values."""
     if _plain(initialization) in row.similar:
         yield "msra_baseline"
+    if table.own_rates:
+        yield "own_rate"
     if table.setting and any(
         r.batchnorm_images and r.batchnorm_images < table.setting.images_per_batch for r in runs
     ):

@@ -214,6 +214,18 @@ def test_weights_of_torchvision_have_no_verdict_beside_those_of_msra(make_conten
         assert format == "csv" or "outside" in text, format
 
 
+def test_a_row_with_a_learning_rate_of_its_own_gives_no_verdict(make_content, write):
+    for name in ("Barlow-Twins", "moco"):
+        for seed, ap in enumerate((54.4, 54.5, 54.6)):
+            metrics = {"bbox": {"AP": ap + 1e-6 * len(name)}}
+            write(make_content(initialization=name, seed=seed, metrics=metrics))
+    table = table_of(write.folder)
+    cells = {row.label: (row.cells[0].published, row.cells[0].within) for row in table.rows}
+    assert cells == {"Barlow-Twins": (56.8, None), "moco": (55.9, False)}
+    assert [row.paper_marks for row in table.rows if row.label != "moco"] == [("own_rate",)]
+    assert any("a learning rate of its own" in text for _, text in table.footnotes)
+
+
 def test_a_row_that_is_found_by_another_spelling_has_the_same_marks(make_content, write):
     write(make_content(initialization="Supervised"))
     (row,) = table_of(write.folder).rows

@@ -334,6 +334,14 @@ TABLES = {
         v2 800 InsLoc: 40.4 | 36.4
         v2, mmselfsup: 40.2 | 36.1
         InfoMin: 40.6 | 36.7
+        InstDis: 38.8 | 35.2
+        PIRL: 38.6 | 35.1
+        SimCLR 1000: 39.8 | 35.9
+        PixPro 100: 40.8 | 36.8
+        BYOL 200 mmselfsup: 40.9 | 36.8
+        SimSiam 100 mmselfsup: 38.6 | 34.6
+        SimSiam 200 mmselfsup: 38.8 | 34.9
+        SwAV 200 mmselfsup: 40.2 | 36.3
         """,
     ),
     "coco_FPN4conv1fc_2x": (
@@ -347,6 +355,8 @@ TABLES = {
         v2 200 InsLoc: 41.7 | 37.6
         v2 800 InsLoc: 42.5 | 38.2
         InfoMin: 42.5 | 38.4
+        InstDis: 41.3 | 37.3
+        PIRL: 41.2 | 37.4
         """,
     ),
     "coco_FPN4conv1fc_6x": (
@@ -369,7 +379,30 @@ TABLES = {
         InfoMin: 57.6 82.7 64.6
         PixPro 100: 58.8 83.0 66.5
         PixPro 400: 60.2 83.8 67.7
+        InstDis 200: 55.2 80.9 61.2
+        PIRL 200: 55.5 81.0 61.3
+        DetCo 100: 57.4 82.5 63.9
+        DetCo 200: 57.8 82.6 64.2
+        DetCo 800: 58.2 82.7 65.0
         """,
+    ),
+    "voc_C4_simsiam": (
+        "2011.10566 5",
+        VOC,
+        """
+        ImageNet supervised: 81.3 53.5 58.8
+        SimCLR: 81.8 55.5 61.4
+        MoCo v2: 82.3 57.0 63.3
+        BYOL: 81.4 55.3 61.1
+        SwAV: 81.5 55.4 61.4
+        SimSiam, base: 82.0 56.4 62.8
+        SimSiam, optimal: 82.4 57.0 63.7
+        """,
+    ),
+    "voc_C4_barlow_twins": (
+        "2103.03230 4",
+        "AP AP50 AP75",
+        "Sup.: 53.5 81.3 58.8 \n SwAV: 56.1 82.6 62.7 \n Barlow Twins: 56.8 82.6 63.4",
     ),
     "voc_C4_others": (
         "projects",
@@ -377,6 +410,13 @@ TABLES = {
         """
         OpenSelfSup random: 32.83 59.02 31.60
         OpenSelfSup supervised: 54.19 81.58 59.80
+        OpenSelfSup NPID: 54.11 80.03 59.50
+        OpenSelfSup v1: 55.95 81.38 62.23
+        OpenSelfSup v2: 56.97 82.24 63.43
+        OpenSelfSup SimCLR: 51.54 79.41 55.63
+        OpenSelfSup BYOL: 49.00 79.60 52.80
+        NPID++ fixed: 52.3 79.1 56.9
+        PIRL fixed: 54.0 80.7 59.7
         Detectron2 zoo: 51.9 80.3 -
         v2, mmselfsup: - 81.06 -
         """,
@@ -388,13 +428,60 @@ TABLES = {
         v2 200 InsLoc: 38.9 | 34.1
         v2 800 InsLoc: 39.3 | 34.3
         v2 800: 39.5 | 34.5
-        v2 SimSiam?: 39.2 | 34.3
         SimCLR: 38.4 | 33.6
         InfoMin: 39.0 | 34.1
         PixPro 100: 40.0 | 34.8
         PixPro 400: 40.5 | 35.3
         SoCo 100: 40.4 | 34.9
         SoCo 400: 40.9 | 35.3
+        """,
+    ),
+    "coco_C4_1x_detco": (
+        "xieenze/DetCo, 4",
+        BOX_AND_MASK,
+        """
+        Supervised: 38.2 58.2 41.2 | 33.3 54.7 35.2
+        InstDis: 37.7 57.0 40.9 | 33.0 54.1 35.2
+        PIRL: 37.4 56.5 40.2 | 32.7 53.4 34.7
+        SwAV: 32.9 54.3 34.5 | 29.5 50.4 30.4
+        v2: 38.9 58.4 42.0 | 34.2 55.2 36.5
+        DetCo: 39.4 59.2 42.3 | 34.4 55.7 36.6
+        DetCo AutoAugment: 39.8 59.7 43.0 | 34.7 56.3 36.7
+        """,
+    ),
+    "coco_FPN_1x_detco": (
+        "xieenze/DetCo, 4",
+        BOX_AND_MASK,
+        """
+        Supervised: 38.9 59.6 42.7 | 35.4 56.5 38.1
+        InstDis: 37.4 57.6 40.6 | 34.1 54.6 36.4
+        PIRL: 37.5 57.6 41.0 | 34.0 54.6 36.2
+        SwAV: 38.5 60.4 41.4 | 35.4 57.0 37.7
+        v2: 38.9 59.4 42.4 | 35.5 56.5 38.1
+        DetCo: 39.5 60.3 43.1 | 35.9 56.9 38.6
+        DetCo AutoAugment: 40.1 61.0 43.9 | 36.4 58.0 38.9
+        """,
+    ),
+    "coco_C4_1x_simsiam": (
+        "2011.10566 5",
+        "APbb50 APbb APbb75 APmk50 APmk APmk75",
+        """
+        ImageNet supervised: 58.2 38.2 41.2 | 54.7 33.3 35.2
+        SimCLR: 57.7 37.9 40.9 | 54.6 33.3 35.3
+        MoCo v2: 58.8 39.2 42.5 | 55.5 34.3 36.6
+        BYOL: 57.8 37.9 40.9 | 54.3 33.2 35.0
+        SwAV: 57.6 37.6 40.3 | 54.2 33.1 35.1
+        SimSiam, base: 57.5 37.9 40.9 | 54.2 33.2 35.2
+        SimSiam, optimal: 59.3 39.2 42.1 | 56.0 34.4 36.7
+        """,
+    ),
+    "coco_C4_1x_barlow_twins": (
+        "2103.03230 4",
+        BOX_AND_MASK,
+        """
+        Sup.: 38.2 58.2 41.2 | 33.3 54.7 35.2
+        SwAV: 38.4 58.6 41.3 | 33.8 55.2 35.9
+        Barlow Twins: 39.2 59.0 42.5 | 34.3 56.0 36.5
         """,
     ),
     "coco_C4_2x_later": (
@@ -405,8 +492,10 @@ TABLES = {
         v2 (OpenSelfSup): 41.0 60.6 44.5 | 35.6 57.2 38.0
         v2 200 InsLoc: 40.7 - - | 35.6 - -
         v2 800 InsLoc: 41.2 - - | 35.8 - -
-        BYOL: 40.2 - - | - - -
-        SimCLR: 39.6 - - | - - -
+        BYOL: 40.2 60.6 43.3 | 34.9 57.0 36.7
+        SimCLR: 39.6 59.1 42.9 | 34.6 55.9 37.1
+        NPID: 39.4 59.0 42.8 | 34.5 55.9 36.6
+        InfoMin: 41.3 - - | 36.0 - -
         """,
     ),
     "linear_later": (
@@ -502,6 +591,8 @@ _FIRST = (
     *("voc07_C4", "voc07_C4_methods", "voc_C4_v2", "voc_C4_readme"),
     *("lvis_v0.5_FPN_2x_ablation", "lvis_v0.5_FPN_1x"),
     *("lvis_v1_vitdet_B_100ep", "lvis_v1_vitdet_L_100ep", "coco_vitdet_Ti_100ep"),
+    *("voc_C4_simsiam", "voc_C4_barlow_twins", "coco_C4_1x_simsiam", "coco_C4_1x_barlow_twins"),
+    *("coco_C4_1x_detco", "coco_FPN_1x_detco"),
 )
 _SECOND = (
     *("coco_vitdet_B_100ep", "coco_vitdet_B_100ep_masks", "coco_vitdet_L_100ep"),
@@ -516,7 +607,7 @@ BASELINES = {**dict.fromkeys(_FIRST, 0), **dict.fromkeys(_SECOND, 1)}
 #: Runs behind each number, where the source says it; and the published spread of single runs.
 FIVE_TRIALS = {
     *("voc_dilated_C5", "voc_C4", "voc07_C4", "voc_C4_v2", "voc_C4_readme"),
-    *("cityscapes_semantic", "voc_semantic"),
+    *("cityscapes_semantic", "voc_semantic", "voc_C4_simsiam"),
     *("lvis_v0.5_FPN_2x_ablation", "lvis_v0.5_FPN_1x"),
 }
 STD = {"AP50": 0.2, "AP": 0.2, "AP75": 0.4}

@@ -30,6 +30,7 @@ MARKS = {
     "imported": "‖",
     "msra_baseline": "△",
     "small_batchnorm": "▽",
+    "own_rate": "▷",
     "unconfirmed": "*",
 }
 FOOTNOTES = {
@@ -47,6 +48,10 @@ FOOTNOTES = {
     "small_batchnorm": (
         "BatchNorm computed its statistics from fewer images than a step of the paper has, which "
         "alone can cause a gap, so it has no verdict"
+    ),
+    "own_rate": (
+        "the published row was fine-tuned with a learning rate of its own, which alone can cause a "
+        "gap, so it has no verdict"
     ),
     "unconfirmed": "typed from memory of the paper, unconfirmed",
 }

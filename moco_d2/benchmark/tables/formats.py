@@ -111,6 +111,7 @@ _LATEX = {
     "‖": r"$\|$",
     "△": r"$\triangle$",
     "▽": r"$\bigtriangledown$",
+    "▷": r"$\triangleright$",
     "◊": r"$\diamond$",
     "≡": r"$\equiv$",
     "†": r"\dag{}",

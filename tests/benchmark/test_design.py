@@ -1,6 +1,7 @@
 """What a suite declares before its numbers are seen, from its file to the table."""
 
 import csv
+import html
 import io
 import json
 import re
@@ -13,9 +14,10 @@ from support.run_records import content, write_record, write_table_2b
 from moco_d2.benchmark.records.design import DESIGN_FILE, Design, declare
 from moco_d2.benchmark.records.results import read_records
 from moco_d2.benchmark.rendering import FORMATS, render_folders
+from moco_d2.benchmark.runs.cell_state import note_started
 from moco_d2.benchmark.runs.planning import plan
 from moco_d2.benchmark.runs.runner import run
-from moco_d2.benchmark.runs.suites import Suite, load_suite, packaged_suites
+from moco_d2.benchmark.runs.suites import Cell, Suite, load_suite, packaged_suites
 from moco_d2.benchmark.tables.answer import answer
 from moco_d2.benchmark.tables.comparison import measured_tables
 from moco_d2.errors import UserError
@@ -129,6 +131,31 @@ def test_a_declaration_after_the_runs_is_marked_in_each_format(tmp_path, format)
         assert {line["declared"] for line in lines} == {"after 15 of 16 runs"}
     else:
         assert "declared after 15 of 16 runs had started, so it was not fixed" in text
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_declaration_that_somebody_removed_is_missed_in_each_format(tmp_path, format):
+    """Without it the default family would count, silently."""
+    declare(tmp_path, Design(comparisons=(PAIR,)))
+    write_table_2b(tmp_path / "voc_C4", lambda r: _finished(r, LATER))
+    for record in sorted(tmp_path.rglob("record.json"))[:4]:
+        name = str(record.parent.relative_to(tmp_path))
+        note_started(Cell(name, "voc_C4", "moco", 1, ()), tmp_path, processes=1, completed=0)
+    assert table_of(tmp_path).declared == "beforehand"
+    (tmp_path / DESIGN_FILE).unlink()
+    table = table_of(tmp_path)
+    assert table.declared == "missing for 4 of 15 runs" and table.design == Design()
+    text = render_folders([tmp_path], format)
+    assert "missing for 4 of 15 runs" in text
+    assert format == "csv" or "put design.json back" in html.unescape(text).replace("\\", "")
+
+
+def test_runs_of_a_suite_without_a_declaration_miss_none(tmp_path):
+    write_table_2b(tmp_path / "voc_C4")
+    for record in tmp_path.rglob("record.json"):
+        name = str(record.parent.relative_to(tmp_path))
+        note_started(Cell(name, "voc_C4", "moco", 1, ()), tmp_path, processes=1, completed=0)
+    assert table_of(tmp_path).declared == ""
 
 
 def test_a_suite_that_changes_its_mind_declares_anew(tmp_path):

@@ -1,7 +1,8 @@
 """What a suite declares before its numbers are seen: which comparisons may claim an order.
 
 The runner writes the declaration into the folder of the suite, and the tables of the runs in this
-folder read it there. It has a time, so a table knows which runs had started before.
+folder read it there. It has a time, so a table knows which runs had started before. The note beside
+each record says that there was a declaration, so a table knows when it is gone.
 """
 
 import datetime
@@ -18,9 +19,12 @@ from moco_d2.records.fields import Name
 from moco_d2.records.parsing import parse
 
 DESIGN_FILE = "design.json"
+#: The note of the runner beside a record, and its entry for the fingerprint of the declaration.
+NOTE_FILE, NOTED = "cell.json", "declared"
 #: The keys of a suite.
 DESIGN_KEYS = ("primary", "comparisons", "margin")
 _MOST_BYTES = 1 << 20
+_MOST_BYTES_OF_NOTE = 8 << 20
 _LEVELS = 4  # SUITE/TASK/INITIALIZATION/seedN/record.json
 
 
@@ -157,6 +161,15 @@ def declaration_of(record: Path, known: dict[Path, Declaration | None]) -> Decla
         if known[folder]:
             return known[folder]
     return None
+
+
+def is_missing(record: Path) -> bool:
+    """Return whether the note beside a record names a declaration, for one that has none."""
+    try:
+        note = read_plain_json(record.parent / NOTE_FILE, _MOST_BYTES_OF_NOTE)
+    except (OSError, ValueError):
+        return False  # another program may write a file of this name
+    return isinstance(note, dict) and bool(note.get(NOTED))
 
 
 def _fingerprint(design: Design, declared: datetime.datetime) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from moco_d2.benchmark.records.design import Declaration, declaration_of
+from moco_d2.benchmark.records.design import Declaration, declaration_of, is_missing
 from moco_d2.benchmark.records.files import collect, read_json
 from moco_d2.config.plain import TRIAL
 from moco_d2.errors import UserError
@@ -32,7 +32,7 @@ class Record:
     run has several; see test_sets.by_test_set. `started` is None for an imported run.
     `batchnorm_images` is the number of images of one
     BatchNorm batch; None if it is frozen or not recorded. `declaration` is what the suite of the
-    run declares.
+    run declares; `declaration_missing` says that its file is gone.
     """
 
     path: Path
@@ -66,6 +66,7 @@ class Record:
     batchnorm_images: int | None = None
     test_set: str | None = None
     declaration: Declaration | None = None
+    declaration_missing: bool = False
     started: datetime | None = None
 
     @property
@@ -103,7 +104,13 @@ def read_records(paths: Iterable[str | Path], *, required: bool = True) -> list[
             "fine-tune first: tools/train_net.py --config-file ... writes one to its OUTPUT_DIR"
         )
     designs: dict[Path, Declaration | None] = {}
-    return [replace(r, declaration=declaration_of(r.path, designs)) for r in records]
+    return [_with_declaration(record, designs) for record in records]
+
+
+def _with_declaration(record: Record, known: dict[Path, Declaration | None]) -> Record:
+    declaration = declaration_of(record.path, known)
+    missing = declaration is None and is_missing(record.path)
+    return replace(record, declaration=declaration, declaration_missing=missing)
 
 
 def read_content(path: Path) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from moco_d2.benchmark.records.design import DESIGN_FILE, NOTE_FILE, NOTED, read_declaration
 from moco_d2.benchmark.runs.cell_lock import LOCK
 from moco_d2.benchmark.runs.suites import CELL_FOLDER, FOLDER, Cell
 from moco_d2.benchmark.runs.trials import BEST, best_rate, has_diverged
@@ -22,7 +23,7 @@ from moco_d2.config.safe_yaml import decode
 from moco_d2.errors import UserError, printable
 from moco_d2.files import check_own, read_plain_json, write_json
 
-CELL_FILE = "cell.json"
+CELL_FILE = NOTE_FILE
 OUTPUT_LOG = "output.log"
 _MOST_NAMED = 3  # settings in a message
 _LONGEST_SHOWN = 200  # characters of one setting
@@ -144,8 +145,12 @@ def _examine_foreign(cell: Cell, record: Path, folder: Path) -> State:
 
 
 def note_started(cell: Cell, folder: Path, *, processes: int, completed: int) -> None:
-    """Write cell.json, which says that `completed` commands of `cell` have succeeded."""
+    """Write cell.json, which says that `completed` commands of `cell` have succeeded, and what the
+    suite had declared.
+    """
     content = {**_description(cell, processes), "completed": completed}
+    if declaration := read_declaration(folder / DESIGN_FILE, other=True):
+        content[NOTED] = declaration.sha256
     write_json(folder / cell.name / CELL_FILE, content)
 
 

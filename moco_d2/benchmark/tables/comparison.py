@@ -176,6 +176,8 @@ def _pairs(
 
 def _declared(records: Sequence[Record]) -> tuple[Design, str]:
     """Return the design of the suite of some runs, and Table.declared."""
+    if lost := sum(record.declaration_missing for record in records):
+        return DEFAULT, f"missing for {lost} of {len(records)} runs"
     found = {id(r.declaration): r.declaration for r in records}
     declarations = [declaration for declaration in found.values() if declaration]
     if not declarations:

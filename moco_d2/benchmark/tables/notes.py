@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from moco_d2.benchmark.paper import PaperRow, PaperTable, find_row
+from moco_d2.benchmark.records.design import DESIGN_FILE
 from moco_d2.benchmark.records.matching import BASELINE
 from moco_d2.benchmark.records.results import Record
 from moco_d2.benchmark.statistics import LEAST_SEEDS, LEVEL, Comparison
@@ -113,6 +114,11 @@ def on_design(declared: str) -> Iterable[str]:
     """
     if declared == "differently":
         yield "the suites of these runs declare different comparisons, so the default ones count"
+    elif declared.startswith("missing"):
+        yield (
+            f"the declaration of what may claim an order is {declared}, so the default comparisons "
+            f"count; put {DESIGN_FILE} back into the folder of the suite"
+        )
     elif declared == "by hand":
         yield (
             "the declaration of what may claim an order was edited by hand, so it is not known to "

@@ -21,67 +21,14 @@ from moco_d2.benchmark.runs.suite_values import (
 from moco_d2.benchmark.runs.suites import CELL_FOLDER, FOLDER, Cell
 from moco_d2.benchmark.runs.transfer_suites import transfer_cell
 from moco_d2.config.load import config_root, task_configs
+from moco_d2.demo.networks import NETWORKS, PRETRAIN_BATCH, SAME_CLASSES
 from moco_d2.demo.settings import Settings
 from moco_d2.errors import UserError
 
-INITIALIZATIONS = ("random", "supervised", "moco")
-#: The row whose labels are the classes to detect; only demo-long has it.
-SAME_CLASSES = "supervised_same_classes"
-#: Pretraining -> the pretext, and the list of scenes.LABELS whose labels it has. All pretrainings
-#: have the same images, and MoCo uses no label.
-PRETRAININGS = {
-    "moco": ("moco", "shapes"),
-    "supervised": ("supervised", "shapes"),
-    SAME_CLASSES: ("supervised", "textures"),
-}
 IMAGES = "images"  # the name of the cell that draws the images, and its folder
 IMAGES_SEED = 0
 _MOST = 10**9  # upper limit of numbers of images or steps
 _CHECKPOINTS = 4  # checkpoints of a pretraining; a fine-tuning is short, and has only its last
-
-# All runs share one network, one image size and one schedule that a laptop trains in minutes.
-_ENCODER = {"MOCO.ENCODER.ARCH": "resnet18", "MOCO.ENCODER.WIDTH_FACTOR": 0.5}
-_SMALL_DETECTOR = {
-    "MODEL.RESNETS.DEPTH": 18,
-    "MODEL.RESNETS.STEM_OUT_CHANNELS": 32,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
-    "MODEL.RESNETS.WIDTH_PER_GROUP": 32,
-    "SOLVER.REFERENCE_WORLD_SIZE": 0,
-    "SOLVER.IMS_PER_BATCH": 4,
-    "INPUT.MIN_SIZE_TRAIN": "(72,)",
-    "INPUT.MIN_SIZE_TEST": 72,
-    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 100,
-    "MODEL.RPN.PRE_NMS_TOPK_TEST": 100,
-    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 100,
-    "MODEL.RPN.POST_NMS_TOPK_TEST": 20,
-    "TEST.DETECTIONS_PER_IMAGE": 10,
-    "TEST.PRECISE_BN.NUM_ITER": 5,
-    "DATALOADER.NUM_WORKERS": 0,
-}
-# The rate was chosen on scenes of another seed, with one run each of random and MoCo's weights: of
-# 0.005, 0.01, 0.02 and 0.04, both learned most at 0.01 (coco_C4_1x, 100 steps, full width).
-_SMALL_C4 = {
-    "MODEL.BACKBONE.NAME": "build_basic_resnet",
-    "SOLVER.BASE_LR": 0.01,
-    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16,
-    "MODEL.ANCHOR_GENERATOR.SIZES": "[[24, 36, 50]]",
-    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 2,
-}
-_SMALL_HEADS = {
-    "voc_C4": _SMALL_C4,
-    "coco_C4_1x": {**_SMALL_C4, "MODEL.ROI_MASK_HEAD.CONV_DIM": 64},
-    "coco_FPN_1x": {
-        "MODEL.BACKBONE.NAME": "build_basic_resnet_fpn",
-        # The heads are random in every run and have no norm. In so few steps, they need a larger
-        # rate than linear scaling gives. It was chosen on scenes of another seed.
-        "SOLVER.BASE_LR": 0.04,
-        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 64,
-        "MODEL.ANCHOR_GENERATOR.SIZES": "[[8], [16], [32], [48], [64]]",
-        "MODEL.FPN.OUT_CHANNELS": 64,
-        "MODEL.ROI_BOX_HEAD.FC_DIM": 256,
-        "MODEL.ROI_MASK_HEAD.CONV_DIM": 64,
-    },
-}
 
 
 def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict[str, str]]:
@@ -92,13 +39,17 @@ def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict
     """
     fields = {field.name: field for field in dataclasses.fields(Settings)}
     check_keys(content, fields, source)
-    steps = content.get("finetune_steps", dict(Settings.finetune_steps))
+    network = str(content.get("network", Settings.network))
+    if network not in NETWORKS:
+        raise unknown("network", network, NETWORKS, source)
+    default = dict(Settings.finetune_steps) if network == Settings.network else None
+    steps = content.get("finetune_steps", default)
     if not isinstance(steps, dict) or not steps:
         raise UserError(f"{source}: finetune_steps must be a mapping, as in {{voc_C4: 80}}")
     for task in steps:
-        if task not in _SMALL_HEADS:
-            raise unknown("task", str(task), _SMALL_HEADS, source)
-    others = ("finetune_steps", "seeds", "same_classes")
+        if task not in NETWORKS[network].tasks:
+            raise unknown("task", str(task), NETWORKS[network].tasks, source)
+    others = ("network", "finetune_steps", "seeds", "same_classes")
     numbers = {key: content[key] for key in content if key not in others}
     for key, value in {**numbers, **steps}.items():
         kinds = (int, float) if key == "momentum" else (int,)
@@ -107,21 +58,29 @@ def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict
     same = content.get("same_classes", Settings.same_classes)
     if type(same) is not bool:
         raise UserError(f"{source}: same_classes must be true or false, got {same!r:.80}")
+    if same and SAME_CLASSES not in NETWORKS[network].rows:
+        raise UserError(f"{source}: same_classes needs network: {Settings.network}")
     seeds = check_seeds(content.get("seeds", list(Settings.seeds)), source)
     settings = Settings(
-        **numbers, finetune_steps=tuple(steps.items()), seeds=tuple(seeds), same_classes=same
+        **numbers,
+        network=network,
+        finetune_steps=tuple(steps.items()),
+        seeds=tuple(seeds),
+        same_classes=same,
     )
     return demo_cells(settings, source=source), demo_files(settings)
 
 
 def initializations(settings: Settings) -> tuple[str, ...]:
     """Return the rows of the tables."""
-    return (*INITIALIZATIONS, *((SAME_CLASSES,) if settings.same_classes else ()))
+    pretrained = pretrainings(settings)
+    return ("random", pretrained[1], pretrained[0], *pretrained[2:])
 
 
 def pretrainings(settings: Settings) -> tuple[str, ...]:
-    """Return the names of the pretrainings, MoCo's first."""
-    return tuple(name for name in PRETRAININGS if name in initializations(settings))
+    """Return the names of the pretrainings, the self-supervised one first."""
+    rows = NETWORKS[settings.network].rows
+    return tuple(name for name in rows if name != SAME_CLASSES or settings.same_classes)
 
 
 def demo_files(settings: Settings) -> dict[str, str]:
@@ -146,10 +105,10 @@ def demo_cells(settings: Settings, *, source: Path = Path("the demo")) -> list[C
     check_grid(len(settings.finetune_steps), len(settings.seeds), len(rows), source=source)
     trained = [_pretrain(name, settings) for name in pretrainings(settings)]
     cells = [_images(settings), *trained]
-    for (task, steps), seed, initialization in itertools.product(
+    for (task, _), seed, initialization in itertools.product(
         settings.finetune_steps, settings.seeds, rows
     ):
-        cells.append(_finetune(task, initialization, seed, steps, source))
+        cells.append(_finetune(settings, task, initialization, seed, source))
     return cells
 
 
@@ -173,23 +132,18 @@ def _images(settings: Settings) -> Cell:
 
 def _pretrain(name: str, settings: Settings) -> Cell:
     images, steps = f"{FOLDER}/{IMAGES}", settings.pretrain_steps
-    pretext, labels = PRETRAININGS[name]
+    network = NETWORKS[settings.network]
+    pretext, labels = network.rows[name]
     overrides = {
         "DATASETS.TRAIN": f"('list:{images}/pretrain_{labels}.txt',)",
         "MOCO.PRETEXT": pretext,
-        **_ENCODER,
-        "MOCO.AUGMENTATION.SIZE": 32,
-        "MOCO.AUGMENTATION.CROP_SCALE": "(0.4, 1.0)",
-        "MOCO.AUGMENTATION.BLUR_SIGMA": "(0.1, 0.8)",
+        **network.pretraining,
         "MOCO.EPOCHS": 0,
         "SOLVER.MAX_ITER": steps,
-        # The paper's 0.03 at batch 256, scaled linearly.
-        "SOLVER.IMS_PER_BATCH": 64,
-        "SOLVER.BASE_LR": 0.0075,
+        "SOLVER.IMS_PER_BATCH": PRETRAIN_BATCH,
         "MOCO.REFERENCE_BATCH": 0,
         "MOCO.MOMENTUM": settings.momentum,
-        "MOCO.DICTIONARY.SIZE": settings.queue,
-        "MOCO.BN_SPLITS": 4,
+        **({"MOCO.DICTIONARY.SIZE": settings.queue} if network.has_queue else {}),
         "MOCO.KNN.TRAIN": f"{images}/pretrain",
         "MOCO.KNN.TEST": f"{images}/pretrain_test",
         "MOCO.KNN.PERIOD": steps,  # before the first step and after the last
@@ -206,7 +160,7 @@ def _pretrain(name: str, settings: Settings) -> Cell:
         initialization=name,
         seed=1,
         commands=(
-            ("pretrain.py", ("--config-file", "moco_v2_R50_200ep.yaml", "--resume", *words)),
+            ("pretrain.py", ("--config-file", network.recipe, "--resume", *words)),
             ("convert.py", (checkpoint, weights, "--report", f"{CELL_FOLDER}/{report}")),
         ),
         record=report,
@@ -217,11 +171,12 @@ def _pretrain(name: str, settings: Settings) -> Cell:
     )
 
 
-def _finetune(task: str, initialization: str, seed: int, steps: int, source: Path) -> Cell:
+def _finetune(settings: Settings, task: str, initialization: str, seed: int, source: Path) -> Cell:
+    network, steps = NETWORKS[settings.network], dict(settings.finetune_steps)[task]
     overrides = {
         **_datasets(task),
-        **_SMALL_DETECTOR,
-        **_SMALL_HEADS[task],
+        **network.detector,
+        **network.tasks[task],
         "SOLVER.MAX_ITER": steps,
         "SOLVER.STEPS": f"({steps * 3 // 4},)",
         "SOLVER.WARMUP_ITERS": steps // 8,
@@ -229,7 +184,7 @@ def _finetune(task: str, initialization: str, seed: int, steps: int, source: Pat
         "TEST.EVAL_PERIOD": 0,
     }
     needs: tuple[str, ...] = (IMAGES,)
-    if initialization in PRETRAININGS:
+    if initialization in network.rows:
         overrides["MODEL.WEIGHTS"] = weights_file(initialization)
         needs = (IMAGES, f"pretrain_{initialization}")
     config = f"{task}_{initialization}.yaml"

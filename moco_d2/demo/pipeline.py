@@ -5,7 +5,6 @@ It is a suite of runs (cells.py) in one folder, which also holds commands.txt, t
 report.md and index.html.
 """
 
-import math
 import shlex
 import statistics
 from pathlib import Path
@@ -22,6 +21,7 @@ from moco_d2.benchmark.runs.runner import run
 from moco_d2.benchmark.runs.suites import Suite
 from moco_d2.demo import scenes
 from moco_d2.demo.cells import demo_cells, demo_files, pretrainings
+from moco_d2.demo.networks import NETWORKS
 from moco_d2.demo.settings import Settings
 from moco_d2.errors import UserError
 from moco_d2.files import write_text
@@ -45,6 +45,7 @@ class Demo:
     def __init__(self, root: Path, settings: Settings):
         self.root = root.absolute()
         self.settings = settings
+        self.network = NETWORKS[settings.network]
 
     def run(self) -> str:
         """Run all unfinished steps, and return the table as Markdown.
@@ -87,18 +88,19 @@ class Demo:
         for name, kind in (("md", "markdown"), ("csv", "csv"), ("tex", "latex")):
             write_text(root / f"table.{name}", rendering.render(records, kind))
         table, pretext, summary = self._table(records)
-        plots.training_curves(
-            pretext["moco"], root / "pretext_loss.svg", dictionary_size=settings.queue
-        )
+        pretrained, *_ = pretext.values()
+        method, queue = self.network.method, settings.queue if self.network.has_queue else None
+        plots.training_curves(pretrained, root / "pretext_loss.svg", dictionary_size=queue)
         plots.knn_curve(pretext, root / "knn.svg", chance=_CHANCE)
+        against = "" if queue is None else " against chance, ln(K+1)"
         curves = [
-            Image(root / "pretext_loss.svg", "MoCo's loss against chance, ln(K+1)"),
+            Image(root / "pretext_loss.svg", f"{method}'s loss{against}"),
             Image(root / "knn.svg", "kNN accuracy of texture and shape, on held-out images"),
         ]
         results, *others = page_sections(records, root)
         write_report(
             root / "index.html",
-            title="moco_d2: does MoCo transfer? All steps on generated images",
+            title=f"moco_d2: does {method} transfer? All steps on generated images",
             sections=[
                 results,
                 Section("Pretraining", text=summary, images=curves),
@@ -122,9 +124,10 @@ class Demo:
             for name in pretrainings(settings)
         }
         labels = LABELS + (_SAME_CLASSES if settings.same_classes else "")
+        method, (pretrained, supervised, *_) = self.network.method, metrics.values()
         summary = (
-            f"{labels} {loss_summary(metrics['moco'], settings.queue)} "
-            f"{knn_summary(metrics, _CHANCE)}"
+            f"{labels} {loss_summary(method, pretrained, *self.network.chance(settings.queue))} "
+            f"{knn_summary(method, pretrained, supervised, _CHANCE)}"
         )
         return f"{rendering.render(records, 'markdown')}\n{summary}\n", metrics, summary
 
@@ -135,32 +138,42 @@ class Demo:
         return (
             f"{s.pretrain_images} images for pretraining, {s.pretrain_steps} steps of batch 64; "
             f"{s.detection_train} scenes to fine-tune on and {s.detection_test} to test on in each "
-            f"set, batch 4 ({sizes}); seeds {', '.join(map(str, s.seeds))}; ResNet-18 of half the "
-            f"width. On {run.hardware['name']}, {run.hardware['cpu_count']} cores, device "
-            f"{run.hardware['device']}, torch {run.environment['torch']}."
+            f"set, batch 4 ({sizes}); seeds {', '.join(map(str, s.seeds))}; "
+            f"{self.network.title}. On {run.hardware['name']}, {run.hardware['cpu_count']} cores, "
+            f"device {run.hardware['device']}, torch {run.environment['torch']}."
         )
 
 
-def loss_summary(pretext: list[dict[str, Any]], queue: int) -> str:
-    """Return a sentence with MoCo's final loss, the loss of chance, and the fall at the end."""
-    losses = [line["loss_contrastive"] for line in pretext if "loss_contrastive" in line]
+def loss_summary(method: str, lines: list[dict[str, Any]], formula: str, chance: float) -> str:
+    """Return a sentence with the final loss, the loss of chance, and the fall at the end.
+
+    Args:
+        method: Name of the pretraining.
+        lines: Its metrics.
+        formula, chance: See networks.Network.chance.
+    """
+    losses = [line["loss_contrastive"] for line in lines if "loss_contrastive" in line]
     quarter = losses[-max(2, len(losses) // 4) :]
     half = len(quarter) // 2
     fall = statistics.fmean(quarter[:half]) - statistics.fmean(quarter[half:])
     return (
-        f"MoCo's loss ended at {losses[-1]:.2f}, chance ln(K+1) is {math.log(queue + 1):.2f}; "
+        f"{method}'s loss ended at {losses[-1]:.2f}, chance {formula} is {chance:.2f}; "
         f"from the first to the second half of its last quarter it fell by {fall:.3f}."
     )
 
 
-def knn_summary(pretext: dict[str, list[dict[str, Any]]], chance: float) -> str:
-    """Return a sentence with the kNN accuracies of random, MoCo and supervised network."""
-    curves = {
-        name: [line["knn_accuracy"] for line in lines if "knn_accuracy" in line]
-        for name, lines in pretext.items()
-    }
+def knn_summary(
+    method: str,
+    pretrained: list[dict[str, Any]],
+    supervised: list[dict[str, Any]],
+    chance: float,
+) -> str:
+    """Return a sentence with the kNN accuracies of random, pretrained and supervised network."""
+    first, last, label = (
+        [line["knn_accuracy"] for line in lines if "knn_accuracy" in line][index]
+        for lines, index in ((pretrained, 0), (pretrained, -1), (supervised, -1))
+    )
     return (
-        f"kNN accuracy of texture and shape on held-out images: random {curves['moco'][0]:.3f}, "
-        f"MoCo {curves['moco'][-1]:.3f}, supervised {curves['supervised'][-1]:.3f} "
-        f"(chance {chance:.3f})."
+        f"kNN accuracy of texture and shape on held-out images: random {first:.3f}, "
+        f"{method} {last:.3f}, supervised {label:.3f} (chance {chance:.3f})."
     )

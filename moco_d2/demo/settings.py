@@ -15,6 +15,7 @@ class Settings:
         finetune_steps: Iterations of each detector, by task. These and `pretrain_steps` were chosen
             for the time that they take, after runs of up to 160 and 650 on these scenes.
         seeds: Seeds; each detector is trained once per seed.
+        network: The network, a key of networks.NETWORKS.
         same_classes: Whether there is a row whose pretraining labels are the classes to detect.
     """
 
@@ -28,6 +29,7 @@ class Settings:
     finetune_steps: tuple[tuple[str, int], ...] = (("voc_C4", 100), ("coco_C4_1x", 130))
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
     same_classes: bool = False
+    network: str = "resnet18"
 
 
 SHORT = Settings()

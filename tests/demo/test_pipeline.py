@@ -5,12 +5,12 @@ import pytest
 from moco_d2.benchmark.runs.suites import FOLDER
 from moco_d2.config.load import load_config
 from moco_d2.demo.cells import (
-    SAME_CLASSES,
     demo_cells,
     demo_files,
     initializations,
     pretrainings,
 )
+from moco_d2.demo.networks import NETWORKS, SAME_CLASSES
 from moco_d2.demo.pipeline import knn_summary, loss_summary
 from moco_d2.demo.settings import LONG, SHORT
 from moco_d2.files import write_text
@@ -68,12 +68,11 @@ def test_pretrainings_have_the_same_images_network_steps_and_rate():
 
 def test_sentences_hold_the_numbers():
     pretext = [{"loss_contrastive": 6.0 - 0.1 * i} for i in range(16)]
-    assert loss_summary(pretext, 255) == (
+    assert loss_summary("MoCo", pretext, *NETWORKS["resnet18"].chance(255)) == (
         "MoCo's loss ended at 4.50, chance ln(K+1) is 5.55; from the first to the second half of "
         "its last quarter it fell by 0.200."
     )
-    curves = {
-        "moco": [{"knn_accuracy": 0.5}, {"loss": 1}, {"knn_accuracy": 0.7}],
-        "supervised": [{"knn_accuracy": 0.5}, {"knn_accuracy": 0.9}],
-    }
-    assert "random 0.500, MoCo 0.700, supervised 0.900 (chance 0.111)" in knn_summary(curves, 1 / 9)
+    moco = [{"knn_accuracy": 0.5}, {"loss": 1}, {"knn_accuracy": 0.7}]
+    supervised = [{"knn_accuracy": 0.5}, {"knn_accuracy": 0.9}]
+    said = knn_summary("MoCo", moco, supervised, 1 / 9)
+    assert "random 0.500, MoCo 0.700, supervised 0.900 (chance 0.111)" in said

@@ -1,37 +1,31 @@
 #!/usr/bin/env python3
-"""Draw the forest plot of docs/statistics.md from the runs of its example.
+"""Draw the forest plot of docs/statistics.md from the records of its example.
+
+After new runs of the demo, the page also needs what its example prints.
 
 example:
   python studies/reading_figure.py docs/statistics/forest.svg
 """
 
-import ast
 import dataclasses
-import re
 import sys
 from pathlib import Path
 
-from claims import PLAIN
-
+from moco_d2.benchmark.records.design import Design
+from moco_d2.benchmark.records.results import read_records
 from moco_d2.benchmark.report.forest import forest_image
 from moco_d2.benchmark.tables.comparison import measured_tables
-from moco_d2.benchmark.tables.table import Table
 
-_RUNS = re.compile(r"^ap = (\{.*?^\})", re.MULTILINE | re.DOTALL)
+#: The records, from the root of the checkout.
+RECORDS = "results/board/demo/coco_C4_1x"
 
 
-def example_table(page: Path) -> Table:
-    """Return the table of the runs that the example on the page lists."""
-    found = _RUNS.search(page.read_text())
-    assert found is not None, f"{page} has no example"
-    records = [
-        dataclasses.replace(PLAIN, initialization=name, seed=seed, metrics={"bbox/AP": value})
-        for name, values in ast.literal_eval(found[1]).items()
-        for seed, value in enumerate(values, start=1)
-    ]
-    (table,) = measured_tables(records)
-    return table
+def draw(root: Path, out: Path) -> None:
+    """Draw all pairs of the records in a checkout to `out`."""
+    (table,) = measured_tables(read_records([root / RECORDS]))
+    design = Design(comparisons=tuple((pair.label, pair.against) for pair in table.pairs))
+    forest_image(dataclasses.replace(table, design=design), out)
 
 
 if __name__ == "__main__":
-    forest_image(example_table(Path("docs/statistics.md")), Path(sys.argv[1]))
+    draw(Path(), Path(sys.argv[1]))

@@ -23,8 +23,8 @@ _BLOCK = re.compile(r"^<!-- (.*?) -->\n```\w+\n(.*?)^```$", re.MULTILINE | re.DO
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A copy of the package and its configs."""
-    for folder in ("moco_d2", "configs"):
+    """A copy of the package, its configs, and the records of the demo."""
+    for folder in ("moco_d2", "configs", "results/board/demo"):
         shutil.copytree(
             ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__")
         )

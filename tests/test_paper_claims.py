@@ -31,10 +31,12 @@ def test_a_large_claim_of_the_paper_comes_out(paper_claims):
     ]
 
 
-def test_the_figure_of_the_page_is_that_of_its_example(monkeypatch, tmp_path):
+def test_the_figure_of_the_page_is_of_the_records_that_its_example_reads(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(ROOT / "studies")
     figure = importlib.import_module("reading_figure")
-    table = figure.example_table(ROOT / "docs" / "statistics.md")
-    figure.forest_image(table, tmp_path / "forest.svg")
+    page = ROOT / "docs" / "statistics.md"
+    assert f'read_records(["{figure.RECORDS}"])' in page.read_text()
+    figure.draw(ROOT, tmp_path / "forest.svg")
     drawn = (tmp_path / "forest.svg").read_text()
-    assert drawn == (ROOT / "docs" / "statistics" / "forest.svg").read_text()
+    renew = "python studies/reading_figure.py docs/statistics/forest.svg"
+    assert drawn == (page.parent / "statistics" / "forest.svg").read_text(), f"renew: {renew}"

@@ -139,13 +139,14 @@ def test_the_doctor_names_what_is_missing_and_the_fix(monkeypatch, capsys):
     assert "every command can run here" not in said.out
 
 
-def test_a_missing_detectron2_is_one_sentence(tmp_path):
+@pytest.mark.parametrize("package", ["detectron2", "msgspec", "yaml"])
+def test_a_missing_package_is_one_sentence(package):
     code = (
-        "import sys; sys.modules['detectron2'] = None; sys.argv = ['moco-d2', 'train', '--config', "
+        f"import sys; sys.modules['{package}'] = None; sys.argv = ['moco-d2', 'train', '--config', "
         "'voc_C4_random.yaml']; from moco_d2.cli import main; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert done.stderr == (
-        "error: detectron2 is not installed: moco-d2 doctor says how to install it\n"
+        f"error: {package} is not installed: moco-d2 doctor says how to install it\n"
     )

@@ -3,6 +3,7 @@
 import os
 import re
 import runpy
+import subprocess
 import sys
 
 import pytest
@@ -44,6 +45,25 @@ def test_help_says_what_the_command_does_and_ends_with_examples_of_it(file, help
     examples = re.split(r"\nexamples?:\n", text)[-1].rstrip("\n").splitlines()
     assert examples and all(line.startswith("  ") for line in examples)
     assert f"{examples[0]} ".startswith(f"  {name(file)} ")
+
+
+@pytest.mark.parametrize("path", ["", str(ROOT)], ids=["no_package", "no_dependencies"])
+@pytest.mark.parametrize("file", COMMANDS, ids=name)
+def test_a_python_without_the_environment_is_one_sentence(file, path):
+    """`python tools/transfer.py` in a plain checkout, with the system's Python."""
+    ended = subprocess.run(
+        [sys.executable, "-S", name(file), "mine.pth"],  # -S leaves out site-packages
+        check=False,
+        cwd=ROOT,
+        env={"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    missing = "wrapt" if path else "moco_d2"
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == (
+        f"error: No module named '{missing}'; run `make env`, then .venv/bin/python {name(file)}\n"
+    )
 
 
 @pytest.mark.parametrize("file", COMMANDS, ids=name)

@@ -6,7 +6,11 @@ import re
 import sys
 from pathlib import Path
 
-from moco_d2.cli import as_called, command_parser, run_command
+try:
+    from moco_d2.cli import as_called, command_parser, run_command
+except ModuleNotFoundError as error:  # this Python is not that of the environment
+    print(f"error: {error}; run `make env`, then .venv/bin/python {sys.argv[0]}", file=sys.stderr)
+    sys.exit(2)
 
 _FORMATS = ("markdown", "csv", "latex", "html")  # as in moco_d2.benchmark.rendering
 _EXAMPLES = """

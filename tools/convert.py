@@ -2,8 +2,13 @@
 """Convert any self-supervised or supervised ResNet or ViT checkpoint into verified weights."""
 
 import argparse
+import sys
 
-from moco_d2.cli import command_parser, run_command
+try:
+    from moco_d2.cli import command_parser, run_command
+except ModuleNotFoundError as error:  # this Python is not that of the environment
+    print(f"error: {error}; run `make env`, then .venv/bin/python {sys.argv[0]}", file=sys.stderr)
+    sys.exit(2)
 from moco_d2.errors import UserError
 
 

@@ -2,10 +2,15 @@
 """Run all steps on generated images: pretrain, convert, fine-tune, table."""
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
-from moco_d2.cli import command_parser, run_command
+try:
+    from moco_d2.cli import command_parser, run_command
+except ModuleNotFoundError as error:  # this Python is not that of the environment
+    print(f"error: {error}; run `make env`, then .venv/bin/python {sys.argv[0]}", file=sys.stderr)
+    sys.exit(2)
 
 
 def parse_args() -> argparse.Namespace:

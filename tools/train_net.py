@@ -2,8 +2,13 @@
 """Fine-tune and evaluate a detector from an initialization; predict with it; export it."""
 
 import argparse
+import sys
 
-from moco_d2.cli import argument_parser, run_command, start_job
+try:
+    from moco_d2.cli import argument_parser, run_command, start_job
+except ModuleNotFoundError as error:  # this Python is not that of the environment
+    print(f"error: {error}; run `make env`, then .venv/bin/python {sys.argv[0]}", file=sys.stderr)
+    sys.exit(2)
 
 
 def parse_args() -> argparse.Namespace:

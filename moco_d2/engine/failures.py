@@ -16,8 +16,6 @@ from pathlib import Path
 from moco_d2.engine.place import of_agent
 from moco_d2.errors import UserError
 
-# Packages that commands import when they need them.
-_PACKAGES = ("torch", "torchvision", "detectron2", "cv2", "pycocotools", "fvcore", "iopath")
 _NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 _NO_FILES = re.compile(r"Too many open files|received \d+ items of ancdata", re.IGNORECASE)
 # Texts of the RuntimeErrors of torch's allocators.
@@ -69,7 +67,7 @@ def describe(error: BaseException) -> str | None:
     text = str(error)
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
-        if package in _PACKAGES:
+        if package and package != "moco_d2" and package not in sys.stdlib_module_names:
             return f"{package} is not installed: moco-d2 doctor says how to install it"
     if isinstance(error, OSError) and error.errno in _NO_WRITING:
         where = f" {error.filename}" if error.filename else ""

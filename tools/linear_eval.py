@@ -2,8 +2,13 @@
 """Evaluate a checkpoint's features: linear probe, kNN, or end-to-end fine-tuning."""
 
 import argparse
+import sys
 
-from moco_d2.cli import command_parser, run_command, start_job
+try:
+    from moco_d2.cli import command_parser, run_command, start_job
+except ModuleNotFoundError as error:  # this Python is not that of the environment
+    print(f"error: {error}; run `make env`, then .venv/bin/python {sys.argv[0]}", file=sys.stderr)
+    sys.exit(2)
 
 
 def parse_args() -> argparse.Namespace:

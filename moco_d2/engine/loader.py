@@ -5,8 +5,11 @@ workers. If it ended them, the run would lose the step that it is about to save.
 """
 
 import atexit
+import functools
+import logging
 import os
 import threading
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -19,6 +22,11 @@ from moco_d2.engine.signals import end_with_parent, held_back, ignore_stop_signa
 
 if TYPE_CHECKING:
     from torch.utils.data.dataloader import _BaseDataLoaderIter
+
+logger = logging.getLogger(__name__)
+
+# torch warns of more workers than cores in four lines; SteadyLoader does so in one.
+warnings.filterwarnings("ignore", message="This DataLoader will create")
 
 # Iterators with workers that this process has started.
 _OPEN: "weakref.WeakSet[Any]" = weakref.WeakSet()
@@ -46,6 +54,7 @@ class SteadyLoader(DataLoader[Any]):
         """
         self._begin = _WorkerBegin(worker_init_fn)
         super().__init__(dataset, worker_init_fn=self._begin, **options)
+        _warn_of_few_cores(self.num_workers)
 
     def __iter__(self) -> "_BaseDataLoaderIter":
         self._begin.of_main_thread = threading.current_thread() is threading.main_thread()
@@ -73,6 +82,18 @@ class _WorkerBegin:
             end_with_parent()
         if self.then is not None:
             self.then(worker_id)
+
+
+@functools.cache  # once for each number
+def _warn_of_few_cores(workers: int) -> None:
+    affinity = getattr(os, "sched_getaffinity", None)  # macOS has none
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    if workers > cores:
+        logger.warning(
+            "%d workers load images on %d core(s): if that is slow, lower DATALOADER.NUM_WORKERS "
+            "(--workers of a linear evaluation)",
+            *(workers, cores),
+        )
 
 
 @atexit.register

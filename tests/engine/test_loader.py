@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -147,6 +148,24 @@ def test_a_program_ends_with_its_loader_open(dataset, end):
     assert process.returncode == bool(end)
     assert said.count("Traceback") == said.count("planted") == bool(end)
     wait_for(lambda: not any(map(is_alive, workers)))
+
+
+def test_more_workers_than_cores_are_one_sentence():
+    """torch's warning has four lines, and names no key."""
+    code = (
+        "import logging, os; logging.basicConfig(format='%(message)s')\n"
+        "from moco_d2.engine.loader import SteadyLoader\n"
+        "cores = len(os.sched_getaffinity(0))\n"
+        "for workers in (0, cores, cores + 1, cores + 1):\n"
+        "    SteadyLoader(range(9), num_workers=workers)\n"
+    )
+    words = ["-c", code]
+    ended = subprocess.run([sys.executable, *words], check=True, capture_output=True, text=True)
+    cores = len(os.sched_getaffinity(0))
+    assert ended.stdout + ended.stderr == (
+        f"{cores + 1} workers load images on {cores} core(s): if that is slow, lower "
+        "DATALOADER.NUM_WORKERS (--workers of a linear evaluation)\n"
+    )
 
 
 def test_a_killed_worker_is_noticed():

@@ -132,8 +132,8 @@ def read_facts(train: tuple[str, ...], test: tuple[str, ...]) -> Facts:
     registers them and needs their memory.
 
     Raises:
-        UserError: If a dataset is unknown or cannot be read, or if the training sets have different
-            classes.
+        UserError: If a dataset is unknown or cannot be read, if the training sets have different
+            classes, or if test images are also training images.
     """
     from detectron2.data import MetadataCatalog
 
@@ -143,6 +143,7 @@ def read_facts(train: tuple[str, ...], test: tuple[str, ...]) -> Facts:
     dicts = [sample for name in train for sample in load_dicts(name)]
     if not dicts:
         raise UserError(f"--train {' '.join(train)} has no images")
+    _check_apart(train, test, {sample["file_name"] for sample in dicts})
     metadata = [MetadataCatalog.get(name) for name in train]
     classes = [list(data.get("thing_classes") or ()) for data in metadata]
     for name, names in zip(train, classes, strict=True):
@@ -157,6 +158,19 @@ def read_facts(train: tuple[str, ...], test: tuple[str, ...]) -> Facts:
         short_side=statistics.median(_short_side(sample) for sample in dicts),
         test_images=sum(len(load_dicts(name)) for name in test),
     )
+
+
+def _check_apart(train: tuple[str, ...], test: tuple[str, ...], trained_on: set[str]) -> None:
+    from moco_d2.transfer.data.registered import load_dicts
+
+    known = set(map(os.path.realpath, trained_on))
+    tested = {os.path.realpath(sample["file_name"]) for name in test for sample in load_dicts(name)}
+    if shared := known & tested:
+        raise UserError(
+            f"--test {' '.join(test)}: {len(shared)} of its {len(tested)} images are also in "
+            f"--train {' '.join(train)}, first {min(shared)}; a test needs images that the "
+            "detectors were not trained on, so name others, or divide these into two sets"
+        )
 
 
 def _short_side(sample: dict[str, Any]) -> float:

@@ -2,17 +2,25 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import yaml
-from support.toy_data import make_voc
+from support.fake_suite import cell as fake_cell
+from support.fake_suite import run_cells
+from support.toy_data import make_coco, make_voc
 
 from moco_d2.benchmark.records.results import read_records
 from moco_d2.benchmark.runs import cell_state
+from moco_d2.benchmark.runs.cell_state import placed
 from moco_d2.benchmark.runs.checks import check_configs
-from moco_d2.benchmark.runs.inputs import check_parts
+from moco_d2.benchmark.runs.children import in_child
+from moco_d2.benchmark.runs.drawn_parts import DRAWN as PARTS
+from moco_d2.benchmark.runs.drawn_parts import draw_parts
+from moco_d2.benchmark.runs.inputs import _files, check_parts
 from moco_d2.benchmark.runs.suites import load_suite
 from moco_d2.benchmark.runs.trials import best_rate, has_diverged, is_trial
+from moco_d2.benchmark.runs.tuning import datasets
 from moco_d2.benchmark.tables.comparison import measured_tables
 from moco_d2.config.plain import matched_sha256
 from moco_d2.errors import UserError
@@ -22,6 +30,9 @@ TUNE = {
     "train": {"voc_C4": ["voc_2007_train", "voc_2012_train"]},
     "test": {"voc_C4": "voc_2007_val"},
 }
+
+
+DRAWN = {"learning_rates": [0.01, 0.02], "held_out": 0.3}
 
 
 def suite_of(folder, tune=TUNE, **more):
@@ -74,11 +85,24 @@ def test_trials_come_before_the_runs_that_need_them(tmp_path):
         ({"train": {}}, "train of tune must name datasets of the task voc_C4"),
         ({"test": {"voc_C4": "voc_2007_test"}}, "voc_2007_test of tune is the test set of voc_C4"),
         ({"test": {"voc_C4": ["a", "b"]}}, "exactly one in test"),
+        ({"held_out": 0.2}, "tune has train and held_out; remove one of the two"),
     ],
 )
 def test_a_wrong_rule_is_one_sentence(tmp_path, wrong, message):
     with pytest.raises(UserError, match=message):
         suite_of(tmp_path, {**TUNE, **wrong})
+
+
+@pytest.mark.parametrize("fraction", [0, 1, 1.0, -0.1, "a fifth", float("nan")])
+def test_what_cannot_be_held_out_is_one_sentence(tmp_path, fraction):
+    with pytest.raises(UserError, match="held_out of tune must be a fraction between 0 and 1"):
+        suite_of(tmp_path, {**DRAWN, "held_out": fraction})
+
+
+def test_only_layouts_that_can_be_divided_are_drawn(tmp_path):
+    data = {"DATASETS.TRAIN": "('lvis_v1_train',)"}
+    with pytest.raises(UserError, match=r"divides datasets of VOC and COCO, not 'lvis_v1_train'; "):
+        suite_of(tmp_path, DRAWN, overrides=data)
 
 
 def test_a_rate_that_the_suite_sets_is_refused(tmp_path):
@@ -184,3 +208,53 @@ def test_trials_use_two_parts_of_the_training_images(tmp_path, train, test, mess
         return
     with pytest.raises(UserError, match=message):
         check_parts(suite.cells, tmp_path)
+
+
+def toy_set(root, kind):
+    """The name of a training set of ten images."""
+    if kind == "voc":
+        return f"voc:{make_voc(root, images=10)}:trainval"
+    make_coco(root, images=10)
+    return f"coco:{root}/train.json:{root}/images"
+
+
+def files_of(names, cell, folder):
+    """The images of datasets, read in a process of its own."""
+    return in_child({"train_net.py"}, _files, [placed(name, cell, folder) for name in names])
+
+
+@pytest.mark.parametrize("kind", ["voc", "coco"])
+def test_the_parts_are_drawn_by_a_seed_from_the_training_set(tmp_path, kind):
+    first, second = toy_set(tmp_path / "first", kind), toy_set(tmp_path / "second", kind)
+    data = {"DATASETS.TRAIN": str((first, second)), "DATASETS.TEST": "('voc_2007_test',)"}
+    held = {}
+    for i, seed in enumerate((7, 7, 8)):
+        out = tmp_path / f"out{i}"
+        suite = suite_of(tmp_path, {**DRAWN, "seed": seed}, overrides=data)
+        trial, run = suite.cells[0], suite.cells[-1]
+        draw_parts(suite.cells, out)
+        check_parts(suite.cells, out)  # they are disjoint parts of the training images
+        train, test = (files_of(datasets(trial, part), trial, out) for part in ("TRAIN", "TEST"))
+        assert len(test) == 3 and train | test == files_of((first, second), trial, out)
+        assert all(Path(file).is_relative_to(tmp_path / "first") for file in test)
+        assert held.setdefault(seed, test) == test
+        assert (
+            f" on 0.3 of {first} after training on the rest + {second} (seed {seed}), of"
+            in (run.settings["MOCO.TUNED"])
+        )
+        assert datasets(run, "TRAIN") == (first, second)
+    assert held[7] != held[8]
+
+
+def test_the_runner_draws_the_parts_before_the_trials(tmp_path):
+    settings = {PARTS: (toy_set(tmp_path / "data", "coco"), 0.2, 7)}
+    assert run_cells(tmp_path / "out", fake_cell("trial", "steps=1", settings=settings)) == 0
+    part = json.loads((tmp_path / "out/drawn/task/held_out.json").read_text())
+    assert len(part["images"]) == len(part["annotations"]) == 2
+    other = fake_cell("other", "steps=1", settings={PARTS: (settings[PARTS][0], 0.2, 8)})
+    with pytest.raises(UserError, match=r"kept\.json was drawn from other images, or by another "):
+        run_cells(tmp_path / "out", other)
+    one = {key: part[key][:1] for key in ("images", "annotations")}
+    (tmp_path / "data/train.json").write_text(json.dumps({**part, **one}))
+    with pytest.raises(UserError, match=r"train\.json:.* has 1 image\(s\), too few to divide"):
+        run_cells(tmp_path / "out", fake_cell("other", "steps=1", settings=settings))

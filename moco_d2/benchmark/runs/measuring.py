@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moco_d2.benchmark.runs.cell_state import placed
+from moco_d2.benchmark.runs.drawn_parts import draw_parts
 from moco_d2.benchmark.runs.execution import TOOLS, Place
 from moco_d2.benchmark.runs.places import make_places
 from moco_d2.benchmark.runs.suites import Cell, Suite, untrusted_words
@@ -30,6 +31,7 @@ def measure_tasks(suite: Suite, folder: Path, gpus_per_run: int) -> dict[str, st
     place = make_places(gpus_per_run, None, runs=len(suite.cells), tools=TOOLS)[0]
     for path, content in suite.files.items():
         write_text(folder / path, content)
+    draw_parts(suite.cells, folder)
     problems = {}
     first: dict[str, Cell] = {}
     for cell in suite.cells:

@@ -16,6 +16,7 @@ from moco_d2.benchmark.runs import cell_lock, retention, run_log
 from moco_d2.benchmark.runs.checks import check_configs, check_conflicts
 from moco_d2.benchmark.runs.children import warmed
 from moco_d2.benchmark.runs.display import Display, display
+from moco_d2.benchmark.runs.drawn_parts import draw_parts
 from moco_d2.benchmark.runs.execution import BUSY_EXIT_CODE, TOOLS, Place, main
 from moco_d2.benchmark.runs.inputs import check_inputs, check_parts
 from moco_d2.benchmark.runs.places import make_places
@@ -77,6 +78,7 @@ def run(
         tasks = Tasks(suite, folder, processes)
         waiting = [task.cell for task in tasks.of("waiting")]
         check_configs(waiting, folder, suite.files, processes=processes)
+        draw_parts(waiting, folder)
         declare(folder, suite.design)
         for path, content in suite.files.items():
             write_text(folder / path, content)

@@ -6,7 +6,7 @@ UV_INSTALL := VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet
 # Where this is set, every start of Python compiles all that it imports, for seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: env bench-env docs-env demo demo-long docs test test-fast test-browser lint bench lock clean
+.PHONY: env bench-env docs-env demo demo-long demo-vit docs test test-fast test-browser lint bench lock clean
 
 env: .venv/ready
 
@@ -39,6 +39,9 @@ demo: env
 
 demo-long: env
 	$(BIN)/python tools/demo.py --long
+
+demo-vit: env
+	$(BIN)/python tools/demo.py --vit
 
 # A file of tests stays on one worker; two workers, because tests start processes of their own.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

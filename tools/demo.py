@@ -19,11 +19,17 @@ def parse_args() -> argparse.Namespace:
         "Pretrain, convert, fine-tune and tabulate on generated images.",
         "tools/demo.py --out output/demo",
     )
-    parser.add_argument("--out", type=Path, help="output folder (default: output/demo[-long])")
-    parser.add_argument(
+    parser.add_argument("--out", type=Path, help="output folder (default: output/demo[-long|-vit])")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
         "--long",
         action="store_true",
         help="use larger datasets and longer schedules, up to an hour on two cores",
+    )
+    which.add_argument(
+        "--vit",
+        action="store_true",
+        help="pretrain a ViT-Ti with MoCo v3 instead of a ResNet with MoCo, up to half an hour",
     )
     parser.add_argument(
         "--images",
@@ -45,11 +51,14 @@ def main() -> None:
         return
 
     from moco_d2.demo.pipeline import Demo
-    from moco_d2.demo.settings import LONG, SHORT
+    from moco_d2.demo.settings import LONG, SHORT, VIT
 
-    out = args.out or Path("output/demo-long" if args.long else "output/demo")
+    name, settings = "demo", SHORT
+    if args.long or args.vit:
+        name, settings = ("demo-long", LONG) if args.long else ("demo-vit", VIT)
+    out = args.out or Path("output") / name
     start = time.monotonic()
-    table = Demo(out, LONG if args.long else SHORT).run()
+    table = Demo(out, settings).run()
     print(f"\n{table}")
     print(f"finished in {time.monotonic() - start:.0f} s; open {out / 'index.html'}")
 

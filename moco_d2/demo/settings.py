@@ -43,3 +43,9 @@ LONG = Settings(
     finetune_steps=(("voc_C4", 240), ("coco_C4_1x", 240), ("coco_FPN_1x", 200)),
     same_classes=True,
 )
+VIT = Settings(
+    pretrain_steps=400,
+    momentum=0.99,
+    finetune_steps=(("coco_vitdet_Ti_25ep", 350),),
+    network="vit_tiny",
+)

@@ -12,7 +12,7 @@ from moco_d2.demo.cells import (
 )
 from moco_d2.demo.networks import NETWORKS, SAME_CLASSES
 from moco_d2.demo.pipeline import knn_summary, loss_summary
-from moco_d2.demo.settings import LONG, SHORT
+from moco_d2.demo.settings import LONG, SHORT, VIT
 from moco_d2.files import write_text
 
 
@@ -21,7 +21,7 @@ def commands_of(settings, name):
     return dict(cell.commands)
 
 
-TASKS = [(settings, task) for settings in (SHORT, LONG) for task, _ in settings.finetune_steps]
+TASKS = [(settings, task) for settings in (SHORT, LONG, VIT) for task, _ in settings.finetune_steps]
 
 
 @pytest.mark.parametrize(("settings", "task"), TASKS)
@@ -52,18 +52,22 @@ def test_the_demo_has_two_tasks_whose_heads_are_pretrained_and_thirty_runs():
     }
 
 
-def test_pretrainings_have_the_same_images_network_steps_and_rate():
+@pytest.mark.parametrize(
+    ("settings", "labels"),
+    [(SHORT, ["shapes"] * 2), (LONG, ["shapes", "shapes", "textures"]), (VIT, ["shapes"] * 2)],
+)
+def test_pretrainings_have_the_same_images_network_steps_and_rate(settings, labels):
     """They differ in the pretext, and the labels of one are the classes to detect."""
     resolved, lists = [], []
-    for name in pretrainings(LONG):
-        words = commands_of(LONG, f"pretrain_{name}")["pretrain.py"]
+    for name in pretrainings(settings):
+        words = commands_of(settings, f"pretrain_{name}")["pretrain.py"]
         cfg = load_config(words[1], words[3:])
         lists.append(cfg.DATASETS.TRAIN[0].rpartition("/")[2])
         cfg.MOCO.PRETEXT = cfg.OUTPUT_DIR = ""
         cfg.DATASETS.TRAIN = ()
         resolved.append(cfg.dump())
     assert len(set(resolved)) == 1
-    assert lists == ["pretrain_shapes.txt", "pretrain_shapes.txt", "pretrain_textures.txt"]
+    assert lists == [f"pretrain_{label}.txt" for label in labels]
 
 
 def test_sentences_hold_the_numbers():
@@ -72,6 +76,7 @@ def test_sentences_hold_the_numbers():
         "MoCo's loss ended at 4.50, chance ln(K+1) is 5.55; from the first to the second half of "
         "its last quarter it fell by 0.200."
     )
+    assert NETWORKS["vit_tiny"].chance(0)[0] == "4 x 0.2 x ln(64)"
     moco = [{"knn_accuracy": 0.5}, {"loss": 1}, {"knn_accuracy": 0.7}]
     supervised = [{"knn_accuracy": 0.5}, {"knn_accuracy": 0.9}]
     said = knn_summary("MoCo", moco, supervised, 1 / 9)

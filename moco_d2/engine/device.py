@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from moco_d2.errors import UserError
@@ -73,6 +74,27 @@ def send(values: "torch.Tensor", device: "torch.device | str") -> "torch.Tensor"
     if torch.device(device).type != "cuda":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)  # from other memory, CUDA may wait
+
+
+def fetch(values: "torch.Tensor") -> "Callable[[], torch.Tensor]":
+    """Begin to copy a tensor to the CPU, and return a function that waits for it and returns it.
+
+    The function waits only for what was queued before the copy, so a GPU goes on with what is
+    queued later.
+    """
+    import torch
+
+    if values.device.type != "cuda":
+        return lambda: values
+    copied = values.to("cpu", non_blocking=True)  # into pinned memory
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def wait() -> torch.Tensor:
+        arrived.synchronize()
+        return copied
+
+    return wait
 
 
 def take_own_gpu(local_rank: int, local_world_size: int) -> str:

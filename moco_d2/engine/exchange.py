@@ -1,11 +1,11 @@
 """The exchange of tensors and numbers between the processes of a run."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import distributed as dist
 
-from moco_d2.engine.device import send
+from moco_d2.engine.device import fetch, send
 from moco_d2.engine.hooks import StopOnSignal
 from moco_d2.engine.periodic_saves import PeriodicSaves
 
@@ -28,17 +28,18 @@ def all_gather(x: torch.Tensor) -> torch.Tensor:
 
 def gather_numbers(
     numbers: Mapping[str, float | torch.Tensor], device: str | torch.device
-) -> dict[str, list[float]]:
-    """Return the numbers of all processes, in rank order.
+) -> Callable[[], dict[str, list[float]]]:
+    """Queue one exchange of numbers.
 
-    This takes one exchange and one wait for the device.
+    Returns:
+        A function that waits for it, and returns the numbers of all processes in rank order.
     """
     tensors = {name: n for name, n in numbers.items() if isinstance(n, torch.Tensor)}
     others = {name: n for name, n in numbers.items() if name not in tensors}
     row = [n.to(device, torch.float64).view(1) for n in tensors.values()]
     row.append(send(torch.tensor([*others.values()], dtype=torch.float64), device))
-    columns = all_gather(torch.cat(row)[None]).T.tolist()
-    return dict(zip([*tensors, *others], columns, strict=True))
+    arrived = fetch(all_gather(torch.cat(row)[None]))
+    return lambda: dict(zip([*tensors, *others], arrived().T.tolist(), strict=True))
 
 
 def exchange_step(
@@ -47,8 +48,8 @@ def exchange_step(
     stop: StopOnSignal,
     saver: PeriodicSaves,
     device: str | torch.device,
-) -> tuple[dict[str, float], float]:
-    """Return the mean metrics of all processes in a step, and the longest time to load images.
+) -> Callable[[], tuple[dict[str, float], float]]:
+    """Queue the exchange of a step's metrics.
 
     The same exchange tells all processes whether one of them has received a signal, and whether it
     is time to save.
@@ -58,11 +59,23 @@ def exchange_step(
         data_time: Seconds that this process has waited for images.
         stop, saver: The hooks that stop and save, which get what all processes agree on.
         device: The device of the exchange.
+
+    Returns:
+        A function that waits for the exchange, and returns the mean metrics of all processes and
+        the longest time to load images. All processes must call it in the same step, because it
+        tells `stop` and `saver` what they have agreed on.
     """
     others = {"data_time": data_time, "signal": stop.received, "overdue": saver.overdue}
-    values = gather_numbers({**metrics, **others}, device)
-    if world_size() > 1:
-        stop.agreed = int(max(values["signal"]))
-        saver.agreed = any(values["overdue"])
-    means = {name: sum(values[name]) / len(values[name]) for name in metrics}
-    return means, max(values["data_time"])  # all processes wait for the slowest one
+    arrived = gather_numbers({**metrics, **others}, device)
+    if world_size() > 1 and stop.agreed is None:
+        stop.agreed, saver.agreed = 0, False  # until the first exchange is read
+
+    def read() -> tuple[dict[str, float], float]:
+        values = arrived()
+        if world_size() > 1:
+            stop.agreed = int(max(values["signal"]))
+            saver.agreed = any(values["overdue"])
+        means = {name: sum(values[name]) / len(values[name]) for name in metrics}
+        return means, max(values["data_time"])  # all processes wait for the slowest one
+
+    return read

@@ -59,6 +59,8 @@ class PeriodicSaves(HookBase):
     def _save(self, *, removable: bool) -> None:
         path = self.write()
         self._saved, self._saved_at = self.trainer.iter, time.monotonic()
+        if self.agreed:  # pretraining may exchange it again only in a later step
+            self.agreed = False
         if self._removable and comm.is_main_process():
             self._removable.unlink(missing_ok=True)
         self._removable = path if removable else None

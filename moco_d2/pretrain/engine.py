@@ -5,9 +5,10 @@ A run writes into OUTPUT_DIR: config.yaml, log.txt, metrics.json, TensorBoard ev
 """
 
 import contextlib
+import itertools
 import logging
-import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,7 +16,6 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase, TrainerBase, default_writers, hooks
 from detectron2.solver.lr_scheduler import LRMultiplier
 from detectron2.utils import comm
-from detectron2.utils.events import get_event_storage
 from torch.amp.grad_scaler import GradScaler
 
 from moco_d2.engine.compilation import fastest_convolutions, should_compile
@@ -27,7 +27,6 @@ from moco_d2.engine.precision import amp_dtype
 from moco_d2.engine.trackers import Trackers
 from moco_d2.errors import UserError
 from moco_d2.pretrain.accumulation import backward_in_parts
-from moco_d2.pretrain.augmentation.batched import DeviceAugmentation
 from moco_d2.pretrain.checkpointing import FINAL_CHECKPOINT, PretrainCheckpointer, SaveCheckpoint
 from moco_d2.pretrain.data.build import build_training_data
 from moco_d2.pretrain.data.images import UnreadableImages
@@ -44,6 +43,8 @@ from moco_d2.pretrain.schedule import (
     training_length,
     warn_of_unused_steps,
 )
+from moco_d2.pretrain.step_metrics import StepMetrics, total_loss
+from moco_d2.pretrain.warm_up import compile_parts, warming_up
 
 logger = logging.getLogger(__name__)
 
@@ -110,13 +111,9 @@ class Pretrainer(TrainerBase):
         self.unreadable = UnreadableImages(
             cfg.MOCO.DATA.MAX_UNREADABLE, num_images=self.data.num_images
         )
-        if should_compile(cfg.MOCO.COMPILE, self.device):
-            others = self.data.other_device_augmentations.values()
-            augmentations = [self.data.device_augmentation, *others]
-            finish = [a.finish for a in augmentations if isinstance(a, DeviceAugmentation)]
-            # In place, so the names in checkpoints stay. All views of a run have one shape.
-            for module in (*self.model.children(), *finish):
-                module.compile(dynamic=False)
+        self.is_compiled = should_compile(cfg.MOCO.COMPILE, self.device)
+        if self.is_compiled:
+            compile_parts(self.model, self.data)
         self.parallel_model = distribute(self.model)
         self.register_hooks(self._build_hooks(monitors))
 
@@ -125,10 +122,13 @@ class Pretrainer(TrainerBase):
         writers = DeferredWriters(lambda: default_writers(folder, self.max_iter), folder)
         trackers = Trackers(self.cfg, lambda: self.start_iter > 0)
         self.metrics = MetricsState(self.cfg.OUTPUT_DIR, writers)
+        self.step_metrics = StepMetrics(
+            late=self.device.type == "cuda", base_lr=self.cfg.SOLVER.BASE_LR
+        )
         self.saver = saver = SaveCheckpoint(
             self.cfg.SOLVER.CHECKPOINT_PERIOD,
             self.cfg.MOCO.CHECKPOINT.MINUTES,
-            self.metrics.state,
+            self._metrics_state,
         )
         self.stop = StopOnSignal(saver.save_now)
         built = [
@@ -144,6 +144,11 @@ class Pretrainer(TrainerBase):
             built.append(ProgressBar(f"pretraining ({self.cfg.MOCO.PRETEXT})"))
         # Evaluation and writers run before the checkpoint, so a resumed run need not repeat them.
         return [*built, saver, self.stop]
+
+    def _metrics_state(self) -> dict[str, Any]:
+        """Return the metrics for a checkpoint, none of whose losses is infinite or NaN."""
+        self.step_metrics.flush()
+        return self.metrics.state()
 
     def resume_or_start(self, *, resume: bool) -> None:
         """Continue from the newest checkpoint (see checkpointing.py), or start a new run.
@@ -205,8 +210,20 @@ class Pretrainer(TrainerBase):
         """
         self.parallel_model.train()
         self.checkpointer.restore_generators()
-        with contextlib.closing(self.data.batches(self.start_iter)) as self._batches:
+        with contextlib.closing(self.data.batches(self.start_iter)) as batches:
+            self._batches: Iterator[Batch] = batches
+            if self.is_compiled and self.start_iter < self.max_iter:
+                self._warm_up()
             super().train(self.start_iter, self.max_iter)
+
+    def _warm_up(self) -> None:
+        """Compile with the first batch, which the first step gets again."""
+        self.iter = self.start_iter
+        first = next(self._batches)
+        self._batches = itertools.chain([first], self._batches)
+        images = {name: value for name, value in first.items() if name != "unreadable"}
+        with warming_up(self.model, self.optimizer), fastest_convolutions():
+            self._backward(self._on_device(images))
 
     def run_step(self) -> None:
         """Take one training step (paper Algorithm 1)."""
@@ -239,13 +256,17 @@ class Pretrainer(TrainerBase):
             with synchronization:
                 with self._autocast():
                     outputs.append(self.parallel_model(micro_batch))
-                self.scaler.scale(_total_loss(outputs[-1]) / passes).backward()
+                self.scaler.scale(total_loss(outputs[-1]) / passes).backward()
         return outputs
 
     def _next_batch(self) -> Batch:
-        """Return the next batch with complete views, on the device."""
+        """Return the next batch, on the device."""
         batch = next(self._batches)
         self.unreadable.add(batch.pop("unreadable"), seen=self.data.local_batch_size)
+        return self._on_device(batch)
+
+    def _on_device(self, batch: Batch) -> Batch:
+        """Return a batch with complete views, on the device."""
         moved = {
             name: value.to(self.device, non_blocking=True, memory_format=self.layout)
             if value.dim() == 4
@@ -267,14 +288,11 @@ class Pretrainer(TrainerBase):
         metrics = {
             name: sum(o[name].detach() for o in outputs) / len(outputs) for name in outputs[0]
         }
-        means, slowest = exchange_step(metrics, data_time, self.stop, self.saver, self.device)
-        loss = _total_loss(means)
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss} at iteration {self.iter}: lower SOLVER.BASE_LR (now "
-                f"{self.cfg.SOLVER.BASE_LR}) and continue with --resume from the last checkpoint"
-            )
-        get_event_storage().put_scalars(total_loss=loss, data_time=slowest, **means)
+        done = self.iter + 1
+        self.step_metrics.add(
+            exchange_step(metrics, data_time, self.stop, self.saver, self.device),
+            needed=done % LOG_PERIOD == 0 or done == self.max_iter,
+        )
 
     def after_train(self) -> None:
         if self.start_iter == self.max_iter:
@@ -307,7 +325,3 @@ class Pretrainer(TrainerBase):
         )
         for line in self.scaling["lines"]:
             logger.info("%s", line)
-
-
-def _total_loss(outputs: dict[str, Any]) -> Any:
-    return sum(value for name, value in outputs.items() if name.startswith("loss"))

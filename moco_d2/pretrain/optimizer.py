@@ -49,21 +49,34 @@ class LARS(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """Take a step. `closure` is not supported and must be None."""
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                change = p.grad
-                if p.ndim > 1:
-                    change = change.add(p, alpha=group["weight_decay"])
-                    ratio = group["trust_coefficient"] * p.norm() / change.norm()
-                    # A norm of 0 gives 0, inf or NaN: such a parameter is not scaled.
-                    usable = torch.isfinite(ratio) & (ratio > 0)
-                    change = change * torch.where(usable, ratio, torch.ones_like(ratio))
-                state = self.state[p]
-                if "mu" not in state:
-                    state["mu"] = torch.zeros_like(p)
-                state["mu"].mul_(group["momentum"]).add_(change)
-                p.add_(state["mu"], alpha=-group["lr"])
+            trained = [p for p in group["params"] if p.grad is not None]
+            if not trained:
+                continue
+            changes = self._changes(group, [p for p in trained if p.ndim > 1])
+            for p in trained:
+                if "mu" not in self.state[p]:
+                    self.state[p]["mu"] = torch.zeros_like(p)
+            mus = [self.state[p]["mu"] for p in trained]
+            torch._foreach_mul_(mus, group["momentum"])
+            torch._foreach_add_(mus, [changes.get(p, p.grad) for p in trained])
+            torch._foreach_add_(trained, mus, alpha=-group["lr"])
+
+    @staticmethod
+    def _changes(
+        group: dict[str, Any], weights: list[torch.nn.Parameter]
+    ) -> dict[torch.Tensor, torch.Tensor]:
+        """Return the decayed and scaled gradients, in a few calls for all of them."""
+        if not weights:
+            return {}
+        gradients = [p.grad for p in weights]
+        changes = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])
+        norms = (torch.stack(torch._foreach_norm(tensors)) for tensors in (weights, changes))
+        ratios = group["trust_coefficient"] * next(norms) / next(norms)
+        # A norm of 0 gives 0, inf or NaN: such a parameter is not scaled.
+        usable = torch.isfinite(ratios) & (ratios > 0)
+        scales = torch.where(usable, ratios, torch.ones_like(ratios)).unbind()
+        torch._foreach_mul_(changes, scales)
+        return dict(zip(weights, changes, strict=True))
 
 
 def build_optimizer(cfg: "CfgNode", model: torch.nn.Module) -> torch.optim.Optimizer:

@@ -100,7 +100,7 @@ class AccumulatingTrainer(SimpleTrainer):
         self, losses: dict[str, torch.Tensor], data_time: float, batches: list[Any]
     ) -> None:
         """Put the mean losses of all processes into the storage, under Detectron2's names."""
-        means, slowest = exchange_step(losses, data_time, self._stop, self._saver, self._device)
+        means, slowest = exchange_step(losses, data_time, self._stop, self._saver, self._device)()
         total = sum(means.values())
         if not math.isfinite(total):
             problems = comm.all_gather(annotations_in_error(batches))

@@ -51,6 +51,19 @@ def run(saves, clock, iterations=12, *hooks):
     return saves.written, sorted(int(path.name) for path in saves.folder.iterdir())
 
 
+def test_what_processes_have_agreed_on_holds_for_one_checkpoint(tmp_path, clock):
+    """Pretraining on GPUs tells it a step late, and then not in every step."""
+    saves = Saves(tmp_path, 0, 2.5)
+    saves.agreed = False
+
+    class Agreed(HookBase):
+        def after_step(self) -> None:
+            if self.trainer.iter == 4:
+                saves.agreed = True
+
+    assert run(saves, clock, 12, Agreed())[0] == [4, 11]
+
+
 @pytest.mark.parametrize(
     ("period", "minutes", "written", "left"),
     [

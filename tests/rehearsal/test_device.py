@@ -4,6 +4,8 @@ import pytest
 import torch
 from support.rehearsal.device import CudaTensor, rehearsal
 
+from moco_d2.engine.device import fetch
+
 VALUES = pytest.mark.parametrize("values", [False, True], ids=["shapes", "values"])
 
 
@@ -47,6 +49,18 @@ def test_what_the_host_reads_is_a_wait(values):
         torch.zeros(3).copy_(x)
         x[torch.tensor([0, 2])]  # a GPU fetches the indices from the host
     assert counted.waits.total() == 5
+
+
+@VALUES
+def test_a_fetched_tensor_is_a_wait_only_if_the_device_has_nothing_else_to_do(values):
+    with rehearsal(values=values) as counted:
+        x = torch.ones(3, device="cuda")
+        early, late = fetch(x), fetch(x + 1)
+        assert not counted.waits
+        assert early().tolist() == [1, 1, 1]
+        assert not counted.waits
+        late()
+    assert counted.waits == {"event in moco_d2/engine/device.py wait": 1}
 
 
 def test_sizes_that_depend_on_values_are_waits_and_right():

@@ -167,6 +167,10 @@ class MoCo(nn.Module):
             self.dictionary.update(*seen)
         self._seen.clear()
 
+    def discard_step(self) -> None:
+        """Forget the batches that `finish_step` has not yet taken in."""
+        self._seen.clear()
+
     @torch.no_grad()
     def update_key_encoder(self) -> None:
         """Move a momentum encoder towards the query encoder (equation 2).

@@ -89,6 +89,7 @@ class Rehearsal(TorchDispatchMode):
         self.home = torch.device("cpu" if values else "meta")
         self.values = values
         self.pinned: dict[int, torch.Tensor] = {}  # kept, so that no other memory has the address
+        self.queued = 0  # calls since the beginning
         self.reset()
 
     def reset(self) -> None:
@@ -138,6 +139,7 @@ class Rehearsal(TorchDispatchMode):
             # What an operator writes into its argument `out` is among the tensors already.
             written = () if _is_out(func) else _tensors(out)
             touched = sum(map(_size, (*tensors, *written)))
+            self.queued += 1
             self.calls[name] += 1
             self.bytes[name] += touched
             place = self.places[_place(ours=True)]
@@ -156,7 +158,9 @@ class Rehearsal(TorchDispatchMode):
             return None
         to_host = target == "cpu" if name == "_to_copy" else not isinstance(args[0], CudaTensor)
         if on_cuda and to_host:
-            self.waits[f"copy to the host in {_place()}"] += 1
+            # A new tensor of a non-blocking copy is in pinned memory, and an event tells its time.
+            if not (name == "_to_copy" and kwargs.get("non_blocking")):
+                self.waits[f"copy to the host in {_place()}"] += 1
             source = on_cuda[0].elem
             if not self.values:
                 source = torch.ones_like(source, device="cpu")
@@ -204,6 +208,24 @@ class Rehearsal(TorchDispatchMode):
         if isinstance(value, dict):
             return {name: self._unwrapped(one) for name, one in value.items()}
         return value
+
+
+class _Event:
+    """A place in the device's queue, as torch.cuda.Event.
+
+    To wait for it is a wait if nothing is queued behind it, so that the device stands idle then.
+    """
+
+    def __init__(self, rehearsal: Rehearsal):
+        self.rehearsal = rehearsal
+        self.queued = -1
+
+    def record(self) -> None:
+        self.queued = self.rehearsal.queued
+
+    def synchronize(self) -> None:
+        if self.queued == self.rehearsal.queued:
+            self.rehearsal.waits[f"event in {_place()}"] += 1
 
 
 def _is_out(func: Any) -> bool:
@@ -271,6 +293,7 @@ def rehearsal(*, values: bool = False) -> Iterator[Rehearsal]:
     torch._C._ensureCUDADeviceGuardSet()
     if STUB in os.environ:
         ctypes.CDLL(os.environ[STUB]).set_fake_devices(127)  # autograd asks for each index
+    counted = Rehearsal(values=values)
     with contextlib.ExitStack() as stack:
         for target, name, value in (
             (torch.cuda, "_lazy_init", lambda: None),
@@ -278,6 +301,7 @@ def rehearsal(*, values: bool = False) -> Iterator[Rehearsal]:
             (torch.cuda, "is_bf16_supported", lambda *_, **__: True),
             (torch.cuda, "get_device_name", lambda *_: "a GPU that is not there"),
             (torch.cuda, "max_memory_allocated", lambda *_: 0),
+            (torch.cuda, "Event", lambda: _Event(counted)),
             (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
             # Parameters become CudaTensors, too: their old objects would stay of another class.
             (torch.__future__, "_overwrite_module_params_on_conversion", True),
@@ -291,4 +315,4 @@ def rehearsal(*, values: bool = False) -> Iterator[Rehearsal]:
         # cuDNN's version would be asked for. Its BatchNorm is one call, too.
         stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
-        yield stack.enter_context(Rehearsal(values=values))
+        yield stack.enter_context(counted)

@@ -24,6 +24,7 @@ from moco_d2.engine.device import send
 from moco_d2.pretrain.augmentation.color import (
     Planes,
     blend,
+    blend_matrices,
     blur,
     blur_taps,
     luminance,
@@ -78,7 +79,9 @@ class DeviceAugmentation(nn.Module):
         low, high = blur_sigma
         self.blur_sigma = (low, high)
         self.reach = reach_of(high) if recipe.blur_probability else 0
-        self.finish = Finish(hue_after=3 + recipe.gray_first)
+        self.finish = Finish(
+            hue_after=3 + recipe.gray_first, solarizes=recipe.solarize_probability > 0
+        )
         self._constants: list[torch.Tensor] = []
 
     @torch.no_grad()
@@ -162,13 +165,15 @@ class DeviceAugmentation(nn.Module):
 class Finish(nn.Module):
     """Does to each image of a batch what it has drawn; without waits, and to be compiled."""
 
-    def __init__(self, hue_after: int):
+    def __init__(self, hue_after: int, *, solarizes: bool):
         """
         Args:
             hue_after: Number of blends before the hue is turned.
+            solarizes: Whether an image can be solarized.
         """
         super().__init__()
         self.hue_after = hue_after
+        self.solarizes = solarizes
 
     def forward(  # noqa: PLR0917 - the columns of a table
         self,
@@ -194,20 +199,25 @@ class Finish(nn.Module):
             rows, columns: Tap matrices of color.tap_matrices for H and for W.
         """
         size = crops.shape[2:]
-        planes = _planes(crops)
-        zero = torch.zeros_like(shift)[:, None, None]
-        early = self._colors(planes, before_contrast, shift_before_contrast, zero)
-        gray = luminance(early).mean((1, 2), keepdim=True)
-        colored = torch.stack(self._colors(planes, blends, shift, gray), dim=2)  # (N, H, 3, W)
+        if torch.compiler.is_compiling():
+            planes = _planes(crops)
+            zero = torch.zeros_like(shift)[:, None, None]
+            early = self._colors(planes, before_contrast, shift_before_contrast, zero)
+            gray = luminance(early).mean((1, 2), keepdim=True)
+            colored = torch.stack(self._colors(planes, blends, shift, gray), dim=2)
+        else:
+            colored = self._colors_by_products(crops, blends, shift).transpose(1, 2).contiguous()
+        # colored: (N, H, 3, W)
         down = (taps @ rows.flatten(1)).unflatten(1, (size[0], -1))
         across = (taps @ columns.flatten(1)).unflatten(1, (size[1], -1))
         across = torch.where(flipped[:, None, None] > 0, across.flip(1), across)
         blurred = down @ colored.flatten(2)
         blurred = blurred.unflatten(2, (3, -1)).flatten(1, 2) @ across.transpose(1, 2)
         images = blurred.unflatten(1, (-1, 3)).permute(0, 2, 1, 3)
-        solarized = solarized[:, None, None, None] > 0
-        images = torch.where(solarized & (images >= _BRIGHT), 1 - images, images)
-        views = (images - mean[:, None, None]) / std[:, None, None]
+        if self.solarizes:
+            inverted = (solarized[:, None, None, None] > 0) & (images >= _BRIGHT)
+            images = torch.where(inverted, 1 - images, images)
+        views = torch.addcmul((-mean / std)[:, None, None], images, (1 / std)[:, None, None])
         return views.contiguous(memory_format=torch.channels_last)
 
     def _colors(
@@ -218,6 +228,29 @@ class Finish(nn.Module):
                 planes = rotate_hue(planes, shift)
             planes = blend(planes, factors, mean)
         return planes
+
+    def _colors_by_products(
+        self, crops: torch.Tensor, blends: torch.Tensor, shift: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the images (N, 3, H, W) of `_colors`, for a device without a compiler.
+
+        `_colors` would touch two and a half times the memory there. Here a blend is a matrix
+        product, with a fourth channel of ones for its flat part, and the mean is that of the images
+        so far.
+        """
+        with_ones = crops.new_empty((len(crops), 4, *crops.shape[2:]), dtype=torch.float32)
+        torch.div(crops, 255, out=with_ones[:, :3])
+        with_ones[:, 3] = 1
+        for i, matrix in enumerate(blend_matrices(blends).unbind(dim=1)):
+            images = with_ones[:, :3]
+            if i == self.hue_after:
+                red, green, blue = images.unbind(dim=1)
+                rotate_hue((red, green, blue), shift, in_place=True)
+            red, green, blue = images.mean((2, 3)).unbind(dim=1)
+            matrix[:, :3, 3] *= luminance((red, green, blue))[:, None]
+            with_ones = (matrix @ with_ones.flatten(2)).unflatten(2, crops.shape[2:])
+            with_ones[:, :3].clamp_(0, 1)
+        return with_ones[:, :3]
 
 
 _BRIGHT = 127.5 / 255  # 128 of 255 is the first level that Pillow inverts

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 Planes = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
+_TINY = 1e-8  # far less than the chroma that a byte can have
 _LUMINANCE = (0.299, 0.587, 0.114)  # torchvision's weights, of ITU-R BT.601
 
 
@@ -41,20 +42,45 @@ def blend(planes: Planes, factors: torch.Tensor, mean: torch.Tensor) -> Planes:
     return red, green, blue
 
 
-def rotate_hue(planes: Planes, shift: torch.Tensor) -> Planes:
-    """Turn the hue by `shift` (N,), in sixths of the color circle."""
+def blend_matrices(factors: torch.Tensor) -> torch.Tensor:
+    """Return what `blend` does to (red, green, blue, 1), for factors (..., 3): (..., 4, 4).
+
+    The last column is the flat part, still without the mean.
+    """
+    own, gray, flat = factors.unbind(dim=-1)
+    mixed = torch.stack([gray * weight for weight in _LUMINANCE], dim=-1)
+    row = torch.cat([mixed, flat[..., None]], dim=-1)
+    rows = F.pad(row[..., None, :].expand(*row.shape[:-1], 3, 4), (0, 0, 0, 1))
+    return rows + torch.diag_embed(torch.stack([own, own, own, torch.ones_like(own)], dim=-1))
+
+
+def rotate_hue(planes: Planes, shift: torch.Tensor, *, in_place: bool = False) -> Planes:
+    """Turn the hue by `shift` (N,), in sixths of the color circle.
+
+    Args:
+        planes: The colors.
+        shift: By how much.
+        in_place: Whether `planes` get the result.
+    """
     red, green, blue = planes
     high = torch.maximum(torch.maximum(red, green), blue)
     chroma = high - torch.minimum(torch.minimum(red, green), blue)
-    scale = torch.where(chroma > 0, chroma, 1)
-    hue = torch.where(green == high, 2 + (blue - red) / scale, 4 + (red - green) / scale)
-    hue = torch.where(red == high, (green - blue) / scale, hue) + shift[:, None, None]
+    scale = chroma.clamp(min=_TINY)  # where it is 0, so are the differences
+    shift = shift[:, None, None]
+    hue = torch.where(
+        green == high,
+        torch.addcdiv(shift + 2, blue - red, scale),
+        torch.addcdiv(shift + 4, red - green, scale),
+    )
+    hue = torch.where(red == high, torch.addcdiv(shift, green - blue, scale), hue)
+    low = torch.sub(high, chroma, alpha=2)
 
-    def plane(sector: int) -> torch.Tensor:
-        at = (hue + sector).remainder(6)
-        return high - chroma * torch.minimum(at, 4 - at).clamp(0, 1)
+    def plane(out: torch.Tensor, sector: int) -> torch.Tensor:
+        # Distance on the circle, between 1 and 2, to where this color is highest.
+        far = (hue + sector).remainder_(6).sub_(3).abs_().clamp_(1, 2)
+        return torch.addcmul(low, chroma, far, out=out if in_place else None)
 
-    return plane(5), plane(3), plane(1)
+    return plane(red, 0), plane(green, 4), plane(blue, 2)
 
 
 def blur_taps(sigma: torch.Tensor, reach: int) -> torch.Tensor:

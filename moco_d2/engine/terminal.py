@@ -61,6 +61,8 @@ def quiet_setup() -> Iterator[None]:
 
     The block may call default_setup, which logs hundreds of lines as soon as the loggers exist.
     """
+    # Detectron2's anchors call it in the first step.
+    warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
     if not on_terminal():
         yield
         return
@@ -80,8 +82,6 @@ def quiet_setup() -> Iterator[None]:
     finally:
         defaults.setup_logger = original
         found_no_cuda.setLevel(level)
-    # Detectron2's anchors call it in the first step.
-    warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
 
 
 def quiet(logger: logging.Logger) -> None:

@@ -1,50 +1,23 @@
 """Real checkpoints of small networks, in the layouts people have."""
 
+import io
 from pathlib import Path
 
 import pytest
 import torch
-
-from moco_d2.checkpoint.mapping import Architecture, build_torchvision
-
-SMALL = Architecture(depth=18)
-NARROW = Architecture(depth=50, width_per_group=16)
-
-
-def _state_dict(architecture: Architecture) -> dict[str, torch.Tensor]:
-    """A ResNet whose BatchNorm has seen data, without ``fc``."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = build_torchvision(architecture)
-        for module in network.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                torch.nn.init.normal_(module.running_mean, std=0.1)
-                torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
-                torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-                torch.nn.init.normal_(module.bias, std=0.1)
-    return {name: t for name, t in network.state_dict().items() if not name.startswith("fc.")}
-
-
-@pytest.fixture(scope="session")
-def _small() -> dict[str, torch.Tensor]:
-    return _state_dict(SMALL)
-
-
-@pytest.fixture(scope="session")
-def _narrow() -> dict[str, torch.Tensor]:
-    return _state_dict(NARROW)
+from support.checkpoint.reference import NARROW, QUERY, SLIM_18
 
 
 @pytest.fixture
-def small(_small) -> dict[str, torch.Tensor]:
-    """A ResNet-18 under torchvision names, without fc."""
-    return {name: tensor.clone() for name, tensor in _small.items()}
+def small() -> dict[str, torch.Tensor]:
+    """A ResNet-18 of a quarter of the width under torchvision's names, without fc."""
+    return {name: tensor.clone() for name, tensor in SLIM_18.state(QUERY).items()}
 
 
 @pytest.fixture
-def narrow(_narrow) -> dict[str, torch.Tensor]:
-    """A ResNet-50 of width 16."""
-    return {name: tensor.clone() for name, tensor in _narrow.items()}
+def narrow() -> dict[str, torch.Tensor]:
+    """A ResNet-50 of a quarter of the width, with groups of width 16."""
+    return {name: tensor.clone() for name, tensor in NARROW.state(QUERY).items()}
 
 
 @pytest.fixture
@@ -73,6 +46,14 @@ def official():
         }
 
     return build
+
+
+@pytest.fixture
+def checkpoint(official, small) -> bytes:
+    """The file of an official MoCo checkpoint of a small network."""
+    buffer = io.BytesIO()
+    torch.save(official(small), buffer)
+    return buffer.getvalue()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ def images():
 
 @pytest.mark.parametrize("layout", ["moco", "torchvision"])
 def test_features_are_those_of_the_saved_network(small, official, save, images, layout):
-    head = {"fc.weight": torch.zeros(3, 512), "fc.bias": torch.zeros(3)}
+    head = {"fc.weight": torch.zeros(3, 128), "fc.bias": torch.zeros(3)}
     path = save(official(small) if layout == "moco" else {**small, **head})
     network, architecture, origin = load_backbone(path)
     reference = build_torchvision(architecture)
@@ -33,7 +33,7 @@ def test_features_are_those_of_the_saved_network(small, official, save, images, 
 def test_bottleneck_and_width_are_read_from_the_file(narrow, official, save, images):
     network, architecture, _ = load_backbone(save(official(narrow)))
     assert (architecture.depth, architecture.width_per_group) == (50, 16)
-    assert architecture.num_features == network.eval()(images).shape[1] == 2048
+    assert architecture.num_features == network.eval()(images).shape[1] == 512
 
 
 def test_random_backbone_follows_the_seed(images):

@@ -1,5 +1,5 @@
+import contextlib
 import hashlib
-import io
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -86,14 +86,17 @@ class Handler(LocalHandler):
     def stall(self, content, first):
         self.head(200, len(content))
         self.wfile.write(content[:1000])
-        time.sleep(2)
+        self.rfile.read(1)  # until the other side hangs up
+        self.close_connection = True
 
     def drip(self, content, first):
         """A byte now and then: no read ever times out."""
         self.head(200, len(content))
-        for byte in content[:40]:
-            self.wfile.write(bytes([byte]))
-            time.sleep(0.05)
+        with contextlib.suppress(OSError):  # the other side hangs up
+            for byte in content:
+                self.wfile.write(bytes([byte]))
+                time.sleep(0.05)
+        self.close_connection = True
 
     def busy(self, content, first):
         self.head(503, 0)
@@ -140,14 +143,6 @@ def publish(server):
         return Catalog([Published("toy://one", url, algorithm, found)], IMPATIENT)
 
     return entry
-
-
-@pytest.fixture
-def checkpoint(official, small) -> bytes:
-    """An official MoCo checkpoint of a small network."""
-    buffer = io.BytesIO()
-    torch.save(official(small), buffer)
-    return buffer.getvalue()
 
 
 def visible(folder: Path) -> list[str]:
@@ -461,7 +456,9 @@ def test_weights_by_name_arrive_in_a_detector(server, publish, cache, checkpoint
                 "coco_FPN_1x_moco.yaml",
                 [
                     *("MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", "18"),
-                    *("MODEL.RESNETS.RES2_OUT_CHANNELS", "64"),
+                    *("MODEL.RESNETS.STEM_OUT_CHANNELS", "16"),
+                    *("MODEL.RESNETS.RES2_OUT_CHANNELS", "16"),
+                    *("MODEL.BACKBONE.NAME", "build_basic_resnet_fpn"),
                     *("MODEL.RESNETS.NORM", "BN", "MODEL.FPN.NORM", "BN"),
                 ],
             )

@@ -96,13 +96,6 @@ def server(monkeypatch, cache):
         yield server
 
 
-@pytest.fixture
-def checkpoint(official, small) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(official(small), buffer)
-    return buffer.getvalue()
-
-
 @pytest.mark.parametrize(
     ("text", "parts"),
     [

@@ -7,7 +7,7 @@ from moco_d2.checkpoint.mapping import Architecture, detectron2_settings, to_det
 from moco_d2.checkpoint.parity import TOLERANCE, prove
 from moco_d2.errors import UserError
 
-NARROW = Architecture(depth=50, width_per_group=16)
+NARROW = Architecture(50, width_per_group=16, width_factor=0.25)
 
 
 @pytest.fixture

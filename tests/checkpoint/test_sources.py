@@ -23,7 +23,7 @@ def refusal(checkpoint, branch="query") -> str:
 def test_official_moco(small, official, wrapper, mlp):
     extracted, architecture = extract(official(small, wrapper, mlp))
     assert (extracted.family, extracted.prefix) == ("moco", f"{wrapper}encoder_q.")
-    assert architecture == Architecture(18)
+    assert architecture == Architecture(18, width_factor=0.25)
     head = 4 if mlp else 2
     assert extracted.dropped == {
         f"{wrapper}encoder_k.*": 120,
@@ -59,7 +59,7 @@ def test_torchvision(narrow, wrapper, nested):
     checkpoint = {"epoch": 1, "state_dict": state, "optimizer": {}} if nested else state
     extracted, architecture = extract(checkpoint)
     assert (extracted.family, extracted.prefix) == ("torchvision", wrapper)
-    assert architecture == Architecture(50, width_per_group=16)
+    assert architecture == Architecture(50, width_per_group=16, width_factor=0.25)
     assert extracted.dropped == {"fc.*": 1, "*.num_batches_tracked": 53}
 
 
@@ -101,10 +101,10 @@ def test_missing_stage_is_counted(small):
 
 
 def test_wrong_shape_is_named(small):
-    small["layer2.0.conv1.weight"] = torch.zeros(128, 64, 1, 1)
+    small["layer2.0.conv1.weight"] = torch.zeros(32, 16, 1, 1)
     message = refusal(small)
     assert (
-        "1 of another shape (layer2.0.conv1.weight [128, 64, 1, 1] instead of [128, 64, 3, 3])"
+        "1 of another shape (layer2.0.conv1.weight [32, 16, 1, 1] instead of [32, 16, 3, 3])"
         in message
     )
 
@@ -114,7 +114,7 @@ def test_wrong_shape_is_named(small):
     [(1, "gray images"), (2, "Lab"), (4, "infrared"), (6, "other channels"), (13, "Sentinel-2")],
 )
 def test_images_of_other_channels_are_named(small, channels, kind):
-    small["conv1.weight"] = torch.zeros(64, channels, 7, 7)
+    small["conv1.weight"] = torch.zeros(16, channels, 7, 7)
     message = refusal(small)
     assert f"takes {channels} channel(s) (" in message and kind in message
     assert "which have 3" in message
@@ -145,7 +145,7 @@ def test_group_norm_is_named(official):
 
 
 def test_small_image_stem_is_refused(small):
-    small["conv1.weight"] = torch.zeros(64, 3, 3, 3)
+    small["conv1.weight"] = torch.zeros(16, 3, 3, 3)
     assert "3x3 convolution for small images" in refusal(small)
 
 
@@ -292,8 +292,8 @@ def test_a_negative_variance(small, official):
 
 
 def test_a_number_that_float32_does_not_hold(small):
-    small["layer1.0.bn1.weight"] = torch.full((64,), 1e300, dtype=torch.float64)
-    assert "layer1.0.bn1.weight holds 64 NaN or infinite" in refusal(small)
+    small["layer1.0.bn1.weight"] = torch.full((16,), 1e300, dtype=torch.float64)
+    assert "layer1.0.bn1.weight holds 16 NaN or infinite" in refusal(small)
 
 
 FLOAT_8 = ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
@@ -308,5 +308,5 @@ def test_eight_bits_are_those_of_a_quantized_network(small, precision):
 
 
 def test_not_floating_point(small):
-    small["layer1.0.bn1.weight"] = torch.ones(64, dtype=torch.int8)
+    small["layer1.0.bn1.weight"] = torch.ones(16, dtype=torch.int8)
     assert "torch.int8" in refusal(small)

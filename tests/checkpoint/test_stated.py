@@ -117,10 +117,10 @@ class HuggingFaceResNet(nn.Module):
     def __init__(self, *, bottleneck: bool, depths, sizes, reduced, downsample_in_bottleneck=False):
         super().__init__()
         self.embedder = nn.Module()
-        self.embedder.embedder = self.convolution(3, 64, 7, stride=2)
+        inputs = sizes[0] // 4 if bottleneck else sizes[0]
+        self.embedder.embedder = self.convolution(3, inputs, 7, stride=2)
         self.encoder = nn.Module()
         self.encoder.stages = nn.ModuleList()
-        inputs = 64
         for stage, (depth, outputs) in enumerate(zip(depths, sizes, strict=True)):
             layers = nn.Sequential()
             for block in range(depth):
@@ -167,7 +167,7 @@ class HuggingFaceResNet(nn.Module):
         return x
 
 
-BOTTLENECK = {"bottleneck": True, "depths": (3, 4, 6, 3), "sizes": (256, 512, 1024, 2048)}
+BOTTLENECK = {"bottleneck": True, "depths": (3, 4, 6, 3), "sizes": (64, 128, 256, 512)}
 BASIC = {"bottleneck": False, "depths": (2, 2, 2, 2), "sizes": (64, 128, 256, 512), "reduced": 0}
 
 
@@ -175,8 +175,8 @@ BASIC = {"bottleneck": False, "depths": (2, 2, 2, 2), "sizes": (64, 128, 256, 51
     ("network", "options"),
     [
         (R18, BASIC),
-        (NARROW, {**BOTTLENECK, "reduced": 16}),
-        (STRIDE_IN_1X1, {**BOTTLENECK, "reduced": 16, "downsample_in_bottleneck": True}),
+        (NARROW, {**BOTTLENECK, "reduced": 4}),
+        (STRIDE_IN_1X1, {**BOTTLENECK, "reduced": 4, "downsample_in_bottleneck": True}),
     ],
     ids=["basic", "bottleneck", "downsample_in_bottleneck"],
 )

@@ -88,14 +88,15 @@ class Network:
         }
 
 
-NARROW = Network()
+NARROW = Network(divisor=4)
 R18 = Network(depth=18, width_per_group=64)
 R50 = Network(width_per_group=64)
+SLIM_18 = Network(depth=18, width_per_group=64, divisor=4)  # no builder of Detectron2 makes it
 # SwAV's w2 .. w5, VICReg's and BYOL's x2 scale every width, not only the bottlenecks'. A quarter
 # needs the same of a converter as a double, at a hundredth of the size.
 QUARTER = Network(width_per_group=64, divisor=4)
-MSRA = Network(stride_in_1x1=True, affine=True)
-STRIDE_IN_1X1 = Network(stride_in_1x1=True)
+MSRA = Network(divisor=4, stride_in_1x1=True, affine=True)
+STRIDE_IN_1X1 = Network(divisor=4, stride_in_1x1=True)
 
 QUERY, KEY = 1, 2  # seeds
 

@@ -31,8 +31,9 @@ from moco_d2.pretrain.data.image_list import ImageList, PathTable
 from moco_d2.pretrain.data.images import (
     UnreadableImageError,
     UnreadableImages,
-    decode_image,
+    decode_pixels,
     read_image,
+    read_pixels,
 )
 from moco_d2.pretrain.data.listed import ListedSamples
 from moco_d2.pretrain.data.samples import read_shard
@@ -160,14 +161,14 @@ def _listed(file: Path) -> ImageList:
 
 
 def _class_folder(file: Path) -> None:
-    views = ViewMaker(pil_to_tensor, names=("query",), seed=0)
+    views = ViewMaker(torch.nn.Identity(), names=("query",), seed=0)
     ListedSamples(_listed(file), views)[0, 0]
 
 
 def _shard(file: Path) -> None:
     shard = write_shard(file.parent / "0.tar", {"a.jpg": file.read_bytes()})
     (image,) = read_shard(str(shard))
-    decode_image(image.content, image.name)
+    decode_pixels(image.content, image.name)
 
 
 def _knn(file: Path) -> None:
@@ -181,6 +182,7 @@ def _neighbors(file: Path) -> None:
 
 PRETRAINING = {
     "read_image": read_image,
+    "read_pixels": read_pixels,
     "class folder": _class_folder,
     "shard": _shard,
     "kNN": _knn,
@@ -435,7 +437,7 @@ def test_the_reason_is_said_where_an_image_is_skipped(tmp_path, caplog):
     Image.new("L", (SIDE, SIDE)).save(tmp_path / names[0])
     large(tmp_path / names[1])
     paths = PathTable([str(tmp_path / name) for name in names])
-    views = ViewMaker(pil_to_tensor, names=("query",), seed=0)
+    views = ViewMaker(torch.nn.Identity(), names=("query",), seed=0)
     sample = ListedSamples(ImageList(paths, [0, 0], ["a"]), views)[0, 1]
     with pytest.raises(UserError, match=r"^1 of 2 images cannot be read .*MAX_UNREADABLE$"):
         UnreadableImages(0, num_images=2).add(sample["unreadable"], seen=2)

@@ -18,10 +18,13 @@ import torch
 import torch.multiprocessing
 from torch.utils.data import DataLoader
 
+from moco_d2.engine.malloc import keep_freed_memory
 from moco_d2.engine.signals import end_with_parent, held_back, ignore_stop_signals
 
 if TYPE_CHECKING:
     from torch.utils.data.dataloader import _BaseDataLoaderIter
+
+_LARGEST_IMAGE = 32 << 20  # bytes; the memory of a larger one is given back to the system
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +115,7 @@ def build_loader(dataset: Any, *, num_workers: int, **kwargs: Any) -> DataLoader
         dataset,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_one_thread_per_worker,
+        worker_init_fn=begin_worker,
         # A loader draws a seed when it starts, and a resumed run starts one more. If both used one
         # generator, this would change the next order of ShuffleBN.
         generator=torch.Generator(),
@@ -120,5 +123,7 @@ def build_loader(dataset: Any, *, num_workers: int, **kwargs: Any) -> DataLoader
     )
 
 
-def _one_thread_per_worker(worker_id: int) -> None:
+def begin_worker(worker_id: int) -> None:
+    """Let a worker use one thread, and keep the memory of one image for the next one."""
     torch.set_num_threads(1)
+    keep_freed_memory(largest=_LARGEST_IMAGE, kept=2 * _LARGEST_IMAGE)

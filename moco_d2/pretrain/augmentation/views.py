@@ -53,10 +53,6 @@ SECOND_VIEW = {
 }
 
 
-def _to_normalized_tensor() -> opencv.ToNormalizedTensor:
-    return opencv.ToNormalizedTensor(IMAGENET_MEAN, IMAGENET_STD)
-
-
 def build_augmentation(
     name: str | Recipe,
     *,
@@ -64,9 +60,9 @@ def build_augmentation(
     crop_scale: tuple[float, float] = (0.2, 1.0),
     blur_sigma: tuple[float, float] = (0.1, 2.0),
 ) -> v2.Transform:
-    """Return a transform: PIL image (RGB) -> random view, normalized float (3, size, size).
+    """Return a transform: decoded image (RGB) -> random view, a uint8 tensor (3, size, size).
 
-    It draws from torch's CPU generator.
+    batched.Normalization finishes it. It draws from torch's CPU generator.
 
     Args:
         name: A name in AUGMENTATIONS, or a recipe.
@@ -89,11 +85,11 @@ def build_augmentation(
         steps.append(v2.RandomApply([opencv.Blur((low, high))], p=recipe.blur_probability))
     if recipe.solarize_probability:
         steps.append(v2.RandomApply([opencv.Solarize()], p=recipe.solarize_probability))
-    return v2.Compose([*steps, opencv.HorizontalFlip(), _to_normalized_tensor()])
+    return v2.Compose([*steps, opencv.HorizontalFlip(), opencv.ToTensor()])
 
 
 def build_crop(*, size: int, crop_scale: tuple[float, float] = (0.2, 1.0)) -> v2.Transform:
-    """Return a transform: PIL image (RGB) -> random crop, a uint8 tensor (3, size, size).
+    """Return a transform: decoded image (RGB) -> random crop, a uint8 tensor (3, size, size).
 
     Workers do only this if the device does the other steps of the augmentation.
     """
@@ -116,6 +112,6 @@ def build_evaluation_transform(size: int, *, margin: bool = True) -> v2.Transfor
             v2.Resize(round(size * 256 / 224) if margin else size, antialias=True),
             v2.CenterCrop(size),
             opencv.ToPixels(),
-            _to_normalized_tensor(),
+            opencv.ToNormalizedTensor(IMAGENET_MEAN, IMAGENET_STD),
         ]
     )

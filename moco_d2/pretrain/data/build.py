@@ -11,6 +11,7 @@ from moco_d2.config.shard_patterns import SHARDS_PREFIX
 from moco_d2.errors import UserError
 from moco_d2.pixel_values import check_range
 from moco_d2.pretrain.augmentation.batched import DeviceAugmentation
+from moco_d2.pretrain.augmentation.normalization import Normalization
 from moco_d2.pretrain.augmentation.views import (
     AUGMENTATIONS,
     SECOND_VIEW,
@@ -112,6 +113,7 @@ def build_views(cfg: CfgNode) -> dict[str, Any]:
     augmentation = cfg.MOCO.AUGMENTATION
     size, scale, sigma = augmentation.SIZE, augmentation.CROP_SCALE, augmentation.BLUR_SIGMA
     names = view_names(cfg)
+    image_bytes = len(names) * 3 * size**2
     seed = max(cfg.SEED, 0)  # a negative SEED means a random one, as in Detectron2
     recipes = {"query": AUGMENTATIONS[augmentation.NAME]}
     if augmentation.NAME in SECOND_VIEW:
@@ -121,12 +123,17 @@ def build_views(cfg: CfgNode) -> dict[str, Any]:
             view: build_augmentation(recipe, size=size, crop_scale=scale, blur_sigma=sigma)
             for view, recipe in recipes.items()
         }
-        return {"make_views": ViewMaker(transforms.pop("query"), names, seed, transforms)}
+        return {
+            "make_views": ViewMaker(transforms.pop("query"), names, seed, transforms),
+            "image_bytes": image_bytes,
+            "device_augmentation": Normalization(),
+        }
     on_device = {
         view: DeviceAugmentation(recipe, blur_sigma=sigma) for view, recipe in recipes.items()
     }
     return {
         "make_views": ViewMaker(build_crop(size=size, crop_scale=scale), names, seed),
+        "image_bytes": image_bytes,
         "device_augmentation": on_device.pop("query"),
         "other_device_augmentations": on_device,
     }

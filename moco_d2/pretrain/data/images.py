@@ -1,20 +1,28 @@
-"""Decode image files to RGB, and count the unreadable ones."""
+"""Decode image files to RGB, and count the unreadable ones.
+
+Training takes tensors, evaluation takes Pillow's images. Their pixels are equal.
+"""
 
 import io
 import logging
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, BinaryIO, NamedTuple, TypeVar, cast
 
-from PIL import Image
+import numpy as np
+import torch
+from PIL import Image, ImageFile
+from torchvision.io import ImageReadMode, decode_jpeg
 
 from moco_d2.errors import UserError, printable
 from moco_d2.pixel_values import ValueRange, reduce_to_8_bits
 from moco_d2.untrusted_images import SUFFIXES, open_image
 
 logger = logging.getLogger(__name__)
+
+_Decoded = TypeVar("_Decoded")
 
 IMAGE_SUFFIXES = SUFFIXES
 
@@ -47,18 +55,12 @@ class UnreadableImageError(UserError):
 
 def read_image(path: str | Path, value_range: ValueRange = ()) -> Image.Image:
     """Decode an image file to RGB; see `decode_image`."""
-    try:
-        with open(path, "rb", opener=_without_waiting) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise OSError("it is not a regular file")
-            return _decode(file, str(path), value_range)
-    except OSError as error:
-        raise _unreadable(str(path), error) from error
+    return _read(path, value_range, _to_image)
 
 
-def _without_waiting(name: str, flags: int) -> int:
-    """Open a file without waiting: a named pipe without a writer would block the run forever."""
-    return os.open(name, flags | os.O_NONBLOCK)
+def read_pixels(path: str | Path, value_range: ValueRange = ()) -> torch.Tensor:
+    """Decode an image file to RGB, uint8 (3, H, W); see `decode_image`."""
+    return _read(path, value_range, _to_pixels)
 
 
 def decode_image(content: bytes, name: str, value_range: ValueRange = ()) -> Image.Image:
@@ -78,22 +80,81 @@ def decode_image(content: bytes, name: str, value_range: ValueRange = ()) -> Ima
             allows, or has values of an unknown range (see `reduce_to_8_bits`). The message names
             the file.
     """
-    return _decode(io.BytesIO(content), name, value_range)
+    return _decode(io.BytesIO(content), name, value_range, _to_image)
 
 
-def _decode(file: BinaryIO, name: str, value_range: ValueRange) -> Image.Image:
+def decode_pixels(content: bytes, name: str, value_range: ValueRange = ()) -> torch.Tensor:
+    """Decode the bytes of an image file to RGB, uint8 (3, H, W); see `decode_image`.
+
+    The memory format is channels_last.
+    """
+    return _decode(io.BytesIO(content), name, value_range, _to_pixels)
+
+
+def _read(
+    path: str | Path,
+    value_range: ValueRange,
+    convert: Callable[[ImageFile.ImageFile, ValueRange, str], _Decoded],
+) -> _Decoded:
+    try:
+        with open(path, "rb", opener=_without_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OSError("it is not a regular file")
+            return _decode(file, str(path), value_range, convert)
+    except OSError as error:
+        raise _unreadable(str(path), error) from error
+
+
+def _without_waiting(name: str, flags: int) -> int:
+    """Open a file without waiting: a named pipe without a writer would block the run forever."""
+    return os.open(name, flags | os.O_NONBLOCK)
+
+
+def _decode(
+    file: BinaryIO,
+    name: str,
+    value_range: ValueRange,
+    convert: Callable[[ImageFile.ImageFile, ValueRange, str], _Decoded],
+) -> _Decoded:
     try:
         with open_image(file) as image:
-            if image.mode == "RGB" and not value_range:
-                image.load()
-                return image  # `convert` would copy it
-            return reduce_to_8_bits(image, value_range, name).convert("RGB")
+            return convert(image, value_range, name)
     except UserError as error:  # the range of its values is not known
         raise UnreadableImageError(str(error), str(error)) from error
     # Pillow raises many classes for damaged files: OSError, SyntaxError, struct.error,
     # DecompressionBombError, ...
     except Exception as error:
         raise _unreadable(name, error) from error
+
+
+def _to_image(image: ImageFile.ImageFile, value_range: ValueRange, name: str) -> Image.Image:
+    if image.mode == "RGB" and not value_range:
+        image.load()
+        return image  # `convert` would copy it
+    return reduce_to_8_bits(image, value_range, name).convert("RGB")
+
+
+def _to_pixels(image: ImageFile.ImageFile, value_range: ValueRange, name: str) -> torch.Tensor:
+    if image.format == "JPEG" and image.mode == "RGB" and image.fp:
+        pixels = _decoded_jpeg(image.fp, image.size)
+        if pixels is not None:
+            return pixels
+    return torch.from_numpy(np.array(_to_image(image, value_range, name))).permute(2, 0, 1)
+
+
+def _decoded_jpeg(file: IO[bytes], size: tuple[int, int]) -> torch.Tensor | None:
+    """Return the pixels of a JPEG without Pillow's fourth byte per pixel.
+
+    For None, Pillow decodes the file, or says what is wrong with it: torchvision cannot, or has
+    been built without libjpeg.
+    """
+    file.seek(0)
+    encoded = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
+    try:
+        pixels = cast("torch.Tensor", decode_jpeg(encoded, mode=ImageReadMode.RGB))
+    except RuntimeError:
+        return None
+    return pixels if pixels.shape[:0:-1] == size else None
 
 
 def _unreadable(name: str, error: Exception) -> UnreadableImageError:

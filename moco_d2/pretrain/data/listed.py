@@ -10,7 +10,7 @@ from moco_d2.engine.loader import build_loader
 from moco_d2.engine.seeding import Purpose, derive_seed
 from moco_d2.errors import UserError
 from moco_d2.pretrain.data.image_list import ImageList
-from moco_d2.pretrain.data.images import Skipped, UnreadableImageError, read_image
+from moco_d2.pretrain.data.images import Skipped, UnreadableImageError, read_pixels
 from moco_d2.pretrain.data.stream import MAX_ATTEMPTS, Batch, TrainingData, ViewMaker, collate
 
 
@@ -36,7 +36,11 @@ class ListedData(TrainingData):
     def loader(self, start_iteration: int) -> DataLoader[Batch]:
         order = EndlessOrder(self, start_iteration)
         return build_loader(
-            self.samples, batch_sampler=order, num_workers=self.num_workers, collate_fn=collate
+            self.samples,
+            batch_sampler=order,
+            num_workers=self.num_workers,
+            prefetch_factor=self.prefetch_factor,
+            collate_fn=collate,
         )
 
 
@@ -57,7 +61,7 @@ class ListedSamples(Dataset[Any]):
         for attempt in range(MAX_ATTEMPTS):
             path = self.images.paths[index]
             try:
-                image = read_image(path, self.images.value_range)
+                image = read_pixels(path, self.images.value_range)
             except UnreadableImageError as error:
                 last_error = error
                 unreadable.append(Skipped(path, error.why))

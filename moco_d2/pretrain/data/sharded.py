@@ -27,7 +27,7 @@ from moco_d2.engine.loader import build_loader
 from moco_d2.engine.seeding import Purpose, derive_seed
 from moco_d2.errors import UserError
 from moco_d2.pixel_values import ValueRange
-from moco_d2.pretrain.data.images import Skipped, UnreadableImageError, decode_image
+from moco_d2.pretrain.data.images import Skipped, UnreadableImageError, decode_pixels
 from moco_d2.pretrain.data.samples import EncodedImage, read_shard
 from moco_d2.pretrain.data.shards import ShardList
 from moco_d2.pretrain.data.stream import MAX_ATTEMPTS, Batch, TrainingData, collate
@@ -80,7 +80,10 @@ class ShardedData(TrainingData):
 
     def loader(self, start_iteration: int) -> DataLoader[Batch]:
         return build_loader(
-            _Streams(self, start_iteration), batch_size=None, num_workers=self.num_workers
+            _Streams(self, start_iteration),
+            batch_size=None,
+            num_workers=self.num_workers,
+            prefetch_factor=self.prefetch_factor,
         )
 
     def stream(self, number: int, count: int, start_iteration: int) -> Iterator[Batch]:
@@ -219,7 +222,7 @@ class ShardedData(TrainingData):
         for attempt in range(MAX_ATTEMPTS):
             if isinstance(slot, EncodedImage):
                 try:
-                    image = decode_image(slot.content, slot.name, self.value_range)
+                    image = decode_pixels(slot.content, slot.name, self.value_range)
                     break
                 except UnreadableImageError as error:
                     last_error = error

@@ -12,7 +12,6 @@ from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, default_collate
 
 from moco_d2.engine.seeding import Purpose, derive_seed
@@ -23,6 +22,10 @@ from moco_d2.pretrain.data.image_list import ImageList
 Batch = dict[str, Any]
 Augmentation = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
+#: The most bytes of the batches of a process that are in shared memory at once, if each of its
+#: workers holds one or two. That of many containers is small.
+MAX_SHARED_BYTES = 2_500_000_000
+
 # If this many images in a row cannot be decoded, the dataset itself is damaged.
 MAX_ATTEMPTS = 100
 
@@ -32,20 +35,18 @@ class ViewMaker:
     """(image, position) -> the views of the image, whose random numbers depend on the position.
 
     Attributes:
-        transform: PIL image -> tensor (3, H, W). It draws from torch's CPU generator.
+        transform: Decoded image -> tensor (3, H, W). It draws from torch's CPU generator.
         names: The names of the views, ``("query", "key")``.
         seed: The seed of the run.
         others: The transforms of views that do not have `transform`, by the names of the views.
     """
 
-    transform: Callable[[Image.Image], torch.Tensor]
+    transform: Callable[[Any], torch.Tensor]
     names: tuple[str, ...]
     seed: int
-    others: Mapping[str, Callable[[Image.Image], torch.Tensor]] = dataclasses.field(
-        default_factory=dict
-    )
+    others: Mapping[str, Callable[[Any], torch.Tensor]] = dataclasses.field(default_factory=dict)
 
-    def __call__(self, image: Image.Image, position: int) -> dict[str, torch.Tensor]:
+    def __call__(self, image: Any, position: int) -> dict[str, torch.Tensor]:
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would also seed the GPU's generator, which is not restored.
             torch.default_generator.manual_seed(derive_seed(Purpose.VIEWS, self.seed, position))
@@ -74,6 +75,7 @@ class TrainingData(abc.ABC):
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
+        image_bytes: int = 0,
         device_augmentation: Augmentation | None = None,
         other_device_augmentations: Mapping[str, Augmentation] | None = None,
     ):
@@ -85,6 +87,7 @@ class TrainingData(abc.ABC):
             total_batch: Images per step over all processes.
             rank, world_size: Rank of this process and number of processes.
             num_workers: Number of processes that read and decode images. With 0, this process does.
+            image_bytes: Bytes of the views of an image, which travel from a worker.
             device_augmentation: Finishes the views of a batch on the device: (views (N, 3, H, W),
                 CPU generator) -> views (N, 3, H, W). None means that the workers do everything.
             other_device_augmentations: The same for views that have another one, by their names.
@@ -110,6 +113,7 @@ class TrainingData(abc.ABC):
         self.local_batch_size = total_batch // world_size
         self.rank = rank
         self.num_workers = num_workers
+        self.image_bytes = image_bytes
         self.device_augmentation = device_augmentation
         self.other_device_augmentations = other_device_augmentations or {}
 
@@ -117,6 +121,18 @@ class TrainingData(abc.ABC):
     def iterations_per_epoch(self) -> int:
         """Number of full batches in an epoch. The remaining images are not used in it."""
         return self.num_images // self.total_batch
+
+    @property
+    def prefetch_factor(self) -> int | None:
+        """Number of batches that each worker makes ahead: 2, or 1 if 2 exceed MAX_SHARED_BYTES."""
+        if not self.num_workers:
+            return None  # torch refuses any other value
+        return 2 if self.shared_bytes(2) <= MAX_SHARED_BYTES else 1
+
+    def shared_bytes(self, ahead: int) -> int:
+        """Return the most bytes of batches in shared memory, with the one that a step uses."""
+        batches = ahead * self.num_workers + 1
+        return batches * self.local_batch_size * self.image_bytes
 
     @abc.abstractmethod
     def fingerprint(self) -> str:
@@ -130,8 +146,8 @@ class TrainingData(abc.ABC):
         """Yield endless batches of this process. Closing the iterator ends its workers at once.
 
         A batch is ``{"query": (N, 3, H, W), "key": (N, 3, H, W), "index": indices in the dataset
-        (N,), "label": (N,) if the dataset has labels, "unreadable": the skipped images}``. If
-        MOCO.AUGMENTATION.WHERE is "device", the views are uint8 crops, which `views` finishes.
+        (N,), "label": (N,) if the dataset has labels, "unreadable": the skipped images}``. With the
+        transforms of a config, the views are uint8, and `views` finishes them.
 
         Raises:
             UserError: If no image can be decoded.

@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional as pillow
 
 from moco_d2.pretrain.augmentation.batched import DeviceAugmentation
 from moco_d2.pretrain.augmentation.color import blend, blur, blur_taps, luminance, rotate_hue
+from moco_d2.pretrain.augmentation.normalization import Normalization
 from moco_d2.pretrain.augmentation.views import (
     AUGMENTATIONS,
     IMAGENET_MEAN,
@@ -119,7 +120,7 @@ def ks_distance(a: np.ndarray, b: np.ndarray) -> float:
 def views_of_workers(recipe: Recipe, seed: int) -> torch.Tensor:
     transform, image = build_augmentation(recipe, size=SIDE, crop_scale=(1, 1)), picture()
     torch.manual_seed(seed)
-    return torch.stack([transform(image) for _ in range(VIEWS)])
+    return Normalization()(torch.stack([transform(image) for _ in range(VIEWS)]))
 
 
 @functools.cache

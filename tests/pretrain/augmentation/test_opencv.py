@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageFilter, ImageOps
 from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from moco_d2.pretrain.augmentation import opencv
 
@@ -50,13 +51,30 @@ def test_jitter_is_pillows_but_for_rounding(image, strengths, largest, mean):
     assert np.abs(apart.mean()) <= 0.5  # no shift
 
 
-def test_crop_is_torchvisions(image):
-    ours, theirs = opencv.Crop(32, scale=(0.2, 1.0)), v2.RandomResizedCrop(32, scale=(0.2, 1.0))
-    for seed in range(20):
+@pytest.mark.parametrize("size", [32, 150], ids=["smaller", "larger"])
+def test_crop_is_torchvisions_but_for_rounding(image, size):
+    ours, theirs = (kind(size, scale=(0.2, 1.0)) for kind in (opencv.Crop, v2.RandomResizedCrop))
+    apart = differences(lambda pixels: ours(Image.fromarray(pixels)), theirs, image)
+    assert np.abs(apart).max() <= 1
+    assert np.abs(apart).mean() < 0.05  # 0.25 for a few tall crops, whose columns come first
+    assert np.abs(apart.mean()) < 0.005  # no shift
+
+
+def test_crop_of_a_decoded_image_is_that_of_pillows(image):
+    crop = opencv.Crop(32, scale=(0.2, 1.0))
+    for seed in range(5):
         torch.manual_seed(seed)
-        wanted = np.asarray(theirs(image))
+        wanted = crop(image)
         torch.manual_seed(seed)
-        assert np.array_equal(ours(image), wanted)
+        found = crop(pil_to_tensor(image))
+        assert found.flags.c_contiguous and found.dtype == np.uint8
+        assert np.array_equal(found, wanted)
+
+
+def test_crop_keeps_a_uniform_color():
+    for level in range(256):
+        color = torch.full((3, 7, 9), level, dtype=torch.uint8)
+        assert (opencv.Crop(16, scale=(0.2, 1.0))(color) == level).all()
 
 
 def test_jitter_changes_the_image(image):

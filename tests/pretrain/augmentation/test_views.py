@@ -5,6 +5,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from moco_d2.pretrain.augmentation import opencv
+from moco_d2.pretrain.augmentation.normalization import Normalization
 from moco_d2.pretrain.augmentation.views import (
     SECOND_VIEW,
     build_augmentation,
@@ -32,7 +33,7 @@ def around_one(strength: float) -> tuple[float, float]:
 
 
 def check_ends(steps: list, size: int) -> None:
-    """What both versions share: the crop they begin with, the normalization they end with."""
+    """What all versions share: the crop they begin with, and the normalization that follows."""
     crop, to_tensor = steps[0], steps[-1]
     assert isinstance(crop, v2.RandomResizedCrop)
     assert tuple(crop.size) == (size, size)
@@ -42,7 +43,9 @@ def check_ends(steps: list, size: int) -> None:
     wanted = v2.functional.normalize(
         v2.functional.to_dtype(v2.functional.to_image(levels), scale=True), MEAN, STD
     )
-    torch.testing.assert_close(to_tensor(levels), wanted, rtol=0, atol=1e-6)
+    views = to_tensor(levels)[None]
+    assert views.dtype == torch.uint8
+    torch.testing.assert_close(Normalization()(views)[0], wanted, rtol=0, atol=1e-6)
 
 
 def test_v1_is_instdiscs():
@@ -52,7 +55,7 @@ def test_v1_is_instdiscs():
         opencv.Grayscale,
         opencv.Jitter,
         opencv.HorizontalFlip,
-        opencv.ToNormalizedTensor,
+        opencv.ToTensor,
     ]
     check_ends(steps, 224)
     assert steps[1].p == 0.2
@@ -73,7 +76,7 @@ def test_v2_is_the_papers():
         opencv.Grayscale,
         v2.RandomApply,
         opencv.HorizontalFlip,
-        opencv.ToNormalizedTensor,
+        opencv.ToTensor,
     ]
     check_ends(steps, 224)
     (color,), (blur,) = steps[1].transforms, steps[3].transforms
@@ -117,16 +120,35 @@ def test_v3_is_byols(recipe, blurred, solarized):
 
 
 @pytest.mark.parametrize("name", ["v1", "v2", "v3"])
-def test_views_are_float_tensors_that_follow_torchs_seed(name):
+def test_views_are_bytes_that_follow_torchs_seed(name):
     transform, image = build_augmentation(name, size=32), picture()
     views = []
     for seed in (5, 5, 6):
         torch.manual_seed(seed)
         views.append(torch.stack([transform(image) for _ in range(4)]))
-    assert views[0].shape == (4, 3, 32, 32) and views[0].dtype == torch.float32
+    assert views[0].shape == (4, 3, 32, 32) and views[0].dtype == torch.uint8
     assert torch.equal(views[0], views[1])
     assert not torch.equal(views[0], views[2])
     assert not torch.equal(views[0][0], views[0][1])
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_normalized_on_the_device_as_on_workers_to_the_bit(layout):
+    normalization = Normalization()
+    views = torch.randint(0, 256, (3, 3, 5, 7), dtype=torch.uint8).contiguous(memory_format=layout)
+    found = normalization(views)
+    assert found.is_contiguous(memory_format=layout)
+    one_by_one = opencv.ToNormalizedTensor(MEAN, STD)
+    wanted = [one_by_one(view.permute(1, 2, 0).contiguous().numpy()) for view in views]
+    assert torch.equal(found, torch.stack(wanted))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    at_once = normalization.finish(views, mean, std)  # as on a GPU
+    assert torch.equal(at_once, found) and at_once.is_contiguous(memory_format=layout)
+
+
+def test_views_that_are_complete_stay_as_they_are():
+    views = torch.randn(2, 3, 4, 4)
+    assert Normalization()(views) is views
 
 
 def test_settings_reach_the_transforms():

@@ -3,19 +3,65 @@ import logging
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from moco_d2.errors import UserError
 from moco_d2.pretrain.augmentation.views import build_augmentation
+from moco_d2.pretrain.data import images
 from moco_d2.pretrain.data.images import (
     Skipped,
     UnreadableImageError,
     UnreadableImages,
     decode_image,
+    decode_pixels,
     read_image,
+    read_pixels,
 )
 
 RAMP = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)  # 0, 1.004, ... 255 in 8 bits
+
+
+def assert_same_pixels(path) -> None:
+    """Training gets the pixels that Pillow decodes."""
+    pixels = read_pixels(path)
+    assert pixels.dtype == torch.uint8
+    assert np.array_equal(pixels.permute(1, 2, 0), np.asarray(read_image(path)))
+    assert torch.equal(decode_pixels(path.read_bytes(), "x"), pixels)
+
+
+def noise(size: tuple[int, int]) -> Image.Image:
+    coarse = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 3), (65, 50)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"progressive": True},
+        {"subsampling": "4:4:4"},
+        {"subsampling": "4:2:2"},
+        {"keep_rgb": True},
+        {"restart_marker_rows": 1},
+    ],
+    ids=str,
+)
+def test_every_kind_of_jpeg_has_pillows_pixels(tmp_path, size, options):
+    for mode in ("RGB", "L", "CMYK"):
+        noise(size).convert(mode).save(tmp_path / "x.jpg", **options)
+        assert_same_pixels(tmp_path / "x.jpg")
+
+
+def test_without_torchvisions_decoder_pillow_decodes(tmp_path, monkeypatch):
+    def fails(*args, **options):
+        raise RuntimeError("torchvision was built without libjpeg")
+
+    noise((65, 50)).save(tmp_path / "x.jpg")
+    pixels = read_pixels(tmp_path / "x.jpg")
+    monkeypatch.setattr(images, "decode_jpeg", fails)
+    assert torch.equal(read_pixels(tmp_path / "x.jpg"), pixels)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I"])
@@ -25,8 +71,10 @@ def test_every_kind_of_picture_is_read_and_augmented(tmp_path, mode, size):
     Image.new(mode, size).save(tmp_path / name)
     image = read_image(str(tmp_path / name))
     assert (image.mode, image.size) == ("RGB", size)
+    assert_same_pixels(tmp_path / name)
     for version in ("v1", "v2"):
-        assert build_augmentation(version, size=8)(image).isfinite().all()
+        for decoded in (image, read_pixels(tmp_path / name)):
+            assert build_augmentation(version, size=8)(decoded).shape == (3, 8, 8)
 
 
 def test_colors_of_every_kind_of_picture(tmp_path):
@@ -72,16 +120,20 @@ def test_exif_orientation_is_left_alone_as_in_the_official_code(tmp_path):
 def test_a_file_that_does_not_decode_is_named(tmp_path):
     damaged = tmp_path / "damaged.jpg"
     damaged.write_bytes(b"<html>404</html>")
-    with pytest.raises(UnreadableImageError, match=f"image {damaged} cannot be read"):
-        read_image(damaged)
-    Image.effect_noise((64, 64), 50).save(damaged)
-    damaged.write_bytes(damaged.read_bytes()[:-500])
-    with pytest.raises(UnreadableImageError, match=f"image {damaged} cannot be read"):
-        read_image(damaged)
-    with pytest.raises(UnreadableImageError, match=r"image gone\.jpg cannot be read"):
-        read_image("gone.jpg")
-    with pytest.raises(UnreadableImageError, match=r"image a\.tar/b\.jpg cannot be read"):
-        decode_image(damaged.read_bytes(), "a.tar/b.jpg")
+    for read, decode in ((read_image, decode_image), (read_pixels, decode_pixels)):
+        damaged.write_bytes(b"<html>404</html>")
+        with pytest.raises(UnreadableImageError, match=f"image {damaged} cannot be read"):
+            read(damaged)
+        noise((64, 64)).save(damaged)
+        damaged.write_bytes(damaged.read_bytes()[:-200])
+        with pytest.raises(
+            UnreadableImageError, match=f"image {damaged} cannot be read .*is truncated"
+        ):
+            read(damaged)
+        with pytest.raises(UnreadableImageError, match=r"image gone\.jpg cannot be read"):
+            read("gone.jpg")
+        with pytest.raises(UnreadableImageError, match=r"image a\.tar/b\.jpg cannot be read"):
+            decode(damaged.read_bytes(), "a.tar/b.jpg")
 
 
 def test_a_picture_too_large_to_be_one_is_named(tmp_path, monkeypatch):

@@ -279,6 +279,30 @@ def test_views_of_the_device_follow_seed_iteration_and_rank(make_config):
         assert not torch.equal(query, other)
 
 
-def test_views_of_workers_are_left_as_they_are(make_config):
-    batch = {"query": torch.zeros(1)}
-    assert build_training_data(make_config()).views(batch, 0) is batch
+@pytest.mark.parametrize("pretext", ["moco", "supervised"])
+@pytest.mark.parametrize("where", ["workers", "device"])
+def test_views_travel_as_bytes(make_config, where, pretext):
+    """A float would take four: 9.9 GB of shared memory for 16 workers with batches of 256."""
+    cfg = make_config({"MOCO.AUGMENTATION.WHERE": where, "MOCO.PRETEXT": pretext})
+    data = build_training_data(cfg)
+    (batch,) = take(data, 1)
+    views = [batch[name] for name in view_names(cfg)]
+    travelling = sum(view.nbytes for view in views) / data.local_batch_size
+    assert travelling == data.image_bytes == len(views) * 3 * cfg.MOCO.AUGMENTATION.SIZE**2
+    others = [v for v in batch.values() if isinstance(v, torch.Tensor) and v.dim() < 4]
+    assert sum(other.nbytes for other in others) <= 16 * data.local_batch_size
+    finished = data.views(batch, 0)
+    assert all(finished[name].dtype == torch.float32 for name in view_names(cfg))
+
+
+@pytest.mark.parametrize(
+    ("workers", "batch", "ahead"), [(0, 256, None), (2, 256, 2), (8, 256, 2), (16, 256, 1)]
+)
+def test_workers_of_one_process_share_at_most_2_5_gb(workers, batch, ahead):
+    views = ViewMaker(torch.nn.Identity(), names=(), seed=0)
+    images = ImageList([""] * batch, None, [])
+    stream = {"total_batch": batch, "num_workers": workers, "image_bytes": 2 * 3 * 224**2}
+    data = ListedData(images, make_views=views, **stream)
+    loader = data.loader(0)
+    assert data.prefetch_factor == loader.prefetch_factor == ahead
+    assert data.shared_bytes(ahead or 0) <= 2.5e9

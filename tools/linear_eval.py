@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
         "--protocol",
         choices=("linear", "knn", "finetune"),
         default="linear",
-        help="default: linear, with the paper's lr 30 and 100 epochs",
+        help="default: linear, with lr 30 (ViTs: 3) and 100 epochs",
     )
     add("--fast", action="store_true", help="linear probe on features that are computed once")
     add("--crops", type=int, default=1, metavar="N", help="crops per training image with --fast")
@@ -57,7 +57,8 @@ def parse_args() -> argparse.Namespace:
         help="dataset whose learning rate --protocol finetune uses",
     )
     add("--branch", choices=("query", "key"), default="query", help="encoder of a MoCo checkpoint")
-    add("--arch", metavar="NAME", help="architecture of 'random', e.g. resnet50")
+    add("--arch", metavar="NAME", help="architecture of 'random', e.g. resnet50 or vit_small")
+    add("--heads", type=int, metavar="N", help="attention heads of a ViT that does not say it")
     add("--epochs", type=int, help="number of epochs (default: 100)")
     add("--batch-size", type=int, help="images per step over all processes (default: 256)")
     add(

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torchvision.models import ResNet
 
 from moco_d2.checkpoint.catalog import source_file
+from moco_d2.checkpoint.families import IMAGENET, Input
 from moco_d2.checkpoint.hub_names import origin_of
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.checkpoint.mapping import Architecture, build_torchvision
@@ -20,6 +22,8 @@ from moco_d2.files import sha256
 from moco_d2.resnet import BASIC_DEPTHS, BOTTLENECK_DEPTHS
 
 RANDOM = "random"  # the source of a network without pretraining
+_SAME_INPUT = 1e-4  # files state the same mean and std with 3 digits or more
+RESNETS = tuple(f"resnet{depth}" for depth in (*BASIC_DEPTHS, *BOTTLENECK_DEPTHS))
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,8 @@ def load_backbone(
     """Return a torchvision ResNet with the checkpoint's weights.
 
     It maps images (N, 3, H, W) to features (N, D), where D is the architecture's ``num_features``.
-    Its ``fc`` is the identity. It is on the CPU, in float32 and in training mode.
+    Its ``fc`` is the identity. It is on the CPU, in float32 and in training mode. The images have
+    torchvision's input, whatever that of the checkpoint is.
 
     Args:
         source: A file, or a published checkpoint by name (``moco://v2_800ep``).
@@ -72,27 +77,59 @@ def load_backbone(
     network = _without_head(build_torchvision(architecture))
     # Strict, except for the counters of batches, which only the network has.
     network.load_state_dict({**network.state_dict(), **extracted.tensors})
+    take_torchvisions_input(network, extracted.traits.input)
+    return network, architecture, origin_of_file(source, path, checkpoint, extracted.family, branch)
+
+
+def origin_of_file(
+    source: str | Path, path: Path, checkpoint: dict[Any, Any], family: str, branch: str
+) -> Origin:
+    """Return the origin of a network that was read from `path`, the file of `source`."""
     name = str(source) if "://" in str(source) else path.name
     if (fetched := origin_of(path)) is not None:
         name = "@".join((fetched["name"].rpartition("@")[0], fetched.get("commit", "unknown")))
-    origin = Origin(name, sha256(path), extracted.family, branch, pretraining_run(checkpoint))
-    return network, architecture, origin
+    return Origin(name, sha256(path), family, branch, pretraining_run(checkpoint))
 
 
-def random_backbone(arch: str) -> tuple[nn.Module, Architecture, Origin]:
+def take_torchvisions_input(network: nn.Module, pixels: Input) -> None:
+    """Let a network with another input take torchvision's: RGB, ImageNet's mean and std.
+
+    Args:
+        network: Images (N, 3, H, W) of its own input -> anything. It gets a hook.
+        pixels: Its own input.
+    """
+    order = [0, 1, 2] if pixels.format == IMAGENET.format else [2, 1, 0]
+    scale, shift = [], []
+    for i, mean, std in zip(order, pixels.pixel_mean, pixels.pixel_std, strict=True):
+        scale.append(IMAGENET.pixel_std[i] / std)
+        shift.append((IMAGENET.pixel_mean[i] - mean) / std)
+    if order[0] == 0 and max(map(abs, (*(s - 1 for s in scale), *shift))) < _SAME_INPUT:
+        return
+
+    def to_own_input(_: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
+        images = inputs[0][:, order]
+        factor, term = (images.new_tensor(values)[:, None, None] for values in (scale, shift))
+        return images * factor + term
+
+    network.register_forward_pre_hook(to_own_input)
+
+
+def random_backbone(
+    arch: str, *, known: tuple[str, ...] = RESNETS
+) -> tuple[nn.Module, Architecture, Origin]:
     """Return the same network with random weights from torch's generator.
 
     Args:
-        arch: ``resnet18``, ``resnet34``, ``resnet50``, ``resnet101`` or ``resnet152``.
+        arch: A name in RESNETS.
+        known: The architectures that an error lists.
 
     Raises:
         UserError: If there is no such architecture.
     """
-    names = [f"resnet{depth}" for depth in (*BASIC_DEPTHS, *BOTTLENECK_DEPTHS)]
-    if arch not in names:
+    if arch not in RESNETS:
         raise UserError(
-            f"--arch {arch!r} is not one of {', '.join(names)}; "
-            f"{closest(arch, names) or 'choose one of them'}"
+            f"--arch {arch!r} is not one of {', '.join(known)}; "
+            f"{closest(arch, known) or 'choose one of them'}"
         )
     architecture = Architecture(int(re.sub(r"\D", "", arch)))
     network = _without_head(build_torchvision(architecture))

@@ -43,15 +43,19 @@ the `config.json` beside the file, or the name of the file or of the architectur
 (`deit_small_patch16_224`); otherwise the tool asks for `--heads N`. Two of them that contradict
 each other are an error.
 
-LayerScale is multiplied into `attn.proj` and `mlp.fc2`, and separate queries, keys and values
-become one layer. Class token, distillation token, register tokens (with a caveat), the last norm
-and all heads are left out. Absolute positions keep their grid, and Detectron2 interpolates them.
-Relative positions of the detector begin at zero.
+LayerScale (DINOv2, DeiT-3) is a factor for each channel of a branch. It is multiplied into the rows
+of `attn.proj` and `mlp.fc2`, weights and biases, which computes the same. Detectron2's ViT has no
+place for it: left out, features have a cosine of 0.72 with those of the source (a random network).
+Separate queries, keys and values become one layer. Class token, distillation token, register tokens
+(with a caveat), the last norm and all heads are left out. Absolute positions keep their grid, and
+Detectron2 interpolates them. Relative positions of the detector begin at zero.
 
 The proof compares all blocks on one image of 224 pixels: the source's tensors as they are, without
-its class token, and Detectron2's ViT with the converted file agree to 1e-4 in float32. It cannot
-see the number of heads, activations and the input format. A patch of 14 pixels is converted and
-proven, but a detector with a feature pyramid needs a power of two.
+its class token, and Detectron2's ViT with the converted file agree to 1e-4 in float32. Of such an
+image, 14 x 14 patches of 16 pixels are one window of the detector, so that blocks with a window of
+14 and global ones compute the same. The proof cannot see the number of heads, activations and the
+input format. A patch of 14 pixels is converted and proven, but a detector with a feature pyramid
+needs a power of two.
 
 | family | files of | example | network | `--branch key` | names | heads by channels |
 |---|---|---|---|---|---|---|

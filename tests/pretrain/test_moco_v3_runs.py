@@ -176,6 +176,9 @@ def test_linear_evaluation_runs_on_a_checkpoint(config, tmp_path, protocol):
     assert result["protocol"] == protocol
     assert result["checkpoint"]["family"] in ("moco_v3", "moco_v3_vit")
     assert result["pretraining"]["iterations"] == 6
+    if protocol == "linear":
+        is_vit = result["checkpoint"]["architecture"].startswith("ViT")
+        assert result["settings"]["base_lr"] == (3 if is_vit else 30)
 
 
 def test_the_supervised_baseline_of_a_vit(make_config, tmp_path):
@@ -199,7 +202,7 @@ def test_a_vit_is_evaluated_at_its_own_size(make_config, tmp_path):
     state = saved(tmp_path / "out")
     del state["state_dict"]["module.base_encoder.norm.weight"]
     torch.save(state, tmp_path / "cut.pth")
-    with pytest.raises(UserError, match="class token and a last norm, are"):
+    with pytest.raises(UserError, match="without last norm, which the features"):
         load_network(tmp_path / "cut.pth", size=32)
 
 

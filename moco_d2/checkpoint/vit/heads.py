@@ -37,7 +37,8 @@ def find_heads(
     arguments = config.get("model_args")
     said = {
         "--heads": request.heads,
-        "its pretraining": _of_our_pretraining(checkpoint),
+        "its pretraining": _of_ours(checkpoint, "moco_d2"),
+        "its conversion": _of_ours(checkpoint, "provenance"),
         "the config.json beside it": config.get("num_attention_heads"),
     }
     if isinstance(arguments, dict) and "num_heads" in arguments:
@@ -67,8 +68,8 @@ def find_heads(
     return number
 
 
-def _of_our_pretraining(checkpoint: Mapping[Any, Any]) -> Any:
-    """Return what a checkpoint of tools/pretrain.py says; None for another one."""
-    ours = checkpoint.get("moco_d2")
+def _of_ours(checkpoint: Mapping[Any, Any], entry: str) -> Any:
+    """Return what a file of tools/pretrain.py or tools/convert.py says; None for another one."""
+    ours = checkpoint.get(entry)
     vit = ours.get("vit") if isinstance(ours, dict) else None
     return vit.get("heads") if isinstance(vit, dict) else None

@@ -110,10 +110,10 @@ TORCHVISION = Names(
 )
 NAMES = (TIMM, TRANSFORMERS, TORCHVISION)
 # Tensors below a ViT's prefix that Detectron2's backbone has no use for.
-SPECIAL = (
-    *("cls_token", "dist_token", "class_token"),
-    *("embeddings.cls_token", "embeddings.distillation_token"),
-)
+CLASS_TOKENS = ("cls_token", "class_token", "embeddings.cls_token")
+DISTILLATION_TOKENS = ("dist_token", "embeddings.distillation_token")
+SPECIAL = (*CLASS_TOKENS, *DISTILLATION_TOKENS)
+LAST_NORMS = ("norm", "layernorm", "encoder.ln")
 REGISTERS = ("register_tokens", "reg_token", "embeddings.register_tokens")
 HEADS = (
     *SPECIAL, *REGISTERS, "mask_token", "embeddings.mask_token", "masked_embed", "norm.*",

@@ -29,16 +29,21 @@ VITS = {
 class VisionTransformer(nn.Module):
     """A ViT with a linear head on its class token: images (N, 3, H, W) -> (N, num_classes)."""
 
-    def __init__(self, vit: ViT, num_classes: int, *, freeze_patches: bool = False):
+    def __init__(
+        self, vit: ViT, num_classes: int, *, freeze_patches: bool = False, others: int = 0
+    ):
         """
         Args:
             vit: The network.
             num_classes: Outputs of the head.
             freeze_patches: Whether the patch projection keeps its random values (section 4.2).
+            others: Number of tokens between the class token and the patches, which MoCo v3 has not
+                (distillation token, registers).
         """
         super().__init__()
         self.vit, width = vit, vit.width
         self.cls_token = nn.Parameter(torch.randn(1, 1, width) * 1e-6)
+        self.other_tokens = nn.Parameter(torch.zeros(1, others, width)) if others else None
         self.pos_embed = nn.Parameter(sincos_positions(width, vit.grid), requires_grad=False)
         projection = nn.Conv2d(3, width, vit.patch, vit.patch)
         self.patch_embed = nn.ModuleDict({"proj": projection})
@@ -55,7 +60,11 @@ class VisionTransformer(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         patches = self.patch_embed["proj"](images).flatten(2).transpose(1, 2)
         x = torch.cat([self.cls_token.expand(len(images), -1, -1), patches], dim=1)
-        return self.head(self.norm(self.blocks(x + self.pos_embed))[:, 0])
+        x = x + self.pos_embed
+        if self.other_tokens is not None:
+            others = self.other_tokens.expand(len(x), -1, -1)
+            x = torch.cat([x[:, :1], others, x[:, 1:]], dim=1)
+        return self.head(self.norm(self.blocks(x))[:, 0])
 
 
 class _Block(nn.Module):

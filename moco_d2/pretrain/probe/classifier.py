@@ -7,7 +7,7 @@ import hashlib
 import logging
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,8 @@ class Recipe:
 
 # The official main_lincls.py: lr 30, no weight decay, x0.1 after epochs 60 and 80 of 100.
 LINEAR = Recipe(base_lr=30.0, weight_decay=0.0, milestones=(0.6, 0.8), train_backbone=False)
+# The class token behind a LayerNorm is larger: --lr=3 for ViTs in CONFIG.md of MoCo v3.
+LINEAR_OF_VITS = replace(LINEAR, base_lr=3.0)
 
 # Learning rates of end-to-end fine-tuning, from pretrained and from random weights (paper
 # appendix).

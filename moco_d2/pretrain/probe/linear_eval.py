@@ -20,7 +20,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from moco_d2.checkpoint.backbone import RANDOM, Origin, random_backbone
+from moco_d2.checkpoint.backbone import RANDOM, Origin
 from moco_d2.config.safe_yaml import expand_home
 from moco_d2.engine.consistency import decided_by_main
 from moco_d2.engine.device import find_device
@@ -39,6 +39,7 @@ from moco_d2.pretrain.probe.cached_features import (
 )
 from moco_d2.pretrain.probe.classifier import (
     LINEAR,
+    LINEAR_OF_VITS,
     ClassifierTrainer,
     Recipe,
     backbone_sha256,
@@ -54,7 +55,7 @@ from moco_d2.pretrain.probe.labeled import (
     list_labeled,
     state_of_files,
 )
-from moco_d2.pretrain.probe.networks import load_network
+from moco_d2.pretrain.probe.networks import ViTBackbone, load_network, random_network
 from moco_d2.records.environment import hardware, versions
 from moco_d2.records.pretext_schema import (
     KIND,
@@ -98,11 +99,12 @@ def _evaluate(args: argparse.Namespace, started: datetime.datetime) -> None:
     train, val = list_labeled(args.data, args.val, value_range=tuple(args.range or ()))
     seed_all_rng(args.seed)
     if args.checkpoint == RANDOM:
-        network, resnet, origin = random_backbone(args.arch)
-        architecture, width = str(resnet), resnet.num_features
+        network, architecture, width, origin = random_network(
+            args.arch, size=args.size, heads=args.heads
+        )
     else:
         network, architecture, width, origin = load_network(
-            args.checkpoint, branch=args.branch, size=args.size
+            args.checkpoint, branch=args.branch, size=args.size, heads=args.heads
         )
     job = Job(args, network, origin, train, val, num_features=width)
     _prepare_folder(args.output)
@@ -177,9 +179,9 @@ class Job:
         self.protocol: Protocol = "linear-fast" if args.fast else args.protocol
         self.folder = Path(args.output)
         scratch = origin.source == RANDOM
-        recipe = (
-            finetune_recipe(args.task, scratch=scratch) if self.protocol == "finetune" else LINEAR
-        )
+        recipe = LINEAR_OF_VITS if isinstance(network, ViTBackbone) else LINEAR
+        if self.protocol == "finetune":
+            recipe = finetune_recipe(args.task, scratch=scratch)
         changes = {"base_lr": args.lr, "epochs": args.epochs, "batch_size": args.batch_size}
         self.recipe = dataclasses.replace(
             recipe, **{name: value for name, value in changes.items() if value is not None}
@@ -197,6 +199,8 @@ class Job:
         self.files = state_of_files(train, val)
         if args.range:
             self.identity["range"] = list(args.range)
+        if args.heads:
+            self.identity["heads"] = args.heads
         if self.recipe.batch_size % comm.get_world_size():
             raise UserError(
                 f"--batch-size {self.recipe.batch_size} is not divisible by "

@@ -16,7 +16,7 @@ import moco_d2  # noqa: F401  isort: skip  before Detectron2
 
 import torch
 from detectron2.utils.events import EventStorage
-from gpu_common import ROOT, V1, V2, Run, graphs, pretrainer, release
+from gpu_common import ROOT, V1, V2, V3, V3_VIT, Run, graphs, pretrainer, release
 from gpu_wheels import missing
 from harness import RESULTS, machine
 from torch.amp.grad_scaler import GradScaler
@@ -24,6 +24,7 @@ from torch.amp.grad_scaler import GradScaler
 _SHARP = 0.2 / 0.07  # the temperatures of v2 and v1, by which a similarity's error is divided
 _COMPILING_S = 25  # seconds that a first step may take
 _FP16_SCALE = 128.0
+_OF_V3 = {"MOCO.WARMUP_EPOCHS": 0, "SOLVER.AMP.ENABLED": False, "MOCO.AMP_DTYPE": "bfloat16"}
 _STEPS = 3  # losses that are compared: of the start, and after one and two updates
 _WAIT = "called a synchronizing CUDA operation"
 
@@ -65,6 +66,14 @@ def mechanisms(run: Run) -> dict[str, tuple[str, dict[str, Any]]]:
         "memory bank": (V2, {"MOCO.DICTIONARY.NAME": "MemoryBank"}),
         "end-to-end": (V2, split | {"MOCO.DICTIONARY.NAME": "EndToEnd"}),
         "supervised": ("supervised_R50_200ep.yaml", {}),
+        # LARS scales its steps by 0.001, and the losses have to move.
+        "MoCo v3": (V3, _OF_V3 | {"SOLVER.BASE_LR": 2.0}),
+        "MoCo v3, ViT": (
+            V3_VIT,
+            _OF_V3
+            | {"MOCO.ENCODER.ARCH": "vit_small", "MOCO.ENCODER.WIDTH_FACTOR": run.size.vit_width}
+            | {"SOLVER.BASE_LR": 0.001},
+        ),
         # Last and smaller, because compiling takes longer than all the others.
         "queue, SplitBN, compiled R18": (
             V2,

@@ -15,6 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 V1, V2 = "moco_v1_R50_200ep.yaml", "moco_v2_R50_200ep.yaml"
+V3, V3_VIT = "moco_v3_R50_100ep.yaml", "moco_v3_ViT_S_300ep.yaml"
 
 
 class SkippedError(Exception):
@@ -27,6 +28,7 @@ class Size:
 
     arch: str
     width: float  # factor on the channels of the network
+    vit_width: float  # the same of a ViT
     side: int  # pixels of a view
     batch: int  # of the checks
     queue: int
@@ -48,6 +50,7 @@ GPU = Size(
     **{
         "arch": "resnet50",
         "width": 1.0,
+        "vit_width": 1.0,
         "side": 96,
         "batch": 64,
         "queue": 4096,
@@ -62,6 +65,7 @@ CPU = Size(
     **{
         "arch": "resnet18",
         "width": 0.125,
+        "vit_width": 0.125,
         "side": 32,
         "batch": 16,
         "queue": 64,
@@ -245,18 +249,21 @@ def pretrainer(
 
 
 @contextlib.contextmanager
-def graphs(run: Run) -> Iterator[None]:
-    """On a CPU, compile to a graph of torch's own operators: C++ code would take minutes."""
+def graphs(run: Run, mode: str | None = None) -> Iterator[None]:
+    """Compile in a mode of torch.compile. On a CPU, compile to a graph of torch's own operators:
+    C++ code would take minutes.
+    """
     from unittest import mock
 
     from torch import nn
 
     compile_ = nn.Module.compile
     with contextlib.ExitStack() as stack:
-        if not run.on_gpu:
+        changes = {"mode": mode} if run.on_gpu else {"backend": "eager"}
+        if not run.on_gpu or mode:
 
             def compiled(self: Any, *args: Any, **kwargs: Any) -> None:
-                compile_(self, *args, **{**kwargs, "backend": "eager"})
+                compile_(self, *args, **{**kwargs, **changes})
 
             stack.enter_context(mock.patch.object(nn.Module, "compile", compiled))
         yield

@@ -12,6 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.engine import HookBase
+from support.same_state import OF_CLOCK, differences
+from support.scripted_trainer import StopAfter
 from torch import nn
 
 from moco_d2.engine.launch import seed
@@ -20,20 +22,7 @@ from moco_d2.pretrain.checkpointing import FINAL_CHECKPOINT
 from moco_d2.pretrain.engine import Pretrainer
 from moco_d2.pretrain.model import moco
 
-TIMES = {"time", "data_time", "eta_seconds", "rank_data_time"}
-
 pytestmark = pytest.mark.usefixtures("small_network")
-
-
-class StopAfter(HookBase):
-    """Ctrl-C after a number of iterations."""
-
-    def __init__(self, iterations: int):
-        self.iterations = iterations
-
-    def after_step(self) -> None:
-        if self.trainer.iter + 1 == self.iterations:
-            raise KeyboardInterrupt
 
 
 def pretrain_run(cfg, *, resume: bool = False, stop_after: int | None = None) -> Pretrainer:
@@ -57,25 +46,6 @@ def values(trainer: Pretrainer, name: str = "total_loss") -> dict[int, float]:
 
 def metrics(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
-
-
-def without_times(lines: list[dict]) -> list[dict]:
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
-
-
-def assert_bitwise_equal(a, b, where="") -> None:
-    """Nested dicts and lists of tensors and plain values."""
-    assert type(a) is type(b), where
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_bitwise_equal(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_bitwise_equal(x, y, f"{where}[{i}]")
-    else:
-        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, where
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -105,17 +75,11 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     assert sorted(values(straight)) == list(range(6))
     for name in ("total_loss", "lr", "pretext_accuracy"):
         assert values(resumed, name) == values(straight, name)
-    final = [
-        torch.load(tmp_path / name / FINAL_CHECKPOINT, weights_only=True)
-        for name in ("straight", "resumed")
+    left = [
+        (torch.load(folder / FINAL_CHECKPOINT, weights_only=True), metrics(folder))
+        for folder in (tmp_path / "straight", tmp_path / "resumed")
     ]
-    for checkpoint in final:
-        del checkpoint["moco_d2"]["config"]  # differs in OUTPUT_DIR
-        for name in TIMES & checkpoint["moco_d2"]["metrics"]["histories"].keys():
-            del checkpoint["moco_d2"]["metrics"]["histories"][name]
-    assert_bitwise_equal(*final)
-    lines = [metrics(tmp_path / name) for name in ("straight", "resumed")]
-    assert without_times(lines[0]) == without_times(lines[1])
+    assert differences(*left, but=OF_CLOCK) == []
 
 
 def test_a_training_shortened_to_what_it_has_trained_gets_its_final_checkpoint(

@@ -1,7 +1,9 @@
-"""Detectron2's training loop without a network: each step puts the scalars a test dictates."""
+"""Detectron2's training loop without a network: each step puts the scalars a test dictates; and a
+hook that interrupts any loop.
+"""
 
 import torch
-from detectron2.engine import TrainerBase
+from detectron2.engine import HookBase, TrainerBase
 
 HEALTHY = {
     "feature_std": 0.9,
@@ -22,6 +24,17 @@ class Scripted(TrainerBase):
 
     def run_step(self):
         self.storage.put_scalars(**{**HEALTHY, **self.script(self.iter)})
+
+
+class StopAfter(HookBase):
+    """Ctrl-C after a number of iterations."""
+
+    def __init__(self, iterations: int):
+        self.iterations = iterations
+
+    def after_step(self) -> None:
+        if self.trainer.iter + 1 == self.iterations:
+            raise KeyboardInterrupt
 
 
 def run_scripted(hooks, script, iterations, *, start=0):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from support.commands import run_processes
 from support.paths import SUPPORT
+from support.same_state import OF_CLOCK, differences
 from support.toy_data import make_voc
 
 from moco_d2.errors import UserError
@@ -35,10 +36,6 @@ SLIM = {
     "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
     "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
 }
-# What the clock decides.
-TIMES = ("time", "data_time", "eta_seconds")
-
-
 # A ViT of two blocks with everything that the task has, on images of 64 pixels.
 SMALL_VIT = {
     "MOCO.VIT.EMBED_DIM": 32,
@@ -87,37 +84,18 @@ def uninterrupted(finetune_run):
 
 
 def everything(folder):
-    """All that a finished run leaves and that neither the clock nor its folder decides."""
+    """All that a finished run leaves."""
     state = torch.load(folder / "model_final.pth", weights_only=True)
-    state["record"].pop("started")
-    state["record"].pop("seconds")
-    state["record"]["config"].pop("OUTPUT_DIR")
     metrics = state["trainer"]["moco_d2"]["metrics"]
-    metrics["smoothed"] = sorted(set(metrics["smoothed"]) - set(TIMES))
+    metrics["smoothed scalars"] = sorted(set(metrics["smoothed"]) - set(OF_CLOCK))
     lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
-    for scalars in (metrics["histories"], *lines):
-        for name in TIMES:
-            scalars.pop(name, None)
     record = json.loads((folder / "record.json").read_text())
     kept = {name: record[name] for name in ("metrics", "history", "coverage", "schedule")}
     return {"state": state, "lines": lines, "record": kept}
 
 
-def assert_same(a, b, path=""):
-    assert type(a) is type(b), path
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        for key in a:
-            assert_same(a[key], b[key], f"{path}/{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), path
-        for i, (one, other) in enumerate(zip(a, b, strict=True)):
-            assert_same(one, other, f"{path}/{i}")
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), path
-    else:
-        # Through text: NaN, of a class without detections, is the same.
-        assert repr(a) == repr(b), path
+def assert_same(a, b):
+    assert differences(a, b, but=OF_CLOCK) == []
 
 
 def interrupt(finetune_run, out, number, iteration, *overrides):

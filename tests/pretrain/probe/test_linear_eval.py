@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from detectron2.engine import HookBase
 from PIL import Image
 from support.commands import run_processes, run_tool
+from support.hostile_states import drop, put
 from support.paths import TOOLS
 from support.run_loggers import restored_loggers
 from support.toy_data import make_class_folders
@@ -584,46 +585,37 @@ def test_features_that_are_not_ours_are_made_anew(data, tmp_path, monkeypatch, d
     assert len(made) == 4
 
 
-def _change(*path, value):
-    def change(content):
-        for key in path[:-1]:
-            content = content[key]
-        content[path[-1]] = value
-
-    return change
-
-
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_change("moco_d2", value=[1]), "is not a checkpoint of this command"),
-        (_change("moco_d2", "identity", value=[1]), "is not a checkpoint of this command"),
-        (_change("moco_d2", "identity", "seed", value=torch.ones(2)), "cannot be continued"),
-        (_change("moco_d2", "iteration", value="x"), "iteration is 'x', not a whole number"),
-        (_change("moco_d2", "iteration", value=-1), "iteration is -1, not a whole number"),
-        (_change("moco_d2", "iteration", value=2**60), "iteration is 1152921504606846976, not"),
-        (_change("state_dict", value=None), "state_dict is None, not a dict of tensors"),
-        (_change("state_dict", "fc.bias", value="x"), "'fc.bias' is 'x', not a tensor"),
-        (_change("state_dict", "fc.bias", value=torch.ones(3)), r"has the shape \(3,\)"),
-        (_change("state_dict", "fc.bias", value=torch.full((2,), torch.nan)), "not finite"),
-        (_change("state_dict", "other", value=torch.ones(2)), "has 'other', which this network"),
-        (lambda c: c["state_dict"].pop("fc.bias"), "has no 'fc.bias', which this network has"),
-        (_change("optimizer", value=[]), "optimizer is a list, not a dict"),
-        (_change("optimizer", "state", value=[]), "optimizer.state is a list"),
-        (_change("optimizer", "state", "x", value={}), "a state of 'x', which is no parameter"),
-        (_change("optimizer", "state", 0, value=5), "state of 'parameter 0' is 5, not a dict"),
+        (put("moco_d2", value=[1]), "is not a checkpoint of this command"),
+        (put("moco_d2", "identity", value=[1]), "is not a checkpoint of this command"),
+        (put("moco_d2", "identity", "seed", value=torch.ones(2)), "cannot be continued"),
+        (put("moco_d2", "iteration", value="x"), "iteration is 'x', not a whole number"),
+        (put("moco_d2", "iteration", value=-1), "iteration is -1, not a whole number"),
+        (put("moco_d2", "iteration", value=2**60), "iteration is 1152921504606846976, not"),
+        (put("state_dict", value=None), "state_dict is None, not a dict of tensors"),
+        (put("state_dict", "fc.bias", value="x"), "'fc.bias' is 'x', not a tensor"),
+        (put("state_dict", "fc.bias", value=torch.ones(3)), r"has the shape \(3,\)"),
+        (put("state_dict", "fc.bias", value=torch.full((2,), torch.nan)), "not finite"),
+        (put("state_dict", "other", value=torch.ones(2)), "has 'other', which this network"),
+        (drop("state_dict", "fc.bias"), "has no 'fc.bias', which this network has"),
+        (put("optimizer", value=[]), "optimizer is a list, not a dict"),
+        (put("optimizer", "state", value=[]), "optimizer.state is a list"),
+        (put("optimizer", "state", "x", value={}), "a state of 'x', which is no parameter"),
+        (put("optimizer", "state", 0, value=5), "state of 'parameter 0' is 5, not a dict"),
         (
-            _change("optimizer", "state", 0, "momentum_buffer", value=torch.ones(3)),
+            put("optimizer", "state", 0, "momentum_buffer", value=torch.ones(3)),
             r"momentum of parameter 0' has the shape \(3,\)",
         ),
-        (_change("optimizer", "param_groups", value=[]), "0 parameter groups instead of 1"),
-        (_change("optimizer", "param_groups", 0, "params", value=[0]), "other parameters than"),
-        (_change("optimizer", "param_groups", 0, "weight_decay", value="x"), "weight_decay is 'x'"),
+        (put("optimizer", "param_groups", value=[]), "0 parameter groups instead of 1"),
+        (put("optimizer", "param_groups", 0, "params", value=[0]), "other parameters than"),
+        (put("optimizer", "param_groups", 0, "weight_decay", value="x"), "weight_decay is 'x'"),
         (
-            _change("optimizer", "param_groups", 0, "momentum", value=float("nan")),
+            put("optimizer", "param_groups", 0, "momentum", value=float("nan")),
             "momentum is nan",
         ),
-        (_change("optimizer", "param_groups", 0, "maximize", value=True), "maximize is True and"),
+        (put("optimizer", "param_groups", 0, "maximize", value=True), "maximize is True and"),
     ],
 )
 def test_a_checkpoint_that_holds_what_it_must_not(data, tmp_path, damage, message):

@@ -4,12 +4,11 @@ import json
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 from submitit.local.local import LocalJobEnvironment
-from support.commands import Python
+from support.commands import Python, wait_for
 from support.fake_suite import TOOLS, cell, run_cells
 from support.paths import SUPPORT
 
@@ -43,13 +42,6 @@ def start_runner(folder, *words):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-
-
-def wait_for(condition, seconds=600):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_runs_all_and_then_nothing(tmp_path, capsys):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.commands import Python
+from support.commands import Python, wait_for
 from support.paths import ROOT, TESTS
 from torch.utils.data import Dataset
 
@@ -53,13 +53,6 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def wait_for(condition, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)

@@ -6,6 +6,7 @@ and when, is seen only in a real start: those tests use subprocess.
 """
 
 import atexit
+import gc
 import multiprocessing
 import os
 import runpy
@@ -14,7 +15,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from types import ModuleType
@@ -125,6 +127,14 @@ def run_tool(
     return run_python(script, *words, cwd=cwd, env={**os.environ, **(env or {})})
 
 
+def wait_for(condition: Callable[[], object]) -> None:
+    """Wait for an event of another process."""
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def start_processes(
     number: int, *words: object, env: Mapping[str, str] = os.environ, **options: Any
 ) -> list[Python]:
@@ -161,6 +171,7 @@ def run_processes(number: int, *words: object, **options: Any) -> list[str]:
 def _run(
     words: list[str], cwd: str, environment: dict[str, str], new_session: bool, files: _Files
 ) -> None:
+    gc.freeze()  # no collection looks at what the server has imported
     if new_session:
         os.setsid()
     os.chdir(cwd)

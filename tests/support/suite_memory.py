@@ -12,6 +12,13 @@ import pytest
 _trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish():
+    """What has been imported and collected stays to the end: no collection looks at it again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_teardown(item, nextitem):
     result = yield

@@ -36,6 +36,7 @@ from moco_d2.benchmark.transfer_command.weights import (
     row_names,
     supervised_source,
 )
+from moco_d2.checkpoint.mapping import Architecture, build_torchvision
 from moco_d2.checkpoint.vit.architecture import ViT
 from moco_d2.errors import UserError
 from moco_d2.locks import run_in
@@ -53,6 +54,11 @@ _REPORT = {
         "pixel_std": [58.395, 57.12, 57.375],
     },
 }
+
+
+def slim_resnet():
+    """The tensors of a ResNet-18 of a quarter of the width."""
+    return build_torchvision(Architecture(18, width_factor=0.25)).state_dict()
 
 
 # ---- data ----------------------------------------------------------------------------------------
@@ -192,6 +198,9 @@ def test_vits_and_resnets_are_no_rows_of_one_task(tmp_path):
     with pytest.raises(UserError, match=r"r\.pth is a ResNet, and --task coco_vitdet_Ti_25ep "):
         check_task(resnet, "coco_vitdet_Ti_25ep", vitdet)
     check_task(_vit_row("a.pth"), "coco_vitdet_Ti_25ep", vitdet)
+    dinov2 = _vit_row("d.pth", vit=dataclasses.asdict(ViT(192, 12, 3, 14, 37)))
+    with pytest.raises(UserError, match=r"d\.pth has patches of 14 pixels, .* a power of two"):
+        check_task(dinov2, "coco_vitdet_Ti_25ep", vitdet)
 
 
 def test_rows_of_vits_share_the_network_and_its_pixels():
@@ -234,7 +243,7 @@ def test_supervised_weights_are_of_the_same_vit(network, name):
     ],
 )
 def test_a_trained_detector_is_no_pretrained_checkpoint(tmp_path, container, part):
-    layers = torchvision.models.resnet18().state_dict()
+    layers = slim_resnet()
     if container == "model":
         torch.save(layers, tmp_path / "a.pth")
         layers = torch.load(convert_row("a", str(tmp_path / "a.pth"), tmp_path).file)["model"]
@@ -296,7 +305,7 @@ def test_runs_that_are_forked_after_a_conversion_compute_with_several_threads(tm
 def question(tmp_path, monkeypatch):
     """Two checkpoints of different projects and twelve images, with runs of two steps."""
     torch.manual_seed(0)
-    state = torchvision.models.resnet18().state_dict()
+    state = slim_resnet()
     torch.save(state, tmp_path / "timm.pth")
     query = {f"module.encoder_q.{name}": tensor for name, tensor in state.items()}
     torch.save({"state_dict": query, "arch": "resnet18", "epoch": 1}, tmp_path / "mine.pth.tar")
@@ -334,6 +343,7 @@ def test_vits_are_compared_on_images_of_their_size(question, tmp_path, capsys):
         supervised=str(tmp_path / "converted.pth"),
         task="coco_vitdet_Ti_25ep",
         heads=HEADS,
+        seeds=1,
     )
     assert answer(question, tmp_path / "out") == 0
     printed = capsys.readouterr().out
@@ -341,7 +351,7 @@ def test_vits_are_compared_on_images_of_their_size(question, tmp_path, capsys):
     assert "lowered to 0 along a cosine" in printed
     records = read_records([tmp_path / "out"])
     rows = {(record.initialization, record.seed) for record in records}
-    assert rows == {(row, seed) for row in ("random", "supervised", "mine") for seed in (1, 2)}
+    assert rows == {(row, 1) for row in ("random", "supervised", "mine")}
     assert len({record.matched_sha256 for record in records}) == 1
     for record in records:
         own = record.config["MOCO"]["VIT"]

@@ -63,12 +63,12 @@ class LARS(torch.optim.Optimizer):
 
     @staticmethod
     def _changes(
-        group: dict[str, Any], weights: list[torch.nn.Parameter]
+        group: dict[str, Any], weights: list[torch.Tensor]
     ) -> dict[torch.Tensor, torch.Tensor]:
         """Return the decayed and scaled gradients, in a few calls for all of them."""
         if not weights:
             return {}
-        gradients = [p.grad for p in weights]
+        gradients = [p.grad for p in weights if p.grad is not None]
         changes = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])
         norms = (torch.stack(torch._foreach_norm(tensors)) for tensors in (weights, changes))
         ratios = group["trust_coefficient"] * next(norms) / next(norms)

@@ -201,7 +201,7 @@ def test_pretraining_reads_with_the_range_of_the_config(tmp_path, scans, shards)
         build_training_data(pretraining(source))
     data = build_training_data(pretraining(source, *RANGED))
     batches = data.batches()
-    query = next(batches)["query"]
+    query = data.views(next(batches), 0)["query"]
     batches.close()
     assert isinstance(data, ListedData) != shards
     # The mean gray of the images is about 128; without the range it would be 8, and the

@@ -225,7 +225,7 @@ def test_an_official_run_goes_on_here(make_config, tmp_path):
             *(encoders, heads, state, "LARS"), t=1.0, m=0.99, lr=0.01, wd=1e-6, warmup=3, length=6
         )
         with contextlib.closing(here.data.batches(0)) as stream:
-            batches = [next(stream) for _ in range(6)]
+            batches = [here.data.views(next(stream), i) for i in range(6)]
         views = [(batch["query"].double(), batch["key"].double()) for batch in batches]
         for pair in views[:3]:
             there.step(*pair)

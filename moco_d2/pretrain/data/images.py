@@ -26,9 +26,19 @@ _Decoded = TypeVar("_Decoded")
 
 IMAGE_SUFFIXES = SUFFIXES
 
+# Bytes. Checks and decoders read a file in many parts, and each would be a call of the system.
+_READ_AT_ONCE = 16 << 20
 _NAMES_IN_ERROR = 5
 # With fewer images, the fraction of one damaged file says nothing about the dataset.
 _LEAST_DENOMINATOR = 1000
+
+
+class _Content(io.BytesIO):
+    """The bytes of a file, with its name for errors."""
+
+    def __init__(self, content: bytes, name: str):
+        super().__init__(content)
+        self.name = name
 
 
 class Skipped(NamedTuple):
@@ -98,9 +108,13 @@ def _read(
 ) -> _Decoded:
     try:
         with open(path, "rb", opener=_without_waiting) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
                 raise OSError("it is not a regular file")
-            return _decode(file, str(path), value_range, convert)
+            source: BinaryIO = file
+            if status.st_size <= _READ_AT_ONCE:
+                source = _Content(file.read(), str(path))
+            return _decode(source, str(path), value_range, convert)
     except OSError as error:
         raise _unreadable(str(path), error) from error
 

@@ -180,5 +180,5 @@ def _check(keys: Any) -> None:
     if keys.PATCH_SIZE & (keys.PATCH_SIZE - 1):
         raise UserError(
             f"MOCO.VIT.PATCH_SIZE is {keys.PATCH_SIZE}, and the levels of a pyramid need a power "
-            "of two: set it to 16 or 8, and convert the weights to it"
+            "of two; use a network with patches of 16 or 8 pixels"
         )

@@ -45,9 +45,16 @@ class Attention(nn.Module):
         """Return (N, h, w, C) of (N, h, w, C)."""
         count, height, width, dim = x.shape
         qkv = self.qkv(x).reshape(count, height * width, 3, self.heads, dim // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        bias = self._scores_of_positions(q, height, width) if self.has_positions else None
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        qkv = qkv.permute(2, 0, 3, 1, 4)
+        if not self.has_positions:
+            x = F.scaled_dot_product_attention(*qkv.unbind(0))
+        else:
+            if on_cpu := x.device.type == "cpu":
+                qkv = qkv.contiguous()  # once for all products
+            q, k, v = qkv.unbind(0)
+            bias = self._scores_of_positions(q, height, width)
+            attend = _attend_on_cpu if on_cpu else F.scaled_dot_product_attention
+            x = attend(q, k, v, bias)
         return self.proj(x.transpose(1, 2).reshape(count, height, width, dim))
 
     def _scores_of_positions(self, q: Tensor, height: int, width: int) -> Tensor:
@@ -56,6 +63,19 @@ class Attention(nn.Module):
         rows = torch.einsum("nahwc,hkc->nahwk", q, vectors_of_distances(self.rel_pos_h, height))
         columns = torch.einsum("nahwc,wkc->nahwk", q, vectors_of_distances(self.rel_pos_w, width))
         return (rows[..., :, None] + columns[..., None, :]).flatten(4).flatten(2, 3)
+
+
+def _attend_on_cpu(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Return what torch's scaled_dot_product_attention does, (N, A, h w, C / A).
+
+    For a bias with a gradient, torch's passes four times more over the scores on a CPU, to find
+    rows that are masked completely.
+    """
+    keys = k.flatten(0, 1).transpose(1, 2)
+    scores = torch.baddbmm(
+        bias.flatten(0, 1), q.flatten(0, 1), keys, alpha=float(q.shape[-1]) ** -0.5
+    )
+    return (scores.softmax(dim=-1) @ v.flatten(0, 1)).view_as(v)
 
 
 def vectors_of_distances(table: Tensor, size: int) -> Tensor:
@@ -143,7 +163,8 @@ def to_windows(x: Tensor, window: int) -> tuple[Tensor, int]:
         The windows, (N windows, window, window, C), and the number of rows of windows of an image.
     """
     height, width = x.shape[1:3]
-    x = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
+    if width % window or height % window:  # torch copies also for no zeros
+        x = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
     x = x.unflatten(2, (-1, window)).unflatten(1, (-1, window))  # N, row, h, column, w, C
     return x.transpose(2, 3).flatten(0, 2), x.shape[1]
 

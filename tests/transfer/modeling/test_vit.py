@@ -11,6 +11,7 @@ from torch import nn
 
 from moco_d2.errors import UserError
 from moco_d2.plugin import compat
+from moco_d2.transfer.modeling import vit
 from moco_d2.transfer.modeling.feature_pyramid import SCALES, SimpleFeaturePyramid
 from moco_d2.transfer.modeling.vit import (
     Attention,
@@ -135,6 +136,42 @@ def test_without_positions_and_windows_it_is_torchs_encoder():
     torch.testing.assert_close(block(x), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("side", [3, 4])
+def test_attention_on_a_cpu_is_torchs_in_values_and_gradients(side, monkeypatch):
+    torch.manual_seed(0)
+    attention, x = randomize(Attention(DIM, HEADS, side=3)), torch.randn(2, side, side, DIM)
+
+    def computed():
+        output = attention(x)
+        names, parameters = zip(*attention.named_parameters(), strict=True)
+        weights = torch.linspace(-1, 1, output.numel()).view_as(output)
+        return output, dict(
+            zip(names, torch.autograd.grad((output * weights).sum(), parameters), strict=True)
+        )
+
+    found, gradients = computed()
+    monkeypatch.setattr(vit, "_attend_on_cpu", nn.functional.scaled_dot_product_attention)
+    expected, wanted = computed()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    for name, gradient in wanted.items():
+        assert (gradients[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max(), name
+
+
+def test_a_step_in_bfloat16_is_close_to_that_in_float32():
+    torch.manual_seed(0)
+    net = randomize(ViT(**SMALL))
+    images, steps = torch.randn(2, 3, 96, 96), []
+    for enabled in (False, True):
+        net.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            output = net(images)["last_feat"]
+        output.float().square().mean().backward()
+        steps.append((output.float(), net.blocks[0].attn.rel_pos_h.grad.clone()))
+    for exact, mixed in zip(*steps, strict=True):
+        assert not torch.equal(exact, mixed)
+        assert (exact - mixed).norm() <= 0.1 * exact.norm()
+
+
 @torch.no_grad()
 def test_relative_positions_are_added_to_the_scores():
     """Computed for each pair of cells; a table that fits is not interpolated."""
@@ -243,7 +280,10 @@ def test_global_blocks_are_the_last_of_equal_parts():
         ({"GLOBAL_BLOCKS": 3}, "DEPTH is 4, but must be a multiple of MOCO.VIT.GLOBAL_BLOCKS"),
         ({"IMAGE_SIZE": 80}, "IMAGE_SIZE is 80, but must be a multiple of twice MOCO.VIT.PATCH"),
         ({"PRETRAIN_SIZE": 60}, "PRETRAIN_SIZE is 60, but must be a multiple of MOCO.VIT.PATCH"),
-        ({"PATCH_SIZE": 12, "PRETRAIN_SIZE": 60}, "PATCH_SIZE is 12.*a power of two: set it to 16"),
+        (
+            {"PATCH_SIZE": 12, "PRETRAIN_SIZE": 60},
+            "PATCH_SIZE is 12.*a power of two; use a network",
+        ),
     ],
 )
 def test_keys_that_do_not_fit_together_are_refused(changes, message):

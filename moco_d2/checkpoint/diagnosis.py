@@ -23,6 +23,11 @@ _KINDS = {
 def unrecognized(states: Mapping[str, Mapping[str, Tensor]]) -> str:
     """Return what a file without any ResNet block seems to be, as an error message."""
     names = [name for state in states.values() for name in state]
+    if any(name.endswith("cls_token") for name in names) and not any("attn" in n for n in names):
+        return (
+            f"it has the class token of a vision transformer (ViT) and none of its blocks among "
+            f"{len(names)} tensors; use the checkpoint of the whole network"
+        )
     if any("attn.qkv" in name or name.endswith("cls_token") for name in names):
         return (
             "it is a vision transformer (ViT), and here only ResNets can be read; use a ResNet's "

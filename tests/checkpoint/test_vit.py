@@ -246,6 +246,11 @@ def test_heads_are_asked_for_and_never_guessed(save, tmp_path):
     assert run.returncode == 0 and "3 heads" in run.stdout and dst.is_file()
 
 
+def test_a_class_token_without_blocks_is_no_vit(save, tmp_path):
+    state = {name: tensor for name, tensor in vit().items() if "blocks" not in name}
+    assert "none of its blocks among 6 tensors" in refusal(save(state), tmp_path / "w.pth")
+
+
 def test_other_targets_and_depths_are_refused(save, tmp_path):
     src = save(vit())
     assert "for Detectron2 only" in refusal(src, tmp_path / "w.pth", to="timm", heads=HEADS)

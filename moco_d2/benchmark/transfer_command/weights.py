@@ -119,7 +119,8 @@ def check_task(row: Row, name: str, task: Mapping[str, Any]) -> None:
         task: Its settings.
 
     Raises:
-        UserError: If it fine-tunes ViTs and the row is a ResNet, or the other way around.
+        UserError: If it fine-tunes ViTs and the row is a ResNet, or the other way around, or if no
+            feature pyramid fits the row's patches.
     """
     if _is_vit(row.report) and not of_vits(task):
         raise UserError(
@@ -130,6 +131,12 @@ def check_task(row: Row, name: str, task: Mapping[str, Any]) -> None:
         raise UserError(
             f"{printable(row.source)} is a ResNet, and --task {name} fine-tunes ViTs; choose "
             "--task coco_FPN_1x or another task without vitdet in its name"
+        )
+    patch = row.report["vit"]["patch"] if _is_vit(row.report) else 1
+    if patch & (patch - 1):
+        raise UserError(
+            f"{printable(row.source)} has patches of {patch} pixels, and the feature pyramid of a "
+            "detector needs a power of two; use a ViT with patches of 16 or 8 pixels"
         )
 
 

@@ -1,22 +1,31 @@
 #!/usr/bin/env python3
-"""Measure the peak memory of a MoCo R50 step, by batch and precision.
+"""Measure the peak memory of a MoCo R50 step, by batch and precision, and that of data workers.
 
 It is compared with the same step without key encoder and queue. Each measurement uses a new
 process. On a CPU the figure is the growth of the process up to its peak, including the image batch.
 On a GPU it is the memory that torch allocated.
 
+The shared memory of many workers is computed from a real batch, and measured with two workers.
+
     python benchmarks/memory.py [--device cuda --batches 64 128 256]
 """
 
 import json
+import os
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
 
 from harness import check, finish, parser
 
 DIM, QUEUE = 128, 65536
+WORKERS, BATCH, SIDE = 16, 256, 224  # of a process with a GPU
+_SHARED = "/dev/shm"
 
 
 def measure(kind: str, batch: int, precision: str, *, device: str, size: int, arch: str) -> float:
@@ -66,6 +75,51 @@ def measure(kind: str, batch: int, precision: str, *, device: str, size: int, ar
     return _resident_peak() - baseline
 
 
+def training_data(workers: int, batch: int, side: int, folder: Path) -> Any:
+    """Return the training data of a process, whose images are small pictures of one color."""
+    from PIL import Image
+
+    from moco_d2.config.load import load_config
+    from moco_d2.pretrain.data.build import build_training_data
+
+    folder.mkdir(exist_ok=True)
+    for number in range(batch):
+        Image.new("RGB", (16, 16), (number % 256, 0, 0)).save(folder / f"{number:05d}.png")
+    words = [
+        *("DATASETS.TRAIN", f"('{folder}',)", "SOLVER.IMS_PER_BATCH", str(batch)),
+        *("MOCO.AUGMENTATION.SIZE", str(side), "DATALOADER.NUM_WORKERS", str(workers)),
+        *("OUTPUT_DIR", str(folder.parent / "out")),
+    ]
+    return build_training_data(load_config("moco_v2_R50_200ep.yaml", words))
+
+
+def shared_gigabytes(workers: int, batch: int, side: int) -> tuple[float, float]:
+    """Return the shared memory of workers that wait for a step, computed and measured, in GB."""
+    with tempfile.TemporaryDirectory() as name:
+        data = training_data(workers, batch, side, Path(name) / "images")
+        before = _used(_SHARED)
+        batches = iter(data.loader(0))
+        used = next(batches)
+        views = sum(used[view].nbytes for view in data.make_views.names)
+        held = workers * data.prefetch_factor
+        while _made(batches) < held:
+            time.sleep(0.05)
+        measured = _used(_SHARED) - before
+        batches._shutdown_workers()
+        return (held + 1) * views / 1e9, measured / 1e9
+
+
+def _made(batches: Any) -> int:
+    """Return the batches that a loader has ahead: those of workers, and those that came early."""
+    early = sum(len(task) == 2 for task in batches._task_info.values())
+    return int(batches._worker_result_queue.qsize()) + early
+
+
+def _used(folder: str) -> int:
+    state = os.statvfs(folder)
+    return (state.f_blocks - state.f_bfree) * state.f_frsize
+
+
 def _resident_peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
@@ -102,6 +156,11 @@ def main() -> None:
         for kind, batch in [*(("moco", batch) for batch in args.batches), ("plain", largest)]
         for precision in ("fp32", "bf16")
     }
+    few, batch, side = (2, 64, 64) if args.small else (2, BATCH, SIDE)
+    computed, measured = shared_gigabytes(few, batch, side)
+    with tempfile.TemporaryDirectory() as name:
+        many = training_data(WORKERS, BATCH, SIDE, Path(name) / "images")
+        of_many = many.shared_bytes(many.prefetch_factor) / 1e9
     finish(
         args,
         title=f"Memory of a step: {arch}, {size} pixels, queue of {QUEUE}",
@@ -111,6 +170,21 @@ def main() -> None:
                 peaks["moco", largest, p] / peaks["plain", largest, p],
             )
             for p in ("fp32", "bf16")
+        ]
+        + [
+            check(
+                f"shared memory of {WORKERS} workers, two views of {SIDE} pixels, batch {BATCH}, "
+                "computed",
+                of_many,
+                unit="GB",
+                at_most=2.5,
+            ),
+            check(
+                f"shared memory of {few} workers, {side} pixels, batch {batch}, measured / "
+                "computed",
+                measured / computed,
+                at_most=1.05,
+            ),
         ],
         tables=[
             {
@@ -124,7 +198,10 @@ def main() -> None:
         ],
         notes=[
             f"Figures are medians of {args.repeats} processes. bf16 is autocast: parameters, "
-            "momentum and the queue stay fp32."
+            "momentum and the queue stay fp32.",
+            "Shared memory has the batches that workers have made ahead, and the one of the step. "
+            "Views travel as bytes, and each worker makes 2 batches ahead, or 1 if 2 would exceed "
+            "2.5 GB.",
         ],
         device=args.device,
     )

@@ -27,6 +27,7 @@ from torch._inductor.virtualized import V
 from torch._subclasses import FakeTensorMode
 
 from moco_d2.pretrain.augmentation.batched import DeviceAugmentation
+from moco_d2.pretrain.augmentation.normalization import Normalization
 
 _H200 = types.SimpleNamespace(
     **{"name": "NVIDIA H200", "type": "cuda", "index": 0, "major": 9, "minor": 0, "cc": 90},
@@ -113,12 +114,15 @@ def step_graphs(
     return counted
 
 
-def view_graph(augmentation: DeviceAugmentation, size: torch.Size) -> Graphs:
-    """Return the graph that augments a view of `size` (N, 3, H, W)."""
+def view_graph(augmentation: DeviceAugmentation | Normalization, size: torch.Size) -> Graphs:
+    """Return the graph that finishes a view of `size` (N, 3, H, W)."""
     counted = Graphs()
     crops = torch.empty(size, dtype=torch.uint8).contiguous(memory_format=_LAYOUT)
-    drawn = augmentation.draw(len(crops), torch.Generator())
-    inputs = crops, *drawn, *augmentation._constants_for(crops)
+    if isinstance(augmentation, DeviceAugmentation):
+        drawn = augmentation.draw(len(crops), torch.Generator())
+        inputs = crops, *drawn, *augmentation._constants_for(crops)
+    else:
+        inputs = crops, *torch.ones(2, 3, 1, 1)
     with _on_h200(), torch.no_grad():
         counted.count(augmentation.finish, [fake(value) for value in inputs])
     return counted

@@ -1,7 +1,7 @@
 """A step of pretraining whose encoders and augmentation are compiled.
 
 What is not compiled is counted in a step in which the graphs cost nothing, and the graphs are
-counted by compiled.py. This takes minutes, so only the benchmark does it.
+counted by compiled.py. With R50 this takes minutes, so only the benchmark does it.
 """
 
 from pathlib import Path
@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 from support.rehearsal import pretraining
-from support.rehearsal.compiled import step_graphs, view_graph
+from support.rehearsal.compiled import Graphs, step_graphs, view_graph
 from torch import nn
 
 from moco_d2.pretrain.augmentation.batched import DeviceAugmentation
+from moco_d2.pretrain.augmentation.normalization import Normalization
 from moco_d2.pretrain.augmentation.views import AUGMENTATIONS
 from moco_d2.pretrain.engine import Pretrainer
 from moco_d2.pretrain.model.encoder import build_encoder
 from moco_d2.pretrain.model.shuffle_bn import norm_layer
 
-_SIZE = torch.Size((256, 3, 224, 224))
 _DIM = 128
 
 
@@ -44,27 +44,37 @@ def _replace_graphs(trainer: Pretrainer) -> None:
 
     for encoder in (trainer.model.encoder_q, trainer.model.encoder_k):
         encoder.forward = encode(encoder)
-    if isinstance(trainer.data.device_augmentation, DeviceAugmentation):
-        trainer.data.device_augmentation.finish.forward = finish
+    compiled = getattr(trainer.data.device_augmentation, "finish", None)
+    if compiled is not None:
+        compiled.forward = finish
 
 
 def count(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the counts of the recipes of R50 in pretraining.py."""
-    encoders = {}
-    for splits in (1, 8):
-        network = build_encoder("resnet50", dim=_DIM, mlp=True, norm_layer=norm_layer(splits))
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        encoders[splits] = step_graphs(network, _SIZE, torch.bfloat16, keys=True)
-    view = view_graph(DeviceAugmentation(AUGMENTATIONS["v2"]), _SIZE)
+    return steps(folder / "compiled", list(pretraining.RECIPES)[:3], "resnet50", side=224)
+
+
+def steps(folder: Path, recipes: list[str], arch: str, *, side: int) -> dict[str, dict[str, Any]]:
+    """Return the counts of recipes of v2 in bf16, whose views have `side` pixels."""
+    size = torch.Size((256, 3, side, side))
+    encoders: dict[int, Graphs] = {}
+    on_device = view_graph(DeviceAugmentation(AUGMENTATIONS["v2"]), size)
+    on_workers = view_graph(Normalization(), size)
     counts = {}
-    for i, (recipe, (_, settings)) in enumerate(list(pretraining.RECIPES.items())[:3]):
-        outside = pretraining.step(folder / "compiled" / str(i), recipe, _replace_graphs).summary()
-        graphs = encoders[settings["MOCO.BN_SPLITS"]]
-        views = 2 if "MOCO.AUGMENTATION.WHERE" in settings else 0
-        compiled = (graphs.bytes + views * view.bytes) / 1e9
+    for i, recipe in enumerate(recipes):
+        settings = pretraining.RECIPES[recipe][1]
+        splits = settings["MOCO.BN_SPLITS"]
+        if splits not in encoders:
+            network = build_encoder(arch, dim=_DIM, mlp=True, norm_layer=norm_layer(splits))
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            encoders[splits] = step_graphs(network, size, torch.bfloat16, keys=True)
+        outside = pretraining.step(folder / str(i), recipe, _replace_graphs).summary()
+        graphs = encoders[splits]
+        view = on_device if "MOCO.AUGMENTATION.WHERE" in settings else on_workers
+        compiled = (graphs.bytes + 2 * view.bytes) / 1e9
         counts[f"{recipe}, compiled"] = {
             **{name: outside[name] for name in ("calls", "waits", "copies", "MB copied")},
-            "kernels of graphs": graphs.kernels + views * view.kernels,
+            "kernels of graphs": graphs.kernels + 2 * view.kernels,
             "GB of graphs": round(compiled, 2),
             "GB": round(outside["GB"] + compiled, 2),
             "places": outside["places"],

@@ -18,6 +18,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from torch.optim import optimizer
 from torch.optim.optimizer import _foreach_supported_types as _foreach_types
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -228,6 +229,11 @@ class _Event:
             self.rehearsal.waits[f"event in {_place()}"] += 1
 
 
+def _attention(*qkv: torch.Tensor) -> torch.Tensor:
+    """Attention in 16 bits, by the kernel that torch takes on a GPU after asking its driver."""
+    return torch.ops.aten._scaled_dot_product_flash_attention(*qkv)[0]
+
+
 def _is_out(func: Any) -> bool:
     return any(argument.is_out for argument in func._schema.arguments)
 
@@ -301,7 +307,9 @@ def rehearsal(*, values: bool = False) -> Iterator[Rehearsal]:
             (torch.cuda, "is_bf16_supported", lambda *_, **__: True),
             (torch.cuda, "get_device_name", lambda *_: "a GPU that is not there"),
             (torch.cuda, "max_memory_allocated", lambda *_: 0),
+            (torch.cuda, "is_current_stream_capturing", lambda: False),
             (torch.cuda, "Event", lambda: _Event(counted)),
+            (F, "scaled_dot_product_attention", _attention),
             (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
             # Parameters become CudaTensors, too: their old objects would stay of another class.
             (torch.__future__, "_overwrite_module_params_on_conversion", True),

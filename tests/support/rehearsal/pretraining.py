@@ -17,6 +17,8 @@ _BF16 = {"SOLVER.AMP.ENABLED": True}
 _ON_DEVICE = {"MOCO.AUGMENTATION.WHERE": "device"}
 # Counts hold for the recipe and its network. Where they are alike, the network is the smallest.
 _SMALL = {"MOCO.ENCODER.ARCH": "resnet18", "MOCO.AUGMENTATION.SIZE": 64}
+_V3 = {"MOCO.AMP_DTYPE": "bfloat16"}
+COMPILED_SMALL = "v2 R18, bf16, SplitBN 8, augmentation on the device"
 RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "v2 R50, bf16": (_V2, _BF16 | {"MOCO.BN_SPLITS": 1}),
     "v2 R50, bf16, SplitBN 8": (_V2, _BF16 | {"MOCO.BN_SPLITS": 8}),
@@ -34,6 +36,13 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "memory bank R18, bf16": (_V2, _SMALL | _BF16 | {"MOCO.DICTIONARY.NAME": "MemoryBank"}),
     "end-to-end R18, bf16": (_V2, _SMALL | _BF16 | {"MOCO.DICTIONARY.NAME": "EndToEnd"}),
     "supervised R18, bf16": ("supervised_R50_200ep.yaml", _SMALL | _BF16),
+    COMPILED_SMALL: (_V2, _SMALL | _BF16 | _ON_DEVICE | {"MOCO.BN_SPLITS": 8}),
+    "MoCo v3 R50, bf16": ("moco_v3_R50_100ep.yaml", _V3),
+    "MoCo v3 R50, bf16, 4 micro-batches": (
+        "moco_v3_R50_100ep.yaml",
+        _V3 | {"MOCO.ACCUMULATION": 4},
+    ),
+    "MoCo v3 ViT-S, bf16": ("moco_v3_ViT_S_300ep.yaml", _V3),
 }
 _BATCH = 256
 
@@ -73,7 +82,7 @@ def step(
             prepare(trainer)
         trainer.model.train()
         trainer.iter = trainer.start_iter = 0
-        trainer._batches = _batches(trainer, cfg.MOCO.AUGMENTATION)
+        trainer._batches = _batches(trainer, cfg.MOCO.AUGMENTATION.SIZE)
         with EventStorage(0):
             for _ in range(2):  # the first one also makes the momentum of SGD
                 counted.reset()
@@ -81,10 +90,10 @@ def step(
     return counted
 
 
-def _batches(trainer: Pretrainer, augmentation: Any) -> Iterator[Any]:
+def _batches(trainer: Pretrainer, side: int) -> Iterator[Any]:
     """Yield batches as the loader does, in pinned memory, without the seconds of decoding."""
-    dtype = torch.uint8 if augmentation.WHERE == "device" else torch.float32
-    size = (_BATCH, augmentation.SIZE, augmentation.SIZE, 3)
+    dtype = torch.float32 if trainer.data.device_augmentation is None else torch.uint8
+    size = (_BATCH, side, side, 3)
     views = {name: torch.zeros(size, dtype=dtype) for name in trainer.data.make_views.names}
     batch = {name: view.permute(0, 3, 1, 2).pin_memory() for name, view in views.items()}
     for name in ("index", "label"):

@@ -291,8 +291,7 @@ def main() -> None:
         notes=[
             f"The images are {count} JPEGs of {WIDTH} x {HEIGHT} with {size / 1e3:.0f} kB on "
             f"average, and {resized / 1e3:.0f} kB in the resized shards. Unless a line says "
-            "otherwise, they are in the page cache, and the figures are CPU time of one thread. "
-            "The compared actions get the memory of a worker, which is used again."
+            "otherwise, they are in the page cache, and the figures are CPU time of one thread."
         ],
     )
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torchvision
 from support.commands import run_tool
 from support.doc_commands import all_lines, written_files
 from support.doc_runs import NEEDS, RUNS
@@ -21,8 +20,8 @@ from moco_d2.benchmark.transfer_command.budget import Fit, parse_budget
 from moco_d2.benchmark.transfer_command.command import answer
 from moco_d2.benchmark.transfer_command.question import NO_SUPERVISED, Question
 from moco_d2.benchmark.transfer_command.sizes import FORMS
+from moco_d2.checkpoint.mapping import Architecture, build_torchvision
 
-LINES = all_lines()
 CONFIGURED = ("tools/pretrain.py", "tools/train_net.py")  # by KEY VALUE pairs
 OWN = {"SEED", "OUTPUT_DIR"}
 
@@ -32,11 +31,11 @@ def pattern_of(line):
 
 
 def test_each_command_is_run_or_listed_with_what_it_needs():
-    assert [line for line in LINES if pattern_of(line) is None] == []
+    assert [line for line in all_lines() if pattern_of(line) is None] == []
 
 
 def test_no_pattern_is_without_a_command():
-    assert {*NEEDS, *RUNS} - {pattern_of(line) for line in LINES} == set()
+    assert {*NEEDS, *RUNS} - {pattern_of(line) for line in all_lines()} == set()
 
 
 def test_what_runs_the_like_is_there():
@@ -64,6 +63,7 @@ LINKS = {
         f"output/{suite}": "output/voc_C4"
         for suite in ("table_2b", "table_5a", "coco_FPN_1x", "smoke", "quick")
     },
+    "results": str(ROOT / "results"),  # of the checkout
     "datasets/inat": "datasets/imagenet",
     "my/images": "datasets/imagenet/train",
     **{f"{name}.jpg": f"images/test{i}.jpg" for i, name in enumerate("ab")},
@@ -89,7 +89,8 @@ def user_folder(tmp_path, monkeypatch):
     for name, target in LINKS.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).symlink_to(tmp_path / target)
-    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "mine.pth")
+    slim = build_torchvision(Architecture(18, width_factor=0.25))
+    torch.save(slim.state_dict(), tmp_path / "mine.pth")
     monkeypatch.setattr(preparation, "fit", lambda *_: Fit(FORMS[0], 2, 60.0))
     monkeypatch.chdir(tmp_path)
     data = {key: (f"coco:{key}.json:images",) for key in ("train", "test")}
@@ -124,7 +125,7 @@ def meaning(words, folder):
 def test_commands_run(user_folder):
     """Of those that mean the same, the first; the folders of the others are links to its folder."""
     done, failed = {}, []
-    lines = [line for line in LINES if pattern_of(line) in RUNS]
+    lines = [line for line in all_lines() if pattern_of(line) in RUNS]
     for line in sorted(lines, key=lambda line: list(RUNS).index(pattern_of(line))):
         words = tiny(line, user_folder)
         out = re.search(r"OUTPUT_DIR (\S+)|$", line)[1]

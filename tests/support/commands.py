@@ -34,7 +34,10 @@ _PRELOADED = [
     "moco_d2.pretrain.probe.linear_eval",
     "moco_d2.checkpoint.convert",
     "moco_d2.benchmark.report.page",
+    "moco_d2.benchmark.runs.planning",
     "torch.utils.tensorboard",
+    # What Detectron2's description of the environment needs, and its formatting of a config.
+    *("torch.utils.cpp_extension", "pygments.lexers"),
 ]
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(_PRELOADED)

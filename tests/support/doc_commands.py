@@ -160,13 +160,14 @@ def sentence_commands(page: Path) -> list[list[str]]:
     return [shlex.split(line) for line in lines if not re.search(placeholder, line)]
 
 
-def all_lines() -> list[str]:
+@functools.cache
+def all_lines() -> tuple[str, ...]:
     """Each command of the pages and of --help once: a script by its path in the checkout, without
     the interpreter or the name of the console script.
     """
     found = [find(page) for page in PAGES for find in (page_commands, sentence_commands)]
     found += [help_commands(TOOLS / tool) for tool in sorted({*COMMANDS.values()})]
-    return list(dict.fromkeys(_line(words) for some in found for words in some))
+    return tuple(dict.fromkeys(_line(words) for some in found for words in some))
 
 
 def _line(words: list[str]) -> str:

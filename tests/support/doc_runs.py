@@ -10,13 +10,17 @@ _DATA = "DATASETS.TRAIN voc:datasets/VOC2007:trainval DATASETS.TEST voc:datasets
 _PRETRAIN = (
     "MOCO.ENCODER.ARCH resnet18 MOCO.AUGMENTATION.SIZE 32 MOCO.DICTIONARY.SIZE 16 MOCO.EPOCHS 0 "
     "MOCO.REFERENCE_BATCH 0 SOLVER.IMS_PER_BATCH 8 SOLVER.MAX_ITER 2 DATALOADER.NUM_WORKERS 0 "
-    "MODEL.DEVICE cpu MOCO.BN_SPLITS 4"
+    "MODEL.DEVICE cpu MOCO.BN_SPLITS 4 MOCO.ENCODER.WIDTH_FACTOR 0.25"
 )
 _V3 = (
-    f"{_PRETRAIN} MOCO.ENCODER.ARCH vit_tiny MOCO.ENCODER.WIDTH_FACTOR 0.25 "
-    "MOCO.ENCODER.MLP_DIM 16 MOCO.WARMUP_EPOCHS 0 MOCO.ACCUMULATION 2 MOCO.BN_SPLITS 1"
+    f"{_PRETRAIN} MOCO.ENCODER.ARCH vit_tiny MOCO.ENCODER.MLP_DIM 16 "
+    "MOCO.WARMUP_EPOCHS 0 MOCO.ACCUMULATION 2 MOCO.BN_SPLITS 1"
 )
-_TRAIN = f"{' '.join(SMALL_DETECTOR)} {_DATA} MODEL.DEVICE cpu"
+_QUARTER = (
+    "MODEL.BACKBONE.NAME build_basic_resnet MODEL.RESNETS.WIDTH_PER_GROUP 16 "
+    "MODEL.RESNETS.STEM_OUT_CHANNELS 16 MODEL.RESNETS.RES2_OUT_CHANNELS 16"
+)
+_TRAIN = f"{' '.join(SMALL_DETECTOR)} {_QUARTER} {_DATA} MODEL.DEVICE cpu"
 _FROM_MOCO = f"{_TRAIN} MODEL.WEIGHTS weights/moco.pth"
 _PROBE = "--size 32 --workers 0 --device cpu --batch-size 8 --num-gpus 1"
 _EPOCH = f"{_PROBE} --epochs 1"
@@ -28,7 +32,8 @@ RUNS = {
     "tools/demo.py * --images *": "",
     "tools/shards.py *": "--workers 0",
     "tools/pretrain.py * --num-gpus 8 DATASETS.TRAIN datasets/imagenet/train *": _PRETRAIN,
-    "tools/pretrain.py * OUTPUT_DIR output/proof/before *": "SOLVER.MAX_ITER 2",
+    "tools/pretrain.py * OUTPUT_DIR output/proof/before *": "SOLVER.MAX_ITER 2 "
+    "MOCO.ENCODER.WIDTH_FACTOR 0.25",
     "tools/pretrain.py * OUTPUT_DIR output/small *": _PRETRAIN,
     "tools/pretrain.py * OUTPUT_DIR output/moco_v3 *": _V3,
     "tools/pretrain.py * OUTPUT_DIR output/moco_v3_tiny *": _V3,

@@ -9,9 +9,11 @@ from xdist.scheduler import LoadFileScheduling
 # Four seconds of a core and more. The longest come first, so that no worker begins a long file when
 # the other has nothing left.
 SLOW = (
-    "test_docs_runs.py",
+    "benchmark/test_transfer_command.py",
     "checkpoint/test_families.py",
+    "test_gpu_script.py",
     "checkpoint/test_vit_files.py",
+    "test_docs_runs.py",
     "checkpoint/test_detectron2_models.py",
     "test_group_signals.py",
     "checkpoint/test_hostile_arguments.py",

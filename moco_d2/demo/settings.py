@@ -44,8 +44,7 @@ LONG = Settings(
     same_classes=True,
 )
 VIT = Settings(
-    pretrain_steps=400,
     momentum=0.99,
-    finetune_steps=(("coco_vitdet_Ti_25ep", 350),),
+    finetune_steps=(("coco_vitdet_Ti_25ep", 260),),
     network="vit_tiny",
 )

@@ -62,7 +62,7 @@ def build_augmentation(
 ) -> v2.Transform:
     """Return a transform: decoded image (RGB) -> random view, a uint8 tensor (3, size, size).
 
-    batched.Normalization finishes it. It draws from torch's CPU generator.
+    normalization.Normalization finishes it. It draws from torch's CPU generator.
 
     Args:
         name: A name in AUGMENTATIONS, or a recipe.

@@ -49,9 +49,9 @@ def check_provenance(cfg: "CfgNode", provenance: dict[str, Any] | None) -> list[
             "MODEL.RESNETS.NUM_GROUPS": (resnets.NUM_GROUPS, provenance.get("groups")),
             "MODEL.RESNETS.WIDTH_PER_GROUP": (
                 resnets.WIDTH_PER_GROUP,
-                provenance.get("width_per_group", 64) * factor,
+                int(provenance.get("width_per_group", 64) * factor),
             ),
-            "MODEL.RESNETS.STEM_OUT_CHANNELS": (resnets.STEM_OUT_CHANNELS, 64 * factor),
+            "MODEL.RESNETS.STEM_OUT_CHANNELS": (resnets.STEM_OUT_CHANNELS, int(64 * factor)),
         }
     return [
         Finding(key, str(value), f"MODEL.WEIGHTS was made with {expected!r}; set {key} to that")

@@ -180,6 +180,13 @@ def test_each_finding_names_key_value_and_fix(overrides, sentence):
     assert "set " in sentence
 
 
+def test_the_width_of_a_slim_network_is_a_whole_number():
+    slim = PROVENANCE | {"width_factor": 0.25}
+    width, stem = findings("coco_FPN_1x_moco.yaml", provenance=slim)
+    assert width.endswith("made with 16; set MODEL.RESNETS.WIDTH_PER_GROUP to that")
+    assert stem.endswith("made with 16; set MODEL.RESNETS.STEM_OUT_CHANNELS to that")
+
+
 def test_frozen_throughout_over_pretrained_statistics_is_an_initialization():
     frozen = ("MODEL.RESNETS.NORM", "FrozenBN")
     assert findings("coco_FPN_1x_moco.yaml", *frozen, "MODEL.FPN.NORM", "") == []

@@ -103,7 +103,7 @@ NOT_USED = {
     "after_backward": r"def after_backward",
     "LRScheduler": r"import LRScheduler|_LRScheduler",
     "_replace": r"(shape|spec)\w*(\[[^]]*\])?\._replace\(",
-    "drop_last": r"drop_last=|single_gpu_batch_size|prefetch_factor",
+    "drop_last": r"drop_last=|single_gpu_batch_size|prefetch_factor=(?!self\.)",  # torch's own
     "MapDataset": r"\bMapDataset\b",
     "model_zoo": r"model_zoo\b",
     "FixedSizeCrop": r"FixedSizeCrop\((?!crop_size=\(height, width\), pad=False\))",

@@ -122,6 +122,8 @@ class Pretrainer(TrainerBase):
         writers = DeferredWriters(lambda: default_writers(folder, self.max_iter), folder)
         trackers = Trackers(self.cfg, lambda: self.start_iter > 0)
         self.metrics = MetricsState(self.cfg.OUTPUT_DIR, writers)
+        # A network whose loss is not finite is neither written about nor evaluated.
+        self.periods = {LOG_PERIOD, self.cfg.MOCO.KNN.PERIOD} - {0}
         self.step_metrics = StepMetrics(
             late=self.device.type == "cuda", base_lr=self.cfg.SOLVER.BASE_LR
         )
@@ -291,7 +293,7 @@ class Pretrainer(TrainerBase):
         done = self.iter + 1
         self.step_metrics.add(
             exchange_step(metrics, data_time, self.stop, self.saver, self.device),
-            needed=done % LOG_PERIOD == 0 or done == self.max_iter,
+            needed=done == self.max_iter or any(done % p == 0 for p in self.periods),
         )
 
     def after_train(self) -> None:
@@ -304,7 +306,22 @@ class Pretrainer(TrainerBase):
                 self.iter = self.max_iter
         # TrainerBase counts one iteration too many if no step was left to train.
         self.iter = min(self.iter, self.max_iter)
+        not_finite = self._last_metrics()
         super().after_train()
+        if not_finite:
+            raise not_finite
+
+    def _last_metrics(self) -> UserError | None:
+        """Read the last step of a run that an error has ended, and return the likely reason."""
+        if comm.get_world_size() > 1:
+            return None  # the processes would wait for one another
+        try:
+            self.step_metrics.flush()
+        except UserError as error:
+            return error
+        except RuntimeError:  # the device has failed, which the first error says
+            return None
+        return None
 
     @property
     def epochs_done(self) -> int:

@@ -85,6 +85,38 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(run, tmp_path
     assert ends[0] == ends[1]
 
 
+class Failing(HookBase):
+    """An error before the step in which the metrics of the step before would be read."""
+
+    def __init__(self, iteration):
+        self.iteration = iteration
+
+    def before_step(self) -> None:
+        if self.trainer.iter == self.iteration:
+            raise UserError("too many images")
+
+
+def test_a_run_that_fails_has_the_last_step_before(run, tmp_path):
+    for name in ("late", "at once"):
+        with pytest.raises(UserError, match="too many images"):
+            run(name, late=name == "late", hooks=[Failing(2)])
+    late, at_once = (left(tmp_path / name) for name in ("late", "at once"))
+    assert at_once[0][-1]["iteration"] == 1
+    assert differences(late, at_once, but=OF_CLOCK) == []
+
+
+def test_an_error_does_not_hide_a_loss_that_is_not_finite(run):
+    with pytest.raises(UserError, match="the loss is nan at iteration 1: lower"):
+        run("late", late=True, hooks=[Failing(2)], **{"SOLVER.BASE_LR": 1e30})
+
+
+def test_metrics_are_read_before_an_evaluation(run, tmp_path):
+    """Where kNN would follow the step, the loss of that step ends the run."""
+    with pytest.raises(UserError, match="the loss is nan at iteration 1: lower"):
+        run("late", late=True, **{"SOLVER.BASE_LR": 1e30, "MOCO.KNN.PERIOD": 2})
+    assert json.loads((tmp_path / "late/metrics.json").read_text())["iteration"] == 0
+
+
 class Interrupted(HookBase):
     """SIGINT in the middle of an iteration."""
 

@@ -1,24 +1,26 @@
 """Decode image files to RGB, and count the unreadable ones.
 
-Training takes tensors, evaluation takes Pillow's images. Their pixels are equal.
+Training takes tensors, evaluation takes Pillow's images. The pixels of complete files are equal.
 """
 
+import contextlib
 import io
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, BinaryIO, NamedTuple, TypeVar, cast
+from typing import IO, TYPE_CHECKING, BinaryIO, NamedTuple, TypeVar, cast
 
 import numpy as np
-import torch
 from PIL import Image, ImageFile
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from moco_d2.errors import UserError, printable
 from moco_d2.pixel_values import ValueRange, reduce_to_8_bits
 from moco_d2.untrusted_images import SUFFIXES, open_image
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +31,8 @@ IMAGE_SUFFIXES = SUFFIXES
 # Bytes. Checks and decoders read a file in many parts, and each would be a call of the system.
 _READ_AT_ONCE = 16 << 20
 _NAMES_IN_ERROR = 5
+# Of other subsamplings of the colors, the pixels of torchvision and Pillow differ.
+_EQUAL_SUBSAMPLINGS = {(1, 1), (2, 1), (2, 2)}
 # With fewer images, the fraction of one damaged file says nothing about the dataset.
 _LEAST_DENOMINATOR = 1000
 
@@ -68,7 +72,7 @@ def read_image(path: str | Path, value_range: ValueRange = ()) -> Image.Image:
     return _read(path, value_range, _to_image)
 
 
-def read_pixels(path: str | Path, value_range: ValueRange = ()) -> torch.Tensor:
+def read_pixels(path: str | Path, value_range: ValueRange = ()) -> "torch.Tensor":
     """Decode an image file to RGB, uint8 (3, H, W); see `decode_image`."""
     return _read(path, value_range, _to_pixels)
 
@@ -93,7 +97,7 @@ def decode_image(content: bytes, name: str, value_range: ValueRange = ()) -> Ima
     return _decode(io.BytesIO(content), name, value_range, _to_image)
 
 
-def decode_pixels(content: bytes, name: str, value_range: ValueRange = ()) -> torch.Tensor:
+def decode_pixels(content: bytes, name: str, value_range: ValueRange = ()) -> "torch.Tensor":
     """Decode the bytes of an image file to RGB, uint8 (3, H, W); see `decode_image`.
 
     The memory format is channels_last.
@@ -148,27 +152,58 @@ def _to_image(image: ImageFile.ImageFile, value_range: ValueRange, name: str) ->
     return reduce_to_8_bits(image, value_range, name).convert("RGB")
 
 
-def _to_pixels(image: ImageFile.ImageFile, value_range: ValueRange, name: str) -> torch.Tensor:
+def _to_pixels(image: ImageFile.ImageFile, value_range: ValueRange, name: str) -> "torch.Tensor":
+    import torch
+
     if image.format == "JPEG" and image.mode == "RGB" and image.fp:
-        pixels = _decoded_jpeg(image.fp, image.size)
-        if pixels is not None:
-            return pixels
+        # A component is (name, horizontal factor, vertical factor, table).
+        factors = {component[1:3] for component in getattr(image, "layer", ())[:1]}
+        if factors <= _EQUAL_SUBSAMPLINGS:
+            pixels = _decoded_jpeg(image.fp, image.size)
+            if pixels is not None:
+                return pixels
     return torch.from_numpy(np.array(_to_image(image, value_range, name))).permute(2, 0, 1)
 
 
-def _decoded_jpeg(file: IO[bytes], size: tuple[int, int]) -> torch.Tensor | None:
+def _decoded_jpeg(file: IO[bytes], size: tuple[int, int]) -> "torch.Tensor | None":
     """Return the pixels of a JPEG without Pillow's fourth byte per pixel.
 
     For None, Pillow decodes the file, or says what is wrong with it: torchvision cannot, or has
     been built without libjpeg.
     """
+    import torch
+    from torchvision.io import ImageReadMode, decode_jpeg
+
     file.seek(0)
     encoded = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
     try:
-        pixels = cast("torch.Tensor", decode_jpeg(encoded, mode=ImageReadMode.RGB))
+        with _silent_in_workers():
+            pixels = cast("torch.Tensor", decode_jpeg(encoded, mode=ImageReadMode.RGB))
     except RuntimeError:
         return None
     return pixels if pixels.shape[:0:-1] == size else None
+
+
+@contextlib.contextmanager
+def _silent_in_workers() -> Iterator[None]:
+    """Discard what libjpeg writes to stderr: a line for each flaw that both decoders pass over.
+
+    The lines have no name of a file. Only a worker of a loader has a stderr that no other thread
+    can write to meanwhile.
+    """
+    from torch.utils.data import get_worker_info
+
+    if get_worker_info() is None:
+        yield
+        return
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 def _unreadable(name: str, error: Exception) -> UnreadableImageError:

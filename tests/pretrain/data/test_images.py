@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
+from moco_d2.engine.loader import build_loader
 from moco_d2.errors import UserError
 from moco_d2.pretrain.augmentation.views import build_augmentation
-from moco_d2.pretrain.data import images
 from moco_d2.pretrain.data.images import (
     Skipped,
     UnreadableImageError,
@@ -60,7 +60,7 @@ def test_without_torchvisions_decoder_pillow_decodes(tmp_path, monkeypatch):
 
     noise((65, 50)).save(tmp_path / "x.jpg")
     pixels = read_pixels(tmp_path / "x.jpg")
-    monkeypatch.setattr(images, "decode_jpeg", fails)
+    monkeypatch.setattr("torchvision.io.decode_jpeg", fails)
     assert torch.equal(read_pixels(tmp_path / "x.jpg"), pixels)
 
 
@@ -182,3 +182,32 @@ def test_more_than_the_allowed_share_stops_the_run(limit, num_images, seen, allo
 
 def test_a_run_may_skip_every_unreadable_image_it_is_told_to():
     UnreadableImages(1.0, num_images=3).add(map(Skipped, "abc"), seen=3)
+
+
+def test_colors_of_half_the_height_have_pillows_pixels(tmp_path):
+    """As photos of 4:2:2 that are turned by a quarter without a loss; torchvision's differ."""
+    file = io.BytesIO()
+    noise((64, 64)).save(file, "JPEG", subsampling="4:2:2")
+    luma, turned = bytes([1, 0x21, 0]), bytes([1, 0x12, 0])  # as many blocks in another order
+    assert file.getvalue().count(luma) == 1
+    (tmp_path / "x.jpg").write_bytes(file.getvalue().replace(luma, turned))
+    assert_same_pixels(tmp_path / "x.jpg")
+
+
+def test_flaws_that_decoders_pass_over_do_not_write_to_the_terminal(capfd):
+    """libjpeg's lines have no name of a file."""
+    file = io.BytesIO()
+    noise((40, 30)).save(file, "JPEG")
+    flawed = file.getvalue()[:-2] + bytes(range(64)) + file.getvalue()[-2:]
+    decode_pixels(flawed, "flawed.jpg")
+    assert "extraneous bytes" in capfd.readouterr().err  # it is such a flaw
+
+    class Flawed(torch.utils.data.Dataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            return decode_pixels(flawed, "flawed.jpg")
+
+    assert len(list(build_loader(Flawed(), num_workers=1))) == 2
+    assert "extraneous" not in capfd.readouterr().err

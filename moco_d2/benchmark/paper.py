@@ -1,5 +1,6 @@
 """The published tables of ``paper_tables.yaml``. The comment at its top explains the fields."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from importlib import resources
@@ -9,6 +10,8 @@ import yaml
 
 from moco_d2.benchmark.records.matching import BASELINE
 from moco_d2.benchmark.records.results import Record
+from moco_d2.config.load import config_root
+from moco_d2.config.safe_yaml import read_config
 from moco_d2.errors import UserError, closest
 
 # The C parser is a safe loader too, and ten times as fast.
@@ -143,12 +146,30 @@ def marks_beside(
     """Yield the names in MARKS of the reasons why runs are not expected to reach a row's values."""
     if _plain(initialization) in row.similar:
         yield "msra_baseline"
-    if table.own_rates:
+    if table.own_rates or any(_has_own_rate(r, table.task) for r in runs):
         yield "own_rate"
     if table.setting and any(
         r.batchnorm_images and r.batchnorm_images < table.setting.images_per_batch for r in runs
     ):
         yield "small_batchnorm"
+
+
+def _has_own_rate(run: Record, task: str | None) -> bool:
+    """Return whether a run has another learning rate per image of a step than its task."""
+    solver, wanted = run.config["SOLVER"], _rate_of(task) if task else None
+    if wanted is None or "BASE_LR" not in solver:
+        return False
+    return not math.isclose(solver["BASE_LR"] / run.ims_per_batch, wanted, rel_tol=1e-6)
+
+
+@cache
+def _rate_of(task: str) -> float | None:
+    """Return the learning rate of a packaged task per image of a step."""
+    file = config_root() / "task" / f"{task}.yaml"
+    if not file.is_file():
+        return None
+    solver = read_config(file)["SOLVER"]
+    return float(solver["BASE_LR"] / solver["IMS_PER_BATCH"])
 
 
 def tables_named(name: str | None) -> list[PaperTable]:

@@ -45,7 +45,10 @@ def build_cells(content: dict[str, Any], source: Path) -> tuple[list[Cell], dict
     default = dict(Settings.finetune_steps) if network == Settings.network else None
     steps = content.get("finetune_steps", default)
     if not isinstance(steps, dict) or not steps:
-        raise UserError(f"{source}: finetune_steps must be a mapping, as in {{voc_C4: 80}}")
+        task = next(iter(NETWORKS[network].tasks))
+        raise UserError(f"{source}: finetune_steps must be a mapping, as in {{{task}: 80}}")
+    if "queue" in content and not NETWORKS[network].has_queue:
+        raise UserError(f"{source}: {network} has no queue: remove the key queue")
     for task in steps:
         if task not in NETWORKS[network].tasks:
             raise unknown("task", str(task), NETWORKS[network].tasks, source)

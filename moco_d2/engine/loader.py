@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from moco_d2.engine.malloc import keep_freed_memory
 from moco_d2.engine.signals import end_with_parent, held_back, ignore_stop_signals
+from moco_d2.errors import UserError
 
 if TYPE_CHECKING:
     from torch.utils.data.dataloader import _BaseDataLoaderIter
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 # torch warns of more workers than cores in four lines; SteadyLoader does so in one.
 warnings.filterwarnings("ignore", message="This DataLoader will create")
 
+# On any machine. Each takes hundreds of megabytes, and a signal waits until all are started.
+_MOST_WORKERS = 64
 # Iterators with workers that this process has started.
 _OPEN: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
@@ -57,7 +60,7 @@ class SteadyLoader(DataLoader[Any]):
         """
         self._begin = _WorkerBegin(worker_init_fn)
         super().__init__(dataset, worker_init_fn=self._begin, **options)
-        _warn_of_few_cores(self.num_workers)
+        _check_cores(self.num_workers)
 
     def __iter__(self) -> "_BaseDataLoaderIter":
         self._begin.of_main_thread = threading.current_thread() is threading.main_thread()
@@ -87,15 +90,20 @@ class _WorkerBegin:
             self.then(worker_id)
 
 
-@functools.cache  # once for each number
-def _warn_of_few_cores(workers: int) -> None:
+@functools.cache  # warns once for each number
+def _check_cores(workers: int) -> None:
+    """
+    Raises:
+        UserError: If there are so many workers that starting them would stop the machine.
+    """
     affinity = getattr(os, "sched_getaffinity", None)  # macOS has none
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    key = "DATALOADER.NUM_WORKERS (--workers of a linear evaluation)"
+    if workers > max(_MOST_WORKERS, 2 * cores):
+        raise UserError(f"{workers} workers are too many for {cores} core(s): lower {key}")
     if workers > cores:
         logger.warning(
-            "%d workers load images on %d core(s): if that is slow, lower DATALOADER.NUM_WORKERS "
-            "(--workers of a linear evaluation)",
-            *(workers, cores),
+            "%d workers load images on %d core(s): if that is slow, lower %s", workers, cores, key
         )
 
 

@@ -226,6 +226,16 @@ def test_a_row_with_a_learning_rate_of_its_own_gives_no_verdict(make_content, wr
     assert any("a learning rate of its own" in text for _, text in table.footnotes)
 
 
+@pytest.mark.parametrize(("rate", "within"), [(0.02, False), (0.04, None)])
+def test_a_run_with_another_rate_than_the_papers_gets_no_verdict(make_content, write, rate, within):
+    for seed, ap in enumerate((54.4, 54.5, 54.6)):
+        metrics = {"bbox": {"AP": ap}}
+        write(make_content(initialization="moco", seed=seed, metrics=metrics, base_lr=rate))
+    (row,) = table_of(write.folder).rows
+    assert (row.cells[0].published, row.cells[0].within) == (55.9, within)
+    assert row.paper_marks == (() if within is False else ("own_rate",))
+
+
 def test_a_row_that_is_found_by_another_spelling_has_the_same_marks(make_content, write):
     write(make_content(initialization="Supervised"))
     (row,) = table_of(write.folder).rows

@@ -1,10 +1,13 @@
 """What the demo says, and that what it runs is what the README tells to type."""
 
+from pathlib import Path
+
 import pytest
 
 from moco_d2.benchmark.runs.suites import FOLDER
 from moco_d2.config.load import load_config
 from moco_d2.demo.cells import (
+    build_cells,
     demo_cells,
     demo_files,
     initializations,
@@ -13,6 +16,7 @@ from moco_d2.demo.cells import (
 from moco_d2.demo.networks import NETWORKS, SAME_CLASSES
 from moco_d2.demo.pipeline import knn_summary, loss_summary
 from moco_d2.demo.settings import LONG, SHORT, VIT
+from moco_d2.errors import UserError
 from moco_d2.files import write_text
 
 
@@ -81,3 +85,18 @@ def test_sentences_hold_the_numbers():
     supervised = [{"knn_accuracy": 0.5}, {"knn_accuracy": 0.9}]
     said = knn_summary("MoCo", moco, supervised, 1 / 9)
     assert "random 0.500, MoCo 0.700, supervised 0.900 (chance 0.111)" in said
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, "finetune_steps must be a mapping, as in {coco_vitdet_Ti_25ep: 80}"),
+        ({"queue": 9, "finetune_steps": {"coco_vitdet_Ti_25ep": 1}}, "has no queue: remove the"),
+        ({"same_classes": True, "finetune_steps": {"coco_vitdet_Ti_25ep": 1}}, "network: resnet18"),
+        ({"finetune_steps": {"voc_C4": 1}}, "unknown task 'voc_C4'"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_suite_with_the_vit_says_what_is_wrong(content, message):
+    with pytest.raises(UserError, match=message):
+        build_cells({"network": "vit_tiny", **content}, Path("mine.yaml"))

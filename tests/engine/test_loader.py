@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from moco_d2.cli import run_command
 from moco_d2.engine.loader import SteadyLoader
 from moco_d2.engine.signals import STOP_SIGNALS
+from moco_d2.errors import UserError
 
 _SIGNALLED_WHEN_STARTED: list[int] = []
 
@@ -159,6 +160,11 @@ def test_more_workers_than_cores_are_one_sentence():
         f"{cores + 1} workers load images on {cores} core(s): if that is slow, lower "
         "DATALOADER.NUM_WORKERS (--workers of a linear evaluation)\n"
     )
+
+
+def test_so_many_workers_that_the_machine_would_stop_are_refused():
+    with pytest.raises(UserError, match="5000 workers are too many for .* lower DATALOADER.NUM_WO"):
+        SteadyLoader(range(9), num_workers=5000)
 
 
 def test_a_killed_worker_is_noticed():

@@ -50,8 +50,8 @@ FOOTNOTES = {
         "alone can cause a gap, so it has no verdict"
     ),
     "own_rate": (
-        "the published row was fine-tuned with a learning rate of its own, which alone can cause a "
-        "gap, so it has no verdict"
+        "the published row or the run was fine-tuned with a learning rate of its own, which alone "
+        "can cause a gap, so it has no verdict"
     ),
     "unconfirmed": "typed from memory of the paper, unconfirmed",
 }

@@ -254,6 +254,9 @@ def test_the_runner_draws_the_parts_before_the_trials(tmp_path):
     other = fake_cell("other", "steps=1", settings={PARTS: (settings[PARTS][0], 0.2, 8)})
     with pytest.raises(UserError, match=r"kept\.json was drawn from other images, or by another "):
         run_cells(tmp_path / "out", other)
+    (tmp_path / "out/drawn/task/kept.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"kept\.json was drawn from other images"):
+        run_cells(tmp_path / "out", fake_cell("third", "steps=1", settings=settings))
     one = {key: part[key][:1] for key in ("images", "annotations")}
     (tmp_path / "data/train.json").write_text(json.dumps({**part, **one}))
     with pytest.raises(UserError, match=r"train\.json:.* has 1 image\(s\), too few to divide"):

@@ -101,7 +101,7 @@ def _held_out(images: Collection[str], name: str, fraction: float, seed: int) ->
 
 
 def _write(path: Path, text: str) -> None:
-    if path.is_file() and path.read_text(encoding="utf-8") != text:
+    if path.is_file() and path.read_bytes() != text.encode():
         raise UserError(
             f"{path} was drawn from other images, or by another fraction or seed; choose another "
             "--folder, so that all trials have the same parts"

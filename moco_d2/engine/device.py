@@ -76,6 +76,13 @@ def send(values: "torch.Tensor", device: "torch.device | str") -> "torch.Tensor"
     return values.pin_memory().to(device, non_blocking=True)  # from other memory, CUDA may wait
 
 
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def fetch(values: "torch.Tensor") -> "Callable[[], torch.Tensor]":
     """Begin to copy a tensor to the CPU, and return a function that waits for it and returns it.
 

@@ -18,6 +18,7 @@ import torch
 import torch.multiprocessing
 from torch.utils.data import DataLoader
 
+from moco_d2.engine.device import usable_cores
 from moco_d2.engine.malloc import keep_freed_memory
 from moco_d2.engine.signals import end_with_parent, held_back, ignore_stop_signals
 from moco_d2.errors import UserError
@@ -96,8 +97,7 @@ def _check_cores(workers: int) -> None:
     Raises:
         UserError: If there are so many workers that starting them would stop the machine.
     """
-    affinity = getattr(os, "sched_getaffinity", None)  # macOS has none
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    cores = usable_cores()
     key = "DATALOADER.NUM_WORKERS (--workers of a linear evaluation)"
     if workers > max(_MOST_WORKERS, 2 * cores):
         raise UserError(f"{workers} workers are too many for {cores} core(s): lower {key}")

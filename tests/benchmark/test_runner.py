@@ -223,7 +223,7 @@ def test_places_of_gpus(monkeypatch):
 
 def test_places_on_a_cpu(monkeypatch):
     """The threads of a run follow from the suite and the machine, not from what is left to do."""
-    monkeypatch.setattr("moco_d2.benchmark.runs.places._cores", lambda: 8)
+    monkeypatch.setattr("moco_d2.benchmark.runs.places.usable_cores", lambda: 8)
     assert [p.threads for p in make_places(0, None, runs=18, tools=TOOLS)] == [1] * 8
     assert [p.threads for p in make_places(0, None, runs=2, tools=TOOLS)] == [4] * 2
     assert [p.threads for p in make_places(0, 3, runs=18, tools=TOOLS)] == [2] * 3

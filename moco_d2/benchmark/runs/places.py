@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from moco_d2.benchmark.runs.execution import Place
+from moco_d2.engine.device import usable_cores
 from moco_d2.errors import UserError
 
 
@@ -25,7 +26,7 @@ def make_places(gpus_per_run: int, jobs: int | None, *, runs: int, tools: Path) 
             f"--gpus-per-run must be at most {max(1, len(gpus))}, got {gpus_per_run}: "
             f"{len(gpus)} GPU(s) are visible"
         )
-    cores = _cores()
+    cores = usable_cores()
     if not gpus:
         jobs = jobs or max(1, min(cores, runs))
         return [Place(threads=max(1, cores // jobs), tools=tools)] * jobs
@@ -48,10 +49,3 @@ def visible_gpus() -> list[str]:
     count = torch.cuda.device_count()
     named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
     return named[:count] if named != [""] else [str(index) for index in range(count)]
-
-
-def _cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -19,13 +19,25 @@ import moco_d2  # noqa: F401  a test file may import Detectron2 first, which nee
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-@pytest.fixture(autouse=True)
-def loggers():
-    """A command that runs in this process leaves no handler, whose stream would be closed."""
-    from support.run_loggers import restored_loggers
+@pytest.fixture(scope="session", autouse=True)
+def first_loggers():
+    from support.run_loggers import logger_states
 
-    with restored_loggers():
-        yield
+    return logger_states()
+
+
+@pytest.fixture(autouse=True)
+def loggers(first_loggers):
+    """A test begins and ends without what commands did to the loggers of this process.
+
+    A fixture of a larger scope may have run one, and Detectron2 then lets "moco_d2" no longer
+    propagate, so that caplog would hear a line once or twice, by the order of the tests.
+    """
+    from support.run_loggers import set_loggers
+
+    set_loggers(first_loggers)
+    yield
+    set_loggers(first_loggers)
 
 
 def pytest_configure(config):

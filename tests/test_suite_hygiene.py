@@ -2,6 +2,7 @@
 ends the processes.
 """
 
+import logging
 import os
 import re
 import subprocess
@@ -250,3 +251,14 @@ RUNS = [
 ]
 if sys.platform == "linux":
     RUNS += [(LEAVES, (), WITH_XDIST), (TIDY, (), WITH_XDIST)]
+
+
+@pytest.fixture(scope="module")
+def run_of_a_fixture():
+    """Like a run that many tests share: Detectron2 stops its logger's way up."""
+    logging.getLogger("moco_d2").propagate = False
+
+
+def test_caplog_hears_each_line_once_after_a_run_of_a_shared_fixture(run_of_a_fixture, caplog):
+    logging.getLogger("moco_d2.engine").warning("heard")
+    assert caplog.messages == ["heard"] and logging.getLogger("moco_d2").propagate

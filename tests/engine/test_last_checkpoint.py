@@ -1,6 +1,5 @@
 """Which checkpoint of a folder is continued."""
 
-import logging
 import os
 import re
 
@@ -12,11 +11,10 @@ from moco_d2.errors import UserError
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path):
     """Checkpoints 3, 6 and 9, saved in this order, a second apart; 6 is named, after it was saved
     and before 9.
     """
-    monkeypatch.setattr(logging.getLogger("moco_d2"), "propagate", True)
     for iteration in (3, 6, 9):
         file = tmp_path / f"model_{iteration}.pth"
         # Of pretraining, and of fine-tuning.

@@ -241,9 +241,8 @@ def official_file(ours: PretrainCheckpointer, path, epoch: int) -> dict:
 
 @pytest.mark.parametrize("named_by", ["last_checkpoint", "MODEL.WEIGHTS"])
 def test_an_official_file_is_continued_at_its_epoch(
-    small_network, checkpointer, tmp_path, named_by, caplog, monkeypatch
+    small_network, checkpointer, tmp_path, named_by, caplog
 ):
-    monkeypatch.setattr(logging.getLogger("moco_d2"), "propagate", True)
     path = tmp_path / "out" / "checkpoint_0004.pth.tar"
     content = official_file(checkpointer(), path, epoch=5)
     other = checkpointer({"MODEL.WEIGHTS": path} if named_by == "MODEL.WEIGHTS" else {})
@@ -261,9 +260,8 @@ def test_an_official_file_is_continued_at_its_epoch(
 
 
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(
-    small_network, checkpointer, tmp_path, caplog, monkeypatch
+    small_network, checkpointer, tmp_path, caplog
 ):
-    monkeypatch.setattr(logging.getLogger("moco_d2"), "propagate", True)
     ours = checkpointer({"MOCO.CHECKPOINT.KEEP_LAST": 0})
     for iteration in (3, 6, 9):
         ours.save(f"checkpoint_{iteration:07d}.pth.tar", iteration=iteration, epoch=1)

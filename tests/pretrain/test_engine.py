@@ -310,11 +310,8 @@ def test_images_that_are_tested_are_not_trained_on(make_config, images, held_out
     Pretrainer(make_config(knn))
 
 
-def test_a_leak_and_a_dictionary_larger_than_the_data_are_warned_of(
-    make_config, caplog, monkeypatch
-):
+def test_a_leak_and_a_dictionary_larger_than_the_data_are_warned_of(make_config, caplog):
     # Detectron2's setup_logger, run by whichever test, cuts loggers off from the one pytest reads.
-    monkeypatch.setattr(logging.getLogger("moco_d2"), "propagate", True)
     Pretrainer(make_config({"MOCO.BN_SPLITS": 1, "MOCO.DICTIONARY.SIZE": 25}))
     assert "set MOCO.BN_SPLITS 8" in caplog.text
     assert "set MOCO.DICTIONARY.SIZE below 24" in caplog.text

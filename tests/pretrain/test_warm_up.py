@@ -131,8 +131,7 @@ def test_compiling_skips_no_image(make_config, asked):
     assert differences(compiled, eager) == differences(warm_up, eager[0]) == []
 
 
-def test_the_log_says_that_and_how_long_it_compiles(make_config, asked, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("moco_d2"), "propagate", True)
+def test_the_log_says_that_and_how_long_it_compiles(make_config, asked, caplog):
     cfg = make_config({"MOCO.COMPILE": True, "MOCO.EPOCHS": 1})
     with caplog.at_level(logging.INFO):
         trainer = Pretrainer(cfg)

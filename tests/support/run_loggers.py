@@ -7,13 +7,21 @@ from contextlib import contextmanager
 from moco_d2.engine.launch import LOGGERS
 
 
+def logger_states() -> dict[logging.Logger, tuple]:
+    loggers = map(logging.getLogger, (*LOGGERS, "detectron2.engine.train_loop"))
+    return {x: (list(x.handlers), list(x.filters), x.propagate, x.level) for x in loggers}
+
+
+def set_loggers(states: dict[logging.Logger, tuple]) -> None:
+    for logger, (handlers, filters, propagate, level) in states.items():
+        logger.handlers[:], logger.filters[:], logger.propagate = handlers, filters, propagate
+        logger.setLevel(level)
+
+
 @contextmanager
 def restored_loggers() -> Iterator[None]:
-    names = [logging.getLogger(name) for name in (*LOGGERS, "detectron2.engine.train_loop")]
-    before = [(list(x.handlers), list(x.filters), x.propagate, x.level) for x in names]
+    before = logger_states()
     try:
         yield
     finally:
-        for logger, state in zip(names, before, strict=True):
-            logger.handlers[:], logger.filters[:], logger.propagate = state[:3]
-            logger.setLevel(state[3])
+        set_loggers(before)

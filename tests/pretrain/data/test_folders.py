@@ -30,9 +30,8 @@ def root(tmp_path):
 
 
 @pytest.fixture
-def log(caplog, monkeypatch):
+def log(caplog):
     # Detectron2's setup_logger, run by whichever test, cuts loggers off from the one pytest reads.
-    monkeypatch.setattr(logging.getLogger("moco_d2"), "propagate", True)
     caplog.set_level(logging.INFO)
     return caplog
 

@@ -87,11 +87,8 @@ def test_a_tar_of_archives_says_how_to_unpack_it(tmp_path, suffix):
         list_shards(str(path))
 
 
-def test_the_log_has_the_numbers_of_images_and_of_what_was_passed_over(
-    tmp_path, caplog, monkeypatch
-):
+def test_the_log_has_the_numbers_of_images_and_of_what_was_passed_over(tmp_path, caplog):
     # Detectron2's setup_logger, run by whichever test, cuts loggers off from the one pytest reads.
-    monkeypatch.setattr(logging.getLogger("moco_d2"), "propagate", True)
     caplog.set_level(logging.INFO)
     members = {"x.jpg": png(0), "x.seg.png": png(0), "x.json": b"{}", "n0.tar": b"", "._x.jpg": b""}
     path = str(write_shard(tmp_path / "0.tar", members))

@@ -1,7 +1,6 @@
 """Objects that would train nothing or lower the result without a word are found before."""
 
 import json
-import logging
 
 import numpy as np
 import pytest
@@ -90,9 +89,8 @@ def twice(sample):
     ("spoil", "message"),
     [(no_area, "1 of its 200 boxes have no area"), (twice, "1 of its 201 objects repeat the box")],
 )
-def test_the_few_errors_of_a_large_set_are_logged(caplog, monkeypatch, spoil, message):
+def test_the_few_errors_of_a_large_set_are_logged(caplog, spoil, message):
     """COCO's own files have them."""
-    monkeypatch.setattr(logging.getLogger("moco_d2"), "propagate", True)
     dicts = sound(200)
     spoil(dicts[7])
     assert checked(dicts) == []

@@ -5,6 +5,7 @@ import html
 import io
 import json
 import re
+import shutil
 
 import pytest
 import yaml
@@ -148,6 +149,33 @@ def test_a_declaration_that_somebody_removed_is_missed_in_each_format(tmp_path, 
     text = render_folders([tmp_path], format)
     assert "missing for 4 of 15 runs" in text
     assert format == "csv" or "put design.json back" in html.unescape(text).replace("\\", "")
+
+
+def test_the_declaration_of_another_suite_is_not_that_of_the_runs(tmp_path):
+    """It is older than the runs and nobody edited it, so only its fingerprint tells."""
+    other = tmp_path / "other"
+    other.mkdir()
+    declare(other, Design(comparisons=(PAIR,)))
+    declare(tmp_path, Design(comparisons=(PAIR,), margin=0.7))
+    write_table_2b(tmp_path / "voc_C4", lambda r: _finished(r, LATER))
+    for record in sorted(tmp_path.rglob("record.json"))[:4]:
+        name = str(record.parent.relative_to(tmp_path))
+        note_started(Cell(name, "voc_C4", "moco", 1, ()), tmp_path, processes=1, completed=0)
+    shutil.copy(other / DESIGN_FILE, tmp_path / DESIGN_FILE)
+    table = table_of(tmp_path)
+    assert table.declared == "not that of 4 of 15 runs" and table.design == Design()
+    assert "put their own design.json back" in render_folders([tmp_path], "markdown").replace(
+        "\\", ""
+    )
+
+
+def test_a_declaration_put_beside_runs_without_one_is_not_theirs(tmp_path):
+    write_table_2b(tmp_path / "voc_C4", lambda r: _finished(r, LATER))
+    for record in sorted(tmp_path.rglob("record.json")):
+        name = str(record.parent.relative_to(tmp_path))
+        note_started(Cell(name, "voc_C4", "moco", 1, ()), tmp_path, processes=1, completed=0)
+    declare(tmp_path, Design(comparisons=(PAIR,)))
+    assert table_of(tmp_path).declared == "not that of 15 of 15 runs"
 
 
 def test_runs_of_a_suite_without_a_declaration_miss_none(tmp_path):

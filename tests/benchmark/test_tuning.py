@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from moco_d2.benchmark.runs.checks import check_configs
 from moco_d2.benchmark.runs.children import in_child
 from moco_d2.benchmark.runs.drawn_parts import DRAWN as PARTS
 from moco_d2.benchmark.runs.drawn_parts import draw_parts
-from moco_d2.benchmark.runs.inputs import _files, check_parts
+from moco_d2.benchmark.runs.inputs import _files, check_inputs, check_parts
 from moco_d2.benchmark.runs.suites import load_suite
 from moco_d2.benchmark.runs.trials import best_rate, has_diverged, is_trial
 from moco_d2.benchmark.runs.tuning import datasets
@@ -261,3 +262,34 @@ def test_the_runner_draws_the_parts_before_the_trials(tmp_path):
     (tmp_path / "data/train.json").write_text(json.dumps({**part, **one}))
     with pytest.raises(UserError, match=r"train\.json:.* has 1 image\(s\), too few to divide"):
         run_cells(tmp_path / "out", fake_cell("other", "steps=1", settings=settings))
+
+
+@pytest.mark.parametrize("kind", ["voc", "coco"])
+def test_a_part_without_any_object_is_refused_before_it_is_written(tmp_path, kind):
+    """Else the evaluation of a trial would say that the data of the user are wrong."""
+    name = toy_set(tmp_path / "data", kind)
+    if kind == "voc":
+        _, *others = (tmp_path / "data/ImageSets/Main/trainval.txt").read_text().split()
+        for image in others:
+            file = tmp_path / f"data/Annotations/{image}.xml"
+            file.write_text(re.sub(r"<object>.*</object>", "", file.read_text(), flags=re.DOTALL))
+    else:
+        file = tmp_path / "data/train.json"
+        content = json.loads(file.read_text())
+        first = content["images"][0]["id"]
+        content["annotations"] = [x for x in content["annotations"] if x["image_id"] == first]
+        file.write_text(json.dumps(content))
+    trial = fake_cell("trial", "steps=1", settings={PARTS: (name, 0.5, 7)})
+    with pytest.raises(UserError, match=r"would have no object, as 1 of its 10 images have some"):
+        draw_parts([trial], tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.json")) + list((tmp_path / "out").rglob("*.txt"))
+
+
+def test_the_runs_are_checked_before_their_trials_start(tmp_path):
+    """The trials would take hours before the runs are refused."""
+    name = toy_set(tmp_path / "data", "voc")
+    data = {"DATASETS.TRAIN": str((name,)), "DATASETS.TEST": "('voc:nowhere:test',)"}
+    suite = suite_of(tmp_path, DRAWN, overrides=data, initializations=["random"])
+    draw_parts(suite.cells, tmp_path / "out")
+    with pytest.raises(UserError, match=r"voc_C4/random/seed1.*nowhere"):
+        check_inputs(suite.cells, tmp_path / "out", 1)

@@ -2,7 +2,7 @@
 
 The runner writes the declaration into the folder of the suite, and the tables of the runs in this
 folder read it there. It has a time, so a table knows which runs had started before. The note beside
-each record says that there was a declaration, so a table knows when it is gone.
+each record names the declaration, so a table knows when it is gone or when another is in its place.
 """
 
 import datetime
@@ -163,13 +163,15 @@ def declaration_of(record: Path, known: dict[Path, Declaration | None]) -> Decla
     return None
 
 
-def is_missing(record: Path) -> bool:
-    """Return whether the note beside a record names a declaration, for one that has none."""
+def noted_declaration(record: Path) -> str | None:
+    """Return the fingerprint in the note beside a record, "" if it names no declaration; None
+    without a note.
+    """
     try:
         note = read_plain_json(record.parent / NOTE_FILE, _MOST_BYTES_OF_NOTE)
     except (OSError, ValueError):
-        return False  # another program may write a file of this name
-    return isinstance(note, dict) and bool(note.get(NOTED))
+        return None  # another program may write a file of this name
+    return str(note.get(NOTED, "")) if isinstance(note, dict) and "commands" in note else None
 
 
 def _fingerprint(design: Design, declared: datetime.datetime) -> str:

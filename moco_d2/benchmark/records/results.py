@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from moco_d2.benchmark.records.design import Declaration, declaration_of, is_missing
+from moco_d2.benchmark.records.design import Declaration, declaration_of, noted_declaration
 from moco_d2.benchmark.records.files import collect, read_json
 from moco_d2.config.plain import TRIAL
 from moco_d2.errors import UserError
@@ -32,7 +32,7 @@ class Record:
     run has several; see test_sets.by_test_set. `started` is None for an imported run.
     `batchnorm_images` is the number of images of one
     BatchNorm batch; None if it is frozen or not recorded. `declaration` is what the suite of the
-    run declares; `declaration_missing` says that its file is gone.
+    run declares, as its folder says now; for `noted_declaration` see design.py.
     """
 
     path: Path
@@ -66,8 +66,24 @@ class Record:
     batchnorm_images: int | None = None
     test_set: str | None = None
     declaration: Declaration | None = None
-    declaration_missing: bool = False
+    noted_declaration: str | None = None
     started: datetime | None = None
+
+    @property
+    def declared_late(self) -> bool:
+        """Whether the run had started before the declaration. Records have whole seconds."""
+        # A run that is evaluated again later has another end.
+        return self.declaration is not None and (
+            self.started or self.finished
+        ) < self.declaration.declared.replace(microsecond=0)
+
+    @property
+    def declared_otherwise(self) -> bool:
+        """Whether the run started under another declaration than the one in its folder."""
+        return not self.declared_late and (
+            self.declaration is not None
+            and self.noted_declaration not in (None, self.declaration.sha256)
+        )
 
     @property
     def images(self) -> int:
@@ -109,8 +125,9 @@ def read_records(paths: Iterable[str | Path], *, required: bool = True) -> list[
 
 def _with_declaration(record: Record, known: dict[Path, Declaration | None]) -> Record:
     declaration = declaration_of(record.path, known)
-    missing = declaration is None and is_missing(record.path)
-    return replace(record, declaration=declaration, declaration_missing=missing)
+    return replace(
+        record, declaration=declaration, noted_declaration=noted_declaration(record.path)
+    )
 
 
 def read_content(path: Path) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ to ``drawn/TASK/`` in the folder of the suite.
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from moco_d2.benchmark.runs.suites import FOLDER, Cell
 from moco_d2.errors import UserError
 from moco_d2.files import write_text
 
-#: Setting of a trial: the divided dataset, the fraction that is held out, and the seed.
+#: The divided dataset, the fraction that is held out, and the seed.
+Draw = tuple[str, float, int]
+#: Setting of a trial: its Draw.
 DRAWN = "tune.drawn"
 _DRAWN_FOLDER = "drawn"
 _KEPT, _HELD_OUT = "kept", "held_out"
@@ -47,32 +49,33 @@ def draw_parts(cells: Iterable[Cell], folder: Path) -> None:
     """Write the parts of the trials among some cells of a suite.
 
     Raises:
-        UserError: If a dataset cannot be read, or has fewer than two images.
+        UserError: If a dataset cannot be read, or has too few images or objects for two parts.
+            Nothing of this dataset is written then.
     """
     draws = {cell.task: cell.settings[DRAWN] for cell in cells if DRAWN in cell.settings}
     if draws:
         in_child({"train_net.py"}, _write_all, draws, folder)
 
 
-def _write_all(draws: Mapping[str, tuple[str, float, int]], folder: Path) -> None:
+def _write_all(draws: Mapping[str, Draw], folder: Path) -> None:
     from detectron2.data import MetadataCatalog
 
     from moco_d2.transfer.data.registered import load_dicts, register_datasets
 
-    for task, (name, fraction, seed) in draws.items():
+    for task, (name, _, _) in draws.items():
         register_datasets((name,))
-        load_dicts(name)  # checks the files
+        filled = {sample["image_id"] for sample in load_dicts(name) if sample["annotations"]}
         metadata, home = MetadataCatalog.get(name), folder / _DRAWN_FOLDER / task
         write = _write_voc if _VOC.match(name) else _write_coco
-        write(metadata, home, name, fraction, seed)
+        write(metadata, home, filled, draws[task])
 
 
-def _write_voc(metadata: Any, home: Path, name: str, fraction: float, seed: int) -> None:
+def _write_voc(metadata: Any, home: Path, filled: Set[str], draw: Draw) -> None:
     from moco_d2.transfer.data.custom_datasets import VOC_CLASSES_FILE
     from moco_d2.transfer.data.voc_annotations import read_split
 
     images = list(read_split(metadata.dirname, metadata.split))
-    held = _held_out(images, name, fraction, seed)
+    held = _held_out(images, filled, draw)
     for part in (_KEPT, _HELD_OUT):
         lines = [f"{image}\n" for image in images if (image in held) == (part == _HELD_OUT)]
         _write(home / "ImageSets" / "Main" / f"{part}.txt", "".join(lines))
@@ -80,9 +83,11 @@ def _write_voc(metadata: Any, home: Path, name: str, fraction: float, seed: int)
         _link(home / entry, Path(metadata.dirname) / entry)
 
 
-def _write_coco(metadata: Any, home: Path, name: str, fraction: float, seed: int) -> None:
+def _write_coco(metadata: Any, home: Path, filled: Set[int], draw: Draw) -> None:
     content = json.loads(Path(metadata.json_file).read_text(encoding="utf-8-sig"))
-    held = _held_out([i["file_name"] for i in content["images"]], name, fraction, seed)
+    names = {image["file_name"]: image["id"] in filled for image in content["images"]}
+    with_objects = {name for name, has_some in names.items() if has_some}
+    held = _held_out(names, with_objects, draw)
     ids = {image["id"] for image in content["images"] if image["file_name"] in held}
     for part in (_KEPT, _HELD_OUT):
         chosen = {
@@ -93,11 +98,20 @@ def _write_coco(metadata: Any, home: Path, name: str, fraction: float, seed: int
     _link(home / "images", Path(metadata.image_root))
 
 
-def _held_out(images: Collection[str], name: str, fraction: float, seed: int) -> set[str]:
+def _held_out(images: Collection[str], filled: Set[str], draw: Draw) -> set[str]:
+    """Return the images that are held out; `filled` are those with objects."""
+    name, fraction, seed = draw
     if len(images) < 2:
         raise UserError(f"held_out of tune: {name} has {len(images)} image(s), too few to divide")
     order = sorted(images, key=lambda i: hashlib.sha256(f"held out {seed} {i}".encode()).digest())
-    return set(order[: min(max(1, round(fraction * len(order))), len(order) - 1)])
+    held = set(order[: min(max(1, round(fraction * len(order))), len(order) - 1)])
+    for part, objects in (("held-out part", filled & held), ("part to train on", filled - held)):
+        if not objects:
+            raise UserError(
+                f"held_out of tune: the {part} of {name} would have no object, as {len(filled)} of "
+                f"its {len(order)} images have some; take another fraction or seed"
+            )
+    return held
 
 
 def _write(path: Path, text: str) -> None:

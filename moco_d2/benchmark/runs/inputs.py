@@ -28,7 +28,8 @@ def check_inputs(
     """Make all checks of tools/train_net.py, once per different config.
 
     Without them, a suite would start each run only to see it refused. Runs that need other runs of
-    the suite are left out while those are not done, because their inputs do not exist yet.
+    the suite are left out while those are not done, because their inputs do not exist yet; a run
+    that needs only trials is checked with one of their learning rates.
 
     Args:
         cells: The runs that are left.
@@ -42,7 +43,7 @@ def check_inputs(
         UserError: If a run would be refused. The message lists the runs with their findings.
     """
     cells = list(cells)
-    left = {cell.name for cell in cells}
+    left = {cell.name for cell in cells if not is_trial(cell)}
     ready = [cell for cell in cells if not left & set(cell.needs)]
     runs = list(distinct_runs(ready, folder, (_TOOL,)))
     if not runs:

@@ -176,7 +176,7 @@ def _pairs(
 
 def _declared(records: Sequence[Record]) -> tuple[Design, str]:
     """Return the design of the suite of some runs, and Table.declared."""
-    if lost := sum(record.declaration_missing for record in records):
+    if lost := sum(bool(r.noted_declaration and not r.declaration) for r in records):
         return DEFAULT, f"missing for {lost} of {len(records)} runs"
     found = {id(r.declaration): r.declaration for r in records}
     declarations = [declaration for declaration in found.values() if declaration]
@@ -185,14 +185,11 @@ def _declared(records: Sequence[Record]) -> tuple[Design, str]:
     designs = {declaration.design if declaration else DEFAULT for declaration in found.values()}
     if len(designs) > 1:
         return DEFAULT, "differently"
+    if other := sum(record.declared_otherwise for record in records):
+        return DEFAULT, f"not that of {other} of {len(records)} runs"
     if any(declaration.edited for declaration in declarations):
         return designs.pop(), "by hand"
-    late = sum(
-        # Records have whole seconds. A run that is evaluated again later has another end.
-        r.declaration is not None
-        and (r.started or r.finished) < r.declaration.declared.replace(microsecond=0)
-        for r in records
-    )
+    late = sum(record.declared_late for record in records)
     return designs.pop(), f"after {late} of {len(records)} runs" if late else "beforehand"
 
 

@@ -119,6 +119,12 @@ def on_design(declared: str) -> Iterable[str]:
             f"the declaration of what may claim an order is {declared}, so the default comparisons "
             f"count; put {DESIGN_FILE} back into the folder of the suite"
         )
+    elif declared.startswith("not that of"):
+        yield (
+            f"the declaration of what may claim an order is {declared}, which started under "
+            f"another one, so the default comparisons count; put their own {DESIGN_FILE} back into "
+            "the folder of the suite"
+        )
     elif declared == "by hand":
         yield (
             "the declaration of what may claim an order was edited by hand, so it is not known to "

@@ -9,6 +9,7 @@ location.
 
 import contextlib
 import copy
+import gc
 import io
 import json
 import logging
@@ -298,6 +299,7 @@ def compare(timed: Timed, repeats: int) -> dict[str, Any]:
     results = {}
     for _ in range(repeats):
         for name, run in timed.items():
+            gc.collect()  # so that the objects of one do not cost the time of the next
             start = time.process_time()
             results[name] = run()
             seconds[name].append(time.process_time() - start)

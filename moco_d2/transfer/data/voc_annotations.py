@@ -1,5 +1,6 @@
 """Annotations of a VOC-format dataset, with a cache and a reader for untrusted XML."""
 
+import os
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -124,7 +125,7 @@ def read_ground_truths(root: str, split: Counter[str], class_names: list[str]) -
     by_class: list[list[tuple[int, VOCObject]]] = [[] for _ in class_names]
     positives = [0] * len(class_names)
     for image, (name, listed) in enumerate(split.items()):
-        for item in read_objects(folder / f"{name}.xml"):
+        for item in read_objects(f"{folder}/{name}.xml"):
             label = labels.get(item.name)
             if label is not None:
                 by_class[label].append((image, item))
@@ -146,19 +147,19 @@ def _collect(objects: list[tuple[int, VOCObject]], images: int, positives: int) 
     )
 
 
-def read_objects(path: Path) -> tuple[VOCObject, ...]:
+def read_objects(path: str | Path) -> tuple[VOCObject, ...]:
     """Return the objects of `read_annotation`."""
     return read_annotation(path).objects
 
 
-def read_annotation(path: Path) -> VOCAnnotation:
+def read_annotation(path: str | Path) -> VOCAnnotation:
     """Return the annotation of one image. The result is cached until the file changes.
 
     Raises:
         UserError: If the file is missing, is not a VOC annotation, or declares an XML entity.
     """
     try:
-        return _read_annotation(path, path.stat().st_mtime_ns)
+        return _read_annotation(str(path), os.stat(path).st_mtime_ns)
     except OSError as error:
         raise UserError(
             f"cannot read annotation {path}: {error.strerror}; add the file or remove the image "
@@ -167,9 +168,9 @@ def read_annotation(path: Path) -> VOCAnnotation:
 
 
 @cache
-def _read_annotation(path: Path, modified: int) -> VOCAnnotation:
+def _read_annotation(path: str, modified: int) -> VOCAnnotation:
     try:
-        root = parse_xml(path)
+        root = parse_xml(Path(path))
         objects = root.findall("object")
         if len(objects) < sum(element.tag.lower() == "object" for element in root.iter()):
             raise ValueError(

@@ -2,10 +2,8 @@
 
 import dataclasses
 import json
-import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ import torch
 import torchvision
 from support import toy_data
 from support.checkpoint.vits import HEADS, WIDTH, vit
-from support.commands import SECONDS, Python
+from support.commands import SECONDS, Python, run_python
 from support.paths import ROOT
 from support.toy_data import make_coco, make_voc
 
@@ -27,7 +25,7 @@ from moco_d2.benchmark.transfer_command.command import answer
 from moco_d2.benchmark.transfer_command.data import Facts, dataset_name
 from moco_d2.benchmark.transfer_command.preparation import check_keypoints
 from moco_d2.benchmark.transfer_command.question import NO_SUPERVISED, Question, task_settings
-from moco_d2.benchmark.transfer_command.sizes import FORMS
+from moco_d2.benchmark.transfer_command.sizes import FORMS, form_settings
 from moco_d2.benchmark.transfer_command.weights import (
     Row,
     check_task,
@@ -40,6 +38,7 @@ from moco_d2.checkpoint.mapping import Architecture, build_torchvision
 from moco_d2.checkpoint.vit.architecture import ViT
 from moco_d2.errors import UserError
 from moco_d2.locks import run_in
+from moco_d2.transfer import timing
 from moco_d2.transfer.data import registered
 
 _REPORT = {
@@ -274,6 +273,7 @@ def test_a_file_converted_for_another_library_is_converted_back(tmp_path, target
 
 _FORKS_LATER = """
 import multiprocessing, sys, torch
+torch.set_num_threads(2)
 from moco_d2.benchmark.transfer_command.weights import convert_row
 from pathlib import Path
 
@@ -292,13 +292,20 @@ print("computed", queue.get(timeout=240))
 def test_runs_that_are_forked_after_a_conversion_compute_with_several_threads(tmp_path):
     """They waited forever for threads of OpenMP that the conversion had started."""
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "a.pth")
-    words = [sys.executable, "-c", _FORKS_LATER, str(tmp_path / "a.pth"), str(tmp_path)]
-    two = {**os.environ, "OMP_NUM_THREADS": "2"}
-    ended = subprocess.run(words, env=two, check=False, capture_output=True, text=True)
+    ended = run_python("-c", _FORKS_LATER, tmp_path / "a.pth", tmp_path)
     assert "computed 1.0" in ended.stdout, ended.stderr
 
 
 # ---- the whole -----------------------------------------------------------------------------------
+
+
+# Heads and a pyramid of few channels, where the task has them; the network is the checkpoint's.
+_NARROW = {
+    "MODEL.FPN.OUT_CHANNELS": 32,
+    "MODEL.ROI_BOX_HEAD.CONV_DIM": 32,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 64,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
+}
 
 
 @pytest.fixture
@@ -312,11 +319,17 @@ def question(tmp_path, monkeypatch):
     root = make_coco(tmp_path / "coco")
 
     def two_steps(grid, task, budget, measure):
-        timing = measure(FORMS[0])
-        assert timing.step > 0 and timing.test_image > 0
+        measured = measure(FORMS[0])
+        assert measured.step > 0 and measured.test_image > 0
         return Fit(FORMS[0], 2, 60.0)
 
+    def narrow(*form, **device):
+        return {**form_settings(*form, **device), **_NARROW}
+
     monkeypatch.setattr(preparation, "fit", two_steps)
+    monkeypatch.setattr(preparation, "form_settings", narrow)
+    monkeypatch.setattr(timing, "WARM_UP", 1)  # the processes that measure are forks of this one
+    monkeypatch.setattr(timing, "STEPS", 2)
     return Question(
         checkpoints=(str(tmp_path / "mine.pth.tar"), str(tmp_path / "timm.pth")),
         train=(str(root / "train.json"),),

@@ -10,6 +10,7 @@ from detectron2.modeling import build_model
 from torch import Tensor, nn
 
 from moco_d2.transfer.preflight.memory_heads import heads
+from moco_d2.transfer.preflight.shapes_only import shapes_only
 from moco_d2.transfer.schedule import SYNCED_NORMS, normed_keys
 
 HOW = (
@@ -39,12 +40,12 @@ def training_bytes(cfg: CfgNode, images: int) -> int:
         images: Number of images, all of the largest size that INPUT allows.
     """
     cfg = _on_meta(cfg)
-    with torch.device("meta"):
+    with shapes_only(), torch.device("meta"):
         model = build_model(cfg)
         pixels = torch.zeros(images, 3, *_largest_image(cfg, model.backbone.size_divisibility))
     model.train()
     saved, saved_by_losses = _SavedTensors(model), _SavedTensors(model)
-    with saved.counting():
+    with shapes_only(), saved.counting():
         features = model.backbone(pixels)
         outputs = [(head, head.run(features)) for head in heads(cfg, model, pixels)]
     with saved_by_losses.counting():

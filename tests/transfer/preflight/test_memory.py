@@ -1,3 +1,4 @@
+import contextlib
 import os
 
 import pytest
@@ -5,6 +6,7 @@ import torch
 from torch import nn
 
 from moco_d2.config.load import load_config
+from moco_d2.transfer.preflight import memory
 from moco_d2.transfer.preflight.memory import _SavedTensors, available_bytes, training_bytes
 
 # Detectron2's baselines freeze the first stages and all BatchNorm.
@@ -61,6 +63,14 @@ def test_logits_of_every_class_are_counted(config, key, few, many, values, times
     )
     of_one = (many_classes - few_classes) / (many - few)
     assert of_one == pytest.approx(2 * values * 4 * times, rel=0.1)
+
+
+@pytest.mark.parametrize("config", ["coco_FPN_1x_random.yaml", "coco_vitdet_Ti_25ep_random.yaml"])
+def test_what_torch_is_spared_changes_no_byte(config, monkeypatch):
+    cfg = load_config(config)
+    faster = training_bytes(cfg, 2)
+    monkeypatch.setattr(memory, "shapes_only", contextlib.nullcontext)
+    assert training_bytes(cfg, 2) == faster
 
 
 def test_what_is_saved_is_counted_once_and_without_the_weights():

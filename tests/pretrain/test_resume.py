@@ -1,5 +1,6 @@
 """kill -9 and --resume of real commands: the run that was killed ends as the one that was not."""
 
+import contextlib
 import json
 import os
 import random
@@ -12,11 +13,12 @@ import pytest
 import torch
 from support.commands import SECONDS, Python, start_processes
 from support.paths import SUPPORT
+from support.pretrain.small_run import WAIT_BEFORE
 from support.same_state import OF_CLOCK, differences
 from support.toy_shards import make_shards
 
 SMALL_RUN = str(SUPPORT / "pretrain" / "small_run.py")
-STEPS = 120  # long enough to be hit in the middle
+STEPS = 40
 PERIOD = 4
 V3 = {
     "MOCO.PRETEXT": "mocov3",
@@ -28,10 +30,14 @@ V3 = {
 }
 
 
-def start(words: list[str], *, processes: int, resume: bool = False) -> list[Python]:
+def start(
+    words: list[str], *, processes: int, resume: bool = False, wait: int | None = None
+) -> list[Python]:
+    """Start a run, which waits to be killed before the iteration `wait`."""
     flags = ["--resume"] if resume else []
     command = [SMALL_RUN, "--config-file", "moco_v2_R50_200ep.yaml", *flags, *words]
     options = {
+        "env": os.environ | ({} if wait is None else {WAIT_BEFORE: str(wait)}),
         "stdout": subprocess.DEVNULL,
         "stderr": subprocess.PIPE,
         "start_new_session": True,  # so that data workers can be killed with their process
@@ -49,14 +55,17 @@ def finish(run: list[Python]) -> None:
 def kill_after_a_checkpoint(run: list[Python], folder: Path) -> None:
     """SIGKILL to every process of the run at a random moment after the first checkpoint."""
     deadline = time.monotonic() + SECONDS
-    while not (folder / "last_checkpoint").exists():
+    try:
+        while not (folder / "last_checkpoint").exists():
+            assert all(p.poll() is None for p in run), [p.communicate()[1] for p in run]
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(random.random() * 0.3)
         assert all(p.poll() is None for p in run), [p.communicate()[1] for p in run]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    time.sleep(random.random() * 0.3)
-    assert all(p.poll() is None for p in run), "the run was over before it was killed"
-    for process in run:
-        os.killpg(process.pid, signal.SIGKILL)
+    finally:
+        for process in run:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     for process in run:
         process.communicate()
 
@@ -97,14 +106,14 @@ def test_a_killed_run_ends_as_one_that_was_not(
                 "MOCO.BN_SPLITS": 1 if recipe else 2 // processes,
                 "MOCO.KNN.TRAIN": images,
                 "MOCO.KNN.TEST": held_out,
-                "MOCO.KNN.PERIOD": 50,
+                "MOCO.KNN.PERIOD": 16,
                 "MOCO.MONITOR.NEIGHBOURS": 1,  # to compress more rows takes longer than all steps
                 **recipe,
             }
         )
 
     straight = start(run_words("straight"), processes=processes)
-    killed = start(run_words("killed"), processes=processes)
+    killed = start(run_words("killed"), processes=processes, wait=STEPS - 1)
     kill_after_a_checkpoint(killed, tmp_path / "killed")
     at = (tmp_path / "killed" / "last_checkpoint").read_text()
     assert at != "checkpoint_final.pth.tar"

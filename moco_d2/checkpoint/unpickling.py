@@ -2,7 +2,7 @@
 
 import pickle
 import pickletools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
 from typing import Any, BinaryIO
 
@@ -156,6 +156,14 @@ _IN_PLACE = frozenset(("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "
 _TUPLES = frozenset(("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"))
 _PUT = frozenset(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"))
 _GET = frozenset(("GET", "BINGET", "LONG_BINGET"))
+# These opcodes only put their argument, or an empty container, on the stack.
+_LITERALS = frozenset(
+    opcode.name
+    for opcode in pickletools.opcodes
+    if opcode.stack_after and not opcode.stack_before
+    if opcode.name not in {"MARK", *_GET, *_REFUSED_OPCODES}
+)
+_BY_CODE = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
 # The operands of these opcodes that are keys of a dict or items of a set.
 _KEYS = {
     "DICT": slice(0, None, 2),
@@ -180,13 +188,15 @@ def check_pickle(file: BinaryIO) -> None:
     stack: list[Any] = []
     memo: dict[Any, Any] = {}
     odd_keys = 0
-    for count, (opcode, arg, _) in enumerate(pickletools.genops(file)):
+    for count, (opcode, arg) in enumerate(_opcodes(file)):
         name = opcode.name
         if count > MOST_OPCODES:
             raise refused("so long a pickle")
-        if name in _REFUSED_OPCODES:
+        if name in _LITERALS:
+            stack.append(None if arg is None else _literal(arg))
+        elif name in _REFUSED_OPCODES:
             raise refused(f"the opcode {name}")
-        if name in _PUT:
+        elif name in _PUT:
             index = len(memo) if name == "MEMOIZE" else arg
             # The unpickler allocates memory for all indices up to it.
             if not isinstance(index, int) or not 0 <= index <= count:
@@ -196,8 +206,22 @@ def check_pickle(file: BinaryIO) -> None:
             stack.append(memo[arg])
         else:
             odd_keys += _step(stack, opcode, arg)
-        if odd_keys > MOST_ODD_KEYS:
-            raise refused("so many keys that are no text")
+            if odd_keys > MOST_ODD_KEYS:
+                raise refused("so many keys that are no text")
+
+
+def _opcodes(file: BinaryIO) -> Iterator[tuple[pickletools.OpcodeInfo, Any]]:
+    """Yield the opcodes and arguments of a pickle.
+
+    It is a faster pickletools.genops, because a long pickle has millions of opcodes.
+    """
+    read, code = file.read, b""
+    while code != pickle.STOP:
+        code = read(1)
+        if code not in _BY_CODE:
+            raise ValueError(f"{code!r} is no opcode")
+        opcode = _BY_CODE[code]
+        yield opcode, None if opcode.arg is None else opcode.arg.reader(file)
 
 
 def _step(stack: list[Any], opcode: pickletools.OpcodeInfo, arg: Any) -> int:
@@ -215,8 +239,9 @@ def _step(stack: list[Any], opcode: pickletools.OpcodeInfo, arg: Any) -> int:
         stack += popped * 2
     elif opcode.stack_after:
         stack.append(_literal(arg))
-    keys = popped[_KEYS[name]] if name in _KEYS else ()
-    return sum(1 for key in keys if key is not _NUMBER and not isinstance(key, str))
+    if name not in _KEYS:
+        return 0
+    return sum(1 for key in popped[_KEYS[name]] if key is not _NUMBER and not isinstance(key, str))
 
 
 def _literal(arg: Any) -> Any:

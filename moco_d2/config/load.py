@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import itertools
 import json
 import logging
 import math
@@ -83,7 +82,8 @@ def find_config(name: str) -> Path:
         or not is_folder(path.parent)
         or Path(os.path.realpath(path.parent)) == root
     ):
-        match = {known.lower(): known for known in packaged | composed}.get(wanted.lower())
+        lower = wanted.lower()
+        match = next((known for known in (*packaged, *composed) if known.lower() == lower), None)
         if match in packaged:
             return packaged[match]
         if match in composed:
@@ -96,8 +96,11 @@ def find_config(name: str) -> Path:
 
 def task_configs() -> dict[str, tuple[Path, Path]]:
     """Return all fine-tuning configs: ``{task}_{initialization}.yaml`` -> two packaged files."""
-    folders = (sorted((config_root() / name).glob("*.yaml")) for name in ("task", "init"))
-    return {f"{t.stem}_{i.stem}.yaml": (t, i) for t, i in itertools.product(*folders)}
+    tasks, initializations = (
+        [(file.stem, file) for file in sorted((config_root() / name).glob("*.yaml"))]
+        for name in ("task", "init")
+    )
+    return {f"{t}_{i}.yaml": (task, init) for t, task in tasks for i, init in initializations}
 
 
 @functools.cache

@@ -62,7 +62,9 @@ def scale_to_hardware(
         cfg.defrost()
         cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
         cfg.freeze()
-    scaled = DefaultTrainer.auto_scale_workers(cfg, world_size).clone()
+    scaled = DefaultTrainer.auto_scale_workers(cfg, world_size)
+    if scaled is cfg:  # otherwise it is a copy
+        scaled = cfg.clone()
     scaled.defrost()
     solver = scaled.SOLVER
     notes = []

@@ -297,7 +297,7 @@ def check_settings(cfg: "CfgNode") -> list[Finding]:
             f"the task has {expected}; do not set it, or set MOCO.TASK to a name of your own",
         )
         for key, expected in task.items()
-        if _is_task_key(key) and to_plain(run[key]) != to_plain(expected)
+        if run[key] != expected and _is_task_key(key) and to_plain(run[key]) != to_plain(expected)
     ]
 
 

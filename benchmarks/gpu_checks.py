@@ -72,6 +72,7 @@ def mechanisms(run: Run) -> dict[str, tuple[str, dict[str, Any]]]:
             V3_VIT,
             _OF_V3
             | {"MOCO.ENCODER.ARCH": "vit_small", "MOCO.ENCODER.WIDTH_FACTOR": run.size.vit_width}
+            | {"MOCO.ENCODER.MLP_DIM": run.size.vit_hidden}
             | {"SOLVER.BASE_LR": 0.001},
         ),
         # Last and smaller, because compiling takes longer than all the others.

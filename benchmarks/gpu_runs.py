@@ -14,7 +14,7 @@ import moco_d2  # noqa: F401  isort: skip  before Detectron2
 
 import torch
 import torch.distributed as dist
-from gpu_common import V2, Run, tool, wait_for, words_of
+from gpu_common import V2, Run, few_blocks, tool, wait_for, words_of
 
 from moco_d2.demo import scenes
 from moco_d2.engine.failures import explained
@@ -31,6 +31,7 @@ _GRACE_S = 30  # in which a fault has to be reported, on a busy machine, too
 def _command(run: Run, out: Path, more: dict[str, Any]) -> list[str]:
     """Return the words of tools/pretrain.py for a run on generated images."""
     size, data = run.size, run.folder / "data"
+    few_blocks(run)
     if not data.exists():
         scenes.write_dataset(
             data,

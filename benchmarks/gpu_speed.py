@@ -52,7 +52,7 @@ def step(run: Run) -> None:
     forms = _FORMS if run.on_gpu else _FORMS[:5]
     planned = [(batch, form, None) for batch in size.batches for form in forms]
     # The host queues a small batch more slowly than a GPU computes it, but for CUDA graphs.
-    planned.append((min(size.batches), (True, True, True), "reduce-overhead"))
+    planned.append((min(size.batches), (run.on_gpu, True, True), "reduce-overhead"))
     for batch, (compiled, split, on_device), mode in planned:
         splits = size.splits if split else 1
         name = (

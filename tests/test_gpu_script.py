@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-from support.commands import SECONDS
+from support.commands import SECONDS, run_python
 from support.paths import BENCHMARKS, ROOT
 
 PAGE = ROOT / "docs" / "gpu_minutes.md"
@@ -21,13 +21,7 @@ def in_benchmarks(monkeypatch):
 
 
 def run(*words, code=0):
-    done = subprocess.run(
-        [sys.executable, *map(str, words)],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-    )
+    done = run_python(*words)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout
 

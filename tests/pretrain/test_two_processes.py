@@ -54,10 +54,16 @@ def folder():
         yield Path(name)
 
 
+@pytest.fixture(scope="module")
+def found():
+    """What each of the two processes found, or nothing before they have run."""
+    return []
+
+
 @pytest.fixture
-def ranks(folder, words, images, held_out):
-    """What each of the two processes found; they run once."""
-    if not (folder / "rank1.pth").is_file():
+def ranks(found, folder, words, images, held_out):
+    """What each of the two processes found; they run once, and no test changes it."""
+    if not found:
         knn = {"MOCO.KNN.TRAIN": images, "MOCO.KNN.TEST": held_out, "MOCO.KNN.PERIOD": 1}
         runs = {
             name: words(
@@ -67,7 +73,9 @@ def ranks(folder, words, images, held_out):
         }
         (folder / "runs.json").write_text(json.dumps(runs))
         run_processes(2, SUPPORT / "pretrain" / "two_processes.py", folder, folder / "runs.json")
-    return [torch.load(folder / f"rank{rank}.pth", weights_only=True) for rank in range(2)]
+        files = [folder / f"rank{rank}.pth" for rank in range(2)]
+        found += [torch.load(file, weights_only=True) for file in files]
+    return found
 
 
 def test_keys_come_back_in_order_from_whichever_process_encoded_them(ranks):

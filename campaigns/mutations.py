@@ -32,6 +32,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 LIST = Path(__file__).with_suffix(".yaml")
 LIMIT_S = 180  # for one entry
+_LATER_S = 10  # by which an edited file is newer
 _COPIED = (
     "moco_d2",
     "configs",
@@ -148,33 +149,41 @@ def problems(mutations: list[Mutation], root: Path = ROOT) -> list[str]:
 
 @contextlib.contextmanager
 def copied_tree() -> Iterator[Path]:
-    """Yield a copy of the files for the checks, without compiled files.
+    """Yield a copy of the files for the checks.
 
-    Python compares only the seconds of a compiled file's time, which is too coarse for edits.
+    It has the compiled files, which are found by the copied times of the sources; `applied` sets
+    those of edited files.
     """
     with tempfile.TemporaryDirectory(prefix="moco_d2_mutations_") as name:
-        ignored = shutil.ignore_patterns("__pycache__", ".*")
+        ignored = shutil.ignore_patterns(".*")
         for item in _COPIED:
             source, destination = ROOT / item, Path(name).resolve() / item
             if source.is_dir():
                 shutil.copytree(source, destination, ignore=ignored)
             else:
-                shutil.copy(source, destination)
+                shutil.copy2(source, destination)
         yield Path(name).resolve()
 
 
 @contextlib.contextmanager
 def applied(mutation: Mutation, tree: Path) -> Iterator[None]:
-    """Apply the entry's edits to the tree, and undo them at the end."""
-    before = {edit.file: (tree / edit.file).read_text() for edit in mutation.edits}
+    """Apply the entry's edits to the tree, and undo them at the end.
+
+    Python compares only the seconds of a source's time with those of its compiled file. An edited
+    file gets later ones, so it is compiled anew.
+    """
+    paths = {tree / edit.file for edit in mutation.edits}
+    before = {path: (path.read_text(), path.stat().st_mtime_ns) for path in paths}
     for edit in mutation.edits:
         path = tree / edit.file
         path.write_text(path.read_text().replace(edit.old, edit.new))
+        os.utime(path, ns=(before[path][1] + _LATER_S * 10**9,) * 2)
     try:
         yield
     finally:
-        for file, text in before.items():
-            (tree / file).write_text(text)
+        for path, (text, modified) in before.items():
+            path.write_text(text)
+            os.utime(path, ns=(modified, modified))
 
 
 def forked(work: Callable[[], Any], tree: Path) -> Any:

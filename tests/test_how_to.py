@@ -25,9 +25,7 @@ _BLOCK = re.compile(r"^<!-- (.*?) -->\n```\w+\n(.*?)^```$", re.MULTILINE | re.DO
 def checkout(tmp_path):
     """A copy of the package, its configs, and the records of the demo."""
     for folder in ("moco_d2", "configs", "results/board/demo"):
-        shutil.copytree(
-            ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__")
-        )
+        shutil.copytree(ROOT / folder, tmp_path / folder)  # with its compiled files
     return tmp_path
 
 

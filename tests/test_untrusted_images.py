@@ -2,6 +2,7 @@
 takes gigabytes, none keeps a run waiting, and the answer is one sentence.
 """
 
+import functools
 import io
 import os
 import re
@@ -21,7 +22,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.visualizer import Visualizer
 from PIL import EpsImagePlugin, Image, ImageFile
 from support.small_network import SmallNetwork
-from support.toy_data import SMALL_DETECTOR, make_voc
+from support.toy_data import SLIM_DETECTOR, make_voc
 from support.toy_shards import write_shard
 from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -205,11 +206,15 @@ def _with_labels(file: Path) -> dict:
     return {"file_name": str(image), "sem_seg_file_name": str(file)}
 
 
-def _config(*overrides: str):
-    cfg = load_config(
-        "voc_C4_random.yaml",
-        [*SMALL_DETECTOR, "MODEL.DEVICE", "cpu", "MODEL.RESNETS.NORM", "BN", *overrides],
+@functools.cache
+def _loaded_config():
+    return load_config(
+        "voc_C4_random.yaml", [*SLIM_DETECTOR, "MODEL.DEVICE", "cpu", "MODEL.RESNETS.NORM", "BN"]
     )
+
+
+def _config():
+    cfg = _loaded_config().clone()
     cfg.DATALOADER.NUM_WORKERS = 0
     return cfg
 

@@ -121,6 +121,12 @@ def interrupt(finetune_run, out, number, iteration, *overrides):
     return finetune_run.root / out
 
 
+@pytest.fixture(scope="module")
+def killed(finetune_run):
+    """A run that was killed in the iteration after that of its last checkpoint."""
+    return interrupt(finetune_run, "killed first", signal.SIGKILL, 5)
+
+
 def test_the_run_has_what_is_compared(uninterrupted):
     found = everything(uninterrupted)
     assert [entry["iteration"] for entry in found["record"]["history"]] == [2, 5, 7]
@@ -149,16 +155,16 @@ def test_stopped_by_sigterm(finetune_run, uninterrupted):
     assert_same(everything(folder), everything(uninterrupted))
 
 
-def test_killed(finetune_run, uninterrupted):
-    folder = interrupt(finetune_run, "killed", signal.SIGKILL, 5)
+def test_killed(finetune_run, uninterrupted, killed):
+    folder = shutil.copytree(killed, finetune_run.root / "killed")
     assert (folder / "last_checkpoint").read_text() == "model_0000003.pth"
     finetune_run("killed", resume=True)
     assert_same(everything(folder), everything(uninterrupted))
 
 
-def test_a_step_that_failed_leaves_no_line(finetune_run, uninterrupted):
+def test_a_step_that_failed_leaves_no_line(finetune_run, uninterrupted, killed):
     """Detectron2 writes what a failed step has measured until then, without a loss."""
-    folder = interrupt(finetune_run, "failed", signal.SIGKILL, 5)
+    folder = shutil.copytree(killed, finetune_run.root / "failed")
     with (folder / "metrics.json").open("a") as file:
         file.write('{"iteration": 4, "eta_seconds": 0.1, "rpn/num_pos_anchors": 1.0}\n')
     finetune_run("failed", resume=True)
@@ -252,11 +258,12 @@ def test_another_batch_is_refused(finetune_run, uninterrupted):
         finetune_run("uninterrupted", "SOLVER.IMS_PER_BATCH", "4", resume=True)
 
 
-def test_a_lower_learning_rate_counts_after_a_resume(finetune_run, uninterrupted, caplog):
+def test_a_lower_learning_rate_counts_after_a_resume(finetune_run, uninterrupted):
     """As Detectron2 restores its schedule, the old one would."""
     folder = finetune_run("rate", *TWO_STEPS)
     finetune_run("rate", "SOLVER.BASE_LR", "0.00002", resume=True)
-    assert "resuming after 2 iterations with SOLVER.BASE_LR 2e-05, which was 0.0002" in caplog.text
+    log = (folder / "log.txt").read_text()
+    assert "resuming after 2 iterations with SOLVER.BASE_LR 2e-05, which was 0.0002" in log
     rates = [
         {line["iteration"]: line["lr"] for line in everything(of)["lines"] if "lr" in line}
         for of in (folder, uninterrupted)
@@ -367,7 +374,7 @@ def test_a_run_that_was_longer_is_not_called_damaged(finetune_run, uninterrupted
 
 @pytest.mark.parametrize("split", ["trainval", "test"])
 def test_data_that_changed_before_a_resume_is_in_the_log_and_in_the_record(
-    finetune_run, uninterrupted, tmp_path, caplog, split
+    finetune_run, uninterrupted, tmp_path, split
 ):
     """At the same path; and the same data at another path is no change."""
     moved = make_voc(tmp_path / "VOC2007")
@@ -385,7 +392,7 @@ def test_data_that_changed_before_a_resume_is_in_the_log_and_in_the_record(
     key = "the content of DATASETS." + ("TRAIN" if split == "trainval" else "TEST")
     named = [change["key"] for change in changes]
     assert named == [key.removeprefix("the content of "), "SOLVER.MAX_ITER", key]
-    assert f"with {key} 6 images, " in caplog.text
+    assert f"with {key} 6 images, " in (folder / "log.txt").read_text()
 
 
 def test_two_processes_stop_together_and_resume(finetune_run, tiny, voc, tmp_path):

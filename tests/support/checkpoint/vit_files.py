@@ -3,6 +3,7 @@
 Their layouts are kept without the values, so that a test makes them again without the libraries.
 """
 
+import contextlib
 import json
 import math
 import re
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from moco_d2.checkpoint.convert import settings_for
 from moco_d2.checkpoint.io import load_checkpoint
+from moco_d2.checkpoint.mapping import without_values
 from moco_d2.transfer.modeling import vit
 
 RESULT = ROOT / "results" / "campaigns" / "vit_files.json"
@@ -99,26 +101,46 @@ def write_again(file: Mapping[str, Any], folder: Path) -> Path:
     return path
 
 
-def arrived(vit_class: type, report: dict[str, Any], weights: Path, side: int) -> nn.Module:
+def arrived(
+    vit_class: type,
+    report: dict[str, Any],
+    weights: Path,
+    side: int,
+    *,
+    random_values: bool = False,
+) -> nn.Module:
     """Load converted weights as Detectron2 does into a ViT, with attention over the whole image.
+
+    Args:
+        vit_class: The class of the ViT.
+        report: The report of the conversion.
+        weights: The converted weights.
+        side: Side of the images in pixels.
+        random_values: Whether the ViT begins with its own values. To draw them takes longer than to
+            load the others, so it begins with NaN otherwise.
 
     Raises:
         AssertionError: If a tensor of the file does not arrive, or one of the ViT has none.
     """
     settings = settings_for(report)
     more = {} if vit_class is vit.ViT else {"out_feature": vit.OUTPUT, "norm_layer": _norm}
-    network = vit_class(
-        img_size=side,
-        patch_size=settings["MOCO.VIT.PATCH_SIZE"],
-        embed_dim=settings["MOCO.VIT.EMBED_DIM"],
-        depth=settings["MOCO.VIT.DEPTH"],
-        num_heads=settings["MOCO.VIT.HEADS"],
-        use_rel_pos=True,
-        pretrain_img_size=settings["MOCO.VIT.PRETRAIN_SIZE"],
-        pretrain_use_cls_token=settings["MOCO.VIT.PRETRAIN_CLASS_TOKEN"],
-        **more,
-    )
+    with contextlib.nullcontext() if random_values else without_values():
+        network = vit_class(
+            img_size=side,
+            patch_size=settings["MOCO.VIT.PATCH_SIZE"],
+            embed_dim=settings["MOCO.VIT.EMBED_DIM"],
+            depth=settings["MOCO.VIT.DEPTH"],
+            num_heads=settings["MOCO.VIT.HEADS"],
+            use_rel_pos=True,
+            pretrain_img_size=settings["MOCO.VIT.PRETRAIN_SIZE"],
+            pretrain_use_cls_token=settings["MOCO.VIT.PRETRAIN_CLASS_TOKEN"],
+            **more,
+        )
     detector = nn.ModuleDict({"backbone": nn.ModuleDict({"net": network})}).eval()
+    if not random_values:
+        detector.to_empty(device="cpu")
+        for tensor in detector.state_dict().values():
+            tensor.fill_(math.nan)
     DetectionCheckpointer(detector).load(str(weights))
     written, state = load_checkpoint(weights)["model"], detector.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in written.items())
@@ -149,7 +171,8 @@ def differences(report: dict[str, Any], weights: Path, expected: State) -> dict[
             if vit_class is None:
                 found[name] = None
                 continue
-            network = arrived(vit_class, report, weights, expected["image"].shape[-1])
+            side = expected["image"].shape[-1]
+            network = arrived(vit_class, report, weights, side, random_values=True)
             features = network(expected["image"])[vit.OUTPUT]
             difference = (features - expected["features"]).abs().max()
             found[name] = float(difference / expected["features"].abs().max())

@@ -154,7 +154,7 @@ def test_while_features_are_read_it_ends_at_once_in_one_line(tmp_path, number):
     log = tmp_path / "out" / "log.txt"
     run = Command(kind.script, [*kind.words(tmp_path / "out"), "--crops", 500])
     run.wait_until(lambda: log.exists() and "protocol linear-fast" in log.read_text())
-    run.wait_until(lambda: len(run.members()) == 3)
+    run.wait_until(lambda: len(run.members()) == 3, every=0.05)
     run.signal_group(number)
     code, said = run.end()
     assert code == 128 + number, said

@@ -7,8 +7,6 @@ import io
 import os
 import re
 import struct
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from detectron2.data.detection_utils import read_image as detectron2_read_image
 from detectron2.modeling import build_model
 from detectron2.utils.visualizer import Visualizer
 from PIL import EpsImagePlugin, Image, ImageFile
+from support.commands import run_python
 from support.small_network import SmallNetwork
 from support.toy_data import SLIM_DETECTOR, make_voc
 from support.toy_shards import write_shard
@@ -521,8 +520,8 @@ def test_an_image_takes_no_more_memory_than_is_stated(tmp_path):
         "    del image\n"
     )
     names = ("small.jpg", "gray.png", "alpha.png", "turned.jpg")
-    command = [sys.executable, "-c", code, *(str(tmp_path / name) for name in names)]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    taken = dict(zip(names, map(int, output.split()), strict=True))
+    ended = run_python("-c", code, *(tmp_path / name for name in names))
+    assert ended.returncode == 0, ended.stderr
+    taken = dict(zip(names, map(int, ended.stdout.split()), strict=True))
     for name in names[1:]:
         assert 3 * side**2 < taken[name] < 16 * side**2 + (8 << 20), taken

@@ -34,13 +34,13 @@ class Command:
     def pid(self) -> int:
         return self._process.pid
 
-    def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Wait for something that it does before its end."""
+    def wait_until(self, condition: Callable[[], bool], every: float = 0.005) -> None:
+        """Wait for something that it does before its end, and look every so many seconds."""
         deadline = time.monotonic() + LIMIT_S
         while not condition():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(self.end()[1])
-            time.sleep(0.005)
+            time.sleep(every)
 
     def signal_group(self, number: int) -> None:
         """Send a signal to it and to all that it has started."""

@@ -108,6 +108,7 @@ def datasets(tmp_path_factory):
     MetadataCatalog.get("families_sem_seg").set(stuff_classes=list(CLASSES), ignore_label=255)
     yield {"detection": "families_coco", "segmentation": "families_sem_seg"}
     Network.build.cache_clear()  # hundreds of megabytes, also of test_families.py before
+    reference._original.cache_clear()
     reference._detectron2_backbone.cache_clear()
     for name in ("families_coco", "families_sem_seg"):
         DatasetCatalog.remove(name)

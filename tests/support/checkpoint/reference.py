@@ -1,5 +1,6 @@
 """The networks in the files: torchvision's and Detectron2's, and the names of both."""
 
+import copy
 import functools
 import re
 from collections.abc import Mapping
@@ -160,16 +161,22 @@ def _detectron2_backbone(network: Network) -> nn.Module:
     return build_resnet_backbone(config(network), ShapeSpec(channels=3)).eval()
 
 
+@functools.cache
+def _original(network: Network) -> nn.Module:
+    """A network that takes the weights of each file; to copy one is faster than to draw another."""
+    return copy.deepcopy(network.build(QUERY))
+
+
 @torch.inference_mode()
 def parity(network: Network, state: State, weights: Path) -> float:
     """Largest relative difference, max|a - b| / max|a|, of the features of res2 .. res5 for one
     image: of torchvision's `network` with `state`, and of Detectron2's with the converted weights.
     """
-    original = network.build(0)
+    original, backbone = _original(network), _detectron2_backbone(network)
+    for module in (original, backbone):
+        for tensor in module.state_dict().values():
+            tensor.fill_(1)  # the last file's weights shall not pass for this one's
     original.load_state_dict(state)
-    backbone = _detectron2_backbone(network)
-    for tensor in backbone.state_dict().values():
-        tensor.fill_(1)  # the last file's weights shall not pass for this one's
     DetectionCheckpointer(backbone).load(str(weights))
     # Odd sides: a padding or a stride in the wrong place shows at the borders.
     image = torch.randn(1, 3, 65, 97, generator=torch.Generator().manual_seed(0))

@@ -199,21 +199,27 @@ def with_coverage(page: str, result: dict[str, Any]) -> str:
 
 def coverage(result: dict[str, Any]) -> str:
     """Return the coverage as Markdown."""
-    draws = min(line["draws"] for line in result["cases"])
     lines = [
-        f"Share of {draws:,} simulated benchmarks whose 95 % interval holds the true difference:",
+        "Share of simulated benchmarks whose 95 % interval holds the true difference:",
         "",
-        "| metric | images | seeds | variance due to images | seeds alone | plain bootstrap "
-        "| seeds and images |",
-        "|---|---|---|---|---|---|---|",
+        "| metric | images | seeds | benchmarks | variance due to images | seeds alone "
+        "| plain bootstrap | seeds and images |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for line in result["cases"]:
+    for line in sorted(result["cases"], key=_place):
         held = " | ".join(f"{line['held'][kind]:.1%}" for kind in _KINDS)
         lines.append(
             f"| {line['metric']}, {line['form'].replace('_', ' ').upper()} | {line['images']} "
-            f"| {line['seeds']} | {line['share_of_images']:.0%} | {held} |".replace("%", " %")
+            f"| {line['seeds']} | {line['draws']:,} | {line['share_of_images']:.0%} "
+            f"| {held} |".replace("%", " %")
         )
     return "\n".join(lines)
+
+
+def _place(line: dict[str, Any]) -> int:
+    """Return the place of a case in CASES."""
+    fields = {field.name: line[field.name] for field in dataclasses.fields(Case)}
+    return CASES.index(Case(**fields))
 
 
 if __name__ == "__main__":

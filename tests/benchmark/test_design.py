@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -176,6 +177,70 @@ def test_a_declaration_put_beside_runs_without_one_is_not_theirs(tmp_path):
         note_started(Cell(name, "voc_C4", "moco", 1, ()), tmp_path, processes=1, completed=0)
     declare(tmp_path, Design(comparisons=(PAIR,)))
     assert table_of(tmp_path).declared == "not that of 15 of 15 runs"
+
+
+def _noted(folder):
+    """A suite with the declaration PAIR, and runs that started under it."""
+    declare(folder, Design(comparisons=(PAIR,)))
+    write_table_2b(folder / "voc_C4", lambda r: _finished(r, LATER))
+    for record in sorted(folder.rglob("record.json")):
+        name = str(record.parent.relative_to(folder))
+        note_started(Cell(name, "voc_C4", "moco", 1, ()), folder, processes=1, completed=0)
+
+
+def test_a_declaration_that_is_written_again_is_still_that_of_the_runs(tmp_path):
+    """After a damaged file was removed, as its error says, and when folders are merged."""
+    _noted(tmp_path)
+    (tmp_path / DESIGN_FILE).unlink()
+    declare(tmp_path, Design(comparisons=(PAIR,)))
+    assert table_of(tmp_path).declared == "beforehand"
+
+
+def test_clocks_that_differ_accuse_nobody(tmp_path):
+    _noted(tmp_path)
+    file = tmp_path / DESIGN_FILE
+    for record in tmp_path.rglob("record.json"):
+        record.write_text(record.read_text().replace(LATER, "2019-01-01T00:00:00+00:00"))
+    assert table_of(tmp_path).declared == "beforehand" and file.is_file()
+
+
+def test_a_run_keeps_the_design_under_which_it_first_started(tmp_path):
+    """A run that is resumed writes its note again."""
+    _noted(tmp_path)
+    declare(tmp_path, Design(primary=("bbox/AP75",)))
+    for record in tmp_path.rglob("record.json"):
+        record.write_text(record.read_text().replace(LATER, "2019-01-01T00:00:00+00:00"))
+        name = str(record.parent.relative_to(tmp_path))
+        note_started(Cell(name, "voc_C4", "moco", 1, ()), tmp_path, processes=1, completed=0)
+    assert table_of(tmp_path).declared == "after 15 of 15 runs"
+
+
+def test_a_note_that_cannot_be_read_is_no_proof(tmp_path):
+    _noted(tmp_path)
+    next(tmp_path.rglob("cell.json")).write_text("{")
+    assert table_of(tmp_path).declared == "not that of 1 of 15 runs"
+
+
+def test_the_start_of_an_imported_run_is_unknown(tmp_path):
+    """The time of a copied file is that of the copy."""
+    declare(tmp_path, Design(comparisons=(PAIR,)))
+
+    def imported(record):
+        return {**record, "run": {**_finished(record, LATER)["run"], "started": None}}
+
+    write_table_2b(tmp_path / "voc_C4", imported)
+    assert table_of(tmp_path).declared == "unknown for 15 of 15 runs"
+    text = render_folders([tmp_path], "markdown")
+    assert "the start is unknown for 15 of 15 runs" in text
+
+
+def test_the_declaration_is_found_from_any_way_to_the_records(tmp_path, monkeypatch):
+    _noted(tmp_path / "suite")
+    row = next((tmp_path / "suite").rglob("record.json")).parent.parent
+    (tmp_path / "link").symlink_to(row)
+    assert table_of(tmp_path / "link").declared == "beforehand"
+    monkeypatch.chdir(row)
+    assert table_of(Path(f"../{row.name}")).declared == "beforehand"
 
 
 def test_runs_of_a_suite_without_a_declaration_miss_none(tmp_path):

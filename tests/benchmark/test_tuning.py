@@ -19,6 +19,7 @@ from moco_d2.benchmark.runs.children import in_child
 from moco_d2.benchmark.runs.drawn_parts import DRAWN as PARTS
 from moco_d2.benchmark.runs.drawn_parts import draw_parts
 from moco_d2.benchmark.runs.inputs import _files, check_inputs, check_parts
+from moco_d2.benchmark.runs.runner import run as run_suite
 from moco_d2.benchmark.runs.suites import load_suite
 from moco_d2.benchmark.runs.trials import best_rate, has_diverged, is_trial
 from moco_d2.benchmark.runs.tuning import datasets
@@ -272,17 +273,72 @@ def test_a_part_without_any_object_is_refused_before_it_is_written(tmp_path, kin
         _, *others = (tmp_path / "data/ImageSets/Main/trainval.txt").read_text().split()
         for image in others:
             file = tmp_path / f"data/Annotations/{image}.xml"
-            file.write_text(re.sub(r"<object>.*</object>", "", file.read_text(), flags=re.DOTALL))
+            text = re.sub(r"<difficult>.*</difficult>", "", file.read_text())
+            file.write_text(text.replace("<object>", "<object><difficult>1</difficult>"))
     else:
         file = tmp_path / "data/train.json"
         content = json.loads(file.read_text())
         first = content["images"][0]["id"]
-        content["annotations"] = [x for x in content["annotations"] if x["image_id"] == first]
+        for annotation in content["annotations"]:
+            annotation["iscrowd"] = int(annotation["image_id"] != first)
         file.write_text(json.dumps(content))
     trial = fake_cell("trial", "steps=1", settings={PARTS: (name, 0.5, 7)})
-    with pytest.raises(UserError, match=r"would have no object, as 1 of its 10 images have some"):
+    with pytest.raises(UserError, match=r"no object that counts, as 1 of its 10 images have some"):
         draw_parts([trial], tmp_path / "out")
-    assert not list((tmp_path / "out").rglob("*.json")) + list((tmp_path / "out").rglob("*.txt"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_parts_may_be_drawn_again_until_a_run_has_begun(tmp_path):
+    """Two tasks are drawn together or not at all, and a refused start leaves nothing that binds."""
+    first, second = (toy_set(tmp_path / name, "coco") for name in ("first", "second"))
+    cells = [
+        fake_cell(task, "steps=1", settings={PARTS: (name, 0.3, 7)})
+        for task, name in (("a", first), ("b", second))
+    ]
+    cells = [dataclasses.replace(cell, task=cell.name) for cell in cells]
+    whole = (tmp_path / "second/train.json").read_text()
+    (tmp_path / "second/train.json").write_text(json.dumps({**json.loads(whole), "images": []}))
+    with pytest.raises(UserError):
+        draw_parts(cells, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "second/train.json").write_text(whole)
+    draw_parts(cells, tmp_path / "out")
+    again = [
+        dataclasses.replace(cell, settings={PARTS: (*cell.settings[PARTS][:2], 8)})
+        for cell in cells
+    ]
+    draw_parts(again, tmp_path / "out")
+    with pytest.raises(UserError, match="was drawn from other images, or by another fraction or"):
+        draw_parts(cells, tmp_path / "out", begun=True)
+
+
+def test_the_links_of_drawn_parts_follow_data_that_moved(tmp_path):
+    name = toy_set(tmp_path / "old", "coco")
+    trial = fake_cell("trial", "steps=1", settings={PARTS: (name, 0.3, 7)})
+    draw_parts([trial], tmp_path / "out")
+    (tmp_path / "old").rename(tmp_path / "new")
+    moved = fake_cell("trial", "steps=1", settings={PARTS: (name.replace("/old", "/new"), 0.3, 7)})
+    draw_parts([moved], tmp_path / "out", begun=True)
+    assert (tmp_path / "out/drawn/task/images").resolve() == (tmp_path / "new/images").resolve()
+
+
+def test_a_submitted_suite_is_checked_before_its_jobs_are_queued(tmp_path):
+    """A test set that is named as a part, by another path, would tune the rate on the test set."""
+    root = make_voc(tmp_path / "voc")
+    (tmp_path / "alias").symlink_to(root)
+    data = {
+        "DATASETS.TRAIN": f"('voc:{root}:trainval',)",
+        "DATASETS.TEST": f"('voc:{root}:test',)",
+        "MODEL.ROI_HEADS.NUM_CLASSES": 2,
+    }
+    parts = {
+        "train": {"voc_C4": [f"voc:{root}:trainval"]},
+        "test": {"voc_C4": f"voc:{tmp_path}/alias:test"},
+    }
+    suite = suite_of(tmp_path, {**TUNE, **parts}, overrides=data, initializations=["random"])
+    with pytest.raises(UserError, match=r"are not training images of voc_C4"):
+        run_suite(suite, folder=tmp_path / "out", submit=["cluster=local"])
+    assert not list((tmp_path / "out").rglob("cell.json"))
 
 
 def test_the_runs_are_checked_before_their_trials_start(tmp_path):

@@ -1,11 +1,13 @@
 """What a suite declares before its numbers are seen: which comparisons may claim an order.
 
 The runner writes the declaration into the folder of the suite, and the tables of the runs in this
-folder read it there. It has a time, so a table knows which runs had started before. The note beside
-each record names the declaration, so a table knows when it is gone or when another is in its place.
+folder read it there. The note beside each record says which design held when the run first
+started, so a table knows when the declaration is younger, gone, or that of other runs. It has a
+time for runs without such a note.
 """
 
 import datetime
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +21,7 @@ from moco_d2.records.fields import Name
 from moco_d2.records.parsing import parse
 
 DESIGN_FILE = "design.json"
-#: The note of the runner beside a record, and its entry for the fingerprint of the declaration.
+#: The note of the runner beside a record, and its entry for the design at the first start.
 NOTE_FILE, NOTED = "cell.json", "declared"
 #: The keys of a suite.
 DESIGN_KEYS = ("primary", "comparisons", "margin")
@@ -155,7 +157,7 @@ def declaration_of(record: Path, known: dict[Path, Declaration | None]) -> Decla
     Raises:
         UserError: If a declaration is damaged.
     """
-    for folder in record.absolute().parents[:_LEVELS]:
+    for folder in (Path(os.path.realpath(record.parent)) / record.name).parents[:_LEVELS]:
         if folder not in known:
             known[folder] = read_declaration(folder / DESIGN_FILE, other=True)
         if known[folder]:
@@ -163,15 +165,26 @@ def declaration_of(record: Path, known: dict[Path, Declaration | None]) -> Decla
     return None
 
 
-def noted_declaration(record: Path) -> str | None:
-    """Return the fingerprint in the note beside a record, "" if it names no declaration; None
-    without a note.
+def noted_design(folder: Path) -> str | None:
+    """Return the fingerprint of the design in the note of a run; another text if the note cannot be
+    read, and None if there is no note, or none of a runner that writes the design.
+
+    Args:
+        folder: The folder of the run.
     """
     try:
-        note = read_plain_json(record.parent / NOTE_FILE, _MOST_BYTES_OF_NOTE)
+        note = read_plain_json(folder / NOTE_FILE, _MOST_BYTES_OF_NOTE)
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError):
-        return None  # another program may write a file of this name
-    return str(note.get(NOTED, "")) if isinstance(note, dict) and "commands" in note else None
+        return "unreadable"
+    is_own = isinstance(note, dict) and "commands" in note  # another program may write such a file
+    return str(note[NOTED]) if is_own and NOTED in note else None
+
+
+def fingerprint_of(design: Design) -> str:
+    """Return the SHA-256 of a design, which a note has."""
+    return sha256_of_json(msgspec.to_builtins(design))
 
 
 def _fingerprint(design: Design, declared: datetime.datetime) -> str:

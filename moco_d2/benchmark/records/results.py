@@ -9,7 +9,13 @@ from typing import Any
 
 import msgspec
 
-from moco_d2.benchmark.records.design import Declaration, declaration_of, noted_declaration
+from moco_d2.benchmark.records.design import (
+    DEFAULT,
+    Declaration,
+    declaration_of,
+    fingerprint_of,
+    noted_design,
+)
 from moco_d2.benchmark.records.files import collect, read_json
 from moco_d2.config.plain import TRIAL
 from moco_d2.errors import UserError
@@ -32,7 +38,7 @@ class Record:
     run has several; see test_sets.by_test_set. `started` is None for an imported run.
     `batchnorm_images` is the number of images of one
     BatchNorm batch; None if it is frozen or not recorded. `declaration` is what the suite of the
-    run declares, as its folder says now; for `noted_declaration` see design.py.
+    run declares, as its folder says now; for `noted_design` see design.py.
     """
 
     path: Path
@@ -66,24 +72,28 @@ class Record:
     batchnorm_images: int | None = None
     test_set: str | None = None
     declaration: Declaration | None = None
-    noted_declaration: str | None = None
+    noted_design: str | None = None
     started: datetime | None = None
 
     @property
-    def declared_late(self) -> bool:
-        """Whether the run had started before the declaration. Records have whole seconds."""
-        # A run that is evaluated again later has another end.
-        return self.declaration is not None and (
-            self.started or self.finished
-        ) < self.declaration.declared.replace(microsecond=0)
-
-    @property
-    def declared_otherwise(self) -> bool:
-        """Whether the run started under another declaration than the one in its folder."""
-        return not self.declared_late and (
-            self.declaration is not None
-            and self.noted_declaration not in (None, self.declaration.sha256)
-        )
+    def declared(self) -> str:
+        """When the suite of the run declared its design: "" (never), "beforehand", "after" the
+        start of the run, "by hand" (somebody edited it), "unknown", "other" (the run started under
+        another one) or "missing" (it is gone).
+        """
+        declaration, noted = self.declaration, self.noted_design
+        if declaration is None:
+            return "" if noted in (None, fingerprint_of(DEFAULT)) else "missing"
+        # Records have whole seconds. A run that is evaluated again later has another end.
+        is_late = (self.started or self.finished) < declaration.declared.replace(microsecond=0)
+        known = fingerprint_of(declaration.design), declaration.sha256  # notes had the latter
+        if noted is not None and noted not in known and not is_late:
+            return "other"
+        if declaration.edited:
+            return "by hand"
+        if noted == known[0]:
+            return "beforehand"
+        return "after" if is_late else "beforehand" if self.started else "unknown"
 
     @property
     def images(self) -> int:
@@ -125,9 +135,7 @@ def read_records(paths: Iterable[str | Path], *, required: bool = True) -> list[
 
 def _with_declaration(record: Record, known: dict[Path, Declaration | None]) -> Record:
     declaration = declaration_of(record.path, known)
-    return replace(
-        record, declaration=declaration, noted_declaration=noted_declaration(record.path)
-    )
+    return replace(record, declaration=declaration, noted_design=noted_design(record.path.parent))
 
 
 def read_content(path: Path) -> dict[str, Any] | None:

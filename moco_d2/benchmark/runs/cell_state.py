@@ -13,7 +13,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moco_d2.benchmark.records.design import DESIGN_FILE, NOTE_FILE, NOTED, read_declaration
+from moco_d2.benchmark.records.design import (
+    DEFAULT,
+    DESIGN_FILE,
+    NOTE_FILE,
+    NOTED,
+    fingerprint_of,
+    noted_design,
+    read_declaration,
+)
 from moco_d2.benchmark.runs.cell_lock import LOCK
 from moco_d2.benchmark.runs.suites import CELL_FOLDER, FOLDER, Cell
 from moco_d2.benchmark.runs.trials import BEST, best_rate, has_diverged
@@ -146,11 +154,12 @@ def _examine_foreign(cell: Cell, record: Path, folder: Path) -> State:
 
 def note_started(cell: Cell, folder: Path, *, processes: int, completed: int) -> None:
     """Write cell.json, which says that `completed` commands of `cell` have succeeded, and what the
-    suite had declared.
+    suite had declared when the run first started.
     """
     content = {**_description(cell, processes), "completed": completed}
-    if declaration := read_declaration(folder / DESIGN_FILE, other=True):
-        content[NOTED] = declaration.sha256
+    declaration = read_declaration(folder / DESIGN_FILE, other=True)
+    now = fingerprint_of(declaration.design if declaration else DEFAULT)
+    content[NOTED] = noted_design(folder / cell.name) or now
     write_json(folder / cell.name / CELL_FILE, content)
 
 

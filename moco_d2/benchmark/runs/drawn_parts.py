@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from moco_d2.benchmark.runs.children import in_child
 from moco_d2.benchmark.runs.suites import FOLDER, Cell
@@ -45,61 +45,95 @@ def names_of_parts(task: str, divided: str, source: Path) -> tuple[str, str]:
     )
 
 
-def draw_parts(cells: Iterable[Cell], folder: Path) -> None:
+def draw_parts(cells: Iterable[Cell], folder: Path, *, begun: bool = False) -> None:
     """Write the parts of the trials among some cells of a suite.
 
+    Args:
+        cells: The cells.
+        folder: The folder of the suite.
+        begun: Whether runs of the suite have begun, so that the parts must stay as they are.
+
     Raises:
-        UserError: If a dataset cannot be read, or has too few images or objects for two parts.
-            Nothing of this dataset is written then.
+        UserError: If a dataset cannot be read, has too few images or objects for two parts, or was
+            drawn otherwise for runs that have begun. Nothing is written then.
     """
     draws = {cell.task: cell.settings[DRAWN] for cell in cells if DRAWN in cell.settings}
     if draws:
-        in_child({"train_net.py"}, _write_all, draws, folder)
+        in_child({"train_net.py"}, _write_all, draws, folder, begun)
 
 
-def _write_all(draws: Mapping[str, Draw], folder: Path) -> None:
+class _Parts(NamedTuple):
+    """What is written for a task: path -> text, and link -> target."""
+
+    texts: Mapping[Path, str]
+    links: Mapping[Path, Path]
+
+
+def _write_all(draws: Mapping[str, Draw], folder: Path, begun: bool) -> None:
     from detectron2.data import MetadataCatalog
 
     from moco_d2.transfer.data.registered import load_dicts, register_datasets
 
+    drawn = []
     for task, (name, _, _) in draws.items():
         register_datasets((name,))
-        filled = {sample["image_id"] for sample in load_dicts(name) if sample["annotations"]}
+        load_dicts(name)  # checks the files
         metadata, home = MetadataCatalog.get(name), folder / _DRAWN_FOLDER / task
-        write = _write_voc if _VOC.match(name) else _write_coco
-        write(metadata, home, filled, draws[task])
+        divide = _divide_voc if _VOC.match(name) else _divide_coco
+        drawn.append(divide(metadata, home, draws[task]))
+    for path, text in (item for parts in drawn for item in parts.texts.items()):
+        if begun and path.is_file() and path.read_bytes() != text.encode():
+            raise UserError(
+                f"{path} was drawn from other images, or by another fraction or seed; choose "
+                "another --folder, so that all trials have the same parts"
+            )
+    for parts in drawn:
+        for path, text in parts.texts.items():
+            write_text(path, text)
+        for link, target in parts.links.items():
+            _link(link, target)
 
 
-def _write_voc(metadata: Any, home: Path, filled: Set[str], draw: Draw) -> None:
+def _divide_voc(metadata: Any, home: Path, draw: Draw) -> _Parts:
     from moco_d2.transfer.data.custom_datasets import VOC_CLASSES_FILE
-    from moco_d2.transfer.data.voc_annotations import read_split
+    from moco_d2.transfer.data.voc_annotations import read_objects, read_split
 
+    root = Path(metadata.dirname)
     images = list(read_split(metadata.dirname, metadata.split))
+    filled = {
+        image
+        for image in images
+        if not all(item.difficult for item in read_objects(root / "Annotations" / f"{image}.xml"))
+    }
     held = _held_out(images, filled, draw)
-    for part in (_KEPT, _HELD_OUT):
-        lines = [f"{image}\n" for image in images if (image in held) == (part == _HELD_OUT)]
-        _write(home / "ImageSets" / "Main" / f"{part}.txt", "".join(lines))
-    for entry in ("JPEGImages", "Annotations", VOC_CLASSES_FILE):
-        _link(home / entry, Path(metadata.dirname) / entry)
+    texts = {
+        home / "ImageSets" / "Main" / f"{part}.txt": "".join(
+            f"{image}\n" for image in images if (image in held) == (part == _HELD_OUT)
+        )
+        for part in (_KEPT, _HELD_OUT)
+    }
+    entries = ("JPEGImages", "Annotations", VOC_CLASSES_FILE)
+    return _Parts(texts, {home / entry: root / entry for entry in entries})
 
 
-def _write_coco(metadata: Any, home: Path, filled: Set[int], draw: Draw) -> None:
+def _divide_coco(metadata: Any, home: Path, draw: Draw) -> _Parts:
     content = json.loads(Path(metadata.json_file).read_text(encoding="utf-8-sig"))
-    names = {image["file_name"]: image["id"] in filled for image in content["images"]}
-    with_objects = {name for name, has_some in names.items() if has_some}
-    held = _held_out(names, with_objects, draw)
-    ids = {image["id"] for image in content["images"] if image["file_name"] in held}
+    filled = {x["image_id"] for x in content["annotations"] if not x.get("iscrowd")}
+    names = {image["id"]: image["file_name"] for image in content["images"]}
+    held = _held_out([*names.values()], {names[i] for i in names if i in filled}, draw)
+    texts = {}
     for part in (_KEPT, _HELD_OUT):
+        ids = {i for i, name in names.items() if (name in held) == (part == _HELD_OUT)}
         chosen = {
-            key: [entry for entry in content[key] if (entry[of] in ids) == (part == _HELD_OUT)]
+            key: [entry for entry in content[key] if entry[of] in ids]
             for key, of in (("images", "id"), ("annotations", "image_id"))
         }
-        _write(home / f"{part}.json", json.dumps({**content, **chosen}))
-    _link(home / "images", Path(metadata.image_root))
+        texts[home / f"{part}.json"] = json.dumps({**content, **chosen})
+    return _Parts(texts, {home / "images": Path(metadata.image_root)})
 
 
 def _held_out(images: Collection[str], filled: Set[str], draw: Draw) -> set[str]:
-    """Return the images that are held out; `filled` are those with objects."""
+    """Return the images that are held out; `filled` are those with objects that count."""
     name, fraction, seed = draw
     if len(images) < 2:
         raise UserError(f"held_out of tune: {name} has {len(images)} image(s), too few to divide")
@@ -108,28 +142,20 @@ def _held_out(images: Collection[str], filled: Set[str], draw: Draw) -> set[str]
     for part, objects in (("held-out part", filled & held), ("part to train on", filled - held)):
         if not objects:
             raise UserError(
-                f"held_out of tune: the {part} of {name} would have no object, as {len(filled)} of "
-                f"its {len(order)} images have some; take another fraction or seed"
+                f"held_out of tune: the {part} of {name} would have no object that counts, as "
+                f"{len(filled)} of its {len(order)} images have some; take another fraction or seed"
             )
     return held
 
 
-def _write(path: Path, text: str) -> None:
-    if path.is_file() and path.read_bytes() != text.encode():
-        raise UserError(
-            f"{path} was drawn from other images, or by another fraction or seed; choose another "
-            "--folder, so that all trials have the same parts"
-        )
-    write_text(path, text)
-
-
-def _link(path: Path, target: Path) -> None:
+def _link(link: Path, target: Path) -> None:
     target = target.absolute()
-    if not target.exists() or (path.is_symlink() and path.readlink() == target):
-        return  # not every dataset lists its classes
+    if not target.exists() or (link.is_dir() and not link.is_symlink()):
+        return  # not every dataset lists its classes; a folder is a copy of the suite's
     try:
-        path.symlink_to(target)
+        link.unlink(missing_ok=True)  # the data may have moved
+        link.symlink_to(target)
     except OSError as error:
         raise UserError(
-            f"cannot write {path} ({error.strerror}); choose another --folder"
+            f"cannot write {link} ({error.strerror}); choose another --folder"
         ) from error

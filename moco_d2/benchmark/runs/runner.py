@@ -78,17 +78,17 @@ def run(
         tasks = Tasks(suite, folder, processes)
         waiting = [task.cell for task in tasks.of("waiting")]
         check_configs(waiting, folder, suite.files, processes=processes)
-        draw_parts(waiting, folder)
+        draw_parts(waiting, folder, begun=(folder / run_log.RUN_LOG).exists())
         declare(folder, suite.design)
         for path, content in suite.files.items():
             write_text(folder / path, content)
+        check_inputs(waiting, folder, processes)
+        check_parts(waiting, folder)
         if submit is not None:
             place = Place(processes, None if gpus_per_run else (), tools=tools)
             return _submit(tasks, place, gpus_per_run, submit)
         if not tasks.of("waiting"):
             return _report(tasks)
-        check_inputs(waiting, folder, processes)
-        check_parts(waiting, folder)
         places = make_places(gpus_per_run, jobs, runs=len(suite.cells), tools=tools)
         with _stop_signals() as stop, display(suite, folder) as shown:
             _Runner(tasks, places, shown, stop).run()

@@ -5,6 +5,7 @@ beside them, and footnotes.
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from moco_d2.benchmark.multiplicity import possible_equal
@@ -176,21 +177,22 @@ def _pairs(
 
 def _declared(records: Sequence[Record]) -> tuple[Design, str]:
     """Return the design of the suite of some runs, and Table.declared."""
-    if lost := sum(bool(r.noted_declaration and not r.declaration) for r in records):
-        return DEFAULT, f"missing for {lost} of {len(records)} runs"
-    found = {id(r.declaration): r.declaration for r in records}
-    declarations = [declaration for declaration in found.values() if declaration]
-    if not declarations:
-        return DEFAULT, ""
-    designs = {declaration.design if declaration else DEFAULT for declaration in found.values()}
-    if len(designs) > 1:
+    states = Counter(record.declared for record in records)
+    designs = {record.declaration.design if record.declaration else DEFAULT for record in records}
+    declared = [*designs] if states.keys() - {"", "missing"} else [DEFAULT]
+    if len(declared) > 1 and not states["missing"]:
         return DEFAULT, "differently"
-    if other := sum(record.declared_otherwise for record in records):
-        return DEFAULT, f"not that of {other} of {len(records)} runs"
-    if any(declaration.edited for declaration in declarations):
-        return designs.pop(), "by hand"
-    late = sum(record.declared_late for record in records)
-    return designs.pop(), f"after {late} of {len(records)} runs" if late else "beforehand"
+    for state, words in (
+        ("missing", "missing for"),
+        ("other", "not that of"),
+        ("by hand", ""),
+        ("after", "after"),
+        ("unknown", "unknown for"),
+    ):
+        if count := states[state]:
+            design = DEFAULT if state in ("missing", "other") else declared[0]
+            return design, f"{words} {count} of {len(records)} runs" if words else state
+    return declared[0], "beforehand" if states["beforehand"] else ""
 
 
 def planned_pairs(names: Iterable[str], design: Design = DEFAULT) -> Sequence[tuple[str, str]]:

@@ -121,9 +121,14 @@ def on_design(declared: str) -> Iterable[str]:
         )
     elif declared.startswith("not that of"):
         yield (
-            f"the declaration of what may claim an order is {declared}, which started under "
-            f"another one, so the default comparisons count; put their own {DESIGN_FILE} back into "
-            "the folder of the suite"
+            f"the declaration of what may claim an order is {declared}, whose notes (cell.json) "
+            "name another one or cannot be read, so the default comparisons count; put their own "
+            f"{DESIGN_FILE} back into the folder of the suite"
+        )
+    elif declared.startswith("unknown"):
+        yield (
+            f"the start is {declared}, so what may claim an order is not known to be declared "
+            "beforehand"
         )
     elif declared == "by hand":
         yield (

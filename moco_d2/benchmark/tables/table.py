@@ -64,9 +64,10 @@ class Table:
     that were tested and corrected together. `head` is the title of the column with the row labels.
     `text` is one more table of text below, whose first row has the titles. `design` is what the
     suite of the runs declares, and `declared` says when: "" (nothing is declared), "beforehand",
-    "after 3 of 15 runs", "by hand" (somebody edited it), "differently" (by several suites),
-    "missing for 3 of 15 runs" (its file is gone) or "not that of 3 of 15 runs" (they started under
-    another one). With the last three, `design` is the default.
+    "after 3 of 15 runs", "by hand" (somebody edited it), "unknown for 3 of 15 runs" (whose
+    start is not recorded), "differently" (by several suites), "missing for 3 of 15 runs" (its file
+    is gone) or "not that of 3 of 15 runs" (they started under another one). With the last three,
+    `design` is the default.
     """
 
     task: str

@@ -189,15 +189,15 @@ def _overlay(report: dict[str, Any], weights: Path, file: str | Path | None) -> 
             node = node.setdefault(part, {})
         node[last] = value
     text = yaml.safe_dump(nested, default_flow_style=None)
-    about = printable(
-        f"{weights.name} needs, without a task. Use: {_usage(file, _network(report))}"
-    )
+    about = printable(f"{weights.name} needs, without a task. Use: {_usage(file, report)}")
     return f"# The keys that {about}\n{text}"
 
 
-def _usage(config: str | Path | None, network: Network[Any]) -> str:
+def _usage(config: str | Path | None, report: Mapping[str, Any]) -> str:
     """Return a command that fine-tunes with a settings file, which names no task."""
-    return f"tools/train_net.py --config {shlex.quote(str(config))} --task {network.task}"
+    network = _network(report)
+    task = network.task(network.architecture(report))
+    return f"tools/train_net.py --config {shlex.quote(str(config))} --task {task}"
 
 
 def summary(
@@ -216,7 +216,7 @@ def summary(
     settings = [f"  {key} {shlex.quote(str(value))}" for key, value in settings_for(report).items()]
     usage = network.target(TARGETS[to], architecture).usage(dst, architecture)
     if emit_config is not None and to == Detectron2.name:
-        usage = _usage(emit_config, network)
+        usage = _usage(emit_config, report)
     container = f" in {report['container']!r}" if report["container"] else ""
     return "\n".join(
         printable(line)

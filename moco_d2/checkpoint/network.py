@@ -46,14 +46,16 @@ class Network(ABC, Generic[A]):
         reference: The project whose network the proof computes the source's features with.
         tolerance: The largest relative difference of two correct networks in float32.
         unseen: What the proof cannot see.
-        task: The task of the commands that are shown.
     """
 
     name: ClassVar[str]
     reference: ClassVar[str]
     tolerance: ClassVar[float]
     unseen: ClassVar[str]
-    task: ClassVar[str]
+
+    @abstractmethod
+    def task(self, architecture: A) -> str:
+        """Return the task of the commands that are shown."""
 
     @abstractmethod
     def recognizes(self, checkpoint: Mapping[Any, Any]) -> bool:

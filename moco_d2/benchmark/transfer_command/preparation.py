@@ -47,7 +47,7 @@ from moco_d2.benchmark.transfer_command.weights import (
 )
 from moco_d2.config.load import config_root
 from moco_d2.config.safe_yaml import decode
-from moco_d2.errors import UserError
+from moco_d2.errors import UserError, printable
 from moco_d2.files import write_text
 
 TOOL = "train_net.py"
@@ -174,8 +174,7 @@ def _convert(question: Question, task: Mapping[str, Any], folder: Path) -> tuple
     names = row_names(question.checkpoints)
     rows = []
     for name, checkpoint in zip(names, question.checkpoints, strict=True):
-        print(f"converting {checkpoint}", flush=True)
-        rows.append(convert_row(name, checkpoint, folder, question.heads))
+        rows.append(_converted(name, checkpoint, folder, question))
         check_task(rows[-1], question.task, task)
     check_different(rows)
     if question.supervised == NO_SUPERVISED:
@@ -186,9 +185,8 @@ def _convert(question: Question, task: Mapping[str, Any], folder: Path) -> tuple
             "There is no supervised row, because no supervised weights of this network with this "
             "input are published by name (docs/weights.md); give yours with --supervised."
         )
-    print(f"converting {source}", flush=True)
     try:
-        supervised = convert_row(SUPERVISED_ROW, source, folder, question.heads)
+        supervised = _converted(SUPERVISED_ROW, source, folder, question)
     except UserError as error:
         if question.supervised is None:
             raise UserError(
@@ -199,6 +197,14 @@ def _convert(question: Question, task: Mapping[str, Any], folder: Path) -> tuple
     check_task(supervised, question.task, task)
     check_different([supervised, *rows])
     return [supervised, *rows], ""
+
+
+def _converted(name: str, source: str, folder: Path, question: Question) -> Row:
+    print(f"converting {source}", flush=True)
+    row = convert_row(name, source, folder, question.heads)
+    for caveat in row.report["caveats"]:
+        print(printable(f"  caveat: {caveat}"), flush=True)
+    return row
 
 
 def _fit(

@@ -38,12 +38,18 @@ class _Detectron2(Target):
         }
 
 
+#: Channels of a ViT -> its size in the names of tasks.
+_SIZES = {192: "Ti", 384: "S", 768: "B", 1024: "L"}
+
+
 class ViTs(Network[ViT]):
     name = "vit"
     reference = "timm"
     tolerance = TOLERANCE
-    task = "coco_vitdet_B_25ep"
     unseen = "the number of heads, activations and the input format"
+
+    def task(self, architecture: ViT) -> str:
+        return f"coco_vitdet_{_SIZES.get(architecture.width, 'B')}_25ep"
 
     def recognizes(self, checkpoint: Mapping[Any, Any]) -> bool:
         return is_vit(checkpoint)

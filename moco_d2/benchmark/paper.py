@@ -8,7 +8,7 @@ from importlib import resources
 import msgspec
 import yaml
 
-from moco_d2.benchmark.records.matching import BASELINE
+from moco_d2.benchmark.records.matching import BASELINES
 from moco_d2.benchmark.records.results import Record
 from moco_d2.config.load import config_root
 from moco_d2.config.safe_yaml import read_config
@@ -126,7 +126,7 @@ def _plain(initialization: str) -> str:
 def baseline_of(task: str) -> tuple[str, ...]:
     """Return the initializations that can be the baseline of a task; the paper's comes first."""
     rows = [table.baseline for table in paper_tables() if table.task == task and table.baseline]
-    return (*(rows[0].names if rows else ()), BASELINE)
+    return (*(rows[0].names if rows else ()), *BASELINES)
 
 
 def row_beside(

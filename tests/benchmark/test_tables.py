@@ -9,6 +9,7 @@ import math
 import re
 
 import pytest
+from support.run_records import write_table_2b
 
 from moco_d2.benchmark.records.results import read_records
 from moco_d2.benchmark.rendering import FORMATS, render, render_paper
@@ -625,3 +626,18 @@ def test_odd_row_is_kept_as_printed():
 def test_every_format_renders_every_paper_table(format):
     text = render_paper(format=format)
     assert "81.5" in text and "42.7" in text
+
+
+def test_the_baseline_of_vits_is_their_supervised_row(tmp_path):
+    """Its name differs, so that no ResNet is taken for it."""
+    names = {"moco": "mocov3_vit", "supervised": "supervised_vit", "random": "random"}
+
+    def of_vits(record):
+        run = record["run"]
+        return {**record, "run": {**run, "initialisation": names[run["initialisation"]]}}
+
+    write_table_2b(tmp_path, of_vits)
+    (table,) = measured_tables(read_records([tmp_path]))
+    assert table.baseline == "supervised_vit"
+    assert [row.label for row in table.rows] == ["random", "supervised_vit", "mocov3_vit"]
+    assert table.rows[2].cells[0].difference is not None

@@ -2,7 +2,7 @@
 
 import functools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -11,8 +11,8 @@ from moco_d2.benchmark.records.results import Record
 from moco_d2.config.plain import flatten, without_free_keys
 from moco_d2.files import sha256_of_json
 
-#: Differences are taken to this initialization.
-BASELINE = "supervised"
+#: Differences are taken to the first of these initializations that has runs.
+BASELINES = ("supervised", "supervised_vit")
 #: Pretexts in the checkpoints of tools/pretrain.py. Initializations are named after them.
 PRETEXTS = ("moco", "supervised")
 _MOST_KEYS_NAMED = 6
@@ -78,6 +78,11 @@ def newest(records: Iterable[Record]) -> tuple[list[Record], list[str]]:
     return list(kept.values()), notes
 
 
+def first_baseline(initializations: Container[str]) -> str | None:
+    """Return the one of BASELINES that is among some initializations."""
+    return next((name for name in BASELINES if name in initializations), None)
+
+
 class Matching:
     """Compares the runs of one task: matched runs have equal configs, except free keys, and data.
 
@@ -89,7 +94,8 @@ class Matching:
     def __init__(self, records: Sequence[Record]) -> None:
         self._records = records
         self._fingerprints = {id(record): _fingerprint(record.config) for record in records}
-        among = [r for r in records if r.initialization == BASELINE] or records
+        baseline = first_baseline({record.initialization for record in records})
+        among = [r for r in records if r.initialization == baseline] or records
         commonest = Counter(map(self.fingerprint, among)).most_common(1)[0][0]
         self.reference = next(r for r in among if self.fingerprint(r) == commonest)
         # Matched initializations differ in their weights, so each weights file has one name.

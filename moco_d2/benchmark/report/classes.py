@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from moco_d2.benchmark.html import Section, html_table
-from moco_d2.benchmark.records.matching import BASELINE
+from moco_d2.benchmark.records.matching import first_baseline
 from moco_d2.benchmark.records.results import Record
 from moco_d2.benchmark.statistics import Summary, summarize
 from moco_d2.benchmark.tables.cell_text import signed
@@ -20,9 +20,9 @@ _OF_A_CLASS = re.compile(r"(.*/(?:AP\d*|IoU))-(.+)", re.DOTALL)
 _MOST_CLASSES = 100  # of a table
 _COLUMNS = ("task", "metric", "class", "initialization", "mean", "std", "n")
 _INTRODUCTION = (
-    "Mean ± standard deviation over runs, and in parentheses the difference to "
-    f"{BASELINE}. Single classes are not tested, so no order is claimed here: among many classes, "
-    "some differ by chance."
+    "Mean ± standard deviation over runs, and in parentheses the difference to the supervised row. "
+    "Single classes are not tested, so no order is claimed here: among many classes, some differ "
+    "by chance."
 )
 
 #: Class -> initialization -> summary.
@@ -90,6 +90,7 @@ def _cell(of_one: Mapping[str, Summary], initialization: str) -> str:
     if summary is None:
         return "–"
     text = str(summary).replace(" ", "\N{NO-BREAK SPACE}")
-    if initialization != BASELINE and BASELINE in of_one:
-        text += f" ({signed(summary.mean - of_one[BASELINE].mean)})"
+    baseline = first_baseline(of_one)
+    if baseline is not None and baseline != initialization:
+        text += f" ({signed(summary.mean - of_one[baseline].mean)})"
     return text

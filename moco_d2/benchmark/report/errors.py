@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from moco_d2.benchmark.html import Image, Section, html_figure, html_table
-from moco_d2.benchmark.records.matching import BASELINE, Matching
+from moco_d2.benchmark.records.matching import Matching, first_baseline
 from moco_d2.benchmark.records.results import Record
 from moco_d2.benchmark.records.test_sets import short_name
 from moco_d2.benchmark.report.plots import grouped_bars
@@ -109,14 +109,15 @@ def _cell(summary: Summary | None) -> str:
 
 def _differences(runs: Runs, dataset: str) -> Iterable[str]:
     """Yield the differences to the baseline that the tests support."""
-    others = [name for name in runs if name != BASELINE]
-    if BASELINE not in runs or not others:
+    baseline = first_baseline(runs)
+    others = [name for name in runs if name != baseline]
+    if baseline is None or not others:
         return
     matching = Matching([record for group in runs.values() for record in group])
     family: dict[tuple[str, str], Comparison] = {}
     for kind in ERROR_TYPES:
         values = {name: _values(group, dataset, kind) for name, group in runs.items()}
-        pairs = [(name, BASELINE) for name in others]
+        pairs = [(name, baseline) for name in others]
         for (name, _), comparison in compare_rows(values, pairs, matching).items():
             family[name, kind] = comparison
     tested = dict(zip(family, corrected(family.values()), strict=True))
@@ -132,11 +133,11 @@ def _differences(runs: Runs, dataset: str) -> Iterable[str]:
             if of == name and c.supported and c.p_holm is not None
         ]
         if clear:
-            yield f"{name} against {BASELINE}: a different loss to {', '.join(clear)}."
+            yield f"{name} against {baseline}: a different loss to {', '.join(clear)}."
         else:
             unclear.append(name)
     if unclear:
-        yield f"No supported difference to {BASELINE}: {', '.join(unclear)}."
+        yield f"No supported difference to {baseline}: {', '.join(unclear)}."
     tests = sorted({c.test for c in tested.values() if c.test})
     yield (
         f"Tests of the differences in points lost: {' and '.join(tests)}, corrected for "

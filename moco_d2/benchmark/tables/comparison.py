@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from moco_d2.benchmark.multiplicity import possible_equal
 from moco_d2.benchmark.paper import PaperRow, PaperTable, baseline_of, marks_beside, row_beside
 from moco_d2.benchmark.records.design import DEFAULT, Design
-from moco_d2.benchmark.records.matching import MARKS, Matching, newest
+from moco_d2.benchmark.records.matching import BASELINES, MARKS, Matching, newest
 from moco_d2.benchmark.records.results import Record
 from moco_d2.benchmark.records.test_sets import by_test_set, short_name
 from moco_d2.benchmark.statistics import (
@@ -38,7 +38,7 @@ MOST_CLAIMED = 400
 #: The metrics that may claim an order, the first of each output. The others are shown beside them.
 PRIMARY_METRICS = ("bbox/AP", "segm/AP", "keypoints/AP", "densepose_gps/AP", "sem_seg/mIoU")
 #: The rows that each row is compared with to claim an order; see claimed_pairs.
-REFERENCES = ("random", "supervised", "supervised_frozen_bn", "supervised_msra")
+REFERENCES = ("random", *BASELINES, "supervised_frozen_bn", "supervised_msra")
 _MOST_CLAIMED_PAIRWISE = 4
 
 # Columns in the paper's order: AP50 comes first in its VOC tables, AP in all others.

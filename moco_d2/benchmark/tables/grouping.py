@@ -3,11 +3,11 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from moco_d2.benchmark.records.matching import BASELINE
+from moco_d2.benchmark.records.matching import BASELINES
 from moco_d2.benchmark.records.results import Record
 
 # Rows in the paper's order; others follow alphabetically.
-_ROW_ORDER = ("random", BASELINE, "supervised_msra", "moco")
+_ROW_ORDER = ("random", *BASELINES, "supervised_msra", "moco")
 _LONGEST_NAME = 60  # characters
 
 #: Initialization -> runs.

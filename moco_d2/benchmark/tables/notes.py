@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from moco_d2.benchmark.paper import PaperRow, PaperTable, find_row
 from moco_d2.benchmark.records.design import DESIGN_FILE
-from moco_d2.benchmark.records.matching import BASELINE
+from moco_d2.benchmark.records.matching import BASELINES
 from moco_d2.benchmark.records.results import Record
 from moco_d2.benchmark.statistics import LEAST_SEEDS, LEVEL, Comparison
 from moco_d2.config.plain import flatten
@@ -45,7 +45,7 @@ def on_differences(
 ) -> Iterable[str]:
     """Yield the meaning of parentheses and of bold."""
     if baseline is None:
-        yield f"There is no {BASELINE} run, so no cell has a difference to it."
+        yield f"There is no {BASELINES[0]} run, so no cell has a difference to it."
         return
     rule = f"at least +{highlight_from}"
     rule += " and an order that the tests support" if measured else ""

@@ -215,6 +215,19 @@ def test_a_run_keeps_the_design_under_which_it_first_started(tmp_path):
     assert table_of(tmp_path).declared == "after 15 of 15 runs"
 
 
+def test_who_declares_after_the_trials_has_seen_numbers(tmp_path):
+    trial = Cell("voc_C4/moco/tuning/lr0.01", "voc_C4", "moco", 9, ())
+    note_started(trial, tmp_path, processes=1, completed=1)
+    declare(tmp_path, Design(comparisons=(PAIR,)))
+    for seed in (1, 2):
+        name = f"voc_C4/moco/seed{seed}"
+        (tmp_path / name).mkdir()
+        record = json.dumps(_finished(content(seed=seed), LATER))
+        (tmp_path / name / "record.json").write_text(record)
+        note_started(Cell(name, "voc_C4", "moco", seed, ()), tmp_path, processes=1, completed=1)
+    assert table_of(tmp_path).declared == "not that of 2 of 2 runs"
+
+
 def test_a_note_that_cannot_be_read_is_no_proof(tmp_path):
     _noted(tmp_path)
     next(tmp_path.rglob("cell.json")).write_text("{")

@@ -23,6 +23,8 @@ from moco_d2.records.parsing import parse
 DESIGN_FILE = "design.json"
 #: The note of the runner beside a record, and its entry for the design at the first start.
 NOTE_FILE, NOTED = "cell.json", "declared"
+#: Beside the folders of seeds, the folder of the trials of the learning rates of a row.
+TRIALS = "tuning"
 #: The keys of a suite.
 DESIGN_KEYS = ("primary", "comparisons", "margin")
 _MOST_BYTES = 1 << 20

@@ -11,6 +11,7 @@ import msgspec
 
 from moco_d2.benchmark.records.design import (
     DEFAULT,
+    TRIALS,
     Declaration,
     declaration_of,
     fingerprint_of,
@@ -135,7 +136,13 @@ def read_records(paths: Iterable[str | Path], *, required: bool = True) -> list[
 
 def _with_declaration(record: Record, known: dict[Path, Declaration | None]) -> Record:
     declaration = declaration_of(record.path, known)
-    return replace(record, declaration=declaration, noted_design=noted_design(record.path.parent))
+    folder = record.path.parent
+    noted = noted_design(folder)
+    # Who declares after the trials of the learning rates has seen their numbers.
+    trials = {noted_design(trial) for trial in (folder.parent / TRIALS).glob("*")}
+    if others := trials - {None, noted}:
+        noted = min(filter(None, others))
+    return replace(record, declaration=declaration, noted_design=noted)
 
 
 def read_content(path: Path) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+from moco_d2.benchmark.records.design import TRIALS
 from moco_d2.benchmark.runs import run_log
 from moco_d2.benchmark.runs.suites import Cell
 from moco_d2.config.plain import TRIAL
@@ -15,7 +16,7 @@ BEST = "{best}"
 #: PRIMARY_METRICS.
 METRICS = "tune.metrics"
 #: Folder of a trial: task, initialization, learning rate.
-FOLDER_OF_TRIAL = "{}/{}/tuning/lr{}"
+FOLDER_OF_TRIAL = f"{{}}/{{}}/{TRIALS}/lr{{}}"
 
 
 def is_trial(cell: Cell) -> bool:

@@ -314,7 +314,7 @@ def question(tmp_path, monkeypatch):
     torch.manual_seed(0)
     state = slim_resnet()
     torch.save(state, tmp_path / "timm.pth")
-    query = {f"module.encoder_q.{name}": tensor for name, tensor in state.items()}
+    query = {f"module.encoder_q.{name}": tensor * 2 for name, tensor in state.items()}
     torch.save({"state_dict": query, "arch": "resnet18", "epoch": 1}, tmp_path / "mine.pth.tar")
     root = make_coco(tmp_path / "coco")
 
@@ -435,6 +435,12 @@ def test_a_checkpoint_is_named_once(question, unmeasured, tmp_path):
     supervised = dataclasses.replace(question, checkpoints=(mine,), supervised=mine)
     with pytest.raises(UserError, match=r"are the same .*, as a row or as --supervised \("):
         answer(supervised, tmp_path / "out", plan_only=True)
+    state = torch.load(mine)["state_dict"]
+    state = {name.removeprefix("module.encoder_q."): tensor for name, tensor in state.items()}
+    torch.save(state, tmp_path / "same.pth")  # another layout
+    same = dataclasses.replace(question, checkpoints=(mine, str(tmp_path / "same.pth")))
+    with pytest.raises(UserError, match=r"are the same checkpoint; name it once"):
+        answer(same, tmp_path / "out", plan_only=True)
     assert not (tmp_path / "out" / "transfer.json").exists()
 
 

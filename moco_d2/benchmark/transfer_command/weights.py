@@ -1,6 +1,7 @@
 """The rows of tools/transfer.py: each checkpoint is converted, proven, and named."""
 
 import dataclasses
+import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,12 +40,14 @@ class Row:
         source: The checkpoint, as the user wrote it.
         file: The converted weights.
         report: The converter's report.
+        tensors: The SHA-256 of the names and values of the converted tensors.
     """
 
     name: str
     source: str
     file: Path
     report: dict[str, Any]
+    tensors: str = ""
 
 
 def row_names(sources: Sequence[str]) -> list[str]:
@@ -107,7 +110,19 @@ def _convert_row(name: str, source: str, folder: Path, heads: int | None) -> Row
             "labels of detection data, so the comparison would not be matched; give the checkpoint "
             "that it was fine-tuned from"
         )
-    return row
+    return dataclasses.replace(row, tensors=_hash_of_tensors(row.file))
+
+
+def _hash_of_tensors(file: Path) -> str:
+    import torch
+
+    from moco_d2.checkpoint.io import load_checkpoint
+
+    content = hashlib.sha256()
+    for name, tensor in sorted(load_checkpoint(file)["model"].items()):
+        content.update(name.encode())
+        content.update(torch.as_tensor(tensor).numpy().tobytes())
+    return content.hexdigest()
 
 
 def check_task(row: Row, name: str, task: Mapping[str, Any]) -> None:
@@ -145,7 +160,7 @@ def _is_vit(report: Mapping[str, Any]) -> bool:
 
 
 def check_different(rows: Sequence[Row]) -> None:
-    """Check that no two rows are of the same checkpoint.
+    """Check that no two rows are of the same checkpoint or have the same tensors.
 
     Raises:
         UserError: If two are.
@@ -154,8 +169,8 @@ def check_different(rows: Sequence[Row]) -> None:
     for row in rows:
         # Of one checkpoint, the query and the key network are different weights.
         origin = row.report.get("source_sha256") or sha256(row.file), row.report.get("branch")
-        other = seen.setdefault(origin, row)
-        if other is not row:
+        others = [seen.setdefault(key, row) for key in (origin, (row.tensors or row.name, None))]
+        if other := next((found for found in others if found is not row), None):
             advice = "name it once"
             if SUPERVISED_ROW in (row.name, other.name):
                 advice += ", as a row or as --supervised (default: published weights)"

@@ -23,12 +23,18 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from moco_d2.benchmark.image_bootstrap import AVERAGED, WeightedAP, replicates, uncertainty
+from moco_d2.benchmark.image_bootstrap import (
+    AVERAGED,
+    RESAMPLES,
+    WeightedAP,
+    replicates,
+    uncertainty,
+)
 from moco_d2.files import write_json, write_text
 from moco_d2.records.image_matches import THRESHOLDS, PerImage, per_image
 
 DRAWS = 400
-RESAMPLES, GROUPS = 200, 30
+GROUPS = 30
 RESULT = Path("results/studies/intervals.json")
 _BEGIN, _END = "<!-- intervals: begin -->", "<!-- intervals: end -->"
 _POPULATION, _SEEDS_OF_POPULATION = 40_000, 9
@@ -75,6 +81,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--draws", type=int, default=DRAWS, help="benchmarks per case")
+    parser.add_argument(
+        "--resamples", type=int, default=RESAMPLES, help="of each benchmark (default: as in tables)"
+    )
     parser.add_argument("--json", type=Path, default=RESULT, help="also the cases that are done")
     parser.add_argument("--render", type=Path, metavar="PAGE", help="only render the page")
     args = parser.parse_args()
@@ -85,15 +94,17 @@ def main() -> int:
     done = json.loads(args.json.read_text())["cases"] if args.json.is_file() else []
     for index, case in enumerate(CASES):
         named = dataclasses.asdict(case)
-        if any({**named, "draws": args.draws}.items() <= line.items() for line in done):
+        sizes = {"draws": args.draws, "resamples": args.resamples}
+        if any({**named, **sizes}.items() <= line.items() for line in done):
             continue
-        done.append(measure(case, args.draws, np.random.default_rng((0, index))))
+        done = [line for line in done if not named.items() <= line.items()]
+        done.append(measure(case, **sizes, rng=np.random.default_rng((0, index))))
         print(done[-1], flush=True)
-        write_json(args.json, {"resamples": RESAMPLES, "cases": done})
+        write_json(args.json, {"cases": sorted(done, key=_place)})
     return 0
 
 
-def measure(case: Case, draws: int, rng: np.random.Generator) -> dict[str, Any]:
+def measure(case: Case, draws: int, resamples: int, rng: np.random.Generator) -> dict[str, Any]:
     """Return the share of draws whose intervals hold the true difference, and their mean width."""
     at = list(AVERAGED).index(case.metric)
     truth = _true_ap(case, _BETTER, rng) - _true_ap(case, 0.0, rng)
@@ -103,7 +114,7 @@ def measure(case: Case, draws: int, rng: np.random.Generator) -> dict[str, Any]:
         scene = _Scene(case.images, rng)
         rows = [
             [
-                replicates(scene.run(case, skill + e, row), RESAMPLES, GROUPS)
+                replicates(scene.run(case, skill + e, row), resamples, GROUPS)
                 for e in case.spread * rng.standard_normal(case.seeds)
             ]
             for row, skill in enumerate((_BETTER, 0.0))
@@ -130,6 +141,7 @@ def measure(case: Case, draws: int, rng: np.random.Generator) -> dict[str, Any]:
     return {
         **dataclasses.asdict(case),
         "draws": draws,
+        "resamples": resamples,
         "difference": truth,
         "held": {kind: count / draws for kind, count in held.items()},
         "width": {kind: total / draws for kind, total in width.items()},
@@ -202,16 +214,16 @@ def coverage(result: dict[str, Any]) -> str:
     lines = [
         "Share of simulated benchmarks whose 95 % interval holds the true difference:",
         "",
-        "| metric | images | seeds | benchmarks | variance due to images | seeds alone "
-        "| plain bootstrap | seeds and images |",
-        "|---|---|---|---|---|---|---|---|",
+        "| metric | images | seeds | benchmarks | resamples | variance due to images "
+        "| seeds alone | plain bootstrap | seeds and images |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for line in sorted(result["cases"], key=_place):
+    for line in result["cases"]:
         held = " | ".join(f"{line['held'][kind]:.1%}" for kind in _KINDS)
         lines.append(
             f"| {line['metric']}, {line['form'].replace('_', ' ').upper()} | {line['images']} "
-            f"| {line['seeds']} | {line['draws']:,} | {line['share_of_images']:.0%} "
-            f"| {held} |".replace("%", " %")
+            f"| {line['seeds']} | {line['draws']:,} | {line['resamples']:,} "
+            f"| {line['share_of_images']:.0%} | {held} |".replace("%", " %")
         )
     return "\n".join(lines)
 

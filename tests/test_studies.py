@@ -57,7 +57,7 @@ def test_the_coverage_on_the_page_is_the_measured_one(intervals):
 def test_a_small_study_of_intervals_runs(intervals, monkeypatch):
     monkeypatch.setattr(intervals, "_POPULATION", 2000)
     case = intervals.Case("voc_2007", "AP50", 100, 3, 0.01)
-    found = intervals.measure(case, 12, np.random.default_rng(0))
+    found = intervals.measure(case, 12, 200, np.random.default_rng(0))
     assert found["held"]["seeds and images"] >= 0.7
     assert found["width"]["seeds"] < found["width"]["seeds and images"]
     assert 0.5 < found["share_of_images"] < 1

@@ -26,7 +26,7 @@ class Settings:
     pretrain_steps: int = 500
     momentum: float = 0.98
     queue: int = 256
-    finetune_steps: tuple[tuple[str, int], ...] = (("voc_C4", 100), ("coco_C4_1x", 130))
+    finetune_steps: tuple[tuple[str, int], ...] = (("voc_C4", 140), ("coco_C4_1x", 130))
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
     same_classes: bool = False
     network: str = "resnet18"

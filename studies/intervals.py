@@ -97,7 +97,6 @@ def main() -> int:
         sizes = {"draws": args.draws, "resamples": args.resamples}
         if any({**named, **sizes}.items() <= line.items() for line in done):
             continue
-        done = [line for line in done if not named.items() <= line.items()]
         done.append(measure(case, **sizes, rng=np.random.default_rng((0, index))))
         print(done[-1], flush=True)
         write_json(args.json, {"cases": sorted(done, key=_place)})

@@ -38,7 +38,7 @@ def intervals(monkeypatch):
 
 
 def short_of_the_goal(intervals):
-    """The one case whose coverage is below the goal of 93 to 97 %: 92.2 %."""
+    """The one case whose coverage is below the goal of 93 to 97 %."""
     return intervals.Case("voc_2007", "AP50", 150, 5, 0.05)
 
 
@@ -46,12 +46,15 @@ def test_the_coverage_on_the_page_is_the_measured_one(intervals):
     page = (ROOT / "docs" / "statistics.md").read_text()
     result = json.loads((ROOT / intervals.RESULT).read_text())
     assert intervals.with_coverage(page, result) == page
+    counts = {case: np.zeros(2) for case in intervals.CASES}
     for line in result["cases"]:
         fields = {name: line[name] for name in intervals.Case.__dataclass_fields__}
-        assert intervals.Case(**fields) in intervals.CASES
-        assert line["draws"] == intervals.DRAWS
-        if intervals.Case(**fields) != short_of_the_goal(intervals):
-            assert 0.93 <= line["held"]["seeds and images"] <= 0.97
+        draws = line["draws"]
+        assert draws >= intervals.DRAWS
+        counts[intervals.Case(**fields)] += draws * line["held"]["seeds and images"], draws
+    shares = {case: held / draws for case, (held, draws) in counts.items()}
+    short = shares.pop(short_of_the_goal(intervals))
+    assert 0.92 <= short < 0.93 and all(0.93 <= share <= 0.97 for share in shares.values())
 
 
 def test_a_small_study_of_intervals_runs(intervals, monkeypatch):

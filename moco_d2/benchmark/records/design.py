@@ -149,22 +149,45 @@ def read_declaration(path: Path, *, other: bool = False) -> Declaration | None:
         ) from error
 
 
-def declaration_of(record: Path, known: dict[Path, Declaration | None]) -> Declaration | None:
-    """Return what the suite of a record declares; None without a declaration.
+class Declarations:
+    """The declarations and the notes beside many records. What many share is read once."""
 
-    Args:
-        record: The file.
-        known: The declarations by folder, which is filled.
+    def __init__(self) -> None:
+        self._declarations: dict[Path, Declaration | None] = {}
+        self._without_links: dict[Path, Path] = {}
+        self._trials: dict[Path, set[str | None]] = {}
 
-    Raises:
-        UserError: If a declaration is damaged.
-    """
-    for folder in (Path(os.path.realpath(record.parent)) / record.name).parents[:_LEVELS]:
-        if folder not in known:
-            known[folder] = read_declaration(folder / DESIGN_FILE, other=True)
-        if known[folder]:
-            return known[folder]
-    return None
+    def of(self, record: Path) -> Declaration | None:
+        """Return what the suite of a record declares; None without a declaration.
+
+        Raises:
+            UserError: If a declaration is damaged.
+        """
+        home = self._real(record.parent)
+        for folder in (home, *home.parents[: _LEVELS - 1]):
+            if folder not in self._declarations:
+                self._declarations[folder] = read_declaration(folder / DESIGN_FILE, other=True)
+            if found := self._declarations[folder]:
+                return found
+        return None
+
+    def noted(self, record: Path) -> str | None:
+        """Return noted_design of the run of a record, or that of a trial of its row that differs:
+        who declares after the trials of the learning rates has seen their numbers.
+        """
+        noted, row = noted_design(record.parent), record.parent.parent
+        if row not in self._trials:
+            self._trials[row] = {noted_design(trial) for trial in (row / TRIALS).glob("*")}
+        others = self._trials[row] - {None, noted}
+        return min(filter(None, others)) if others else noted
+
+    def _real(self, folder: Path) -> Path:
+        if folder.is_symlink() or folder.name in ("", ".."):
+            return Path(os.path.realpath(folder))
+        above = folder.parent
+        if above not in self._without_links:
+            self._without_links[above] = Path(os.path.realpath(above))
+        return self._without_links[above] / folder.name
 
 
 def noted_design(folder: Path) -> str | None:

@@ -11,11 +11,9 @@ import msgspec
 
 from moco_d2.benchmark.records.design import (
     DEFAULT,
-    TRIALS,
     Declaration,
-    declaration_of,
+    Declarations,
     fingerprint_of,
-    noted_design,
 )
 from moco_d2.benchmark.records.files import collect, read_json
 from moco_d2.config.plain import TRIAL
@@ -84,7 +82,8 @@ class Record:
         """
         declaration, noted = self.declaration, self.noted_design
         if declaration is None:
-            return "" if noted in (None, fingerprint_of(DEFAULT)) else "missing"
+            is_default = noted is None or noted == fingerprint_of(DEFAULT)
+            return "" if is_default else "missing"
         # Records have whole seconds. A run that is evaluated again later has another end.
         is_late = (self.started or self.finished) < declaration.declared.replace(microsecond=0)
         known = fingerprint_of(declaration.design), declaration.sha256  # notes had the latter
@@ -130,19 +129,11 @@ def read_records(paths: Iterable[str | Path], *, required: bool = True) -> list[
             f"{', '.join(map(str, paths))}; "
             "fine-tune first: tools/train_net.py --config-file ... writes one to its OUTPUT_DIR"
         )
-    designs: dict[Path, Declaration | None] = {}
-    return [_with_declaration(record, designs) for record in records]
-
-
-def _with_declaration(record: Record, known: dict[Path, Declaration | None]) -> Record:
-    declaration = declaration_of(record.path, known)
-    folder = record.path.parent
-    noted = noted_design(folder)
-    # Who declares after the trials of the learning rates has seen their numbers.
-    trials = {noted_design(trial) for trial in (folder.parent / TRIALS).glob("*")}
-    if others := trials - {None, noted}:
-        noted = min(filter(None, others))
-    return replace(record, declaration=declaration, noted_design=noted)
+    beside = Declarations()
+    return [
+        replace(r, declaration=beside.of(r.path), noted_design=beside.noted(r.path))
+        for r in records
+    ]
 
 
 def read_content(path: Path) -> dict[str, Any] | None:

@@ -42,9 +42,9 @@ from moco_d2.pretrain.augmentation.views import (
     build_crop,
 )
 from moco_d2.pretrain.data.images import read_pixels
-from moco_d2.pretrain.data.listed import ListedData
+from moco_d2.pretrain.data.listed_stream import ListedData
 from moco_d2.pretrain.data.samples import read_shard
-from moco_d2.pretrain.data.sharded import ShardedData
+from moco_d2.pretrain.data.sharded_stream import ShardedData
 from moco_d2.pretrain.data.shards import list_shards
 from moco_d2.pretrain.data.sources import list_images
 from moco_d2.pretrain.data.stream import ViewMaker

@@ -18,7 +18,7 @@ from gpu_common import V2, Run, few_blocks, tool, wait_for, words_of
 
 from moco_d2.demo import scenes
 from moco_d2.engine.failures import explained
-from moco_d2.engine.place import Place
+from moco_d2.engine.launcher_environment import Place
 from moco_d2.engine.process_group import joined
 from moco_d2.errors import UserError
 from moco_d2.pretrain.checkpointing import FINAL_CHECKPOINT

@@ -29,7 +29,7 @@ from pretraining_step import IMAGES_PER_SECOND_WANTED, InMemory, supervised
 from moco_d2.config.load import load_config
 from moco_d2.demo import scenes
 from moco_d2.pretrain.augmentation.views import build_augmentation, build_crop
-from moco_d2.pretrain.data.listed import ListedData
+from moco_d2.pretrain.data.listed_stream import ListedData
 from moco_d2.pretrain.data.sources import list_images
 from moco_d2.pretrain.data.stream import ViewMaker
 from moco_d2.transfer.preflight.dataset_checks import check_datasets

@@ -29,8 +29,8 @@ from webdataset import TarWriter
 
 from moco_d2.pretrain.augmentation.views import build_crop
 from moco_d2.pretrain.data.images import read_pixels
-from moco_d2.pretrain.data.listed import ListedData
-from moco_d2.pretrain.data.sharded import ShardedData
+from moco_d2.pretrain.data.listed_stream import ListedData
+from moco_d2.pretrain.data.sharded_stream import ShardedData
 from moco_d2.pretrain.data.shards import count_images, list_shards
 from moco_d2.pretrain.data.sources import list_source
 from moco_d2.pretrain.data.stream import TrainingData, ViewMaker
@@ -101,7 +101,7 @@ def listed(count: int, folder: Path) -> tuple[float, ...]:
     with file.open("w") as lines:
         lines.writelines(_PATH.format(number) + "\n" for number in range(count))
     one = one_image(folder)  # replaces all images, since the list does not check its files
-    with mock.patch("moco_d2.pretrain.data.listed.read_pixels", lambda *_: read_pixels(one)):
+    with mock.patch("moco_d2.pretrain.data.listed_stream.read_pixels", lambda *_: read_pixels(one)):
         return first_batch(lambda **on: ListedData(list_source(f"list:{file}"), **on))
 
 

@@ -34,7 +34,7 @@ import torch
 
 from moco_d2.benchmark.records.importing import import_run
 from moco_d2.benchmark.runs.cell_state import placed
-from moco_d2.benchmark.runs.checks import check_configs
+from moco_d2.benchmark.runs.config_checks import check_configs
 from moco_d2.benchmark.runs.planning import plan
 from moco_d2.benchmark.runs.suite_values import file_settings
 from moco_d2.benchmark.runs.suites import CONFIGURED, load_suite, untrusted_words

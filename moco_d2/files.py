@@ -31,6 +31,27 @@ def shipped_folder(name: str, file: str) -> Path:
     return installed if (installed / file).is_file() else PACKAGE.parent / name
 
 
+def is_regular_file(path: str | Path) -> bool:
+    """Return whether `path` is a regular file. The result is False for an impossible name."""
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(path: str | Path) -> bool:
+    """Return whether `path` is a folder. The result is False for an impossible name."""
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def expand_home(name: str | Path) -> Path:
+    """Return `name` with ``~`` replaced if the user exists."""
+    return Path(os.path.expanduser(name))  # noqa: PTH111 - pathlib's raises for unknown users
+
+
 # The name of a temporary file of atomic_write: .NAME.RANDOM.tmpSUFFIX.
 _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp(\..*)?")
 

@@ -19,7 +19,7 @@ from moco_d2.benchmark.records.pretext_records import PretextRecord, read_pretex
 from moco_d2.benchmark.statistics import summarize
 from moco_d2.benchmark.sweeps.agreement import agreement, agreement_table
 from moco_d2.benchmark.sweeps.figures import described, draw
-from moco_d2.benchmark.sweeps.points import Study, studies
+from moco_d2.benchmark.sweeps.studies import Study, studies
 from moco_d2.benchmark.sweeps.tables import sweep_tables
 from moco_d2.benchmark.tables.formats import to_markdown
 from moco_d2.cli import run_command

@@ -18,10 +18,10 @@ from moco_d2.errors import UserError
 from moco_d2.pixel_values import check_range, reading
 from moco_d2.pretrain.data.build import build_training_data
 from moco_d2.pretrain.data.images import read_image
-from moco_d2.pretrain.data.listed import ListedData
+from moco_d2.pretrain.data.listed_stream import ListedData
 from moco_d2.pretrain.probe.knn import KNNMonitor
 from moco_d2.pretrain.probe.labeled import LabeledImages, list_labeled
-from moco_d2.pretrain.probe.linear_eval import evaluate_checkpoint
+from moco_d2.pretrain.probe.main import evaluate_checkpoint
 from moco_d2.transfer.data.registered import load_dicts, register_datasets
 from moco_d2.transfer.data.semantic_mapper import build_mapper
 from moco_d2.transfer.evaluation.build import TestMapper

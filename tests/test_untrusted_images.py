@@ -35,7 +35,7 @@ from moco_d2.pretrain.data.images import (
     read_image,
     read_pixels,
 )
-from moco_d2.pretrain.data.listed import ListedSamples
+from moco_d2.pretrain.data.listed_stream import ListedSamples
 from moco_d2.pretrain.data.samples import read_shard
 from moco_d2.pretrain.data.stream import ViewMaker
 from moco_d2.pretrain.probe.knn import extract_features

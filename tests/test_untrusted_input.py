@@ -30,10 +30,10 @@ from moco_d2.checkpoint import archive, pickle_names, sources, states, unpicklin
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.checkpoint.pickle_names import allowed_names
 from moco_d2.cli import run_command
-from moco_d2.config import safe_yaml, shard_patterns
+from moco_d2.config import literals, safe_yaml, shard_patterns
 from moco_d2.config.load import load_config
 from moco_d2.errors import UserError
-from moco_d2.pretrain.data import decompression, sharded, tar_members
+from moco_d2.pretrain.data import decompression, sharded_stream, tar_members
 from moco_d2.pretrain.data import sources as pretrain_sources
 from moco_d2.pretrain.data.samples import read_shard
 from moco_d2.pretrain.data.shards import count_images
@@ -263,13 +263,13 @@ def bounds() -> list[tuple[str, str, str]]:
         ("tar shards", "unpacked bytes per byte of a compressed shard (small shards: in all)",
          f"{decompression.MAX_EXPANSION} ({decompression.SMALL >> 20} MiB)"),
         ("tar shards", "bytes of images that a worker shuffles together",
-         sharded.MAX_BLOCK_BYTES),
+         sharded_stream.MAX_BLOCK_BYTES),
         ("tar shards", "shards of a pattern", shard_patterns.MOST_SHARDS),
         ("lists of images", "characters of a line", pretrain_sources.MAX_LINE),
         ("configs and suites", "bytes, with all bases", safe_yaml.MOST_BYTES),
         ("configs and suites", "values, with expanded aliases", safe_yaml.MOST_VALUES),
-        ("configs and suites", "levels", safe_yaml.DEEPEST),
-        ("configs and suites", "characters of a value", safe_yaml.LONGEST),
+        ("configs and suites", "levels", literals.DEEPEST),
+        ("configs and suites", "characters of a value", literals.LONGEST),
         ("configs and suites", "keys that are not text", safe_yaml.MOST_ODD_KEYS),
         ("configs", "files", safe_yaml.MOST_FILES),
         ("configs", "bases in a chain", safe_yaml.DEEPEST_BASE),

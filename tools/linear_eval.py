@@ -87,7 +87,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     """Run the command."""
-    start_job("moco_d2.pretrain.probe.linear_eval:evaluate_checkpoint", parse_args())
+    start_job("moco_d2.pretrain.probe.main:evaluate_checkpoint", parse_args())
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from moco_d2.checkpoint.resnets import ResNets
 from moco_d2.checkpoint.sources import Extracted
 from moco_d2.checkpoint.stated import read_stated
 from moco_d2.checkpoint.targets import TARGETS, Detectron2, Target, find_target
-from moco_d2.checkpoint.vit.network import ViTs
+from moco_d2.checkpoint.vit.vits import ViTs
 from moco_d2.errors import UserError, printable
 from moco_d2.files import atomic_write, sha256
 from moco_d2.locks import write_to

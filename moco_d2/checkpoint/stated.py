@@ -19,9 +19,10 @@ from typing import Any, Literal
 import msgspec
 
 from moco_d2.checkpoint.families import FAIR, MSRA, UNIT, Input, Traits, input_of
-from moco_d2.config.safe_yaml import UNREADABLE, decode, is_regular_file, read_config
+from moco_d2.config.literals import decode
+from moco_d2.config.safe_yaml import UNREADABLE, read_config
 from moco_d2.errors import UserError, printable
-from moco_d2.files import read_plain_json
+from moco_d2.files import is_regular_file, read_plain_json
 
 _CONFIG, _PREPROCESSOR, _RUN = "config.json", "preprocessor_config.json", "config.yaml"
 _MOST_BYTES = 1 << 20  # of a config; real ones have a few kilobytes

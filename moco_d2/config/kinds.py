@@ -11,7 +11,7 @@ import math
 import re
 from typing import Any
 
-from moco_d2.config.safe_yaml import decode
+from moco_d2.config.literals import decode
 from moco_d2.errors import closest
 
 _INTERVAL = re.compile(r"([\[(])(-?[\w.]+), ([\w.]+)([\])])")

@@ -14,18 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from moco_d2.config.keys import KEYS, PAGE, add_moco_config, read_value
 from moco_d2.config.kinds import Text
+from moco_d2.config.literals import decode
 from moco_d2.config.plain import flatten, has_key
-from moco_d2.config.safe_yaml import (
-    UNREADABLE,
-    decode,
-    expand_home,
-    is_folder,
-    is_regular_file,
-    read_config,
-)
+from moco_d2.config.safe_yaml import UNREADABLE, read_config
 from moco_d2.config.shard_patterns import SHARDS_PREFIX, first_command
 from moco_d2.errors import UserError, closest
-from moco_d2.files import shipped_folder
+from moco_d2.files import expand_home, is_folder, is_regular_file, shipped_folder
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode

@@ -6,7 +6,6 @@ include each other many times. The checked values are the values in use: `read_c
 and no code opens the files again.
 """
 
-import ast
 import os
 import re
 from collections.abc import Mapping
@@ -15,20 +14,18 @@ from typing import Any
 
 import yaml
 
-from moco_d2.files import read_regular_file
+from moco_d2.config.literals import DEEPEST, LONGEST, check_value, decode
+from moco_d2.files import expand_home, read_regular_file
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # Detectron2's whole config has 10 kB, under 1000 values and 5 levels. A packaged config has at most
 # 6 files and a chain of 4 bases.
 MOST_BYTES = 1 << 20  # per file, and per config with all its bases
 MOST_VALUES = 100_000
-DEEPEST = 50
-LONGEST = 10_000  # characters of a value; Linux has paths of up to 4096
 MOST_FILES = 100
 DEEPEST_BASE = 20
 # Limit of keys that are no text: numbers can be chosen so that building their dict takes minutes.
 MOST_ODD_KEYS = 1000
-_MOST_BITS = 63  # of an integer, as in torch and numpy
 
 _BASE = "_BASE_"
 #: Errors of reading a YAML file here, or of merging its values in Detectron2.
@@ -36,27 +33,6 @@ UNREADABLE = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError, OverflowError),
     *(RecursionError, MemoryError, yaml.YAMLError),
 )
-
-
-def is_regular_file(path: str | Path) -> bool:
-    """Return whether `path` is a regular file. The result is False for an impossible name."""
-    try:
-        return Path(path).is_file()
-    except (OSError, ValueError):
-        return False
-
-
-def is_folder(path: str | Path) -> bool:
-    """Return whether `path` is a folder. The result is False for an impossible name."""
-    try:
-        return Path(path).is_dir()
-    except (OSError, ValueError):
-        return False
-
-
-def expand_home(name: str | Path) -> Path:
-    """Return `name` with ``~`` replaced if the user exists."""
-    return Path(os.path.expanduser(name))  # noqa: PTH111 - pathlib's raises for unknown users
 
 
 def read_text(path: str | Path, most_bytes: int = MOST_BYTES) -> str:
@@ -227,47 +203,6 @@ def _short(scalar: str, line: int) -> str:
     if len(scalar) > LONGEST:
         raise ValueError(f"line {line} has a value of more than {LONGEST} characters")
     return scalar
-
-
-# ---- values --------------------------------------------------------------------------------------
-
-
-def decode(value: Any) -> Any:
-    """Evaluate text that is a Python literal, as yacs does, and return other values unchanged.
-
-    Raises:
-        ValueError: If the text is too long, nests too deep for Python, or evaluates to a value that
-            no config key holds.
-    """
-    if not isinstance(value, str):
-        return value
-    if len(value) > LONGEST:
-        raise ValueError(f"{value[:40]!r}... has more than {LONGEST} characters")
-    try:
-        literal = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return value
-    except (RecursionError, MemoryError, TypeError) as error:
-        raise ValueError(f"{value[:40]!r} cannot be evaluated; write a plain value") from error
-    check_value(literal)
-    return literal
-
-
-def check_value(value: Any, deep: int = 0) -> None:
-    """Check that a value is text, a number, a truth value, or a list of these.
-
-    Raises:
-        ValueError: If it is another value, or an integer in it has more than 64 bits.
-    """
-    if isinstance(value, list | tuple):
-        if deep > DEEPEST:
-            raise ValueError(f"a value nests deeper than {DEEPEST} levels")
-        for part in value:
-            check_value(part, deep + 1)
-    elif type(value) is int and value.bit_length() > _MOST_BITS:
-        raise ValueError(f"{hex(value)[:20]}... has more than 64 bits")
-    elif not (value is None or type(value) in (str, int, float, bool)):
-        raise ValueError(f"{str(value)[:40]!r} is no text, number, truth value or list of these")
 
 
 def _check_values(node: Mapping[Any, Any], path: Path) -> None:

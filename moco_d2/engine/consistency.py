@@ -7,8 +7,8 @@ wrong.
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -23,7 +23,6 @@ _PACKAGE = PACKAGE
 _NAMED = 3  # differences that the message names
 _LENGTH = 60  # characters of a value in the message
 _ABSENT = "absent"
-_T = TypeVar("_T")
 
 
 def check_agreement(facts: Mapping[str, Any]) -> None:
@@ -57,26 +56,6 @@ def _describe(name: str, by_rank: list[Mapping[str, str]]) -> str:
         ranks.setdefault(values.get(name, _ABSENT), []).append(str(rank))
     parts = (f"{value[:_LENGTH]} on rank {', '.join(of)}" for value, of in ranks.items())
     return f"{name} is {' and '.join(parts)}"
-
-
-def decided_by_main(decide: Callable[[], _T]) -> _T:
-    """Return what the main process decides, in all processes, which must all call this.
-
-    Raises:
-        UserError: If the main process raises it, in all processes.
-    """
-    decision, problem = None, None
-    if comm.is_main_process():
-        try:
-            decision = decide()
-        except UserError as error:
-            if comm.get_world_size() == 1:
-                raise
-            problem = error.lines
-    decision, problem = comm.all_gather((decision, problem))[0]
-    if problem is not None:
-        raise UserError(*problem)
-    return decision
 
 
 def of_run(cfg: CfgNode) -> dict[str, str]:

@@ -1,13 +1,18 @@
-"""The exchange of tensors and numbers between the processes of a run."""
+"""The exchange of tensors, numbers and decisions between the processes of a run."""
 
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
+from detectron2.utils import comm
 from torch import distributed as dist
 
 from moco_d2.engine.device import fetch, send
 from moco_d2.engine.hooks import StopOnSignal
 from moco_d2.engine.periodic_saves import PeriodicSaves
+from moco_d2.errors import UserError
+
+_T = TypeVar("_T")
 
 
 def world_size() -> int:
@@ -24,6 +29,26 @@ def all_gather(x: torch.Tensor) -> torch.Tensor:
     gathered = [torch.empty_like(x) for _ in range(world_size())]
     dist.all_gather(gathered, x)
     return torch.cat(gathered)
+
+
+def decided_by_main(decide: Callable[[], _T]) -> _T:
+    """Return what the main process decides, in all processes, which must all call this.
+
+    Raises:
+        UserError: If the main process raises it, in all processes.
+    """
+    decision, problem = None, None
+    if comm.is_main_process():
+        try:
+            decision = decide()
+        except UserError as error:
+            if comm.get_world_size() == 1:
+                raise
+            problem = error.lines
+    decision, problem = comm.all_gather((decision, problem))[0]
+    if problem is not None:
+        raise UserError(*problem)
+    return decision
 
 
 def gather_numbers(

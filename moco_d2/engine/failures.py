@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from moco_d2.engine.place import of_agent
+from moco_d2.engine.launcher_environment import of_agent
 from moco_d2.errors import UserError
 
 _NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)

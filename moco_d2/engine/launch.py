@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from moco_d2.config.load import find_config_of, load_config_of
 from moco_d2.engine.failures import describe, explained
-from moco_d2.engine.place import Place, place_of_process, port_of, restarts
+from moco_d2.engine.launcher_environment import Place, place_of_process, port_of, restarts
 from moco_d2.engine.process_group import joined
 from moco_d2.engine.signals import (
     STOP_SIGNALS,
@@ -290,7 +290,7 @@ def claimed(folder: str | Path, *, setting: str = "OUTPUT_DIR") -> Iterator[None
     """
     from detectron2.utils import comm
 
-    from moco_d2.engine.consistency import decided_by_main
+    from moco_d2.engine.exchange import decided_by_main
     from moco_d2.engine.shared_folder import check_shared
 
     with contextlib.ExitStack() as stack:

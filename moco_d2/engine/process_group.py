@@ -17,7 +17,7 @@ from typing import Any
 
 from moco_d2.engine.device import take_own_gpu
 from moco_d2.engine.heartbeat import Heartbeat
-from moco_d2.engine.place import AGENT, Place, of_agent, restarts
+from moco_d2.engine.launcher_environment import AGENT, Place, of_agent, restarts
 from moco_d2.errors import Stopped, UserError
 
 _TIMEOUT_S = 1800  # seconds, Detectron2's default

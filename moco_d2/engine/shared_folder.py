@@ -7,7 +7,7 @@ from pathlib import Path
 
 from detectron2.utils import comm
 
-from moco_d2.engine.consistency import decided_by_main
+from moco_d2.engine.exchange import decided_by_main
 from moco_d2.errors import UserError
 
 _SHOWN_S = 3.0  # seconds in which a network file system shows a new file to other machines

@@ -10,10 +10,12 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from detectron2.engine import defaults
+from detectron2.engine import HookBase, defaults
 from detectron2.utils import comm
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
+from moco_d2.engine.launch import LOGGERS
 from moco_d2.errors import printable
 
 _RESULTS = "Evaluation results for "  # how Detectron2's evaluators begin their tables
@@ -118,6 +120,40 @@ def output(folder: str, period: int) -> str:
     """Return the text about OUTPUT_DIR and its checkpoints every `period` steps (0: at the end)."""
     when = f"every {period:,} steps" if period else "at the end"
     return f"{folder}, a checkpoint {when}; log.txt has all settings"
+
+
+class ProgressBar(HookBase):
+    """A progress bar, if stderr is a terminal. Log lines appear above it."""
+
+    def __init__(self, description: str):
+        self.description = description
+        self._bar: tqdm[Any] | None = None
+
+    def before_train(self) -> None:
+        if not sys.stderr.isatty():
+            return
+        self._redirect = logging_redirect_tqdm([logging.getLogger(name) for name in LOGGERS])
+        self._redirect.__enter__()
+        self._bar = tqdm(
+            desc=self.description,
+            initial=self.trainer.start_iter,
+            total=self.trainer.max_iter,
+            unit=" steps",
+            dynamic_ncols=True,
+        )
+
+    def after_step(self) -> None:
+        if self._bar is None:
+            return
+        loss = self.trainer.storage.histories().get("total_loss")
+        if loss is not None:
+            self._bar.set_postfix(loss=f"{loss.median(20):.3f}", refresh=False)
+        self._bar.update()
+
+    def after_train(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._redirect.__exit__(None, None, None)
 
 
 class WithBar:

@@ -27,7 +27,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.config.plain import to_plain
-from moco_d2.engine.consistency import decided_by_main
+from moco_d2.engine.exchange import decided_by_main
 from moco_d2.engine.last_checkpoint import (
     LAST_CHECKPOINT,
     holds_run,

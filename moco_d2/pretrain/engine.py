@@ -19,11 +19,12 @@ from detectron2.utils import comm
 from torch.amp.grad_scaler import GradScaler
 
 from moco_d2.engine.compilation import fastest_convolutions, should_compile
-from moco_d2.engine.consistency import check_agreement, decided_by_main, fingerprint, of_run
-from moco_d2.engine.exchange import exchange_step
-from moco_d2.engine.hooks import DataTime, DeferredWriters, ProgressBar, StopOnSignal
+from moco_d2.engine.consistency import check_agreement, fingerprint, of_run
+from moco_d2.engine.exchange import decided_by_main, exchange_step
+from moco_d2.engine.hooks import DataTime, DeferredWriters, StopOnSignal
 from moco_d2.engine.metrics_state import MetricsState
 from moco_d2.engine.precision import amp_dtype
+from moco_d2.engine.terminal import ProgressBar
 from moco_d2.engine.trackers import Trackers
 from moco_d2.errors import UserError
 from moco_d2.pretrain.accumulation import backward_in_parts

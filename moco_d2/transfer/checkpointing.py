@@ -12,7 +12,7 @@ from torch import nn
 
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.checkpoint.targets import AUTHOR
-from moco_d2.engine.consistency import decided_by_main
+from moco_d2.engine.exchange import decided_by_main
 from moco_d2.engine.last_checkpoint import (
     holds_run,
     name_last,

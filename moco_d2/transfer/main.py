@@ -14,7 +14,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 
-from moco_d2.engine.consistency import decided_by_main, of_images
+from moco_d2.engine.consistency import of_images
+from moco_d2.engine.exchange import decided_by_main
 from moco_d2.engine.last_checkpoint import LAST_CHECKPOINT
 from moco_d2.engine.launch import claimed, hold_log, seed, setup_run
 from moco_d2.engine.terminal import first_screen

@@ -17,8 +17,7 @@ import torch
 from msgspec import UNSET
 
 from moco_d2.config.plain import matched_sha256, to_plain
-from moco_d2.engine.resume_checks import shown
-from moco_d2.engine.resumed_config import FREE_TO_CHANGE, Change, changes, read_changes
+from moco_d2.engine.resumed_config import Change, read_changes
 from moco_d2.errors import UserError
 from moco_d2.files import sha256, sha256_of_json, write_json
 from moco_d2.records.environment import hardware, versions
@@ -50,24 +49,13 @@ from moco_d2.records.run_schema import (
 )
 from moco_d2.records.run_schema import Coverage as CoverageCounts
 from moco_d2.transfer.preflight.findings import Finding
-from moco_d2.transfer.resume_checks import check_record
-from moco_d2.transfer.weights import RANDOM, Coverage
+from moco_d2.transfer.resume_checks import changes_of_run, check_record, check_same_run
+from moco_d2.transfer.weights import Coverage
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
 logger = logging.getLogger(__name__)
-
-# In addition to FREE_TO_CHANGE: these neither change what is trained nor what is recorded.
-_FREE_TO_CHANGE = (
-    *FREE_TO_CHANGE,
-    "MODEL.WEIGHTS",  # the content of the file is compared
-    "SOLVER.REFERENCE_WORLD_SIZE",  # the scaled schedule is compared
-    "TEST.EVAL_PERIOD",
-    "VIS_PERIOD",
-    "MOCO.DRAW_SCORE",
-    *("MOCO.VAL_LOSS", "MOCO.VAL_LOSS_DATA", "MOCO.VAL_LOSS_IMAGES"),
-)
 
 
 def _now() -> datetime.datetime:
@@ -144,7 +132,7 @@ class RunRecorder:
             UserError: If the run began with another task, seed or weights.
         """
         check_record(state)
-        self._check_same_run(state)
+        check_same_run(self.cfg, self.weights, state)
         # Both are absent from a checkpoint of an older version.
         self._before, self._data_before = state.get("config"), state.get("data", {})
         self.changes = read_changes(state.get("changes", []), "record.changes")
@@ -159,25 +147,6 @@ class RunRecorder:
         self.started = datetime.datetime.fromisoformat(state["started"])
         self.seconds_before = state["seconds"]
 
-    def _check_same_run(self, state: dict[str, Any]) -> None:
-        """Refuse to continue a run as another one: its record would name the wrong start."""
-        now = {"MODEL.WEIGHTS": (self.weights or {}).get("sha256")}
-        before = {"MODEL.WEIGHTS": (state["weights"] or {}).get("sha256")}
-        if config := state.get("config"):
-            now |= {"MOCO.TASK": self.cfg.MOCO.TASK, "SEED": self.cfg.SEED}
-            before |= {"MOCO.TASK": config["MOCO"]["TASK"], "SEED": config["SEED"]}
-        key = next((key for key in now if now[key] != before[key]), None)
-        if key is None:
-            return
-        texts = now[key], shown(before[key])
-        if key == "MODEL.WEIGHTS":
-            texts = _named(self.weights), _named(state["weights"])
-        raise UserError(
-            f"{key} is {texts[0]}, but the run in OUTPUT_DIR {self.cfg.OUTPUT_DIR} began with "
-            f"{texts[1]}, and --resume does not begin it again: set it back, or choose another "
-            "OUTPUT_DIR"
-        )
-
     def note_changes(self, iteration: int) -> None:
         """Warn about the settings and the data that differ from those of the resumed checkpoint,
         and keep them for the record. A dataset may be at another path.
@@ -191,13 +160,9 @@ class RunRecorder:
                 "with the same settings"
             )
             return
-        found = changes(self._before, to_plain(self.cfg), iteration=iteration, free=_FREE_TO_CHANGE)
-        for key, now in self.data.items():
-            before = self._data_before.get(key, now)
-            if before != now:
-                found.append(Change(iteration, f"the content of {key}", before, now))
-            elif key in self._data_before:
-                found = [change for change in found if change.key != key]
+        found = changes_of_run(
+            (self._before, self._data_before), (to_plain(self.cfg), self.data), iteration
+        )
         for change in found:
             logger.warning("resuming after %d iterations with %s", iteration, change)
         self.changes += found
@@ -283,10 +248,6 @@ class RunRecorder:
         path = Path(cfg.OUTPUT_DIR) / RECORD_FILE
         write_json(path, msgspec.to_builtins(record))
         return path
-
-
-def _named(weights: dict[str, Any] | None) -> str:
-    return f"{weights['file']} (sha256 {weights['sha256'][:12]})" if weights else RANDOM
 
 
 def _weights(weights: dict[str, Any]) -> Weights:

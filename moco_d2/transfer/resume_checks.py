@@ -1,11 +1,13 @@
-"""Checks of the entries that a resumed fine-tuning run reads from its checkpoint.
-engine/resume_checks.py turns a failed check into one sentence.
+"""Checks of the entries that a resumed fine-tuning run reads from its checkpoint, and that it is
+the same run. engine/resume_checks.py turns a failed check into one sentence.
 """
 
 import datetime
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from torch import nn
 
 from moco_d2.engine.process_state import check_process_states
@@ -22,10 +24,21 @@ from moco_d2.engine.resume_checks import (
     require,
     shown,
 )
-from moco_d2.engine.resumed_config import check_config
-from moco_d2.transfer.weights import CONSTANTS
+from moco_d2.engine.resumed_config import FREE_TO_CHANGE, Change, changes, check_config
+from moco_d2.errors import UserError
+from moco_d2.transfer.weights import CONSTANTS, RANDOM
 
 _SCHEDULER = "LRScheduler"  # Detectron2's only hook with a state
+# In addition to FREE_TO_CHANGE: these neither change what is trained nor what is recorded.
+_FREE_TO_CHANGE = (
+    *FREE_TO_CHANGE,
+    "MODEL.WEIGHTS",  # the content of the file is compared
+    "SOLVER.REFERENCE_WORLD_SIZE",  # the scaled schedule is compared
+    "TEST.EVAL_PERIOD",
+    "VIS_PERIOD",
+    "MOCO.DRAW_SCORE",
+    *("MOCO.VAL_LOSS", "MOCO.VAL_LOSS_DATA", "MOCO.VAL_LOSS_IMAGES"),
+)
 
 
 def check_content(content: dict[str, Any], model: nn.Module) -> None:
@@ -146,3 +159,58 @@ def _check_start(text: str) -> None:
     except ValueError:
         zone = None
     require(zone is not None, f"its record.started is {shown(text)}, not a time with a time zone")
+
+
+def check_same_run(cfg: CfgNode, weights: dict[str, Any] | None, state: Mapping[str, Any]) -> None:
+    """Refuse to continue a run as another one: its record would name the wrong start.
+
+    Args:
+        cfg, weights: The config and the weights of this process.
+        state: The checked state of the recorder in the checkpoint.
+
+    Raises:
+        UserError: If the run began with another task, seed or weights.
+    """
+    now = {"MODEL.WEIGHTS": (weights or {}).get("sha256")}
+    before = {"MODEL.WEIGHTS": (state["weights"] or {}).get("sha256")}
+    if config := state.get("config"):
+        now |= {"MOCO.TASK": cfg.MOCO.TASK, "SEED": cfg.SEED}
+        before |= {"MOCO.TASK": config["MOCO"]["TASK"], "SEED": config["SEED"]}
+    key = next((key for key in now if now[key] != before[key]), None)
+    if key is None:
+        return
+    texts = now[key], shown(before[key])
+    if key == "MODEL.WEIGHTS":
+        texts = _named(weights), _named(state["weights"])
+    raise UserError(
+        f"{key} is {texts[0]}, but the run in OUTPUT_DIR {cfg.OUTPUT_DIR} began with "
+        f"{texts[1]}, and --resume does not begin it again: set it back, or choose another "
+        "OUTPUT_DIR"
+    )
+
+
+def _named(weights: dict[str, Any] | None) -> str:
+    return f"{weights['file']} (sha256 {weights['sha256'][:12]})" if weights else RANDOM
+
+
+def changes_of_run(
+    before: tuple[dict[str, Any], Mapping[str, str]],
+    now: tuple[dict[str, Any], Mapping[str, str]],
+    iteration: int,
+) -> list[Change]:
+    """Return the settings and the data that differ from those of the resumed checkpoint.
+
+    A dataset may be at another path.
+
+    Args:
+        before, now: The config in plain types, and the fingerprints of the data.
+        iteration: The number of iterations that have been trained.
+    """
+    found = changes(before[0], now[0], iteration=iteration, free=_FREE_TO_CHANGE)
+    for key, content in now[1].items():
+        recorded = before[1].get(key, content)
+        if recorded != content:
+            found.append(Change(iteration, f"the content of {key}", recorded, content))
+        elif key in before[1]:
+            found = [change for change in found if change.key != key]
+    return found

@@ -10,22 +10,13 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from moco_d2.config.load import config_root, load_config
-from moco_d2.config.plain import flatten
 from moco_d2.errors import UserError
+from moco_d2.transfer.norms import NORMED, backbone_norm, batchnorm_images, has_vit, norm_for
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
-# Norms that need several processes, and the ones among them that run without CUDA.
-SYNCED_NORMS = ("SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
-_SYNCED_ON_CPU = ("naiveSyncBN", "naiveSyncBN_N")
-# The parts of the paper's models that have their own NORM key.
-_NORMED = ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD", "SEM_SEG_HEAD")
-VIT_NORM = "LN"
-VIT_BACKBONE = "build_vit_simple_fpn_backbone"
 _PAPERS_BATCH = (
     16  # images that BatchNorm sees in the paper: 8 synchronized GPUs with 2 images each
 )
@@ -77,9 +68,9 @@ def scale_to_hardware(
             "set SOLVER.REFERENCE_WORLD_SIZE 0 to keep the batch if memory allows, or with "
             "MOCO.ACCUMULATION if it does not"
         )
-    for name in _NORMED:
+    for name in NORMED:
         node = scaled.MODEL[name]
-        replacement = _norm_for(node.NORM, world_size, scaled.MODEL.DEVICE)
+        replacement = norm_for(node.NORM, world_size, scaled.MODEL.DEVICE)
         if replacement != node.NORM:
             notes.append(
                 f"norm {node.NORM} -> {replacement} on {world_size} process(es) (MODEL.{name})"
@@ -133,36 +124,6 @@ def describe(effective: Mapping[str, Any]) -> list[str]:
     return [first, *effective["notes"]]
 
 
-def batchnorm_images(cfg: "CfgNode", world_size: int) -> int | None:
-    """Return how many images the backbone's BatchNorm normalizes together; None if it is frozen or
-    absent.
-    """
-    norm = backbone_norm(cfg)
-    if norm in ("FrozenBN", VIT_NORM):
-        return None
-    groups = 1 if norm in SYNCED_NORMS else world_size
-    return cfg.SOLVER.IMS_PER_BATCH // (groups * cfg.MOCO.ACCUMULATION)
-
-
-def has_vit(cfg: "CfgNode") -> bool:
-    """Return whether the backbone is the ViT of MOCO.VIT; MODEL.RESNETS does not count then."""
-    return cfg.MODEL.BACKBONE.NAME == VIT_BACKBONE
-
-
-def backbone_norm(cfg: "CfgNode") -> str:
-    """Return the norm of the pretrained backbone."""
-    return VIT_NORM if has_vit(cfg) else cfg.MODEL.RESNETS.NORM
-
-
-def normed_keys(cfg: "CfgNode") -> dict[str, str]:
-    """Return every norm of the model by its key, ``{"MODEL.FPN.NORM": "SyncBN", ...}``."""
-    return {
-        f"MODEL.{key}": value
-        for key, value in flatten(cfg.MODEL).items()
-        if key.rpartition(".")[2] == "NORM"
-    }
-
-
 @functools.cache
 def reference_config(task: str) -> Any:
     """Return the packaged config of a task before any scaling; None for a user-defined task."""
@@ -186,12 +147,3 @@ def _check_division(cfg: "CfgNode", world_size: int) -> None:
             f"{batch} images a step do not divide among {world_size} process(es) and "
             f"MOCO.ACCUMULATION {passes} passes: change SOLVER.IMS_PER_BATCH or MOCO.ACCUMULATION"
         )
-
-
-def _norm_for(norm: str, world_size: int, device: str) -> str:
-    if norm not in SYNCED_NORMS:
-        return norm
-    if world_size == 1:
-        return "BN"
-    on_gpu = torch.device(device).type == "cuda"
-    return norm if on_gpu or norm in _SYNCED_ON_CPU else "naiveSyncBN"

@@ -18,12 +18,12 @@ from detectron2.utils.events import EventWriter
 from fvcore.nn.precise_bn import get_bn_modules
 from torch.utils.data import DataLoader
 
-from moco_d2.engine.hooks import DataTime, DeferredWriters, EvalHook, ProgressBar, StopOnSignal
+from moco_d2.engine.hooks import DataTime, DeferredWriters, EvalHook, StopOnSignal
 from moco_d2.engine.loader import SteadyLoader
 from moco_d2.engine.metrics_state import MetricsState
 from moco_d2.engine.one_pass import update_in_one_pass
 from moco_d2.engine.precision import amp_dtype
-from moco_d2.engine.terminal import WithBar
+from moco_d2.engine.terminal import ProgressBar, WithBar
 from moco_d2.engine.trackers import Trackers
 from moco_d2.errors import UserError, as_raised
 from moco_d2.plugin.evaluators import USED_EVALUATORS

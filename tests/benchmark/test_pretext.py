@@ -11,7 +11,7 @@ from moco_d2.benchmark.records.pretext_records import PretextRecord, read_pretex
 from moco_d2.benchmark.runs.execution import TOOLS
 from moco_d2.benchmark.runs.suites import load_suite
 from moco_d2.benchmark.sweeps.definitions import sweeps
-from moco_d2.benchmark.sweeps.points import studies
+from moco_d2.benchmark.sweeps.studies import studies
 from moco_d2.config.load import load_config
 from moco_d2.config.plain import flatten, to_plain
 from moco_d2.errors import UserError

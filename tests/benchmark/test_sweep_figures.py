@@ -13,7 +13,7 @@ from moco_d2.benchmark.rendering import render_folders
 from moco_d2.benchmark.report.page import write_page
 from moco_d2.benchmark.sweeps import figures as sweep_figures
 from moco_d2.benchmark.sweeps.agreement import agreement, agreement_table, orders, paper_noise
-from moco_d2.benchmark.sweeps.points import studies
+from moco_d2.benchmark.sweeps.studies import studies
 from moco_d2.errors import UserError
 
 # Typed from the paper (arXiv:1911.05722, Figure 3), apart from paper_tables.yaml.

@@ -14,11 +14,11 @@ from support.toy_data import make_coco, make_voc
 from moco_d2.benchmark.records.results import read_records
 from moco_d2.benchmark.runs import cell_state
 from moco_d2.benchmark.runs.cell_state import placed
-from moco_d2.benchmark.runs.checks import check_configs
 from moco_d2.benchmark.runs.children import in_child
-from moco_d2.benchmark.runs.drawn_parts import DRAWN as PARTS
-from moco_d2.benchmark.runs.drawn_parts import draw_parts
-from moco_d2.benchmark.runs.inputs import _files, check_inputs, check_parts
+from moco_d2.benchmark.runs.config_checks import check_configs
+from moco_d2.benchmark.runs.held_out_parts import DRAWN as PARTS
+from moco_d2.benchmark.runs.held_out_parts import draw_parts
+from moco_d2.benchmark.runs.input_checks import _files, check_inputs, check_parts
 from moco_d2.benchmark.runs.runner import run as run_suite
 from moco_d2.benchmark.runs.suites import load_suite
 from moco_d2.benchmark.runs.trials import best_rate, has_diverged, is_trial

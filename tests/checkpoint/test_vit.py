@@ -13,7 +13,7 @@ from moco_d2.checkpoint.backbone import load_backbone
 from moco_d2.checkpoint.convert import convert, settings_for, summary
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.checkpoint.vit import architecture
-from moco_d2.checkpoint.vit.network import ViTs
+from moco_d2.checkpoint.vit.vits import ViTs
 from moco_d2.config.load import task_configs
 from moco_d2.errors import UserError
 from moco_d2.transfer.modeling.vit import ViT

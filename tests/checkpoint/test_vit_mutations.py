@@ -11,8 +11,8 @@ import moco_d2  # noqa: F401  before detectron2
 from moco_d2.checkpoint.convert import convert
 from moco_d2.checkpoint.network import Request
 from moco_d2.checkpoint.vit.architecture import to_detectron2
-from moco_d2.checkpoint.vit.network import ViTs
 from moco_d2.checkpoint.vit.proof import prove
+from moco_d2.checkpoint.vit.vits import ViTs
 from moco_d2.errors import UserError
 
 NET = "backbone.net."

@@ -307,7 +307,7 @@ def test_every_tool_asks_whose_the_words_are():
     direct = [str(f.relative_to(ROOT)) for f in files if ".opts" in f.read_text()]
     # cli.py looks for flags among them, and only among those that somebody typed.
     assert sorted(direct) == [
-        *("moco_d2/benchmark/runs/checks.py", "moco_d2/cli.py", "moco_d2/config/load.py"),
+        *("moco_d2/benchmark/runs/config_checks.py", "moco_d2/cli.py", "moco_d2/config/load.py"),
     ]
 
 

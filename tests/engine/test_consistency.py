@@ -8,13 +8,8 @@ from detectron2.utils import comm
 
 from moco_d2.config.load import load_config
 from moco_d2.engine import consistency
-from moco_d2.engine.consistency import (
-    check_agreement,
-    decided_by_main,
-    fingerprint,
-    of_images,
-    of_run,
-)
+from moco_d2.engine.consistency import check_agreement, fingerprint, of_images, of_run
+from moco_d2.engine.exchange import decided_by_main
 from moco_d2.errors import UserError
 
 

@@ -15,7 +15,7 @@ from support.commands import start_processes
 from support.paths import ROOT, SUPPORT
 
 from moco_d2.engine import process_group
-from moco_d2.engine.place import Place, place_of_process
+from moco_d2.engine.launcher_environment import Place, place_of_process
 from moco_d2.engine.process_group import timeout
 from moco_d2.errors import UserError
 from moco_d2.plugin import compat

@@ -31,7 +31,7 @@ _PRELOADED = [
     "moco_d2.transfer.main",
     "moco_d2.transfer.inference.predict",
     "moco_d2.pretrain.main",
-    "moco_d2.pretrain.probe.linear_eval",
+    "moco_d2.pretrain.probe.main",
     "moco_d2.checkpoint.convert",
     "moco_d2.benchmark.report.page",
     "moco_d2.benchmark.runs.planning",

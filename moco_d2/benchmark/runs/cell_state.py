@@ -26,8 +26,8 @@ from moco_d2.benchmark.runs.cell_lock import LOCK
 from moco_d2.benchmark.runs.suites import CELL_FOLDER, FOLDER, Cell
 from moco_d2.benchmark.runs.trials import BEST, best_rate, has_diverged
 from moco_d2.config.keys import KEYS, read_value
+from moco_d2.config.literals import decode
 from moco_d2.config.plain import flatten
-from moco_d2.config.safe_yaml import decode
 from moco_d2.errors import UserError, printable
 from moco_d2.files import check_own, read_plain_json, write_json
 

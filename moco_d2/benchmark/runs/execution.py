@@ -30,7 +30,7 @@ MODULES = {
     "train_net.py": "moco_d2.transfer.main",
     "pretrain.py": "moco_d2.pretrain.main",
     "convert.py": "moco_d2.checkpoint.convert",
-    "linear_eval.py": "moco_d2.pretrain.probe.linear_eval",
+    "linear_eval.py": "moco_d2.pretrain.probe.main",
 }
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from moco_d2.benchmark.runs.cell_state import placed
-from moco_d2.benchmark.runs.drawn_parts import draw_parts
 from moco_d2.benchmark.runs.execution import TOOLS, Place
+from moco_d2.benchmark.runs.held_out_parts import draw_parts
 from moco_d2.benchmark.runs.places import make_places
 from moco_d2.benchmark.runs.suites import Cell, Suite, untrusted_words
 from moco_d2.files import read_plain_json, write_text

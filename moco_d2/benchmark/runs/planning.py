@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from moco_d2.benchmark.runs import cell_lock, cell_state, run_log
-from moco_d2.benchmark.runs.checks import check_configs
+from moco_d2.benchmark.runs.config_checks import check_configs
 from moco_d2.benchmark.runs.display import duration
 from moco_d2.benchmark.runs.execution import TOOLS
 from moco_d2.benchmark.runs.measuring import hardware_of, measure_tasks, read_timing

@@ -42,8 +42,8 @@ from moco_d2.benchmark.runs.suite_values import (
 from moco_d2.benchmark.runs.suites import CELL_FOLDER, FOLDER, Cell
 from moco_d2.config.keys import read_value
 from moco_d2.config.load import check_data, config_root
-from moco_d2.config.safe_yaml import expand_home, is_regular_file
 from moco_d2.errors import UserError
+from moco_d2.files import expand_home, is_regular_file
 
 _KEYS = (
     *("config", "points", "seeds", "overrides", "data", "generate", "evaluation", "random"),

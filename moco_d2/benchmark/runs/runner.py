@@ -13,12 +13,12 @@ from typing import Any
 
 from moco_d2.benchmark.records.design import declare
 from moco_d2.benchmark.runs import cell_lock, retention, run_log
-from moco_d2.benchmark.runs.checks import check_configs, check_conflicts
 from moco_d2.benchmark.runs.children import warmed
+from moco_d2.benchmark.runs.config_checks import check_configs, check_conflicts
 from moco_d2.benchmark.runs.display import Display, display
-from moco_d2.benchmark.runs.drawn_parts import draw_parts
 from moco_d2.benchmark.runs.execution import BUSY_EXIT_CODE, TOOLS, Place, main
-from moco_d2.benchmark.runs.inputs import check_inputs, check_parts
+from moco_d2.benchmark.runs.held_out_parts import draw_parts
+from moco_d2.benchmark.runs.input_checks import check_inputs, check_parts
 from moco_d2.benchmark.runs.places import make_places
 from moco_d2.benchmark.runs.suites import Suite, load_suite
 from moco_d2.benchmark.runs.tasks import Task, Tasks

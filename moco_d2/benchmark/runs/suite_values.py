@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from moco_d2.config.literals import check_value, decode
 from moco_d2.config.load import packaged_hint
 from moco_d2.config.plain import flatten
-from moco_d2.config.safe_yaml import UNREADABLE, check_value, decode, load_yaml, read_config
+from moco_d2.config.safe_yaml import UNREADABLE, load_yaml, read_config
 from moco_d2.errors import UserError, closest
 from moco_d2.records.names import name_problem
 

@@ -27,9 +27,10 @@ from typing import Any
 
 from moco_d2.benchmark.records.design import DEFAULT, DESIGN_KEYS, Design, read_design
 from moco_d2.benchmark.runs.suite_values import check_name, read_mapping, unknown
+from moco_d2.config.literals import decode
 from moco_d2.config.load import DATA_KEYS, check_data
-from moco_d2.config.safe_yaml import decode, expand_home, is_regular_file
 from moco_d2.errors import UserError, closest, printable
+from moco_d2.files import expand_home, is_regular_file
 
 #: Placeholders in the arguments of a cell: the folder of the suite, and the folder of the cell.
 FOLDER, CELL_FOLDER = "{folder}", "{cell}"

@@ -34,8 +34,8 @@ from moco_d2.benchmark.runs.suite_values import (
 )
 from moco_d2.benchmark.runs.suites import CELL_FOLDER, FOLDER, Cell
 from moco_d2.config.load import config_root
-from moco_d2.config.safe_yaml import expand_home, is_regular_file
 from moco_d2.errors import UserError
+from moco_d2.files import expand_home, is_regular_file
 
 _INITIALIZATIONS = "initializations"
 _BRITISH = "initialisations"  # the key of suites from before, which still works

@@ -4,7 +4,7 @@ The key ``tune`` of a suite of kind ``transfer``:
 
 * ``learning_rates``: SOLVER.BASE_LR of the trials, at least two.
 * ``held_out``: the fraction of the first training set that the trials test on. It is drawn, see
-  drawn_parts.py. Or ``train`` and ``test`` name two parts of the training images for each task,
+  held_out_parts.py. Or ``train`` and ``test`` name two parts of the training images for each task,
   ``{voc_C4: [voc_2007_train]}``. The runner checks that they are disjoint parts of DATASETS.TRAIN.
 * ``seed``: the seed of the draw and of the trials, which is none of the suite's (default: the
   largest + 1).
@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moco_d2.benchmark.runs.drawn_parts import DRAWN, names_of_parts
+from moco_d2.benchmark.runs.held_out_parts import DRAWN, names_of_parts
 from moco_d2.benchmark.runs.suite_values import arguments_of, check_grid, check_keys, check_seeds
 from moco_d2.benchmark.runs.suites import Cell
 from moco_d2.benchmark.runs.trials import BEST, FOLDER_OF_TRIAL, METRICS

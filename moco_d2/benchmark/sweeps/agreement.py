@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from moco_d2.benchmark.paper import tables_named
 from moco_d2.benchmark.statistics import LEVEL, Comparison, corrected, paired, welch
 from moco_d2.benchmark.sweeps.definitions import Published, X, place_name
-from moco_d2.benchmark.sweeps.points import Study, Trial, order_of
+from moco_d2.benchmark.sweeps.studies import Study, Trial, order_of
 from moco_d2.benchmark.tables.cell_text import p_value, signed
 
 # Verdict of an order -> whether it agrees with the paper.

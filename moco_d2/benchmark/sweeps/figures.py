@@ -22,7 +22,7 @@ from moco_d2.benchmark.sweeps.definitions import (
     X,
     place_name,
 )
-from moco_d2.benchmark.sweeps.points import Study, order_of, studies
+from moco_d2.benchmark.sweeps.studies import Study, order_of, studies
 
 # MoCo has the same color in every plot.
 _STYLES = {

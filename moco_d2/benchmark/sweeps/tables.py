@@ -7,7 +7,7 @@ from moco_d2.benchmark.records.pretext_records import PretextRecord
 from moco_d2.benchmark.statistics import agreement_band, summarize
 from moco_d2.benchmark.sweeps.agreement import agreement, agreement_table, paper_std
 from moco_d2.benchmark.sweeps.definitions import X, place_name
-from moco_d2.benchmark.sweeps.points import Study, order_of, studies
+from moco_d2.benchmark.sweeps.studies import Study, order_of, studies
 from moco_d2.benchmark.tables.table import Cell, Row, Table
 
 _HEAD = "top-1 (%)"

@@ -8,8 +8,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from moco_d2.config.safe_yaml import expand_home
 from moco_d2.errors import UserError
+from moco_d2.files import expand_home
 
 _YEAR = re.compile(r"(?:voc)?_?(2007|2012)", re.IGNORECASE)
 # The splits of the paper; the annotations of VOC2012's test images are not public.

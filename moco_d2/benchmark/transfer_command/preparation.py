@@ -10,7 +10,7 @@ import yaml
 from moco_d2.benchmark.runs.children import in_child
 from moco_d2.benchmark.runs.display import duration
 from moco_d2.benchmark.runs.execution import TOOLS, Place
-from moco_d2.benchmark.runs.inputs import check_inputs
+from moco_d2.benchmark.runs.input_checks import check_inputs
 from moco_d2.benchmark.runs.places import make_places
 from moco_d2.benchmark.runs.suites import load_suite
 from moco_d2.benchmark.tables import power
@@ -45,8 +45,8 @@ from moco_d2.benchmark.transfer_command.weights import (
     row_names,
     supervised_source,
 )
+from moco_d2.config.literals import decode
 from moco_d2.config.load import config_root
-from moco_d2.config.safe_yaml import decode
 from moco_d2.errors import UserError, printable
 from moco_d2.files import write_text
 

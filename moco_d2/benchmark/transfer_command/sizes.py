@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moco_d2.benchmark.transfer_command.weights import of_vits
-from moco_d2.config.safe_yaml import decode
+from moco_d2.config.literals import decode
 
 # The paper's images: VOC's short side of 375 pixels (the median of VOC2007) is enlarged to 800.
 _ENLARGEMENT = 800 / 375

@@ -236,7 +236,7 @@ def _provenance(file: Path) -> dict[str, Any] | None:
 
 def of_vits(task: Mapping[str, Any]) -> bool:
     """Return whether the detectors of a task have a ViT."""
-    from moco_d2.transfer.schedule import VIT_BACKBONE
+    from moco_d2.transfer.norms import VIT_BACKBONE
 
     return task.get("MODEL.BACKBONE.NAME") == VIT_BACKBONE
 

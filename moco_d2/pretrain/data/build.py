@@ -6,9 +6,9 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from moco_d2.config.safe_yaml import expand_home
 from moco_d2.config.shard_patterns import SHARDS_PREFIX
 from moco_d2.errors import UserError
+from moco_d2.files import expand_home
 from moco_d2.pixel_values import check_range
 from moco_d2.pretrain.augmentation.batched import DeviceAugmentation
 from moco_d2.pretrain.augmentation.normalization import Normalization
@@ -19,8 +19,8 @@ from moco_d2.pretrain.augmentation.views import (
     build_crop,
 )
 from moco_d2.pretrain.data.image_list import take_fraction, with_range
-from moco_d2.pretrain.data.listed import ListedData
-from moco_d2.pretrain.data.sharded import ShardedData
+from moco_d2.pretrain.data.listed_stream import ListedData
+from moco_d2.pretrain.data.sharded_stream import ShardedData
 from moco_d2.pretrain.data.shards import first_files, list_shards
 from moco_d2.pretrain.data.sources import list_source
 from moco_d2.pretrain.data.stream import TrainingData, ViewMaker

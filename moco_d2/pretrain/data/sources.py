@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from moco_d2.config.safe_yaml import expand_home
 from moco_d2.errors import UserError, closest, printable
+from moco_d2.files import expand_home
 from moco_d2.pretrain.data.folders import find_images, is_image
 from moco_d2.pretrain.data.image_list import ImageList, PathTable
 from moco_d2.pretrain.data.images import IMAGE_SUFFIXES

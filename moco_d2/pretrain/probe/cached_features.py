@@ -17,7 +17,7 @@ from moco_d2.engine.device import send
 from moco_d2.files import atomic_write, sha256_of_json
 from moco_d2.pretrain.augmentation.views import build_evaluation_transform
 from moco_d2.pretrain.data.image_list import ImageList
-from moco_d2.pretrain.probe.classifier import Recipe, new_classifier, topk_correct
+from moco_d2.pretrain.probe.classifier_training import Recipe, new_classifier, topk_correct
 from moco_d2.pretrain.probe.labeled import (
     Features,
     build_training_transform,

@@ -18,8 +18,8 @@ from xml.parsers import expat
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
-from moco_d2.config.safe_yaml import expand_home, is_folder, is_regular_file
 from moco_d2.errors import UserError
+from moco_d2.files import expand_home, is_folder, is_regular_file
 from moco_d2.records.names import invisible, name_problem
 from moco_d2.transfer.data.coco_entry_types import coco_problem
 from moco_d2.transfer.data.coco_normalization import normalize_numbers

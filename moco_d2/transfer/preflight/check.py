@@ -4,6 +4,7 @@ import logging
 
 from detectron2.utils import comm
 
+from moco_d2.transfer.norms import has_vit
 from moco_d2.transfer.plan import RunPlan
 from moco_d2.transfer.preflight.config_checks import (
     check_config,
@@ -18,7 +19,6 @@ from moco_d2.transfer.preflight.memory import available_bytes
 from moco_d2.transfer.preflight.trained_classes import check_trained_classes
 from moco_d2.transfer.preflight.validation_checks import check_validation_loss
 from moco_d2.transfer.preflight.weight_checks import check_coverage, check_tensors
-from moco_d2.transfer.schedule import has_vit
 from moco_d2.transfer.weights import CONVERT, RANDOM, loading, measure_coverage, tensor_names
 
 

@@ -13,17 +13,11 @@ from typing import TYPE_CHECKING, Any
 from moco_d2.config.load import config_root
 from moco_d2.config.plain import flatten, to_plain
 from moco_d2.resnet import BASIC_BUILDERS, STEM_WIDTH, own_builder
+from moco_d2.transfer.norms import SYNCED_NORMS, VIT_NORM, backbone_norm, has_vit, normed_keys
 from moco_d2.transfer.preflight.findings import Finding, Refusal
 from moco_d2.transfer.preflight.memory import HOW, training_bytes
 from moco_d2.transfer.preflight.weight_checks import check_provenance
-from moco_d2.transfer.schedule import (
-    SYNCED_NORMS,
-    VIT_NORM,
-    backbone_norm,
-    has_vit,
-    normed_keys,
-    reference_config,
-)
+from moco_d2.transfer.schedule import reference_config
 from moco_d2.transfer.weights import RANDOM
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
+from moco_d2.transfer.norms import SYNCED_NORMS, normed_keys
 from moco_d2.transfer.preflight.memory_heads import heads
 from moco_d2.transfer.preflight.shapes_only import shapes_only
-from moco_d2.transfer.schedule import SYNCED_NORMS, normed_keys
 
 HOW = (
     "the tensors that backbone, RPN, heads and losses save for the backward pass of images as "

@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from moco_d2.transfer.norms import has_vit
 from moco_d2.transfer.preflight.findings import Finding
-from moco_d2.transfer.schedule import has_vit
 from moco_d2.transfer.weights import RANDOM, Coverage
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ import torch
 from support.toy_shards import make_shards, png, write_shard
 
 from moco_d2.errors import UserError
-from moco_d2.pretrain.data import decompression, sharded
+from moco_d2.pretrain.data import decompression, sharded_stream
 from moco_d2.pretrain.data.decompression import BoundedReader
 from moco_d2.pretrain.data.samples import read_shard
-from moco_d2.pretrain.data.sharded import ShardedData
+from moco_d2.pretrain.data.sharded_stream import ShardedData
 from moco_d2.pretrain.data.shards import count_images, list_shards
 from moco_d2.pretrain.data.stream import ViewMaker
 
@@ -191,7 +191,7 @@ def test_a_block_of_too_many_bytes_names_the_setting(tmp_path, monkeypatch):
     shards = list_shards(make_shards(tmp_path, [150]))
     views = ViewMaker(torch.nn.Identity(), names=("query",), seed=0)
     monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
-    monkeypatch.setattr(sharded, "MAX_BLOCK_BYTES", 110 * len(png(0)))
+    monkeypatch.setattr(sharded_stream, "MAX_BLOCK_BYTES", 110 * len(png(0)))
     for shuffle, workers, fix in (
         (140, 0, r"lower MOCO\.DATA\.SHARD_SHUFFLE$"),
         (140, 1, r"lower MOCO\.DATA\.SHARD_SHUFFLE$"),
@@ -207,7 +207,7 @@ def test_a_block_of_too_many_bytes_names_the_setting(tmp_path, monkeypatch):
             with pytest.raises(UserError, match=rf"^MOCO\.DATA\.SHARD_SHUFFLE 140 is too.*{fix}"):
                 next(batches)
         batches.close()
-    monkeypatch.setattr(sharded, "MAX_BLOCK_BYTES", 50 * len(png(0)))
+    monkeypatch.setattr(sharded_stream, "MAX_BLOCK_BYTES", 50 * len(png(0)))
     data = ShardedData(shards, shuffle=20, make_views=views, total_batch=4)
     with pytest.raises(UserError, match=r"MOCO\.DATA\.SHARD_SHUFFLE.*; shrink the images$"):
         next(data.batches())

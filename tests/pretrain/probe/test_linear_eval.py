@@ -34,7 +34,7 @@ from moco_d2.pretrain.augmentation.views import build_evaluation_transform
 from moco_d2.pretrain.engine import Pretrainer
 from moco_d2.pretrain.probe import cached_features
 from moco_d2.pretrain.probe.cached_features import FAST_LRS, hold_out
-from moco_d2.pretrain.probe.classifier import (
+from moco_d2.pretrain.probe.classifier_training import (
     CHECKPOINT,
     LINEAR,
     ClassifierTrainer,
@@ -52,7 +52,7 @@ from moco_d2.pretrain.probe.labeled import (
     evaluation_loader,
     list_labeled,
 )
-from moco_d2.pretrain.probe.linear_eval import evaluate_checkpoint
+from moco_d2.pretrain.probe.main import evaluate_checkpoint
 from moco_d2.records.pretext_schema import RESULT_FILE, LinearEvalRecord
 
 TOOL = TOOLS / "linear_eval.py"

@@ -7,7 +7,7 @@ from support.small_network import SmallNetwork
 from torch import nn
 
 from moco_d2.checkpoint.backbone import RANDOM, Origin
-from moco_d2.pretrain.probe import linear_eval
+from moco_d2.pretrain.probe import main
 
 
 def small_network(arch: str, **_: object) -> tuple[nn.Module, str, int, Origin]:
@@ -17,5 +17,5 @@ def small_network(arch: str, **_: object) -> tuple[nn.Module, str, int, Origin]:
 
 
 if __name__ == "__main__":
-    linear_eval.random_network = small_network
+    main.random_network = small_network
     runpy.run_path(str(TOOLS / "linear_eval.py"), run_name="__main__")

@@ -11,7 +11,7 @@ from support.toy_data import make_class_folders
 from torchvision.models import resnet18
 
 from moco_d2.pretrain.data.sources import list_images
-from moco_d2.pretrain.probe import classifier, knn
+from moco_d2.pretrain.probe import classifier_training, knn
 from moco_d2.pretrain.probe.cached_features import score_on_features, train_on_features
 from moco_d2.pretrain.probe.labeled import LabeledImages, build_training_transform, extract
 
@@ -27,12 +27,12 @@ def count(folder: Path) -> dict[str, dict[str, Any]]:
         batch = torch.zeros(_BATCH, 3, 32, 32).pin_memory(), labels.pin_memory()
         loader = [batch] * _BATCHES
         network = resnet18()
-        network.fc = classifier.new_classifier(_WIDTH, _CLASSES)
-        trainer = classifier.ClassifierTrainer(
+        network.fc = classifier_training.new_classifier(_WIDTH, _CLASSES)
+        trainer = classifier_training.ClassifierTrainer(
             network,
             LabeledImages(images, build_training_transform(32), seed=1),
             loader,
-            recipe=classifier.LINEAR,
+            recipe=classifier_training.LINEAR,
             output=folder / "linear",
             identity={},
             num_workers=0,
@@ -46,7 +46,7 @@ def count(folder: Path) -> dict[str, dict[str, Any]]:
             trainer.run_step()
             counts["linear evaluation R18, step with 256 images"] = counted.summary()
         counted.reset()
-        classifier.evaluate(network, loader, trainer.device)
+        classifier_training.evaluate(network, loader, trainer.device)
         counts["linear evaluation R18, validation of 4 batches"] = counted.summary()
         counted.reset()
         with knn.backbone_in_evaluation(network) as backbone:
@@ -57,7 +57,7 @@ def count(folder: Path) -> dict[str, dict[str, Any]]:
         layer = train_on_features(
             features,
             num_classes=_CLASSES,
-            recipe=dataclasses.replace(classifier.LINEAR, epochs=1),
+            recipe=dataclasses.replace(classifier_training.LINEAR, epochs=1),
             seed=1,
             device=trainer.device,
         )

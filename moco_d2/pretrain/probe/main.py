@@ -21,13 +21,12 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from moco_d2.checkpoint.backbone import RANDOM, Origin
-from moco_d2.config.safe_yaml import expand_home
-from moco_d2.engine.consistency import decided_by_main
 from moco_d2.engine.device import find_device
+from moco_d2.engine.exchange import decided_by_main
 from moco_d2.engine.launch import claimed, without_user_errors
 from moco_d2.engine.terminal import begin_setup, count, first_screen, quiet
 from moco_d2.errors import UserError, printable
-from moco_d2.files import sha256_of_json, write_json
+from moco_d2.files import expand_home, sha256_of_json, write_json
 from moco_d2.pixel_values import stated_range
 from moco_d2.pretrain.augmentation.views import build_evaluation_transform
 from moco_d2.pretrain.probe.cached_features import (
@@ -37,7 +36,7 @@ from moco_d2.pretrain.probe.cached_features import (
     score_on_features,
     train_on_features,
 )
-from moco_d2.pretrain.probe.classifier import (
+from moco_d2.pretrain.probe.classifier_training import (
     LINEAR,
     LINEAR_OF_VITS,
     ClassifierTrainer,

@@ -16,7 +16,7 @@ from moco_d2.pretrain.augmentation.views import (
 )
 from moco_d2.pretrain.data.build import build_training_data, build_views, view_names
 from moco_d2.pretrain.data.image_list import ImageList
-from moco_d2.pretrain.data.listed import ListedData
+from moco_d2.pretrain.data.listed_stream import ListedData
 from moco_d2.pretrain.data.sources import list_images
 from moco_d2.pretrain.data.stream import ViewMaker
 

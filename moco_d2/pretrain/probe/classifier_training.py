@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from moco_d2.checkpoint.io import load_checkpoint
-from moco_d2.engine.hooks import DeferredWriters, EvalHook, ProgressBar, StopOnSignal
+from moco_d2.engine.hooks import DeferredWriters, EvalHook, StopOnSignal
 from moco_d2.engine.last_checkpoint import save_checkpoint
 from moco_d2.engine.loader import build_loader
 from moco_d2.engine.resume_checks import check_count, check_optimizer, check_tensors, continuing
 from moco_d2.engine.signals import note_saved
+from moco_d2.engine.terminal import ProgressBar
 from moco_d2.errors import UserError, as_raised
 from moco_d2.pretrain.probe.labeled import Epochs, LabeledImages
 

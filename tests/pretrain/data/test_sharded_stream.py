@@ -7,10 +7,10 @@ import torch
 from support.toy_shards import color, make_shards, png, write_shard
 
 from moco_d2.errors import UserError
-from moco_d2.pretrain.data import sharded as sharded_data
+from moco_d2.pretrain.data import sharded_stream as sharded_data
 from moco_d2.pretrain.data.build import build_training_data
 from moco_d2.pretrain.data.images import UnreadableImages
-from moco_d2.pretrain.data.sharded import ShardedData
+from moco_d2.pretrain.data.sharded_stream import ShardedData
 from moco_d2.pretrain.data.shards import list_shards
 from moco_d2.pretrain.data.stream import ViewMaker
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from moco_d2.benchmark.runs.cell_state import placed
-from moco_d2.benchmark.runs.checks import distinct_runs
 from moco_d2.benchmark.runs.children import in_child
+from moco_d2.benchmark.runs.config_checks import distinct_runs
 from moco_d2.benchmark.runs.suites import Cell
 from moco_d2.benchmark.runs.trials import is_trial
 from moco_d2.benchmark.runs.tuning import datasets

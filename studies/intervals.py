@@ -26,6 +26,7 @@ from scipy import special
 from moco_d2.benchmark.image_bootstrap import (
     AVERAGED,
     RESAMPLES,
+    Replicates,
     WeightedAP,
     replicates,
     uncertainty,
@@ -34,7 +35,6 @@ from moco_d2.files import write_json, write_text
 from moco_d2.records.image_matches import THRESHOLDS, PerImage, per_image
 
 DRAWS = 400
-GROUPS = 30
 RESULT = Path("results/studies/intervals.json")
 _BEGIN, _END = "<!-- intervals: begin -->", "<!-- intervals: end -->"
 _POPULATION, _SEEDS_OF_POPULATION = 40_000, 9
@@ -113,7 +113,7 @@ def measure(case: Case, draws: int, resamples: int, rng: np.random.Generator) ->
         scene = _Scene(case.images, rng)
         rows = [
             [
-                replicates(scene.run(case, skill + e, row), resamples, GROUPS)
+                replicates(scene.run(case, skill + e, row), resamples)
                 for e in case.spread * rng.standard_normal(case.seeds)
             ]
             for row, skill in enumerate((_BETTER, 0.0))
@@ -125,7 +125,7 @@ def measure(case: Case, draws: int, resamples: int, rng: np.random.Generator) ->
             for i in range(3)
         )
         variance, freedom = point.var(ddof=1) / case.seeds, case.seeds - 1
-        found = uncertainty(drawn, point, left_out, variance, freedom)
+        found = uncertainty(Replicates(point, drawn, left_out, case.images), variance, freedom)
         half = special.stdtrit(freedom, 0.975) * math.sqrt(variance)
         chosen = rng.integers(0, case.seeds, drawn.shape)
         limits = {

@@ -24,6 +24,7 @@ AVERAGED = {"AP": slice(0, THRESHOLDS), "AP50": slice(0, 1), "AP75": slice(5, 6)
 RESAMPLES = 1000
 #: Groups of images that are left out in turn to estimate the acceleration of BCa.
 GROUPS = 100
+_NO_SPREAD = 1e-9  # points
 _RECALLS = {"coco": np.linspace(0.0, 1.0, 101), "voc_2007": np.arange(0.0, 1.1, 0.1)}
 
 
@@ -148,15 +149,19 @@ def _needed(recalls: np.ndarray, positives: np.ndarray) -> np.ndarray:
 class Replicates(NamedTuple):
     """The APs of one output of a run: AP, AP50, AP75 in percent.
 
+    Differences of runs are such replicates, too, with an axis of other things than metrics.
+
     Attributes:
         point: (3,) of the test set.
         drawn: (R, 3) of resampled images.
         left_out: (groups, 3) without one group of images.
+        images: Number of images, I.
     """
 
     point: np.ndarray
     drawn: np.ndarray
     left_out: np.ndarray
+    images: int
 
 
 def replicates(
@@ -185,7 +190,7 @@ def replicates(
             for chunk in iter(lambda: list(itertools.islice(weights, copies)), [])
         ]
     )[: 1 + resamples + group.max() + 1]
-    return Replicates(aps[0], aps[1 : resamples + 1], aps[resamples + 1 :])
+    return Replicates(aps[0], aps[1 : resamples + 1], aps[resamples + 1 :], images)
 
 
 # With more points or curves at a time, nothing is faster, and sums lose digits.
@@ -222,45 +227,60 @@ class Uncertainty(NamedTuple):
     images: float
 
 
-def uncertainty(
-    drawn: np.ndarray,
-    point: np.ndarray,
-    left_out: np.ndarray,
-    variance: float,
-    freedom: float,
-) -> Uncertainty:
+def uncertainty(of: Replicates, variance: float, freedom: float) -> Uncertainty:
     """Combine the part of the seeds with that of the images.
 
     A bootstrap over three to five seeds is too narrow, so the part of the seeds comes from the
     test between the rows, which knows how little is known about it. The part of the images is a
-    bootstrap with BCa's limits (Efron, JASA 82, 1987). What is due to one seed on these images is
-    in both, so it is taken from the second. The sum has the degrees of freedom of Welch and
-    Satterthwaite, and is never narrower than the part of the seeds: with two degrees of freedom for
-    it, their interval alone would hold 92 % (studies/intervals.py).
+    bootstrap with BCa's limits (Efron, JASA 82, 1987), as a variance with the divisor I - 1. What
+    is due to one seed on these images is in both, so it is taken from the second. The sum has the
+    degrees of freedom of Welch and Satterthwaite, and is never narrower than the part of the seeds:
+    with two degrees of freedom for it, their interval alone would hold 92 % (studies/intervals.py).
 
     Args:
-        drawn: (R, S) value of each resample and seed.
-        point: (S,) value of each seed on the test set.
-        left_out: (G, S) value without each group of images.
+        of: The values or differences of one metric, whose last axis is that of the seeds (S).
         variance, freedom: Variance of the mean over seeds, and degrees of freedom of its estimate.
     """
-    value, means = float(point.mean()), drawn.mean(axis=1)
+    point, drawn, left_out, images = of
+    value, means, unbiased = float(point.mean()), drawn.mean(axis=1), images / max(images - 1, 1)
     own = float((drawn - point).var(axis=1, ddof=1).mean()) / len(point) if len(point) > 1 else 0.0
     total = float(means.var(ddof=1))
     share = max(total - own, 0.0) / total if total else 0.0
     half = special.ndtri((1 + LEVEL) / 2)
+    without = left_out.mean(axis=1)
+    known = freedom_of_images(without, images)
     limits = []
-    for limit in bca_limits(means, value, left_out.mean(axis=1)):
-        images = share * ((limit - value) / half) ** 2
-        both = variance + images
-        degrees = freedom * (both / variance) ** 2 if variance else math.inf
+    for limit in bca_limits(means, value, without):
+        of_images = unbiased * share * ((limit - value) / half) ** 2
+        both = variance + of_images
+        inverse = (variance / both) ** 2 / freedom + (of_images / both) ** 2 / known if both else 0
+        degrees = 1 / inverse if inverse else math.inf
         wide = float(special.stdtrit(degrees, (1 + LEVEL) / 2)) * math.sqrt(both)
         limits.append(max(wide, float(special.stdtrit(freedom, (1 + LEVEL) / 2)) * variance**0.5))
-    images = share * total
+    of_images = unbiased * share * total
     return Uncertainty(
         value, value - limits[0], value + limits[1],
-        images / (images + variance) if images + variance else 0.0,
+        of_images / (of_images + variance) if of_images + variance else 0.0,
     )  # fmt: skip
+
+
+def freedom_of_images(left_out: np.ndarray, images: int) -> float:
+    """Return how well the bootstrap knows the variance due to the images, in degrees of freedom.
+
+    They are 2 / (2 / (I - 1) + (k - 3) / I) if the influence of an image has the kurtosis k: a few
+    images with many objects are much of the variance. The kurtosis of a group is nearer to 3, by
+    the number of its images, so (k - 3) / I is the same of groups.
+
+    Args:
+        left_out: (G,) value without each group of images.
+    """
+    from scipy import stats  # takes seconds
+
+    excess = 0.0
+    around = left_out - left_out.mean()
+    if len(around) > 3 and np.ptp(around) > _NO_SPREAD:
+        excess = max(float(stats.kurtosis(around, bias=False)), 0.0)
+    return 2 / (2 / max(images - 1, 1) + excess / len(left_out))
 
 
 def bca_limits(drawn: np.ndarray, value: float, left_out: np.ndarray) -> tuple[float, float]:

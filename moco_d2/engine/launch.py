@@ -36,7 +36,6 @@ from moco_d2.locks import run_in
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
-LOGGERS = ("detectron2", "fvcore", "moco_d2")  # loggers of a run
 _HELD_LINES = 100_000  # log lines before the folder exists
 _ADDRESS = re.compile(r"tcp://\[?(?P<host>.+?)\]?:(?P<port>\d+)")  # of --dist-url
 # Flags that may differ between the processes: the config is compared with what it contains.
@@ -269,7 +268,7 @@ def hold_log(what: str) -> logging.handlers.MemoryHandler:
     Args:
         what: The name of the run on a terminal.
     """
-    from moco_d2.engine.terminal import begin_setup
+    from moco_d2.engine.terminal import LOGGERS, begin_setup
 
     begin_setup(what)
     held = logging.handlers.MemoryHandler(_HELD_LINES, flushLevel=logging.CRITICAL + 1)
@@ -313,7 +312,7 @@ def setup_run(
     from detectron2.utils.logger import setup_logger
 
     from moco_d2.engine.config_file import whole_config_file
-    from moco_d2.engine.terminal import quiet, quiet_setup
+    from moco_d2.engine.terminal import LOGGERS, quiet, quiet_setup
 
     try:
         Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)

@@ -15,9 +15,10 @@ from detectron2.utils import comm
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from moco_d2.engine.launch import LOGGERS
 from moco_d2.errors import printable
 
+#: The loggers of a run.
+LOGGERS = ("detectron2", "fvcore", "moco_d2")
 _RESULTS = "Evaluation results for "  # how Detectron2's evaluators begin their tables
 
 

@@ -16,8 +16,10 @@ from support.transfer import coco_cases, voc_cases
 
 from moco_d2.benchmark.image_bootstrap import (
     RESAMPLES,
+    Replicates,
     WeightedAP,
     bca_limits,
+    freedom_of_images,
     replicates,
     uncertainty,
 )
@@ -168,18 +170,19 @@ def parts(seeds, images, seed_std, image_std, rng):
     point = 1.0 + rng.normal(0, seed_std, seeds)
     drawn = point + rng.normal(0, image_std, (RESAMPLES, 1))
     left_out = point + rng.normal(0, image_std / images**0.5, (images, 1))
-    return drawn, point, left_out, point.var(ddof=1) / seeds, seeds - 1
+    return Replicates(point, drawn, left_out, images), point.var(ddof=1) / seeds, seeds - 1
 
 
 def test_an_interval_has_the_part_of_the_seeds_and_that_of_the_images():
     rng = np.random.default_rng(0)
     found = uncertainty(*parts(3, 100, 0.2, 0.0, rng))
-    (_, point, _, variance, freedom) = parts(3, 100, 0.2, 0.0, np.random.default_rng(0))
+    (of, variance, freedom) = parts(3, 100, 0.2, 0.0, np.random.default_rng(0))
     half = stats.t.ppf(0.975, freedom) * variance**0.5
-    assert (found.low, found.high) == pytest.approx((point.mean() - half, point.mean() + half))
+    mean = of.point.mean()
+    assert (found.low, found.high) == pytest.approx((mean - half, mean + half))
     assert found.images == pytest.approx(0, abs=1e-12)
-    found = uncertainty(*parts(3, 100, 0.0, 0.4, rng)[:3], 0.0, 2)
-    assert found.high - found.value == pytest.approx(1.96 * 0.4, rel=0.1)
+    found = uncertainty(parts(3, 100, 0.0, 0.4, rng)[0], 0.0, 2)
+    assert found.high - found.value == pytest.approx(1.99 * 0.4, rel=0.1)
     assert found.images == 1
     found = uncertainty(*parts(5, 100, 0.4, 0.4, rng))
     assert 0.5 < found.images < 0.97
@@ -190,9 +193,37 @@ def test_what_is_due_to_a_seed_on_these_images_counts_once():
     rng = np.random.default_rng(0)
     point = rng.normal(0, 0.4, 4)
     drawn = point + rng.normal(0, 0.4, (20_000, 4))
-    found = uncertainty(drawn, point, point + np.zeros((10, 4)), 0.04, 3)
+    found = uncertainty(Replicates(point, drawn, point + np.zeros((10, 4)), 5000), 0.04, 3)
     assert found.images < 0.05
     assert found.high - found.value == pytest.approx(stats.t.ppf(0.975, 3) * 0.2, rel=0.05)
+
+
+def test_the_part_of_the_images_is_that_of_a_mean_over_few_of_them():
+    """Where the value is a mean over images, t with I - 1 degrees of freedom is exact."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(1, 2, 12)
+    drawn = rng.choice(values, (200_000, 12)).mean(axis=1)[:, None]
+    left_out = np.array([[np.delete(values, i).mean()] for i in range(12)])
+    of = Replicates(values.mean(keepdims=True), drawn, left_out, 12)
+    found = uncertainty(of, 0.0, 2)
+    low, high = stats.t.interval(0.95, 11, values.mean(), stats.sem(values))
+    assert found.high - found.low == pytest.approx(high - low, rel=0.02)
+
+
+@pytest.mark.parametrize(("sigma", "per_group"), [(0.3, 1), (0.5, 1), (0.5, 5)])
+def test_a_variance_due_to_few_of_the_images_is_badly_known(sigma, per_group):
+    """The degrees of freedom are 2 / (the squared relative error of the variance), as it is over
+    many test sets."""
+    rng, images = np.random.default_rng(0), 500
+    sets = rng.lognormal(0, sigma, (2000, images))
+    variances = sets.var(axis=1, ddof=1)
+    over_sets = 2 / (variances.std() / variances.mean()) ** 2
+    sums, found = sets.sum(axis=1, keepdims=True), []
+    for total, of_set in zip(sums, sets, strict=True):
+        left_out = (total - of_set.reshape(-1, per_group).sum(axis=1)) / (images - per_group)
+        found.append(freedom_of_images(left_out, images))
+    assert 1 / np.mean(1 / np.array(found)) == pytest.approx(over_sets, rel=0.25)
+    assert over_sets < 0.6 * (images - 1)
 
 
 def test_many_images_do_not_take_memory_for_all_resamples_at_once():

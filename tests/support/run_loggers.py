@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from moco_d2.engine.launch import LOGGERS
+from moco_d2.engine.terminal import LOGGERS
 
 
 def logger_states() -> dict[logging.Logger, tuple]:

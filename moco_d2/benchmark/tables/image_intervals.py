@@ -106,7 +106,8 @@ def _lines(
             )
             for i in range(3)
         )
-        found = uncertainty(drawn, point, left_out, c.variance, c.freedom)
+        images = one[seeds[0]].outputs[output].images
+        found = uncertainty(Replicates(point, drawn, left_out, images), c.variance, c.freedom)
         yield (
             f"{pair.label} - {pair.against}",
             column,
@@ -142,7 +143,7 @@ def _drawn(record: Record) -> Drawn | None:
 
 
 def _check(record: Record, output: str, drawn: Replicates) -> None:
-    if not all(np.isfinite(part).all() for part in drawn):
+    if not all(np.isfinite(part).all() for part in drawn[:3]):
         raise ValueError(f"so few images have objects that some draws have no {output} AP")
     for value, metric in zip(drawn.point, AVERAGED, strict=True):
         recorded = record.metrics.get(f"{output}/{metric}")

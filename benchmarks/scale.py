@@ -96,11 +96,13 @@ def one_image(folder: Path) -> Path:
 
 
 def listed(count: int, folder: Path) -> tuple[float, ...]:
-    """Measure the first batch from a list file with `count` lines. All images exist."""
-    file = folder / "list.txt"
+    """Measure the first batch from a list file with `count` lines. Its first image exists."""
+    first, file = folder / _PATH.format(0), folder / "list.txt"
+    first.parent.mkdir(parents=True)
+    first.touch()
     with file.open("w") as lines:
         lines.writelines(_PATH.format(number) + "\n" for number in range(count))
-    one = one_image(folder)  # replaces all images, since the list does not check its files
+    one = one_image(folder)  # replaces all images
     with mock.patch("moco_d2.pretrain.data.listed_stream.read_pixels", lambda *_: read_pixels(one)):
         return first_batch(lambda **on: ListedData(list_source(f"list:{file}"), **on))
 

@@ -66,3 +66,11 @@ def test_the_step_that_waits_for_a_gpu_runs_on_a_cpu(tmp_path, monkeypatch):
     (profile,) = result["tables"]
     assert any("conv" in operator for operator, _, _ in profile["rows"])
     assert "lightly is not installed" in result["notes"][0]
+
+
+def test_every_source_of_the_scale_gives_its_first_batch(tmp_path):
+    scale = importlib.import_module("scale")
+    for kind, measure in scale.SOURCES.items():
+        (tmp_path / kind).mkdir()
+        figures = measure(20, tmp_path / kind)
+        assert len(figures) == 3 and all(figure >= 0 for figure in figures)

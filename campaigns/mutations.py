@@ -281,7 +281,7 @@ def table(records: tuple[dict[str, Any], ...]) -> str:
     """Return the table of records with the entry's changes."""
     from benchmark.conftest import content
 
-    from moco_d2.benchmark.records.results import read_records
+    from moco_d2.benchmark.records.run_records import read_records
     from moco_d2.benchmark.rendering import render
 
     with tempfile.TemporaryDirectory() as folder:

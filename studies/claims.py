@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from moco_d2.benchmark.records.results import Record
+from moco_d2.benchmark.records.run_records import Record
 from moco_d2.benchmark.tables.comparison import measured_tables
 from moco_d2.files import write_json, write_text
 

@@ -26,7 +26,7 @@ from claims import PLAIN
 
 from moco_d2.benchmark.paper import PaperTable, find_row
 from moco_d2.benchmark.records.design import Declaration
-from moco_d2.benchmark.records.results import Record
+from moco_d2.benchmark.records.run_records import Record
 from moco_d2.benchmark.runs.suites import load_suite, packaged_suites
 from moco_d2.benchmark.tables.comparison import column_title, measured_tables
 from moco_d2.files import write_json, write_text

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from moco_d2.benchmark.records.design import Design
-from moco_d2.benchmark.records.results import read_records
+from moco_d2.benchmark.records.run_records import read_records
 from moco_d2.benchmark.report.forest import forest_image
 from moco_d2.benchmark.tables.comparison import measured_tables
 

@@ -15,11 +15,11 @@ from support.paths import ROOT
 from support.pretext_content import result, write_results
 from support.toy_data import make_class_folders, make_coco, make_voc
 
-from moco_d2.benchmark.transfer_command import preparation
+from moco_d2.benchmark.transfer_command import measuring
 from moco_d2.benchmark.transfer_command.budget import Fit, parse_budget
 from moco_d2.benchmark.transfer_command.command import answer
+from moco_d2.benchmark.transfer_command.forms import FORMS
 from moco_d2.benchmark.transfer_command.question import NO_SUPERVISED, Question
-from moco_d2.benchmark.transfer_command.sizes import FORMS
 from moco_d2.checkpoint.mapping import Architecture, build_torchvision
 
 CONFIGURED = ("tools/pretrain.py", "tools/train_net.py")  # by KEY VALUE pairs
@@ -91,7 +91,7 @@ def user_folder(tmp_path, monkeypatch):
         (tmp_path / name).symlink_to(tmp_path / target)
     slim = build_torchvision(Architecture(18, width_factor=0.25))
     torch.save(slim.state_dict(), tmp_path / "mine.pth")
-    monkeypatch.setattr(preparation, "fit", lambda *_: Fit(FORMS[0], 2, 60.0))
+    monkeypatch.setattr(measuring, "fit", lambda *_: Fit(FORMS[0], 2, 60.0))
     monkeypatch.chdir(tmp_path)
     data = {key: (f"coco:{key}.json:images",) for key in ("train", "test")}
     question = Question(

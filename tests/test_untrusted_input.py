@@ -26,15 +26,14 @@ from support.paths import ROOT
 from moco_d2 import untrusted_images
 from moco_d2.benchmark.records import files as records
 from moco_d2.benchmark.runs import suite_values
-from moco_d2.checkpoint import archive, pickle_names, sources, states, unpickling
+from moco_d2.checkpoint import archive, pickle_names, recognition, states, unpickling
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.checkpoint.pickle_names import allowed_names
 from moco_d2.cli import run_command
 from moco_d2.config import literals, safe_yaml, shard_patterns
 from moco_d2.config.load import load_config
 from moco_d2.errors import UserError
-from moco_d2.pretrain.data import decompression, sharded_stream, tar_members
-from moco_d2.pretrain.data import sources as pretrain_sources
+from moco_d2.pretrain.data import decompression, sharded_stream, sources, tar_members
 from moco_d2.pretrain.data.samples import read_shard
 from moco_d2.pretrain.data.shards import count_images
 from moco_d2.records import metrics_json
@@ -243,7 +242,7 @@ def bounds() -> list[tuple[str, str, str]]:
          unpickling.MOST_ODD_KEYS),
         ("checkpoints", "levels of nested tuples", unpickling.DEEPEST_TUPLE),
         ("converter", "tensors", states.MOST_TENSORS),
-        ("converter", "networks", sources.MOST_NETWORKS),
+        ("converter", "networks", recognition.MOST_NETWORKS),
         ("converter", "characters of a tensor's name", states.LONGEST_NAME),
         ("images", "formats", ", ".join(untrusted_images.FORMATS)),
         ("images", "pixels", untrusted_images.MAX_PIXELS),
@@ -265,7 +264,7 @@ def bounds() -> list[tuple[str, str, str]]:
         ("tar shards", "bytes of images that a worker shuffles together",
          sharded_stream.MAX_BLOCK_BYTES),
         ("tar shards", "shards of a pattern", shard_patterns.MOST_SHARDS),
-        ("lists of images", "characters of a line", pretrain_sources.MAX_LINE),
+        ("lists of images", "characters of a line", sources.MAX_LINE),
         ("configs and suites", "bytes, with all bases", safe_yaml.MOST_BYTES),
         ("configs and suites", "values, with expanded aliases", safe_yaml.MOST_VALUES),
         ("configs and suites", "levels", literals.DEEPEST),

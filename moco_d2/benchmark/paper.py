@@ -9,7 +9,7 @@ import msgspec
 import yaml
 
 from moco_d2.benchmark.records.matching import BASELINES
-from moco_d2.benchmark.records.results import Record
+from moco_d2.benchmark.records.run_records import Record
 from moco_d2.config.load import config_root
 from moco_d2.config.safe_yaml import read_config
 from moco_d2.errors import UserError, closest

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from moco_d2.benchmark.records.pretext_records import read_pretext_records
-from moco_d2.benchmark.records.results import Record, read_records
+from moco_d2.benchmark.records.run_records import Record, read_records
 from moco_d2.benchmark.sweeps.tables import sweep_tables
 from moco_d2.benchmark.tables.comparison import measured_tables
 from moco_d2.benchmark.tables.formats import to_csv, to_html, to_latex, to_markdown

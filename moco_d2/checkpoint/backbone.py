@@ -15,7 +15,7 @@ from moco_d2.checkpoint.hub_names import origin_of
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.checkpoint.mapping import Architecture, build_torchvision
 from moco_d2.checkpoint.pretraining import pretraining_run
-from moco_d2.checkpoint.sources import BRANCHES, extract
+from moco_d2.checkpoint.recognition import BRANCHES, extract
 from moco_d2.checkpoint.stated import read_stated
 from moco_d2.errors import UserError, closest
 from moco_d2.files import sha256
@@ -34,7 +34,7 @@ class Origin:
         source: The file name, the published name (``moco://v2_800ep``), the name on the hub with
             the commit (``hf://user/repo/file@COMMIT``) or ``random``.
         sha256: The sha256 of the file; None for a random network.
-        family: The checkpoint family, a name in `sources.FAMILIES`, or ``random``.
+        family: The checkpoint family, a name in `families.FAMILIES`, or ``random``.
         branch: The encoder of a MoCo checkpoint, ``query`` or ``key``; None for a random network.
         pretraining: The run that made it, see pretraining.pretraining_run; None if it does not
             come from tools/pretrain.py.

@@ -17,8 +17,8 @@ from moco_d2.checkpoint.hub_names import origin_of
 from moco_d2.checkpoint.io import load_checkpoint, save_checkpoint
 from moco_d2.checkpoint.network import Network, Request
 from moco_d2.checkpoint.pretraining import describe_pretraining
+from moco_d2.checkpoint.recognition import Extracted
 from moco_d2.checkpoint.resnets import ResNets
-from moco_d2.checkpoint.sources import Extracted
 from moco_d2.checkpoint.stated import read_stated
 from moco_d2.checkpoint.targets import TARGETS, Detectron2, Target, find_target
 from moco_d2.checkpoint.vit.vits import ViTs

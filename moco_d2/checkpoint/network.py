@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from torch import Tensor
 
 from moco_d2.checkpoint.families import Input
-from moco_d2.checkpoint.sources import Extracted
+from moco_d2.checkpoint.recognition import Extracted
 from moco_d2.checkpoint.stated import NOTHING, Stated
 from moco_d2.checkpoint.targets import Target
 

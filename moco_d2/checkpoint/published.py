@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from moco_d2.checkpoint.families import IMAGENET
 from moco_d2.checkpoint.mapping import Architecture, detectron2_settings
-from moco_d2.checkpoint.vit.architecture import ViT
+from moco_d2.checkpoint.vit.mapping import ViT
 from moco_d2.errors import UserError
 
 # Address of a folder that holds the files under their own names, e.g. https://example.org/weights.

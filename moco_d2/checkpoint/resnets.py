@@ -1,4 +1,4 @@
-"""ResNets as a kind of network: mapping.py, sources.py, parity.py and targets.py are theirs."""
+"""ResNets as a kind of network: mapping.py, recognition.py, proof.py and targets.py are theirs."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,8 +9,8 @@ from torch import Tensor
 from moco_d2.checkpoint.families import Input
 from moco_d2.checkpoint.mapping import Architecture, detectron2_settings, expected_tensors
 from moco_d2.checkpoint.network import Network, Request, plain
-from moco_d2.checkpoint.parity import TOLERANCE, prove
-from moco_d2.checkpoint.sources import Extracted, extract
+from moco_d2.checkpoint.proof import TOLERANCE, prove
+from moco_d2.checkpoint.recognition import Extracted, extract
 from moco_d2.checkpoint.targets import Detectron2, Target
 from moco_d2.errors import UserError
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from moco_d2.benchmark import rendering
 from moco_d2.benchmark.html import Image, Section, html_code, write_report
-from moco_d2.benchmark.records.results import Record, read_records
+from moco_d2.benchmark.records.run_records import Record, read_records
 from moco_d2.benchmark.report import plots
 from moco_d2.benchmark.report.page import page_sections
 from moco_d2.benchmark.runs import retention

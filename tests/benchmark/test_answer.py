@@ -2,7 +2,7 @@
 
 import pytest
 
-from moco_d2.benchmark.records.results import read_records
+from moco_d2.benchmark.records.run_records import read_records
 from moco_d2.benchmark.statistics import Blocks, Comparison, corrected
 from moco_d2.benchmark.tables.answer import answers
 

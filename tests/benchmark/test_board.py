@@ -12,7 +12,7 @@ from support.run_records import content, write_record
 
 from moco_d2.benchmark.board.page import render_board, write_board
 from moco_d2.benchmark.board.ranks import rank_ranges
-from moco_d2.benchmark.records.results import read_records
+from moco_d2.benchmark.records.run_records import read_records
 from moco_d2.benchmark.statistics import Comparison
 from moco_d2.benchmark.tables.table import Cell, Pair, Row, Table
 from moco_d2.errors import UserError

@@ -14,7 +14,7 @@ from support.fake_suite import TOOLS
 from support.run_records import content, write_record, write_table_2b
 
 from moco_d2.benchmark.records.design import DESIGN_FILE, Design, declare
-from moco_d2.benchmark.records.results import read_records
+from moco_d2.benchmark.records.run_records import read_records
 from moco_d2.benchmark.rendering import FORMATS, render_folders
 from moco_d2.benchmark.runs.cell_state import note_started
 from moco_d2.benchmark.runs.planning import plan

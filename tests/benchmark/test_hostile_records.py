@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from moco_d2.benchmark.records.matching import Matching
-from moco_d2.benchmark.records.results import read_records
+from moco_d2.benchmark.records.run_records import read_records
 from moco_d2.benchmark.rendering import FORMATS, render
 from moco_d2.config.plain import matched_sha256
 from moco_d2.errors import UserError

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from moco_d2.benchmark.records.importing import import_run
-from moco_d2.benchmark.records.results import read_content, read_records
+from moco_d2.benchmark.records.run_records import read_content, read_records
 from moco_d2.benchmark.rendering import render
 from moco_d2.errors import UserError
 

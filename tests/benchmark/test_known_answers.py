@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from moco_d2.benchmark.records.results import read_records
+from moco_d2.benchmark.records.run_records import read_records
 from moco_d2.benchmark.rendering import render
 from moco_d2.benchmark.statistics import agreement_band, summarize
 from moco_d2.benchmark.tables.comparison import measured_tables

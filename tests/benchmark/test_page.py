@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from moco_d2.benchmark.records.results import read_records
+from moco_d2.benchmark.records.run_records import read_records
 from moco_d2.benchmark.rendering import render
 from moco_d2.benchmark.report import detections as detection_report
 from moco_d2.benchmark.report import downloads

@@ -4,7 +4,7 @@ import math
 import pytest
 
 from moco_d2.benchmark.drawing import styles_of
-from moco_d2.benchmark.records.results import read_records
+from moco_d2.benchmark.records.run_records import read_records
 from moco_d2.benchmark.report import plots
 from moco_d2.benchmark.statistics import Summary
 from moco_d2.errors import UserError

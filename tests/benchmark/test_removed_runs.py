@@ -9,7 +9,7 @@ import pytest
 from support.paths import ROOT
 from support.run_records import content, write_table_2b
 
-from moco_d2.benchmark.records.results import read_records, to_record
+from moco_d2.benchmark.records.run_records import read_records, to_record
 from moco_d2.benchmark.tables.comparison import measured_tables
 from moco_d2.records.run_schema import upgrade
 

@@ -10,14 +10,14 @@ from moco_d2.benchmark.statistics import Blocks
 from moco_d2.benchmark.tables import power
 from moco_d2.benchmark.tables.comparison import claimed_pairs
 from moco_d2.benchmark.transfer_command.budget import Grid, Timing, fit, parse_budget
-from moco_d2.benchmark.transfer_command.question import task_settings
-from moco_d2.benchmark.transfer_command.sizes import (
+from moco_d2.benchmark.transfer_command.forms import (
     FORMS,
     cost,
     form_settings,
     schedule_settings,
     side_of,
 )
+from moco_d2.benchmark.transfer_command.question import task_settings
 from moco_d2.errors import UserError
 
 GRID = Grid(runs=15, at_a_time=2, train_images=200, test_images=100, short_side=375, batch=4)

@@ -15,17 +15,17 @@ from support.commands import SECONDS, Python, run_python
 from support.paths import ROOT
 from support.toy_data import make_coco, make_voc
 
-from moco_d2.benchmark.records.results import read_records
+from moco_d2.benchmark.records.run_records import read_records
 from moco_d2.benchmark.runs.children import in_child
 from moco_d2.benchmark.runs.planning import plan
 from moco_d2.benchmark.runs.suites import load_suite
-from moco_d2.benchmark.transfer_command import preparation
+from moco_d2.benchmark.transfer_command import forms, measuring, preparation
 from moco_d2.benchmark.transfer_command.budget import Fit, parse_budget
 from moco_d2.benchmark.transfer_command.command import answer
 from moco_d2.benchmark.transfer_command.data import Facts, dataset_name
+from moco_d2.benchmark.transfer_command.forms import FORMS, form_settings
 from moco_d2.benchmark.transfer_command.preparation import check_keypoints
 from moco_d2.benchmark.transfer_command.question import NO_SUPERVISED, Question, task_settings
-from moco_d2.benchmark.transfer_command.sizes import FORMS, form_settings
 from moco_d2.benchmark.transfer_command.weights import (
     Row,
     check_task,
@@ -35,7 +35,7 @@ from moco_d2.benchmark.transfer_command.weights import (
     supervised_source,
 )
 from moco_d2.checkpoint.mapping import Architecture, build_torchvision
-from moco_d2.checkpoint.vit.architecture import ViT
+from moco_d2.checkpoint.vit.mapping import ViT
 from moco_d2.errors import UserError
 from moco_d2.locks import run_in
 from moco_d2.transfer import timing
@@ -326,8 +326,9 @@ def question(tmp_path, monkeypatch):
     def narrow(*form, **device):
         return {**form_settings(*form, **device), **_NARROW}
 
-    monkeypatch.setattr(preparation, "fit", two_steps)
-    monkeypatch.setattr(preparation, "form_settings", narrow)
+    monkeypatch.setattr(measuring, "fit", two_steps)
+    for module in (forms, preparation):
+        monkeypatch.setattr(module, "form_settings", narrow)
     monkeypatch.setattr(timing, "WARM_UP", 1)  # the processes that measure are forks of this one
     monkeypatch.setattr(timing, "STEPS", 2)
     return Question(
@@ -377,7 +378,7 @@ def test_vits_are_compared_on_images_of_their_size(question, tmp_path, capsys):
 
 @pytest.fixture
 def unmeasured(monkeypatch):
-    monkeypatch.setattr(preparation, "fit", lambda *_: Fit(FORMS[0], 2, 60.0))
+    monkeypatch.setattr(measuring, "fit", lambda *_: Fit(FORMS[0], 2, 60.0))
 
 
 def test_an_answer_with_its_runs_its_report_and_its_suite(question, tmp_path, capsys):
@@ -483,7 +484,7 @@ def test_damaged_data_is_refused_before_the_measurement_and_read_anew_when_repai
 ):
     question = dataclasses.replace(question, task=task, checkpoints=question.checkpoints[:1])
     measured = []
-    monkeypatch.setattr(preparation, "fit", lambda *_: measured.append(1) or Fit(FORMS[0], 2, 60.0))
+    monkeypatch.setattr(measuring, "fit", lambda *_: measured.append(1) or Fit(FORMS[0], 2, 60.0))
     file = tmp_path / "coco" / f"{split}.json"
     whole = file.read_text()
     content = json.loads(whole)

@@ -11,7 +11,7 @@ from support.fake_suite import cell as fake_cell
 from support.fake_suite import run_cells
 from support.toy_data import make_coco, make_voc
 
-from moco_d2.benchmark.records.results import read_records
+from moco_d2.benchmark.records.run_records import read_records
 from moco_d2.benchmark.runs import cell_state
 from moco_d2.benchmark.runs.cell_state import placed
 from moco_d2.benchmark.runs.children import in_child

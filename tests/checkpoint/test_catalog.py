@@ -23,8 +23,8 @@ from moco_d2.checkpoint.io import load_checkpoint, save_checkpoint
 from moco_d2.checkpoint.mapping import infer_architecture
 from moco_d2.checkpoint.network import Request
 from moco_d2.checkpoint.published import PUBLISHED, Published
-from moco_d2.checkpoint.vit.architecture import ViT
 from moco_d2.checkpoint.vit.heads import find_heads
+from moco_d2.checkpoint.vit.mapping import ViT
 from moco_d2.checkpoint.vit.names import FAMILIES
 from moco_d2.config.load import load_config
 from moco_d2.errors import UserError

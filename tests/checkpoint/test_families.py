@@ -15,7 +15,7 @@ from support.checkpoint.pieces import without_trackers
 from support.checkpoint.reference import KEY, QUERY, R50, as_detectron2
 
 from moco_d2.checkpoint.io import load_checkpoint
-from moco_d2.checkpoint.sources import extract
+from moco_d2.checkpoint.recognition import extract
 from moco_d2.errors import UserError
 
 TABLE_VARIABLE = "CHECKPOINT_TABLE"  # where to keep the table of this run

@@ -12,7 +12,7 @@ from moco_d2.checkpoint import families
 from moco_d2.checkpoint.convert import convert
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.checkpoint.mapping import Architecture, build_torchvision
-from moco_d2.checkpoint.sources import extract
+from moco_d2.checkpoint.recognition import extract
 from moco_d2.checkpoint.stated import read_stated
 from moco_d2.errors import UserError
 

@@ -12,7 +12,7 @@ import moco_d2  # noqa: F401  before detectron2
 from moco_d2.checkpoint.backbone import load_backbone
 from moco_d2.checkpoint.convert import convert, settings_for, summary
 from moco_d2.checkpoint.io import load_checkpoint
-from moco_d2.checkpoint.vit import architecture
+from moco_d2.checkpoint.vit import mapping
 from moco_d2.checkpoint.vit.vits import ViTs
 from moco_d2.config.load import task_configs
 from moco_d2.errors import UserError
@@ -75,7 +75,7 @@ def test_torchvisions_own_network_arrives_in_the_detectors_backbone(save, tmp_pa
     ("width", "size"), [(192, "Ti"), (384, "S"), (768, "B"), (1024, "L"), (48, "B")]
 )
 def test_the_command_that_is_shown_names_the_task_of_the_size(width, size):
-    task = ViTs().task(architecture.ViT(width=width, depth=12, heads=3, patch=16, grid=14))
+    task = ViTs().task(mapping.ViT(width=width, depth=12, heads=3, patch=16, grid=14))
     assert task == f"coco_vitdet_{size}_25ep" and f"{task}_random.yaml" in task_configs()
 
 

@@ -10,7 +10,7 @@ from support.checkpoint.vits import HEADS, WIDTH, of_transformers, vit
 import moco_d2  # noqa: F401  before detectron2
 from moco_d2.checkpoint.convert import convert
 from moco_d2.checkpoint.network import Request
-from moco_d2.checkpoint.vit.architecture import to_detectron2
+from moco_d2.checkpoint.vit.mapping import to_detectron2
 from moco_d2.checkpoint.vit.proof import prove
 from moco_d2.checkpoint.vit.vits import ViTs
 from moco_d2.errors import UserError

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moco_d2.benchmark.records.results import read_content, read_records
+from moco_d2.benchmark.records.run_records import read_content, read_records
 from moco_d2.config.load import load_config
 from moco_d2.errors import UserError
 from moco_d2.records import run_schema

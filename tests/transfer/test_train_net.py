@@ -16,7 +16,7 @@ from support.toy_data import make_coco, make_voc
 from moco_d2.benchmark.image_bootstrap import WeightedAP
 from moco_d2.benchmark.records.compare import compare
 from moco_d2.benchmark.records.importing import import_run
-from moco_d2.benchmark.records.results import read_records
+from moco_d2.benchmark.records.run_records import read_records
 from moco_d2.benchmark.records.test_sets import by_test_set
 from moco_d2.benchmark.tables.comparison import measured_tables
 from moco_d2.errors import UserError

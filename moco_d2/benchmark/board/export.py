@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from moco_d2.benchmark.board.page import board_parts, escaped, interval_text, markdown
-from moco_d2.benchmark.records.results import Record, read_records
+from moco_d2.benchmark.records.run_records import Record, read_records
 from moco_d2.benchmark.statistics import Summary
 from moco_d2.benchmark.tables.answer import headline_metrics
 from moco_d2.benchmark.tables.comparison import measured_tables

@@ -15,7 +15,7 @@ from scipy import special
 from moco_d2.benchmark.board.ranks import rank_ranges
 from moco_d2.benchmark.html import Section, html_table, render_report
 from moco_d2.benchmark.records.matching import MARKS, newest
-from moco_d2.benchmark.records.results import Record, read_content, read_records
+from moco_d2.benchmark.records.run_records import Record, read_content, read_records
 from moco_d2.benchmark.records.test_sets import by_test_set
 from moco_d2.benchmark.report.runs import distinct, duration, hardware_of, value_range
 from moco_d2.benchmark.statistics import LEVEL, Summary

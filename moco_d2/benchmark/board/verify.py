@@ -12,7 +12,7 @@ from typing import Any
 
 from moco_d2.benchmark.records.compare import record_content, record_file
 from moco_d2.benchmark.records.importing import CONFIG_NAME, read_run_config
-from moco_d2.benchmark.records.results import Record, to_record
+from moco_d2.benchmark.records.run_records import Record, to_record
 from moco_d2.benchmark.runs.children import in_child
 from moco_d2.config.plain import flatten, matched_sha256
 from moco_d2.errors import UserError

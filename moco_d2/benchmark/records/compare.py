@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moco_d2.benchmark.records.matching import FOOTNOTES, Matching
-from moco_d2.benchmark.records.results import Record, read_content, to_record
+from moco_d2.benchmark.records.run_records import Record, read_content, to_record
 from moco_d2.config.plain import flatten, free_keys
 from moco_d2.errors import UserError
 from moco_d2.records.run_schema import RECORD_FILE

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from moco_d2.benchmark.records.results import Record
+from moco_d2.benchmark.records.run_records import Record
 from moco_d2.config.plain import flatten, without_free_keys
 from moco_d2.files import sha256_of_json
 

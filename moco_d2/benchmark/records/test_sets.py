@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from moco_d2.benchmark.records.results import Record
+from moco_d2.benchmark.records.run_records import Record
 
 
 def short_name(dataset: str) -> str:

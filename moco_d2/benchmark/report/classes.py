@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from moco_d2.benchmark.html import Section, html_table
 from moco_d2.benchmark.records.matching import first_baseline
-from moco_d2.benchmark.records.results import Record
+from moco_d2.benchmark.records.run_records import Record
 from moco_d2.benchmark.statistics import Summary, summarize
 from moco_d2.benchmark.tables.cell_text import signed
 from moco_d2.benchmark.tables.comparison import column_title

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from moco_d2.benchmark.html import Image, Section
-from moco_d2.benchmark.records.results import Record
+from moco_d2.benchmark.records.run_records import Record
 from moco_d2.benchmark.tables.grouping import Runs, file_names
 from moco_d2.errors import UserError
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from moco_d2.benchmark.html import Download, html_downloads, html_source
-from moco_d2.benchmark.records.results import Record
+from moco_d2.benchmark.records.run_records import Record
 from moco_d2.benchmark.report.classes import classes_csv
 from moco_d2.benchmark.tables.formats import to_csv, to_latex, to_markdown
 from moco_d2.benchmark.tables.grouping import Runs

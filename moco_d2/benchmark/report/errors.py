@@ -5,7 +5,7 @@ from pathlib import Path
 
 from moco_d2.benchmark.html import Image, Section, html_figure, html_table
 from moco_d2.benchmark.records.matching import Matching, first_baseline
-from moco_d2.benchmark.records.results import Record
+from moco_d2.benchmark.records.run_records import Record
 from moco_d2.benchmark.records.test_sets import short_name
 from moco_d2.benchmark.report.plots import grouped_bars
 from moco_d2.benchmark.statistics import Comparison, Summary, corrected, summarize

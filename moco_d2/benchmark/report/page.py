@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from moco_d2.benchmark.html import Image, Section, html_figure, html_list, write_report
 from moco_d2.benchmark.records.matching import newest
-from moco_d2.benchmark.records.results import Record, read_records
+from moco_d2.benchmark.records.run_records import Record, read_records
 from moco_d2.benchmark.records.test_sets import by_test_set
 from moco_d2.benchmark.report.classes import class_section
 from moco_d2.benchmark.report.detections import detection_section

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from moco_d2.benchmark.drawing import STYLES, new_figure, plain, save, styles_of
 from moco_d2.benchmark.records.matching import newest
-from moco_d2.benchmark.records.results import Record
+from moco_d2.benchmark.records.run_records import Record
 from moco_d2.benchmark.statistics import Summary, summarize
 from moco_d2.benchmark.tables.comparison import column_title
 from moco_d2.benchmark.tables.grouping import by_initialization, is_voc, row_order

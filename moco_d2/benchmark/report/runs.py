@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moco_d2.benchmark.html import Section, html_code, html_link, html_table
-from moco_d2.benchmark.records.results import Record
+from moco_d2.benchmark.records.run_records import Record
 from moco_d2.benchmark.tables.answer import headline_metrics
 from moco_d2.benchmark.tables.grouping import Runs
 from moco_d2.benchmark.tables.table import Table

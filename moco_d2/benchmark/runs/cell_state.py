@@ -224,7 +224,7 @@ def _examine_record(cell: Cell, path: Path, folder: Path, *, by_hand: bool) -> S
     """
     if cell.kind != "transfer":
         return _examine_other_record(cell, path)
-    from moco_d2.benchmark.records.results import read_content, to_record
+    from moco_d2.benchmark.records.run_records import read_content, to_record
 
     try:
         # read_records would warn about a damaged record. Here the state has the problem.

@@ -61,7 +61,7 @@ class Cell:
             runner inserts ``--num-gpus N`` if a run has several GPUs and the tool has this flag.
         record: JSON file, relative to the folder of the cell, whose presence says that the run is
             done. It is the last file that the last command writes.
-        kind: Kind of the record: ``transfer`` (see records/results.py) or the value of its key
+        kind: Kind of the record: ``transfer`` (see records/run_records.py) or the value of its key
             ``kind``. None if it has no such key.
         needs: Names of cells that must be done first.
         settings: All settings of the run, ``{"SOLVER.MAX_ITER": 24000, ...}``: at least those of

@@ -44,7 +44,7 @@ def best_rate(cell: Cell, folder: Path, *, planned: bool = False) -> str:
     Raises:
         UserError: If a trial has no record, or all have diverged.
     """
-    from moco_d2.benchmark.records.results import read_content, to_record
+    from moco_d2.benchmark.records.run_records import read_content, to_record
     from moco_d2.benchmark.tables.comparison import PRIMARY_METRICS
 
     names = {n: float(n.rpartition("/lr")[2]) for n in cell.needs if "/tuning/lr" in n}

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterable, Sequence
 
-from moco_d2.benchmark.records.results import Record
+from moco_d2.benchmark.records.run_records import Record
 from moco_d2.benchmark.statistics import Comparison
 from moco_d2.benchmark.tables.cell_text import p_value, signed
 from moco_d2.benchmark.tables.comparison import (

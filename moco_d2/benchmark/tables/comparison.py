@@ -12,7 +12,7 @@ from moco_d2.benchmark.multiplicity import possible_equal
 from moco_d2.benchmark.paper import PaperRow, PaperTable, baseline_of, marks_beside, row_beside
 from moco_d2.benchmark.records.design import DEFAULT, Design
 from moco_d2.benchmark.records.matching import BASELINES, MARKS, Matching, newest
-from moco_d2.benchmark.records.results import Record
+from moco_d2.benchmark.records.run_records import Record
 from moco_d2.benchmark.records.test_sets import by_test_set, short_name
 from moco_d2.benchmark.statistics import (
     MARGIN,

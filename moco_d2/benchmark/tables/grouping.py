@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from moco_d2.benchmark.records.matching import BASELINES
-from moco_d2.benchmark.records.results import Record
+from moco_d2.benchmark.records.run_records import Record
 
 # Rows in the paper's order; others follow alphabetically.
 _ROW_ORDER = ("random", *BASELINES, "supervised_msra", "moco")

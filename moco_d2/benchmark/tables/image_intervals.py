@@ -15,7 +15,7 @@ from moco_d2.benchmark.image_bootstrap import (
     uncertainty,
 )
 from moco_d2.benchmark.records.matching import newest
-from moco_d2.benchmark.records.results import Record, read_content
+from moco_d2.benchmark.records.run_records import Record, read_content
 from moco_d2.benchmark.records.test_sets import by_test_set
 from moco_d2.benchmark.tables.grouping import by_initialization
 from moco_d2.benchmark.tables.table import Pair, Table

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from moco_d2.benchmark.paper import PaperRow, PaperTable, find_row
 from moco_d2.benchmark.records.design import DESIGN_FILE
 from moco_d2.benchmark.records.matching import BASELINES
-from moco_d2.benchmark.records.results import Record
+from moco_d2.benchmark.records.run_records import Record
 from moco_d2.benchmark.statistics import LEAST_SEEDS, LEVEL, Comparison
 from moco_d2.config.plain import flatten
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from moco_d2.benchmark.runs.display import duration
-from moco_d2.benchmark.transfer_command.sizes import (
+from moco_d2.benchmark.transfer_command.forms import (
     FORMS,
     Form,
     cost,

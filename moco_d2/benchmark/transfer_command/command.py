@@ -88,7 +88,7 @@ def answer(question: Question, folder: Path, *, plan_only: bool = False) -> int:
 
 def _report(folder: Path, lines: Sequence[str]) -> str:
     """Write answer.md, the tables and report.html, and return the answer with its table."""
-    from moco_d2.benchmark.records.results import read_records
+    from moco_d2.benchmark.records.run_records import read_records
     from moco_d2.benchmark.tables.answer import answers
 
     records = read_records([folder])

@@ -1,4 +1,5 @@
-"""Times of a form on this machine, with as many runs at a time as there will be."""
+"""The form and the schedule that fit the budget, from times on this machine with as many runs at a
+time as there will be."""
 
 import os
 import sys
@@ -12,17 +13,54 @@ from moco_d2.benchmark.runs.children import warmed
 from moco_d2.benchmark.runs.execution import Place
 from moco_d2.benchmark.runs.run_log import last_line
 from moco_d2.benchmark.runs.suite_values import arguments_of
-from moco_d2.benchmark.transfer_command.budget import Timing
+from moco_d2.benchmark.transfer_command.budget import Fit, Grid, Timing, fit, longest_schedule
+from moco_d2.benchmark.transfer_command.forms import ANY_STEPS, FORMS, Form, settings_of
+from moco_d2.benchmark.transfer_command.question import Question
+from moco_d2.benchmark.transfer_command.weights import RANDOM_ROW
 from moco_d2.engine.signals import end_with_parent
 from moco_d2.errors import USER_ERROR_EXIT_CODE, UserError
 from moco_d2.files import read_plain_json, write_text
 
+# Limits of the steps, and of the test images, of one measurement.
+_MEASURE_SECONDS, _LEAST_MEASURE_SECONDS, _MEASURE_PART = 60.0, 5.0, 0.02
 _MOST_BYTES = 1 << 20
 _SLOWEST = {
     "step": "seconds_per_iteration",
     "test_image": "seconds_per_test_image",
     "start": "start_seconds",
 }
+
+
+def fitted_to_budget(
+    question: Question,
+    grid: Grid,
+    task: dict[str, Any],
+    shared: dict[str, Any],
+    places: Sequence[Place],
+) -> Fit:
+    """Return what the budget pays for; without a budget, the whole schedule.
+
+    Args:
+        question: The question, with its budget.
+        grid: The runs.
+        task: The settings of the task by their keys.
+        shared: The settings that do not depend on the form.
+        places: The places of the runs.
+    """
+    config = f"{question.task}_{RANDOM_ROW}.yaml"
+    cpu = not places[0].devices
+    limit = _MEASURE_SECONDS
+    if question.budget is not None:
+        limit = min(limit, max(_LEAST_MEASURE_SECONDS, question.budget * _MEASURE_PART))
+
+    def measure(form: Form) -> Timing:
+        print(f"measuring the form {form.name!r}, {len(places)} run(s) at a time", flush=True)
+        settings = settings_of(form, ANY_STEPS, task, grid.short_side, cpu=cpu)
+        return measure_form(config, {**shared, **settings}, places, limit)
+
+    if question.budget is None:
+        return longest_schedule(grid, task, FORMS[-1], measure(FORMS[-1]))
+    return fit(grid, task, question.budget, measure)
 
 
 def measure_form(

@@ -1,7 +1,7 @@
 """Before the runs of tools/transfer.py: convert, fit to the budget, check, write the suite."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import yaml
 
 from moco_d2.benchmark.runs.children import in_child
 from moco_d2.benchmark.runs.display import duration
-from moco_d2.benchmark.runs.execution import TOOLS, Place
+from moco_d2.benchmark.runs.execution import TOOLS
 from moco_d2.benchmark.runs.input_checks import check_inputs
 from moco_d2.benchmark.runs.places import make_places
 from moco_d2.benchmark.runs.suites import load_suite
@@ -17,44 +17,34 @@ from moco_d2.benchmark.tables import power
 from moco_d2.benchmark.transfer_command.budget import (
     Fit,
     Grid,
-    Timing,
-    fit,
-    longest_schedule,
     wanted_steps,
 )
 from moco_d2.benchmark.transfer_command.data import Facts, read_facts
-from moco_d2.benchmark.transfer_command.measuring import measure_form
-from moco_d2.benchmark.transfer_command.question import NO_SUPERVISED, Question, run_task
-from moco_d2.benchmark.transfer_command.sizes import (
+from moco_d2.benchmark.transfer_command.forms import (
+    ANY_STEPS,
     FORMS,
-    Form,
     form_settings,
-    schedule_settings,
+    settings_of,
 )
+from moco_d2.benchmark.transfer_command.measuring import fitted_to_budget
+from moco_d2.benchmark.transfer_command.question import Question, run_task
 from moco_d2.benchmark.transfer_command.state import SUITE, write_state
 from moco_d2.benchmark.transfer_command.weights import (
     RANDOM_ROW,
     SUPERVISED_ROW,
     Row,
     as_state,
-    check_different,
-    check_task,
-    convert_row,
+    convert_rows,
     network_settings,
     of_vits,
-    row_names,
-    supervised_source,
 )
 from moco_d2.config.literals import decode
 from moco_d2.config.load import config_root
-from moco_d2.errors import UserError, printable
+from moco_d2.errors import UserError
 from moco_d2.files import write_text
 
 TOOL = "train_net.py"
 _INITIALIZATIONS = "initializations"  # folder of the files that name the rows
-# Limits of the steps, and of the test images, of one measurement.
-_MEASURE_SECONDS, _LEAST_MEASURE_SECONDS, _MEASURE_PART = 60.0, 5.0, 0.02
-_ANY_STEPS = 100  # the speed of a step does not depend on the length of the schedule
 _AMP = "SOLVER.AMP.ENABLED"
 _CLASSES = "MODEL.ROI_HEADS.NUM_CLASSES"
 _KEYPOINTS = "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"
@@ -66,7 +56,7 @@ def prepare(
     question: Question, asked: dict[str, Any], task: dict[str, Any], folder: Path
 ) -> list[str]:
     """Convert, measure, and write the suite and the state; return the plan in words."""
-    rows, missing = _convert(question, task, folder)
+    rows, missing = convert_rows(question, task, folder)
     network = network_settings(rows, task)
     task = {**task, **network}
     runs = (len(rows) + 1) * question.seeds
@@ -82,8 +72,8 @@ def prepare(
         facts.short_side,
         int(form_settings(FORMS[-1], task, facts.short_side, cpu=cpu)["SOLVER.IMS_PER_BATCH"]),
     )
-    fitted = _fit(question, grid, task, shared, places)
-    settings = {**shared, **_of(fitted.form, fitted.steps, task, facts.short_side, cpu=cpu)}
+    fitted = fitted_to_budget(question, grid, task, shared, places)
+    settings = {**shared, **settings_of(fitted.form, fitted.steps, task, facts.short_side, cpu=cpu)}
     # Nothing is kept of a plan whose runs would be refused. No check of data depends on the form.
     _check_suite(question, task, rows, settings, data=False)
     _write_suite(question, task, rows, settings, folder)
@@ -125,15 +115,9 @@ def _examine(
         if task[_AMP] and not bfloat16_pays():
             shared[_AMP] = False
     form = FORMS[0 if question.budget else -1]
-    settings = {**shared, **_of(form, _ANY_STEPS, task, facts.short_side, cpu=cpu)}
+    settings = {**shared, **settings_of(form, ANY_STEPS, task, facts.short_side, cpu=cpu)}
     _check_suite(question, task, rows, settings, in_this_process=True)
     return facts, shared
-
-
-def _of(
-    form: Form, steps: int, task: dict[str, Any], short_side: float, *, cpu: bool
-) -> dict[str, Any]:
-    return {**form_settings(form, task, short_side, cpu=cpu), **schedule_settings(steps, task)}
 
 
 def check_keypoints(task: dict[str, Any], facts: Facts) -> None:
@@ -167,67 +151,6 @@ def _check_suite(
         for path, content in suite.files.items():
             write_text(folder / path, content)
         check_inputs([suite.cells[-1]], folder, max(1, question.gpus_per_run), **how)
-
-
-def _convert(question: Question, task: Mapping[str, Any], folder: Path) -> tuple[list[Row], str]:
-    """Return the converted rows, the supervised one first, and a sentence if it is missing."""
-    names = row_names(question.checkpoints)
-    rows = []
-    for name, checkpoint in zip(names, question.checkpoints, strict=True):
-        rows.append(_converted(name, checkpoint, folder, question))
-        check_task(rows[-1], question.task, task)
-    check_different(rows)
-    if question.supervised == NO_SUPERVISED:
-        return rows, "There is no supervised row, because of --supervised none."
-    source = question.supervised or supervised_source(rows[0].report)
-    if source is None:
-        return rows, (
-            "There is no supervised row, because no supervised weights of this network with this "
-            "input are published by name (docs/weights.md); give yours with --supervised."
-        )
-    try:
-        supervised = _converted(SUPERVISED_ROW, source, folder, question)
-    except UserError as error:
-        if question.supervised is None:
-            raise UserError(
-                f"{error}; or give your own supervised weights with --supervised FILE, or none "
-                f"with --supervised {NO_SUPERVISED}"
-            ) from error
-        raise
-    check_task(supervised, question.task, task)
-    check_different([supervised, *rows])
-    return [supervised, *rows], ""
-
-
-def _converted(name: str, source: str, folder: Path, question: Question) -> Row:
-    print(f"converting {source}", flush=True)
-    row = convert_row(name, source, folder, question.heads)
-    for caveat in row.report["caveats"]:
-        print(printable(f"  caveat: {caveat}"), flush=True)
-    return row
-
-
-def _fit(
-    question: Question,
-    grid: Grid,
-    task: dict[str, Any],
-    shared: dict[str, Any],
-    places: Sequence[Place],
-) -> Fit:
-    config = f"{question.task}_{RANDOM_ROW}.yaml"
-    cpu = not places[0].devices
-    limit = _MEASURE_SECONDS
-    if question.budget is not None:
-        limit = min(limit, max(_LEAST_MEASURE_SECONDS, question.budget * _MEASURE_PART))
-
-    def measure(form: Form) -> Timing:
-        print(f"measuring the form {form.name!r}, {len(places)} run(s) at a time", flush=True)
-        settings = _of(form, _ANY_STEPS, task, grid.short_side, cpu=cpu)
-        return measure_form(config, {**shared, **settings}, places, limit)
-
-    if question.budget is None:
-        return longest_schedule(grid, task, FORMS[-1], measure(FORMS[-1]))
-    return fit(grid, task, question.budget, measure)
 
 
 def _write_suite(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moco_d2.benchmark.runs.children import in_child
+from moco_d2.benchmark.transfer_command.question import NO_SUPERVISED, Question
 from moco_d2.config.load import config_root
 from moco_d2.errors import UserError, printable
 from moco_d2.files import sha256
@@ -48,6 +49,46 @@ class Row:
     file: Path
     report: dict[str, Any]
     tensors: str = ""
+
+
+def convert_rows(
+    question: Question, task: Mapping[str, Any], folder: Path
+) -> tuple[list[Row], str]:
+    """Return the converted rows, the supervised one first, and a sentence if it is missing."""
+    names = row_names(question.checkpoints)
+    rows = []
+    for name, checkpoint in zip(names, question.checkpoints, strict=True):
+        rows.append(_converted(name, checkpoint, folder, question))
+        check_task(rows[-1], question.task, task)
+    check_different(rows)
+    if question.supervised == NO_SUPERVISED:
+        return rows, "There is no supervised row, because of --supervised none."
+    source = question.supervised or supervised_source(rows[0].report)
+    if source is None:
+        return rows, (
+            "There is no supervised row, because no supervised weights of this network with this "
+            "input are published by name (docs/weights.md); give yours with --supervised."
+        )
+    try:
+        supervised = _converted(SUPERVISED_ROW, source, folder, question)
+    except UserError as error:
+        if question.supervised is None:
+            raise UserError(
+                f"{error}; or give your own supervised weights with --supervised FILE, or none "
+                f"with --supervised {NO_SUPERVISED}"
+            ) from error
+        raise
+    check_task(supervised, question.task, task)
+    check_different([supervised, *rows])
+    return [supervised, *rows], ""
+
+
+def _converted(name: str, source: str, folder: Path, question: Question) -> Row:
+    print(f"converting {source}", flush=True)
+    row = convert_row(name, source, folder, question.heads)
+    for caveat in row.report["caveats"]:
+        print(printable(f"  caveat: {caveat}"), flush=True)
+    return row
 
 
 def row_names(sources: Sequence[str]) -> list[str]:
@@ -214,7 +255,7 @@ def check_weights(state: dict[str, Any], folder: Path, heads: int | None = None)
 def _provenance(file: Path) -> dict[str, Any] | None:
     """Return the report inside a file of tools/convert.py for Detectron2; None for another file."""
     from moco_d2.checkpoint.io import load_checkpoint, read_provenance
-    from moco_d2.checkpoint.vit.architecture import ViT
+    from moco_d2.checkpoint.vit.mapping import ViT
 
     try:
         report = read_provenance(file)

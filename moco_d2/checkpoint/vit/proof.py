@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moco_d2.checkpoint.mapping import without_values
-from moco_d2.checkpoint.parity import relative_difference
-from moco_d2.checkpoint.vit.architecture import ViT
+from moco_d2.checkpoint.proof import relative_difference
+from moco_d2.checkpoint.vit.mapping import ViT
 from moco_d2.errors import UserError
 
 # Largest relative difference of two correct networks in float32.

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from moco_d2.checkpoint.families import Input
 from moco_d2.checkpoint.network import Network, Request
-from moco_d2.checkpoint.sources import Extracted
+from moco_d2.checkpoint.recognition import Extracted
 from moco_d2.checkpoint.targets import AUTHOR, Detectron2, Target
-from moco_d2.checkpoint.vit.architecture import PREFIX, ViT, to_detectron2
+from moco_d2.checkpoint.vit.mapping import PREFIX, ViT, to_detectron2
 from moco_d2.checkpoint.vit.proof import TOLERANCE, prove
 from moco_d2.checkpoint.vit.recognition import extract, is_vit
 from moco_d2.errors import UserError

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from moco_d2.checkpoint.vit.architecture import MLP_RATIO, ViT
+from moco_d2.checkpoint.vit.mapping import MLP_RATIO, ViT
 from moco_d2.errors import UserError
 
 _PATCH = 16

@@ -23,9 +23,9 @@ from moco_d2.transfer.evaluation.known_classes import (
     first_difference,
     head_classes,
 )
-from moco_d2.transfer.preflight.annotation_fit import check_annotations_fit
 from moco_d2.transfer.preflight.findings import Finding, Refusal
 from moco_d2.transfer.preflight.image_headers import check_images
+from moco_d2.transfer.preflight.mask_and_keypoint_checks import check_masks_and_keypoints
 from moco_d2.transfer.preflight.object_checks import check_objects
 from moco_d2.transfer.preflight.semantic_labels import check_semantic_labels
 from moco_d2.transfer.preflight.voc_checks import check_voc
@@ -82,7 +82,7 @@ def check_datasets(cfg: CfgNode, *, eval_only: bool = False) -> list[Finding]:
             findings += _check_files(key, names, name, dicts)
             findings += _check_range(cfg, name, dicts)
             findings += check_objects(key, names, name, dicts)
-            findings += check_annotations_fit(cfg, split, name, dicts)
+            findings += check_masks_and_keypoints(cfg, split, name, dicts)
             findings += check_semantic_labels(cfg, split, name, dicts)
             findings += check_voc(key, names, name, dicts)
             files = {_identity(d["file_name"]): d["file_name"] for d in dicts}

@@ -13,9 +13,9 @@ from moco_d2.transfer.evaluation.known_classes import (
     first_difference,
     head_classes,
 )
-from moco_d2.transfer.preflight.annotation_fit import check_annotations_fit
 from moco_d2.transfer.preflight.findings import Change, Finding, Refusal
 from moco_d2.transfer.preflight.image_headers import check_images
+from moco_d2.transfer.preflight.mask_and_keypoint_checks import check_masks_and_keypoints
 from moco_d2.transfer.validation_loss import validation_sets
 
 
@@ -53,7 +53,7 @@ def check_validation_loss(cfg: CfgNode) -> Iterator[Finding]:
 def _check_fit(
     cfg: CfgNode, name: str, names: tuple[str, ...], dicts: list[dict[str, Any]]
 ) -> Iterator[Finding]:
-    for finding in check_annotations_fit(cfg, "TRAIN", name, dicts):
+    for finding in check_masks_and_keypoints(cfg, "TRAIN", name, dicts):
         if isinstance(finding, Change):  # of INPUT.MASK_FORMAT
             yield finding
         else:

@@ -7,7 +7,7 @@ import torch
 from support.checkpoint.vits import HEADS, vit
 
 from moco_d2.checkpoint.convert import convert
-from moco_d2.checkpoint.vit.architecture import ViT
+from moco_d2.checkpoint.vit.mapping import ViT
 from moco_d2.config.load import load_config
 from moco_d2.errors import UserError
 from moco_d2.transfer.plan import LoadedRun, plan_run

@@ -16,6 +16,7 @@ _ENLARGEMENT = 800 / 375
 _SMALLEST_SIDE = 96  # pixels of the short side, for which conv4 has 6 x 6 positions
 _PAPERS_BATCH = 16
 _CPU_BATCH = 4
+ANY_STEPS = 100  # the speed of a step does not depend on the length of the schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +147,13 @@ def schedule_settings(steps: int, task: Mapping[str, Any]) -> dict[str, Any]:
         "TEST.EVAL_PERIOD": 0,
         "TEST.PRECISE_BN.NUM_ITER": precise_bn_passes(steps, task),
     }
+
+
+def settings_of(
+    form: Form, steps: int, task: Mapping[str, Any], short_side: float, *, cpu: bool
+) -> dict[str, Any]:
+    """Return the config keys of a form with a schedule."""
+    return {**form_settings(form, task, short_side, cpu=cpu), **schedule_settings(steps, task)}
 
 
 def precise_bn_passes(steps: int, task: Mapping[str, Any]) -> int:

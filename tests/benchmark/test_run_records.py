@@ -5,7 +5,7 @@ import pytest
 from support.paths import SUPPORT
 
 import moco_d2
-from moco_d2.benchmark.records.results import read_content, read_records
+from moco_d2.benchmark.records.run_records import read_content, read_records
 from moco_d2.errors import UserError
 from moco_d2.records.run_schema import SCHEMA_VERSION
 

@@ -25,7 +25,7 @@ _MANY = 0.25  # share of keypoints outside their image that no correct set has
 _Object = tuple[str, dict[str, Any]]  # image file and annotation
 
 
-def check_annotations_fit(
+def check_masks_and_keypoints(
     cfg: CfgNode, split: str, name: str, dicts: list[dict[str, Any]]
 ) -> Iterator[Finding]:
     """Yield a Refusal if objects have no mask or not the number of keypoints that the detector is

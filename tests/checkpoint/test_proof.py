@@ -2,9 +2,9 @@ import pytest
 import torch
 
 import moco_d2  # noqa: F401  before detectron2
-from moco_d2.checkpoint import parity
+from moco_d2.checkpoint import proof
 from moco_d2.checkpoint.mapping import Architecture, detectron2_settings, to_detectron2
-from moco_d2.checkpoint.parity import TOLERANCE, prove
+from moco_d2.checkpoint.proof import TOLERANCE, prove
 from moco_d2.errors import UserError
 
 NARROW = Architecture(50, width_per_group=16, width_factor=0.25)
@@ -44,7 +44,7 @@ def test_swapped_and_missing_tensors_are_noticed(reference):
 def test_a_stride_in_the_wrong_place_is_noticed(reference, monkeypatch):
     """All tensors arrive, yet the network is another one: the MSRA networks' stride in the 1x1."""
     monkeypatch.setattr(
-        parity,
+        proof,
         "detectron2_settings",
         lambda a: {**detectron2_settings(a), "MODEL.RESNETS.STRIDE_IN_1X1": True},
     )

@@ -6,7 +6,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from moco_d2.checkpoint.mapping import Architecture, build_torchvision, infer_architecture
-from moco_d2.checkpoint.sources import extract
+from moco_d2.checkpoint.recognition import extract
 from moco_d2.errors import UserError
 
 

@@ -97,7 +97,7 @@ def main() -> int:
         sizes = {"draws": args.draws, "resamples": args.resamples}
         if any({**named, **sizes}.items() <= line.items() for line in done):
             continue
-        done.append(measure(case, **sizes, rng=np.random.default_rng((0, index))))
+        done.append(measure(case, **sizes, rng=np.random.default_rng((0, index, *sizes.values()))))
         print(done[-1], flush=True)
         write_json(args.json, {"cases": sorted(done, key=_place)})
     return 0

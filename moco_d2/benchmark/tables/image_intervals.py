@@ -99,7 +99,8 @@ def _lines(
         point, drawn, left_out = (
             np.stack(
                 [
-                    one[s].outputs[output][i][..., at] - other[s].outputs[output][i][..., at]
+                    one[s].outputs[output][:3][i][..., at]
+                    - other[s].outputs[output][:3][i][..., at]
                     for s in seeds
                 ],
                 axis=-1,

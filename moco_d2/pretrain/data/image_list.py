@@ -4,7 +4,7 @@ import array
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
 import numpy as np
@@ -13,6 +13,8 @@ from PIL import Image
 from moco_d2.errors import UserError
 from moco_d2.pixel_values import ValueRange, check_range
 from moco_d2.pretrain.data.images import read_image
+
+_BLOCK = 1 << 20  # bytes
 
 
 class PathTable(Sequence[str]):
@@ -23,33 +25,50 @@ class PathTable(Sequence[str]):
     """
 
     def __init__(self, paths: Iterable[str] = ()):
-        self._characters = bytearray()
+        self._characters = bytearray()  # each name ends with a zero byte
         self._ends = array.array("q")
         self.extend(paths)
 
     def extend(self, paths: Iterable[str]) -> None:
         """Append file names."""
         for path in paths:
-            self._characters += os.fsencode(path)
+            self._characters += os.fsencode(path) + b"\0"
             self._ends.append(len(self._characters))
 
     def repeated(self) -> int:
         """Return the number of names that are in the table before."""
-        return len(self) - len(np.unique(np.fromiter(map(hash, self), np.int64, len(self))))
+        names = (name for block in self._blocks() for name in block[:-1].split(b"\0"))
+        hashes = np.fromiter(map(hash, names), np.int64, len(self))
+        hashes.sort()
+        return int((hashes[1:] == hashes[:-1]).sum())
 
     def digest(self) -> str:
         """Return the SHA-256 of all names, in their order, below the folder that they share."""
-        content = hashlib.sha256()
-        if len(self):
-            # Some names may be relative, which os.path.commonpath refuses.
-            shared = os.path.commonprefix([min(self), max(self)])  # noqa: RUF071
-            start = len(os.fsencode(shared[: shared.rfind(os.sep) + 1]))
-            begin = 0
-            for end in self._ends:
-                content.update(self._characters[begin + start : end])
-                content.update(b"\0")
-                begin = end
+        content, folder = hashlib.sha256(), self._shared_folder()
+        for block in self._blocks():
+            content.update((b"\0" + block).replace(b"\0" + folder, b"\0")[1:])
         return content.hexdigest()
+
+    def _shared_folder(self) -> bytes:
+        if not len(self):
+            return b""
+        # Some names may be relative, which os.path.commonpath refuses.
+        ends = [os.fsencode(self[0]), os.fsencode(self[-1])]
+        shared = os.path.commonprefix(ends)  # noqa: RUF071
+        folder = shared[: shared.rfind(b"/") + 1]
+        while folder and any(
+            (b"\0" + block).count(b"\0" + folder) < block.count(b"\0") for block in self._blocks()
+        ):
+            folder = folder[: folder.rfind(b"/", 0, -1) + 1]
+        return folder
+
+    def _blocks(self) -> Iterator[bytes]:
+        """Yield the names, each with its zero byte, in blocks of a few megabytes."""
+        begin = 0
+        while begin < len(self._characters):
+            end = self._characters.find(b"\0", begin + _BLOCK) + 1 or len(self._characters)
+            yield bytes(self._characters[begin:end])
+            begin = end
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -63,7 +82,7 @@ class PathTable(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        end = self._ends[index]  # IndexError ends iteration
+        end = self._ends[index] - 1  # IndexError ends iteration
         index %= len(self)
         start = self._ends[index - 1] if index else 0
         return os.fsdecode(bytes(self._characters[start:end]))

@@ -1,3 +1,4 @@
+import hashlib
 import logging
 import os
 import pickle
@@ -183,6 +184,29 @@ def test_path_table_is_a_list_of_names():
     for outside in (4, -5):
         with pytest.raises(IndexError):
             table[outside]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [],
+        ["/data/a.jpg"],
+        ["a.jpg", "b.jpg"],
+        ["/data/x/a.jpg", "/data/x/b.jpg", "/data/xy/a.jpg"],
+        ["/data/x/a.jpg", "/elsewhere/a.jpg", "/data/x/b.jpg"],
+        ["data/x/a.jpg", "/data/x/a.jpg"],
+        ["/d/\udcff/a.jpg", "/d/\udcff/b.jpg", "/d/\u00e4/b.jpg"],
+        [f"/data/{i % 7}/{i:050d}.jpg" for i in range(50_000)],  # of several blocks
+        [*(f"/data/x/{i:050d}.jpg" for i in range(50_000)), "/data/y.jpg", "/data/x/0.jpg"],
+    ],
+)
+def test_the_digest_is_that_of_the_names_below_their_folder(names):
+    table, shared = PathTable(names), os.path.commonprefix(names)  # noqa: RUF071
+    start = len(os.fsencode(shared[: shared.rfind("/") + 1]))
+    plain = b"".join(os.fsencode(name)[start:] + b"\0" for name in names)
+    assert table.digest() == hashlib.sha256(plain).hexdigest()
+    assert table.repeated() == 0
+    assert PathTable([*names, *names[:2]]).repeated() == len(names[:2])
 
 
 def test_smaller_shares_lie_within_larger_ones():

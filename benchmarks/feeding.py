@@ -223,9 +223,10 @@ def _limit_of_the_cpu(spent: dict[str, float]) -> str:
         "What limits the CPU: both pipelines decode with libjpeg-turbo, which takes "
         f"{decoding:.2f} ms of an image. Decoding at half the size would spare most of it, but "
         f"{WIDTH} x {HEIGHT} pixels are fewer than the 448 x 448 that a view of 224 pixels would "
-        f"need. After decoding, two views take the official pipeline {by_pillow - decoding:.2f} ms and ours "
-        f"{ours - decoding:.2f} ms, which is {(by_pillow - decoding) / (ours - decoding):.2f}x; 3x "
-        f"with decoding leaves {by_pillow / 3 - decoding:.2f} ms for them."
+        f"need. After decoding, two views take the official pipeline {by_pillow - decoding:.2f} "
+        f"ms and ours {ours - decoding:.2f} ms, which is "
+        f"{(by_pillow - decoding) / (ours - decoding):.2f}x; 3x with decoding leaves "
+        f"{by_pillow / 3 - decoding:.2f} ms for them."
     )
 
 

@@ -15,7 +15,8 @@ def logger_states() -> dict[logging.Logger, tuple]:
 def set_loggers(states: dict[logging.Logger, tuple]) -> None:
     for logger, (handlers, filters, propagate, level) in states.items():
         logger.handlers[:], logger.filters[:], logger.propagate = handlers, filters, propagate
-        logger.setLevel(level)
+        if logger.level != level:  # setting it takes a look at all loggers
+            logger.setLevel(level)
 
 
 @contextmanager

@@ -236,7 +236,7 @@ def pretrainer(
     """Return a trainer that is ready for its first step. It is used without the hooks of a run."""
     from moco_d2.config.load import load_config
     from moco_d2.engine.launch import seed
-    from moco_d2.pretrain.engine import Pretrainer
+    from moco_d2.pretrain.pretrainer import Pretrainer
 
     common = {
         "DATASETS.TRAIN": (str(write_images(run.folder / f"images{batch}", batch)),),

@@ -33,7 +33,7 @@ from torch import nn
 
 from moco_d2.config.load import load_config
 from moco_d2.engine.malloc import keep_freed_memory
-from moco_d2.pretrain.engine import Pretrainer
+from moco_d2.pretrain.pretrainer import Pretrainer
 
 ARITHMETIC_LIMIT = 32.48 / 24.30  # GFLOP per image, R50 at 224 pixels: MoCo / supervised
 DIM, QUEUE, MOMENTUM, TEMPERATURE = 128, 65536, 0.999, 0.2

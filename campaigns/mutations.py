@@ -260,9 +260,9 @@ def refusal(config: str, settings: tuple[str, ...]) -> str:
     """Return the preflight's error for a run on eight GPUs, or empty text."""
     from moco_d2.config.load import load_config
     from moco_d2.errors import UserError
+    from moco_d2.transfer.hardware_scaling import scale_to_hardware
     from moco_d2.transfer.preflight import config_checks
     from moco_d2.transfer.preflight.findings import enforce
-    from moco_d2.transfer.schedule import scale_to_hardware
     from moco_d2.transfer.weights import check_weights_file
 
     try:

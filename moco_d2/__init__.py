@@ -57,8 +57,8 @@ def _register_modeling() -> None:
     # Imported for their registration.
     from moco_d2.transfer.modeling import (  # noqa: F401
         backbones,
+        build_vit,
         fcn_head,
-        feature_pyramid,
         roi_heads,
     )
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from claims import PLAIN
 
-from moco_d2.benchmark.paper import PaperTable, find_row
+from moco_d2.benchmark.paper_tables import PaperTable, find_row
 from moco_d2.benchmark.records.design import Declaration
 from moco_d2.benchmark.records.run_records import Record
 from moco_d2.benchmark.runs.suites import load_suite, packaged_suites

@@ -26,7 +26,7 @@ from support.paths import ROOT
 from moco_d2 import untrusted_images
 from moco_d2.benchmark.records import files as records
 from moco_d2.benchmark.runs import suite_values
-from moco_d2.checkpoint import archive, pickle_names, recognition, states, unpickling
+from moco_d2.checkpoint import archive, pickle_names, recognition, tensor_dicts, unpickling
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.checkpoint.pickle_names import allowed_names
 from moco_d2.cli import run_command
@@ -241,9 +241,9 @@ def bounds() -> list[tuple[str, str, str]]:
         ("checkpoints", "keys of its dicts that are neither text nor short numbers",
          unpickling.MOST_ODD_KEYS),
         ("checkpoints", "levels of nested tuples", unpickling.DEEPEST_TUPLE),
-        ("converter", "tensors", states.MOST_TENSORS),
+        ("converter", "tensors", tensor_dicts.MOST_TENSORS),
         ("converter", "networks", recognition.MOST_NETWORKS),
-        ("converter", "characters of a tensor's name", states.LONGEST_NAME),
+        ("converter", "characters of a tensor's name", tensor_dicts.LONGEST_NAME),
         ("images", "formats", ", ".join(untrusted_images.FORMATS)),
         ("images", "pixels", untrusted_images.MAX_PIXELS),
         ("images", "bytes of the file", untrusted_images.MAX_FILE_BYTES),

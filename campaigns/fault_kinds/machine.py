@@ -184,7 +184,7 @@ def worker_killed(workload: Training, rng: random.Random, folder: Path) -> str:
 def at_step(workload: Training, step: int, act: Callable[[], None]) -> None:
     """Make the run of this process call `act` before a step."""
     if isinstance(workload, Pretraining):
-        from moco_d2.pretrain.engine import Pretrainer as Engine
+        from moco_d2.pretrain.pretrainer import Pretrainer as Engine
     else:
         from moco_d2.transfer.trainer import Trainer as Engine
     run_step = Engine.run_step

@@ -8,7 +8,7 @@ from moco_d2.benchmark.records.run_records import Record, read_records
 from moco_d2.benchmark.sweeps.tables import sweep_tables
 from moco_d2.benchmark.tables.comparison import measured_tables
 from moco_d2.benchmark.tables.formats import to_csv, to_html, to_latex, to_markdown
-from moco_d2.benchmark.tables.published import published_tables
+from moco_d2.benchmark.tables.from_paper import published_tables
 from moco_d2.benchmark.tables.table import Table
 from moco_d2.errors import UserError, closest
 

@@ -28,7 +28,7 @@ from moco_d2.checkpoint.dialects import (
     TRANSFORMERS,
     Dialect,
 )
-from moco_d2.checkpoint.plain_values import as_report
+from moco_d2.checkpoint.report_values import as_report
 
 # The names come from DistributedDataParallel, torch.compile, FSDP, activation checkpointing,
 # averaged models, and modules that only hold another module.

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from moco_d2.checkpoint.plain_values import is_small
+from moco_d2.checkpoint.report_values import is_small
 from moco_d2.config.plain import to_plain
 from moco_d2.files import sha256_of_json
 from moco_d2.records.pretext_schema import Pretraining

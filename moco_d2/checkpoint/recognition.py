@@ -31,7 +31,7 @@ from moco_d2.checkpoint.families import (
 )
 from moco_d2.checkpoint.mapping import Architecture, expected_tensors, infer_architecture
 from moco_d2.checkpoint.stated import NOTHING, Stated, check_plain, named_traits
-from moco_d2.checkpoint.states import tensors_by_dict
+from moco_d2.checkpoint.tensor_dicts import tensors_by_dict
 from moco_d2.errors import UserError
 
 BRANCHES = ("query", "key")

@@ -219,6 +219,13 @@ def load_config(
     return cfg
 
 
+@functools.cache
+def reference_config(task: str) -> Any:
+    """Return the packaged config of a task before any scaling; None for a user-defined task."""
+    path = config_root() / "task" / f"{task}.yaml"
+    return load_config(path) if path.is_file() else None
+
+
 def load_config_of(args: argparse.Namespace, overrides: Sequence[str] = ()) -> Any:
     """Return `load_config` for the arguments of cli.argument_parser.
 

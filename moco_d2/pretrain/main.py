@@ -8,8 +8,8 @@ from moco_d2.engine.job import load_job
 from moco_d2.engine.launch import claimed, hold_log, seed, setup_run
 from moco_d2.engine.malloc import keep_freed_memory
 from moco_d2.engine.terminal import first_screen
-from moco_d2.pretrain.engine import Pretrainer
 from moco_d2.pretrain.overview import describe_pretraining
+from moco_d2.pretrain.pretrainer import Pretrainer
 
 logger = logging.getLogger(__name__)
 

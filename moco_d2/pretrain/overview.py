@@ -8,7 +8,7 @@ from moco_d2.engine.terminal import count, output
 from moco_d2.records.environment import hardware
 
 if TYPE_CHECKING:
-    from moco_d2.pretrain.engine import Pretrainer
+    from moco_d2.pretrain.pretrainer import Pretrainer
 
 
 def describe_pretraining(trainer: "Pretrainer", config_file: str) -> dict[str, str]:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from moco_d2.config.load import reference_config
 from moco_d2.errors import UserError
 from moco_d2.transfer.norms import backbone_norm
-from moco_d2.transfer.schedule import reference_config
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode

@@ -24,6 +24,7 @@ from moco_d2.records.run_schema import RECORD_FILE
 from moco_d2.transfer.checkpointing import FINAL_CHECKPOINT
 from moco_d2.transfer.data.registered import leave_out_missing
 from moco_d2.transfer.evaluation.build import INFERENCE_FOLDER
+from moco_d2.transfer.hardware_scaling import describe
 from moco_d2.transfer.inference.detector import load_detector
 from moco_d2.transfer.overview import describe_evaluation, describe_run
 from moco_d2.transfer.plan import RunPlan, load_run, plan_run
@@ -32,7 +33,6 @@ from moco_d2.transfer.preflight.check import check
 from moco_d2.transfer.preflight.findings import Finding, enforce, has_refusal
 from moco_d2.transfer.preflight.weight_checks import check_coverage
 from moco_d2.transfer.record import RunRecorder
-from moco_d2.transfer.schedule import describe
 from moco_d2.transfer.trainer import Trainer
 from moco_d2.transfer.weights import RANDOM
 

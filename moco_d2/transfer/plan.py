@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from moco_d2.config.load import find_config_of
 from moco_d2.engine.consistency import check_agreement, of_run
 from moco_d2.engine.job import load_job
-from moco_d2.transfer.schedule import scale_to_hardware
+from moco_d2.transfer.hardware_scaling import scale_to_hardware
 from moco_d2.transfer.weights import check_weights_file, describe_weights
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class RunPlan:
         config_file: Name of the config file.
         cfg: The frozen config as it will run.
         written: The config before it was scaled, with the numbers that the user wrote.
-        schedule: The scaled schedule with its reasons; see schedule.scale_to_hardware.
+        schedule: The scaled schedule with its reasons; see hardware_scaling.scale_to_hardware.
         weights: The result of weights.describe_weights.
         world_size: Number of processes.
         eval_only: Whether the run evaluates MODEL.WEIGHTS and does not train.

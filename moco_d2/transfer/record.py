@@ -70,7 +70,7 @@ class RunRecorder:
     Attributes:
         config_file: Name of the config at the start, ``voc_C4_moco.yaml``.
         cfg: The config as it runs in this process.
-        schedule: The result of schedule.scale_to_hardware.
+        schedule: The result of hardware_scaling.scale_to_hardware.
         findings: Preflight findings that --force overruled, at the start or at any resume.
         weights: The result of weights.describe_weights at the start (the file may be gone later).
         coverage: Which of the pretrained tensors arrived.

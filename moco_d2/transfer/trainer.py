@@ -68,7 +68,7 @@ class Trainer(ResumableTrainer):
     def __init__(self, cfg: CfgNode):
         """
         Args:
-            cfg: The config as it will run; see schedule.scale_to_hardware.
+            cfg: The config as it will run; see hardware_scaling.scale_to_hardware.
 
         Raises:
             UserError: If DATALOADER.SAMPLER_TRAIN or MOCO.AMP_DTYPE cannot be used.

@@ -9,9 +9,9 @@ from decimal import Decimal
 import pytest
 from support import published_values as typed
 
-from moco_d2.benchmark.paper import find_row, paper_tables
+from moco_d2.benchmark.paper_tables import find_row, paper_tables
 from moco_d2.benchmark.rendering import render_paper
-from moco_d2.benchmark.tables.published import published_tables
+from moco_d2.benchmark.tables.from_paper import published_tables
 
 NAMES = list(typed.TABLES)
 # "v1 Table 2b" -> what stands in the source.

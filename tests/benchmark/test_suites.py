@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from moco_d2.benchmark.paper import paper_tables
+from moco_d2.benchmark.paper_tables import paper_tables
 from moco_d2.benchmark.runs import execution, measuring
 from moco_d2.benchmark.runs.execution import Place, run_next
 from moco_d2.benchmark.runs.planning import plan

@@ -14,7 +14,7 @@ from support.run_records import write_table_2b
 from moco_d2.benchmark.records.run_records import read_records
 from moco_d2.benchmark.rendering import FORMATS, render, render_paper
 from moco_d2.benchmark.tables.comparison import measured_tables
-from moco_d2.benchmark.tables.published import published_tables
+from moco_d2.benchmark.tables.from_paper import published_tables
 from moco_d2.errors import UserError
 
 

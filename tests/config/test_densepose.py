@@ -12,7 +12,7 @@ from support.transfer.paper_settings import (
     UNMATCHED_INITIALIZATIONS,
 )
 
-from moco_d2.benchmark.paper import find_row
+from moco_d2.benchmark.paper_tables import find_row
 from moco_d2.config.load import load_config
 from moco_d2.config.plain import flatten
 from moco_d2.errors import UserError

@@ -12,9 +12,9 @@ from moco_d2.checkpoint.pretraining import describe_pretraining
 from moco_d2.errors import UserError
 from moco_d2.pretrain.checkpointing import PretrainCheckpointer
 from moco_d2.pretrain.data.build import build_training_data
-from moco_d2.pretrain.engine import Pretrainer
 from moco_d2.pretrain.model.build import build_pretext_model
 from moco_d2.pretrain.official_layout import load_official_state_dict, official_state_dict
+from moco_d2.pretrain.pretrainer import Pretrainer
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from moco_d2.checkpoint.convert import convert
 from moco_d2.engine.launch import seed
 from moco_d2.errors import UserError
 from moco_d2.pretrain.checkpointing import FINAL_CHECKPOINT
-from moco_d2.pretrain.engine import Pretrainer
+from moco_d2.pretrain.pretrainer import Pretrainer
 from moco_d2.pretrain.probe.knn import backbone_in_evaluation
 from moco_d2.pretrain.probe.networks import load_network
 

@@ -12,8 +12,8 @@ from moco_d2.engine.generator_checks import check_rng_state
 from moco_d2.engine.process_state import rng_state, set_rng_state
 from moco_d2.engine.resume_checks import UnusableError, continuing, shown
 from moco_d2.errors import UserError
-from moco_d2.pretrain.engine import Pretrainer
 from moco_d2.pretrain.main import pretrain
+from moco_d2.pretrain.pretrainer import Pretrainer
 
 NAME = "checkpoint_0000003.pth.tar"
 NAN = float("nan")

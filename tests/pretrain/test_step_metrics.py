@@ -10,8 +10,8 @@ from support.same_state import OF_CLOCK, differences
 
 from moco_d2.engine.launch import seed
 from moco_d2.errors import UserError
-from moco_d2.pretrain import engine
-from moco_d2.pretrain.engine import Pretrainer
+from moco_d2.pretrain import pretrainer
+from moco_d2.pretrain.pretrainer import Pretrainer
 
 pytestmark = pytest.mark.usefixtures("small_network")
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("small_network")
 @pytest.fixture
 def run(make_config, tmp_path, monkeypatch):
     """Function: name of the run, whether late, overrides -> its trainer, at the end."""
-    monkeypatch.setattr(engine, "LOG_PERIOD", 4)
+    monkeypatch.setattr(pretrainer, "LOG_PERIOD", 4)
 
     def build(name, *, late, resume=False, hooks=(), **overrides):
         cfg = make_config({"OUTPUT_DIR": tmp_path / name, **overrides})
@@ -58,7 +58,7 @@ def test_each_value_belongs_to_its_iteration_and_no_step_is_missing(run, tmp_pat
 
 def test_a_step_is_read_after_the_next_is_queued(run, monkeypatch):
     order = []
-    exchange = engine.exchange_step
+    exchange = pretrainer.exchange_step
 
     def observed(metrics, *others):
         step = sum(word == "queued" for word, _ in order)
@@ -66,7 +66,7 @@ def test_a_step_is_read_after_the_next_is_queued(run, monkeypatch):
         read = exchange(metrics, *others)
         return lambda: order.append(("read", step)) or read()
 
-    monkeypatch.setattr(engine, "exchange_step", observed)
+    monkeypatch.setattr(pretrainer, "exchange_step", observed)
     run("late", late=True, **{"SOLVER.CHECKPOINT_PERIOD": 0})
     words = "queued 0, queued 1, read 0, queued 2, read 1, queued 3, read 2, read 3, queued 4, "
     words += "queued 5, read 4, read 5"

@@ -11,8 +11,8 @@ from support.same_state import differences
 from moco_d2.engine.launch import seed
 from moco_d2.engine.process_state import rng_state
 from moco_d2.errors import UserError
-from moco_d2.pretrain.engine import Pretrainer
 from moco_d2.pretrain.model.moco import MoCo
+from moco_d2.pretrain.pretrainer import Pretrainer
 
 V3 = {"MOCO.BN_SPLITS": 0, "SOLVER.AMP.ENABLED": False, "MOCO.WARMUP_EPOCHS": 1}
 V3 |= {"MOCO.ENCODER.MLP_DIM": 24, "MOCO.ENCODER.WIDTH_FACTOR": 0.25}

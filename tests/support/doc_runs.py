@@ -100,6 +100,6 @@ NEEDS = {
     "tools/benchmark.py run *": _SUITE,
     "campaigns/faults.py --[!l]*": _MINUTES,
     "campaigns/fuzz_*": _MINUTES,
-    "studies/learning.py*": "hours; tests/pretrain/test_engine.py trains",
+    "studies/learning.py*": "hours; tests/pretrain/test_pretrainer.py trains",
     "benchmarks/*": "a machine without other work; tests/test_benchmarks.py",
 }

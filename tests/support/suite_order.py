@@ -27,7 +27,7 @@ SLOW = (
     "test_untrusted_images.py",
     "campaigns/test_fuzz_checkpoints.py",
     "checkpoint/test_catalog.py",
-    "pretrain/test_engine.py",
+    "pretrain/test_pretrainer.py",
     "end_to_end/test_line.py",
     "end_to_end/test_converted_vit.py",
     "engine/test_launch.py",

@@ -20,7 +20,7 @@ from support.transfer.paper_settings import (
     UNMATCHED_INITIALIZATIONS,
 )
 
-from moco_d2.benchmark.paper import paper_tables
+from moco_d2.benchmark.paper_tables import paper_tables
 from moco_d2.config.load import config_root, load_config, task_configs
 from moco_d2.config.plain import flatten
 from moco_d2.transfer.data.voc_segmentation import register_voc_segmentation

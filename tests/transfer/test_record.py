@@ -10,9 +10,9 @@ from moco_d2.config.load import load_config
 from moco_d2.errors import UserError
 from moco_d2.records import run_schema
 from moco_d2.transfer.evaluation import tide
+from moco_d2.transfer.hardware_scaling import scale_to_hardware
 from moco_d2.transfer.preflight.config_checks import Finding
 from moco_d2.transfer.record import RunRecorder
-from moco_d2.transfer.schedule import scale_to_hardware
 from moco_d2.transfer.weights import Coverage
 
 

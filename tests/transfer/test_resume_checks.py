@@ -11,9 +11,9 @@ from support.hostile_states import drop, not_refused, put
 
 from moco_d2.config.load import load_config
 from moco_d2.errors import UserError
+from moco_d2.transfer.hardware_scaling import scale_to_hardware
 from moco_d2.transfer.main import train
 from moco_d2.transfer.record import RunRecorder
-from moco_d2.transfer.schedule import scale_to_hardware
 from moco_d2.transfer.trainer import Trainer
 from moco_d2.transfer.weights import loading
 

@@ -38,7 +38,8 @@ _LONGEST_SHOWN = 200  # characters of one setting
 MOST_BYTES = 8 << 20  # of a cell.json or a record; the suite that sets them has at most 1 MiB
 
 # In these keys the resolved config of a record differs from the config file, because
-# schedule.scale_to_hardware adapts them to the number of processes. The number of images stays.
+# hardware_scaling.scale_to_hardware adapts them to the number of processes. The number of images
+# stays.
 _SCALED = {
     *("SOLVER.IMS_PER_BATCH", "SOLVER.BASE_LR", "SOLVER.MAX_ITER", "SOLVER.STEPS"),
     *("SOLVER.WARMUP_ITERS", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.REFERENCE_WORLD_SIZE"),

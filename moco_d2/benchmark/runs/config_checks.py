@@ -63,7 +63,7 @@ def _check_configs(
 ) -> None:
     """Do the work of check_configs; `configs` is the folder with the config files of the suite."""
     from moco_d2.engine.job import load_job
-    from moco_d2.transfer.schedule import scale_to_hardware
+    from moco_d2.transfer.hardware_scaling import scale_to_hardware
 
     for _, args in distinct_runs(cells, folder):
         own = Path(args.config_file)

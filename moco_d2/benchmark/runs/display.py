@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from moco_d2.benchmark.runs.progress import Task
 from moco_d2.benchmark.runs.suites import Suite
-from moco_d2.benchmark.runs.tasks import Task
 from moco_d2.files import read_tail
 from moco_d2.records.metrics_json import finite, parse_line
 

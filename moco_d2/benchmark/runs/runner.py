@@ -20,8 +20,8 @@ from moco_d2.benchmark.runs.execution import BUSY_EXIT_CODE, TOOLS, Place, main
 from moco_d2.benchmark.runs.held_out_parts import draw_parts
 from moco_d2.benchmark.runs.input_checks import check_inputs, check_parts
 from moco_d2.benchmark.runs.places import make_places
+from moco_d2.benchmark.runs.progress import Task, Tasks
 from moco_d2.benchmark.runs.suites import Suite, load_suite
-from moco_d2.benchmark.runs.tasks import Task, Tasks
 from moco_d2.engine.signals import SAME_SIGNAL_S, STOP_SIGNALS, held_back
 from moco_d2.errors import USER_ERROR_EXIT_CODE, UserError
 from moco_d2.files import sha256_of_json, write_text

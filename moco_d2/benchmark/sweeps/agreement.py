@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from moco_d2.benchmark.paper import tables_named
+from moco_d2.benchmark.paper_tables import tables_named
 from moco_d2.benchmark.statistics import LEVEL, Comparison, corrected, paired, welch
 from moco_d2.benchmark.sweeps.definitions import Published, X, place_name
 from moco_d2.benchmark.sweeps.studies import Study, Trial, order_of

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from functools import cache
 
-from moco_d2.benchmark.paper import PaperTable, tables_named
+from moco_d2.benchmark.paper_tables import PaperTable, tables_named
 from moco_d2.benchmark.records.pretext_records import PretextRecord
 
 #: A place on the x axis: a number or a name in Sweep.categories.

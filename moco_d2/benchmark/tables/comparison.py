@@ -9,7 +9,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from moco_d2.benchmark.multiplicity import possible_equal
-from moco_d2.benchmark.paper import PaperRow, PaperTable, baseline_of, marks_beside, row_beside
+from moco_d2.benchmark.paper_tables import (
+    PaperRow,
+    PaperTable,
+    baseline_of,
+    marks_beside,
+    row_beside,
+)
 from moco_d2.benchmark.records.design import DEFAULT, Design
 from moco_d2.benchmark.records.matching import BASELINES, MARKS, Matching, newest
 from moco_d2.benchmark.records.run_records import Record

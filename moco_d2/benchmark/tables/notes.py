@@ -6,7 +6,7 @@ docs/statistics.md explains the tests.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from moco_d2.benchmark.paper import PaperRow, PaperTable, find_row
+from moco_d2.benchmark.paper_tables import PaperRow, PaperTable, find_row
 from moco_d2.benchmark.records.design import DESIGN_FILE
 from moco_d2.benchmark.records.matching import BASELINES
 from moco_d2.benchmark.records.run_records import Record

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from scipy import special
 
-from moco_d2.benchmark.paper import tables_named
+from moco_d2.benchmark.paper_tables import tables_named
 from moco_d2.benchmark.records.design import DEFAULT, Design
 from moco_d2.benchmark.statistics import LEAST_SEEDS, LEVEL, Blocks
 from moco_d2.benchmark.tables.comparison import MOST_CLAIMED, claimed_pairs

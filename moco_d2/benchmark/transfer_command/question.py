@@ -51,7 +51,7 @@ def task_settings(name: str) -> dict[str, Any]:
     if name not in known:
         hint = closest(name, known) or f"there are {', '.join(sorted(known))}"
         raise UserError(f"--task {name!r:.100} is unknown; {hint}")
-    from moco_d2.transfer.schedule import reference_config
+    from moco_d2.config.load import reference_config
 
     cfg = reference_config(name)
     if cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN" or cfg.MODEL.get("DENSEPOSE_ON"):

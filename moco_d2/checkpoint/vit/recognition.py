@@ -13,7 +13,7 @@ from moco_d2.checkpoint.families import Input, Traits, without_wrappers
 from moco_d2.checkpoint.network import Request
 from moco_d2.checkpoint.recognition import MOST_NETWORKS, Extracted, check_values
 from moco_d2.checkpoint.stated import stated_names
-from moco_d2.checkpoint.states import tensors_by_dict
+from moco_d2.checkpoint.tensor_dicts import tensors_by_dict
 from moco_d2.checkpoint.vit.candidates import Candidate, assign, choose, find_candidates
 from moco_d2.checkpoint.vit.heads import find_heads
 from moco_d2.checkpoint.vit.mapping import MLP_RATIO, PREFIX, ViT, count_blocks, grid_of

@@ -22,7 +22,7 @@ from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.checkpoint.network import Request
 from moco_d2.checkpoint.recognition import Extracted
 from moco_d2.checkpoint.stated import read_stated
-from moco_d2.checkpoint.states import tensors_by_dict
+from moco_d2.checkpoint.tensor_dicts import tensors_by_dict
 from moco_d2.checkpoint.vit.mapping import ViT, to_detectron2
 from moco_d2.checkpoint.vit.names import (
     CLASS_TOKENS,

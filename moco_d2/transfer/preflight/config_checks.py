@@ -10,14 +10,13 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from moco_d2.config.load import config_root
+from moco_d2.config.load import config_root, reference_config
 from moco_d2.config.plain import flatten, to_plain
 from moco_d2.resnet import BASIC_BUILDERS, STEM_WIDTH, own_builder
 from moco_d2.transfer.norms import SYNCED_NORMS, VIT_NORM, backbone_norm, has_vit, normed_keys
 from moco_d2.transfer.preflight.findings import Finding, Refusal
 from moco_d2.transfer.preflight.memory import HOW, training_bytes
 from moco_d2.transfer.preflight.weight_checks import check_provenance
-from moco_d2.transfer.schedule import reference_config
 from moco_d2.transfer.weights import RANDOM
 
 if TYPE_CHECKING:
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _ROUNDING = 0.002  # relative tolerance: steps and rates are rounded when they are scaled
-# Keys that depend on the machine (schedule.py) or on the weights (weight_checks.py), or that
-# other findings check.
+# Keys that depend on the machine (hardware_scaling.py) or on the weights (weight_checks.py), or
+# that other findings check.
 _OF_HARDWARE_OR_WEIGHTS = (
     "DATALOADER.NUM_WORKERS",
     "INPUT.FORMAT",

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from detectron2.utils.events import EventStorage
 
-from moco_d2.pretrain.engine import Pretrainer
 from moco_d2.pretrain.model import info_nce
 from moco_d2.pretrain.model.dictionary import EndToEnd, MemoryBank, Queue
 from moco_d2.pretrain.model.moco import MoCo
+from moco_d2.pretrain.pretrainer import Pretrainer
 
 STEPS, BATCH, DIM, SIZE = 20, 8, 6, 20  # 20 keys: the queue wraps within a batch
 IMAGES = 24  # of the tiny set

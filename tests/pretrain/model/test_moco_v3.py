@@ -12,9 +12,9 @@ from torch import nn
 from moco_d2.engine.launch import seed
 from moco_d2.errors import UserError
 from moco_d2.pretrain.accumulation import backward_in_parts
-from moco_d2.pretrain.engine import Pretrainer
 from moco_d2.pretrain.model.moco_v3 import MoCoV3, Projector
 from moco_d2.pretrain.model.vit import build_vit, sincos_positions
+from moco_d2.pretrain.pretrainer import Pretrainer
 
 STEPS = 20
 WARMUP = 3  # one epoch of 24 images

@@ -31,7 +31,7 @@ from moco_d2.cli import run_command
 from moco_d2.config.plain import to_plain
 from moco_d2.errors import UserError
 from moco_d2.pretrain.augmentation.views import build_evaluation_transform
-from moco_d2.pretrain.engine import Pretrainer
+from moco_d2.pretrain.pretrainer import Pretrainer
 from moco_d2.pretrain.probe import cached_features
 from moco_d2.pretrain.probe.cached_features import FAST_LRS, hold_out
 from moco_d2.pretrain.probe.classifier_training import (

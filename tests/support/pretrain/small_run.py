@@ -9,8 +9,8 @@ from support.small_network import SmallNetwork
 from moco_d2.cli import argument_parser, run_command
 from moco_d2.engine.launch import launch
 from moco_d2.pretrain import main
-from moco_d2.pretrain.engine import Pretrainer
 from moco_d2.pretrain.model import moco, moco_v3
+from moco_d2.pretrain.pretrainer import Pretrainer
 
 # Environment variable: the iteration before which the run waits to be killed, however fast it is.
 WAIT_BEFORE = "SMALL_RUN_WAITS_BEFORE"

@@ -17,11 +17,11 @@ from support.small_network import SmallNetwork
 
 from moco_d2.config.load import load_config
 from moco_d2.engine.launch import launch, seed
-from moco_d2.pretrain.engine import Pretrainer
 from moco_d2.pretrain.model import moco, moco_v3
 from moco_d2.pretrain.model.dictionary import Queue
 from moco_d2.pretrain.model.shuffle_bn import encode_shuffled
 from moco_d2.pretrain.model.vit import VITS
+from moco_d2.pretrain.pretrainer import Pretrainer
 
 SHARE, SIZE = 3, 4  # images a process, places in the queue
 

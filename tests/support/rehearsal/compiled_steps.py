@@ -15,9 +15,9 @@ from torch import nn
 from moco_d2.pretrain.augmentation.batched import DeviceAugmentation
 from moco_d2.pretrain.augmentation.normalization import Normalization
 from moco_d2.pretrain.augmentation.views import AUGMENTATIONS
-from moco_d2.pretrain.engine import Pretrainer
 from moco_d2.pretrain.model.encoder import build_encoder
 from moco_d2.pretrain.model.shuffle_bn import norm_layer
+from moco_d2.pretrain.pretrainer import Pretrainer
 
 _DIM = 128
 

@@ -10,7 +10,7 @@ from PIL import Image
 from support.rehearsal.device import Rehearsal, rehearsal
 
 from moco_d2.config.load import load_config
-from moco_d2.pretrain.engine import Pretrainer
+from moco_d2.pretrain.pretrainer import Pretrainer
 
 _V1, _V2 = "moco_v1_R50_200ep.yaml", "moco_v2_R50_200ep.yaml"
 _BF16 = {"SOLVER.AMP.ENABLED": True}

@@ -321,7 +321,7 @@ def test_images_of_a_detector_are_padded_to_the_square():
     assert model.preprocess_image(images[1:]).tensor.shape == (1, 3, 96, 96)
 
 
-@pytest.mark.parametrize("module", ["vit", "feature_pyramid"])
+@pytest.mark.parametrize("module", ["vit", "feature_pyramid", "build_vit"])
 def test_a_module_of_it_may_be_the_first_that_imports_detectron2(module):
     result = run_python("-c", f"import moco_d2.transfer.modeling.{module}")
     assert result.returncode == 0, result.stderr

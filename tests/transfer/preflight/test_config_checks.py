@@ -4,6 +4,7 @@ import re
 import pytest
 
 from moco_d2.config.load import load_config, task_configs
+from moco_d2.transfer.hardware_scaling import scale_to_hardware
 from moco_d2.transfer.preflight.config_checks import (
     check_config,
     check_memory,
@@ -13,7 +14,6 @@ from moco_d2.transfer.preflight.config_checks import (
 )
 from moco_d2.transfer.preflight.findings import has_refusal
 from moco_d2.transfer.preflight.weight_checks import check_coverage
-from moco_d2.transfer.schedule import scale_to_hardware
 from moco_d2.transfer.weights import Coverage
 
 PROVENANCE = {

@@ -2,7 +2,7 @@ import pytest
 
 from moco_d2.config.load import load_config
 from moco_d2.errors import UserError
-from moco_d2.transfer.schedule import describe, scale_to_hardware
+from moco_d2.transfer.hardware_scaling import describe, scale_to_hardware
 
 
 @pytest.mark.parametrize(

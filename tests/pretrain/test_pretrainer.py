@@ -19,8 +19,8 @@ from torch import nn
 from moco_d2.engine.launch import seed
 from moco_d2.errors import UserError
 from moco_d2.pretrain.checkpointing import FINAL_CHECKPOINT
-from moco_d2.pretrain.engine import Pretrainer
 from moco_d2.pretrain.model import moco
+from moco_d2.pretrain.pretrainer import Pretrainer
 
 pytestmark = pytest.mark.usefixtures("small_network")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from moco_d2.benchmark.paper import PaperRow, PaperTable, tables_named
+from moco_d2.benchmark.paper_tables import PaperRow, PaperTable, tables_named
 from moco_d2.benchmark.records.matching import FOOTNOTES, MARKS
 from moco_d2.benchmark.tables.comparison import HIGHLIGHT_FROM, column_title
 from moco_d2.benchmark.tables.notes import on_differences

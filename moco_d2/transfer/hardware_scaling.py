@@ -6,11 +6,9 @@ periods by 8 / W. The norms depend on W, too. MOCO.ACCUMULATION keeps the batch 
 but BatchNorm then sees fewer images at a time.
 """
 
-import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from moco_d2.config.load import config_root, load_config
 from moco_d2.errors import UserError
 from moco_d2.transfer.norms import NORMED, backbone_norm, batchnorm_images, has_vit, norm_for
 
@@ -122,13 +120,6 @@ def describe(effective: Mapping[str, Any]) -> list[str]:
         f"the end, saved every {effective['checkpoint_period']}"
     )
     return [first, *effective["notes"]]
-
-
-@functools.cache
-def reference_config(task: str) -> Any:
-    """Return the packaged config of a task before any scaling; None for a user-defined task."""
-    path = config_root() / "task" / f"{task}.yaml"
-    return load_config(path) if path.is_file() else None
 
 
 def _check_division(cfg: "CfgNode", world_size: int) -> None:

@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """Compare our image pipeline with the official Pillow pipeline, and shards with files.
 
-The time is that of one core for decoding a JPEG of ImageNet's usual size and making the two views
-of MoCo v2. `workers + device` is the worker's part if the device jitters, blurs and flips
+The time is that of one core for decoding a JPEG of ImageNet's usual size, making the two views of
+MoCo v2 and putting them in a batch of the floats that a network takes. As in a run, our workers put
+bytes together, and the process of the network normalizes them; the official workers put floats
+together. `workers + device` is the worker's part if the device jitters, blurs and flips
 (MOCO.AUGMENTATION.WHERE device). The images are generated with the spectrum of natural images, and
 have about 120 kB. tools/shards.py writes the shards: resized once, and the same JPEGs.
 
@@ -28,10 +30,10 @@ import moco_d2  # noqa: F401  isort: skip  before Detectron2
 
 import numpy as np
 import pixel_differences
-import torch
 import torchvision.transforms as T
 from harness import check, finish, parser, ratio, take_turns
 from PIL import Image, ImageFilter
+from torch.utils.data import default_collate
 
 from moco_d2.engine.loader import begin_worker
 from moco_d2.pretrain.augmentation.normalization import Normalization
@@ -47,10 +49,11 @@ from moco_d2.pretrain.data.samples import read_shard
 from moco_d2.pretrain.data.sharded_stream import ShardedData
 from moco_d2.pretrain.data.shards import list_shards
 from moco_d2.pretrain.data.sources import list_images
-from moco_d2.pretrain.data.stream import ViewMaker
+from moco_d2.pretrain.data.stream import ViewMaker, collate
 from moco_d2.pretrain.data.write_shards import write_shards
 
 WIDTH, HEIGHT, QUALITY = 500, 375, 90
+BATCH = 16  # images
 SHARDS = {"resized": 256, "same": HEIGHT}  # name -> --short-side
 ROOT = Path(__file__).parents[1]
 
@@ -172,10 +175,15 @@ def pipelines(folder: Path, packed: dict[str, list[Path]]) -> dict[str, Callable
     ours = ViewMaker(build_augmentation("v2", size=224), names=("query", "key"), seed=0)
     crops = ViewMaker(build_crop(size=224), names=("query", "key"), seed=0)
 
-    def over_files(read: Any, make: Any) -> Callable[[], None]:
+    def over_files(read: Any, make: Any, batch: Any = None) -> Callable[[], None]:
         def run() -> None:
+            made = []
             for position, path in enumerate(paths):
-                make(read(path), position)
+                made.append(make(read(path), position))
+                if len(made) == BATCH:
+                    if batch:
+                        batch(made)
+                    made.clear()
 
         return run
 
@@ -188,9 +196,13 @@ def pipelines(folder: Path, packed: dict[str, list[Path]]) -> dict[str, Callable
 
         return run
 
-    def complete(image: torch.Tensor, position: int) -> None:
-        for view in ours(image, position).values():
-            normalize(view[None])
+    def of_bytes(views: list[dict[str, Any]]) -> Any:
+        return collate([{**of_image, "unreadable": []} for of_image in views])
+
+    def complete(views: list[dict[str, Any]]) -> None:
+        batch = of_bytes(views)
+        for name in ours.names:
+            normalize(batch[name])
 
     stream = {"make_views": crops, "total_batch": 8}
     through_shards = {
@@ -204,10 +216,12 @@ def pipelines(folder: Path, packed: dict[str, list[Path]]) -> dict[str, Callable
         for name, shards in packed.items()
     }
     return {
-        "official": over_files(read_as_official, lambda i, _: (by_pillow(i), by_pillow(i))),
-        "all on the CPU": over_files(read_pixels, complete),
-        "workers + device": over_files(read_pixels, crops),
-        "views": over_files(read_pixels, ours),
+        "official": over_files(
+            read_as_official, lambda i, _: (by_pillow(i), by_pillow(i)), default_collate
+        ),
+        "all on the CPU": over_files(read_pixels, ours, complete),
+        "workers + device": over_files(read_pixels, crops, of_bytes),
+        "views": over_files(read_pixels, ours, of_bytes),
         "decoding": over_files(read_pixels, lambda *_: None),
         "files": through_loader(ListedData(list_images(folder / "flat"), **stream)),
         **through_shards,
@@ -251,13 +265,13 @@ def main() -> None:
     spent = {part: statistics.median(values) / count for part, values in seconds.items()}
     parts = {
         "reading and decoding": spent["decoding"],
-        "two random crops": spent["workers + device"] - spent["decoding"],
+        "two random crops in a batch": spent["workers + device"] - spent["decoding"],
         "jitter, grayscale, blur and flip": spent["views"] - spent["workers + device"],
         "normalization": spent["all on the CPU"] - spent["views"],
     }
     finish(
         args,
-        title="Feeding: decode and two MoCo v2 views of 224 pixels, images per second and core",
+        title="Feeding: batches of two MoCo v2 views of 224 pixels, images per second and core",
         checks=[
             check(
                 "all on the CPU / official Pillow pipeline",

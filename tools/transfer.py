@@ -77,6 +77,8 @@ def main() -> int:
 
     advise("the same command continues")
     from moco_d2.benchmark.transfer_command.budget import parse_budget
+
+    budget = None if args.budget is None else parse_budget(args.budget)  # before slow imports
     from moco_d2.benchmark.transfer_command.command import answer
     from moco_d2.benchmark.transfer_command.question import Question
 
@@ -86,7 +88,7 @@ def main() -> int:
         test=tuple(args.test),
         task=args.task,
         seeds=args.seeds,
-        budget=None if args.budget is None else parse_budget(args.budget),
+        budget=budget,
         gpus_per_run=args.gpus_per_run,
         supervised=args.supervised,
         heads=args.heads,

@@ -2,9 +2,12 @@
 
 import math
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from support.paths import TOOLS
 
 from moco_d2.benchmark.statistics import Blocks
 from moco_d2.benchmark.tables import power
@@ -135,6 +138,17 @@ def test_budgets(text, seconds):
 def test_what_is_no_budget(text):
     with pytest.raises(UserError, match="--budget must be a duration such as 2h"):
         parse_budget(text)
+
+
+def test_what_is_no_budget_is_refused_before_torch_is_imported():
+    code = (
+        "import sys, runpy; sys.argv = ['transfer.py', 'x', *'--train a --test b'.split(), "
+        f"'--budget', '2hours']\ntry: runpy.run_path({str(TOOLS / 'transfer.py')!r}, "
+        "run_name='__main__')\nfinally: print('torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 2 and result.stdout == "False\n", result
+    assert "--budget must be a duration such as 2h" in result.stderr
 
 
 def test_a_budget_of_a_century_is_too_long():

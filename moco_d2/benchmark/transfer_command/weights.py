@@ -13,7 +13,6 @@ from moco_d2.benchmark.transfer_command.question import NO_SUPERVISED, Question
 from moco_d2.config.load import config_root
 from moco_d2.errors import UserError, printable
 from moco_d2.files import sha256
-from moco_d2.resnet import own_builder
 
 RANDOM_ROW, SUPERVISED_ROW = "random", "supervised"
 _WEIGHTS = "weights"  # folder of the converted files and their reports
@@ -298,6 +297,7 @@ def network_settings(rows: Iterable[Row], task: Mapping[str, Any]) -> dict[str, 
     """
     from moco_d2.checkpoint.convert import settings_for
     from moco_d2.checkpoint.mapping import Architecture, detectron2_settings
+    from moco_d2.resnet import own_builder
 
     rows = list(rows)
     settings = [settings_for(row.report) for row in rows]

@@ -64,9 +64,8 @@ def _register_modeling() -> None:
 
 
 def _register_datasets() -> None:
-    from moco_d2.transfer.data.voc_segmentation import register_voc_segmentation
-
-    register_voc_segmentation()
+    # Imported for its registration: where it is imported first, it is not complete here.
+    from moco_d2.transfer.data import voc_segmentation  # noqa: F401
 
 
 def _mend_cityscapes() -> None:

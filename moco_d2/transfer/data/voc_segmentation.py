@@ -115,3 +115,6 @@ def _advice(split: str) -> str:
         ": train_aug is not part of VOC; its list and labels (SegmentationClassAug) are made from "
         "VOC's train and SBD"
     )
+
+
+register_voc_segmentation()

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -28,6 +31,17 @@ def catalogs(monkeypatch):
 
 def test_the_names_are_there_with_detectron2():
     assert {TRAIN, VAL, "voc_2012_sem_seg_train"} <= set(DatasetCatalog.list())
+
+
+def test_the_module_may_be_the_first_that_a_process_imports():
+    """Detectron2 is imported in the middle of it then, which asks for its registration."""
+    code = (
+        "import moco_d2.transfer.data.voc_segmentation as module\n"
+        f"print({VAL!r} in module.DatasetCatalog.list())"
+    )
+    words = [sys.executable, "-c", code]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=600, check=False)
+    assert (result.stdout, result.returncode) == ("True\n", 0), result.stderr
 
 
 def test_train_aug_has_labels_of_its_own(root):

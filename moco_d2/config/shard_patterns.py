@@ -35,8 +35,8 @@ def expand(pattern: str) -> list[str]:
     """Return the names of the shards in `pattern`.
 
     Raises:
-        ValueError: If braces are unbalanced, an environment variable is not set, or there are more
-            than 4 million shards.
+        ValueError: If braces are unbalanced, an environment variable is not set, there is a zero
+            byte, or there are more than 4 million shards.
     """
     return [url for text in _parts(pattern) for url in _remove_escapes(_expand(text))]
 
@@ -63,6 +63,8 @@ def _parts(pattern: str) -> list[str]:
         ValueError: If they name too many shards together, or if `expand` raises it.
     """
     parts = [_substitute(part) for part in pattern.split("::")]
+    if any("\0" in part for part in parts):
+        raise ValueError("it has a zero byte")
     number = characters = 0
     for part in parts:
         more_shards, more_characters = _measure(part)

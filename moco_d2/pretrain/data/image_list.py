@@ -30,9 +30,16 @@ class PathTable(Sequence[str]):
         self.extend(paths)
 
     def extend(self, paths: Iterable[str]) -> None:
-        """Append file names."""
+        """Append file names.
+
+        Raises:
+            ValueError: If a name has a zero byte, or characters that no file name has.
+        """
         for path in paths:
-            self._characters += os.fsencode(path) + b"\0"
+            name = os.fsencode(path)
+            if b"\0" in name:
+                raise ValueError(f"the file name {path!r} has a zero byte")
+            self._characters += name + b"\0"
             self._ends.append(len(self._characters))
 
     def repeated(self) -> int:

@@ -247,7 +247,13 @@ def list_registered(name: str) -> ImageList:
             "repair the file"
         ) from error
     # A detection dataset may list an image several times, once per group of annotations.
-    paths = PathTable(dict.fromkeys(record["file_name"] for record in records))
+    try:
+        paths = PathTable(dict.fromkeys(record["file_name"] for record in records))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"dataset {name!r}: an image has no usable file_name "
+            f"({type(error).__name__}: {error}): repair its annotations"
+        ) from error
     if not paths:
         raise UserError(f"dataset {name} has no images: change DATASETS.TRAIN")
     return ImageList(paths, None, [])

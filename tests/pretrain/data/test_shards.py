@@ -207,6 +207,7 @@ def test_patterns_that_cannot_work_are_one_sentence(tmp_path):
     for pattern, message in (
         (f"{tmp_path}/7.tar", r"7\.tar does not exist"),
         (f"{tmp_path}/{{0..1.tar", "cannot be expanded"),
+        (f"{tmp_path}/\0{{0..1}}.tar", "has a zero byte"),
         (
             f"{tmp_path}/{{0..1}}.tar",
             r"none of the 2 shards of .* has an image \(shard .*0\.tar has no image\)",

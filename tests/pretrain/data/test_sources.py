@@ -167,6 +167,19 @@ def test_registered_datasets_give_their_images_without_labels():
         DatasetCatalog.remove(name)
 
 
+@pytest.mark.parametrize(
+    "record", [{"file_name": "a\0b.jpg"}, {"file_name": "\ud800.jpg"}, {"file_name": None}, {}]
+)
+def test_a_registered_image_without_a_usable_name_is_refused(record):
+    name = "unusable_for_test_sources"
+    DatasetCatalog.register(name, lambda: [{"file_name": "a.jpg"}, record])
+    try:
+        with pytest.raises(UserError, match=f"{name}.*no usable file_name.*repair its annotations"):
+            list_source(name)
+    finally:
+        DatasetCatalog.remove(name)
+
+
 def test_coco_is_registered_and_its_absence_named(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert "coco_2017_train" in DatasetCatalog

@@ -1,6 +1,6 @@
 """benchmarks/: that the page is of the figures, that the arithmetic is right, and that the one for
-a GPU runs. The others take a fresh process each: `python benchmarks/NAME.py --small`; convert has no
---small.
+a GPU runs. The others take a fresh process each: `python benchmarks/NAME.py --small`, but for
+convert, which is small.
 """
 
 import importlib

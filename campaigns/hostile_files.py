@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from moco_d2.checkpoint.pickle_names import allowed_names
+from moco_d2.checkpoint.pickle_stubs import allowed_names
 
 Write = Callable[[Any, str, Path], None]
 _MARKER = "@@a program is put here@@"

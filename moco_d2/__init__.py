@@ -16,7 +16,7 @@ Detectron2 is imported, or at once if it is imported already:
 * ``detectron2.engine.defaults``: several CPU processes, and direct look-ups of config
   keys (plugin/compat.py)
 * ``detectron2.checkpoint``: ``random://``, random initialization (transfer/weights.py), and
-  published weights by name (checkpoint/catalog.py)
+  published weights by name (checkpoint/weights_by_name.py)
 
 ``DETECTRON2_ENV_MODULE=moco_d2`` does the same, so Detectron2's own tools/train_net.py and
 DefaultPredictor run our configs without any code from here.
@@ -83,7 +83,7 @@ def _guard_images() -> None:
 
 
 def _register_weights() -> None:
-    from moco_d2.checkpoint.catalog import register_path_handler
+    from moco_d2.checkpoint.weights_by_name import register_path_handler
     from moco_d2.transfer.weights import register_path_handlers
 
     register_path_handler()

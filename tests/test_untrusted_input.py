@@ -26,9 +26,9 @@ from support.paths import ROOT
 from moco_d2 import untrusted_images
 from moco_d2.benchmark.records import files as records
 from moco_d2.benchmark.runs import suite_values
-from moco_d2.checkpoint import archive, pickle_names, recognition, tensor_dicts, unpickling
+from moco_d2.checkpoint import archive, pickle_stubs, recognition, tensor_dicts, unpickling
 from moco_d2.checkpoint.io import load_checkpoint
-from moco_d2.checkpoint.pickle_names import allowed_names
+from moco_d2.checkpoint.pickle_stubs import allowed_names
 from moco_d2.cli import run_command
 from moco_d2.config import literals, safe_yaml, shard_patterns
 from moco_d2.config.load import load_config
@@ -294,7 +294,7 @@ def test_the_page_lists_what_a_pickle_may_name():
         == allowed_names()
     )
     # Whatever they stand for belongs to this package, or is plain.
-    for name, value in pickle_names.TABLE.items():
+    for name, value in pickle_stubs.TABLE.items():
         owner = value if isinstance(value, type) else type(value)
         plain = owner in (torch.dtype, str)
-        assert plain or owner.__module__ == "moco_d2.checkpoint.pickle_names", name
+        assert plain or owner.__module__ == "moco_d2.checkpoint.pickle_stubs", name

@@ -81,8 +81,8 @@ def main() -> None:
     if args.src is None or args.dst is None:
         raise UserError("tools/convert.py needs SRC and DST; see --help, and --list for the kinds")
     # torch and detectron2 take seconds to import, so --help does not wait for them.
-    from moco_d2.checkpoint.catalog import source_file
     from moco_d2.checkpoint.convert import convert, summary
+    from moco_d2.checkpoint.weights_by_name import source_file
 
     report = convert(
         source_file(args.src),

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torchvision.models import ResNet
 
-from moco_d2.checkpoint.catalog import source_file
 from moco_d2.checkpoint.families import IMAGENET, Input
 from moco_d2.checkpoint.hub_names import origin_of
 from moco_d2.checkpoint.io import load_checkpoint
@@ -17,6 +16,7 @@ from moco_d2.checkpoint.mapping import Architecture, build_torchvision
 from moco_d2.checkpoint.pretraining import pretraining_run
 from moco_d2.checkpoint.recognition import BRANCHES, extract
 from moco_d2.checkpoint.stated import read_stated
+from moco_d2.checkpoint.weights_by_name import source_file
 from moco_d2.errors import UserError, closest
 from moco_d2.files import sha256
 from moco_d2.resnet import BASIC_DEPTHS, BOTTLENECK_DEPTHS

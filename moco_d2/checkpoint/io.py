@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from moco_d2.checkpoint.archive import check_archive, most_bytes
-from moco_d2.checkpoint.pickle_names import Budget, OversizedError
+from moco_d2.checkpoint.pickle_stubs import Budget, OversizedError
 from moco_d2.checkpoint.report_values import as_report
 from moco_d2.checkpoint.torch_files import LEGACY_MAGIC, read_archive, read_legacy
 from moco_d2.checkpoint.unpickling import as_tensor, check_pickle, load_pickle

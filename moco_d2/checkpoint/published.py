@@ -1,4 +1,5 @@
-"""The table of published checkpoints: names, addresses, hashes and networks; see catalog.py."""
+"""The table of published checkpoints: names, addresses, hashes and networks; see
+weights_by_name.py."""
 
 import os
 from dataclasses import dataclass

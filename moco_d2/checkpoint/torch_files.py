@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from moco_d2.checkpoint.pickle_names import Budget, Storage, storage_of
+from moco_d2.checkpoint.pickle_stubs import Budget, Storage, storage_of
 from moco_d2.checkpoint.unpickling import check_pickle, load_pickle
 from moco_d2.errors import UserError
 

@@ -1,4 +1,4 @@
-"""Reads pickles without running their code: it calls only the functions of pickle_names."""
+"""Reads pickles without running their code: it calls only the functions of pickle_stubs."""
 
 import pickle
 import pickletools
@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from moco_d2.checkpoint.pickle_names import (
+from moco_d2.checkpoint.pickle_stubs import (
     BUDGET,
     LATIN1,
     TABLE,

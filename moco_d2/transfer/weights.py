@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from moco_d2.checkpoint.catalog import CATALOG
 from moco_d2.checkpoint.hub_names import SCHEME, parse
 from moco_d2.checkpoint.io import load_checkpoint, read_provenance
 from moco_d2.checkpoint.published import PUBLISHED
+from moco_d2.checkpoint.weights_by_name import CATALOG
 from moco_d2.errors import UserError, closest
 from moco_d2.files import sha256
 
 RANDOM = "random://"
-# Prefixes of names whose files are compared with their published hash; see checkpoint/catalog.py.
-# What the hub serves is recorded with its commit and sha256; see checkpoint/hub.py.
+# Prefixes of names whose files are compared with their published hash; see
+# checkpoint/weights_by_name.py. What the hub serves is recorded with its commit and sha256; see checkpoint/hub.py.
 _BY_NAME = (*CATALOG.schemes, SCHEME)
 # The address that ``detectron2://`` stands for, as in
 # ``detectron2://ImageNetPretrained/MSRA/R-50.pkl``.

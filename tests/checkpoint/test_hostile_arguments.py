@@ -20,11 +20,11 @@ import torch
 from support.commands import run_python
 from yacs.config import CfgNode
 
-from moco_d2.checkpoint import pickle_names
+from moco_d2.checkpoint import pickle_stubs
 from moco_d2.checkpoint.backbone import load_backbone
 from moco_d2.checkpoint.convert import convert
 from moco_d2.checkpoint.io import load_checkpoint, read_provenance
-from moco_d2.checkpoint.pickle_names import allowed_names
+from moco_d2.checkpoint.pickle_stubs import allowed_names
 from moco_d2.errors import UserError
 
 # The module that NumPy's own pickles name, numpy._core.multiarray or numpy.core.multiarray.
@@ -342,7 +342,7 @@ def test_states_for_what_is_named(tmp_path, slots):
 
 def vars_of_the_table():
     """What the table holds that has attributes."""
-    return [(n, v) for n, v in pickle_names.TABLE.items() if hasattr(v, "__dict__")]
+    return [(n, v) for n, v in pickle_stubs.TABLE.items() if hasattr(v, "__dict__")]
 
 
 def test_every_name_called_with_every_kind_of_argument(tmp_path):

@@ -12,9 +12,9 @@ from support.http_server import LocalHandler, LocalServer, serving
 
 from moco_d2.checkpoint import hub, hub_names
 from moco_d2.checkpoint.backbone import load_backbone
-from moco_d2.checkpoint.catalog import source_file
 from moco_d2.checkpoint.convert import convert
 from moco_d2.checkpoint.io import load_checkpoint, read_provenance
+from moco_d2.checkpoint.weights_by_name import source_file
 from moco_d2.cli import argument_parser
 from moco_d2.engine.job import load_job
 from moco_d2.errors import UserError

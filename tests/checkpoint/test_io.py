@@ -19,7 +19,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from moco_d2.checkpoint import io
 from moco_d2.checkpoint.io import load_checkpoint, read_provenance, save_checkpoint
-from moco_d2.checkpoint.pickle_names import Inert
+from moco_d2.checkpoint.pickle_stubs import Inert
 from moco_d2.errors import UserError
 
 

@@ -68,7 +68,9 @@ RUNS = {
 }
 
 _SUITE = "the GPUs of a whole suite; tests/benchmark/test_runner.py runs small ones"
-_PUBLISHED = "the network, for published weights; tests/checkpoint/test_catalog.py serves its own"
+_PUBLISHED = (
+    "the network, for published weights; tests/checkpoint/test_weights_by_name.py serves its own"
+)
 _MINUTES = "minutes; tests/campaigns/ makes trials of each kind"
 
 # Pattern -> what the command needs, and which test runs the like.

@@ -26,7 +26,7 @@ SLOW = (
     "campaigns/test_mutations.py",
     "test_untrusted_images.py",
     "campaigns/test_fuzz_checkpoints.py",
-    "checkpoint/test_catalog.py",
+    "checkpoint/test_weights_by_name.py",
     "pretrain/test_pretrainer.py",
     "end_to_end/test_line.py",
     "end_to_end/test_converted_vit.py",

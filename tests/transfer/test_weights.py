@@ -11,10 +11,10 @@ from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 
 import moco_d2
-from moco_d2.checkpoint.catalog import PUBLISHED
 from moco_d2.checkpoint.convert import convert
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.checkpoint.mapping import Architecture, build_torchvision
+from moco_d2.checkpoint.weights_by_name import PUBLISHED
 from moco_d2.config.load import load_config
 from moco_d2.errors import UserError
 from moco_d2.files import sha256

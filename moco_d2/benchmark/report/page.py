@@ -6,16 +6,16 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from moco_d2.benchmark.html import Image, Section, html_figure, html_list, write_report
+from moco_d2.benchmark.html import Section, html_figure, html_list, write_report
 from moco_d2.benchmark.records.matching import newest
 from moco_d2.benchmark.records.run_records import Record, read_records
 from moco_d2.benchmark.records.test_sets import by_test_set
 from moco_d2.benchmark.report.classes import class_section
+from moco_d2.benchmark.report.curves import curve_section
 from moco_d2.benchmark.report.detections import detection_section
 from moco_d2.benchmark.report.downloads import download_html, source_html
 from moco_d2.benchmark.report.errors import error_section
 from moco_d2.benchmark.report.forest import forest_image
-from moco_d2.benchmark.report.plots import ap_curves, loss_curves, points_of
 from moco_d2.benchmark.report.runs import (
     command_section,
     config_section,
@@ -27,12 +27,9 @@ from moco_d2.benchmark.sweeps.report import sweep_section
 from moco_d2.benchmark.tables.answer import answer
 from moco_d2.benchmark.tables.comparison import measured_tables
 from moco_d2.benchmark.tables.formats import to_html, unbroken
-from moco_d2.benchmark.tables.grouping import Runs, by_task, file_names, is_voc
+from moco_d2.benchmark.tables.grouping import Runs, by_task, file_names
 from moco_d2.benchmark.tables.table import Table
 
-# These curves are drawn side by side, in the order of the paper's tables.
-_CURVES = ("AP", "AP50", "AP75", "mIoU")
-_VOC_CURVES = ("AP50", "AP", "AP75", "mIoU")
 _HOW_TO_READ = (
     "In brackets: 95 % confidence interval, not corrected. p: after Holm's correction for all "
     "comparisons of the task. An order is claimed only where p is below 0.05."
@@ -78,7 +75,7 @@ def page_sections(
     sections = [
         _result_section(tasks, tables, folder),
         class_section(tasks),
-        _curve_section(tasks, folder),
+        curve_section(tasks, folder),
         error_section(tasks, folder),
         detection_section(tasks, folder),
         run_section(tasks, tables, page or folder),
@@ -119,65 +116,3 @@ def _summary(tasks: Mapping[str, Runs]) -> list[str]:
             f"(seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))})."
         )
     return parts
-
-
-def _curve_section(tasks: Mapping[str, Runs], folder: Path) -> Section:
-    names = file_names(tasks)
-    title, images = "AP over iterations", list[Image]()
-    without = []
-    for task, runs in tasks.items():
-        group = [record for of_one in runs.values() for record in of_one]
-        curves = _curves(group)
-        if not curves:
-            without.append(task)
-        for prefix, metrics in curves.items():
-            path = folder / f"curves_{names[task]}_{len(images)}.svg"
-            ap_curves(group, metrics, path)
-            caption = f"{task}, {prefix}: mean over runs, and a band of one standard deviation"
-            images.append(Image(path, caption, _described(caption, runs, metrics)))
-        path = folder / f"losses_{names[task]}.svg"
-        if ends := loss_curves(group, path):
-            title = "AP and losses over iterations"
-            caption = f"{task}, losses of training and, as val_loss, on images of no training"
-            last = ", ".join(f"{name} {loss:.3g}" for name, loss in ends.items())
-            images.append(Image(path, caption, f"{caption}. val_loss ends at: {last}."))
-    text = ""
-    if without:
-        text = (
-            f"No run of {', '.join(without)} was evaluated during training, so there is no curve. "
-            "To get one, set TEST.EVAL_PERIOD in iterations: tools/train_net.py ... "
-            "TEST.EVAL_PERIOD 2000"
-        )
-    return Section(title, text=text, images=images)
-
-
-def _curves(records: Sequence[Record]) -> dict[str, list[str]]:
-    """Return the metrics of each figure by their group, "bbox" or "voc_2007_test/bbox".
-
-    A figure with only the points at the end of training would repeat the table.
-    """
-    curves: dict[str, list[str]] = {}
-    names = _VOC_CURVES if is_voc(records) else _CURVES
-    present = dict.fromkeys(m for r in records for m, v in r.metrics.items() if v is not None)
-    for prefix in dict.fromkeys(m.rpartition("/")[0] for m in present):
-        metrics = [m for n in names if (m := f"{prefix}/{n}") in present and _is_curve(records, m)]
-        if metrics:
-            curves[prefix] = metrics
-    return curves
-
-
-def _is_curve(records: Sequence[Record], metric: str) -> bool:
-    return any(len(points_of([record], metric)) > 1 for record in records)
-
-
-def _described(caption: str, runs: Runs, metrics: Sequence[str]) -> str:
-    """Return the ends of the curves in words, for readers who cannot see the figure."""
-    ends = []
-    for metric in metrics:
-        values = {
-            name: [v for r in group if (v := r.metrics.get(metric)) is not None]
-            for name, group in runs.items()
-        }
-        at = ", ".join(f"{name} {sum(v) / len(v):.1f}" for name, v in values.items() if v)
-        ends.append(f"{metric} ends at: {at}")
-    return f"{caption}. {'; '.join(ends)}."

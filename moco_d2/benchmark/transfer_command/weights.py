@@ -133,8 +133,8 @@ def convert_row(name: str, source: str, folder: Path, heads: int | None = None) 
 
 
 def _convert_row(name: str, source: str, folder: Path, heads: int | None) -> Row:
-    from moco_d2.checkpoint.catalog import source_file
     from moco_d2.checkpoint.convert import convert
+    from moco_d2.checkpoint.weights_by_name import source_file
 
     file = source_file(source)
     target = folder / _WEIGHTS / f"{name}.pth"

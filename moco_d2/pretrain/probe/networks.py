@@ -17,7 +17,6 @@ from moco_d2.checkpoint.backbone import (
     random_backbone,
     take_torchvisions_input,
 )
-from moco_d2.checkpoint.catalog import source_file
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.checkpoint.network import Request
 from moco_d2.checkpoint.recognition import Extracted
@@ -31,6 +30,7 @@ from moco_d2.checkpoint.vit.names import (
     REGISTERS,
 )
 from moco_d2.checkpoint.vit.recognition import extract, is_vit
+from moco_d2.checkpoint.weights_by_name import source_file
 from moco_d2.errors import UserError
 from moco_d2.pretrain.model.vit import VITS, VisionTransformer
 

@@ -16,8 +16,7 @@ from support.commands import Python
 from support.http_server import LocalHandler, LocalServer, serving
 from torchvision.models import get_model, get_weight
 
-from moco_d2.checkpoint import catalog as module
-from moco_d2.checkpoint.catalog import Catalog, WeightsByName, source_file
+from moco_d2.checkpoint import weights_by_name as module
 from moco_d2.checkpoint.download import Patience, download
 from moco_d2.checkpoint.io import load_checkpoint, save_checkpoint
 from moco_d2.checkpoint.mapping import infer_architecture
@@ -26,6 +25,7 @@ from moco_d2.checkpoint.published import PUBLISHED, Published
 from moco_d2.checkpoint.vit.heads import find_heads
 from moco_d2.checkpoint.vit.mapping import ViT
 from moco_d2.checkpoint.vit.names import FAMILIES
+from moco_d2.checkpoint.weights_by_name import Catalog, WeightsByName, source_file
 from moco_d2.config.load import load_config
 from moco_d2.errors import UserError
 
@@ -540,7 +540,7 @@ def test_processes_fetch_once(server, cache, publish):
     server.faults = [slowly] * 2
     code = (
         "import sys\n"
-        "from moco_d2.checkpoint.catalog import Catalog, Published\n"
+        "from moco_d2.checkpoint.weights_by_name import Catalog, Published\n"
         "catalog = Catalog([Published('toy://one', sys.argv[1], 'md5', sys.argv[2])])\n"
         "print('ready', flush=True)\n"
         "sys.stdin.readline()\n"

@@ -52,7 +52,7 @@ def convert(
 
     Args:
         src: A file with a complete ResNet or ViT (--list shows the known kinds). For a
-            published checkpoint use the result of `catalog.source_file`.
+            published checkpoint use the result of `weights_by_name.source_file`.
         dst: The file of weights, which is replaced if it exists.
         to: A name in `targets.TARGETS`.
         report: JSON file for the returned report.

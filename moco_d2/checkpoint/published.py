@@ -1,5 +1,7 @@
-"""The table of published checkpoints: names, addresses, hashes and networks; see
-weights_by_name.py."""
+"""The table of published checkpoints: names, addresses, hashes and networks.
+
+weights_by_name.py fetches and converts them.
+"""
 
 import os
 from dataclasses import dataclass

@@ -22,7 +22,8 @@ from moco_d2.files import sha256
 
 RANDOM = "random://"
 # Prefixes of names whose files are compared with their published hash; see
-# checkpoint/weights_by_name.py. What the hub serves is recorded with its commit and sha256; see checkpoint/hub.py.
+# checkpoint/weights_by_name.py. What the hub serves is recorded with its commit and sha256; see
+# checkpoint/hub.py.
 _BY_NAME = (*CATALOG.schemes, SCHEME)
 # The address that ``detectron2://`` stands for, as in
 # ``detectron2://ImageNetPretrained/MSRA/R-50.pkl``.

@@ -60,8 +60,8 @@ class PathTable(Sequence[str]):
         if not len(self):
             return b""
         # Some names may be relative, which os.path.commonpath refuses.
-        ends = [os.fsencode(self[0]), os.fsencode(self[-1])]
-        shared = os.path.commonprefix(ends)  # noqa: RUF071
+        some = [os.fsencode(name) for name in (*self[:: len(self) // 16 + 1], self[-1])]
+        shared = os.path.commonprefix(some) or b""  # noqa: RUF071
         folder = shared[: shared.rfind(b"/") + 1]
         while folder and any(
             (b"\0" + block).count(b"\0" + folder) < block.count(b"\0") for block in self._blocks()

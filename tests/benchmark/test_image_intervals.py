@@ -72,6 +72,9 @@ def test_each_difference_has_both_intervals(runs):
         assert lower <= low < float(mean) < high <= higher
         assert 0 <= int(share) <= 100
     assert "other test images" in render_folders([runs], "html", images=True)
+    assert "0 %: that part cannot be told from the part of the seeds" in render_folders(
+        [runs], images=True
+    )
     plain = render_folders([runs])
     assert not lines(plain) and "other test images" not in plain
 

@@ -77,6 +77,48 @@ def test_at_most_four_sentences_however_much_there_is_to_say(make_content, write
         assert said in str(notes), said
 
 
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [
+        (
+            {"random": (1, 2, 3), "supervised": (1, 2, 3), "moco": (1, 3)},
+            "The runs: the seeds differ (moco lacks 2), so a difference is over the seeds that "
+            "both rows have.",
+        ),
+        (
+            {"random": (1, 2), "supervised": (1, 2), "moco": range(1, 8)},
+            "The runs: the seeds differ (random, supervised lack 3, 4, 5, and 2 more), so a "
+            "difference is over the seeds that both rows have.",
+        ),
+        (
+            {"supervised": (1, 2), "moco": (3, 4)},
+            "The runs: the seeds differ (supervised lacks 3, 4; moco lacks 1, 2), so a difference "
+            "is over the seeds that both rows have, and over all their runs if they have none in "
+            "common, or if their configs or processes differ.",
+        ),
+    ],
+)
+def test_the_note_names_the_seeds_that_rows_lack(make_content, write, seeds, said):
+    for name, of_row in seeds.items():
+        for seed in of_row:
+            metrics = {"bbox": {"AP": seed**2 + len(name) * (1 + seed % 2)}}
+            write(make_content(initialization=name, seed=seed, metrics=metrics))
+    table = table_of(write.folder)
+    assert said in table.notes
+    (pairs,) = {pair.comparisons[0].test for pair in table.pairs}
+    assert (pairs == "Welch") == ("over all their runs" in said)
+
+
+@pytest.mark.parametrize("baseline", ["supervised", "byol"])
+def test_the_note_says_that_p_is_corrected_and_the_bracket_is_not(make_content, write, baseline):
+    for name in (baseline, "moco"):
+        for seed in (1, 2, 3):
+            metrics = {"bbox": {"AP": seed**2 + len(name) * seed}}
+            write(make_content(initialization=name, seed=seed, metrics=metrics))
+    notes = table_of(write.folder).notes
+    assert sum("not corrected; p: corrected, and only where" in note for note in notes) == 1
+
+
 def test_single_runs_support_no_order(make_content, write):
     for initialization, ap in (("supervised", 10.0), ("moco", 90.0)):
         write(make_content(initialization=initialization, metrics={"bbox": {"AP": ap}}))

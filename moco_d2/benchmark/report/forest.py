@@ -20,7 +20,8 @@ def forest_image(table: Table, path: Path) -> Image | None:
     """Draw the differences of a table and return the image; None if no pair is compared.
 
     A row is a pair, in the order of the sentence above the table, and a panel is a metric: those of
-    the sentence, or the first three of the table if it has only one.
+    the sentence, or the first three of the table if it has only one. Of those, only the metric of
+    the sentence may claim an order, so the points of the others are open.
 
     Args:
         table: A table of run records.
@@ -82,7 +83,7 @@ def _legend(axes: Axes) -> None:
     """Add the three kinds of points to the legend that save() draws."""
     for label, color, marker, fill in (
         ("order supported", _SUPPORTED, "o", _SUPPORTED),
-        ("no order supported", _OPEN, "o", "white"),
+        ("no order claimed", _OPEN, "o", "white"),
     ):
         axes.plot([], [], marker=marker, color=color, markerfacecolor=fill, label=label)
 

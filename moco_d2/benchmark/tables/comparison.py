@@ -126,7 +126,7 @@ def _measured_table(task: str, records: list[Record]) -> Table:
             *notes.on_significance(pairs, columns, len(runs), declared, corrected_for),
             *notes.on_differences(baseline, HIGHLIGHT_FROM),
             *notes.on_paper(task, beside),
-            *notes.on_runs(runs, metrics, repeated),
+            *notes.on_runs(runs, metrics, pairs, repeated),
         ),
     )
 

@@ -74,7 +74,9 @@ def _with_images(table: Table, records: Sequence[Record]) -> Table:
     note = (
         "An interval over seeds and images says what other seeds and other test images would give: "
         f"{RESAMPLES:,} draws of the images, the same for all runs, with BCa's limits, beside the "
-        "spread between seeds. The last column is the part of its variance due to the images."
+        "spread between seeds. The last column is the part of its variance due to the images; 0 %: "
+        "that part cannot be told from the part of the seeds (it is a difference of two variances, "
+        "cut off at 0)."
     )
     return dataclasses.replace(table, text=(_TITLES, *lines), notes=(*table.notes, note))
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from moco_d2.benchmark.tables.table import Pair
 
 _PERCENT = f"{LEVEL:.0%}".replace("%", " %")
-_MOST_REPEATED = 3  # older records that the sentence about the runs names
+_MOST_NAMED = 3  # rows, seeds and older records that the sentence about the runs names
 _LONGEST_VALUE, _LONGEST_RULE = 60, 400  # characters; the text of a record may be long
 
 
@@ -43,14 +43,17 @@ def on_paper(task: str, beside: Mapping[str, tuple[PaperTable, PaperRow] | None]
 def on_differences(
     baseline: str | None, highlight_from: float, *, measured: bool = True
 ) -> Iterable[str]:
-    """Yield the meaning of parentheses and of bold."""
-    if baseline is None:
-        yield f"There is no {BASELINES[0]} run, so no cell has a difference to it."
-        return
-    rule = f"at least +{highlight_from}"
-    rule += " and an order that the tests support" if measured else ""
-    brackets = f"; in brackets: {_PERCENT} confidence interval, not corrected" if measured else ""
-    yield f"In parentheses: difference to {baseline}; bold: {rule}{brackets}."
+    """Yield the meaning of parentheses, bold, brackets and p."""
+    parts = [f"There is no {BASELINES[0]} run, so no cell has a difference to it"]
+    if baseline is not None:
+        rule = " and an order that the tests support" if measured else ""
+        parts = [
+            f"In parentheses: difference to {baseline}; bold: at least +{highlight_from}{rule}"
+        ]
+    if measured:
+        parts.append(f"in brackets: {_PERCENT} confidence interval, not corrected")
+        parts.append("p: corrected, and only where an order may be claimed")
+    yield f"{'; '.join(parts)}."
 
 
 def on_significance(
@@ -143,22 +146,28 @@ def on_design(declared: str) -> Iterable[str]:
 
 
 def on_runs(
-    runs: Mapping[str, Sequence[Record]], metrics: Sequence[str], repeated: Iterable[str]
+    runs: Mapping[str, Sequence[Record]],
+    metrics: Sequence[str],
+    pairs: Sequence["Pair"],
+    repeated: Iterable[str],
 ) -> Iterable[str]:
     """Yield what is unequal or missing among the runs, in one sentence.
 
     Args:
         runs: The runs by initialization.
         metrics: The metrics of the table.
+        pairs: See Table.
         repeated: What the search for older records says.
     """
     again = [note.removesuffix(".") for note in repeated]
-    more = [f"and {len(again) - _MOST_REPEATED} more"] * (len(again) > _MOST_REPEATED)
-    parts = [*_about_runs(runs, metrics), *again[:_MOST_REPEATED], *more]
+    more = [f"and {len(again) - _MOST_NAMED} more"] * (len(again) > _MOST_NAMED)
+    parts = [*_about_runs(runs, metrics, pairs), *again[:_MOST_NAMED], *more]
     yield from _sentence("The runs", parts)
 
 
-def _about_runs(runs: Mapping[str, Sequence[Record]], metrics: Sequence[str]) -> Iterable[str]:
+def _about_runs(
+    runs: Mapping[str, Sequence[Record]], metrics: Sequence[str], pairs: Sequence["Pair"]
+) -> Iterable[str]:
     for initialization, group in runs.items():
         empty = sum(any(r.metrics.get(m) is None for m in metrics) for r in group)
         if empty:
@@ -166,14 +175,44 @@ def _about_runs(runs: Mapping[str, Sequence[Record]], metrics: Sequence[str]) ->
         weights = {r.weights_sha256 for r in group if r.weights_sha256}
         if len(weights) > 1:
             yield f"those of {initialization} start from {len(weights)} different weights files"
-    seeds = [{r.seed for r in group} for group in runs.values()]
-    if any(one != seeds[0] for one in seeds[1:]):
-        yield "the seeds differ, so a difference is over those that both rows have, or over all"
+    yield from _on_seeds(runs, pairs)
     yield from _on_tuning(runs)
     machines = _environments(r for group in runs.values() for r in group)
     different = [f"{k} ({', '.join(sorted(v))})" for k, v in machines.items() if len(v) > 1]
     if different:
         yield f"not the same for all: {', '.join(different)}"
+
+
+def _on_seeds(runs: Mapping[str, Sequence[Record]], pairs: Sequence["Pair"]) -> Iterable[str]:
+    """Yield the seeds that some rows lack, and what a difference is over."""
+    seeds = {name: {r.seed for r in group} for name, group in runs.items()}
+    every = {seed for of_row in seeds.values() for seed in of_row}
+    rows: dict[tuple[int, ...], list[str]] = {}  # the seeds that are missing -> the rows
+    for name, of_row in seeds.items():
+        if lacking := tuple(sorted(every - of_row)):
+            rows.setdefault(lacking, []).append(name)
+    if not rows:
+        return
+    missing = [
+        f"{_shortly(names)} {'lack' if len(names) > 1 else 'lacks'} {_shortly(lacking)}"
+        for lacking, names in rows.items()
+    ]
+    said = f"the seeds differ ({_shortly(missing, '; ')})"
+    if pairs:
+        said += ", so a difference is over the seeds that both rows have"
+    if any(c and c.test != "blocked" for pair in pairs for c in pair.comparisons):
+        said += (
+            ", and over all their runs if they have none in common, or if their configs or "
+            "processes differ"
+        )
+    yield said
+
+
+def _shortly(items: Iterable[object], separator: str = ", ") -> str:
+    """Return the first of some items, and how many more there are."""
+    texts = [str(item) for item in items]
+    more = [f"and {len(texts) - _MOST_NAMED} more"] * (len(texts) > _MOST_NAMED)
+    return separator.join([*texts[:_MOST_NAMED], *more])
 
 
 def _on_tuning(runs: Mapping[str, Sequence[Record]]) -> Iterable[str]:

@@ -4,6 +4,7 @@ import csv
 import html
 import io
 import json
+import random
 import re
 import shutil
 from pathlib import Path
@@ -20,8 +21,9 @@ from moco_d2.benchmark.runs.cell_state import note_started
 from moco_d2.benchmark.runs.planning import plan
 from moco_d2.benchmark.runs.runner import run
 from moco_d2.benchmark.runs.suites import Cell, Suite, load_suite, packaged_suites
+from moco_d2.benchmark.runs.trials import is_trial
 from moco_d2.benchmark.tables.answer import answer
-from moco_d2.benchmark.tables.comparison import measured_tables
+from moco_d2.benchmark.tables.comparison import measured_tables, planned_metrics
 from moco_d2.errors import UserError
 
 PAIR = ("moco", "supervised")
@@ -103,6 +105,66 @@ def test_a_row_without_runs_makes_it_no_easier_for_the_others(tmp_path):
     tested = table_of(tmp_path).comparison(*PAIR, "bbox/AP")
     assert tested.p_holm == pytest.approx(4 * tested.p)
     assert "4 comparison(s) in AP" in str(table_of(tmp_path).notes)
+
+
+# The outputs that the evaluation of each kind of task has.
+OUTPUTS = {
+    "voc_semantic": ["sem_seg"],
+    "cityscapes_semantic": ["sem_seg"],
+    "cityscapes_instance": ["segm"],
+    "coco_keypoint": ["bbox", "keypoints"],
+    "coco_densepose": ["bbox", "densepose_gps"],
+    "coco": ["bbox", "segm"],
+    "lvis": ["bbox", "segm"],
+    "voc": ["bbox"],
+}
+
+
+@pytest.mark.parametrize("name", [None, *packaged_suites()])
+def test_the_plan_is_corrected_for_the_comparisons_of_the_table(tmp_path, name):
+    """None is a suite that declares nothing, one of whose tasks has masks."""
+    file = suite_file(tmp_path, tasks=["coco_C4_1x", "voc_C4"], seeds=[1, 2, 3])
+    suite = load_suite(name or file)
+    folder = tmp_path / "out"
+    declare(folder, suite.design)
+    cells = [c for c in suite.cells if c.kind == "transfer" and not is_trial(c)]
+    for cell in cells:
+        outputs = next(out for kind, out in OUTPUTS.items() if cell.task.startswith(kind))
+        values = dict.fromkeys(["AP", "AP50", "mIoU"], 50 + random.Random(cell.name).random())
+        row = {"initialization": cell.initialization, "seed": cell.seed, "task": cell.task}
+        data = {"train": ["some"], "test": [str(cell.settings["DATASETS.TEST"])]}
+        record = content(**row, metrics=dict.fromkeys(outputs, values), data=data)
+        write_record(folder / cell.task, _finished(record, LATER))
+    planned = re.findall(r"^(.+): .*corrected for (\d+) ", plan(name or file), re.MULTILINE)
+    tables = measured_tables(read_records([folder])) if cells else []
+    noted = [
+        (table.task, *found)
+        for table in tables
+        if (found := re.findall(r"(\d+) comparison\(s\) in", str(table.notes)))
+    ]
+    if name not in ("smoke", "demo"):  # two seeds, and no order will be claimed
+        assert sorted(planned) == noted
+    if name is None:
+        assert noted == [("coco_C4_1x", "6"), ("voc_C4", "3")]
+    if name == "table_A1":
+        assert noted == [("coco_FPN_2x", "4"), ("coco_FPN_6x", "4")]
+
+
+def test_masks_on_data_named_voc_are_planned_as_their_table_shows_them(tmp_path):
+    """Its table has the paper's columns of VOC, which are those of boxes."""
+    data = {"DATASETS.TEST": "('coco:/nowhere/voc_test.json:/nowhere',)"}
+    file = suite_file(tmp_path, tasks=["coco_C4_1x"], seeds=[1, 2, 3], overrides=data)
+    cell = load_suite(file).cells[0]
+    assert planned_metrics(cell.settings) == ["bbox/AP"]
+    assert planned_metrics({**cell.settings, "DATASETS.TEST": ()}) == ["bbox/AP", "segm/AP"]
+
+
+def test_the_plan_is_corrected_for_declared_pairs_that_a_task_leaves_out(tmp_path):
+    pairs = [list(PAIR), ["random", "supervised"]]
+    only = {"voc_C4": ["supervised", "moco"]}
+    tasks = ["voc_C4", "voc_dilated_C5"]
+    file = suite_file(tmp_path, comparisons=pairs, only=only, tasks=tasks, seeds=[1, 2, 3])
+    assert plan(file, folder=tmp_path / "plan").count("corrected for 2 comparison(s)") == 2
 
 
 def _finished(record, time):

@@ -180,14 +180,16 @@ def test_the_power_is_what_simulated_tables_have():
 
 def test_the_sentence_counts_the_comparisons_of_the_table():
     rows = ["random", "supervised", "mine"]
-    text = power.sentence("voc_C4", rows, seeds=5)
+    text = power.sentence("voc_C4", rows, seeds=5, metrics=1)
     size = power.detectable(5, 3, 3)
     assert f"{size:.1f} standard deviations between seeds" in text and "3 comparison(s)" in text
     assert f"{size * 0.2:.1f} AP at the published spread of 0.2 AP" in text
     assert "6 comparison(s)" in power.sentence("coco_C4_1x", rows, seeds=5, metrics=2)
     assert "published" not in power.sentence("coco_C4_1x", rows, seeds=5, metrics=2)
-    assert "no order will be claimed" in power.sentence("voc_C4", rows, seeds=2)
+    assert "no order will be claimed" in power.sentence("voc_C4", rows, seeds=2, metrics=1)
     many = [f"row{i}" for i in range(4)]
-    assert "4 comparison(s)" in power.sentence("voc_C4", ["random", *many], seeds=3)
-    assert "9 comparison(s)" in power.sentence("voc_C4", ["random", "supervised", *many], seeds=3)
-    assert "10 comparison(s)" in power.sentence("voc_C4", [*many, "row4"], seeds=3)
+    assert "4 comparison(s)" in power.sentence("voc_C4", ["random", *many], seeds=3, metrics=1)
+    assert "9 comparison(s)" in power.sentence(
+        "voc_C4", ["random", "supervised", *many], seeds=3, metrics=1
+    )
+    assert "10 comparison(s)" in power.sentence("voc_C4", [*many, "row4"], seeds=3, metrics=1)

@@ -24,6 +24,7 @@ from moco_d2.benchmark.runs.suite_values import file_settings
 from moco_d2.benchmark.runs.suites import Cell, Suite, load_suite
 from moco_d2.benchmark.runs.trials import is_trial
 from moco_d2.benchmark.tables import power
+from moco_d2.benchmark.tables.comparison import planned_metrics
 from moco_d2.config.load import task_configs
 from moco_d2.config.safe_yaml import load_yaml
 from moco_d2.errors import UserError
@@ -107,16 +108,16 @@ def _columns(rows: list[tuple[str, ...]]) -> Iterator[str]:
 
 def _power(suite: Suite) -> Iterator[str]:
     """Yield what the grid can find, for each task that is fine-tuned."""
-    sizes: dict[str, tuple[set[str], set[int]]] = {}
+    tasks: dict[str, list[Cell]] = {}
     for cell in suite.cells:
         if cell.kind == "transfer" and not is_trial(cell):
-            rows, seeds = sizes.setdefault(cell.task, (set(), set()))
-            rows.add(cell.initialization)
-            seeds.add(cell.seed)
-    metrics = len(suite.design.primary) or 1
-    for task, (rows, seeds) in sizes.items():
+            tasks.setdefault(cell.task, []).append(cell)
+    for task, cells in tasks.items():
+        rows = sorted({cell.initialization for cell in cells})
+        seeds = len({cell.seed for cell in cells})
+        metrics = len(planned_metrics(cells[0].settings, suite.design))
         if len(rows) > 1:
-            yield f"{task}: {power.sentence(task, sorted(rows), len(seeds), metrics, suite.design)}"
+            yield f"{task}: {power.sentence(task, rows, seeds, metrics, suite.design)}"
 
 
 # ---- costs ---------------------------------------------------------------------------------------

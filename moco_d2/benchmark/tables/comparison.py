@@ -7,6 +7,7 @@ beside them, and footnotes.
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from moco_d2.benchmark.multiplicity import possible_equal
 from moco_d2.benchmark.paper_tables import (
@@ -31,8 +32,9 @@ from moco_d2.benchmark.statistics import (
     welch,
 )
 from moco_d2.benchmark.tables import notes
-from moco_d2.benchmark.tables.grouping import by_initialization, is_voc
+from moco_d2.benchmark.tables.grouping import by_initialization, is_voc, is_voc_name
 from moco_d2.benchmark.tables.table import Cell, Pair, Row, Table
+from moco_d2.config.literals import decode
 
 #: The paper prints a difference to supervised in green from here on, points (caption of Table 2).
 HIGHLIGHT_FROM = 0.5
@@ -234,6 +236,28 @@ def primary_metrics(metrics: Sequence[str], design: Design = DEFAULT) -> list[st
     if declared := [metric for metric in design.primary if metric in metrics]:
         return declared
     return [metric for metric in PRIMARY_METRICS if metric in metrics] or list(metrics[:1])
+
+
+def planned_metrics(settings: Mapping[str, Any], design: Design = DEFAULT) -> list[str]:
+    """Return primary_metrics of the table of a run before it has run.
+
+    Args:
+        settings: The settings of the run; a key that is missing has Detectron2's default.
+        design: What the suite declares.
+    """
+    tests = decode(settings.get("DATASETS.TEST", ()))
+    first = str(next(iter([tests] if isinstance(tests, str) else tests), ""))
+    if settings.get("MODEL.META_ARCHITECTURE") == "SemanticSegmentor":
+        outputs = ["sem_seg"]
+    elif first.startswith("cityscapes_fine_instance_seg"):
+        outputs = ["segm"]  # Cityscapes' own scripts know no boxes
+    else:
+        heads = {"MASK": "segm", "KEYPOINT": "keypoints", "DENSEPOSE": "densepose_gps"}
+        on = [out for head, out in heads.items() if decode(settings.get(f"MODEL.{head}_ON"))]
+        outputs = ["bbox", *on]
+    voc = outputs[0] == "bbox" and is_voc_name(str(settings.get("MOCO.TASK")), first)
+    columns = _VOC_COLUMNS if voc else _COLUMNS
+    return primary_metrics([m for m in columns if m.partition("/")[0] in outputs], design)
 
 
 def compare_rows(

@@ -38,7 +38,12 @@ def by_task(records: Iterable[Record]) -> dict[str, dict[str, list[Record]]]:
 
 def is_voc(records: Iterable[Record]) -> bool:
     """Return whether the runs belong to the paper's VOC tables, which name metrics differently."""
-    return any("voc" in name.lower() for r in records for name in (r.task, *r.datasets_test))
+    return is_voc_name(*(name for r in records for name in (r.task, *r.datasets_test)))
+
+
+def is_voc_name(*names: str) -> bool:
+    """Return whether a name of a task or of a dataset is one of VOC."""
+    return any("voc" in name.lower() for name in names)
 
 
 def file_names(tasks: Iterable[str]) -> dict[str, str]:

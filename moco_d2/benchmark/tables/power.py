@@ -10,7 +10,7 @@ from scipy import special
 from moco_d2.benchmark.paper_tables import tables_named
 from moco_d2.benchmark.records.design import DEFAULT, Design
 from moco_d2.benchmark.statistics import LEAST_SEEDS, LEVEL, Blocks
-from moco_d2.benchmark.tables.comparison import MOST_CLAIMED, claimed_pairs
+from moco_d2.benchmark.tables.comparison import MOST_CLAIMED, claimed_pairs, planned_pairs
 from moco_d2.errors import UserError
 
 POWER = 0.8
@@ -42,20 +42,20 @@ def detectable(seeds: int, rows: int, comparisons: int, *, declared: int = 0) ->
 
 
 def sentence(
-    task: str, names: Iterable[str], seeds: int, metrics: int = 1, design: Design = DEFAULT
+    task: str, names: Iterable[str], seeds: int, metrics: int, design: Design = DEFAULT
 ) -> str:
     """Return what `seeds` seeds of some rows can find, in one sentence.
 
     Args:
         task: The task, whose published spread is used if there is one.
         names, seeds: The grid.
-        metrics: Number of primary metrics of the task; one if it is not known.
+        metrics: Number of primary metrics of the task; see comparison.planned_metrics.
         design: What the suite declares.
     """
     names = list(names)
-    comparisons = len(claimed_pairs(names, design)) * metrics
+    comparisons = len(planned_pairs(names, design)) * metrics
     declared = comparisons if design.comparisons else 0
-    if not 0 < comparisons <= MOST_CLAIMED * metrics:
+    if not 0 < len(claimed_pairs(names, design)) <= MOST_CLAIMED:
         return "No two rows are compared, so no order will be claimed."
     size = detectable(seeds, len(names), comparisons, declared=declared)
     if size is None:

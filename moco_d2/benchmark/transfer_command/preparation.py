@@ -14,6 +14,7 @@ from moco_d2.benchmark.runs.input_checks import check_inputs
 from moco_d2.benchmark.runs.places import make_places
 from moco_d2.benchmark.runs.suites import load_suite
 from moco_d2.benchmark.tables import power
+from moco_d2.benchmark.tables.comparison import planned_metrics
 from moco_d2.benchmark.transfer_command.budget import (
     Fit,
     Grid,
@@ -196,7 +197,7 @@ def _plan(  # noqa: PLR0917 - the parts of one text
     names = [RANDOM_ROW, *(row.name for row in rows)]
     sources = ", ".join(f"{row.name} = {row.source}" for row in rows)
     epochs = fitted.steps * grid.batch / grid.train_images
-    metrics = 1 + bool(settings["MODEL.MASK_ON"]) + bool(settings["MODEL.KEYPOINT_ON"])
+    metrics = len(planned_metrics(settings))
     budget = "" if question.budget is None else f" of the budget of {duration(question.budget)}"
     suite = folder / SUITE
     size = "squares of" if of_vits(settings) else "short side"

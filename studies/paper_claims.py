@@ -179,7 +179,7 @@ def _table(lines: list[dict[str, Any]]) -> Iterator[str]:
             if c["suite"] not in ("table_3", "table_A1")
             else f"{c['suite']}, {c['task']}"
         )
-        yield f"| {suite} | {order} | {title} | {c['published']:+.1f} | {c['claimed']:.0%} |"
+        yield f"| {suite} | {order} | {title} | {c['published']:+.1f} | {c['claimed']:.1%} |"
 
 
 if __name__ == "__main__":

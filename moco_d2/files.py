@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -13,10 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from moco_d2.errors import UserError
+from moco_d2.errors import UserError, closest
 
 #: The folder of this package.
 PACKAGE = Path(__file__).resolve().parent
+#: Suffixes of the files of each kind, for no_file.
+ANNOTATIONS = (".json",)
+CHECKPOINTS = (".pth", ".pt", ".tar", ".pkl", ".npz", ".safetensors", ".ckpt", ".bin", ".torch")
+_MOST_NAMES = 10_000  # of a folder, which are compared with a misspelt one
 
 
 def shipped_folder(name: str, file: str) -> Path:
@@ -45,6 +50,36 @@ def is_folder(path: str | Path) -> bool:
         return Path(path).is_dir()
     except (OSError, ValueError):
         return False
+
+
+def no_file(path: str | Path, suffixes: tuple[str, ...], what: str = "file") -> str:
+    """Return why no file is at a path, as a clause with the file that may be meant: "is a folder;
+    name the file inside it, perhaps a.pth" or "does not exist; did you mean 'a.pth'?".
+
+    Args:
+        path: The path, at which is no regular file.
+        suffixes: Suffixes of the files that may be meant.
+        what: Noun for such a file.
+    """
+    path = Path(path)
+    if is_folder(path):
+        names = files_in(path, suffixes)
+        hint = f", perhaps {names[0]}" if len(names) == 1 else ""
+        return f"is a folder; name the {what} inside it{hint}"
+    hint = closest(path.name, files_in(path.parent, suffixes))
+    return f"does not exist; {hint}" if hint else "does not exist"
+
+
+def files_in(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
+    """Return the sorted names of the files in a folder with one of some suffixes; none if it is
+    absent. Of a large folder, only some files are looked at.
+    """
+    names: list[str] = []
+    with contextlib.suppress(OSError, ValueError), os.scandir(folder) as entries:
+        for entry in itertools.islice(entries, _MOST_NAMES):
+            if entry.name.lower().endswith(suffixes) and entry.is_file():
+                names.append(entry.name)
+    return sorted(names)
 
 
 def expand_home(name: str | Path) -> Path:

@@ -20,7 +20,7 @@ from moco_d2.checkpoint.report_values import as_report
 from moco_d2.checkpoint.torch_files import LEGACY_MAGIC, read_archive, read_legacy
 from moco_d2.checkpoint.unpickling import as_tensor, check_pickle, load_pickle
 from moco_d2.errors import UserError, closest, printable
-from moco_d2.files import atomic_write
+from moco_d2.files import CHECKPOINTS, atomic_write, no_file
 
 # The unpickler's error for a class or function that is not in its table.
 _FORBIDDEN_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
@@ -88,7 +88,10 @@ def _guarded(path: Path, read: Callable[[Path], Any]) -> Any:
             hint = closest(path.name, siblings) or "check the path"
             raise UserError(f"there is no file {path}; {hint}")
         if not path.is_file():
-            raise UserError(f"{path} is not a file; name the checkpoint file inside it")
+            if path.is_dir():
+                reason = no_file(path, CHECKPOINTS, "checkpoint file").removeprefix("is ")
+                raise UserError(f"{path} is not a file but {reason}")
+            raise UserError(f"{path} is not a file but a pipe or a device; name a checkpoint file")
         if path.stat().st_size == 0:
             raise UserError(f"{path} is empty; copy or download the checkpoint again")
         return read(path)

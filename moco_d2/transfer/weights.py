@@ -18,7 +18,7 @@ from moco_d2.checkpoint.io import load_checkpoint, read_provenance
 from moco_d2.checkpoint.published import PUBLISHED
 from moco_d2.checkpoint.weights_by_name import CATALOG
 from moco_d2.errors import UserError, closest
-from moco_d2.files import sha256
+from moco_d2.files import CHECKPOINTS, no_file, sha256
 
 RANDOM = "random://"
 # Prefixes of names whose files are compared with their published hash; see
@@ -277,7 +277,7 @@ def _no_file(weights: str) -> str | None:
     if weights != weights.strip():
         return "begins or ends with a space; write it without"
     if path.is_dir():
-        return "is a folder; name the file of weights inside it"
+        return no_file(path, CHECKPOINTS, "file of weights")
     if path.is_symlink():
         return f"is a link to {path.readlink()}, where no file is; correct the link, or name a file"
     return None

@@ -25,7 +25,12 @@ from moco_d2.benchmark.transfer_command.command import answer
 from moco_d2.benchmark.transfer_command.data import Facts, dataset_name
 from moco_d2.benchmark.transfer_command.forms import FORMS, form_settings
 from moco_d2.benchmark.transfer_command.preparation import check_keypoints
-from moco_d2.benchmark.transfer_command.question import NO_SUPERVISED, Question, task_settings
+from moco_d2.benchmark.transfer_command.question import (
+    NO_SUPERVISED,
+    Question,
+    absolute_names,
+    task_settings,
+)
 from moco_d2.benchmark.transfer_command.weights import (
     Row,
     check_task,
@@ -134,7 +139,38 @@ def test_images_that_are_not_found_and_folders_that_are_no_dataset(tmp_path):
         dataset_name(str(tmp_path), "train")
 
 
+def test_a_path_without_a_file_is_no_name_of_a_registered_dataset(tmp_path, monkeypatch):
+    for file in ("test.json", "a.txt"):
+        (tmp_path / file).touch()
+    meant = r"does not exist; did you mean 'test\.json'\?$"
+    for name in ("tset.json", "test.json.gz", "test"):
+        with pytest.raises(UserError, match=rf"^--test {tmp_path}/{name} {meant}"):
+            dataset_name(f"{tmp_path}/{name}", "test")
+    with pytest.raises(UserError, match=r"^--train /nowhere/test\.json does not exist$"):
+        dataset_name("/nowhere/test.json", "train")
+    with pytest.raises(UserError, match=r"a\.txt is not named \.json, .*; unpack or rename it"):
+        dataset_name(f"{tmp_path}/a.txt", "train")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=rf"^--test tset\.json {meant}"):
+        dataset_name("tset.json", "test")
+
+
 # ---- checkpoints ---------------------------------------------------------------------------------
+
+
+def test_a_folder_is_no_checkpoint_and_names_the_one_inside(tmp_path):
+    question = Question((str(tmp_path),), ("a",), ("b",))
+    with pytest.raises(UserError, match=f"^{tmp_path} is a folder; name .* inside it$"):
+        absolute_names(question)
+    for file in ("mine.pth", "notes.txt"):
+        (tmp_path / file).touch()
+    with pytest.raises(UserError, match=r"is a folder; .* inside it, perhaps mine\.pth$"):
+        absolute_names(question)
+    with pytest.raises(UserError, match=r"no checkpoint .*mine\.pht; did you mean 'mine\.pth'"):
+        absolute_names(dataclasses.replace(question, checkpoints=(f"{tmp_path}/mine.pht",)))
+    (tmp_path / "other.pth").touch()
+    with pytest.raises(UserError, match=r"^--supervised: .* is a folder; name .* inside it$"):
+        absolute_names(Question(("moco://v1",), ("a",), ("b",), supervised=str(tmp_path)))
 
 
 def test_names_of_rows():
@@ -416,6 +452,7 @@ def test_an_answer_with_its_runs_its_report_and_its_suite(question, tmp_path, ca
         ({"seeds": 0}, r"--seeds must be from 1 to 100, got 0"),
         ({"checkpoints": ("absent.pth",)}, r"there is no checkpoint absent\.pth"),
         ({"supervised": "absent.pth"}, r"there is no checkpoint absent\.pth"),
+        ({"supervised": "nonee"}, r"^--supervised: there is no checkpoint nonee; .* 'none'\?$"),
         ({"gpus_per_run": -1}, r"--gpus-per-run must be at least 0, got -1"),
         ({"test": ("absent",)}, r"dataset 'absent' is not registered"),
         ({"gpus_per_run": 3}, r"--gpus-per-run must be at most"),

@@ -116,7 +116,9 @@ def test_numbers_of_eight_bits_are_named(tmp_path):
 
 def test_folder_empty_and_text(tmp_path):
     assert "is not a file" in refusal(tmp_path)
+    assert "a folder; name the checkpoint file inside it" in refusal(tmp_path)
     (tmp_path / "empty.pth").touch()
+    assert "a folder; name the checkpoint file inside it, perhaps empty.pth" in refusal(tmp_path)
     assert "is empty" in refusal(tmp_path / "empty.pth")
     (tmp_path / "lfs.pth").write_text("version https://git-lfs.github.com/spec/v1\nsize 3 é\n" * 20)
     assert "is a text file" in refusal(tmp_path / "lfs.pth")

@@ -152,8 +152,12 @@ def test_empty_or_missing_weights_are_refused():
 def test_a_path_that_is_no_file_says_what_it_is(tmp_path):
     link = tmp_path / "dangling.pth"
     link.symlink_to(tmp_path / "absent.pth")
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    (folder / "mine.pth").touch()
     for weights, words in (
         (tmp_path, "is a folder; name the file of weights"),
+        (folder, r"is a folder; name the file of weights inside it, perhaps mine\.pth"),
         (link, f"is a link to {tmp_path}/absent.pth, where no file is; "),
         (f"{link} ", "begins or ends with a space; "),
     ):

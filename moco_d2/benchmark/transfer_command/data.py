@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moco_d2.errors import UserError
-from moco_d2.files import expand_home
+from moco_d2.files import ANNOTATIONS, expand_home, is_folder, is_regular_file, no_file
 
 _YEAR = re.compile(r"(?:voc)?_?(2007|2012)", re.IGNORECASE)
 # The splits of the paper; the annotations of VOC2012's test images are not public.
@@ -56,8 +56,8 @@ def dataset_name(data: str, purpose: str) -> str:
         purpose: "train" or "test", which selects the split of a VOC year.
 
     Raises:
-        UserError: If the folder is no VOC year, the images of a COCO file are not near it, or a VOC
-            year is also a folder here.
+        UserError: If the folder is no VOC year, the images of a COCO file are not near it, a VOC
+            year is also a folder here, or a path leads to no annotation file.
     """
     year = _YEAR.fullmatch(data)
     if year:
@@ -75,8 +75,16 @@ def dataset_name(data: str, purpose: str) -> str:
     if path.suffix == ".json" and path.is_file():
         return f"coco:{absolute(path)}:{absolute(_image_folder(path))}"
     kind, _, rest = data.partition(":")
-    if kind in ("voc", "coco") and rest and "://" not in data:
+    if "://" in data:
+        return data
+    if kind in ("voc", "coco") and rest:
         return _absolute(kind, rest)
+    in_folder = path.is_absolute() or (path.parent != Path() and is_folder(path.parent))
+    if in_folder or path.suffix in (".json", ".gz"):
+        reason = "is not named .json, as COCO's annotation files are; unpack or rename it"
+        if not is_regular_file(path):
+            reason = no_file(path, ANNOTATIONS)
+        raise UserError(f"--{purpose} {data} {reason}")
     return data
 
 

@@ -9,7 +9,7 @@ from moco_d2.benchmark.transfer_command.data import absolute, dataset_name
 from moco_d2.config.load import config_root
 from moco_d2.config.plain import flatten, to_plain
 from moco_d2.errors import UserError, closest
-from moco_d2.files import sha256
+from moco_d2.files import CHECKPOINTS, files_in, is_folder, is_regular_file, no_file, sha256
 
 NO_SUPERVISED = "none"
 
@@ -83,7 +83,7 @@ def absolute_names(question: Question) -> Question:
         UserError: If there is no such checkpoint or dataset.
     """
     checkpoints = tuple(map(_absolute_file, question.checkpoints))
-    supervised = question.supervised and _absolute_file(question.supervised)
+    supervised = question.supervised and _absolute_file(question.supervised, "--supervised: ")
     train = tuple(dataset_name(data, "train") for data in question.train)
     test = tuple(dataset_name(data, "test") for data in question.test)
     return dataclasses.replace(
@@ -91,14 +91,16 @@ def absolute_names(question: Question) -> Question:
     )
 
 
-def _absolute_file(source: str) -> str:
+def _absolute_file(source: str, flag: str = "") -> str:
     if source == NO_SUPERVISED or "://" in source:
         return source
-    if not Path(source).is_file():
-        raise UserError(
-            f"there is no checkpoint {source}; name a file, or published weights such as "
-            "moco://v2_200ep"
-        )
+    if is_folder(source):
+        raise UserError(f"{flag}{source} {no_file(source, CHECKPOINTS, 'checkpoint file')}")
+    if not is_regular_file(source):
+        path, words = Path(source), [NO_SUPERVISED] if flag else []
+        hint = closest(path.name, [*words, *files_in(path.parent, CHECKPOINTS)])
+        hint = hint or "name a file, or published weights such as moco://v2_200ep"
+        raise UserError(f"{flag}there is no checkpoint {source}; {hint}")
     return str(absolute(Path(source)))
 
 

@@ -19,7 +19,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
 from moco_d2.errors import UserError
-from moco_d2.files import expand_home, is_folder, is_regular_file
+from moco_d2.files import ANNOTATIONS, expand_home, is_folder, is_regular_file, no_file
 from moco_d2.records.names import invisible, name_problem
 from moco_d2.transfer.data.coco_entry_types import coco_problem
 from moco_d2.transfer.data.coco_normalization import normalize_numbers
@@ -78,8 +78,9 @@ def _divided(rest: str) -> tuple[str, str, str]:
 def _register_voc(name: str, root: Path, split: str) -> None:
     split_file = root / "ImageSets" / "Main" / f"{split}.txt"
     if not is_regular_file(split_file):
+        reason = no_file(split_file, (".txt",))
         raise UserError(
-            f"dataset {name!r}: {split_file} does not exist; {root} must be a VOC folder with "
+            f"dataset {name!r}: {split_file} {reason}; {root} must be a VOC folder with "
             f"JPEGImages, Annotations and ImageSets/Main/{split}.txt"
         )
     classes = _voc_classes(name, root)
@@ -139,9 +140,11 @@ def _voc_classes(name: str, root: Path) -> list[str]:
 def _register_coco(name: str, file: Path, images: str) -> None:
     folder = expand_home(images)
     if not is_regular_file(file):
-        raise UserError(f"dataset {name!r}: annotation file {file} does not exist")
+        reason = no_file(file, ANNOTATIONS)
+        raise UserError(f"dataset {name!r}: annotation file {file} {reason}")
     if not is_folder(folder):
-        raise UserError(f"dataset {name!r}: image folder {folder} does not exist")
+        reason = "is a file; name its folder" if is_regular_file(folder) else "does not exist"
+        raise UserError(f"dataset {name!r}: image folder {folder} {reason}")
     categories = _coco_categories(name, file)
     metadata: dict[str, Any] = {"thing_classes": [c["name"] for c in categories]}
     keypoints = [c["keypoints"] for c in categories if c.get("keypoints")]

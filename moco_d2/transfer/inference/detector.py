@@ -8,6 +8,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from moco_d2.errors import UserError
+from moco_d2.files import CHECKPOINTS, is_folder, no_file
 from moco_d2.transfer.checkpointing import WeightsCheckpointer
 from moco_d2.transfer.weights import RANDOM, check_weights_name, loading
 
@@ -29,9 +30,10 @@ def load_detector(cfg: CfgNode) -> nn.Module:
         )
     check_weights_name(weights)
     if "://" not in weights and not Path(weights).is_file():
-        raise UserError(
-            f"MODEL.WEIGHTS {weights} does not exist; set it to the model_final.pth of a run"
-        )
+        reason = "does not exist; set it to the model_final.pth of a run"
+        if is_folder(weights):
+            reason = no_file(weights, CHECKPOINTS, "file of weights")
+        raise UserError(f"MODEL.WEIGHTS {weights} {reason}")
     model = build_model(cfg)
     checkpointer = _Checkpointer(model)
     with loading(f"MODEL.WEIGHTS {weights}", "set it to the model_final.pth of a run"):

@@ -253,6 +253,7 @@ def test_image_that_is_none_or_is_not_there_is_one_sentence(finished, image, tmp
     [
         (("MODEL.WEIGHTS", "random://"), "is not a finished detector"),
         (("MODEL.WEIGHTS", ""), "MODEL.WEIGHTS '' is not a finished detector"),
+        (("MODEL.WEIGHTS", "."), r"MODEL\.WEIGHTS \. is a folder; name the file of weights"),
         (("MODEL.WEIGHTS", "nowhere.pth"), "does not exist; set it to the model_final.pth"),
         (("MODEL.ROI_HEADS.NUM_CLASSES", "3"), r"6 of its \d+ tensors .*box_predictor"),
         (("MODEL.RESNETS.DEPTH", "34"), "is not this config's detector"),

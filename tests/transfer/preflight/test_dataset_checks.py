@@ -334,6 +334,20 @@ def test_missing_image_folder_is_named(tmp_path):
         register_datasets((f"coco:{tmp_path}/a.json:{tmp_path}/nowhere",))
 
 
+def test_a_folder_of_annotations_and_a_file_of_images_are_called_what_they_are(tmp_path):
+    folder = tmp_path / "annotations"
+    folder.mkdir()
+    with pytest.raises(UserError, match=f"annotation file {folder} is a folder; name .* inside it"):
+        register_datasets((f"coco:{folder}:{tmp_path}",))
+    (folder / "train.json").touch()
+    with pytest.raises(UserError, match=r"inside it, perhaps train\.json$"):
+        register_datasets((f"coco:{folder}:{tmp_path}",))
+    with pytest.raises(UserError, match=r"tarin\.json does not exist; .* 'train\.json'\?$"):
+        register_datasets((f"coco:{folder}/tarin.json:{tmp_path}",))
+    with pytest.raises(UserError, match=r"image folder .*train\.json is a file; name its folder"):
+        register_datasets((f"coco:{folder}/train.json:{folder}/train.json",))
+
+
 def test_voc_classes_may_be_listed_in_an_order_of_their_own(tmp_path):
     root = make_voc(tmp_path / "VOC2007")
     (root / "classes.txt").write_text("light\nother\ndark\n")

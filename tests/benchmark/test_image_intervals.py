@@ -38,9 +38,11 @@ def runs(write):
     return write_runs(write.folder)
 
 
-def write_runs(root, sizes=(IMAGES, IMAGES), digests=(bytes(32), bytes(32)), last=None):
+ROWS = (("supervised", 0.5), ("moco", 0.6))
+
+
+def write_runs(root, sizes=(IMAGES, IMAGES), digests=(bytes(32), bytes(32)), last=None, rows=ROWS):
     rng = np.random.default_rng(0)
-    rows = (("supervised", 0.5), ("moco", 0.6))
     for (initialization, skill), images, digest in zip(rows, sizes, digests, strict=True):
         for seed in (1, 2, 3):
             kept = part(rng, skill, images, last)
@@ -93,9 +95,25 @@ def test_a_file_that_is_not_the_runs_own_is_left_out(runs, caplog, damage):
         record.write_text(record.read_text().replace(before, after))
     with pytest.raises(UserError, match="no two rows have a common seed"):
         render_folders([runs], images=True)
-    said = {"gone": "No such file", "changed": "sha256 is another"}
+    said = {
+        "gone": "record.json: per_image.npz is missing; copy it there from where the run was trai",
+        "changed": "per_image.npz is not the file of this run, because its sha256 is another; copy",
+    }
     assert said.get(damage, "but the record's") in caplog.text
+    assert "Errno" not in caplog.text
     assert str(files[0].parent) in caplog.text
+
+
+def test_the_rows_without_a_file_are_named_below_the_table(tmp_path):
+    rows = (("supervised", 0.5), ("moco", 0.6), ("moco_v2", 0.7))
+    folder = write_runs(tmp_path, (IMAGES,) * 3, (bytes(32),) * 3, rows=rows)
+    assert "Left out" not in render_folders([folder], images=True)
+    for seed in (2, 3):
+        (folder / f"moco_v2_{seed}" / "per_image.npz").unlink()
+    text = render_folders([folder], images=True)
+    assert {line[0] for line in lines(text)} == {"moco - supervised"}
+    named = r"off at 0\)\. Left out are the differences that need moco\\?_v2 \(seed 2, 3\): "
+    assert re.search(named, text)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ from moco_d2.records.image_matches import read_per_image
 logger = logging.getLogger(__name__)
 
 _TITLES = ("difference", "metric", "mean", "95 % over seeds", "over seeds and images", "images")
+_ADVICE = "copy it there from where the run was trained, or train the run again"
 _LEAST_DIGITS = 1e-6  # points; the same AP twice, in another order of summation
 
 
@@ -57,9 +59,10 @@ def with_images(tables: Iterable[Table], records: Iterable[Record]) -> list[Tabl
 
 
 def _with_images(table: Table, records: Sequence[Record]) -> Table:
+    groups = by_initialization(newest(records)[0])
     runs = {
         name: {record.seed: drawn for record in group if (drawn := _drawn(record)) is not None}
-        for name, group in by_initialization(newest(records)[0]).items()
+        for name, group in groups.items()
     }
     sets = {drawn.images for of_row in runs.values() for drawn in of_row.values()}
     if len(sets) > 1:
@@ -78,6 +81,15 @@ def _with_images(table: Table, records: Sequence[Record]) -> Table:
         "that part cannot be told from the part of the seeds (it is a difference of two variances, "
         "cut off at 0)."
     )
+    if absent := [
+        f"{name} (seed {', '.join(map(str, seeds))})"
+        for name, group in groups.items()
+        if (seeds := sorted({record.seed for record in group} - runs[name].keys()))
+    ]:
+        note += (
+            f" Left out are the differences that need {', '.join(absent)}: these runs have no "
+            "usable per_image.npz."
+        )
     return dataclasses.replace(table, text=(_TITLES, *lines), notes=(*table.notes, note))
 
 
@@ -131,7 +143,9 @@ def _drawn(record: Record) -> Drawn | None:
             return None
         path = record.path.parent / entry["file"]
         if sha256(path) != entry["sha256"]:
-            raise ValueError("it is not the file of this run: its sha256 is another")
+            raise ValueError(
+                f"{path.name} is not the file of this run, because its sha256 is another; {_ADVICE}"
+            )
         outputs, digest = read_per_image(path)
         images = (digest, *(part.images for part in outputs.values()))
         drawn = Drawn({name: replicates(part) for name, part in outputs.items()}, images)
@@ -139,10 +153,19 @@ def _drawn(record: Record) -> Drawn | None:
             _check(record, name, each)
     except (OSError, ValueError) as error:
         logger.warning(
-            "left out the images of %s: %s", printable(str(record.path)), printable(str(error))
+            "left out the images of %s: %s", printable(str(record.path)), printable(_reason(error))
         )
         return None
     return drawn
+
+
+def _reason(error: Exception) -> str:
+    if not isinstance(error, OSError) or error.filename is None:
+        return str(error)
+    name = Path(error.filename).name
+    if isinstance(error, FileNotFoundError):
+        return f"{name} is missing; {_ADVICE}"
+    return f"{name} cannot be read ({error.strerror}); make it readable, or {_ADVICE}"
 
 
 def _check(record: Record, output: str, drawn: Replicates) -> None:

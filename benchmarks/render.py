@@ -21,8 +21,10 @@ make bench
 python benchmarks/start_up.py --small
 ```
 
-Each section names its command and the machine. The compared programs take turns in one run, so a
-busy machine slows all of them alike, and ratios are medians over the turns.
+All figures are of CPUs; no GPU was measured. Each section names its command and the machine.
+Sections may come from different machines, so do not compare their figures with each other. The
+compared programs take turns in one run, so a busy machine slows all of them alike. A ratio is the
+median of the ratios within a turn, so it can differ from the quotient of the two medians below it.
 `benchmarks/render.py` writes this page from the results in `results/benchmarks/`.
 """
 

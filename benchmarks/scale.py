@@ -200,8 +200,16 @@ def main() -> None:
         return exponent(sizes[kind][-2:], [seconds for seconds, _, _ in first[kind][-2:]])
 
     def per_million(kind: str, number: int) -> float:
-        """Return a figure of the largest size: 0 seconds, 1 MB, 2 seconds of the fingerprint."""
+        """Return figure 0 (seconds) or 1 (MB) of the largest size, divided by its millions."""
         return first[kind][-1][number] / sizes[kind][-1] * 1e6
+
+    def largest(kind: str, what: str, things: str) -> list[dict[str, Any]]:
+        """Return memory and time of the largest size, divided by its number of millions."""
+        name = f"{what}, per million of {sizes[kind][-1]:,} {things}"
+        return [
+            check(f"{name}: memory", per_million(kind, 1), unit="MB"),
+            check(f"{name}: time to the first batch", per_million(kind, 0), unit="s"),
+        ]
 
     titles = {
         "listed": ("List file: until the first batch", "images"),
@@ -216,25 +224,20 @@ def main() -> None:
         checks=[
             check("queue: time ~ K to the power", exponent(queues, steps), unit=""),
             check("list: time to the first batch ~ images to the power", slope("listed"), unit=""),
-            check("list: a million images", per_million("listed", 1), unit="MB"),
-            check("list: first batch of a million images", per_million("listed", 0), unit="s"),
+            *largest("listed", "list", "images"),
             check(
                 "folders: time to the first batch ~ images to the power",
                 slope("in_folders"),
                 unit="",
             ),
-            check("folders: a million images", per_million("in_folders", 1), unit="MB"),
-            check(
-                "folders: first batch of a million images", per_million("in_folders", 0), unit="s"
-            ),
+            *largest("in_folders", "folders", "images"),
             check(
                 "counted shards: time to the first batch ~ shards to the power",
                 slope("counted"),
                 unit="",
             ),
             check("counting: images per second and core", rate, unit="img/s"),
-            check("a million shards, not counted", per_million("stated", 1), unit="MB"),
-            check("first batch of a million shards", per_million("stated", 0), unit="s"),
+            *largest("stated", "shards that are not counted", "shards"),
         ],
         tables=[
             table(

@@ -21,6 +21,8 @@ def test_every_figure_of_the_page_is_a_measured_one(tmp_path, monkeypatch):
     monkeypatch.setattr(render, "PAGE", tmp_path / "performance.md")
     render.main()
     assert (tmp_path / "performance.md").read_text() == page
+    results = [json.loads(path.read_text()) for path in render.RESULTS.glob("*.json")]
+    assert {result["machine"]["device"] for result in results} == {"cpu"}  # as the page says
 
 
 def test_ratios_are_medians_within_turns():
@@ -67,6 +69,22 @@ def test_the_step_that_waits_for_a_gpu_runs_on_a_cpu(tmp_path, monkeypatch):
     (profile,) = result["tables"]
     assert any("conv" in operator for operator, _, _ in profile["rows"])
     assert "lightly is not installed" in result["notes"][0]
+
+
+def test_what_is_divided_by_its_millions_says_so(tmp_path, monkeypatch):
+    scale = importlib.import_module("scale")
+    monkeypatch.setattr(scale, "in_a_process", lambda kind, count: (count * 2e-6, count * 3e-6, 0))
+    monkeypatch.setattr(scale, "queue_step", lambda size, repeats: float(size))
+    monkeypatch.setattr(scale, "counting_rate", lambda images, repeats: 1.0)
+    file = tmp_path / "scale.json"
+    monkeypatch.setattr("sys.argv", ["scale.py", "--json", str(file)])
+    scale.main()
+    found = {check["what"]: check["value"] for check in json.loads(file.read_text())["checks"]}
+    assert found["list, per million of 10,000,000 images: memory"] == 3
+    assert found["list, per million of 10,000,000 images: time to the first batch"] == 2
+    render = importlib.import_module("render")
+    committed = json.loads((render.RESULTS / "scale.json").read_text())["checks"]
+    assert [*found] == [check["what"] for check in committed]
 
 
 def test_every_source_of_the_scale_gives_its_first_batch(tmp_path):

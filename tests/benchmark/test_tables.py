@@ -82,18 +82,18 @@ def test_at_most_four_sentences_however_much_there_is_to_say(make_content, write
     [
         (
             {"random": (1, 2, 3), "supervised": (1, 2, 3), "moco": (1, 3)},
-            "The runs: the seeds differ (moco lacks 2), so a difference is over the seeds that "
-            "both rows have.",
+            "The runs: the seeds differ (moco lacks seed 2), so a difference is over the seeds "
+            "that both rows have.",
         ),
         (
             {"random": (1, 2), "supervised": (1, 2), "moco": range(1, 8)},
-            "The runs: the seeds differ (random, supervised lack 3, 4, 5, and 2 more), so a "
-            "difference is over the seeds that both rows have.",
+            "The runs: the seeds differ (random, supervised lack seeds 3, 4, 5, and 2 more), so "
+            "a difference is over the seeds that both rows have.",
         ),
         (
             {"supervised": (1, 2), "moco": (3, 4)},
-            "The runs: the seeds differ (supervised lacks 3, 4; moco lacks 1, 2), so a difference "
-            "is over the seeds that both rows have, and over all their runs if they have none in "
+            "The runs: the seeds differ (supervised lacks seeds 3, 4; moco lacks seeds 1, 2), so a "
+            "difference is over the seeds that both rows have, and over all their runs if they have none in "
             "common, or if their configs or processes differ.",
         ),
     ],

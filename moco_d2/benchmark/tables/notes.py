@@ -194,7 +194,8 @@ def _on_seeds(runs: Mapping[str, Sequence[Record]], pairs: Sequence["Pair"]) -> 
     if not rows:
         return
     missing = [
-        f"{_shortly(names)} {'lack' if len(names) > 1 else 'lacks'} {_shortly(lacking)}"
+        f"{_shortly(names)} {'lack' if len(names) > 1 else 'lacks'} "
+        f"seed{'s' * (len(lacking) > 1)} {_shortly(lacking)}"
         for lacking, names in rows.items()
     ]
     said = f"the seeds differ ({_shortly(missing, '; ')})"

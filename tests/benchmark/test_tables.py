@@ -93,8 +93,8 @@ def test_at_most_four_sentences_however_much_there_is_to_say(make_content, write
         (
             {"supervised": (1, 2), "moco": (3, 4)},
             "The runs: the seeds differ (supervised lacks seeds 3, 4; moco lacks seeds 1, 2), so a "
-            "difference is over the seeds that both rows have, and over all their runs if they have "
-            "none in common, or if their configs or processes differ.",
+            "difference is over the seeds that both rows have, and over all their runs if they "
+            "have none in common, or if their configs or processes differ.",
         ),
     ],
 )

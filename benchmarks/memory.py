@@ -197,7 +197,7 @@ def main() -> None:
             }
         ],
         notes=[
-            f"Figures are medians of {args.repeats} processes. bf16 is autocast: parameters, "
+            f"Figures are medians of {args.repeats} process(es). bf16 is autocast: parameters, "
             "momentum and the queue stay fp32.",
             "Shared memory has the batches that workers have made ahead, and the one of the step. "
             "Views travel as bytes, and each worker makes 2 batches ahead, or 1 if 2 would exceed "

@@ -57,9 +57,51 @@ SLOW = (
     "pretrain/augmentation/test_opencv.py",
     "plugin/test_after_import.py",
 )
+# Three seconds of a core and more: not in the inner loop, and in any order.
+ALSO_SLOW = (
+    "pretrain/test_warm_up.py",
+    "engine/test_process_group.py",
+    "pretrain/test_moco_v3_runs.py",
+    "pretrain/model/test_moco_v3.py",
+    "checkpoint/test_targets.py",
+    "test_installation.py",
+    "transfer/inference/test_predict.py",
+    "transfer/test_weights.py",
+    "checkpoint/test_traits.py",
+    "benchmark/test_design.py",
+    "checkpoint/test_vit.py",
+    "test_references.py",
+    "transfer/modeling/test_roi_heads.py",
+    "benchmark/test_benchmark_command.py",
+    "checkpoint/test_stated.py",
+    "transfer/modeling/test_backbones.py",
+    "engine/test_loader.py",
+    "benchmark/test_suites.py",
+    "transfer/test_validation_loss.py",
+    "transfer/evaluation/test_build.py",
+    "benchmark/test_tuning.py",
+    "engine/test_heartbeat.py",
+    "engine/test_trackers.py",
+    "benchmark/test_image_bootstrap.py",
+    "pretrain/test_resume_checks.py",
+    "pretrain/model/test_moco.py",
+    "transfer/preflight/test_weight_checks.py",
+    "transfer/preflight/test_memory.py",
+    "benchmark/test_sweep_figures.py",
+    "benchmark/test_board.py",
+    "transfer/data/test_voc_segmentation.py",
+    "rehearsal/test_compiled.py",
+    "pretrain/test_checkpointing.py",
+    "transfer/test_checkpointing.py",
+    "engine/test_terminal.py",
+    "pretrain/data/test_sharded_stream.py",
+    "config/test_shard_patterns.py",
+    "config/test_keys.py",
+)
 # One worker converts the files of both.
 _WITH = {"checkpoint/test_detectron2_models.py": "checkpoint/test_families.py"}
 _RANK = {str(TESTS / name): rank for rank, name in enumerate(SLOW)}
+_SLOW = {str(TESTS / name) for name in (*SLOW, *ALSO_SLOW)}
 
 
 def pytest_configure(config):
@@ -67,13 +109,13 @@ def pytest_configure(config):
 
 
 def pytest_ignore_collect(collection_path, config):
-    return (str(collection_path) in _RANK and config.option.markexpr == "not slow") or None
+    return (str(collection_path) in _SLOW and config.option.markexpr == "not slow") or None
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     for item in items:
-        if str(item.path) in _RANK:
+        if str(item.path) in _SLOW:
             item.add_marker("slow")
     items.sort(key=lambda item: _RANK.get(str(item.path), len(SLOW)))
 

@@ -52,6 +52,15 @@ def parse_args() -> argparse.Namespace:
     plan.add_argument(
         "--measure", action="store_true", help="time a few steps of each task on this machine"
     )
+    plan.add_argument(
+        "--find", type=float, metavar="POINTS", help="say how many seeds find such a difference"
+    )
+    plan.add_argument(
+        "--spread",
+        type=float,
+        metavar="POINTS",
+        help="standard deviation between seeds for --find (default: the published one)",
+    )
     run.add_argument(
         "--jobs",
         type=int,
@@ -161,6 +170,8 @@ def _plan(args: argparse.Namespace) -> None:
             folder=args.folder,
             gpus_per_run=args.gpus_per_run,
             measure=args.measure,
+            find=args.find,
+            spread=args.spread,
         )
     )
 

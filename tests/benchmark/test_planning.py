@@ -12,6 +12,7 @@ from moco_d2.benchmark.runs.cell_state import note_started
 from moco_d2.benchmark.runs.measuring import timing_file
 from moco_d2.benchmark.runs.planning import plan, published_costs
 from moco_d2.benchmark.runs.suites import load_suite
+from moco_d2.benchmark.tables import power
 from moco_d2.config.load import task_configs
 from moco_d2.errors import UserError
 from moco_d2.transfer.timing import measure, parser
@@ -110,3 +111,26 @@ def test_a_task_that_cannot_be_timed_says_why(tmp_path):
     file = small_suite(tmp_path, **{"DATASETS.TRAIN": absent})
     text = plan(file, folder=tmp_path / "out", gpus_per_run=0, measure=True)
     assert re.search(rf"not measured: .*{tmp_path}/absent", text)
+
+
+def test_a_plan_says_how_many_seeds_a_wanted_difference_needs():
+    found = plan("table_2b", find=0.5)
+    assert re.search(r"needs (\d+) seeds at a spread of 0\.2 AP \(80% of the time", found)
+    comparisons, seeds = 2, int(re.search(r"needs (\d+) seeds", found)[1])
+    rows = len({cell.initialization for cell in load_suite("table_2b").cells})
+    least = [
+        power.detectable(number, rows, comparisons, declared=comparisons)
+        for number in (seeds - 1, seeds)
+    ]
+    assert least[0] > 0.5 / 0.2 >= least[1]
+    assert "needs" not in plan("table_2b")
+    more = int(re.search(r"needs (\d+) seeds", plan("table_2b", find=0.5, spread=0.3))[1])
+    assert more > seeds
+    assert "needs more than 50 seeds" in plan("table_2b", find=0.01)
+    assert "No spread between seeds is published" in plan("table_5a", find=0.5)
+
+
+@pytest.mark.parametrize("wrong", [{"find": 0.0}, {"find": 1.0, "spread": float("nan")}])
+def test_what_no_plan_can_find(wrong):
+    with pytest.raises(UserError, match="must be above 0 and at most 100"):
+        plan("table_2b", **wrong)

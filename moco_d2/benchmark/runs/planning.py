@@ -30,6 +30,7 @@ from moco_d2.config.safe_yaml import load_yaml
 from moco_d2.errors import UserError
 from moco_d2.records.metrics_json import finite
 
+_MOST_POINTS = 100  # of AP
 _PUBLISHED = Path(__file__).with_name("published_costs.yaml")
 # A suite may change these keys of the packaged configs without changing the cost of a step.
 _LENGTH = {"SEED", "MODEL.WEIGHTS", "SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.CHECKPOINT_PERIOD"}
@@ -37,7 +38,13 @@ _MARKS = {"done": "done", "partial": "begun", "missing": "-", "conflict": "other
 
 
 def plan(
-    suite: str | Path, *, folder: Path | None = None, gpus_per_run: int = 1, measure: bool = False
+    suite: str | Path,
+    *,
+    folder: Path | None = None,
+    gpus_per_run: int = 1,
+    measure: bool = False,
+    find: float | None = None,
+    spread: float | None = None,
 ) -> str:
     """Return the plan as text.
 
@@ -47,11 +54,16 @@ def plan(
         gpus_per_run: See runner.run.
         measure: Whether to time a few steps of each task on this machine. Otherwise the plan shows
             the last measurement, if there is one.
+        find: A difference in points; the plan then says how many seeds it needs.
+        spread: Standard deviation between seeds for `find`, points. Default: the published one.
 
     Raises:
-        UserError: If there is no such suite, it has a config that cannot be loaded, or there are
-            too few GPUs to measure.
+        UserError: If `find` or `spread` is not above 0, there is no such suite, it has a config
+            that cannot be loaded, or there are too few GPUs to measure.
     """
+    for flag, points in (("--find", find), ("--spread", spread)):
+        if points is not None and not 0 < points <= _MOST_POINTS:
+            raise UserError(f"{flag} must be above 0 and at most {_MOST_POINTS}, got {points:g}")
     loaded = load_suite(suite)
     folder = (Path("output") / loaded.name if folder is None else folder).absolute()
     processes = max(1, gpus_per_run)
@@ -68,7 +80,7 @@ def plan(
             "",
             *_costs(loaded, folder, states, gpus_per_run, problems),
             "",
-            *_power(loaded),
+            *_power(loaded, find, spread),
         ]
     ).rstrip()
 
@@ -106,7 +118,7 @@ def _columns(rows: list[tuple[str, ...]]) -> Iterator[str]:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
-def _power(suite: Suite) -> Iterator[str]:
+def _power(suite: Suite, find: float | None, spread: float | None) -> Iterator[str]:
     """Yield what the grid can find, for each task that is fine-tuned."""
     tasks: dict[str, list[Cell]] = {}
     for cell in suite.cells:
@@ -118,6 +130,10 @@ def _power(suite: Suite) -> Iterator[str]:
         metrics = len(planned_metrics(cells[0].settings, suite.design))
         if len(rows) > 1:
             yield f"{task}: {power.sentence(task, rows, seeds, metrics, suite.design)}"
+            if find is not None:
+                of_task = power.published_spread(task) if spread is None else spread
+                text = power.seeds_sentence(rows, metrics, suite.design, find, of_task)
+                yield f"{task}: {text}"
 
 
 # ---- costs ---------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """What a comparison can find, said before it starts."""
 
+import bisect
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from scipy import special
@@ -15,6 +16,7 @@ from moco_d2.errors import UserError
 
 POWER = 0.8
 _DRAWS = 1000  # the result is known to about 2 %
+_MOST_SEEDS = 50
 
 
 @functools.cache
@@ -41,6 +43,52 @@ def detectable(seeds: int, rows: int, comparisons: int, *, declared: int = 0) ->
     return float(np.quantile(needed, POWER))
 
 
+def seeds_for(difference: float, rows: int, comparisons: int, *, declared: int = 0) -> int | None:
+    """Return how many seeds a table needs to claim a difference with a probability of POWER.
+
+    None if it needs more than 50. `difference` is in standard deviations between seeds; for the
+    other arguments see detectable.
+    """
+    numbers = range(LEAST_SEEDS, _MOST_SEEDS + 1)
+
+    def found(seeds: int) -> float:
+        return -(detectable(seeds, rows, comparisons, declared=declared) or math.inf)
+
+    place = bisect.bisect_left(numbers, -difference, key=found)
+    return numbers[place] if place < len(numbers) else None
+
+
+def seeds_sentence(
+    names: Iterable[str], metrics: int, design: Design, difference: float, spread: float | None
+) -> str:
+    """Return how many seeds of some rows find a difference, in one sentence.
+
+    Args:
+        names, metrics, design: See sentence.
+        difference: The difference that is wanted, points.
+        spread: Standard deviation of a row between seeds, points; None if it is not known.
+    """
+    if spread is None:
+        return (
+            "No spread between seeds is published for this task; with --spread, the plan says how "
+            f"many seeds find a difference of {difference:g} AP."
+        )
+    names = list(names)
+    comparisons, declared = _family(names, metrics, design)
+    found = seeds_for(difference / spread, len(names), comparisons, declared=declared)
+    seeds = f"more than {_MOST_SEEDS}" if found is None else str(found)
+    return (
+        f"A difference of {difference:g} AP needs {seeds} seeds at a spread of {spread:g} AP "
+        f"({POWER:.0%} of the time, corrected for {comparisons} comparison(s))."
+    )
+
+
+def _family(names: Sequence[str], metrics: int, design: Design) -> tuple[int, int]:
+    """Return the number of comparisons, and of declared ones."""
+    comparisons = len(planned_pairs(names, design)) * metrics
+    return comparisons, comparisons if design.comparisons else 0
+
+
 def sentence(
     task: str, names: Iterable[str], seeds: int, metrics: int, design: Design = DEFAULT
 ) -> str:
@@ -53,8 +101,7 @@ def sentence(
         design: What the suite declares.
     """
     names = list(names)
-    comparisons = len(planned_pairs(names, design)) * metrics
-    declared = comparisons if design.comparisons else 0
+    comparisons, declared = _family(names, metrics, design)
     if not 0 < len(claimed_pairs(names, design)) <= MOST_CLAIMED:
         return "No two rows are compared, so no order will be claimed."
     size = detectable(seeds, len(names), comparisons, declared=declared)

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from support.toy_data import SMALL_DETECTOR, make_voc
 
+from moco_d2.benchmark.records.design import Design
 from moco_d2.benchmark.runs import run_log
 from moco_d2.benchmark.runs.cell_state import note_started
 from moco_d2.benchmark.runs.measuring import timing_file
@@ -128,6 +129,13 @@ def test_a_plan_says_how_many_seeds_a_wanted_difference_needs():
     assert more > seeds
     assert "needs more than 50 seeds" in plan("table_2b", find=0.01)
     assert "No spread between seeds is published" in plan("table_5a", find=0.5)
+
+
+def test_no_number_of_seeds_is_said_where_no_two_rows_are_compared():
+    design = Design(comparisons=(("moco", "absent"),))
+    said = power.sentence("voc_C4", ["moco", "random"], 5, 1, design)
+    assert said == power.seeds_sentence(["moco", "random"], 1, design, 0.5, 0.2)
+    assert said.startswith("No two rows are compared")
 
 
 @pytest.mark.parametrize("wrong", [{"find": 0.0}, {"find": 1.0, "spread": float("nan")}])

@@ -17,6 +17,7 @@ from moco_d2.errors import UserError
 POWER = 0.8
 _DRAWS = 1000  # the result is known to about 2 %
 _MOST_SEEDS = 50
+_NOT_COMPARED = "No two rows are compared, so no order will be claimed."
 
 
 @functools.cache
@@ -75,6 +76,8 @@ def seeds_sentence(
         )
     names = list(names)
     comparisons, declared = _family(names, metrics, design)
+    if not comparisons:
+        return _NOT_COMPARED
     found = seeds_for(difference / spread, len(names), comparisons, declared=declared)
     seeds = f"more than {_MOST_SEEDS}" if found is None else str(found)
     return (
@@ -84,7 +87,9 @@ def seeds_sentence(
 
 
 def _family(names: Sequence[str], metrics: int, design: Design) -> tuple[int, int]:
-    """Return the number of comparisons, and of declared ones."""
+    """Return the number of comparisons, 0 if no two rows are compared, and of declared ones."""
+    if not 0 < len(claimed_pairs(names, design)) <= MOST_CLAIMED:
+        return 0, 0
     comparisons = len(planned_pairs(names, design)) * metrics
     return comparisons, comparisons if design.comparisons else 0
 
@@ -102,8 +107,8 @@ def sentence(
     """
     names = list(names)
     comparisons, declared = _family(names, metrics, design)
-    if not 0 < len(claimed_pairs(names, design)) <= MOST_CLAIMED:
-        return "No two rows are compared, so no order will be claimed."
+    if not comparisons:
+        return _NOT_COMPARED
     size = detectable(seeds, len(names), comparisons, declared=declared)
     if size is None:
         return f"With fewer than {LEAST_SEEDS} seeds no order will be claimed."

@@ -15,6 +15,7 @@ TINY = {
     "SOLVER.CHECKPOINT_PERIOD": 3,
     "MOCO.REFERENCE_BATCH": 0,  # rate and iterations as given
     "MOCO.MONITOR.EXPECTED_LOSS": (),
+    "MOCO.MONITOR.NEIGHBOURS": 1,  # to compress a sheet of eight rows takes longer than a step
     "MOCO.EPOCHS": 2,  # of 24 / 8 = 3 iterations
     "MOCO.ENCODER.ARCH": "resnet18",
     "MOCO.ENCODER.DIM": 16,

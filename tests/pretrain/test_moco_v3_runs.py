@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.commands import run_tool
 from support.paths import TOOLS
-from support.pretrain.moco_v3_by_hand import Run, slim_resnet50
+from support.pretrain.moco_v3_by_hand import Run, SlimResNet50
 from support.pretrain.two_processes import double_precision
 from support.same_state import differences
 from support.scripted_trainer import StopAfter
@@ -183,7 +183,7 @@ def test_an_official_run_goes_on_here(make_config, tmp_path):
     settings = {
         **SMALL,
         "MOCO.ENCODER.ARCH": "resnet50",
-        "MOCO.ENCODER.WIDTH_PER_GROUP": 8,
+        "MOCO.ENCODER.WIDTH_FACTOR": 0.125,
         "SOLVER.CHECKPOINT_PERIOD": 0,
     }
     words = {"config": "moco_v3_R50_100ep.yaml"}
@@ -191,8 +191,8 @@ def test_an_official_run_goes_on_here(make_config, tmp_path):
     with double_precision():
         here = Pretrainer(make_config(settings, **words))
         state = here.model.state_dict()
-        encoders = [slim_resnet50(8) for _ in range(2)]
-        heads = {"fc": [2048, 24, 16], "predictor": [16, 24, 16]}
+        encoders = [SlimResNet50() for _ in range(2)]
+        heads = {"fc": [256, 24, 16], "predictor": [16, 24, 16]}
         there = Run(
             *(encoders, heads, state, "LARS"), t=1.0, m=0.99, lr=0.01, wd=1e-6, warmup=3, length=6
         )

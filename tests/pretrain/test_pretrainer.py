@@ -63,7 +63,6 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
                 "MOCO.KNN.TRAIN": images,
                 "MOCO.KNN.TEST": held_out,
                 "MOCO.KNN.PERIOD": period,
-                "MOCO.MONITOR.NEIGHBOURS": 1,
             }
         )
 

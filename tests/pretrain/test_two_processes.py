@@ -16,7 +16,6 @@ RUN = {
     "MOCO.EPOCHS": 1,
     "MOCO.DICTIONARY.SIZE": 40,  # more than the 24 keys of the run: some initial ones survive
     "MOCO.AUGMENTATION.SIZE": 32,
-    "MOCO.MONITOR.NEIGHBOURS": 1,  # a sheet of eight rows takes longer than the rest of a step
     "SOLVER.CHECKPOINT_PERIOD": 0,
 }
 V3 = {

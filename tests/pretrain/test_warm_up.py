@@ -1,5 +1,6 @@
 """Compiling before the clock of a run starts, with a compiler that leaves graphs as they are."""
 
+import dataclasses
 import functools
 import logging
 
@@ -12,6 +13,7 @@ from moco_d2.engine.launch import seed
 from moco_d2.engine.process_state import rng_state
 from moco_d2.errors import UserError
 from moco_d2.pretrain.model.moco import MoCo
+from moco_d2.pretrain.model.vit import VITS
 from moco_d2.pretrain.pretrainer import Pretrainer
 
 V3 = {"MOCO.BN_SPLITS": 0, "SOLVER.AMP.ENABLED": False, "MOCO.WARMUP_EPOCHS": 1}
@@ -62,34 +64,6 @@ class Before(HookBase):
         self.look()
 
 
-@pytest.fixture(params=RECIPES)
-def build(request, make_config, images, held_out):
-    """Function: overrides -> a trainer that measures features before, between and after steps."""
-    config, settings = RECIPES[request.param]
-    knn = {"MOCO.KNN.TRAIN": images, "MOCO.KNN.TEST": held_out, "MOCO.KNN.PERIOD": 2}
-
-    def made(overrides=None):
-        cfg = make_config(
-            settings | knn | {"MOCO.COMPILE": True} | (overrides or {}), config=config
-        )
-        seed(cfg)
-        trainer = Pretrainer(cfg)
-        trainer.resume_or_start(resume=False)
-        return trainer
-
-    return made
-
-
-def test_all_is_compiled_before_the_clock_starts_and_for_one_shape(build, asked):
-    """kNN before the first step has batches of other sizes."""
-    trainer = build()
-    before = []
-    trainer.register_hooks([Before(lambda: before.append(len(asked)))])
-    trainer.train()
-    assert before == [len(asked)] and asked
-    assert {type(side) for graph in asked for side in graph} == {int}
-
-
 def state(trainer: Pretrainer) -> dict:
     return {
         "model": {name: t.clone() for name, t in trainer.model.state_dict().items()},
@@ -101,14 +75,27 @@ def state(trainer: Pretrainer) -> dict:
     }
 
 
-def test_compiling_changes_no_state(build, asked):
-    trainer = build()
-    start, seen = state(trainer), []
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_all_is_compiled_before_the_clock_starts_for_one_shape_and_changes_no_state(
+    make_config, images, held_out, monkeypatch, asked, recipe
+):
+    """kNN before the first step has batches of other sizes."""
+    monkeypatch.setitem(VITS, "vit_tiny", dataclasses.replace(VITS["vit_tiny"], depth=2))
+    config, settings = RECIPES[recipe]
+    knn = {"MOCO.KNN.TRAIN": images, "MOCO.KNN.TEST": held_out, "MOCO.KNN.PERIOD": 2}
+    cfg = make_config({**settings, **knn, "MOCO.COMPILE": True}, config=config)
+    seed(cfg)
+    trainer = Pretrainer(cfg)
+    trainer.resume_or_start(resume=False)
+    start, seen, compiled = state(trainer), [], []
     looks = Before(lambda: seen.append(state(trainer)))
     looks.trainer = trainer
     trainer._hooks.insert(0, looks)  # before kNN, which reads images
+    trainer.register_hooks([Before(lambda: compiled.append(len(asked)))])
     trainer.train()
-    assert asked and differences(start, seen[0]) == []
+    assert compiled == [len(asked)] and asked
+    assert {type(side) for graph in asked for side in graph} == {int}
+    assert differences(start, seen[0]) == []
 
 
 def test_compiling_skips_no_image(make_config, asked):

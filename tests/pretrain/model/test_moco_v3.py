@@ -5,7 +5,7 @@ import copy
 
 import pytest
 import torch
-from support.pretrain.moco_v3_by_hand import Run, ViT, sincos, slim_resnet50
+from support.pretrain.moco_v3_by_hand import Run, SlimResNet50, ViT, sincos
 from support.pretrain.two_processes import double_precision
 from torch import nn
 
@@ -33,7 +33,7 @@ R50 = {
     "overrides": {
         "SOLVER.BASE_LR": 0.02,
         "MOCO.ENCODER.ARCH": "resnet50",
-        "MOCO.ENCODER.WIDTH_PER_GROUP": 8,
+        "MOCO.ENCODER.WIDTH_FACTOR": 0.125,
     },
 }
 VIT = {
@@ -51,8 +51,8 @@ def by_hand(cfg, state):
     hidden, dim = 24, 16
     settings = {"m": 0.99, "lr": cfg.SOLVER.BASE_LR, "warmup": WARMUP, "length": STEPS}
     if cfg.MOCO.ENCODER.ARCH == "resnet50":
-        heads = {"fc": [2048, hidden, dim], "predictor": [dim, hidden, dim]}
-        encoders = [slim_resnet50(8) for _ in range(2)]
+        heads = {"fc": [256, hidden, dim], "predictor": [dim, hidden, dim]}
+        encoders = [SlimResNet50() for _ in range(2)]
         return Run(encoders, heads, state, "LARS", t=1.0, wd=1e-6, **settings)
     heads = {"head": [48, hidden, hidden, dim], "predictor": [dim, hidden, dim]}
     encoders = [ViT(48, 3, 2) for _ in range(2)]

@@ -187,5 +187,14 @@ def mlp(widths, *, norm_at_end):
     return nn.Sequential(*layers)
 
 
-def slim_resnet50(width_per_group):
-    return ResNet(Bottleneck, [3, 4, 6, 3], width_per_group=width_per_group)
+class SlimResNet50(ResNet):
+    """torchvision's, with an eighth of all channels."""
+
+    def __init__(self):
+        super().__init__(Bottleneck, [3, 4, 6, 3])
+        self.conv1 = nn.Conv2d(3, 8, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(8)
+
+    def _make_layer(self, block, planes, blocks, stride=1, dilate=False):
+        self.inplanes = {64: 8}.get(planes, self.inplanes)
+        return super()._make_layer(block, planes // 8, blocks, stride, dilate)

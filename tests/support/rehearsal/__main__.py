@@ -4,6 +4,7 @@ python -m support.rehearsal pretraining ...
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -16,7 +17,8 @@ import moco_d2  # noqa: F401  Detectron2 needs our patches before it is imported
 if __name__ == "__main__":
     counts: dict[str, Any] = {}
     with contextlib.redirect_stdout(sys.stderr):
-        for scene in sys.argv[1:]:
-            module = importlib.import_module(f"support.rehearsal.{scene}")
+        modules = [importlib.import_module(f"support.rehearsal.{scene}") for scene in sys.argv[1:]]
+        gc.freeze()  # collections between steps need not look at what is imported
+        for module in modules:
             counts |= module.count(Path(os.environ["DETECTRON2_DATASETS"]))
     print(json.dumps(counts))

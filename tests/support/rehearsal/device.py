@@ -11,10 +11,11 @@ Autograd takes CUDA tensors only in a process of process.py; elsewhere there is 
 import collections
 import contextlib
 import ctypes
+import functools
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -116,11 +117,12 @@ class Rehearsal(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        tensors = list(_tensors((args, kwargs)))
+        tensors = _tensors(*args, *kwargs.values())
         on_cuda = [t for t in tensors if isinstance(t, CudaTensor)]
         device = kwargs.get("device")
         target = None if device is None else torch.device(device).type
-        name = func._schema.name.split("::")[1]
+        operator = _operator(func)
+        name = operator.name
         if name == "_pin_memory":  # as pinned memory needs a driver, it is only noted
             self.pinned[args[0].untyped_storage().data_ptr()] = args[0].detach()
             return args[0].detach()
@@ -135,11 +137,11 @@ class Rehearsal(TorchDispatchMode):
             return answer
         if name in _SIZED_BY_VALUES or mixed or (name in _INDEX and _has_mask(args[1])):
             self.waits[f"{name} in {_place()}"] += 1
-        out = self._compute(func, name, args, kwargs)
-        if not (getattr(func, "is_view", False) or name in _FREE):
+        out = self._compute(func, operator, args, kwargs)
+        if not operator.is_free:
             # What an operator writes into its argument `out` is among the tensors already.
-            written = () if _is_out(func) else _tensors(out)
-            touched = sum(map(_size, (*tensors, *written)))
+            written = [] if operator.out else _tensors(out)
+            touched = sum(map(_size, tensors + written))
             self.queued += 1
             self.calls[name] += 1
             self.bytes[name] += touched
@@ -178,11 +180,11 @@ class Rehearsal(TorchDispatchMode):
                 self.waits[f"copy to the device in {_place()}"] += 1
         return None
 
-    def _compute(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+    def _compute(self, func: Any, operator: "_Operator", args: Any, kwargs: Any) -> Any:
         kwargs = dict(kwargs)
         if kwargs.get("device") is not None:
             kwargs["device"] = self.home
-        if self.values and name == "_to_copy":
+        if self.values and operator.name == "_to_copy":
             kwargs.pop("non_blocking", None)
         kwargs.pop("pin_memory", None)
         key = (func, _key(args), _key(kwargs)) if not self.values else None
@@ -192,10 +194,10 @@ class Rehearsal(TorchDispatchMode):
             out = func(*self._unwrapped(args), **self._unwrapped(kwargs))
             if key:
                 _RESULTS[key] = out
-        if _is_out(func):
-            written = [kwargs[one.name] for one in func._schema.arguments if one.is_out]
+        if operator.out:
+            written = [kwargs[name] for name in operator.out]
             return written[0] if len(written) == 1 else tuple(written)
-        if func._schema.is_mutable:
+        if operator.is_mutable:
             return args[0] if isinstance(args[0], torch.Tensor) else out
         return _wrapped(out)
 
@@ -234,8 +236,32 @@ def _attention(*qkv: torch.Tensor) -> torch.Tensor:
     return torch.ops.aten._scaled_dot_product_flash_attention(*qkv)[0]
 
 
-def _is_out(func: Any) -> bool:
-    return any(argument.is_out for argument in func._schema.arguments)
+class _Operator(NamedTuple):
+    """What the schema of an ATen operator says; reading one takes as long as a small call.
+
+    Attributes:
+        name: The name without its namespace and overload.
+        out: The arguments that it writes into and returns.
+        is_mutable: Whether it changes an argument.
+        is_free: Whether it touches no memory.
+    """
+
+    name: str
+    out: tuple[str, ...]
+    is_mutable: bool
+    is_free: bool
+
+
+@functools.cache
+def _operator(func: Any) -> _Operator:
+    schema = func._schema
+    name = schema.name.split("::")[1]
+    return _Operator(
+        name,
+        tuple(argument.name for argument in schema.arguments if argument.is_out),
+        schema.is_mutable,
+        getattr(func, "is_view", False) or name in _FREE,
+    )
 
 
 def _key(value: Any) -> Any:
@@ -254,14 +280,16 @@ def _wrapped(out: Any) -> Any:
     return type(out)(map(_wrapped, out)) if isinstance(out, (list, tuple)) else out
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for one in value:
-            yield from _tensors(one)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
+def _tensors(*values: Any) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = []
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found += _tensors(*value)
+        elif isinstance(value, dict):
+            found += _tensors(*value.values())
+    return found
 
 
 def _size(tensor: torch.Tensor) -> int:

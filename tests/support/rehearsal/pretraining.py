@@ -1,5 +1,6 @@
 """A step of pretraining, through the project's own engine, on a CUDA device that is not there."""
 
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,8 @@ def step(
             for _ in range(2):  # the first one also makes the momentum of SGD
                 counted.reset()
                 trainer.run_step()
+    del trainer
+    gc.collect()  # a trainer and its hooks refer to each other, and hold the networks
     return counted
 
 

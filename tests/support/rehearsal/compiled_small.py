@@ -19,4 +19,4 @@ def count(folder: Path) -> dict[str, dict[str, Any]]:
         counts = compiled_steps.steps(
             folder / "compiled_small", [COMPILED_SMALL], "resnet18", side=64
         )
-    return {f"{name}, one block a stage": one for name, one in counts.items()}
+    return {f"{name}, a block a stage": one for name, one in counts.items()}

@@ -21,7 +21,7 @@ from support.paths import ROOT, TESTS
 SCENES = {
     "pretraining": "The second pretraining step: 256 images, of 224 pixels for R50, else of 64",
     "compiled_steps": "The same step with compiled graphs; calls are those outside of them",
-    "compiled_small": "The same of an R18 with one block a stage and 64 pixels, which the tests count",
+    "compiled_small": "The same of an R18 of a block a stage and 64 pixels, which the tests count",
     "fine_tuning": "A fine-tuning step with 2 small images in bf16, and the evaluation of 2 images",
     "evaluation": "Evaluations of features, of 4 batches or chunks",
     "collectives": "A pretraining step of a small network with 2 x 16 images in each process",

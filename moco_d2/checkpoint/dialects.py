@@ -76,23 +76,6 @@ class Dialect:
         """Return the inverse of `from_torchvision`."""
         return {translated: name for name, translated in self.from_torchvision.items()}
 
-    def split(self, name: str) -> tuple[str, str] | None:
-        """Split a tensor's name into its prefix and torchvision's name of the tensor.
-
-        ``module.encoder_q.layer1.0.conv1.weight`` -> (``module.encoder_q.``,
-        ``layer1.0.conv1.weight``). The result is None if it is no tensor of a ResNet in this
-        dialect.
-        """
-        start = 0
-        while True:
-            in_torchvision = self.to_torchvision.get(name[start:])
-            if in_torchvision is not None:
-                return name[:start], in_torchvision
-            boundary = _BOUNDARY.search(name, start)
-            if boundary is None:
-                return None
-            start = boundary.end()
-
     def is_inside(self, name: str) -> bool:
         """Return whether a name without its prefix is one of the stem or of a stage."""
         return name.startswith(self._parts)
@@ -245,3 +228,29 @@ DIALECTS = (
     TORCHVISION, INDEXED, DETECTRON2, SIMCLR_V2, PYCLS, CAFFE2, TENSORPACK, HAIKU,
     TRANSFORMERS,
 )  # fmt: skip
+
+
+def split(name: str) -> list[tuple[Dialect, str, str]]:
+    """Split a tensor's name in every dialect that has it: dialect, prefix, torchvision's name.
+
+    ``module.encoder_q.layer1.0.conv1.weight`` -> (TORCHVISION, ``module.encoder_q.``,
+    ``layer1.0.conv1.weight``). The dialects are in the order of `DIALECTS`, each with its shortest
+    prefix.
+    """
+    names, longest = _in_all_dialects()
+    found: dict[int, tuple[Dialect, str, str]] = {}
+    for start in (0, *(boundary.end() for boundary in _BOUNDARY.finditer(name))):
+        if len(name) - start <= longest:
+            for number, in_torchvision in names.get(name[start:], ()):
+                found.setdefault(number, (DIALECTS[number], name[:start], in_torchvision))
+    return [found[number] for number in sorted(found)]
+
+
+@functools.cache
+def _in_all_dialects() -> tuple[dict[str, list[tuple[int, str]]], int]:
+    """Return name -> (index in `DIALECTS`, torchvision's name), and the length of the longest."""
+    names: dict[str, list[tuple[int, str]]] = {}
+    for number, dialect in enumerate(DIALECTS):
+        for translated, in_torchvision in dialect.to_torchvision.items():
+            names.setdefault(translated, []).append((number, in_torchvision))
+    return names, max(map(len, names))

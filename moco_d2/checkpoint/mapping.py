@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import init
 from torch.overrides import TorchFunctionMode
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
@@ -148,6 +149,10 @@ def build_torchvision(architecture: Architecture) -> ResNet:
     return network
 
 
+# Layers call those of nn.init too, inside which a mode does not see what they call.
+_INITIALIZERS = (Tensor.normal_, Tensor.uniform_, init.kaiming_uniform_, init.constant_)
+
+
 class _NoInitialValues(TorchFunctionMode):
     """Skips random initialization, which takes longer than a conversion even without storage."""
 
@@ -158,8 +163,8 @@ class _NoInitialValues(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func in (Tensor.normal_, Tensor.uniform_):
-            return args[0]
+        if func in _INITIALIZERS:
+            return args[0] if args else (kwargs or {})["tensor"]
         return func(*args, **(kwargs or {}))
 
 

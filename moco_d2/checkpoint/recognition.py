@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from moco_d2.checkpoint.diagnosis import incomplete, unrecognized
-from moco_d2.checkpoint.dialects import DIALECTS, Dialect
+from moco_d2.checkpoint.dialects import Dialect, split
 from moco_d2.checkpoint.families import (
     FAMILIES,
     IMAGENET,
@@ -158,13 +158,12 @@ def extract(
 def _candidates(container: str, state: Mapping[str, Tensor]) -> list[_Candidate]:
     candidates: dict[tuple[str, str], _Candidate] = {}
     for key in state:
-        for dialect in DIALECTS:
-            if parts := dialect.split(key):
-                prefix, name = parts
-                candidate = candidates.setdefault(
-                    (dialect.name, prefix), _Candidate(container, prefix, dialect)
-                )
-                candidate.names[name] = key
+        for dialect, prefix, name in split(key):
+            candidate = candidates.get((dialect.name, prefix))
+            if candidate is None:
+                candidate = _Candidate(container, prefix, dialect)
+                candidates[dialect.name, prefix] = candidate
+            candidate.names[name] = key
     return [
         candidate
         for candidate in candidates.values()
@@ -410,9 +409,9 @@ def check_values(names: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Non
             )
         if tensor.nbytes > tensor.untyped_storage().nbytes():
             raise UserError(f"{key} repeats its values through its strides; use the original file")
-        finite = torch.isfinite(tensor.float())  # a number of 64 bits may exceed Detectron2's 32
-        if not finite.all():
-            bad = int((~finite).sum())
+        values = tensor.float()  # a number of 64 bits may exceed Detectron2's 32
+        # A sum of values that are not all finite is not finite either; other sums may overflow.
+        if not values.sum().isfinite() and (bad := int((~torch.isfinite(values)).sum())):
             raise UserError(
                 f"{key} holds {bad} NaN or infinite values: the pretraining diverged or the file "
                 "is damaged; use an earlier checkpoint"

@@ -146,8 +146,8 @@ class _TupleOf:
     depth: int
 
     def __init__(self, items: Iterable[Any]):
-        depths = (item.depth for item in items if isinstance(item, _TupleOf))
-        self.depth = 1 + max(depths, default=0)
+        depths = [item.depth for item in items if isinstance(item, _TupleOf)]
+        self.depth = 1 + (max(depths) if depths else 0)
 
 
 _NUMBER = object()
@@ -164,6 +164,13 @@ _LITERALS = frozenset(
     if opcode.name not in {"MARK", *_GET, *_REFUSED_OPCODES}
 )
 _BY_CODE = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
+# Code of an opcode -> whether it takes all behind the mark, and how many operands before it.
+_OPERANDS = {
+    opcode.code: (True, opcode.stack_before.index(pickletools.markobject))
+    if pickletools.markobject in opcode.stack_before
+    else (False, len(opcode.stack_before))
+    for opcode in pickletools.opcodes
+}
 # The operands of these opcodes that are keys of a dict or items of a set.
 _KEYS = {
     "DICT": slice(0, None, 2),
@@ -255,13 +262,12 @@ def _literal(arg: Any) -> Any:
 
 def _pop(stack: list[Any], opcode: pickletools.OpcodeInfo) -> list[Any]:
     """Remove and return the operands of `opcode`, without the mark."""
-    before = opcode.stack_before
-    if not before:
-        return []
+    marked, others = _OPERANDS[opcode.code]
     items: list[Any] = []
-    if pickletools.markobject in before:
+    if marked:
         while (item := stack.pop()) is not pickletools.markobject:
             items.append(item)
-        before = before[: before.index(pickletools.markobject)]
-    items += [stack.pop() for _ in before]
-    return items[::-1]
+    for _ in range(others):
+        items.append(stack.pop())
+    items.reverse()
+    return items

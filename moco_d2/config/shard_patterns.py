@@ -38,7 +38,7 @@ def expand(pattern: str) -> list[str]:
         ValueError: If braces are unbalanced, an environment variable is not set, there is a zero
             byte, or there are more than 4 million shards.
     """
-    return [url for text in _parts(pattern) for url in _remove_escapes(_expand(text))]
+    return [url for text in _parts(pattern) for url in _expand_wholly(text)]
 
 
 def first_command(pattern: str) -> str | None:
@@ -50,7 +50,7 @@ def first_command(pattern: str) -> str | None:
     # Expanding adds letters and digits but no colon, so a part without a colon is not expanded.
     for text in _parts(pattern):
         if ":" in text:
-            for url in _remove_escapes(_expand(text)):
+            for url in _expand_wholly(text):
                 if not is_local(url):
                     return url
     return None
@@ -89,9 +89,12 @@ def _substitute(text: str) -> str:
     return text
 
 
+def _expand_wholly(text: str) -> list[str]:
+    urls = _expand(text)
+    return _remove_escapes(urls) if "\\" in text else urls
+
+
 def _remove_escapes(urls: list[str]) -> list[str]:
-    if not any("\\" in url for url in urls):
-        return urls
     return [re.sub(r"\\(.)", r"\1", url) for url in urls]
 
 
@@ -172,8 +175,9 @@ def _expand(text: str) -> list[str]:
     """Return all expansions of `text` with its escapes. The caller has measured the text."""
     urls = [""]
     for piece, braced in _pieces(text):
-        tails = _choices(piece) if braced else [piece]
-        urls = [head + tail for head in urls for tail in tails]
+        if piece or braced:
+            tails = _choices(piece) if braced else [piece]
+            urls = tails if urls == [""] else [head + tail for head in urls for tail in tails]
     return urls
 
 
@@ -186,7 +190,7 @@ def _choices(inside: str) -> list[str]:
         return _letters(*letters.groups())
     parts = _split(inside)
     # Escapes are removed at each level, as in braceexpand.
-    urls = [url for part in parts for url in _remove_escapes(_expand(part))]
+    urls = [url for part in parts for url in _expand_wholly(part)]
     # Braces around neither a list nor a range are kept.
     return [f"{{{url}}}" for url in urls] if len(parts) == 1 else urls
 
@@ -212,7 +216,7 @@ def _split(inside: str) -> list[str]:
 def _integers(first: str, last: str, step: str | None) -> list[str]:
     padded = any(n.lstrip("-").startswith("0") and n not in ("0", "-0") for n in (first, last))
     width = max(len(first), len(last)) if padded else 0
-    return [f"{number:0{width}d}" for number in _range(first, last, step)]
+    return [str(number).zfill(width) for number in _range(first, last, step)]
 
 
 def _range(first: str, last: str, step: str | None) -> range:

@@ -4,13 +4,12 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from support.commands import Python, wait_for
+from support.commands import Python, run_python, wait_for
 from support.paths import ROOT, TESTS
 from torch.utils.data import Dataset
 
@@ -153,8 +152,7 @@ def test_more_workers_than_cores_are_one_sentence():
         "for workers in (0, cores, cores + 1, cores + 1):\n"
         "    SteadyLoader(range(9), num_workers=workers)\n"
     )
-    words = ["-c", code]
-    ended = subprocess.run([sys.executable, *words], check=True, capture_output=True, text=True)
+    ended = run_python("-c", code)
     cores = len(os.sched_getaffinity(0))
     assert ended.stdout + ended.stderr == (
         f"{cores + 1} workers load images on {cores} core(s): if that is slow, lower "

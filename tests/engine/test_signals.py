@@ -7,12 +7,12 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch.multiprocessing as mp
 from support.paths import ROOT
+from support.waiting_child import wait_for_a_signal
 
 from moco_d2.engine import hooks, signals
 from moco_d2.engine import launch as launch_module
@@ -176,13 +176,6 @@ def test_when_a_command_has_ended_a_ctrl_c_prints_nothing():
     process.wait(600)
     _, said = process.communicate()
     assert process.returncode == -signal.SIGINT and said == ""
-
-
-def wait_for_a_signal(rank: int, folder: Path) -> None:
-    """A child of --num-gpus."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    (folder / str(rank)).write_text("")
-    sys.exit(128 + signal.sigwait(STOP_SIGNALS))
 
 
 # --num-gpus spawns its processes, which takes long: one case shows that, two fork them.

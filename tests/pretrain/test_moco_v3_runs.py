@@ -1,7 +1,9 @@
 """Whole runs of MoCo v3: resumed, continued from an official file, converted and evaluated."""
 
 import contextlib
+import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from moco_d2.checkpoint.convert import convert
 from moco_d2.engine.launch import seed
 from moco_d2.errors import UserError
 from moco_d2.pretrain.checkpointing import FINAL_CHECKPOINT
+from moco_d2.pretrain.model.vit import VITS
 from moco_d2.pretrain.pretrainer import Pretrainer
 from moco_d2.pretrain.probe.knn import backbone_in_evaluation
 from moco_d2.pretrain.probe.networks import load_network
@@ -69,8 +72,26 @@ def saved(folder) -> dict:
     return torch.load(folder / FINAL_CHECKPOINT, weights_only=True)
 
 
+@pytest.fixture(scope="module")
+def runs():
+    """Architecture -> its trained run, as soon as a test has asked for it."""
+    return {}
+
+
+@pytest.fixture
+def run(config, runs, tmp_path_factory) -> Pretrainer:
+    """A trained run of the recipe, which tests only read."""
+    cfg = config("run")
+    arch = cfg.MOCO.ENCODER.ARCH
+    if arch not in runs:
+        cfg.OUTPUT_DIR = str(tmp_path_factory.mktemp(arch))
+        runs[arch] = train(cfg)
+    return runs[arch]
+
+
 @pytest.mark.parametrize("passes", [1, 2])
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(config, tmp_path, passes):
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(config, tmp_path, passes, monkeypatch):
+    monkeypatch.setitem(VITS, "vit_tiny", dataclasses.replace(VITS["vit_tiny"], depth=2))
     overrides = {"SOLVER.CHECKPOINT_PERIOD": 2, "MOCO.ACCUMULATION": passes}
     train(config("straight", overrides))
     seed(config("resumed", overrides))
@@ -84,9 +105,8 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(config, tmp_path, pa
     assert differences(first, second, but=NOT_COMPARED) == []
 
 
-def test_a_checkpoint_has_the_official_names(config, tmp_path):
-    trainer = train(config("run"))
-    content = saved(tmp_path / "run")
+def test_a_checkpoint_has_the_official_names(run):
+    content = saved(Path(run.cfg.OUTPUT_DIR))
     assert {"epoch", "arch", "state_dict", "optimizer", "scaler"} <= content.keys()
     names = list(content["state_dict"])
     parts = ("module.base_encoder.", "module.momentum_encoder.", "module.predictor.")
@@ -98,7 +118,7 @@ def test_a_checkpoint_has_the_official_names(config, tmp_path):
     assert f"module.base_encoder.{head}.{layers[-1]}.weight" not in names  # no gamma
     # The optimizer numbers all parameters in the order of the names, as torch does.
     (group,) = content["optimizer"]["param_groups"]
-    parameters = list(trainer.model.named_parameters())
+    parameters = list(run.model.named_parameters())
     assert group["params"] == list(range(len(parameters)))
     trained = {i for i, (_, p) in enumerate(parameters) if p.requires_grad}
     assert content["optimizer"]["state"].keys() == trained
@@ -107,11 +127,10 @@ def test_a_checkpoint_has_the_official_names(config, tmp_path):
 
 
 @pytest.mark.parametrize("branch", ["query", "key"])
-def test_a_checkpoint_is_converted_and_evaluated(config, images, tmp_path, branch):
-    trainer = train(config("run"))
-    accuracies = [value for value, _ in trainer.storage.history("knn_accuracy").values()]
+def test_a_checkpoint_is_converted_and_evaluated(run, tmp_path, branch):
+    accuracies = [value for value, _ in run.storage.history("knn_accuracy").values()]
     assert len(accuracies) > 2 and all(0 <= value <= 1 for value in accuracies)
-    source = tmp_path / "run" / FINAL_CHECKPOINT
+    source = Path(run.cfg.OUTPUT_DIR) / FINAL_CHECKPOINT
     report = convert(source, tmp_path / "weights.pth", branch=branch)
     assert report["family"] in ("moco_v3", "moco_v3_vit")
     assert report["tensors_found"] == report["tensors_expected"]
@@ -119,8 +138,7 @@ def test_a_checkpoint_is_converted_and_evaluated(config, images, tmp_path, branc
 
     network, _, width, origin = load_network(source, branch=branch, size=32)
     assert origin.pretraining["config"]["MOCO"]["PRETEXT"] == "mocov3"
-    model = trainer.model
-    encoder = model.base_encoder if branch == "query" else model.momentum_encoder
+    encoder = run.model.base_encoder if branch == "query" else run.model.momentum_encoder
     batch = torch.randn(3, 3, 32, 32)
     with torch.no_grad(), backbone_in_evaluation(encoder) as backbone:
         features = network.eval()(batch)
@@ -129,14 +147,13 @@ def test_a_checkpoint_is_converted_and_evaluated(config, images, tmp_path, branc
 
 
 @pytest.mark.parametrize("protocol", ["linear", "knn"])
-def test_linear_evaluation_runs_on_a_checkpoint(config, tmp_path, protocol):
-    train(config("run"))
+def test_linear_evaluation_runs_on_a_checkpoint(run, tmp_path, protocol):
     make_class_folders(tmp_path / "data" / "train", 8)
     make_class_folders(tmp_path / "data" / "val", 4, seed=1)
     done = run_tool(
         *(
             TOOLS / "linear_eval.py",
-            tmp_path / "run" / FINAL_CHECKPOINT,
+            Path(run.cfg.OUTPUT_DIR) / FINAL_CHECKPOINT,
             "--data",
             tmp_path / "data",
         ),
@@ -163,15 +180,14 @@ def test_the_supervised_baseline_of_a_vit(make_config, tmp_path):
     assert report["tensors_found"] == report["tensors_expected"]
 
 
-def test_a_vit_is_evaluated_at_its_own_size(make_config, tmp_path):
-    recipe, widths = RECIPES["ViT"]
-    train(make_config({**SMALL, **widths}, config=recipe))
-    source = tmp_path / "out" / FINAL_CHECKPOINT
+@pytest.mark.parametrize("config", ["ViT"], indirect=True)
+def test_a_vit_is_evaluated_at_its_own_size(run, tmp_path):
+    folder = Path(run.cfg.OUTPUT_DIR)
     with pytest.raises(
         UserError, match="positions are those of images of 32 pixels: give --size 32"
     ):
-        load_network(source, size=224)
-    state = saved(tmp_path / "out")
+        load_network(folder / FINAL_CHECKPOINT, size=224)
+    state = saved(folder)
     del state["state_dict"]["module.base_encoder.norm.weight"]
     torch.save(state, tmp_path / "cut.pth")
     with pytest.raises(UserError, match="without last norm, which the features"):

@@ -68,7 +68,7 @@ def find_config(name: str) -> Path:
     if is_regular_file(path):
         return path
     root = config_root()
-    packaged = {p.name: p for p in sorted(root.rglob("*.yaml"))}
+    packaged = {p.name: p for p in _packaged(root)}
     wanted = path.name if path.suffix == ".yaml" else f"{path.name}.yaml"
     composed = task_configs()
     if (
@@ -88,11 +88,16 @@ def find_config(name: str) -> Path:
     )
 
 
+@functools.cache
+def _packaged(folder: Path) -> tuple[Path, ...]:
+    """Return the configs in a packaged folder, which stay while a process runs, sorted."""
+    return tuple(sorted(folder.rglob("*.yaml")))
+
+
 def task_configs() -> dict[str, tuple[Path, Path]]:
     """Return all fine-tuning configs: ``{task}_{initialization}.yaml`` -> two packaged files."""
     tasks, initializations = (
-        [(file.stem, file) for file in sorted((config_root() / name).glob("*.yaml"))]
-        for name in ("task", "init")
+        [(file.stem, file) for file in _packaged(config_root() / name)] for name in ("task", "init")
     )
     return {f"{t}_{i}.yaml": (task, init) for t, task in tasks for i, init in initializations}
 
@@ -368,7 +373,7 @@ def packaged_hint(error: OSError) -> str:
     name = Path(str(error.filename)).name
     if not isinstance(error, FileNotFoundError) or not name:
         return ""
-    packaged = next((p for p in sorted(config_root().rglob("*.yaml")) if p.name == name), None)
+    packaged = next((p for p in _packaged(config_root()) if p.name == name), None)
     return f"; the packaged one is {packaged.absolute()}" if packaged else ""
 
 

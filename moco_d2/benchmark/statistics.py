@@ -193,10 +193,12 @@ class Blocks:
             index = self._index[row]
             differences = self._values[index] - np.delete(self._values, index, axis=0)
             counts = (~np.isnan(differences)).sum(axis=1)
-            differences = differences[counts > 1]
-            means = np.nanmean(differences, axis=1, keepdims=True)
-            squares = np.nansum((differences - means) ** 2, axis=1)
-            self._around[row] = float((squares / (counts[counts > 1] - 1)).mean())
+            differences, counts = differences[counts > 1], counts[counts > 1]
+            there = ~np.isnan(differences)
+            # numpy's nanmean and nansum compute the same in twice the time.
+            means = np.where(there, differences, 0.0).sum(axis=1) / counts
+            squares = np.where(there, (differences - means[:, None]) ** 2, 0.0).sum(axis=1)
+            self._around[row] = float((squares / (counts - 1)).mean())
         return self._around[row]
 
 
@@ -209,7 +211,8 @@ def _two_way(values: np.ndarray) -> tuple[float, int]:
     there = ~np.isnan(values)
     values, there = values[there.any(axis=1)], there[there.any(axis=1)]
     counts = there.sum(axis=1, keepdims=True)
-    around = np.where(there, values - np.nanmean(values, axis=1, keepdims=True), 0.0)
+    means = np.where(there, values, 0.0).sum(axis=1, keepdims=True) / counts
+    around = np.where(there, values - means, 0.0)
     # The rows are eliminated from the normal equations, which leaves one unknown per seed.
     matrix = np.diag(there.sum(axis=0).astype(float)) - (there / counts).T @ there
     seeds, _, rank, _ = np.linalg.lstsq(matrix, around.sum(axis=0), rcond=1e-9)

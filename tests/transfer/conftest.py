@@ -26,10 +26,14 @@ def coco(tmp_path_factory):
     }
 
 
+def _words(overrides):
+    return [str(word) for pair in overrides.items() for word in pair]
+
+
 @pytest.fixture
 def words():
     """Overrides as the words of a command line."""
-    return lambda overrides: [str(word) for pair in overrides.items() for word in pair]
+    return _words
 
 
 @pytest.fixture(scope="session")
@@ -38,16 +42,26 @@ def tiny():
     return SMALL_DETECTOR
 
 
-@pytest.fixture
-def finetune_run(tiny, words, tmp_path):
-    """Run the tool's main function; returns OUTPUT_DIR, and keeps the evaluation's results."""
+@pytest.fixture(scope="session")
+def run_into():
+    """Run the tool's main function into a folder; returns the evaluation's results."""
 
-    def finetune_run(config, data, *overrides, out="out", **flags):
-        folder = tmp_path / out
+    def run_into(folder, config, data, *overrides, **flags):
         args = argparse.Namespace(config_file=config, resume=False, eval_only=False, force=False)
         vars(args).update(flags)
-        args.opts = [*tiny, *SLIM_BACKBONE, *words(data), "OUTPUT_DIR", str(folder), *overrides]
-        finetune_run.results = train(args)
-        return folder
+        out = ("OUTPUT_DIR", str(folder))
+        args.opts = [*SMALL_DETECTOR, *SLIM_BACKBONE, *_words(data), *out, *overrides]
+        return train(args)
+
+    return run_into
+
+
+@pytest.fixture
+def finetune_run(run_into, tmp_path):
+    """run_into a folder of the test; returns OUTPUT_DIR, and keeps the evaluation's results."""
+
+    def finetune_run(config, data, *overrides, out="out", **flags):
+        finetune_run.results = run_into(tmp_path / out, config, data, *overrides, **flags)
+        return tmp_path / out
 
     return finetune_run

@@ -83,6 +83,11 @@ def uninterrupted(finetune_run):
     return finetune_run("uninterrupted")
 
 
+@pytest.fixture(scope="module")
+def two_steps(finetune_run):
+    return finetune_run("two steps", *TWO_STEPS)
+
+
 def everything(folder):
     """All that a finished run leaves."""
     state = torch.load(folder / "model_final.pth", weights_only=True)
@@ -242,6 +247,7 @@ def test_a_vit_is_killed_and_resumed(tmp_path_factory, tiny, coco):
 def test_with_workers_and_accumulation(finetune_run):
     """Images come from two processes, whose own generators are gone with them."""
     more = ("DATALOADER.NUM_WORKERS", "2", "SOLVER.IMS_PER_BATCH", "4", "MOCO.ACCUMULATION", "2")
+    more += ("TEST.EVAL_PERIOD", "0")  # each evaluation starts four processes more
     whole = finetune_run("workers whole", *more)
     folder = interrupt(finetune_run, "workers", signal.SIGKILL, 5, *more)
     finetune_run("workers", *more, resume=True)
@@ -258,9 +264,9 @@ def test_another_batch_is_refused(finetune_run, uninterrupted):
         finetune_run("uninterrupted", "SOLVER.IMS_PER_BATCH", "4", resume=True)
 
 
-def test_a_lower_learning_rate_counts_after_a_resume(finetune_run, uninterrupted):
+def test_a_lower_learning_rate_counts_after_a_resume(finetune_run, uninterrupted, two_steps):
     """As Detectron2 restores its schedule, the old one would."""
-    folder = finetune_run("rate", *TWO_STEPS)
+    folder = shutil.copytree(two_steps, finetune_run.root / "rate")
     finetune_run("rate", "SOLVER.BASE_LR", "0.00002", resume=True)
     log = (folder / "log.txt").read_text()
     assert "resuming after 2 iterations with SOLVER.BASE_LR 2e-05, which was 0.0002" in log
@@ -297,8 +303,8 @@ def test_a_changed_setting_of_the_optimizer_counts_after_a_resume(
     assert f"SOLVER.{key}" in {change["key"] for change in changes}
 
 
-def test_a_divergence_leaves_the_last_good_state(finetune_run):
-    folder = finetune_run("diverged", *TWO_STEPS)
+def test_a_divergence_leaves_the_last_good_state(finetune_run, two_steps):
+    folder = shutil.copytree(two_steps, finetune_run.root / "diverged")
     steep = ("SOLVER.BASE_LR", "1e30", "SOLVER.CHECKPOINT_PERIOD", "1")
     with pytest.raises(
         UserError, match=r"no longer finite at iteration \d.* last good state is .*pth"

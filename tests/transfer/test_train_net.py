@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 
 import numpy as np
@@ -26,6 +27,16 @@ from moco_d2.records.image_matches import read_per_image
 from moco_d2.transfer.evaluation import precise_bn
 from moco_d2.transfer.evaluation.tide import KINDS
 from moco_d2.transfer.trainer import Trainer
+
+EVERY_BOX = ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0")
+
+
+@pytest.fixture(scope="module")
+def finished(run_into, voc, tmp_path_factory):
+    """OUTPUT_DIR of a finished run, which tests only read."""
+    folder = tmp_path_factory.mktemp("finished") / "out"
+    run_into(folder, "voc_C4_random.yaml", voc, *EVERY_BOX)
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -112,12 +123,14 @@ def test_amp_on_a_cpu_is_bfloat16(finetune_run, request, config, kind):
     assert mixed == pytest.approx(exact, rel=0.2)  # regions are sampled by their scores
 
 
-def test_same_seed_gives_the_same_weights_and_another_seed_others(finetune_run, voc, monkeypatch):
+def test_same_seed_gives_the_same_weights_and_another_seed_others(
+    finetune_run, finished, voc, monkeypatch
+):
     """Also if a run is tracked; the tracker ends with the values of the record."""
     recording = Recording.stand_in(monkeypatch, "wandb")
-    first = finetune_run("voc_C4_random.yaml", voc, out="a")
-    second = finetune_run("voc_C4_random.yaml", voc, "MOCO.TRACKERS", "wandb", out="b")
-    other = finetune_run("voc_C4_random.yaml", voc, "SEED", "2", out="c")
+    first, tracker = finished, ("MOCO.TRACKERS", "wandb")
+    second = finetune_run("voc_C4_random.yaml", voc, *EVERY_BOX, *tracker, out="b")
+    other = finetune_run("voc_C4_random.yaml", voc, *EVERY_BOX, "SEED", "2", out="c")
 
     def weights(folder):
         return torch.load(folder / "model_final.pth", weights_only=True)["model"]
@@ -186,9 +199,9 @@ def test_the_rest_of_a_detector_starts_alike_whatever_the_backbone_starts_from(
     }
 
 
-def test_checkpoint_holds_the_optimizer(finetune_run, voc):
+def test_checkpoint_holds_the_optimizer(finetune_run, finished, voc, tmp_path):
     """Stock v0.6 leaves it out, so that --resume starts with no momentum (detectron2 #4110)."""
-    folder = finetune_run("voc_C4_random.yaml", voc)
+    folder = shutil.copytree(finished, tmp_path / "out")
     state = torch.load(folder / "model_final.pth", weights_only=True)["trainer"]
     assert state["iteration"] == 1
     buffers = state["_trainer"]["optimizer"]["state"]
@@ -216,19 +229,18 @@ def test_a_signal_leaves_a_state_to_resume(finetune_run, voc, monkeypatch):
     assert "starting training from iteration 1" in (folder / "log.txt").read_text().lower()
 
 
-def test_finished_detector_is_evaluated_to_the_same_numbers(finetune_run, voc, tmp_path):
-    every_box = ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0")
-    folder = finetune_run("voc_C4_random.yaml", voc, *every_box)
+def test_finished_detector_is_evaluated_to_the_same_numbers(finetune_run, finished, voc, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "out")
     trained = json.loads((folder / "record.json").read_text())["metrics"]
     weights = ("MODEL.WEIGHTS", str(folder / "model_final.pth"))
     # Where the training images are is of no concern to an evaluation.
     data = voc | {"DATASETS.TRAIN": ("nowhere",)}
-    finetune_run("voc_C4_random.yaml", data, *every_box, *weights, out="evaluated", eval_only=True)
+    finetune_run("voc_C4_random.yaml", data, *EVERY_BOX, *weights, out="evaluated", eval_only=True)
     assert finetune_run.results == trained
     assert finetune_run.results["bbox"]["AP50"] > 0
     before = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
     with pytest.raises(UserError, match=r"out has a training run, .*: choose .*out/evaluation"):
-        finetune_run("voc_C4_random.yaml", data, *every_box, *weights, eval_only=True)
+        finetune_run("voc_C4_random.yaml", data, *EVERY_BOX, *weights, eval_only=True)
     assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == before
     other = make_voc(tmp_path / "other")
     (other / "classes.txt").write_text("light\ndark\n")
@@ -353,10 +365,9 @@ def test_weights_that_do_not_arrive_stop_the_run_and_leave_nothing(finetune_run,
 
 
 def test_a_finished_detector_as_weights_stops_the_run_or_begins_its_heads_anew(
-    finetune_run, voc, tmp_path
+    finetune_run, finished, voc, tmp_path
 ):
-    finished = finetune_run("voc_C4_random.yaml", voc) / "model_final.pth"
-    weights = ("MODEL.WEIGHTS", str(finished))
+    weights = ("MODEL.WEIGHTS", str(finished / "model_final.pth"))
     with pytest.raises(UserError, match=r"it is a detector: \d+ tensors outside .*BACKBONE_ONLY"):
         finetune_run("voc_C4_moco.yaml", voc, *weights, out="detector")
     assert not (tmp_path / "detector").exists()

@@ -6,7 +6,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from moco_d2.checkpoint.mapping import Architecture, build_torchvision, infer_architecture
-from moco_d2.checkpoint.recognition import extract
+from moco_d2.checkpoint.recognition import check_values, extract
 from moco_d2.errors import UserError
 
 
@@ -294,6 +294,12 @@ def test_a_negative_variance(small, official):
 def test_a_number_that_float32_does_not_hold(small):
     small["layer1.0.bn1.weight"] = torch.full((16,), 1e300, dtype=torch.float64)
     assert "layer1.0.bn1.weight holds 16 NaN or infinite" in refusal(small)
+
+
+def test_finite_values_may_have_a_sum_that_is_not_finite():
+    check_values({}, {"a": torch.full((2,), 3e38)})
+    with pytest.raises(UserError, match="a holds 1 NaN or infinite"):
+        check_values({}, {"a": torch.tensor([3e38, 3e38, float("-inf")])})
 
 
 FLOAT_8 = ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")

@@ -10,10 +10,17 @@ from detectron2.engine import DefaultTrainer
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import build_resnet_backbone
 from PIL import Image
-from support.checkpoint import reference
 from support.checkpoint.families import FILES, File
 from support.checkpoint.outcomes import outcome
-from support.checkpoint.reference import NARROW, R18, R50, Network, as_detectron2, config
+from support.checkpoint.reference import (
+    NARROW,
+    R18,
+    R50,
+    Network,
+    as_detectron2,
+    config,
+    forget_networks,
+)
 from support.toy_data import CLASSES, SIDE, make_coco
 
 import moco_d2  # noqa: F401  registers heads
@@ -107,9 +114,7 @@ def datasets(tmp_path_factory):
     DatasetCatalog.register("families_sem_seg", lambda: labeled)
     MetadataCatalog.get("families_sem_seg").set(stuff_classes=list(CLASSES), ignore_label=255)
     yield {"detection": "families_coco", "segmentation": "families_sem_seg"}
-    Network.build.cache_clear()  # hundreds of megabytes, also of test_families.py before
-    reference._original.cache_clear()
-    reference._detectron2_backbone.cache_clear()
+    forget_networks()
     for name in ("families_coco", "families_sem_seg"):
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)

@@ -12,7 +12,7 @@ from support.checkpoint import outcomes
 from support.checkpoint.families import FILES, File
 from support.checkpoint.outcomes import ROWS, TOLERANCE, features_differ, outcome
 from support.checkpoint.pieces import without_trackers
-from support.checkpoint.reference import KEY, QUERY, R50, as_detectron2
+from support.checkpoint.reference import KEY, QUERY, R50, as_detectron2, forget_networks
 
 from moco_d2.checkpoint.io import load_checkpoint
 from moco_d2.checkpoint.recognition import extract
@@ -24,6 +24,12 @@ TABLE_VARIABLE = "CHECKPOINT_TABLE"  # where to keep the table of this run
 CONVERTED = [file for file in FILES if file.refused is None]
 REFUSED = [file for file in FILES if file.refused is not None]
 WITH_KEY = [file for file in FILES if file.key]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def networks():
+    yield
+    forget_networks()
 
 
 def each(files: list[File]):

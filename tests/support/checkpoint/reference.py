@@ -1,6 +1,5 @@
 """The networks in the files: torchvision's and Detectron2's, and the names of both."""
 
-import copy
 import functools
 import re
 from collections.abc import Mapping
@@ -19,6 +18,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import build_resnet_backbone
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from moco_d2.checkpoint.mapping import without_values
 
 State = dict[str, Tensor]
 
@@ -46,15 +47,13 @@ class Network:
     @functools.cache  # noqa: B019  a handful of them, for the whole session
     def build(self, seed: int) -> nn.Module:
         """The network in eval mode, with BatchNorm layers that have seen data."""
-        block, blocks = {18: (BasicBlock, [2, 2, 2, 2]), 50: (Bottleneck, [3, 4, 6, 3])}[self.depth]
+        network = self.skeleton().to_empty(device="cpu")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = ResNet(block, blocks, width_per_group=self.width_per_group)
-            network.fc = nn.Identity()
-            if self.divisor > 1:
-                _divide_widths(network, self.divisor)
             for module in network.modules():
-                if isinstance(module, nn.BatchNorm2d):
+                if isinstance(module, nn.Conv2d):
+                    nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                elif isinstance(module, nn.BatchNorm2d):
                     nn.init.uniform_(module.weight, 0.5, 1.5)
                     nn.init.normal_(module.bias, std=0.1)
                     nn.init.normal_(module.running_mean, std=0.1)
@@ -64,6 +63,16 @@ class Network:
                         # What Detectron2's own reader of such files fills in.
                         module.running_mean.zero_()
                         module.running_var.fill_(1)
+        return network
+
+    def skeleton(self) -> nn.Module:
+        """The network in eval mode, for values to come."""
+        block, blocks = {18: (BasicBlock, [2, 2, 2, 2]), 50: (Bottleneck, [3, 4, 6, 3])}[self.depth]
+        with without_values():
+            network = ResNet(block, blocks, width_per_group=self.width_per_group)
+            network.fc = nn.Identity()
+            if self.divisor > 1:
+                _divide_widths(network, self.divisor)
         if self.stride_in_1x1:
             for stage in (network.layer2, network.layer3, network.layer4):
                 stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
@@ -156,15 +165,23 @@ def config(network: Network) -> CfgNode:
     return cfg
 
 
-@functools.cache
+@functools.lru_cache(maxsize=2)
 def _detectron2_backbone(network: Network) -> nn.Module:
-    return build_resnet_backbone(config(network), ShapeSpec(channels=3)).eval()
+    with without_values():
+        backbone = build_resnet_backbone(config(network), ShapeSpec(channels=3)).eval()
+    return backbone.to_empty(device="cpu")
 
 
 @functools.cache
 def _original(network: Network) -> nn.Module:
-    """A network that takes the weights of each file; to copy one is faster than to draw another."""
-    return copy.deepcopy(network.build(QUERY))
+    """A network that takes the weights of each file."""
+    return network.skeleton()
+
+
+def forget_networks() -> None:
+    """Those that are kept take hundreds of megabytes."""
+    for kept in (Network.build, _detectron2_backbone, _original):
+        kept.cache_clear()
 
 
 @torch.inference_mode()
@@ -173,10 +190,9 @@ def parity(network: Network, state: State, weights: Path) -> float:
     image: of torchvision's `network` with `state`, and of Detectron2's with the converted weights.
     """
     original, backbone = _original(network), _detectron2_backbone(network)
-    for module in (original, backbone):
-        for tensor in module.state_dict().values():
-            tensor.fill_(1)  # the last file's weights shall not pass for this one's
-    original.load_state_dict(state)
+    for tensor in backbone.state_dict().values():
+        tensor.fill_(1)  # the last file's weights shall not pass for this one's
+    original.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     DetectionCheckpointer(backbone).load(str(weights))
     # Odd sides: a padding or a stride in the wrong place shows at the borders.
     image = torch.randn(1, 3, 65, 97, generator=torch.Generator().manual_seed(0))

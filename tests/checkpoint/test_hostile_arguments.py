@@ -477,17 +477,18 @@ def test_a_sound_network_is_converted_whatever_is_beside_it(tmp_path, small, kin
     assert len(json.dumps(dataclasses.asdict(origin))) < 100_000
 
 
+ONE = torch.ones(1)
 NAMES = {
-    "a long name": {"." * 1_000_000 + "layer1.0.conv1.weight": torch.ones(1)},
-    "long names": {"a." * 300 + f"{i}.layer1.0.conv1.weight": torch.ones(1) for i in range(1000)},
-    "many names": {f"{i}.weight": torch.ones(1) for i in range(30_000)},
-    "many networks": {f"{i}.layer1.0.conv1.weight": torch.ones(1) for i in range(15_000)},
+    "a long name": lambda: {"." * 1_000_000 + "layer1.0.conv1.weight": ONE},
+    "long names": lambda: {"a." * 300 + f"{i}.layer1.0.conv1.weight": ONE for i in range(1000)},
+    "many names": lambda: {f"{i}.weight": torch.ones(1) for i in range(30_000)},
+    "many networks": lambda: {f"{i}.layer1.0.conv1.weight": ONE for i in range(15_000)},
 }
 
 
 @pytest.mark.parametrize("kind", NAMES)
 def test_names_that_would_take_hours_are_refused_at_once(tmp_path, kind):
-    torch.save(NAMES[kind], tmp_path / "c.pth")
+    torch.save(NAMES[kind](), tmp_path / "c.pth")
     with pytest.raises(UserError, match=r"it holds [0-9]+|[0-9]+ entries") as caught:
         convert(tmp_path / "c.pth", tmp_path / "w.pth")
     assert len(str(caught.value)) < 1000

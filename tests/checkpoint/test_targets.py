@@ -14,7 +14,12 @@ from detectron2.modeling import BACKBONE_REGISTRY
 
 import moco_d2.resnet
 from moco_d2.checkpoint.convert import convert, summary
-from moco_d2.checkpoint.mapping import Architecture, build_torchvision, to_detectron2
+from moco_d2.checkpoint.mapping import (
+    Architecture,
+    build_torchvision,
+    to_detectron2,
+    without_values,
+)
 from moco_d2.checkpoint.targets import TARGETS
 from moco_d2.errors import UserError
 
@@ -37,6 +42,12 @@ IMPOSSIBLE = {
 }
 
 
+def fill(network: torch.nn.Module) -> None:
+    """Give a network without values some that show where none arrive."""
+    for tensor in network.to_empty(device="cpu").state_dict().values():
+        tensor.fill_(float("nan") if tensor.is_floating_point() else 0)
+
+
 def run_torchvision(line: str, architecture: Architecture) -> dict[str, torch.Tensor]:
     scope = {"torch": torch, "torchvision": torchvision, "moco_d2": moco_d2}
     exec(line, scope | {"safetensors": safetensors}, scope)
@@ -48,8 +59,12 @@ def run_timm(line: str, architecture: Architecture) -> dict[str, torch.Tensor]:
 
     def create_model(name, *, checkpoint_path, num_classes, cardinality=1, base_width=64):
         assert num_classes == 0
-        network = getattr(torchvision.models, name)(groups=cardinality, width_per_group=base_width)
+        with without_values():
+            network = getattr(torchvision.models, name)(
+                groups=cardinality, width_per_group=base_width
+            )
         network.fc = torch.nn.Identity()
+        fill(network)
         if checkpoint_path.endswith(".safetensors"):
             state = safetensors.torch.load_file(checkpoint_path)
         else:
@@ -78,8 +93,10 @@ def run_mmdet(line: str, architecture: Architecture) -> dict[str, torch.Tensor]:
         options.pop("depth"), int(width), options.pop("groups", 1), base / 64, style == "caffe"
     )
     assert not options
-    network = build_torchvision(built)
+    with without_values():
+        network = build_torchvision(built)
     network.fc = torch.nn.Identity()
+    fill(network)
     network.load_state_dict(torch.load(file, weights_only=True)["state_dict"], strict=True)
     return network.state_dict()
 
@@ -93,22 +110,23 @@ def run_detectron2(
     cfg.merge_from_list([*words, "MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", "0"])
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
     build = BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME)
-    backbone = build(cfg, ShapeSpec(channels=3))
-    for tensor in backbone.state_dict().values():
-        tensor.fill_(float("nan") if tensor.is_floating_point() else 0)
+    with without_values():
+        backbone = build(cfg, ShapeSpec(channels=3))
+    fill(backbone)
     left = DetectionCheckpointer(backbone).load(cfg.MODEL.WEIGHTS)
     assert "provenance" in left
     return backbone.state_dict()
 
 
-@pytest.fixture(params=ARCHITECTURES, ids=str)
+@pytest.fixture(scope="module", params=ARCHITECTURES, ids=str)
 def architecture(request) -> Architecture:
     return request.param
 
 
-@pytest.fixture
-def source(architecture, tmp_path):
+@pytest.fixture(scope="module")
+def source(architecture, tmp_path_factory):
     """A file of the architecture, and the tensors in it."""
+    file = tmp_path_factory.mktemp("source") / "source.pth"
     torch.manual_seed(0)
     state = build_torchvision(architecture).state_dict()
     tensors = {n: t for n, t in state.items() if "fc." not in n and "num_batches" not in n}
@@ -118,11 +136,12 @@ def source(architecture, tmp_path):
         provenance = {"preprocessing": pixels, "stride_in_1x1": True}
         torch.save(
             {"model": {"backbone." + n: t for n, t in named.items()}, "provenance": provenance},
-            tmp_path / "source.pth",
+            file,
         )
     else:
-        torch.save(tensors, tmp_path / "source.pth")
-    return tmp_path / "source.pth", tensors
+        torch.save(tensors, file)
+    yield file, tensors
+    file.unlink()
 
 
 @pytest.mark.parametrize(

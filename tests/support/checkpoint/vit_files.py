@@ -76,9 +76,10 @@ def rebuilt(layout: Any, generator: torch.Generator, name: str = "") -> Any:
         shape = layout["shape"]
         if not dtype.is_floating_point:
             return torch.zeros(shape, dtype=dtype)
-        values = torch.randn(shape, generator=generator)
-        values *= math.prod(shape[1:]) ** -0.5 if len(shape) > 1 and 0 not in shape else 0.1
-        return values + (len(shape) == 1 and name.endswith(("weight", "gamma", "lambda1")))
+        std = math.prod(shape[1:]) ** -0.5 if len(shape) > 1 and 0 not in shape else 0.1
+        mean = len(shape) == 1 and name.endswith(("weight", "gamma", "lambda1"))
+        most = 3**0.5 * std
+        return torch.empty(shape).uniform_(mean - most, mean + most, generator=generator)
     content = {}
     for key, value in layout.items():
         names = [key]

@@ -6,7 +6,7 @@ import os
 
 import pytest
 from support import (
-    commands,  # noqa: F401  says what the fork server has imported, before it starts
+    commands,  # says what the fork server has imported, before it starts
     suite_memory,
     suite_order,
     suite_processes,
@@ -43,3 +43,8 @@ def loggers(first_loggers):
 def pytest_configure(config):
     for plugin in (suite_timeouts, suite_order, suite_memory, suite_threads, suite_processes):
         config.pluginmanager.register(plugin)
+    if hasattr(config, "workerinput"):  # a worker of pytest-xdist
+        capture = config.pluginmanager.getplugin("capturemanager")
+        capture.resume_global_capture()  # what its programs say belongs to their test
+        commands.fork_server()
+        capture.suspend_global_capture()

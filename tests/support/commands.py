@@ -6,7 +6,9 @@ and when, is seen only in a real start: those tests use subprocess.
 """
 
 import atexit
+import faulthandler
 import gc
+import importlib
 import multiprocessing
 import os
 import runpy
@@ -15,12 +17,15 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 from support.paths import ROOT
 
@@ -41,6 +46,42 @@ _PRELOADED = [
 ]
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(_PRELOADED)
+
+
+def fork_server() -> None:
+    """Make the server a fork of this process: it shares the memory of what both have imported.
+
+    To be called before tests have run here. Else the first program starts a server, which imports
+    all of it once more.
+    """
+    for name in _PRELOADED:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # a collection would write to what is shared
+    resource_tracker.ensure_running()
+    with mock.patch.object(util, "spawnv_passfds", _forked):
+        forkserver.ensure_running()
+
+
+def _forked(_program: bytes, words: list[str], descriptors: list[int]) -> int:
+    """Fork a process that executes the code which the new program would."""
+    sys.stdout.flush()
+    if pid := os.fork():
+        return pid
+    try:
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for descriptor in map(int, os.listdir("/dev/fd")):
+            if descriptor not in {0, 1, 2, nothing, *descriptors}:
+                os.dup2(nothing, descriptor)  # no number is free to stand for another file
+        _open_streams()
+        faulthandler.disable()
+        # What pytest has put in place.
+        sys.excepthook, sys.unraisablehook = sys.__excepthook__, sys.__unraisablehook__
+        threading.excepthook = threading.__excepthook__
+        sys.meta_path[:] = [finder for finder in sys.meta_path if "pytest" not in repr(finder)]
+        exec(words[-1], {})
+    finally:
+        os._exit(1)
 
 
 class Python(subprocess.Popen):
@@ -189,9 +230,7 @@ def _run(
     for target, descriptor in enumerate(files.descriptors):
         os.dup2(descriptor, target)
         os.close(descriptor)
-    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - open to the end
-    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115
+    _open_streams()
     sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     try:
         _execute(words)
@@ -202,6 +241,12 @@ def _run(
         sys.stdout.flush()
         atexit._run_exitfuncs()  # which a process of multiprocessing leaves out
         sys.stdout.flush()
+
+
+def _open_streams() -> None:
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - open to the end
+    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115
 
 
 def _execute(words: list[str]) -> None:

@@ -66,7 +66,7 @@ def needs(own_parts: dict[str, str], supplied: Sequence[str] = compat.SUPPLIED) 
         parts = ", ".join(f"{key} {name}" for key, name in own_parts.items())
         return f"the model has parts of moco_d2: {how}: {parts}"
     # Detectron2's evaluators need the names of NumPy; its models do not.
-    lacking = [n for n in supplied if n != compat.LAYER_NORM and not n.startswith("numpy.")]
+    lacking = sorted(n for n in supplied if n != compat.LAYER_NORM and not n.startswith("numpy."))
     if not lacking:
         return "the model is stock Detectron2's: it runs without moco_d2"
     return (

@@ -53,10 +53,13 @@ def main() -> None:
     from moco_d2.demo.pipeline import Demo
     from moco_d2.demo.settings import LONG, SHORT, VIT
 
-    name, settings = "demo", SHORT
-    if args.long or args.vit:
-        name, settings = ("demo-long", LONG) if args.long else ("demo-vit", VIT)
+    name, settings, length = "demo", SHORT, "about six minutes"
+    if args.long:
+        name, settings, length = "demo-long", LONG, "up to an hour"
+    elif args.vit:
+        name, settings, length = "demo-vit", VIT, "up to half an hour"
     out = args.out or Path("output") / name
+    print(f"On two cores, this takes {length}; after a stop, the same command goes on", flush=True)
     start = time.monotonic()
     table = Demo(out, settings).run()
     print(f"\n{table}")

@@ -5,10 +5,12 @@ a clean process, unlike one that is forked from a process of tests. What a progr
 and when, is seen only in a real start: those tests use subprocess.
 """
 
+import _warnings
 import atexit
 import faulthandler
 import gc
 import importlib
+import logging
 import multiprocessing
 import os
 import runpy
@@ -19,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.reduction import DupFd
@@ -27,6 +30,7 @@ from types import ModuleType
 from typing import Any
 from unittest import mock
 
+from support.first_filters import FIRST_FILTERS
 from support.paths import ROOT
 
 from moco_d2.engine.signals import STOP_SIGNALS
@@ -73,15 +77,28 @@ def _forked(_program: bytes, words: list[str], descriptors: list[int]) -> int:
         for descriptor in map(int, os.listdir("/dev/fd")):
             if descriptor not in {0, 1, 2, nothing, *descriptors}:
                 os.dup2(nothing, descriptor)  # no number is free to stand for another file
-        _open_streams()
-        faulthandler.disable()
-        # What pytest has put in place.
-        sys.excepthook, sys.unraisablehook = sys.__excepthook__, sys.__unraisablehook__
-        threading.excepthook = threading.__excepthook__
-        sys.meta_path[:] = [finder for finder in sys.meta_path if "pytest" not in repr(finder)]
+        _remove_pytest()
         exec(words[-1], {})
     finally:
         os._exit(1)
+
+
+def _remove_pytest() -> None:
+    """Replace what pytest has put in place by what a new program has."""
+    captured = sys.stderr
+    _open_streams()
+    for logger in (logging.root, *logging.root.manager.loggerDict.values()):
+        for handler in getattr(logger, "handlers", ()):
+            if getattr(handler, "stream", None) is captured:  # torch's, which it has imported
+                handler.setStream(sys.stderr)
+    imported = [one for one in warnings.filters if one not in FIRST_FILTERS]
+    of_python = list(_warnings.filters)  # pytest works on a copy
+    warnings.resetwarnings()
+    warnings.filters[:] = [*imported, *of_python]
+    faulthandler.disable()
+    sys.excepthook, sys.unraisablehook = sys.__excepthook__, sys.__unraisablehook__
+    threading.excepthook = threading.__excepthook__
+    sys.meta_path[:] = [finder for finder in sys.meta_path if "pytest" not in repr(finder)]
 
 
 class Python(subprocess.Popen):

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from moco_d2.checkpoint.dialects import DETECTRON2, INDEXED, TORCHVISION, split
 from moco_d2.checkpoint.mapping import Architecture, build_torchvision, infer_architecture
 from moco_d2.checkpoint.recognition import check_values, extract
 from moco_d2.errors import UserError
@@ -294,6 +295,14 @@ def test_a_negative_variance(small, official):
 def test_a_number_that_float32_does_not_hold(small):
     small["layer1.0.bn1.weight"] = torch.full((16,), 1e300, dtype=torch.float64)
     assert "layer1.0.bn1.weight holds 16 NaN or infinite" in refusal(small)
+
+
+def test_a_name_is_split_in_the_order_of_the_dialects_with_the_shortest_prefix():
+    assert split("a.stem.conv1.weight") == [
+        (TORCHVISION, "a.stem.", "conv1.weight"),
+        (DETECTRON2, "a.", "conv1.weight"),
+    ]
+    assert split("4.0.downsample.0.weight")[-1] == (INDEXED, "", "layer1.0.downsample.0.weight")
 
 
 def test_finite_values_may_have_a_sum_that_is_not_finite():

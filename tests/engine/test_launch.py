@@ -218,7 +218,7 @@ def test_a_preempted_job_is_saved_queued_again_and_continued(tmp_path, monkeypat
         "DATALOADER.NUM_WORKERS": 0,
         "SEED": 1,
         "SOLVER.IMS_PER_BATCH": 8,
-        "SOLVER.MAX_ITER": 60,
+        "SOLVER.MAX_ITER": 40,
         "SOLVER.CHECKPOINT_PERIOD": 0,
         "MOCO.REFERENCE_BATCH": 0,
         "MOCO.EPOCHS": 0,
@@ -248,7 +248,7 @@ def test_a_preempted_job_is_saved_queued_again_and_continued(tmp_path, monkeypat
     assert "SIGUSR2: stopped and saved after iteration" in lines
     assert "continuing" in lines
     metrics = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
-    assert [line["iteration"] for line in metrics if "total_loss" in line] == [19, 39, 59]
+    assert [line["iteration"] for line in metrics if "total_loss" in line] == [19, 39]
     submitted.wait()
 
 

@@ -108,8 +108,11 @@ def free_port() -> int:
     return store.port
 
 
-def meet(*processes: tuple[Place, dict]) -> list[str]:
-    """What each process says, "" for one that has met the others."""
+def meet(*processes: tuple[Place, dict], late: int = 0) -> list[str]:
+    """What each process says, "" for one that has met the others.
+
+    So many of the last ones are `late`: they come when the one before them has had its say.
+    """
 
     def work(process: tuple[Place, dict]) -> str:
         try:
@@ -120,7 +123,12 @@ def meet(*processes: tuple[Place, dict]) -> list[str]:
 
     stores = []  # kept until all threads have ended
     with ThreadPoolExecutor(len(processes)) as pool:
-        return list(pool.map(work, processes))  # raises any other error
+        first = len(processes) - late
+        said = [pool.submit(work, process) for process in processes[:first]]
+        if late:
+            said[-1].result()
+        said += [pool.submit(work, process) for process in processes[first:]]
+        return [one.result() for one in said]  # raises any other error
 
 
 def processes_of(
@@ -168,14 +176,16 @@ def test_processes_that_fit_meet():
             {"machines": [2], "flags": [{"--force": "True", "--resume": "False"}, {}]},
             "--force is True for rank 0 and None for rank 1: start all processes with the same fl",
         ),
-        (  # --num-gpus 2 on one machine of two and --num-gpus 1 on the other
-            {"machines": [1, 1], "world_sizes": [4, 2]},
+        (  # --num-machines 2 on one machine of four
+            {"machines": [1, 1, 1, 1], "world_sizes": [4, 2, 4, 4], "late": 2},
             "the number of processes is 4 for rank 0 and 2 for rank 1: start the same number",
         ),
     ],
 )
 def test_processes_that_do_not_fit_all_say_so_at_once(described, message):
-    said = meet(*processes_of(**described))
+    described = {"late": 0, **described}
+    late = described.pop("late")
+    said = meet(*processes_of(**described), late=late)
     assert len(set(said)) == 1
     assert re.match(message, said[0])
 
@@ -202,6 +212,7 @@ def test_a_process_whose_store_goes_says_so():
 
 def test_a_process_that_waits_says_for_whom(monkeypatch, capsys):
     monkeypatch.setattr(process_group, "_REPORT_S", 0.01)
+    monkeypatch.setattr(process_group, "_LAST_WORD_S", 0.01)  # as nobody comes to read it
     place = Place(0, 3, 0, 3, "127.0.0.1", free_port())
     with pytest.raises(UserError, match="^rank 1, 2 of 3 processes did not come to 127"):
         process_group._meet(place, FACTS, datetime.timedelta(seconds=1))
@@ -213,7 +224,7 @@ def test_a_process_that_waits_says_for_whom(monkeypatch, capsys):
 def test_nobody_at_the_address(capfd):
     place = Place(1, 2, 1, 2, "127.0.0.1", free_port())
     with pytest.raises(UserError, match="^rank 0 of 2 processes did not come to 127"):
-        process_group._connect(place, datetime.timedelta(seconds=1), host=False)
+        process_group._connect(place, datetime.timedelta(seconds=0.2), host=False)
     assert "frame #" not in capfd.readouterr().err
 
 
@@ -231,11 +242,11 @@ def test_a_program_that_listens_and_never_answers_does_not_outlast_the_limit(
     listening, agent, monkeypatch, capsys
 ):
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", str(agent))
-    monkeypatch.setattr(process_group, "_REPORT_S", 0.5)
+    monkeypatch.setattr(process_group, "_REPORT_S", 0.25)
     place = Place(1, 2, 1, 2, "127.0.0.1", listening)
     who = "torchrun on the machine of rank 0, which has the store" if agent else "rank 0 of 2 proc"
-    with pytest.raises(UserError, match=f"^{who}.* 127.0.0.1:{listening} within 2 s .*listens on"):
-        process_group._connect(place, datetime.timedelta(seconds=2), host=False)
+    with pytest.raises(UserError, match=f"^{who}.* 127.0.0.1:{listening} within 1 s .*listens on"):
+        process_group._connect(place, datetime.timedelta(seconds=1), host=False)
     assert f"waiting for rank 0 of 2 processes at 127.0.0.1:{listening} (a program listens" in (
         capsys.readouterr().err
     )

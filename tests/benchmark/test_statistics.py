@@ -210,6 +210,17 @@ def test_a_missing_run_changes_n_and_not_the_test():
     assert blocks._residual == pytest.approx(residual @ residual / 5)
 
 
+def test_the_spread_around_a_row_is_that_of_the_runs_that_are_there():
+    values = np.random.default_rng(6).normal(0, 1, (4, 4))
+    rows = rows_of(values)
+    del rows["row1"][2]
+    rows["row3"] = {0: values[3, 0]}  # one run has no spread
+    common = [0, 1, 3]
+    pairs = ((values[0] - values[1])[common], values[0] - values[2])
+    mean = np.mean([np.var(differences, ddof=1) for differences in pairs])
+    assert Blocks(rows)._mean_variance("row0") == pytest.approx(mean)
+
+
 def test_seeds_that_are_not_shared_cannot_be_compared():
     blocks = Blocks({"a": {1: 1.0}, "b": {2: 2.0}, "c": {1: 4.0}})
     with pytest.raises(ValueError, match="no seed in common"):

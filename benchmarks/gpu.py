@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import gc
 import importlib
 import json
 import os
@@ -195,6 +196,7 @@ def main() -> int:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         for step in STEPS.values():  # once for all processes, which are forked
             importlib.import_module(step.function.split(":")[0])
+        gc.freeze()  # no collection looks at what is imported
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # before CUDA starts, for determinism
     with tempfile.TemporaryDirectory() as folder:
         for name in [*kept, *(name for name in names if name in dropped)]:

@@ -35,6 +35,7 @@ class Size:
     queue: int
     lr: float  # differences of rounding grow with it, and with the depth of the network
     splits: int  # groups of BatchNorm
+    supervised: str  # torchvision's network, which steps are measured beside
     batches: tuple[int, ...]  # of the measured steps
     steps: int  # in a timed turn
     turns: int
@@ -59,7 +60,7 @@ GPU = Size(
         "lr": 0.001,
         "splits": 8,
     },
-    **{"batches": (256, 32), "steps": 10, "turns": 5},
+    **{"supervised": "resnet50", "batches": (256, 32), "steps": 10, "turns": 5},
     **{"run_arch": "resnet18", "run_steps": 400, "run_batch": 64},
     **{"workers": (8, 16), "jpegs": 4096, "fed": 16, "detector_side": 512},
 )
@@ -75,7 +76,7 @@ CPU = Size(
         "lr": 0.003,
         "splits": 2,
     },
-    **{"batches": (4,), "steps": 1, "turns": 1},
+    **{"supervised": "shufflenet_v2_x0_5", "batches": (4,), "steps": 1, "turns": 1},
     **{"run_arch": "resnet18", "run_steps": 24, "run_batch": 8},
     **{"workers": (1, 2), "jpegs": 16, "fed": 2, "detector_side": 64},
 )

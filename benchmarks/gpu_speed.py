@@ -116,7 +116,7 @@ def _measure(run: Run, name: str, settings: dict[str, Any], *, batch: int) -> No
         peak = (torch.cuda.max_memory_allocated() - before) / 2**30
         run.goal(f"{name}: peak memory", peak, unit="GiB")
     args = argparse.Namespace(
-        **{"arch": run.size.arch, "device": run.device, "compile": settings["MOCO.COMPILE"]},
+        **{"arch": run.size.supervised, "device": run.device, "compile": settings["MOCO.COMPILE"]},
         **{"batch": batch, "size": side, "bf16": True},
     )
     one = _supervised(run, args)

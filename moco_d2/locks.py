@@ -224,6 +224,8 @@ def _make(folder: Path, unwritable: str) -> list[Path]:
     try:
         missing = [f for f in (folder, *folder.parents) if not f.exists()]
         folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:  # "File exists" alone reads as if the result were there
+        raise UserError(unwritable.format(f"{folder} is not a folder")) from error
     except OSError as error:
         raise UserError(unwritable.format(error.strerror)) from error
     return missing[::-1]

@@ -206,6 +206,13 @@ def test_a_place_that_cannot_be_written_is_one_sentence(what, tmp_path):
     assert [path.name for path in Path(tmp_path).iterdir()] == ["file"]
 
 
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for hold in (locks.run_in(tmp_path / "file"), locks.write_to(tmp_path / "file" / "w.pth")):
+        with pytest.raises(UserError, match=r"cannot write .*/file is not a folder; choose"), hold:
+            pass
+
+
 def put_in_the_way(what: str, file: Path, victim: Path) -> None:
     """Put a link to `victim`, or what is no plain file, in the place of `file`."""
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -245,5 +245,8 @@ def _check_paths(src: Path, dst: Path, *others: str | Path | None) -> None:
             raise UserError(f"{path} is a folder; name the file, e.g. {path / 'report.json'}")
     # Not resolve(), which raises for links in a circle.
     paths = [os.path.realpath(path) for path in (src, dst, *beside)]
-    if len(set(paths)) < len(paths):
-        raise UserError("source, destination and report must be different files; rename one")
+    if twice := [path for i, path in enumerate(paths) if path in paths[:i]]:
+        raise UserError(
+            f"{twice[0]} is named twice: checkpoint, destination, report and config must be "
+            "different files; rename one"
+        )

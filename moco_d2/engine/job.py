@@ -47,8 +47,8 @@ def load_job(
             ) from error
     if fine_tunes is True and not cfg.MOCO.TASK:
         raise UserError(
-            f"{args.config_file} names no task: set MOCO.TASK, or run a pretraining config with "
-            "tools/pretrain.py"
+            f"{args.config_file} names no task: add --task NAME, a task of configs/task, or run "
+            "a pretraining config with tools/pretrain.py"
         )
     if fine_tunes is False and cfg.MOCO.TASK:
         raise UserError(

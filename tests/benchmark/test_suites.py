@@ -167,10 +167,11 @@ def test_a_suite_with_the_old_spelling_has_the_same_runs(tmp_path):
     ("content", "message"),
     [
         ({"seed": [1]}, "unknown key 'seed'; did you mean 'seeds'"),
+        ({"INPUT": {}}, "unknown key 'INPUT'; there are tasks, (?!.*margin, initializations)"),
         ({"kind": "transfr"}, "unknown kind 'transfr'; did you mean 'transfer'"),
         ({"tasks": ["voc_C5"]}, "unknown task 'voc_C5'; did you mean 'voc_C4'"),
         ({"initializations": ["superwised"]}, "unknown initialization 'superwised'; did you mean"),
-        ({"initializations": ["other.yaml"]}, "other.yaml' is not a file"),
+        ({"initializations": ["other.yaml"]}, "other.yaml' is not a file; name it relative to"),
         ({"tasks": 3}, "tasks must be a list of names, or a mapping"),
         ({"tasks": []}, "tasks must be a list of names, or a mapping"),
         ({"seeds": [1, 1]}, "seeds must be a list of different numbers"),

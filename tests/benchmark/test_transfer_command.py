@@ -559,6 +559,14 @@ def test_training_data_are_no_test_data(question, unmeasured, tmp_path):
         answer(same, tmp_path / "out", plan_only=True)
 
 
+def test_images_that_are_not_there_are_missing_and_not_shared(question, unmeasured, tmp_path):
+    (tmp_path / "wrong").mkdir()
+    data = tuple(f"coco:{name}:{tmp_path / 'wrong'}" for name in question.train)
+    wrong = dataclasses.replace(question, train=data, test=data)
+    with pytest.raises(UserError, match=r"files of 6 of its 6 images are missing, first .*wrong/"):
+        answer(wrong, tmp_path / "out", plan_only=True)
+
+
 def test_the_same_command_with_other_content_is_another_question(
     question, unmeasured, tmp_path, monkeypatch
 ):

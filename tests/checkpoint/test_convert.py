@@ -177,7 +177,7 @@ def test_refusals_write_nothing(small, official, save, tmp_path):
     assert ".pth or .safetensors" in refusal(good, tmp_path / "w.pkl", to="torchvision")
     assert "not one of detectron2, torchvision" in refusal(good, dst, to="keras")
     assert "must be different files" in refusal(good, good.with_suffix(".pth"))
-    assert "must be different files" in refusal(good, dst, report=dst)
+    assert "w.pth is named twice" in refusal(good, dst, report=dst)
     (tmp_path / "circle.pth").symlink_to("circle.pth")
     assert "there is no file" in refusal(tmp_path / "circle.pth", dst)
     assert "is a folder" in refusal(good, dst, report=tmp_path)

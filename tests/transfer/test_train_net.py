@@ -420,5 +420,5 @@ def test_diverged_loss_is_one_sentence(finetune_run, voc):
 
 
 def test_pretraining_config_is_sent_to_the_other_tool(finetune_run, voc):
-    with pytest.raises(UserError, match=r"names no task.*tools/pretrain\.py"):
+    with pytest.raises(UserError, match=r"names no task: add --task .*tools/pretrain\.py"):
         finetune_run("moco_v2_R50_200ep.yaml", voc)

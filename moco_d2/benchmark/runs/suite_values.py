@@ -112,7 +112,7 @@ def check_keys(content: Mapping[str, Any], known: Iterable[str], source: Path) -
     Raises:
         UserError: If `content` has a key that is not in `known`.
     """
-    known = list(known)
+    known = list(dict.fromkeys(known))
     for key in content:
         if key not in known:
             raise unknown("key", str(key), known, source)

@@ -153,7 +153,10 @@ def _part(folder: str, name: str, source: Path) -> Path:
     if Path(name).suffix in (".yaml", ".yml"):
         path = source.parent / expand_home(name)
         if not is_regular_file(path):
-            raise UserError(f"{source}: {str(path)!r:.300} is not a file")
+            raise UserError(
+                f"{source}: {str(path)!r:.300} is not a file; name it relative to the folder of "
+                "the suite"
+            )
         path = Path(os.path.realpath(path))
         check_name(path.stem, "file name", source)  # it becomes a part of the name of a run
         return path

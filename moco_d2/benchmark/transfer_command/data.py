@@ -173,7 +173,8 @@ def _check_apart(train: tuple[str, ...], test: tuple[str, ...], trained_on: set[
 
     known = set(map(os.path.realpath, trained_on))
     tested = {os.path.realpath(sample["file_name"]) for name in test for sample in load_dicts(name)}
-    if shared := known & tested:
+    # Where the folder of images is wrong, no image exists: the later check of files says so.
+    if shared := {file for file in known & tested if Path(file).exists()}:
         raise UserError(
             f"--test {' '.join(test)}: {len(shared)} of its {len(tested)} images are also in "
             f"--train {' '.join(train)}, first {min(shared)}; a test needs images that the "

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torchvision import models
 
+from moco_d2.config.load import load_config
 from moco_d2.errors import UserError
-from moco_d2.pretrain.model.encoder import ARCHITECTURES, build_encoder
+from moco_d2.pretrain.model.encoder import ARCHITECTURES, build_encoder, encoder_options
 
 
 def shapes(network: torch.nn.Module) -> dict[str, tuple[int, ...]]:
@@ -29,6 +30,14 @@ def test_mlp_head_has_the_official_names(arch, width):
         "fc.2.bias": (128,),
     }
     assert isinstance(network.fc[1], torch.nn.ReLU)
+
+
+def test_width_and_groups_are_those_of_the_config():
+    words = ["MOCO.ENCODER.WIDTH_PER_GROUP", "16", "MOCO.ENCODER.GROUPS", "2"]
+    options = encoder_options(load_config("moco_v2_R50_200ep.yaml", words))
+    with torch.device("meta"):
+        network = build_encoder("resnet50", dim=8, **options)
+    assert shapes(network)["layer1.0.conv2.weight"] == (32, 16, 3, 3)
 
 
 def test_width_per_group_is_torchvisions():

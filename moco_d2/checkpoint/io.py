@@ -20,7 +20,7 @@ from moco_d2.checkpoint.report_values import as_report
 from moco_d2.checkpoint.torch_files import LEGACY_MAGIC, read_archive, read_legacy
 from moco_d2.checkpoint.unpickling import as_tensor, check_pickle, load_pickle
 from moco_d2.errors import UserError, closest, printable
-from moco_d2.files import CHECKPOINTS, atomic_write, no_file
+from moco_d2.files import CHECKPOINTS, atomic_write, files_in, no_file
 
 # The unpickler's error for a class or function that is not in its table.
 _FORBIDDEN_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
@@ -84,8 +84,7 @@ def _guarded(path: Path, read: Callable[[Path], Any]) -> Any:
                     f"{address[1]}://{address[2]} is an address, not a file; download it, and name "
                     "the file"
                 )
-            siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-            hint = closest(path.name, siblings) or "check the path"
+            hint = closest(path.name, files_in(path.parent, CHECKPOINTS)) or "check the path"
             raise UserError(f"there is no file {path}; {hint}")
         if not path.is_file():
             if path.is_dir():

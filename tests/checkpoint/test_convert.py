@@ -180,6 +180,9 @@ def test_refusals_write_nothing(small, official, save, tmp_path):
     assert "w.pth is named twice" in refusal(good, dst, report=dst)
     (tmp_path / "circle.pth").symlink_to("circle.pth")
     assert "there is no file" in refusal(tmp_path / "circle.pth", dst)
+    # The lock of the destination, which exists meanwhile, is not what was meant.
+    meant = refusal(tmp_path / "goood.pth", tmp_path / "gooood.pth")
+    assert meant.endswith("goood.pth; did you mean 'good.pth'?")
     assert "is a folder" in refusal(good, dst, report=tmp_path)
     assert "cannot write" in refusal(good, dst, report=good / "report.json")
     assert "cannot write" in refusal(good, good / "w.pth")

@@ -247,7 +247,6 @@ def test_a_vit_is_killed_and_resumed(tmp_path_factory, tiny, coco):
 def test_with_workers_and_accumulation(finetune_run):
     """Images come from two processes, whose own generators are gone with them."""
     more = ("DATALOADER.NUM_WORKERS", "2", "SOLVER.IMS_PER_BATCH", "4", "MOCO.ACCUMULATION", "2")
-    more += ("TEST.EVAL_PERIOD", "0")  # each evaluation starts four processes more
     whole = finetune_run("workers whole", *more)
     folder = interrupt(finetune_run, "workers", signal.SIGKILL, 5, *more)
     finetune_run("workers", *more, resume=True)

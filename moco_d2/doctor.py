@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from moco_d2.config.load import config_root, load_config
+from moco_d2.config.load import load_config, packaged_parts
 from moco_d2.errors import UserError, printable
 from moco_d2.records.environment import cpu_name, versions
 
@@ -202,7 +202,7 @@ def _examine_datasets(report: Report) -> None:
 
 
 def _datasets_of_tasks() -> Iterable[str]:
-    for file in sorted((config_root() / "task").glob("*.yaml")):
+    for file in packaged_parts("task").values():
         with contextlib.suppress(UserError):  # DensePose's configs need its project
             datasets = load_config(file).DATASETS
             yield from (*datasets.TRAIN, *datasets.TEST)

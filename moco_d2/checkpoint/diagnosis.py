@@ -35,14 +35,11 @@ def unrecognized(states: Mapping[str, Mapping[str, Tensor]]) -> str:
         )
     if reason := _other_network(names):
         return reason
+    reason = f"no ResNet backbone among its {len(names)} tensors"
     if not names:
-        return (
-            "it holds no tensors of a network, at most the state of an optimizer; use a checkpoint "
-            "with a complete ResNet or plain ViT in it (tools/convert.py --list shows the known "
-            "kinds)"
-        )
+        reason = "it holds no tensors of a network, at most the state of an optimizer"
     return (
-        f"no ResNet backbone among its {len(names)} tensors; use a checkpoint with a complete "
+        f"{reason}; use a checkpoint with a complete "
         "ResNet or plain ViT in it (tools/convert.py --list shows the known kinds)"
     )
 

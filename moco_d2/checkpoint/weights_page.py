@@ -9,7 +9,7 @@ from moco_d2.checkpoint.hub import FILES
 from moco_d2.checkpoint.hub_names import DEFAULT_REVISION
 from moco_d2.checkpoint.published import MIRROR_VARIABLE, PUBLISHED, Published
 from moco_d2.config.keys import KEYS
-from moco_d2.config.load import config_root
+from moco_d2.config.load import packaged_parts
 from moco_d2.config.plain import flatten
 from moco_d2.config.safe_yaml import read_config
 
@@ -102,7 +102,7 @@ def _line(cells: Iterable[str]) -> str:
 
 def _initializations(name: str) -> list[Path]:
     """Return the packaged initializations that begin from these weights."""
-    files = sorted((config_root() / "init").glob("*.yaml"))
+    files = packaged_parts("init").values()
     return [file for file in files if flatten(read_config(file)).get("MODEL.WEIGHTS") == name]
 
 

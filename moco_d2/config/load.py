@@ -94,11 +94,14 @@ def _packaged(folder: Path) -> tuple[Path, ...]:
     return tuple(sorted(folder.rglob("*.yaml")))
 
 
+def packaged_parts(folder: str) -> dict[str, Path]:
+    """Return the configs of ``configs/task``, ``init`` or ``pretrain``: name -> file, sorted."""
+    return {file.stem: file for file in _packaged(config_root() / folder)}
+
+
 def task_configs() -> dict[str, tuple[Path, Path]]:
     """Return all fine-tuning configs: ``{task}_{initialization}.yaml`` -> two packaged files."""
-    tasks, initializations = (
-        [(file.stem, file) for file in _packaged(config_root() / name)] for name in ("task", "init")
-    )
+    tasks, initializations = (packaged_parts(folder).items() for folder in ("task", "init"))
     return {f"{t}_{i}.yaml": (task, init) for t, task in tasks for i, init in initializations}
 
 
@@ -121,7 +124,7 @@ def find_config_of(args: argparse.Namespace) -> Path:
     task = getattr(args, "task", None)
     if not task:
         return path
-    tasks = {file.stem: file for file in sorted((config_root() / "task").glob("*.yaml"))}
+    tasks = packaged_parts("task")
     own = expand_home(task)
     if not is_regular_file(own) and task not in tasks:
         advice = closest(task, tasks) or f"there are {', '.join(tasks)}"

@@ -242,11 +242,11 @@ def test_a_program_that_listens_and_never_answers_does_not_outlast_the_limit(
     listening, agent, monkeypatch, capsys
 ):
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", str(agent))
-    monkeypatch.setattr(process_group, "_REPORT_S", 0.25)
+    monkeypatch.setattr(process_group, "_REPORT_S", 0.5)
     place = Place(1, 2, 1, 2, "127.0.0.1", listening)
     who = "torchrun on the machine of rank 0, which has the store" if agent else "rank 0 of 2 proc"
-    with pytest.raises(UserError, match=f"^{who}.* 127.0.0.1:{listening} within 1 s .*listens on"):
-        process_group._connect(place, datetime.timedelta(seconds=1), host=False)
+    with pytest.raises(UserError, match=f"^{who}.* 127.0.0.1:{listening} within 2 s .*listens on"):
+        process_group._connect(place, datetime.timedelta(seconds=2), host=False)
     assert f"waiting for rank 0 of 2 processes at 127.0.0.1:{listening} (a program listens" in (
         capsys.readouterr().err
     )

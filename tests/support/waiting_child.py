@@ -4,7 +4,7 @@ import signal
 import sys
 from pathlib import Path
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+from moco_d2.engine.signals import STOP_SIGNALS
 
 
 def wait_for_a_signal(rank: int, folder: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from moco_d2.benchmark.records.files import LIMITS
-from moco_d2.config.load import config_root
+from moco_d2.config.load import packaged_parts
 from moco_d2.config.plain import matched_sha256, to_plain
 from moco_d2.config.safe_yaml import UNREADABLE, load_yaml
 from moco_d2.errors import UserError, closest
@@ -180,10 +180,7 @@ def import_run(
 
 
 def _check_names(task: str, initialization: str) -> None:
-    tasks, initializations = (
-        sorted(file.stem for file in (config_root() / part).glob("*.yaml"))
-        for part in ("task", "init")
-    )
+    tasks, initializations = packaged_parts("task"), packaged_parts("init")
     if task not in tasks:
         advice = closest(task, tasks) or f"there are {', '.join(tasks)}"
         raise UserError(f"there is no task {task!r}; {advice}")

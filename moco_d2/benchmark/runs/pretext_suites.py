@@ -41,7 +41,7 @@ from moco_d2.benchmark.runs.suite_values import (
 )
 from moco_d2.benchmark.runs.suites import CELL_FOLDER, FOLDER, Cell
 from moco_d2.config.keys import read_value
-from moco_d2.config.load import check_data, config_root
+from moco_d2.config.load import check_data, config_root, packaged_parts
 from moco_d2.errors import UserError
 from moco_d2.files import expand_home, is_regular_file
 
@@ -191,7 +191,7 @@ def _config(name: str, source: Path) -> Path:
     path = source.parent / expand_home(name)
     if path.suffix in (".yaml", ".yml") and is_regular_file(path):
         return Path(os.path.realpath(path))
-    known = {path.stem: path for path in sorted((config_root() / "pretrain").glob("*.yaml"))}
+    known = packaged_parts("pretrain")
     if name.removesuffix(".yaml") not in known:
         raise unknown("config", name, known, source)
     return known[name.removesuffix(".yaml")]

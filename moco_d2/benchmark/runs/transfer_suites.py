@@ -33,7 +33,7 @@ from moco_d2.benchmark.runs.suite_values import (
     with_overrides,
 )
 from moco_d2.benchmark.runs.suites import CELL_FOLDER, FOLDER, Cell
-from moco_d2.config.load import config_root
+from moco_d2.config.load import config_root, packaged_parts
 from moco_d2.errors import UserError
 from moco_d2.files import expand_home, is_regular_file
 
@@ -160,7 +160,7 @@ def _part(folder: str, name: str, source: Path) -> Path:
         path = Path(os.path.realpath(path))
         check_name(path.stem, "file name", source)  # it becomes a part of the name of a run
         return path
-    known = {path.stem: path for path in sorted((config_root() / folder).glob("*.yaml"))}
+    known = packaged_parts(folder)
     if name not in known:
         what = "task" if folder == "task" else "initialization"
         raise unknown(what, name, known, source)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from moco_d2.benchmark.transfer_command.data import absolute, dataset_name
-from moco_d2.config.load import config_root
+from moco_d2.config.load import packaged_parts
 from moco_d2.config.plain import flatten, to_plain
 from moco_d2.errors import UserError, closest
 from moco_d2.files import CHECKPOINTS, files_in, is_folder, is_regular_file, no_file, sha256
@@ -47,9 +47,9 @@ def task_settings(name: str) -> dict[str, Any]:
     Raises:
         UserError: If there is no such task, or it has no boxes.
     """
-    known = {path.stem for path in (config_root() / "task").glob("*.yaml")}
+    known = packaged_parts("task")
     if name not in known:
-        hint = closest(name, known) or f"there are {', '.join(sorted(known))}"
+        hint = closest(name, known) or f"there are {', '.join(known)}"
         raise UserError(f"--task {name!r:.100} is unknown; {hint}")
     from moco_d2.config.load import reference_config
 

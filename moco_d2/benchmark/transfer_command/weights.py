@@ -10,7 +10,7 @@ from typing import Any
 
 from moco_d2.benchmark.runs.children import in_child
 from moco_d2.benchmark.transfer_command.question import NO_SUPERVISED, Question
-from moco_d2.config.load import config_root
+from moco_d2.config.load import packaged_parts
 from moco_d2.errors import UserError, printable
 from moco_d2.files import sha256
 
@@ -96,7 +96,7 @@ def row_names(sources: Sequence[str]) -> list[str]:
     The names of the packaged initializations are left to these. Names that are equal up to case get
     numbers, because they become files.
     """
-    packaged = {path.stem.lower() for path in (config_root() / "init").glob("*.yaml")}
+    packaged = set(map(str.lower, packaged_parts("init")))
     names: list[str] = []
     for source in sources:
         base = source.replace("://", "_").rstrip("/")
